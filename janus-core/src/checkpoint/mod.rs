@@ -1,0 +1,9 @@
+//! checkpoint
+
+use crate::error::Diagnose;
+
+/// placeholder until the room is built
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {}
+impl Diagnose for CheckpointError {}

@@ -1,0 +1,9 @@
+//! config
+
+use crate::error::Diagnose;
+
+/// placeholder until the room is built
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {}
+impl Diagnose for ConfigError {}

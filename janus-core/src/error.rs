@@ -1,0 +1,129 @@
+//! The crate's error type, and the two things the program needs to know of any error: whose fault it is and what helps.
+//!
+//! Each room has an enum of its own whose variants carry the facts (what, where, expected, got); [`Error`] gathers them.
+//! Advice is kept apart from facts: [`Diagnose::hints`] is printed as `hint:` lines after the chain of causes.
+
+use crate::checkpoint::CheckpointError;
+use crate::config::ConfigError;
+use crate::hub::HubError;
+use crate::output::OutputError;
+use crate::processing::ProcessingError;
+
+/// Whose fault an error is; the program's exit code follows from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// What the user gave is wrong: usage, recipe, data, checkpoint, adapter (exit code 2).
+    Input,
+    /// Anything else: a full disk, a broken network, a defect of ours (exit code 1).
+    Internal,
+}
+
+/// What the program needs to know of an error besides its message.
+pub trait Diagnose: std::error::Error {
+    /// Whose fault it is.
+    fn fault(&self) -> Fault {
+        Fault::Input
+    }
+
+    /// Advice, one sentence each, lower-case and without a full stop.
+    fn hints(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// Anything that can go wrong in this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A `config.json` that cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A weights file or checkpoint folder that cannot be used.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A download or a cached repository that cannot be used.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// An image, a text or a tokenizer that cannot be used.
+    #[error(transparent)]
+    Processing(#[from] ProcessingError),
+    /// A file or folder that cannot be written.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    /// What a forward pass was given does not fit the model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The tensor engine failed.
+    #[error("computation failed: {0}")]
+    Tensor(#[from] candle_core::Error),
+}
+
+impl Diagnose for Error {
+    fn fault(&self) -> Fault {
+        match self {
+            Error::Config(e) => e.fault(),
+            Error::Checkpoint(e) => e.fault(),
+            Error::Hub(e) => e.fault(),
+            Error::Processing(e) => e.fault(),
+            Error::Output(e) => e.fault(),
+            Error::Model(_) => Fault::Input,
+            Error::Tensor(_) => Fault::Internal,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Error::Config(e) => e.hints(),
+            Error::Checkpoint(e) => e.hints(),
+            Error::Hub(e) => e.hints(),
+            Error::Processing(e) => e.hints(),
+            Error::Output(e) => e.hints(),
+            Error::Model(_) | Error::Tensor(_) => Vec::new(),
+        }
+    }
+}
+
+/// What a forward pass was given does not fit the model.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// A token id beyond the embedding table.
+    #[error("token id {id} at row {row}, position {position} is outside the vocabulary of {vocabulary} rows")]
+    TokenOutOfRange {
+        /// The id.
+        id: i64,
+        /// Batch row.
+        row: usize,
+        /// Position in the row.
+        position: usize,
+        /// Rows of the table.
+        vocabulary: usize,
+    },
+    /// Image features and placeholders do not match in number.
+    #[error("the prompt has {placeholders} image placeholders, but the images give {features} feature rows")]
+    PlaceholderCount {
+        /// Placeholders counted in the ids.
+        placeholders: usize,
+        /// Rows the aligner gave.
+        features: usize,
+    },
+    /// An input of the wrong shape.
+    #[error("`{what}` has shape {got:?}, expected {expected}")]
+    Shape {
+        /// The input's name.
+        what: &'static str,
+        /// What was expected, in words.
+        expected: String,
+        /// What came.
+        got: Vec<usize>,
+    },
+    /// No parameter of that name.
+    #[error("the model has no parameter `{name}`")]
+    UnknownParameter {
+        /// The name asked for.
+        name: String,
+    },
+}
+
+/// Shorthand.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,9 @@
+//! hub
+
+use crate::error::Diagnose;
+
+/// placeholder until the room is built
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HubError {}
+impl Diagnose for HubError {}

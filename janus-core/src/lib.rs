@@ -1,0 +1,9 @@
+//! The frozen Janus.
+pub mod checkpoint;
+pub mod config;
+pub mod error;
+pub mod hub;
+pub mod output;
+pub mod processing;
+
+pub use error::{Diagnose, Error, Fault, ModelError, Result};

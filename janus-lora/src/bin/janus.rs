@@ -1,0 +1,2 @@
+//! The `janus` binary.
+fn main() {}

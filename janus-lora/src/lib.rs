@@ -1,0 +1,3 @@
+//! LoRA for Janus.
+pub mod data;
+pub mod recipe;
