@@ -1,0 +1,154 @@
+//! Activations: exact GELU (by erf, not the tanh approximation) and the gated SiLU of the decoder.
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::values;
+
+/// Elements per parallel piece.
+const CHUNK: usize = 1 << 13;
+
+/// `x · Φ(x)`, exact (Hendrycks and Gimpel, arXiv:1606.08415). Any shape.
+///
+/// # Errors
+/// A type other than f32 and bf16.
+pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return x.gelu_erf();
+    }
+    if x.track_op() { x.apply_op1(Gelu) } else { x.apply_op1_no_bwd(&Gelu) }
+}
+
+/// `silu(gate) · up` with `silu(x) = x / (1 + exp(-x))` (Shazeer, arXiv:2002.05202). Equal shapes.
+///
+/// # Errors
+/// Shapes that differ.
+pub fn silu_gate(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if !gate.device().is_cpu() {
+        return gate.silu()? * up;
+    }
+    if gate.track_op() || up.track_op() { gate.apply_op2(up, SiluGate) } else { gate.apply_op2_no_bwd(up, &SiluGate) }
+}
+
+struct Gelu;
+
+/// Φ(x), the standard normal distribution function.
+fn normal_cdf(x: f32) -> f32 {
+    let x = f64::from(x);
+    (0.5 * (1.0 + candle_core::cpu::erf::erf_f64(x * std::f64::consts::FRAC_1_SQRT_2))) as f32
+}
+
+/// The standard normal density.
+fn normal_density(x: f32) -> f32 {
+    const INVERSE_SQRT_TAU: f32 = 0.398_942_3;
+    INVERSE_SQRT_TAU * (-0.5 * x * x).exp()
+}
+
+impl CustomOp1 for Gelu {
+    fn name(&self) -> &'static str {
+        "gelu"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let mut y = values::read(storage, layout)?.into_owned();
+        y.par_chunks_mut(CHUNK).for_each(|y| y.iter_mut().for_each(|y| *y *= normal_cdf(*y)));
+        Ok((values::store(y, values::dtype_of(storage))?, layout.shape().clone()))
+    }
+
+    /// `d/dx = Φ(x) + x·φ(x)`.
+    fn bwd(&self, x: &Tensor, _y: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        let mut dx = values::with_values(gradient, |dy| Ok(dy.to_vec()))?;
+        values::with_values(x, |x| {
+            dx.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(dx, x)| {
+                for (dx, x) in dx.iter_mut().zip(x) {
+                    *dx *= normal_cdf(*x) + x * normal_density(*x);
+                }
+            });
+            Ok(())
+        })?;
+        Ok(Some(values::tensor(dx, x.shape(), x)?))
+    }
+}
+
+struct SiluGate;
+
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+impl CustomOp2 for SiluGate {
+    fn name(&self) -> &'static str {
+        "silu-gate"
+    }
+
+    fn cpu_fwd(&self, gate: &CpuStorage, lg: &Layout, up: &CpuStorage, lu: &Layout) -> Result<(CpuStorage, Shape)> {
+        if lg.dims() != lu.dims() {
+            bail!("gate of shape {:?} and up of shape {:?} differ", lg.dims(), lu.dims());
+        }
+        let dtype = values::dtype_of(gate);
+        let (mut y, up) = (values::read(gate, lg)?.into_owned(), values::read(up, lu)?);
+        y.par_chunks_mut(CHUNK).zip(up.par_chunks(CHUNK)).for_each(|(y, up)| {
+            for (y, up) in y.iter_mut().zip(up) {
+                *y *= sigmoid(*y) * up;
+            }
+        });
+        Ok((values::store(y, dtype)?, lg.shape().clone()))
+    }
+
+    /// `d gate = dy·up·σ(g)·(1 + g·(1 - σ(g)))`, `d up = dy·g·σ(g)`.
+    fn bwd(
+        &self,
+        gate: &Tensor,
+        up: &Tensor,
+        _y: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let count = gate.elem_count();
+        let (mut d_gate, mut d_up) = (vec![0f32; count], vec![0f32; count]);
+        values::with_values(gate, |g| {
+            values::with_values(up, |u| {
+                values::with_values(gradient, |dy| {
+                    let outputs = d_gate.par_chunks_mut(CHUNK).zip(d_up.par_chunks_mut(CHUNK));
+                    let inputs = g.par_chunks(CHUNK).zip(u.par_chunks(CHUNK)).zip(dy.par_chunks(CHUNK));
+                    outputs.zip(inputs).for_each(|((d_gate, d_up), ((g, u), dy))| {
+                        for i in 0..g.len() {
+                            let s = sigmoid(g[i]);
+                            d_gate[i] = dy[i] * u[i] * s * (1.0 + g[i] * (1.0 - s));
+                            d_up[i] = dy[i] * g[i] * s;
+                        }
+                    });
+                    Ok(())
+                })
+            })
+        })?;
+        Ok((Some(values::tensor(d_gate, gate.shape(), gate)?), Some(values::tensor(d_up, up.shape(), up)?)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::check;
+
+    #[test]
+    fn the_fused_activations_agree_with_candle() -> Result<()> {
+        let (x, u) = ((check::tensor(&[4, 31], 1) * 6.0)?, check::tensor(&[4, 31], 2));
+        check::close(&gelu(&x)?, &x.gelu_erf()?, 2e-6);
+        check::close(&silu_gate(&x, &u)?, &(x.silu()? * &u)?, 2e-6);
+        Ok(())
+    }
+
+    #[test]
+    fn the_gradients_agree_with_finite_differences() {
+        check::gradients(&[&[3, 5]], |t| gelu(&t[0]));
+        check::gradients(&[&[3, 5], &[3, 5]], |t| silu_gate(&t[0], &t[1]));
+    }
+
+    #[test]
+    fn far_out_values_stay_finite() -> Result<()> {
+        let x = Tensor::new(&[-200f32, -90.0, 90.0, 200.0], &candle_core::Device::Cpu)?;
+        let y: Vec<f32> = silu_gate(&x, &x)?.to_vec1()?;
+        assert!(y.iter().all(|v| v.is_finite()), "{y:?}");
+        Ok(())
+    }
+}

@@ -1,0 +1,45 @@
+//! Differentiable operations: each has an analytic backward, so that nothing on a training path cuts the graph.
+//!
+//! candle's own fused forms of these (`softmax_last_dim`, `RmsNorm`, `LayerNorm`, `rope`) return tensors without history,
+//! and its matrix product always fills the gradient of both sides. Here a frozen weight is captured by the operation and
+//! only the input's gradient is formed.
+//!
+//! | operation | file |
+//! | --- | --- |
+//! | product with a frozen weight | [`linear`] |
+//! | convolution with a frozen kernel | [`conv2d`] |
+//! | normalisation | [`rms_norm`](mod@rms_norm), [`layer_norm`](mod@layer_norm), [`group_norm`](mod@group_norm) |
+//! | attention in blocks of queries | [`attention`](mod@attention) |
+//! | rotary position embedding | [`rotary`] |
+//! | activations | [`activation`] |
+//! | rows of a table | [`select_rows`](mod@select_rows) |
+//! | dropout from a key | [`dropout`](mod@dropout) |
+//! | cross-entropy | [`cross_entropy`](mod@cross_entropy) |
+//!
+//! Every operation computes in f32 whatever the storage type (f32 or bf16) and rounds once. On devices other than the
+//! processor each is composed of candle's differentiable operations; the same compositions are the slow truth of the tests.
+
+pub mod activation;
+pub mod attention;
+pub mod conv2d;
+pub mod cross_entropy;
+pub mod dropout;
+pub mod group_norm;
+pub mod layer_norm;
+pub mod linear;
+mod matmul;
+pub mod rms_norm;
+pub mod rotary;
+pub mod select_rows;
+mod values;
+
+pub use attention::{AttentionMask, attention};
+pub use cross_entropy::cross_entropy;
+pub use dropout::dropout;
+pub use group_norm::group_norm;
+pub use layer_norm::layer_norm;
+pub use rms_norm::rms_norm;
+pub use select_rows::select_rows;
+
+#[cfg(test)]
+pub(crate) mod check;

@@ -1,0 +1,125 @@
+//! Root-mean-square norm: `y = g · x / sqrt(mean(x²) + eps)` over the last dimension (Zhang and Sennrich, arXiv:1910.07467).
+
+use candle_core::{CpuStorage, CustomOp2, D, DType, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::values;
+
+/// `x: [.., width]`, `weight: [width]`; returns `[.., width]` in `x`'s type. Gradients flow to both.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return composed(x, weight, eps);
+    }
+    let operation = RmsNorm { eps };
+    if x.track_op() || weight.track_op() {
+        x.apply_op2(weight, operation)
+    } else {
+        x.apply_op2_no_bwd(weight, &operation)
+    }
+}
+
+/// The same by candle's operations: the slow truth, and the path of other devices.
+fn composed(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let wide = x.to_dtype(DType::F32)?;
+    let mean = wide.sqr()?.mean_keepdim(D::Minus1)?;
+    let unit = wide.broadcast_div(&(mean + eps)?.sqrt()?)?;
+    unit.broadcast_mul(&weight.to_dtype(DType::F32)?)?.to_dtype(x.dtype())
+}
+
+struct RmsNorm {
+    eps: f64,
+}
+
+impl RmsNorm {
+    /// `1 / sqrt(mean(x²) + eps)` of one row.
+    fn scale(&self, x: &[f32]) -> f32 {
+        let mean = x.iter().map(|v| v * v).sum::<f32>() / x.len() as f32;
+        1.0 / (mean + self.eps as f32).sqrt()
+    }
+}
+
+impl CustomOp2 for RmsNorm {
+    fn name(&self) -> &'static str {
+        "rms-norm"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, weight: &CpuStorage, lw: &Layout) -> Result<(CpuStorage, Shape)> {
+        let width = lw.shape().elem_count();
+        if width == 0 || lx.dims().last() != Some(&width) {
+            bail!("input of shape {:?} does not fit a norm of width {width}", lx.dims());
+        }
+        let (x, weight, dtype) = (values::read(x, lx)?, values::read(weight, lw)?, values::dtype_of(x));
+        let mut y = vec![0f32; x.len()];
+        y.par_chunks_mut(width).zip(x.par_chunks(width)).for_each(|(y, x)| {
+            let scale = self.scale(x);
+            for ((y, x), w) in y.iter_mut().zip(x).zip(weight.iter()) {
+                *y = x * scale * w;
+            }
+        });
+        Ok((values::store(y, dtype)?, lx.shape().clone()))
+    }
+
+    /// With `s = 1/sqrt(mean(x²)+eps)`, `n = x·s`: `dx = s·(g·dy - n·mean(g·dy·n))`, `dg = Σ dy·n`.
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _y: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let width = weight.elem_count();
+        let mut dx = vec![0f32; if x.track_op() { x.elem_count() } else { 0 }];
+        let mut dw = vec![0f32; width];
+        values::with_values(x, |xs| {
+            values::with_values(weight, |w| {
+                values::with_values(gradient, |dy| {
+                    dx.par_chunks_mut(width).zip(xs.par_chunks(width)).zip(dy.par_chunks(width)).for_each(
+                        |((dx, x), dy)| {
+                            let scale = self.scale(x);
+                            let dot: f32 = x.iter().zip(dy).zip(w).map(|((x, dy), w)| x * scale * dy * w).sum();
+                            let mean = dot / width as f32;
+                            for (((dx, x), dy), w) in dx.iter_mut().zip(x).zip(dy).zip(w) {
+                                *dx = scale * (dy * w - x * scale * mean);
+                            }
+                        },
+                    );
+                    if weight.track_op() {
+                        for (x, dy) in xs.chunks_exact(width).zip(dy.chunks_exact(width)) {
+                            let scale = self.scale(x);
+                            for ((dw, x), dy) in dw.iter_mut().zip(x).zip(dy) {
+                                *dw += x * scale * dy;
+                            }
+                        }
+                    }
+                    Ok(())
+                })
+            })
+        })?;
+        let dx = if x.track_op() { Some(values::tensor(dx, x.shape(), x)?) } else { None };
+        let dw = if weight.track_op() { Some(values::tensor(dw, weight.shape(), weight)?) } else { None };
+        Ok((dx, dw))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::check;
+
+    #[test]
+    fn the_fused_norm_agrees_with_the_composed_one() -> Result<()> {
+        let (x, w) = (check::tensor(&[3, 5, 24], 1), check::tensor(&[24], 2));
+        check::close(&rms_norm(&x, &w, 1e-6)?, &composed(&x, &w, 1e-6)?, 2e-6);
+        let (x, w) = (x.to_dtype(DType::BF16)?, w.to_dtype(DType::BF16)?);
+        check::close(&rms_norm(&x, &w, 1e-6)?, &composed(&x, &w, 1e-6)?, 2e-2);
+        Ok(())
+    }
+
+    #[test]
+    fn the_gradients_agree_with_finite_differences() {
+        check::gradients(&[&[2, 3, 5], &[5]], |t| rms_norm(&t[0], &t[1], 1e-2));
+    }
+}

@@ -1,0 +1,103 @@
+//! Reading tensors as f32 values and writing f32 values back in a tensor's type.
+
+use std::borrow::Cow;
+
+use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
+use rayon::prelude::*;
+
+/// Elements per parallel piece: below this the pool costs more than it gives.
+const CHUNK: usize = 1 << 15;
+
+/// Widens bf16 values to f32, exactly.
+pub(crate) fn widen(source: &[bf16], target: &mut [f32]) {
+    debug_assert_eq!(source.len(), target.len());
+    if source.len() <= CHUNK {
+        source.convert_to_f32_slice(target);
+    } else {
+        target.par_chunks_mut(CHUNK).zip(source.par_chunks(CHUNK)).for_each(|(t, s)| s.convert_to_f32_slice(t));
+    }
+}
+
+/// Rounds f32 values to bf16, to nearest even.
+pub(crate) fn narrow(source: &[f32]) -> Vec<bf16> {
+    let mut target = vec![bf16::ZERO; source.len()];
+    if source.len() <= CHUNK {
+        target.convert_from_f32_slice(source);
+    } else {
+        target.par_chunks_mut(CHUNK).zip(source.par_chunks(CHUNK)).for_each(|(t, s)| t.convert_from_f32_slice(s));
+    }
+    target
+}
+
+/// The values of a storage in row-major order as f32; borrowed where they already are that.
+pub(crate) fn read<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Cow<'a, [f32]>> {
+    Ok(match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(values), Some((start, end))) => Cow::Borrowed(&values[start..end]),
+        (CpuStorage::F32(values), None) => Cow::Owned(gather(layout, |i| values[i])),
+        (CpuStorage::BF16(values), Some((start, end))) => {
+            let mut wide = vec![0f32; end - start];
+            widen(&values[start..end], &mut wide);
+            Cow::Owned(wide)
+        }
+        (CpuStorage::BF16(values), None) => Cow::Owned(gather(layout, |i| values[i].to_f32())),
+        (other, _) => {
+            bail!("expected f32 or bf16 values, got {:?}", candle_core::backend::BackendStorage::dtype(other))
+        }
+    })
+}
+
+/// The values of a strided layout in row-major order.
+fn gather(layout: &Layout, value: impl Fn(usize) -> f32) -> Vec<f32> {
+    let (dims, strides) = (layout.dims(), layout.stride());
+    let mut index = vec![0usize; dims.len()];
+    let mut at = layout.start_offset();
+    let count = layout.shape().elem_count();
+    let mut values = Vec::with_capacity(count);
+    while values.len() < count {
+        values.push(value(at));
+        for axis in (0..dims.len()).rev() {
+            index[axis] += 1;
+            at += strides[axis];
+            if index[axis] < dims[axis] {
+                break;
+            }
+            at -= strides[axis] * dims[axis];
+            index[axis] = 0;
+        }
+    }
+    values
+}
+
+/// Calls `f` with the tensor's values in row-major order as f32. The tensor must lie on the processor.
+pub(crate) fn with_values<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(storage) => f(&read(storage, layout)?),
+        _ => bail!("expected a tensor on the processor"),
+    }
+}
+
+/// Puts f32 values into a storage of type `dtype` (f32 or bf16).
+pub(crate) fn store(values: Vec<f32>, dtype: DType) -> Result<CpuStorage> {
+    Ok(match dtype {
+        DType::F32 => CpuStorage::F32(values),
+        DType::BF16 => CpuStorage::BF16(narrow(&values)),
+        other => bail!("expected f32 or bf16, got {other:?}"),
+    })
+}
+
+/// A tensor of `shape` and type `dtype` from f32 values.
+pub(crate) fn tensor(values: Vec<f32>, shape: impl Into<candle_core::Shape>, like: &Tensor) -> Result<Tensor> {
+    match like.dtype() {
+        DType::F32 => Tensor::from_vec(values, shape, like.device()),
+        DType::BF16 => Tensor::from_vec(narrow(&values), shape, like.device()),
+        other => bail!("expected f32 or bf16, got {other:?}"),
+    }
+}
+
+/// The type of a storage.
+pub(crate) fn dtype_of(storage: &CpuStorage) -> DType {
+    candle_core::backend::BackendStorage::dtype(storage)
+}
