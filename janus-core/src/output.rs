@@ -88,10 +88,7 @@ fn sync_folder(path: &Path) {
 pub fn write_file(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), OutputError> {
     let parent = parent_of(path);
     fs::create_dir_all(parent).map_err(io_error(parent))?;
-    let file = tempfile::Builder::new()
-        .prefix(&temporary_prefix(path)?)
-        .tempfile_in(parent)
-        .map_err(io_error(path))?;
+    let file = tempfile::Builder::new().prefix(&temporary_prefix(path)?).tempfile_in(parent).map_err(io_error(path))?;
     let mut writer = BufWriter::with_capacity(1 << 20, file);
     fill(&mut writer).map_err(io_error(path))?;
     let file = writer.into_inner().map_err(|e| io_error(path)(e.into_error()))?;
@@ -152,10 +149,8 @@ impl StagedFolder {
         require_new_folder(target)?;
         let parent = parent_of(target);
         fs::create_dir_all(parent).map_err(io_error(parent))?;
-        let staging = tempfile::Builder::new()
-            .prefix(&temporary_prefix(target)?)
-            .tempdir_in(parent)
-            .map_err(io_error(target))?;
+        let staging =
+            tempfile::Builder::new().prefix(&temporary_prefix(target)?).tempdir_in(parent).map_err(io_error(target))?;
         Ok(Self { target: target.to_path_buf(), staging })
     }
 
