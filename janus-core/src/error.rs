@@ -117,6 +117,24 @@ pub enum ModelError {
         /// What came.
         got: Vec<usize>,
     },
+    /// A part that was not asked for when the model was opened.
+    #[error("the {part} was not loaded")]
+    NotLoaded {
+        /// The part.
+        part: &'static str,
+    },
+    /// A type the frozen weights cannot be computed in.
+    #[error("cannot compute in {dtype:?}, only in f32 and bf16")]
+    ComputeType {
+        /// The type asked for.
+        dtype: candle_core::DType,
+    },
+    /// A correction for one request on a convolution.
+    #[error("`{path}` is a convolution: it has no token rows to tell requests apart")]
+    RoutedConvolution {
+        /// The site.
+        path: String,
+    },
     /// No parameter of that name.
     #[error("the model has no parameter `{name}`")]
     UnknownParameter {

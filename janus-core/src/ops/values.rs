@@ -35,29 +35,43 @@ pub(crate) fn narrow(source: &[f32]) -> Vec<bf16> {
 pub(crate) fn read<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Cow<'a, [f32]>> {
     Ok(match (storage, layout.contiguous_offsets()) {
         (CpuStorage::F32(values), Some((start, end))) => Cow::Borrowed(&values[start..end]),
-        (CpuStorage::F32(values), None) => Cow::Owned(gather(layout, |i| values[i])),
+        (CpuStorage::F32(values), None) => {
+            let mut wide = Vec::with_capacity(layout.shape().elem_count());
+            runs(layout, |start, length| wide.extend_from_slice(&values[start..start + length]));
+            Cow::Owned(wide)
+        }
         (CpuStorage::BF16(values), Some((start, end))) => {
             let mut wide = vec![0f32; end - start];
             widen(&values[start..end], &mut wide);
             Cow::Owned(wide)
         }
-        (CpuStorage::BF16(values), None) => Cow::Owned(gather(layout, |i| values[i].to_f32())),
-        (other, _) => {
-            bail!("expected f32 or bf16 values, got {:?}", candle_core::backend::BackendStorage::dtype(other))
+        (CpuStorage::BF16(values), None) => {
+            let mut wide = vec![0f32; layout.shape().elem_count()];
+            let mut filled = 0;
+            runs(layout, |start, length| {
+                widen(&values[start..start + length], &mut wide[filled..filled + length]);
+                filled += length;
+            });
+            Cow::Owned(wide)
         }
+        (other, _) => bail!("expected f32 or bf16 values, got {:?}", dtype_of(other)),
     })
 }
 
-/// The values of a strided layout in row-major order.
-fn gather(layout: &Layout, value: impl Fn(usize) -> f32) -> Vec<f32> {
+/// Calls `copy(start, length)` for each run of adjacent values of a strided layout, in row-major order.
+fn runs(layout: &Layout, mut copy: impl FnMut(usize, usize)) {
     let (dims, strides) = (layout.dims(), layout.stride());
-    let mut index = vec![0usize; dims.len()];
+    let mut outer = dims.len();
+    let mut length = 1;
+    while outer > 0 && (strides[outer - 1] == length || dims[outer - 1] == 1) {
+        length *= dims[outer - 1];
+        outer -= 1;
+    }
+    let mut index = vec![0usize; outer];
     let mut at = layout.start_offset();
-    let count = layout.shape().elem_count();
-    let mut values = Vec::with_capacity(count);
-    while values.len() < count {
-        values.push(value(at));
-        for axis in (0..dims.len()).rev() {
+    for _ in 0..dims[..outer].iter().product::<usize>() {
+        copy(at, length);
+        for axis in (0..outer).rev() {
             index[axis] += 1;
             at += strides[axis];
             if index[axis] < dims[axis] {
@@ -67,7 +81,6 @@ fn gather(layout: &Layout, value: impl Fn(usize) -> f32) -> Vec<f32> {
             index[axis] = 0;
         }
     }
-    values
 }
 
 /// Calls `f` with the tensor's values in row-major order as f32. The tensor must lie on the processor.

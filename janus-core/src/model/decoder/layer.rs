@@ -1,0 +1,91 @@
+//! One decoder block: grouped-query attention with rotary positions, then the gated MLP, each behind a norm.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Tensor};
+
+use super::cache::LayerCache;
+use crate::config::TextConfig;
+use crate::error::Result;
+use crate::model::loader::Loader;
+use crate::model::norm::RmsNorm;
+use crate::ops::rotary::Rotary;
+use crate::ops::{self, AttentionMask};
+use crate::pass::Pass;
+use crate::site::Projection;
+
+/// `h = x + o(attention(norm(x)))`, `y = h + down(silu(gate(norm(h))) · up(norm(h)))`.
+#[derive(Debug)]
+pub struct DecoderLayer {
+    input_layernorm: RmsNorm,
+    q_proj: Arc<Projection>,
+    k_proj: Arc<Projection>,
+    v_proj: Arc<Projection>,
+    o_proj: Arc<Projection>,
+    post_attention_layernorm: RmsNorm,
+    gate_proj: Arc<Projection>,
+    up_proj: Arc<Projection>,
+    down_proj: Arc<Projection>,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+impl DecoderLayer {
+    pub(crate) fn load(loader: &mut Loader<'_>, path: &str, config: &TextConfig, dtype: DType) -> Result<Self> {
+        let mut projection = |name: &str| loader.projection(&format!("{path}.{name}"), false, dtype);
+        let (q_proj, k_proj) = (projection("self_attn.q_proj")?, projection("self_attn.k_proj")?);
+        let (v_proj, o_proj) = (projection("self_attn.v_proj")?, projection("self_attn.o_proj")?);
+        let (gate_proj, up_proj) = (projection("mlp.gate_proj")?, projection("mlp.up_proj")?);
+        let down_proj = projection("mlp.down_proj")?;
+        let mut norm = |name: &str| RmsNorm::load(loader, &format!("{path}.{name}"), config.rms_norm_eps, dtype);
+        Ok(Self {
+            input_layernorm: norm("input_layernorm")?,
+            post_attention_layernorm: norm("post_attention_layernorm")?,
+            q_proj,
+            k_proj,
+            v_proj,
+            o_proj,
+            gate_proj,
+            up_proj,
+            down_proj,
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+        })
+    }
+
+    /// `x: [batch, sequence, hidden]` to the same. With a cache the keys are all tokens so far.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn forward(
+        &self,
+        pass: &Pass,
+        x: &Tensor,
+        rotary: &Rotary,
+        mask: &AttentionMask,
+        cache: Option<&mut LayerCache>,
+    ) -> Result<Tensor> {
+        let (batch, sequence, _) = x.dims3()?;
+        let normed = self.input_layernorm.forward(x)?;
+        let split = |projection: &Projection, heads: usize| -> Result<Tensor> {
+            Ok(projection.forward(pass, &normed)?.reshape((batch, sequence, heads, self.head_dim))?)
+        };
+        let q = rotary.apply(&split(&self.q_proj, self.heads)?)?;
+        let k = rotary.apply(&split(&self.k_proj, self.kv_heads)?)?;
+        let v = split(&self.v_proj, self.kv_heads)?;
+        let (k, v) = match cache {
+            Some(cache) => cache.append(&k, &v)?,
+            None => (k, v),
+        };
+        let attended = ops::attention(&q, &k, &v, mask)?.reshape((batch, sequence, ()))?;
+        let h = (x + self.o_proj.forward(pass, &attended)?)?;
+
+        let normed = self.post_attention_layernorm.forward(&h)?;
+        let gate = self.gate_proj.forward(pass, &normed)?;
+        let up = self.up_proj.forward(pass, &normed)?;
+        let inner = ops::activation::silu_gate(&gate, &up)?;
+        Ok((&h + self.down_proj.forward(pass, &inner)?)?)
+    }
+}

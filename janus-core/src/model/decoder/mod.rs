@@ -1,0 +1,168 @@
+//! The decoder (`model.language_model`): a LLaMA trunk that both sides share, and the text head.
+//! Source: `modeling_llama.py` of transformers 5.23.0.
+
+mod cache;
+mod layer;
+
+use std::sync::Arc;
+
+use candle_core::{DType, Tensor};
+
+pub use cache::Cache;
+pub use layer::DecoderLayer;
+
+use super::loader::Loader;
+use super::norm::RmsNorm;
+use crate::config::TextConfig;
+use crate::error::{ModelError, Result};
+use crate::ops::AttentionMask;
+use crate::ops::rotary::Rotary;
+use crate::pass::Pass;
+use crate::site::Projection;
+
+/// Where the tokens of a batch stand and what they may see.
+#[derive(Debug, Clone)]
+pub struct Placement {
+    /// Position of each token, `[batch, sequence]` row-major.
+    pub positions: Vec<u32>,
+    /// What each token may see of the keys so far.
+    pub mask: AttentionMask,
+}
+
+impl Placement {
+    /// `batch` rows of `sequence` tokens from position `start` on, nothing masked but the future.
+    pub fn plain(batch: usize, start: usize, sequence: usize) -> Self {
+        let positions = (0..batch).flat_map(|_| (start..start + sequence).map(|p| p as u32)).collect();
+        Self { positions, mask: AttentionMask::causal() }
+    }
+
+    /// From an attention mask `[batch, sequence]` (true = a token): positions count the tokens, 0 under padding.
+    pub fn masked(mask: &[bool], batch: usize) -> Self {
+        let sequence = mask.len() / batch.max(1);
+        let mut positions = Vec::with_capacity(mask.len());
+        for row in mask.chunks_exact(sequence.max(1)) {
+            let mut count = 0u32;
+            for token in row {
+                count += u32::from(*token);
+                positions.push(if *token { count - 1 } else { 0 });
+            }
+        }
+        let keys = if mask.iter().all(|m| *m) { None } else { Some(mask.into()) };
+        Self { positions, mask: AttentionMask { causal: true, keys } }
+    }
+}
+
+/// The trunk and the text head.
+#[derive(Debug)]
+pub struct Decoder {
+    embed_tokens: Arc<Projection>,
+    layers: Vec<DecoderLayer>,
+    norm: RmsNorm,
+    lm_head: Option<Arc<Projection>>,
+    head_dim: usize,
+    rope_theta: f64,
+    vocabulary: usize,
+}
+
+impl Decoder {
+    pub(crate) fn load(loader: &mut Loader<'_>, config: &TextConfig, dtype: DType, text_head: bool) -> Result<Self> {
+        let path = "model.language_model";
+        let embed_tokens = loader.projection(&format!("{path}.embed_tokens"), false, dtype)?;
+        let mut layers = Vec::with_capacity(config.num_hidden_layers);
+        for i in 0..config.num_hidden_layers {
+            layers.push(DecoderLayer::load(loader, &format!("{path}.layers.{i}"), config, dtype)?);
+        }
+        let norm = RmsNorm::load(loader, &format!("{path}.norm"), config.rms_norm_eps, dtype)?;
+        let lm_head = if text_head { Some(loader.projection("lm_head", false, dtype)?) } else { None };
+        Ok(Self {
+            embed_tokens,
+            layers,
+            norm,
+            lm_head,
+            head_dim: config.head_dim,
+            rope_theta: config.rope_theta,
+            vocabulary: config.vocab_size,
+        })
+    }
+
+    /// Embeddings of `ids`, `batch` rows of equal length: `[batch, sequence, hidden]`.
+    ///
+    /// # Errors
+    /// An id beyond the vocabulary.
+    pub fn embed(&self, pass: &Pass, ids: &[u32], batch: usize) -> Result<Tensor> {
+        let sequence = ids.len() / batch.max(1);
+        if let Some(place) = ids.iter().position(|id| *id as usize >= self.vocabulary) {
+            return Err(ModelError::TokenOutOfRange {
+                id: i64::from(ids[place]),
+                row: place / sequence,
+                position: place % sequence,
+                vocabulary: self.vocabulary,
+            }
+            .into());
+        }
+        let ids = Tensor::from_slice(ids, (batch, sequence), &candle_core::Device::Cpu)?;
+        self.embed_tokens.lookup(pass, &ids)
+    }
+
+    /// The blocks, in order.
+    pub fn layers(&self) -> &[DecoderLayer] {
+        &self.layers
+    }
+
+    /// Rotary tables for the positions of a batch.
+    pub fn rotary(&self, positions: &[u32], batch: usize) -> Rotary {
+        Rotary::new(positions, batch, self.head_dim, self.rope_theta)
+    }
+
+    /// All blocks and the final norm: `[batch, sequence, hidden]` to the same.
+    ///
+    /// With a cache, `embeds` continues what the cache holds and the mask covers all keys.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn forward(
+        &self,
+        pass: &Pass,
+        embeds: &Tensor,
+        placement: &Placement,
+        cache: Option<&mut Cache>,
+    ) -> Result<Tensor> {
+        let rotary = self.rotary(&placement.positions, embeds.dim(0)?);
+        let mut x = embeds.clone();
+        match cache {
+            Some(cache) => {
+                for (layer, cache) in self.layers.iter().zip(cache.layers()) {
+                    x = layer.forward(pass, &x, &rotary, &placement.mask, Some(cache))?;
+                }
+            }
+            None => {
+                for layer in &self.layers {
+                    x = layer.forward(pass, &x, &rotary, &placement.mask, None)?;
+                }
+            }
+        }
+        self.final_norm(&x)
+    }
+
+    /// The norm that both heads read through.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
+        self.norm.forward(x)
+    }
+
+    /// Text logits of normed hidden states: `[.., hidden]` to `[.., vocabulary]`.
+    ///
+    /// # Errors
+    /// The text head was not loaded.
+    pub fn text_logits(&self, pass: &Pass, hidden: &Tensor) -> Result<Tensor> {
+        let head = self.lm_head.as_ref().ok_or(ModelError::NotLoaded { part: "text head" })?;
+        head.forward(pass, hidden)
+    }
+
+    /// An empty cache for up to `capacity` tokens a row; it grows beyond if need be.
+    pub fn cache(&self, capacity: usize) -> Cache {
+        Cache::new(self.layers.len(), capacity)
+    }
+}

@@ -1,0 +1,60 @@
+//! Loads parameters and gives birth to projections at their checkpoint paths: the one place where a path becomes a layer.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+
+use crate::checkpoint::{Checkpoint, EMBED_TOKENS, LM_HEAD};
+use crate::error::{ModelError, Result};
+use crate::parameter::{Parameter, Parameters};
+use crate::site::{Projection, Projections, Site, sites};
+
+/// What has been loaded so far.
+pub(crate) struct Loader<'a> {
+    checkpoint: &'a Checkpoint,
+    device: Device,
+    sites: HashMap<Arc<str>, Site>,
+    progress: &'a mut dyn FnMut(u64),
+    /// Every parameter by name.
+    pub(crate) parameters: Parameters,
+    /// Every projection by path.
+    pub(crate) projections: Projections,
+}
+
+impl<'a> Loader<'a> {
+    pub(crate) fn new(checkpoint: &'a Checkpoint, device: &Device, progress: &'a mut dyn FnMut(u64)) -> Self {
+        let sites = sites(checkpoint.config()).into_iter().map(|site| (site.path.clone(), site)).collect();
+        Self {
+            checkpoint,
+            device: device.clone(),
+            sites,
+            progress,
+            parameters: Parameters::default(),
+            projections: Projections::default(),
+        }
+    }
+
+    /// The parameter of a native name; a tied head is the embedding table itself.
+    pub(crate) fn parameter(&mut self, name: &str, dtype: DType) -> Result<Arc<Parameter>> {
+        let name = if name == LM_HEAD && self.checkpoint.is_tied() { EMBED_TOKENS } else { name };
+        if let Some(parameter) = self.parameters.get(name) {
+            return Ok(parameter.clone());
+        }
+        let value = self.checkpoint.read(name, dtype)?.to_device(&self.device)?;
+        (self.progress)((value.elem_count() * dtype.size_in_bytes()) as u64);
+        let parameter = Arc::new(Parameter::new(name, value));
+        self.parameters.insert(parameter.clone());
+        Ok(parameter)
+    }
+
+    /// The projection at a native path.
+    pub(crate) fn projection(&mut self, path: &str, bias: bool, dtype: DType) -> Result<Arc<Projection>> {
+        let site = self.sites.get(path).cloned().ok_or_else(|| ModelError::UnknownParameter { name: path.into() })?;
+        let weight = self.parameter(&format!("{path}.weight"), dtype)?;
+        let bias = if bias { Some(self.parameter(&format!("{path}.bias"), dtype)?) } else { None };
+        let projection = Arc::new(Projection::new(site, weight, bias));
+        self.projections.insert(projection.clone());
+        Ok(projection)
+    }
+}

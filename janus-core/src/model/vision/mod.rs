@@ -1,0 +1,97 @@
+//! The understanding encoder: SigLIP (`model.vision_model`) without pooling head, and its aligner (`model.aligner`).
+//! Source: `modeling_janus.py` of transformers 5.23.0.
+
+mod layer;
+
+use std::sync::Arc;
+
+use candle_core::{DType, Tensor};
+
+pub use layer::VisionLayer;
+
+use super::loader::Loader;
+use super::norm::LayerNorm;
+use super::projector::Projector;
+use crate::config::VisionConfig;
+use crate::error::{ModelError, Result};
+use crate::parameter::Parameter;
+use crate::pass::Pass;
+use crate::site::Projection;
+
+/// Tower and aligner.
+#[derive(Debug)]
+pub struct Vision {
+    patch_embedding: Arc<Projection>,
+    position_embedding: Arc<Parameter>,
+    layers: Vec<VisionLayer>,
+    post_layernorm: LayerNorm,
+    aligner: Projector,
+    channels: usize,
+    image_size: usize,
+    dtype: DType,
+}
+
+impl Vision {
+    pub(crate) fn load(loader: &mut Loader<'_>, config: &VisionConfig, dtype: DType) -> Result<Self> {
+        let path = "model.vision_model";
+        let patch_embedding = loader.projection(&format!("{path}.embeddings.patch_embedding"), true, dtype)?;
+        let position_embedding = loader.parameter(&format!("{path}.embeddings.position_embedding.weight"), dtype)?;
+        let mut layers = Vec::with_capacity(config.num_hidden_layers);
+        for i in 0..config.num_hidden_layers {
+            layers.push(VisionLayer::load(loader, &format!("{path}.encoder.layers.{i}"), config, dtype)?);
+        }
+        Ok(Self {
+            patch_embedding,
+            position_embedding,
+            layers,
+            post_layernorm: LayerNorm::load(loader, &format!("{path}.post_layernorm"), config.layer_norm_eps, dtype)?,
+            aligner: Projector::load(loader, "model.aligner", config.aligner_depth, dtype)?,
+            channels: config.num_channels,
+            image_size: config.image_size,
+            dtype,
+        })
+    }
+
+    /// Patches plus positions: `pixels: [images, 3, side, side]` in f32 to `[images, patches, width]`.
+    ///
+    /// # Errors
+    /// Pixels of another size than the model's.
+    pub fn embed(&self, pass: &Pass, pixels: &Tensor) -> Result<Tensor> {
+        let side = self.image_size;
+        match pixels.dims() {
+            [_, channels, height, width] if (*channels, *height, *width) == (self.channels, side, side) => {}
+            other => {
+                let expected = format!("[images, {}, {side}, {side}]", self.channels);
+                return Err(ModelError::Shape { what: "pixel_values", expected, got: other.to_vec() }.into());
+            }
+        }
+        let patches = self.patch_embedding.forward(pass, &pixels.to_dtype(self.dtype)?)?;
+        let patches = patches.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
+        Ok(patches.broadcast_add(&self.position_embedding.value().to_dtype(patches.dtype())?)?)
+    }
+
+    /// The blocks, in order.
+    pub fn layers(&self) -> &[VisionLayer] {
+        &self.layers
+    }
+
+    /// The tower with its final norm: pixels as in [`Vision::embed`] to `[images, patches, width]`.
+    ///
+    /// # Errors
+    /// Pixels of another size than the model's.
+    pub fn encode(&self, pass: &Pass, pixels: &Tensor) -> Result<Tensor> {
+        let mut x = self.embed(pass, pixels)?;
+        for layer in &self.layers {
+            x = layer.forward(pass, &x)?;
+        }
+        self.post_layernorm.forward(&x)
+    }
+
+    /// Tower and aligner: pixels as in [`Vision::embed`] to `[images, patches, hidden]`.
+    ///
+    /// # Errors
+    /// Pixels of another size than the model's.
+    pub fn forward(&self, pass: &Pass, pixels: &Tensor) -> Result<Tensor> {
+        self.aligner.forward(pass, &self.encode(pass, pixels)?)
+    }
+}

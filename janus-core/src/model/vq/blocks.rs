@@ -1,0 +1,159 @@
+//! The blocks of the image tokenizer's encoder and decoder. All tensors are `[images, channels, height, width]`.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+
+use super::DTYPE;
+use crate::error::Result;
+use crate::model::loader::Loader;
+use crate::ops::{self, AttentionMask};
+use crate::parameter::Parameter;
+use crate::pass::Pass;
+use crate::site::Projection;
+
+/// Groups of every group norm here.
+const GROUPS: usize = 32;
+/// Added to their variance.
+const EPS: f64 = 1e-6;
+
+#[derive(Debug)]
+pub(super) struct GroupNorm {
+    weight: Arc<Parameter>,
+    bias: Arc<Parameter>,
+}
+
+impl GroupNorm {
+    pub(super) fn load(loader: &mut Loader<'_>, path: &str) -> Result<Self> {
+        let weight = loader.parameter(&format!("{path}.weight"), DTYPE)?;
+        Ok(Self { weight, bias: loader.parameter(&format!("{path}.bias"), DTYPE)? })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(ops::group_norm(x, &self.weight.value(), &self.bias.value(), GROUPS, EPS)?)
+    }
+
+    /// The norm, then `x · sigmoid(x)`.
+    pub(super) fn forward_activated(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(self.forward(x)?.silu()?)
+    }
+}
+
+/// Two convolutions around a shortcut.
+#[derive(Debug)]
+pub(super) struct ResidualBlock {
+    norm1: GroupNorm,
+    conv1: Arc<Projection>,
+    norm2: GroupNorm,
+    conv2: Arc<Projection>,
+    nin_shortcut: Option<Arc<Projection>>,
+}
+
+impl ResidualBlock {
+    pub(super) fn load(loader: &mut Loader<'_>, path: &str, input: usize, output: usize) -> Result<Self> {
+        let nin_shortcut = if input == output {
+            None
+        } else {
+            Some(loader.projection(&format!("{path}.nin_shortcut"), true, DTYPE)?)
+        };
+        Ok(Self {
+            norm1: GroupNorm::load(loader, &format!("{path}.norm1"))?,
+            conv1: loader.projection(&format!("{path}.conv1"), true, DTYPE)?,
+            norm2: GroupNorm::load(loader, &format!("{path}.norm2"))?,
+            conv2: loader.projection(&format!("{path}.conv2"), true, DTYPE)?,
+            nin_shortcut,
+        })
+    }
+
+    pub(super) fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
+        let h = self.conv1.forward(pass, &self.norm1.forward_activated(x)?)?;
+        let h = self.conv2.forward(pass, &self.norm2.forward_activated(&h)?)?;
+        Ok(match &self.nin_shortcut {
+            Some(shortcut) => (shortcut.forward(pass, x)? + h)?,
+            None => (x + h)?,
+        })
+    }
+}
+
+/// Attention of one head over all places.
+#[derive(Debug)]
+pub(super) struct AttentionBlock {
+    norm: GroupNorm,
+    q: Arc<Projection>,
+    k: Arc<Projection>,
+    v: Arc<Projection>,
+    proj_out: Arc<Projection>,
+}
+
+impl AttentionBlock {
+    pub(super) fn load(loader: &mut Loader<'_>, path: &str) -> Result<Self> {
+        let norm = GroupNorm::load(loader, &format!("{path}.norm"))?;
+        let mut projection = |name: &str| loader.projection(&format!("{path}.{name}"), true, DTYPE);
+        Ok(Self {
+            norm,
+            q: projection("q")?,
+            k: projection("k")?,
+            v: projection("v")?,
+            proj_out: projection("proj_out")?,
+        })
+    }
+
+    pub(super) fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
+        let (images, channels, height, width) = x.dims4()?;
+        let normed = self.norm.forward(x)?;
+        let places = |projection: &Projection| -> Result<Tensor> {
+            let y = projection.forward(pass, &normed)?;
+            Ok(y.reshape((images, channels, 1, height * width))?.permute((0, 3, 2, 1))?.contiguous()?)
+        };
+        let attended = ops::attention(&places(&self.q)?, &places(&self.k)?, &places(&self.v)?, &AttentionMask::full())?;
+        let attended = attended.permute((0, 3, 2, 1))?.reshape((images, channels, height, width))?;
+        Ok((x + self.proj_out.forward(pass, &attended)?)?)
+    }
+}
+
+/// The middle of both stacks, at the lowest resolution.
+#[derive(Debug)]
+pub(super) struct Middle {
+    block_1: ResidualBlock,
+    attn_1: AttentionBlock,
+    block_2: ResidualBlock,
+}
+
+impl Middle {
+    pub(super) fn load(loader: &mut Loader<'_>, path: &str, channels: usize) -> Result<Self> {
+        Ok(Self {
+            block_1: ResidualBlock::load(loader, &format!("{path}.block_1"), channels, channels)?,
+            attn_1: AttentionBlock::load(loader, &format!("{path}.attn_1"))?,
+            block_2: ResidualBlock::load(loader, &format!("{path}.block_2"), channels, channels)?,
+        })
+    }
+
+    pub(super) fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
+        let x = self.block_1.forward(pass, x)?;
+        let x = self.attn_1.forward(pass, &x)?;
+        self.block_2.forward(pass, &x)
+    }
+}
+
+/// One level of a stack: residual blocks, at the lowest resolution each followed by attention, then perhaps a change of
+/// resolution.
+#[derive(Debug)]
+pub(super) struct Level {
+    pub(super) blocks: Vec<ResidualBlock>,
+    pub(super) attention: Vec<AttentionBlock>,
+    pub(super) resample: Option<Arc<Projection>>,
+}
+
+impl Level {
+    /// The blocks, without the change of resolution.
+    pub(super) fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
+        let mut x = x.clone();
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.forward(pass, &x)?;
+            if let Some(attention) = self.attention.get(i) {
+                x = attention.forward(pass, &x)?;
+            }
+        }
+        Ok(x)
+    }
+}

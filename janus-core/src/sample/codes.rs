@@ -1,0 +1,94 @@
+//! Image codes with classifier-free guidance.
+//! Source: `generation_inference.py` of deepseek-ai/Janus at `1daa72f`: `uncond + guidance · (cond - uncond)`, and both
+//! rows go on with the same code.
+
+use candle_core::{DType, Tensor};
+
+use super::Sampler;
+use crate::error::Result;
+use crate::model::Janus;
+use crate::model::decoder::Placement;
+use crate::pass::Pass;
+
+/// How codes are drawn.
+#[derive(Debug, Clone)]
+pub struct CodeOptions {
+    /// Strength of the prompt; 1 leaves out the unconditional rows.
+    pub guidance: f64,
+    /// 0 takes the best code each time.
+    pub temperature: f64,
+    /// Seed of the draws; row `i` uses `seed + i`.
+    pub seed: u64,
+}
+
+/// The logits of one step, `[batch, codes]` each, in f32.
+#[derive(Debug)]
+pub struct CodeStep<'a> {
+    /// Which code of the image.
+    pub step: usize,
+    /// Given the prompt.
+    pub conditional: &'a Tensor,
+    /// Given none; absent without guidance.
+    pub unconditional: Option<&'a Tensor>,
+    /// What is drawn from.
+    pub guided: &'a Tensor,
+}
+
+/// Codes of one image per prompt. `conditional` and `unconditional`: `batch` rows of ids of equal length, ending in
+/// `<begin_of_image>`, left-padded as `mask` (true = a token) says; the mask is that of both rows, so that the pads which
+/// stand for the prompt in the unconditional row are attended, as the model was trained.
+///
+/// # Errors
+/// An id beyond the vocabulary, or a part that was not loaded.
+pub fn generate_codes(
+    model: &Janus,
+    pass: &Pass,
+    conditional: &[u32],
+    unconditional: &[u32],
+    mask: &[bool],
+    batch: usize,
+    options: &CodeOptions,
+    observe: &mut dyn FnMut(CodeStep<'_>),
+) -> Result<Vec<Vec<u32>>> {
+    let (decoder, generation) = (model.decoder(), model.generation()?);
+    let guided = options.guidance != 1.0;
+    let rows = if guided { 2 * batch } else { batch };
+    let count = model.codes_per_image();
+    let sequence = conditional.len() / batch.max(1);
+    let mut cache = decoder.cache(sequence + count);
+    let mut sampler = Sampler::new(batch, options.temperature, options.seed);
+    let doubled = |values: &[bool]| if guided { [values, values].concat() } else { values.to_vec() };
+    let mut mask: Vec<Vec<bool>> = doubled(mask).chunks_exact(sequence.max(1)).map(<[bool]>::to_vec).collect();
+    let ids = if guided { [conditional, unconditional].concat() } else { conditional.to_vec() };
+    let mut input = decoder.embed(pass, &ids, rows)?;
+    let mut images = vec![Vec::with_capacity(count); batch];
+    for step in 0..count {
+        let length = input.dim(1)?;
+        let mut placement = Placement::masked(&mask.concat(), rows);
+        let total = mask.first().map_or(0, Vec::len);
+        placement.positions =
+            placement.positions.chunks_exact(total.max(1)).flat_map(|row| row[total - length..].to_vec()).collect();
+        let hidden = decoder.forward(pass, &input, &placement, Some(&mut cache))?;
+        let last = hidden.narrow(1, length - 1, 1)?.squeeze(1)?;
+        let logits = generation.logits(pass, &last)?.to_dtype(DType::F32)?;
+        let cond = logits.narrow(0, 0, batch)?;
+        let drawn = if guided {
+            let uncond = logits.narrow(0, batch, batch)?;
+            let mixed = (&uncond + ((&cond - &uncond)? * options.guidance)?)?;
+            observe(CodeStep { step, conditional: &cond, unconditional: Some(&uncond), guided: &mixed });
+            sampler.draw(&mixed)?
+        } else {
+            observe(CodeStep { step, conditional: &cond, unconditional: None, guided: &cond });
+            sampler.draw(&cond)?
+        };
+        for (image, code) in images.iter_mut().zip(&drawn) {
+            image.push(*code);
+        }
+        if step + 1 < count {
+            let next = if guided { [drawn.as_slice(), &drawn].concat() } else { drawn };
+            input = generation.embed(pass, &next, rows)?;
+            mask.iter_mut().for_each(|row| row.push(true));
+        }
+    }
+    Ok(images)
+}

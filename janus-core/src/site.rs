@@ -1,0 +1,350 @@
+//! The seam: sites of the model, and corrections to what they compute.
+//!
+//! Every linear map, convolution and embedding table of the checkpoint is a [`Projection`], born at its checkpoint path
+//! with an empty slot. A [`Correction`] in the slot changes the site's output. Most corrections are sums of low-rank
+//! [`terms`](Correction::terms), which the core computes itself together with the frozen product; others override
+//! [`Correction::apply`] and see the input and a [`BaseView`].
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use candle_core::{DType, Tensor};
+
+use crate::checkpoint::expected_tensors;
+use crate::config::JanusConfig;
+use crate::error::{ModelError, Result};
+use crate::noise;
+use crate::ops;
+use crate::parameter::Parameter;
+use crate::pass::{Part, Pass};
+
+/// What a site computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SiteKind {
+    /// `y = x·Wᵀ + b`, weight `[output, input]`.
+    Linear,
+    /// A convolution, weight `[output, input, kernel, kernel]`.
+    Conv2d {
+        /// Side of the kernel.
+        kernel: usize,
+        /// Step on both axes.
+        stride: usize,
+        /// Zeroes added on all four sides.
+        padding: usize,
+    },
+    /// Rows of a table, weight `[input, output]`: `input` rows of width `output`.
+    Embedding,
+}
+
+/// One map of the checkpoint: where it lives and its shape.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Site {
+    /// Native checkpoint path, without `.weight`.
+    pub path: Arc<str>,
+    /// Whose token rows its input has.
+    pub part: Part,
+    /// What it computes.
+    pub kind: SiteKind,
+    /// Input features, channels or table rows.
+    pub input: usize,
+    /// Output features or channels, or the table's width.
+    pub output: usize,
+}
+
+/// All sites of a model, in the order of its modules.
+pub fn sites(config: &JanusConfig) -> Vec<Site> {
+    let tensors = expected_tensors(config, true);
+    tensors.iter().filter_map(|tensor| site_of(config, &tensor.name, &tensor.shape)).collect()
+}
+
+fn site_of(config: &JanusConfig, name: &str, shape: &[usize]) -> Option<Site> {
+    let path = name.strip_suffix(".weight")?;
+    // Added to the patches or compared with latents as a whole: never looked up by an input.
+    if path.ends_with(".position_embedding") || path.ends_with(".quantize.embedding") {
+        return None;
+    }
+    let part = if path.starts_with("model.language_model.") || path == "lm_head" {
+        Part::Decoder
+    } else if path.starts_with("model.vision_model.") || path.starts_with("model.aligner.") {
+        Part::Vision
+    } else {
+        Part::Generation
+    };
+    let (kind, input, output) = match *shape {
+        [rows, width] if path.ends_with("embed_tokens") || path.ends_with("generation_embeddings") => {
+            (SiteKind::Embedding, rows, width)
+        }
+        [output, input] => (SiteKind::Linear, input, output),
+        [output, input, kernel, _] => {
+            let (stride, padding) = if path.ends_with("patch_embedding") {
+                (config.vision.patch_size, 0)
+            } else if path.ends_with("downsample.conv") {
+                (2, 0)
+            } else {
+                (1, kernel / 2)
+            };
+            (SiteKind::Conv2d { kernel, stride, padding }, input, output)
+        }
+        _ => return None,
+    };
+    Some(Site { path: path.into(), part, kind, input, output })
+}
+
+/// Low-rank factors that shift a site's weight by `scale · B·A`.
+#[derive(Debug, Clone)]
+pub struct LowRank {
+    /// Linear `[rank, input]`, convolution `[rank, input, kernel, kernel]`, embedding `[rank, rows]`; f32.
+    pub a: Tensor,
+    /// Linear and embedding `[output, rank]`, convolution `[output, rank, 1, 1]`; f32.
+    pub b: Tensor,
+    /// Factor of the product.
+    pub scale: f64,
+    /// Share of the input's values that training zeroes before A; embeddings have none.
+    pub dropout: f64,
+    /// Request whose tokens the term serves; absent: all tokens.
+    pub request: Option<u32>,
+}
+
+impl LowRank {
+    /// `scale · B·A` in the weight's own shape, in f32.
+    ///
+    /// # Errors
+    /// Factors that do not fit each other.
+    pub fn weight_shift(&self, site: &Site) -> Result<Tensor> {
+        let (a, b) = (self.a.detach().flatten_from(1)?, self.b.detach().flatten_from(1)?);
+        let product = (b.matmul(&a)? * self.scale)?;
+        Ok(match site.kind {
+            SiteKind::Linear => product,
+            SiteKind::Embedding => product.t()?.contiguous()?,
+            SiteKind::Conv2d { kernel, .. } => product.reshape((site.output, site.input, kernel, kernel))?,
+        })
+    }
+}
+
+/// A change to what one site computes.
+pub trait Correction: Debug + Send + Sync {
+    /// Low-rank terms; a correction that is nothing else needs no other method.
+    fn terms(&self) -> &[LowRank] {
+        &[]
+    }
+
+    /// The corrected output for `x`, of the shape and type of [`BaseView::forward`].
+    ///
+    /// # Errors
+    /// Whatever the computation reports.
+    fn apply(&self, pass: &Pass, x: &Tensor, base: &BaseView<'_>) -> Result<Tensor> {
+        base.forward_with(pass, x, self.terms())
+    }
+
+    /// The weight that computes the same without the correction, summed in f32; `weight` is f32 in its own shape.
+    ///
+    /// # Errors
+    /// Whatever the computation reports.
+    fn fold(&self, site: &Site, weight: Tensor) -> Result<Tensor> {
+        let mut weight = weight;
+        for term in self.terms() {
+            weight = (weight + term.weight_shift(site)?)?;
+        }
+        Ok(weight)
+    }
+}
+
+/// What a correction may see of the map it corrects.
+#[derive(Debug)]
+pub struct BaseView<'a>(&'a Projection);
+
+impl BaseView<'_> {
+    /// Where and what the map is.
+    pub fn site(&self) -> &Site {
+        &self.0.site
+    }
+
+    /// The weight as it is computed with.
+    pub fn weight(&self) -> Tensor {
+        self.0.weight.value()
+    }
+
+    /// The uncorrected output, bias included.
+    ///
+    /// # Errors
+    /// Whatever the computation reports.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.0.base(x, self.0.bias.as_deref())
+    }
+
+    /// The uncorrected output without the bias.
+    ///
+    /// # Errors
+    /// Whatever the computation reports.
+    pub fn forward_without_bias(&self, x: &Tensor) -> Result<Tensor> {
+        self.0.base(x, None)
+    }
+
+    /// The uncorrected output plus the low-rank terms.
+    ///
+    /// # Errors
+    /// Whatever the computation reports.
+    pub fn forward_with(&self, pass: &Pass, x: &Tensor, terms: &[LowRank]) -> Result<Tensor> {
+        let y = self.forward(x)?;
+        let mut sum: Option<Tensor> = None;
+        for (number, term) in terms.iter().enumerate() {
+            let Some(delta) = self.0.term(pass, x, number, term)? else { continue };
+            sum = Some(match sum {
+                Some(sum) => (sum + delta)?,
+                None => delta,
+            });
+        }
+        match sum {
+            Some(sum) => Ok((&y + sum.to_dtype(y.dtype())?)?),
+            None => Ok(y),
+        }
+    }
+}
+
+/// A site of a loaded model: its frozen parameters and its slot.
+#[derive(Debug)]
+pub struct Projection {
+    site: Site,
+    weight: Arc<Parameter>,
+    bias: Option<Arc<Parameter>>,
+    slot: RwLock<Option<Arc<dyn Correction>>>,
+}
+
+impl Projection {
+    pub(crate) fn new(site: Site, weight: Arc<Parameter>, bias: Option<Arc<Parameter>>) -> Self {
+        Self { site, weight, bias, slot: RwLock::new(None) }
+    }
+
+    /// Where and what the map is.
+    pub fn site(&self) -> &Site {
+        &self.site
+    }
+
+    /// Puts a correction into the slot, or empties it. Between passes only: half a pass with another correction would
+    /// mix two models.
+    pub fn attach(&self, correction: Option<Arc<dyn Correction>>) {
+        *self.slot.write().unwrap_or_else(PoisonError::into_inner) = correction;
+    }
+
+    /// The correction in the slot.
+    pub fn correction(&self) -> Option<Arc<dyn Correction>> {
+        self.slot.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Linear: `x: [.., input]` to `[.., output]`. Convolution: `[batch, input, h, w]` to `[batch, output, h', w']`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub(crate) fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
+        match self.correction() {
+            Some(correction) => correction.apply(pass, x, &BaseView(self)),
+            None => self.base(x, self.bias.as_deref()),
+        }
+    }
+
+    /// Embedding: rows of the table for `ids` (u32, any shape), `[.., output]`.
+    ///
+    /// # Errors
+    /// An id beyond the table.
+    pub(crate) fn lookup(&self, pass: &Pass, ids: &Tensor) -> Result<Tensor> {
+        self.forward(pass, ids)
+    }
+
+    fn base(&self, x: &Tensor, bias: Option<&Parameter>) -> Result<Tensor> {
+        let bias_value = bias.map(Parameter::value);
+        let weight = self.weight.value();
+        Ok(match self.site.kind {
+            SiteKind::Linear => {
+                let trainable = weight.track_op() || bias_value.as_ref().is_some_and(Tensor::track_op);
+                if trainable {
+                    ops::linear::linear(x, &weight, bias_value.as_ref())?
+                } else {
+                    ops::linear::frozen_linear(x, &weight, bias_value.as_ref())?
+                }
+            }
+            SiteKind::Conv2d { stride, padding, .. } => {
+                ops::conv2d::conv2d(x, &weight, bias_value.as_ref(), stride, padding)?
+            }
+            SiteKind::Embedding => {
+                let rows = ops::select_rows(&weight, &x.flatten_all()?.to_vec1::<u32>()?)?;
+                let mut dims = x.dims().to_vec();
+                dims.push(self.site.output);
+                rows.to_dtype(self.weight.frozen().dtype())?.reshape(dims)?
+            }
+        })
+    }
+
+    /// One term's share of the output in f32; `None` where no token of this pass is its own.
+    fn term(&self, pass: &Pass, x: &Tensor, number: usize, term: &LowRank) -> Result<Option<Tensor>> {
+        let dropped = |x: Tensor| -> Result<Tensor> {
+            if !pass.train {
+                return Ok(x);
+            }
+            let key = noise::combine(pass.noise.at(&self.site.path), number as u64);
+            Ok(ops::dropout(&x, term.dropout, key)?)
+        };
+        let (hidden, output) = match self.site.kind {
+            SiteKind::Linear => {
+                let rows = dropped(x.to_dtype(DType::F32)?)?.reshape(((), self.site.input))?;
+                (rows.matmul(&term.a.t()?)?, self.site.output)
+            }
+            SiteKind::Embedding => {
+                let table = term.a.t()?.contiguous()?;
+                (ops::select_rows(&table, &x.flatten_all()?.to_vec1::<u32>()?)?, self.site.output)
+            }
+            SiteKind::Conv2d { stride, padding, .. } => {
+                if term.request.is_some() {
+                    let path = self.site.path.to_string();
+                    return Err(ModelError::RoutedConvolution { path }.into());
+                }
+                let x = dropped(x.to_dtype(DType::F32)?)?;
+                let hidden = ops::conv2d::conv2d(&x, &term.a, None, stride, padding)?;
+                return Ok(Some((ops::conv2d::conv2d(&hidden, &term.b, None, 1, 0)? * term.scale)?));
+            }
+        };
+        let Some(hidden) = self.own_rows(pass, term, hidden)? else { return Ok(None) };
+        let mut dims = x.dims().to_vec();
+        match self.site.kind {
+            SiteKind::Embedding => dims.push(output),
+            _ => *dims.last_mut().expect("a linear input has a last dimension") = output,
+        }
+        Ok(Some((hidden.matmul(&term.b.t()?)? * term.scale)?.reshape(dims)?))
+    }
+
+    /// `hidden: [rows, rank]` with the rows of other requests zeroed.
+    fn own_rows(&self, pass: &Pass, term: &LowRank, hidden: Tensor) -> Result<Option<Tensor>> {
+        let Some(request) = term.request else { return Ok(Some(hidden)) };
+        let mut own = vec![0f32; hidden.dim(0)?];
+        for route in pass.routes(self.site.part).iter().filter(|route| route.request == request) {
+            if let Some(rows) = own.get_mut(route.tokens.clone()) {
+                rows.fill(1.0);
+            }
+        }
+        if own.iter().all(|v| *v == 0.0) {
+            return Ok(None);
+        }
+        let own = Tensor::from_vec(own, (hidden.dim(0)?, 1), hidden.device())?;
+        Ok(Some(hidden.broadcast_mul(&own)?))
+    }
+}
+
+/// All projections of a loaded model by path.
+#[derive(Debug, Default)]
+pub struct Projections(BTreeMap<Arc<str>, Arc<Projection>>);
+
+impl Projections {
+    pub(crate) fn insert(&mut self, projection: Arc<Projection>) {
+        self.0.insert(projection.site.path.clone(), projection);
+    }
+
+    /// The projection at a native path.
+    pub fn get(&self, path: &str) -> Option<&Arc<Projection>> {
+        self.0.get(path)
+    }
+
+    /// All of them, in the order of their paths.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Projection>> {
+        self.0.values()
+    }
+}
