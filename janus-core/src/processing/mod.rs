@@ -1,9 +1,36 @@
-//! processing
+//! Pictures and chat text, to tensors and back.
+//!
+//! The way of a picture: [`decode_image`] (bytes to RGB, with limits), [`ImageProcessor`] (square pictures of the model's
+//! size through [`resize_bicubic`], then numbers), and back with [`pixels_to_images`]. The way of a text:
+//! [`JanusTokenizer`] (ids of the special tokens by their strings), [`ChatStyle`] and [`Message`] (the template as
+//! strings), [`PromptBuilder`] (the template as ids, with labels where something is to be learned), [`PaddedBatch`].
+//!
+//! Two implementations of Janus differ in details that matter to the last bit: DeepSeek's own code and Hugging Face
+//! transformers. DeepSeek's rules are the default; those of transformers are offered beside them
+//! ([`ShortEdge::RoundHalfEven`], [`render_transformers`]), so that either can be reproduced.
 
-use crate::error::Diagnose;
+mod batch;
+mod chat;
+mod config;
+mod decode;
+mod error;
+mod headers;
+mod image;
+mod prompt;
+mod resize;
+mod tokenizer;
 
-/// placeholder until the room is built
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ProcessingError {}
-impl Diagnose for ProcessingError {}
+pub use batch::{PaddedBatch, left_pad, left_pad_samples, right_pad, right_pad_samples};
+pub use chat::{
+    ChatPart, ChatStyle, DEFAULT_SYSTEM_PROMPT, IMAGE_PLACEHOLDER, Message, Role, render, render_transformers,
+};
+pub use config::ShortEdge;
+pub use decode::{MAX_ASPECT_RATIO, MAX_PIXELS, decode_image, image_dimensions};
+pub use error::ProcessingError;
+pub use image::{ImageProcessor, pixels_to_images};
+pub use prompt::{IGNORE_INDEX, PromptBuilder, Sample};
+pub use resize::{Window, resize_bicubic, resize_bicubic_window};
+pub use tokenizer::{JanusTokenizer, SpecialTokens};
+
+/// Shorthand of this room.
+pub(crate) type Result<T, E = ProcessingError> = std::result::Result<T, E>;

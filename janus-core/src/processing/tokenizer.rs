@@ -1,0 +1,229 @@
+//! Text to ids and back, and the ids of the special tokens.
+//!
+//! Ids are looked up by their strings: they differ between the checkpoints (the pad token's is 100002 in Janus-Pro-1B
+//! and 100015 in the others), and a wrong pad id spoils guidance without an error.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use fs_err as fs;
+use serde_json::Value;
+use tokenizers::{AddedToken, Tokenizer};
+
+use super::Result;
+use super::chat::{ChatStyle, IMAGE_PLACEHOLDER};
+use super::error::ProcessingError;
+
+/// The file that is read.
+const TOKENIZER_FILE: &str = "tokenizer.json";
+
+const DEFAULT_BOS_TOKEN: &str = "<｜begin▁of▁sentence｜>";
+pub(super) const DEFAULT_EOS_TOKEN: &str = "<｜end▁of▁sentence｜>";
+const DEFAULT_PAD_TOKEN: &str = "<｜▁pad▁｜>";
+const BEGIN_OF_IMAGE_TOKEN: &str = "<begin_of_image>";
+const END_OF_IMAGE_TOKEN: &str = "<end_of_image>";
+pub(super) const USER_TOKEN: &str = "<|User|>";
+pub(super) const ASSISTANT_TOKEN: &str = "<|Assistant|>";
+
+/// Ids of the tokens that have a meaning of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpecialTokens {
+    /// Begin of sentence; every prompt starts with it.
+    pub bos: u32,
+    /// End of sentence; every answer ends with it.
+    pub eos: u32,
+    /// Padding, and what stands for "no caption" in guidance.
+    pub pad: u32,
+    /// `<begin_of_image>`.
+    pub begin_of_image: u32,
+    /// `<end_of_image>`.
+    pub end_of_image: u32,
+    /// `<image_placeholder>`, whose embeddings the image features replace.
+    pub image_placeholder: u32,
+    /// `<|User|>` and `<|Assistant|>`, where the tokenizer has them.
+    pub roles: Option<(u32, u32)>,
+}
+
+/// A checkpoint's tokenizer. Copies share one vocabulary.
+#[derive(Clone)]
+pub struct JanusTokenizer {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    tokenizer: Tokenizer,
+    /// The same one, but for it strings of special tokens are text. Made when first needed.
+    plain: OnceLock<Tokenizer>,
+    special: SpecialTokens,
+    /// Strings and ids of all special tokens.
+    reserved: Vec<(String, u32)>,
+    /// The token with the largest id.
+    largest: (String, u32),
+}
+
+impl std::fmt::Debug for JanusTokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JanusTokenizer").field("special", &self.inner.special).finish_non_exhaustive()
+    }
+}
+
+impl JanusTokenizer {
+    /// Reads `tokenizer.json` of a checkpoint folder. `tokenizer_config.json` or else `special_tokens_map.json` may
+    /// name other strings for BOS, EOS and pad than Janus' own.
+    ///
+    /// Janus-1.3B's file has no `<image_placeholder>`: it is added with the next free id, as DeepSeek's processor does.
+    ///
+    /// # Errors
+    /// The file is missing or cannot be used, or a special token is not in it.
+    pub fn from_folder(folder: &Path) -> Result<Self> {
+        let path = folder.join(TOKENIZER_FILE);
+        let bytes = read_if_present(&path)?
+            .ok_or_else(|| ProcessingError::MissingTokenizer { folder: folder.to_path_buf() })?;
+        let bad = |problem: String| ProcessingError::BadTokenizer { path: path.clone(), problem };
+        let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(|e| bad(e.to_string()))?;
+        // A file may ask for its texts to be cut or filled; lengths are the batch's affair here.
+        tokenizer.with_padding(None).with_truncation(None).map_err(|e| bad(e.to_string()))?;
+        if tokenizer.token_to_id(IMAGE_PLACEHOLDER).is_none() {
+            tokenizer
+                .add_special_tokens([AddedToken::from(IMAGE_PLACEHOLDER, true)])
+                .map_err(|e| bad(e.to_string()))?;
+        }
+
+        let names = [folder.join("tokenizer_config.json"), folder.join("special_tokens_map.json")];
+        let names = [read_json(&names[0])?, read_json(&names[1])?];
+        let named = |key: &str, default: &str| {
+            names.iter().flatten().find_map(|file| token_string(file.get(key)?)).unwrap_or(default).to_string()
+        };
+        let find = |name: &'static str, token: String| {
+            let id = tokenizer.token_to_id(&token);
+            id.ok_or_else(|| ProcessingError::MissingToken { path: path.clone(), name, token })
+        };
+        let special = SpecialTokens {
+            bos: find("begin-of-sentence", named("bos_token", DEFAULT_BOS_TOKEN))?,
+            eos: find("end-of-sentence", named("eos_token", DEFAULT_EOS_TOKEN))?,
+            pad: find("pad", named("pad_token", DEFAULT_PAD_TOKEN))?,
+            begin_of_image: find("begin-of-image", BEGIN_OF_IMAGE_TOKEN.into())?,
+            end_of_image: find("end-of-image", END_OF_IMAGE_TOKEN.into())?,
+            image_placeholder: find("image", IMAGE_PLACEHOLDER.into())?,
+            roles: match tokenizer.token_to_id(USER_TOKEN) {
+                Some(user) => Some((user, find("assistant", ASSISTANT_TOKEN.into())?)),
+                None => None,
+            },
+        };
+        let largest = tokenizer.get_vocab(true).into_iter().max_by_key(|(_, id)| *id);
+        let largest = largest.ok_or_else(|| bad("its vocabulary is empty".into()))?;
+        let mut reserved: Vec<(String, u32)> = tokenizer
+            .get_added_tokens_decoder()
+            .into_iter()
+            .filter(|(id, token)| token.special || special.contains(*id))
+            .map(|(id, token)| (token.content, id))
+            .collect();
+        reserved.sort_by_key(|(_, id)| *id);
+        Ok(Self { inner: Arc::new(Inner { tokenizer, plain: OnceLock::new(), special, reserved, largest }) })
+    }
+
+    /// Ids of the special tokens.
+    pub fn special(&self) -> &SpecialTokens {
+        &self.inner.special
+    }
+
+    /// The chat template that the tokenizer was made for: with role tokens Janus-Pro's, else Janus-1.3B's.
+    pub fn chat_style(&self) -> ChatStyle {
+        if self.inner.special.roles.is_some() { ChatStyle::Pro } else { ChatStyle::Plain }
+    }
+
+    /// Checks that every id has a row in the embedding table.
+    ///
+    /// # Errors
+    /// Names the token of the largest id if it has none.
+    pub fn check_vocabulary(&self, vocabulary: usize) -> Result<()> {
+        let (token, id) = &self.inner.largest;
+        if (*id as usize) < vocabulary {
+            return Ok(());
+        }
+        Err(ProcessingError::VocabularyTooSmall { token: token.clone(), id: *id, vocabulary })
+    }
+
+    /// Ids of a text in which the strings of special tokens stand for these tokens.
+    ///
+    /// For text that the program makes itself. With `add_bos`, BOS comes first, once, whatever the tokenizer file says
+    /// of adding it.
+    ///
+    /// # Errors
+    /// The tokenizer's own.
+    pub fn encode(&self, text: &str, add_bos: bool) -> Result<Vec<u32>> {
+        let ids = ids_of(&self.inner.tokenizer, text)?;
+        if add_bos && ids.first() != Some(&self.inner.special.bos) {
+            return Ok([&[self.inner.special.bos], ids.as_slice()].concat());
+        }
+        Ok(ids)
+    }
+
+    /// Ids of a text in which the strings of special tokens are just text, for what a user wrote.
+    ///
+    /// `part` says in errors which text it is. No BOS is added.
+    ///
+    /// # Errors
+    /// A reserved token that the tokenizer cannot but recognise (its file does not mark it as special).
+    pub fn encode_plain(&self, text: &str, part: &'static str) -> Result<Vec<u32>> {
+        let inner = &*self.inner;
+        if !inner.reserved.iter().any(|(token, _)| text.contains(token.as_str())) {
+            return ids_of(&inner.tokenizer, text);
+        }
+        let plain = inner.plain.get_or_init(|| {
+            let mut tokenizer = inner.tokenizer.clone();
+            tokenizer.set_encode_special_tokens(true);
+            tokenizer
+        });
+        let ids = ids_of(plain, text)?;
+        match inner.reserved.iter().find(|(_, id)| ids.contains(id)) {
+            Some((token, _)) => Err(ProcessingError::ReservedToken { part, token: token.clone() }),
+            None => Ok(ids),
+        }
+    }
+
+    /// Text of ids. Ids without a token (rows that only fill up the embedding table) give nothing.
+    ///
+    /// # Errors
+    /// The tokenizer's own.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        let text = self.inner.tokenizer.decode(ids, skip_special);
+        text.map_err(|e| ProcessingError::Tokenize { problem: e.to_string() })
+    }
+}
+
+impl SpecialTokens {
+    fn contains(&self, id: u32) -> bool {
+        let Self { bos, eos, pad, begin_of_image, end_of_image, image_placeholder, roles } = *self;
+        [bos, eos, pad, begin_of_image, end_of_image, image_placeholder].contains(&id)
+            || roles.is_some_and(|(user, assistant)| id == user || id == assistant)
+    }
+}
+
+fn ids_of(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
+    // Without the post-processor: files differ in whether theirs adds BOS.
+    match tokenizer.encode_fast(text, false) {
+        Ok(encoding) => Ok(encoding.get_ids().to_vec()),
+        Err(e) => Err(ProcessingError::Tokenize { problem: e.to_string() }),
+    }
+}
+
+/// A token's string, written plainly or as an object with its `content`.
+fn token_string(value: &Value) -> Option<&str> {
+    value.as_str().or_else(|| value.get("content")?.as_str())
+}
+
+pub(super) fn read_if_present(path: &Path) -> Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(source) => Err(ProcessingError::Read { path: PathBuf::from(path), source }),
+    }
+}
+
+pub(super) fn read_json(path: &Path) -> Result<Option<Value>> {
+    let Some(bytes) = read_if_present(path)? else { return Ok(None) };
+    let value = serde_json::from_slice(&bytes);
+    value.map(Some).map_err(|source| ProcessingError::Json { path: PathBuf::from(path), source })
+}
