@@ -1,9 +1,170 @@
-//! hub
+//! From what the user wrote as a base to a local folder: an existing folder is used where it stands, a hub id
+//! `owner/name` (optionally `owner/name@revision`) is downloaded into the Hugging Face cache.
+//!
+//! The cache has the layout Python's `huggingface_hub` uses (`blobs/`, `refs/`, `snapshots/<commit>/`, `.locks/`), so
+//! what Python downloaded is found here and the other way round. Transfers continue where a cut connection left them,
+//! also across runs, and nothing is sent at all when `HF_HUB_OFFLINE` is set.
 
-use crate::error::Diagnose;
+mod cache;
+mod download;
+mod error;
+mod id;
+mod options;
+mod progress;
+mod select;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
+mod transport;
 
-/// placeholder until the room is built
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum HubError {}
-impl Diagnose for HubError {}
+use std::path::{Path, PathBuf};
+
+pub use error::HubError;
+pub use id::RepoId;
+pub use options::{DEFAULT_ENDPOINT, HubOptions, Patience};
+pub use progress::{Progress, Silent};
+
+use cache::RepositoryCache;
+use download::download_blob;
+use select::{CONFIG_FILE, Weights, choose_files, shards_of_index};
+use transport::{Listing, Transport};
+
+/// Turns what the user wrote as a base into a folder, with the options of the environment
+/// ([`HubOptions::from_env`]). The environment is only read when the hub is needed.
+///
+/// # Errors
+/// As [`resolve_base_with`], and settings of the environment that cannot be used.
+pub fn resolve_base(spec: &str, progress: &dyn Progress) -> Result<PathBuf, HubError> {
+    match local_or_hub(spec)? {
+        Base::Folder(path) => Ok(path),
+        Base::Hub(id) => fetch_repository(&id, &HubOptions::from_env()?, progress),
+    }
+}
+
+/// Turns what the user wrote as a base into a folder: an existing folder is itself, `owner/name` is fetched.
+///
+/// # Errors
+/// `spec` is neither, or the download fails.
+pub fn resolve_base_with(spec: &str, options: &HubOptions, progress: &dyn Progress) -> Result<PathBuf, HubError> {
+    match local_or_hub(spec)? {
+        Base::Folder(path) => Ok(path),
+        Base::Hub(id) => fetch_repository(&id, options, progress),
+    }
+}
+
+enum Base {
+    Folder(PathBuf),
+    Hub(RepoId),
+}
+
+fn local_or_hub(spec: &str) -> Result<Base, HubError> {
+    let path = Path::new(spec);
+    if path.is_dir() {
+        return Ok(Base::Folder(path.to_path_buf()));
+    }
+    if path.exists() {
+        return Err(HubError::NotAFolder { path: path.to_path_buf() });
+    }
+    match RepoId::parse(spec) {
+        Ok(id) => Ok(Base::Hub(id)),
+        Err(_) if looks_like_a_path(spec) => Err(HubError::NoSuchFolder { path: path.to_path_buf() }),
+        Err(problem) => Err(HubError::NotABase { spec: spec.to_string(), problem }),
+    }
+}
+
+/// Whether `spec`, which does not exist and is no hub id, can only have been meant as a path.
+fn looks_like_a_path(spec: &str) -> bool {
+    let path = Path::new(spec);
+    path.is_absolute()
+        || spec.starts_with(['.', '/', '~'])
+        || spec.ends_with('/')
+        || spec.contains('\\')
+        || spec.matches('/').count() > 1
+}
+
+/// Makes the files of a base that repository `id` holds available locally and returns their folder, the snapshot
+/// `<cache>/models--owner--name/snapshots/<commit>`.
+///
+/// Asks the hub which commit the revision is, and downloads what of that commit is not in the cache. When the hub
+/// cannot be reached and the cache holds the revision whole, that is used and [`Progress::note`] told.
+///
+/// # Errors
+/// The hub refuses or cannot be reached, it sends something else than it announced, its listing is not that of a base
+/// or names files outside the folder, the cache cannot be written, or, offline, a file is not in the cache.
+pub fn fetch_repository(id: &RepoId, options: &HubOptions, progress: &dyn Progress) -> Result<PathBuf, HubError> {
+    let cache = RepositoryCache::new(id, &options.cache_dir);
+    if options.offline {
+        return cache.snapshot().map_err(|missing| HubError::Offline {
+            id: id.clone(),
+            file: missing,
+            cache_dir: options.cache_dir.clone(),
+        });
+    }
+    let transport = Transport::new(id, options)?;
+    // With a whole copy at hand there is something better to do than to wait for the network.
+    let attempts = match cache.snapshot() {
+        Ok(_) => options.patience.attempts.min(2),
+        Err(_) => options.patience.attempts,
+    };
+    let listing = match transport.listing(attempts) {
+        Ok(listing) => listing,
+        Err(error) if error.is_transient() => match cache.snapshot() {
+            Ok(folder) => {
+                progress.note(&format!("{error}; using `{id}` as the cache has it, `{}`", folder.display()));
+                return Ok(folder);
+            }
+            Err(_) => return Err(error),
+        },
+        Err(error) => return Err(error),
+    };
+    let folder = fetch_commit(&transport, &cache, &listing, progress)?;
+    // Last of all, so that an interrupted update leaves the revision at a commit that is there whole.
+    cache.write_ref(&listing.commit)?;
+    Ok(folder)
+}
+
+/// Completes the snapshot of a commit: every blob first, then the pointers to them.
+fn fetch_commit(
+    transport: &Transport<'_>,
+    cache: &RepositoryCache<'_>,
+    listing: &Listing,
+    progress: &dyn Progress,
+) -> Result<PathBuf, HubError> {
+    let choice = choose_files(transport.id(), &listing.files)?;
+    let mut blobs = Vec::new();
+    let mut fetch = |name: &str| -> Result<PathBuf, HubError> {
+        let pointer = cache.pointer(&listing.commit, name);
+        if pointer.exists() {
+            return Ok(pointer);
+        }
+        let metadata = transport.metadata(&listing.commit, name)?;
+        let blob = download_blob(transport, cache, &listing.commit, name, &metadata, progress)?;
+        blobs.push((name.to_string(), metadata.etag));
+        Ok(blob)
+    };
+    for name in &choice.side_files {
+        fetch(name)?;
+    }
+    match &choice.weights {
+        Weights::Single(name) => {
+            fetch(name)?;
+        }
+        Weights::Sharded { index } => {
+            let shards = shards_of_index(transport.id(), index, &fetch(index)?)?;
+            for shard in &shards {
+                if !listing.files.contains(shard) {
+                    return Err(HubError::MissingFile { id: transport.id().clone(), file: shard.clone() });
+                }
+            }
+            for shard in &shards {
+                fetch(shard)?;
+            }
+        }
+    }
+    // `config.json` last: a snapshot cut short here does not pass for a whole one.
+    blobs.sort_by_key(|(name, _)| name == CONFIG_FILE);
+    for (name, etag) in &blobs {
+        cache.link(&listing.commit, name, etag)?;
+    }
+    Ok(cache.snapshot_folder(&listing.commit))
+}

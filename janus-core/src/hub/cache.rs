@@ -1,0 +1,186 @@
+use std::fs::{File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+use hf_hub::{Cache, CacheRepo, Repo, RepoType};
+
+use super::select::missing_in_snapshot;
+use super::{HubError, Progress, RepoId};
+use crate::output::write_file;
+
+/// The part of the cache that belongs to one repository.
+pub(super) struct RepositoryCache<'a> {
+    id: &'a RepoId,
+    /// `<cache>/models--owner--name`.
+    root: PathBuf,
+    /// `<cache>/.locks/models--owner--name`, where Python's `huggingface_hub` locks, too.
+    locks: PathBuf,
+    repo: CacheRepo,
+}
+
+pub(super) fn write_error(path: &Path) -> impl Fn(io::Error) -> HubError + '_ {
+    move |source| HubError::Write { path: path.to_path_buf(), source }
+}
+
+fn read_error(path: &Path) -> impl Fn(io::Error) -> HubError + '_ {
+    move |source| HubError::Read { path: path.to_path_buf(), source }
+}
+
+/// Whether `text` is a commit hash, SHA-1 or SHA-256.
+pub(super) fn is_commit(text: &str) -> bool {
+    matches!(text.len(), 40 | 64) && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+impl<'a> RepositoryCache<'a> {
+    pub(super) fn new(id: &'a RepoId, cache_dir: &Path) -> Self {
+        let repo = Repo::with_revision(id.repository().to_string(), RepoType::Model, id.revision().to_string());
+        let root = cache_dir.join(repo.folder_name());
+        let locks = cache_dir.join(".locks").join(repo.folder_name());
+        Self { id, root, locks, repo: Cache::new(cache_dir.to_path_buf()).repo(repo) }
+    }
+
+    /// `snapshots/<commit>`.
+    pub(super) fn snapshot_folder(&self, commit: &str) -> PathBuf {
+        self.repo.pointer_path(commit)
+    }
+
+    /// `snapshots/<commit>/<name>`.
+    pub(super) fn pointer(&self, commit: &str, name: &str) -> PathBuf {
+        self.snapshot_folder(commit).join(name)
+    }
+
+    /// `blobs/<etag>`.
+    pub(super) fn blob(&self, etag: &str) -> PathBuf {
+        self.root.join("blobs").join(etag)
+    }
+
+    /// `blobs/<etag>.incomplete`.
+    pub(super) fn incomplete(&self, etag: &str) -> PathBuf {
+        self.root.join("blobs").join(format!("{etag}.incomplete"))
+    }
+
+    /// The snapshot folder of the revision if the cache holds it whole, else the name of what is missing.
+    pub(super) fn snapshot(&self) -> Result<PathBuf, String> {
+        let revision = self.id.revision();
+        let commit = if is_commit(revision) {
+            revision.to_string()
+        } else {
+            let reference = format!("refs/{revision}");
+            let text = fs::read_to_string(self.root.join(&reference)).map_err(|_| reference.clone())?;
+            Some(text.trim()).filter(|text| is_commit(text)).ok_or(reference)?.to_string()
+        };
+        let folder = self.snapshot_folder(&commit);
+        match missing_in_snapshot(self.id, &folder) {
+            None => Ok(folder),
+            Some(file) => Err(file),
+        }
+    }
+
+    /// Waits until no other process downloads the blob; the lock ends with the file's life.
+    pub(super) fn lock(&self, etag: &str, name: &str, progress: &dyn Progress) -> Result<File, HubError> {
+        fs::create_dir_all(&self.locks).map_err(write_error(&self.locks))?;
+        let path = self.locks.join(format!("{etag}.lock"));
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(write_error(&path))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                progress.note(&format!("another process downloads `{name}`; waiting for it"));
+                file.lock().map_err(write_error(&path))?;
+            }
+            Err(TryLockError::Error(source)) => return Err(write_error(&path)(source)),
+        }
+        Ok(file)
+    }
+
+    /// Points `snapshots/<commit>/<name>` to the blob: by a relative symbolic link where the file system has such,
+    /// else by a second name for or a copy of the blob. A pointer to something that is gone is replaced.
+    pub(super) fn link(&self, commit: &str, name: &str, etag: &str) -> Result<(), HubError> {
+        let pointer = self.pointer(commit, name);
+        if pointer.exists() {
+            return Ok(());
+        }
+        let below_snapshots = Path::new(commit).join(name);
+        let folder = self.plain_folders("snapshots", below_snapshots.parent())?;
+        let blob = self.blob(etag);
+        let to_root: PathBuf = std::iter::repeat_n("..", below_snapshots.components().count()).collect();
+        let target = to_root.join("blobs").join(etag);
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".pointer-");
+        let made = builder
+            .make_in(&folder, |path| symlink(&target, path))
+            .or_else(|_| builder.make_in(&folder, |path| std::fs::hard_link(&blob, path)))
+            .or_else(|_| builder.make_in(&folder, |path| std::fs::copy(&blob, path).map(|_| ())))
+            .map_err(write_error(&pointer))?;
+        made.persist(&pointer).map_err(|e| write_error(&pointer)(e.error))?;
+        sync_folder(&folder);
+        Ok(())
+    }
+
+    /// Records the commit the revision stands for; a revision that is itself a commit needs no record.
+    pub(super) fn write_ref(&self, commit: &str) -> Result<(), HubError> {
+        let revision = self.id.revision();
+        if revision == commit {
+            return Ok(());
+        }
+        let path = self
+            .plain_folders("refs", Path::new(revision).parent())?
+            .join(Path::new(revision).file_name().unwrap_or_default());
+        let current = match fs::read_to_string(&path) {
+            Ok(text) => Some(text),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => return Err(read_error(&path)(e)),
+        };
+        if current.as_deref() != Some(commit) {
+            write_file(&path, |writer| writer.write_all(commit.as_bytes()))?;
+        }
+        Ok(())
+    }
+
+    /// Makes `<root>/<first>/<rest>`, refusing to go through anything below `first` that is not a real folder: a
+    /// symbolic link there would take what is written out of the cache.
+    fn plain_folders(&self, first: &str, rest: Option<&Path>) -> Result<PathBuf, HubError> {
+        let mut folder = self.root.join(first);
+        fs::create_dir_all(&folder).map_err(write_error(&folder))?;
+        for part in rest.iter().flat_map(|rest| rest.components()) {
+            folder.push(part);
+            match fs::symlink_metadata(&folder) {
+                Ok(metadata) if metadata.is_dir() => {}
+                Ok(_) => return Err(HubError::Occupied { path: folder, expected: "folder" }),
+                Err(_) => match std::fs::create_dir(&folder) {
+                    Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(write_error(&folder)(e)),
+                    _ => {}
+                },
+            }
+        }
+        Ok(folder)
+    }
+}
+
+#[cfg(unix)]
+fn symlink(target: &Path, path: &Path) -> io::Result<()> {
+    std::os::unix::fs::symlink(target, path)
+}
+
+#[cfg(windows)]
+fn symlink(target: &Path, path: &Path) -> io::Result<()> {
+    std::os::windows::fs::symlink_file(target, path)
+}
+
+#[cfg(not(any(unix, windows)))]
+fn symlink(_target: &Path, _path: &Path) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Makes a rename durable. Folders cannot be opened for syncing on every system: there the rename alone must do.
+pub(super) fn sync_folder(path: &Path) {
+    if let Ok(folder) = fs::File::open(path) {
+        let _ = folder.sync_all();
+    }
+}

@@ -1,0 +1,353 @@
+use std::io;
+use std::path::PathBuf;
+
+use super::RepoId;
+use crate::error::{Diagnose, Fault};
+use crate::output::OutputError;
+
+/// A base that cannot be found, downloaded or cached.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HubError {
+    /// Something written as a path that does not exist.
+    #[error("no such folder: `{}`", path.display())]
+    NoSuchFolder {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A path that is something else than a folder.
+    #[error("`{}` is not a folder", path.display())]
+    NotAFolder {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Neither of the two things a base can be.
+    #[error("`{spec}` is neither an existing folder nor a hub id `owner/name`: {problem}")]
+    NotABase {
+        /// What was written.
+        spec: String,
+        /// The rule for hub ids it breaks.
+        problem: &'static str,
+    },
+    /// Not a hub id.
+    #[error("`{spec}` is not a hub id `owner/name` or `owner/name@revision`: {problem}")]
+    Id {
+        /// What was written.
+        spec: String,
+        /// The rule it breaks.
+        problem: &'static str,
+    },
+    /// An environment variable that cannot be used.
+    #[error("environment variable `{variable}` is `{value}`, expected {expected}")]
+    Setting {
+        /// Its name.
+        variable: &'static str,
+        /// Its value.
+        value: String,
+        /// What it may be.
+        expected: &'static str,
+    },
+    /// Neither a cache folder nor a home folder is known.
+    #[error("no folder for downloads: `HF_HUB_CACHE`, `HF_HOME` and `HOME` are all unset")]
+    NoCacheFolder,
+    /// The address of the hub cannot be used.
+    #[error("hub address `{endpoint}` cannot be used: {problem}")]
+    Endpoint {
+        /// The address.
+        endpoint: String,
+        /// Why.
+        problem: &'static str,
+    },
+    /// The access token cannot be sent.
+    #[error("the access token holds characters that cannot be sent in a header")]
+    Token,
+    /// Offline, and something is not in the cache.
+    #[error("`{id}` is not whole in the cache `{}`: `{file}` is missing, and HF_HUB_OFFLINE forbids a download", cache_dir.display())]
+    Offline {
+        /// The repository.
+        id: RepoId,
+        /// The first thing that is missing, relative to the snapshot or, for a ref, to the repository's folder.
+        file: String,
+        /// The cache.
+        cache_dir: PathBuf,
+    },
+    /// The hub does not let this user see the repository.
+    #[error("the hub refuses access to `{id}` (HTTP status {status}{})", if *gated { ", gated repository" } else { "" })]
+    Denied {
+        /// The repository.
+        id: RepoId,
+        /// 401 or 403.
+        status: u16,
+        /// Whether the hub says that access must be asked for.
+        gated: bool,
+        /// Whether a token was sent.
+        token_sent: bool,
+    },
+    /// The hub has no such repository, or does not tell that it has.
+    #[error("the hub at `{endpoint}` has no repository `{}`", id.repository())]
+    NoRepository {
+        /// The repository.
+        id: RepoId,
+        /// The hub.
+        endpoint: String,
+        /// Whether a token was sent.
+        token_sent: bool,
+    },
+    /// The repository has no such revision.
+    #[error("repository `{}` has no revision `{}`", id.repository(), id.revision())]
+    NoRevision {
+        /// The repository.
+        id: RepoId,
+    },
+    /// A file a base needs is not in the repository.
+    #[error("repository `{id}` has no file `{file}`")]
+    MissingFile {
+        /// The repository.
+        id: RepoId,
+        /// The file.
+        file: String,
+    },
+    /// The repository has no weights in a form that can be read.
+    #[error("repository `{id}` has no weights: none of {expected} is in it")]
+    NoWeights {
+        /// The repository.
+        id: RepoId,
+        /// The file names looked for.
+        expected: String,
+    },
+    /// The list of files cannot be used.
+    #[error("the hub's description of `{id}` cannot be used: {problem}")]
+    Listing {
+        /// The repository.
+        id: RepoId,
+        /// Why.
+        problem: String,
+    },
+    /// A file name that would lead out of the repository's folder.
+    #[error("repository `{id}` names a file {name:?}, which {problem}")]
+    UnsafeName {
+        /// The repository.
+        id: RepoId,
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// The index of sharded weights cannot be used.
+    #[error("shard index `{file}` of `{id}` cannot be used: {problem}")]
+    Index {
+        /// The repository.
+        id: RepoId,
+        /// The index file.
+        file: String,
+        /// Why.
+        problem: String,
+    },
+    /// A file's entity tag, which names its blob, is absent or unusable.
+    #[error("the hub sends no usable entity tag for `{file}` (got {got:?})")]
+    EntityTag {
+        /// The file.
+        file: String,
+        /// What it sends.
+        got: String,
+    },
+    /// A redirection that is not followed.
+    #[error("`{url}` redirects to {target:?}, which is not followed: {problem}")]
+    Redirect {
+        /// Where from.
+        url: String,
+        /// Where to.
+        target: String,
+        /// Why not.
+        problem: &'static str,
+    },
+    /// A request failed on its way.
+    #[error("`{url}` cannot be reached")]
+    Unreachable {
+        /// The address, without its query.
+        url: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A status that is no success.
+    #[error("`{url}` answers with HTTP status {status}")]
+    Status {
+        /// The address, without its query.
+        url: String,
+        /// The status.
+        status: u16,
+        /// Whether trying again may help.
+        transient: bool,
+        /// How long the server asks to wait.
+        retry_after_s: Option<u64>,
+    },
+    /// A part of a file other than the one asked for.
+    #[error("`{url}` sends the bytes {got:?}, asked for were those from {asked_bytes} on")]
+    Range {
+        /// The address, without its query.
+        url: String,
+        /// First byte asked for.
+        asked_bytes: u64,
+        /// The `Content-Range` received.
+        got: String,
+    },
+    /// A transfer that was cut again and again.
+    #[error(
+        "download of `{file}` was cut off in {attempts} requests; {have_bytes} of {} bytes are there",
+        total_bytes.map_or("an unknown number of".to_string(), |total| total.to_string())
+    )]
+    Interrupted {
+        /// The file.
+        file: String,
+        /// Requests made.
+        attempts: u32,
+        /// Bytes on the disk.
+        have_bytes: u64,
+        /// Bytes of the whole file.
+        total_bytes: Option<u64>,
+        /// The last failure.
+        source: Box<HubError>,
+    },
+    /// A file of another size than announced.
+    #[error("`{file}` has {got_bytes} bytes, the hub announced {expected_bytes}")]
+    Size {
+        /// The file.
+        file: String,
+        /// Announced.
+        expected_bytes: u64,
+        /// Sent, at least.
+        got_bytes: u64,
+    },
+    /// A transfer of which the end cannot be told from a cut.
+    #[error("the hub does not tell the size of `{file}`")]
+    UnknownSize {
+        /// The file.
+        file: String,
+    },
+    /// A file with another content than announced.
+    #[error("`{file}` has SHA-256 {got}, the hub announced {expected}")]
+    Digest {
+        /// The file.
+        file: String,
+        /// Announced, in hexadecimal digits.
+        expected: String,
+        /// Computed, in hexadecimal digits.
+        got: String,
+    },
+    /// Something in the cache stands where a file or folder of ours belongs.
+    #[error("`{}` in the cache is not a plain {expected}", path.display())]
+    Occupied {
+        /// Where.
+        path: PathBuf,
+        /// `file` or `folder`.
+        expected: &'static str,
+    },
+    /// A file cannot be read.
+    #[error("cannot read `{}`", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The cache cannot be written.
+    #[error("cannot write `{}`", path.display())]
+    Write {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The cache cannot be written.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+}
+
+impl HubError {
+    /// Whether the same request may succeed a little later.
+    pub(super) fn is_transient(&self) -> bool {
+        matches!(
+            self,
+            HubError::Unreachable { .. }
+                | HubError::Status { transient: true, .. }
+                | HubError::Range { .. }
+                | HubError::Interrupted { .. }
+        )
+    }
+}
+
+const RESUME_HINT: &str = "run the same command again: what is already there is kept and the download continues";
+const OFFLINE_HINT: &str = "without a network, give a local folder as base";
+
+impl Diagnose for HubError {
+    fn fault(&self) -> Fault {
+        match self {
+            HubError::Unreachable { .. }
+            | HubError::Status { .. }
+            | HubError::Range { .. }
+            | HubError::Interrupted { .. }
+            | HubError::Size { .. }
+            | HubError::UnknownSize { .. }
+            | HubError::Digest { .. }
+            | HubError::EntityTag { .. }
+            | HubError::Redirect { .. }
+            | HubError::Occupied { .. }
+            | HubError::Read { .. }
+            | HubError::Write { .. } => Fault::Internal,
+            HubError::Output(error) => error.fault(),
+            _ => Fault::Input,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            HubError::NoSuchFolder { path } if path.starts_with("~") => {
+                vec!["`~` is not expanded here: write the whole path".into()]
+            }
+            HubError::NoSuchFolder { .. } | HubError::NotABase { .. } | HubError::Id { .. } => vec![
+                "a base is an existing folder with a `config.json`, or a hub id such as `deepseek-ai/Janus-Pro-1B`"
+                    .into(),
+            ],
+            HubError::NotAFolder { .. } => {
+                vec!["give the folder that holds `config.json` and the weights, not a file in it".into()]
+            }
+            HubError::NoCacheFolder => vec!["set HF_HOME to a folder with room for the weights".into()],
+            HubError::Setting { variable, .. } => vec![format!("correct `{variable}` or unset it")],
+            HubError::Endpoint { .. } => {
+                vec!["HF_ENDPOINT is an address such as `https://huggingface.co`; unset it to use that one".into()]
+            }
+            HubError::Token => vec!["copy the token anew into HF_TOKEN or the token file".into()],
+            HubError::Offline { .. } => {
+                vec!["unset HF_HUB_OFFLINE to download, or set HF_HOME or HF_HUB_CACHE to the cache that has it".into()]
+            }
+            HubError::Denied { token_sent: false, .. } => vec![
+                "accept the conditions on the repository's page if it has any, and set HF_TOKEN to an access token"
+                    .into(),
+            ],
+            HubError::Denied { id, .. } => vec![format!(
+                "a token was sent; check that it is valid and that its owner was granted access to `{}`",
+                id.repository()
+            )],
+            HubError::NoRepository { id, token_sent, .. } => {
+                let mut hints = vec![format!("a local folder `{}` does not exist either", id.repository())];
+                if !token_sent {
+                    hints.push("a private repository needs an access token in HF_TOKEN".into());
+                }
+                hints
+            }
+            HubError::NoRevision { .. } => vec!["a revision is a branch, a tag or a whole commit hash".into()],
+            HubError::NoWeights { .. } | HubError::MissingFile { .. } => {
+                vec!["the repository must hold a Janus checkpoint: `config.json`, tokenizer and weights".into()]
+            }
+            HubError::Unreachable { .. } | HubError::Status { transient: true, .. } => vec![OFFLINE_HINT.into()],
+            HubError::Interrupted { .. } => vec![RESUME_HINT.into()],
+            HubError::Digest { .. } => vec!["the damaged file was removed; run the same command again".into()],
+            HubError::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                vec!["make room, or set HF_HOME to a folder on a larger disk".into(), RESUME_HINT.into()]
+            }
+            HubError::Occupied { .. } => vec!["remove it and run the same command again".into()],
+            HubError::Output(error) => error.hints(),
+            _ => Vec::new(),
+        }
+    }
+}

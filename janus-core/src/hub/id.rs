@@ -1,0 +1,96 @@
+use std::fmt;
+use std::str::FromStr;
+
+use super::HubError;
+
+/// The revision that stands where none is written.
+const DEFAULT_REVISION: &str = "main";
+
+/// Longest `owner/name` the hub allows, in bytes.
+const LONGEST_ID_BYTES: usize = 96;
+
+/// A model repository on a hub at a revision, written `owner/name` or `owner/name@revision`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RepoId {
+    repository: String,
+    revision: String,
+}
+
+impl RepoId {
+    /// `owner/name`.
+    pub fn repository(&self) -> &str {
+        &self.repository
+    }
+
+    /// Branch, tag, `refs/pr/N` or commit hash; `main` where none was written.
+    pub fn revision(&self) -> &str {
+        &self.revision
+    }
+
+    /// Reads an id, or tells the rule that `spec` breaks.
+    pub(super) fn parse(spec: &str) -> Result<Self, &'static str> {
+        let (repository, revision) = spec.split_once('@').unwrap_or((spec, DEFAULT_REVISION));
+        let (owner, name) = repository.split_once('/').ok_or("there is no `/` in it")?;
+        if repository.len() > LONGEST_ID_BYTES {
+            return Err("it is longer than 96 bytes");
+        }
+        check_part(owner)?;
+        check_part(name)?;
+        if name.ends_with(".git") {
+            return Err("the name ends in `.git`");
+        }
+        check_revision(revision)?;
+        Ok(Self { repository: repository.to_string(), revision: revision.to_string() })
+    }
+}
+
+impl FromStr for RepoId {
+    type Err = HubError;
+
+    fn from_str(spec: &str) -> Result<Self, HubError> {
+        Self::parse(spec).map_err(|problem| HubError::Id { spec: spec.to_string(), problem })
+    }
+}
+
+/// The hub's rule for owners and names (`validate_repo_id` of Python's `huggingface_hub`).
+fn check_part(part: &str) -> Result<(), &'static str> {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if part.is_empty() {
+        return Err("owner or name is empty");
+    }
+    if !part.chars().all(|c| is_word(c) || c == '-' || c == '.') {
+        return Err("owner and name hold letters, digits, `-`, `_` and `.` only");
+    }
+    if !part.starts_with(is_word) || !part.ends_with(is_word) {
+        return Err("owner and name begin and end with a letter, a digit or `_`");
+    }
+    if part.contains("--") || part.contains("..") {
+        return Err("owner and name hold neither `--` nor `..`");
+    }
+    Ok(())
+}
+
+/// A revision names a file below `refs/` of the cache, so it must not lead out of there.
+fn check_revision(revision: &str) -> Result<(), &'static str> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | '+' | '=' | '#' | ',');
+    if revision.is_empty() {
+        return Err("the revision after `@` is empty");
+    }
+    if !revision.chars().all(plain) {
+        return Err("the revision after `@` holds a character that no branch, tag or commit has");
+    }
+    if revision.split('/').any(|part| part.is_empty() || part.starts_with('.')) {
+        return Err("a part of the revision after `@` is empty or begins with `.`");
+    }
+    Ok(())
+}
+
+impl fmt::Display for RepoId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.repository)?;
+        if self.revision != DEFAULT_REVISION {
+            write!(f, "@{}", self.revision)?;
+        }
+        Ok(())
+    }
+}

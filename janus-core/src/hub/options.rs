@@ -1,0 +1,142 @@
+use std::ffi::OsString;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use fs_err as fs;
+
+use super::HubError;
+
+/// The hub that is asked where `HF_ENDPOINT` names no other.
+pub const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
+
+/// Where and how repositories are fetched.
+#[derive(Clone)]
+pub struct HubOptions {
+    /// Address of the hub, with or without a path, `http` or `https`.
+    pub endpoint: String,
+    /// Folder that holds `models--owner--name` folders.
+    pub cache_dir: PathBuf,
+    /// Send nothing; use what is cached.
+    pub offline: bool,
+    /// Access token, sent to the host of `endpoint` only.
+    pub token: Option<String>,
+    /// How much failure of the network is borne.
+    pub patience: Patience,
+}
+
+/// How much failure of the network is borne before giving up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Patience {
+    /// Requests made for one thing before giving up; a transfer that brings much counts anew.
+    pub attempts: u32,
+    /// Pause after the first failure; doubled after each further one, up to half a minute.
+    pub first_wait: Duration,
+    /// Longest silence of a server while connecting or sending.
+    pub silence: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { attempts: 6, first_wait: Duration::from_secs(1), silence: Duration::from_secs(30) }
+    }
+}
+
+impl HubOptions {
+    /// The public hub without a token, cached in `cache_dir`.
+    pub fn new(cache_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            endpoint: DEFAULT_ENDPOINT.to_string(),
+            cache_dir: cache_dir.into(),
+            offline: false,
+            token: None,
+            patience: Patience::default(),
+        }
+    }
+
+    /// What the environment says, with the variables and defaults of Python's `huggingface_hub`: `HF_ENDPOINT`,
+    /// `HF_HOME` (`$XDG_CACHE_HOME/huggingface`, `~/.cache/huggingface`), `HF_HUB_CACHE` (`$HF_HOME/hub`),
+    /// `HF_HUB_OFFLINE`, and `HF_TOKEN` or the file `HF_TOKEN_PATH` (`$HF_HOME/token`).
+    ///
+    /// # Errors
+    /// A variable that cannot be used, or no home folder to put the cache in.
+    pub fn from_env() -> Result<Self, HubError> {
+        Self::from_lookup(|name| std::env::var_os(name))
+    }
+
+    /// As [`HubOptions::from_env`], with `lookup` for the environment. An empty variable counts as absent.
+    ///
+    /// # Errors
+    /// As [`HubOptions::from_env`].
+    pub fn from_lookup(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Self, HubError> {
+        let lookup = |name: &str| lookup(name).filter(|value| !value.is_empty());
+        let text = |name: &'static str| match lookup(name).map(OsString::into_string) {
+            None => Ok(None),
+            Some(Ok(value)) => Ok(Some(value.trim().to_string()).filter(|value| !value.is_empty())),
+            Some(Err(value)) => Err(HubError::Setting {
+                variable: name,
+                value: value.to_string_lossy().into_owned(),
+                expected: "UTF-8 text",
+            }),
+        };
+        let user_home = || lookup("HOME").or_else(|| lookup("USERPROFILE")).map(PathBuf::from);
+        let folder = |name: &str| lookup(name).map(|value| expand_home(PathBuf::from(value), user_home()));
+
+        let hub_home = folder("HF_HOME")
+            .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("huggingface")))
+            .or_else(|| user_home().map(|home| home.join(".cache").join("huggingface")));
+        let below_home = |name: &str| hub_home.as_ref().map(|home| home.join(name));
+        let cache_dir = folder("HF_HUB_CACHE").or_else(|| below_home("hub")).ok_or(HubError::NoCacheFolder)?;
+
+        let endpoint = text("HF_ENDPOINT")?.unwrap_or_else(|| DEFAULT_ENDPOINT.to_string());
+        let offline = match text("HF_HUB_OFFLINE")? {
+            Some(value) => parse_switch("HF_HUB_OFFLINE", value)?,
+            None => false,
+        };
+        let token = match text("HF_TOKEN")? {
+            Some(token) => Some(token),
+            None => match folder("HF_TOKEN_PATH").or_else(|| below_home("token")) {
+                Some(path) => read_token(&path)?,
+                None => None,
+            },
+        };
+        Ok(Self { endpoint, offline, token, ..Self::new(cache_dir) })
+    }
+}
+
+/// Hides the token.
+impl fmt::Debug for HubOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HubOptions")
+            .field("endpoint", &self.endpoint)
+            .field("cache_dir", &self.cache_dir)
+            .field("offline", &self.offline)
+            .field("token", &self.token.as_ref().map(|_| "(hidden)"))
+            .field("patience", &self.patience)
+            .finish()
+    }
+}
+
+fn expand_home(path: PathBuf, home: Option<PathBuf>) -> PathBuf {
+    match (path.strip_prefix("~"), home) {
+        (Ok(rest), Some(home)) => home.join(rest),
+        _ => path,
+    }
+}
+
+fn parse_switch(variable: &'static str, value: String) -> Result<bool, HubError> {
+    match value.to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Ok(true),
+        "0" | "false" | "no" | "off" => Ok(false),
+        _ => Err(HubError::Setting { variable, value, expected: "1, true, yes, on, 0, false, no or off" }),
+    }
+}
+
+fn read_token(path: &Path) -> Result<Option<String>, HubError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text.trim().to_string()).filter(|token| !token.is_empty())),
+        Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(HubError::Read { path: path.to_path_buf(), source }),
+    }
+}
