@@ -1,8 +1,8 @@
 //! Decoders of other people's files, kept from ending the program.
 //!
-//! The `parquet` and `image` crates report most damage as errors, but index or assert their way into a panic on some
-//! (negative column offsets, dictionary keys beyond the dictionary, repetition levels that do not add up). A damaged file
-//! is the user's to know of in one line, so such a panic is turned into an error, and its message kept off stderr.
+//! The `parquet` and `image` crates report damage as errors, but their decoders index and assert in many places that
+//! hostile bytes can steer (`ColumnChunkMetaData::byte_range`, for one, asserts that offsets are not negative). A damaged
+//! file is the user's to know of in one line, so such a panic is turned into an error, and its message kept off stderr.
 
 use std::any::Any;
 use std::cell::Cell;

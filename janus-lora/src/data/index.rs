@@ -35,11 +35,14 @@ pub struct Table {
     requests: Vec<ColumnRequest>,
 }
 
+/// Width and height in pixels, from an encoded image's header alone.
+pub type DimensionsFn = fn(&[u8]) -> Result<(u32, u32), String>;
+
 /// How images are looked at; given from outside, because this room does not decode.
 #[derive(Debug, Clone, Copy)]
 pub struct ImageChecks {
     /// Width and height in pixels, from the header alone.
-    pub dimensions: fn(&[u8]) -> Result<(u32, u32), String>,
+    pub dimensions: DimensionsFn,
     /// Decodes everything and throws it away.
     pub decode: fn(&[u8]) -> Result<(), String>,
 }
@@ -131,6 +134,7 @@ impl Table {
                 let claimed = usize::try_from(file.claimed_rows(row_group)).unwrap_or(usize::MAX);
                 let mut block = Block::new(file_number, row_group, 0);
                 let mut read = 0;
+                file.check_pages(row_group)?;
                 let mut batches = file.batches(row_group, 0..claimed)?;
                 while let Some(batch) = batches.next(&self.requests)? {
                     let verdicts: Vec<Result<u64, RowFault>> = (0..batch.rows)

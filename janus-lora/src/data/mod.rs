@@ -18,6 +18,7 @@
 pub mod error;
 mod guard;
 pub mod index;
+mod pages;
 mod random;
 mod reader;
 pub mod rejected;

@@ -17,9 +17,11 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
+use parquet::file::metadata::ColumnChunkMetaData;
 
 use super::error::DataError;
 use super::guard;
+use super::pages;
 use super::rejected::RowFault;
 use super::row::{EncodedImage, Message, Row, RowId};
 use super::schema::{ColumnKind, ColumnRequest, bind, type_name};
@@ -54,13 +56,11 @@ impl DataFile {
                 return Err(unreadable(format!("row group {number} claims {} rows", row_group.num_rows())));
             }
             for column in row_group.columns() {
-                let start = column.dictionary_page_offset().unwrap_or_else(|| column.data_page_offset());
-                let bytes = (u64::try_from(start).ok()).zip(u64::try_from(column.compressed_size()).ok());
-                if !bytes.is_some_and(|(start, size)| start.checked_add(size).is_some_and(|end| end <= length)) {
+                let range = chunk_range(column);
+                if range.and_then(|(start, size)| start.checked_add(size)).is_none_or(|end| end > length) {
                     return Err(unreadable(format!(
-                        "column `{}` of row group {number} claims {} bytes at {start} of a file of {length}",
-                        column.column_path(),
-                        column.compressed_size()
+                        "column `{}` of row group {number} lies outside the file's {length} bytes",
+                        column.column_path()
                     )));
                 }
             }
@@ -93,10 +93,7 @@ impl DataFile {
     /// Starts to read rows `rows` of a row group.
     pub(crate) fn batches(&self, row_group: usize, rows: Range<usize>) -> Result<Batches<'_>, DataError> {
         let file = open_regular(&self.path)?;
-        let mut roots: Vec<usize> = self.columns.iter().copied().flatten().collect();
-        roots.sort_unstable();
-        roots.dedup();
-        let mask = ProjectionMask::roots(self.metadata.parquet_schema(), roots.iter().copied());
+        let (roots, mask) = self.projection();
         let batch_rows = self.batch_rows(row_group, &mask);
         let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone())
             .with_row_groups(vec![row_group])
@@ -108,6 +105,27 @@ impl DataFile {
             .and_then(|built| built.map_err(|e| e.to_string()))
             .map_err(|reason| self.damaged(row_group, reason))?;
         Ok(Batches { file: self, row_group, roots, next_row: rows.start, reader: Some(reader) })
+    }
+
+    /// Checks that the requested columns' pages are of plausible sizes, before anything makes room for them.
+    pub(crate) fn check_pages(&self, row_group: usize) -> Result<(), DataError> {
+        let file = open_regular(&self.path)?;
+        let (_, mask) = self.projection();
+        let columns = self.metadata.metadata().row_group(row_group).columns().iter().enumerate();
+        for (_, column) in columns.filter(|(leaf, _)| mask.leaf_included(*leaf)) {
+            let (start, size) = chunk_range(column).unwrap_or_default();
+            pages::check(&file, start, size).map_err(|reason| self.damaged(row_group, reason))?;
+        }
+        Ok(())
+    }
+
+    /// The requested columns' places in the schema, ascending, and the mask that reads only them.
+    fn projection(&self) -> (Vec<usize>, ProjectionMask) {
+        let mut roots: Vec<usize> = self.columns.iter().copied().flatten().collect();
+        roots.sort_unstable();
+        roots.dedup();
+        let mask = ProjectionMask::roots(self.metadata.parquet_schema(), roots.iter().copied());
+        (roots, mask)
     }
 
     fn batch_rows(&self, row_group: usize, mask: &ProjectionMask) -> usize {
@@ -122,6 +140,12 @@ impl DataFile {
     pub(crate) fn damaged(&self, row_group: usize, reason: String) -> DataError {
         DataError::Damaged { path: self.path.to_path_buf(), row_group, reason }
     }
+}
+
+/// First byte and length of a column's pages; `None` where the file claims something negative.
+fn chunk_range(column: &ColumnChunkMetaData) -> Option<(u64, u64)> {
+    let start = column.dictionary_page_offset().unwrap_or_else(|| column.data_page_offset());
+    u64::try_from(start).ok().zip(u64::try_from(column.compressed_size()).ok())
 }
 
 /// Opens a regular file; a device or pipe under a data file's name would hang the reader.

@@ -389,3 +389,25 @@ fn a_folder_under_another_name_reads_its_own_image_files() {
     );
     assert!(index.rejected()[0].id.file.ends_with(Path::new("deep/t.parquet")));
 }
+
+#[test]
+fn a_page_that_claims_gigabytes_is_refused_before_room_is_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = write_table(&folder.path().join("t.parquet"), vec![("answer", numbered("a", 300))], 100);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let metadata =
+        parquet::file::metadata::ParquetMetaDataReader::new().parse_and_finish(&std::fs::File::open(&path).unwrap());
+    let (start, length) = metadata.unwrap().row_group(2).column(0).byte_range();
+    // A data page that unpacks from 30 bytes to 2 GiB: type, sizes, then a header of 100 plain values.
+    let header =
+        [0x15, 0, 0x15, 0xFE, 0xFF, 0xFF, 0xFF, 0x0F, 0x15, 60, 0x2C, 0x15, 0xC8, 1, 0x15, 0, 0x15, 6, 0x15, 6, 0, 0];
+    assert!(length as usize > header.len() + 30);
+    bytes[start as usize..][..header.len()].copy_from_slice(&header);
+    std::fs::write(&path, &bytes).unwrap();
+    let table = Table::open(&[path], &requests(&["answer"])).unwrap();
+    let error = table.scan(&options(&accept_all, None), &mut |_| {}).unwrap_err();
+    assert!(
+        matches!(&error, DataError::Damaged { row_group: 2, reason, .. } if reason.contains("to 2147483647")),
+        "{error}"
+    );
+}

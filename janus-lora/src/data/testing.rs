@@ -77,8 +77,11 @@ pub(crate) fn numbered(prefix: &str, n: usize) -> ArrayRef {
     Arc::new(StringArray::from_iter_values((0..n).map(|i| format!("{prefix}-{i}"))))
 }
 
-/// `struct<bytes, path>`; a row that is `None` is a null struct.
-pub(crate) fn image_structs(rows: &[Option<(Option<&[u8]>, Option<&str>)>]) -> ArrayRef {
+/// Bytes and path of an image; `None` is a null struct.
+pub(crate) type ImageValue<'a> = Option<(Option<&'a [u8]>, Option<&'a str>)>;
+
+/// `struct<bytes, path>`.
+pub(crate) fn image_structs(rows: &[ImageValue<'_>]) -> ArrayRef {
     let bytes: BinaryArray = rows.iter().map(|row| row.and_then(|(bytes, _)| bytes)).collect();
     let path: StringArray = rows.iter().map(|row| row.and_then(|(_, path)| path)).collect();
     let fields =

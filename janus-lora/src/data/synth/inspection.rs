@@ -37,7 +37,7 @@ const SHAPES: [&str; 5] = ["circle", "square", "triangle", "ring", "cross"];
 const LABELS: [&str; 4] = ["scratch", "pit", "stain", "clean"];
 
 /// Numbers of streams: rows of the two splits never share one.
-const TRAIN_STREAM: u64 = 0x7472_6169_6E;
+const TRAIN_STREAM: u64 = 0x0074_7261_696E;
 const EVAL_STREAM: u64 = 0x6576_616C;
 
 /// Draws a row.
