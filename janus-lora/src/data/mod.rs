@@ -1,9 +1,45 @@
-//! data
+//! Rows from Parquet.
+//!
+//! This room knows tables and rows, neither tasks nor models: a task says which columns it wants by role and kind
+//! ([`ColumnRequest`]) and what else a row must satisfy; this room finds the files, checks their schemas, reads, sorts
+//! good rows from bad ones, and hands them out in an order that depends on the seed and the epoch alone.
+//!
+//! The way of a row:
+//! 1. [`source`]: a path, glob, folder or `synth:` spec becomes an ordered list of files.
+//! 2. [`schema`]: requested columns are found and their types checked in every file.
+//! 3. `reader`: one row group's requested columns, batch by batch, become [`Row`]s; damaged files are errors, never panics.
+//! 4. [`index`]: one pass over the table marks the good rows in small [`index::Block`]s and lists the bad ones.
+//! 5. [`shuffle`] and [`stream`]: blocks are permuted by seed and epoch, rows shuffled within a bounded window of blocks,
+//!    so memory does not grow with the file, and any position can be returned to.
+//! 6. [`rejected`] and [`report`]: what was left out, for `rejected.jsonl` and `janus data check`.
+//!
+//! [`synth`] draws small data sets on the spot.
 
-use janus_core::Diagnose;
+pub mod error;
+mod guard;
+pub mod index;
+mod pages;
+mod random;
+mod reader;
+pub mod rejected;
+pub mod report;
+pub mod row;
+pub mod schema;
+pub mod shuffle;
+pub mod source;
+pub mod stream;
+pub mod synth;
+#[cfg(test)]
+mod table_tests;
+#[cfg(test)]
+mod testing;
 
-/// placeholder until the room is built
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum DataError {}
-impl Diagnose for DataError {}
+pub use error::DataError;
+pub use index::{ImageChecks, Index, ScanOptions, ScanProgress, Table};
+pub use rejected::{BadRowLimit, RejectedRow, RowFault};
+pub use report::CheckReport;
+pub use row::{EncodedImage, Message, Row, RowId};
+pub use schema::{ColumnKind, ColumnRequest};
+pub use shuffle::EpochOrder;
+pub use source::Split;
+pub use stream::{Position, RowStream};

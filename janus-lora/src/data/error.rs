@@ -1,0 +1,237 @@
+//! What can be wrong with a table of rows.
+
+use std::fmt::{self, Write as _};
+use std::io;
+use std::path::PathBuf;
+
+use janus_core::output::OutputError;
+use janus_core::{Diagnose, Fault};
+
+use super::rejected::{BadRowLimit, RejectedRow};
+use super::row::RowId;
+use super::schema::{ColumnFault, nearest};
+
+/// Rejected rows that an error carries along, for the user to look at.
+pub const FIRST_REJECTED: usize = 8;
+
+/// A table of rows that cannot be found, read or used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// Nothing lies where the source points.
+    #[error("no file or folder `{}`", path.display())]
+    NotFound {
+        /// The path, made absolute or relative to the recipe's folder.
+        path: PathBuf,
+    },
+    /// A glob that matches no file.
+    #[error("no file matches `{pattern}`")]
+    NoMatch {
+        /// The pattern, with its base folder.
+        pattern: String,
+    },
+    /// A folder without Parquet files.
+    #[error("no `.parquet` file in folder `{}`", path.display())]
+    EmptyFolder {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A folder with named splits, but not the one asked for.
+    #[error("folder `{}` has no {split} split, only {}", path.display(), found.join(", "))]
+    NoSplit {
+        /// The folder.
+        path: PathBuf,
+        /// What was asked for.
+        split: &'static str,
+        /// Splits that are there.
+        found: Vec<&'static str>,
+    },
+    /// A source that is not a path and not understood.
+    #[error("data source `{spec}` cannot be used: {reason}")]
+    Source {
+        /// The source as the user wrote it.
+        spec: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The system refused to read.
+    #[error("cannot read `{}`", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file that is not Parquet, or cut short, or damaged where it describes itself.
+    #[error("`{}` is not a readable Parquet file: {reason}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the reader found.
+        reason: String,
+    },
+    /// A row group that cannot be decoded.
+    #[error("row group {row_group} of `{}` is damaged: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Its row group, from 0.
+        row_group: usize,
+        /// What the reader found.
+        reason: String,
+    },
+    /// Columns that are missing or of another type than asked for.
+    #[error("`{}`: {}", path.display(), join_faults(faults))]
+    Columns {
+        /// The file.
+        path: PathBuf,
+        /// All of them.
+        faults: Vec<ColumnFault>,
+    },
+    /// An optional column that only some of the files have.
+    #[error("column `{column}` is in `{}` but not in `{}`", with.display(), without.display())]
+    FilesDiffer {
+        /// The column.
+        column: String,
+        /// A file that has it.
+        with: PathBuf,
+        /// A file that has it not.
+        without: PathBuf,
+    },
+    /// More rows are bad than the recipe allows.
+    #[error("{bad} of {rows} rows cannot be used, more than `max_bad_rows` = {limit} allows{}", join_rows(first))]
+    TooManyBadRows {
+        /// Rows that cannot be used.
+        bad: usize,
+        /// Rows read.
+        rows: usize,
+        /// What is allowed.
+        limit: BadRowLimit,
+        /// The first of them, at most [`FIRST_REJECTED`].
+        first: Vec<RejectedRow>,
+    },
+    /// Not one row can be used.
+    #[error("none of the {rows} rows can be used{}", join_rows(first))]
+    NoAcceptedRows {
+        /// Rows read.
+        rows: usize,
+        /// The first of them, at most [`FIRST_REJECTED`].
+        first: Vec<RejectedRow>,
+    },
+    /// A row that was good when the table was scanned and is not any more.
+    #[error("{id} cannot be used any more: {reason}")]
+    RowChanged {
+        /// The row.
+        id: RowId,
+        /// What is wrong with it now.
+        reason: String,
+    },
+    /// A place to go on from that the table does not have.
+    #[error("row {index} of an epoch does not exist, an epoch has {rows} rows")]
+    NoPosition {
+        /// Index in the epoch, from 0.
+        index: usize,
+        /// Rows of an epoch.
+        rows: usize,
+    },
+    /// A file or folder that cannot be written.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+}
+
+fn join_faults(faults: &[ColumnFault]) -> String {
+    faults.iter().map(ColumnFault::to_string).collect::<Vec<_>>().join("; ")
+}
+
+fn join_rows(rows: &[RejectedRow]) -> String {
+    rows.iter().fold(String::new(), |mut text, row| {
+        let _ = write!(text, "\n  {row}");
+        text
+    })
+}
+
+impl Diagnose for DataError {
+    fn fault(&self) -> Fault {
+        match self {
+            DataError::Output(e) => e.fault(),
+            DataError::Io { source, .. } => match source.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::IsADirectory => Fault::Input,
+                _ => Fault::Internal,
+            },
+            _ => Fault::Input,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            DataError::NotFound { .. } | DataError::NoMatch { .. } => vec![
+                "paths in a recipe are relative to the recipe's folder, on the command line to the current folder"
+                    .into(),
+            ],
+            DataError::EmptyFolder { .. } => {
+                vec!["give a `.parquet` file, a glob, or a folder that holds such files".into()]
+            }
+            DataError::NoSplit { .. } => vec!["name the files with a glob, such as `folder/test-*.parquet`".into()],
+            DataError::Source { .. } | DataError::NoPosition { .. } | DataError::Io { .. } => Vec::new(),
+            DataError::Unreadable { .. } => {
+                vec!["is the file whole? a download that was cut short or a git-lfs pointer looks like this".into()]
+            }
+            DataError::Damaged { .. } => vec!["copy or download the file again".into()],
+            DataError::Columns { faults, .. } => column_hints(faults),
+            DataError::FilesDiffer { .. } => vec!["files of one table need the same columns".into()],
+            DataError::TooManyBadRows { .. } => vec![
+                "`janus data check` lists every row that cannot be used, with its reason".into(),
+                "`data_limits.max_bad_rows` allows more: a share such as 0.05, or a count".into(),
+            ],
+            DataError::NoAcceptedRows { rows: 0, .. } => vec!["the files hold no rows at all".into()],
+            DataError::NoAcceptedRows { .. } => vec!["does `columns` in the recipe name the right columns?".into()],
+            DataError::RowChanged { .. } => {
+                vec![
+                    "was a file changed during the run? tables beyond 10000 rows are not decoded before the first step"
+                        .into(),
+                ]
+            }
+            DataError::Output(e) => e.hints(),
+        }
+    }
+}
+
+fn column_hints(faults: &[ColumnFault]) -> Vec<String> {
+    let mut hints = Vec::new();
+    for fault in faults {
+        let ColumnFault::Missing { role, column, columns } = fault else { continue };
+        match nearest(column, columns) {
+            Some(name) => {
+                hints.push(format!("did you mean `{name}`? say `columns = {{ {role} = \"{name}\" }}` in the recipe"))
+            }
+            None if hints.is_empty() => {
+                hints.push(format!("say which column is meant with `columns = {{ {role} = \"...\" }}` in the recipe"));
+            }
+            None => {}
+        }
+    }
+    if hints.is_empty() {
+        hints.push("`columns` in the recipe says which columns are read".into());
+    }
+    hints
+}
+
+impl fmt::Display for ColumnFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ColumnFault::Missing { role, column, columns } => {
+                write!(f, "no column `{column}` (for {role}), there are ")?;
+                if columns.is_empty() {
+                    return f.write_str("none");
+                }
+                for (i, name) in columns.iter().enumerate() {
+                    write!(f, "{}`{name}`", if i == 0 { "" } else { ", " })?;
+                }
+                Ok(())
+            }
+            ColumnFault::Type { role, column, expected, got } => {
+                write!(f, "column `{column}` (for {role}) has type `{got}`, expected {expected}")
+            }
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! A table of files, and one pass over it that tells good rows from bad ones.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::error::{DataError, FIRST_REJECTED};
+use super::guard;
+use super::reader::{Batch, DataFile};
+use super::rejected::{BadRowLimit, RejectedRow, RowFault};
+use super::row::{Row, RowId};
+use super::schema::ColumnRequest;
+
+/// Tables of at most so many rows have every image decoded by the scan, so that damaged pixels are known before the
+/// first step; beyond it, only headers are read.
+pub const FULL_DECODE_ROWS: u64 = 10_000;
+
+/// Most pixels of an image.
+pub const MAX_PIXELS: u64 = 64_000_000;
+
+/// Most times that one side of an image may be as long as the other.
+pub const MAX_ASPECT: u64 = 100;
+
+/// Most rows of a [`Block`].
+pub const BLOCK_ROWS: usize = 1024;
+
+/// A [`Block`] ends with the row that brings its values to so many bytes.
+pub const BLOCK_BYTES: u64 = 64 << 20;
+
+/// Files of the same columns, in order.
+#[derive(Debug)]
+pub struct Table {
+    files: Vec<DataFile>,
+    requests: Vec<ColumnRequest>,
+}
+
+/// Width and height in pixels, from an encoded image's header alone.
+pub type DimensionsFn = fn(&[u8]) -> Result<(u32, u32), String>;
+
+/// How images are looked at; given from outside, because this room does not decode.
+#[derive(Debug, Clone, Copy)]
+pub struct ImageChecks {
+    /// Width and height in pixels, from the header alone.
+    pub dimensions: DimensionsFn,
+    /// Decodes everything and throws it away.
+    pub decode: fn(&[u8]) -> Result<(), String>,
+}
+
+/// What a scan looks for.
+pub struct ScanOptions<'a> {
+    /// How images are looked at.
+    pub images: ImageChecks,
+    /// What else the task asks of a row, with the reason where it refuses.
+    pub check: &'a (dyn Fn(&Row) -> Result<(), String> + Sync),
+    /// How many rows may be bad, at least one being good; `None` counts and refuses nothing (`janus data check`).
+    pub limit: Option<BadRowLimit>,
+}
+
+/// How far a scan is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScanProgress {
+    /// Rows looked at.
+    pub rows: u64,
+    /// Rows of the table, as its files claim.
+    pub of: u64,
+}
+
+impl Table {
+    /// Opens every file and checks that it has the requested columns, with types that can be read as asked.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is not Parquet; columns that are missing or of another type (all of a file's at
+    /// once); an optional column that only some files have.
+    pub fn open(files: &[PathBuf], requests: &[ColumnRequest]) -> Result<Self, DataError> {
+        let files = files.iter().map(|path| DataFile::open(path, requests)).collect::<Result<Vec<_>, _>>()?;
+        for (number, request) in requests.iter().enumerate() {
+            let with = files.iter().find(|file| file.has(number));
+            let without = files.iter().find(|file| !file.has(number));
+            if let (Some(with), Some(without)) = (with, without) {
+                return Err(DataError::FilesDiffer {
+                    column: request.column.clone(),
+                    with: with.path.to_path_buf(),
+                    without: without.path.to_path_buf(),
+                });
+            }
+        }
+        Ok(Self { files, requests: requests.to_vec() })
+    }
+
+    /// Rows of all files, as they claim.
+    pub fn claimed_rows(&self) -> u64 {
+        self.files
+            .iter()
+            .flat_map(|file| (0..file.row_groups()).map(|g| file.claimed_rows(g)))
+            .fold(0, u64::saturating_add)
+    }
+
+    /// Each file with its number of row groups and rows, as it claims.
+    pub fn files(&self) -> impl Iterator<Item = (&Path, usize, u64)> {
+        self.files.iter().map(|file| {
+            let rows = (0..file.row_groups()).map(|g| file.claimed_rows(g)).fold(0, u64::saturating_add);
+            (file.path.as_ref(), file.row_groups(), rows)
+        })
+    }
+
+    /// Every column of the first file: name and type.
+    pub fn columns(&self) -> Vec<(String, String)> {
+        self.files.first().into_iter().flat_map(|file| file.columns().map(|(name, kind)| (name.into(), kind))).collect()
+    }
+
+    /// What was asked for.
+    pub fn requests(&self) -> &[ColumnRequest] {
+        &self.requests
+    }
+
+    /// Whether the files have the column of a role.
+    pub fn has(&self, role: &str) -> bool {
+        let place = self.requests.iter().position(|request| request.role == role);
+        place.is_some_and(|number| self.files.iter().any(|file| file.has(number)))
+    }
+
+    /// Looks at every row once, row group by row group, rows of a batch in parallel.
+    ///
+    /// # Errors
+    /// A damaged row group; too many bad rows, or no good one, where `options.limit` is given.
+    pub fn scan(&self, options: &ScanOptions<'_>, progress: &mut dyn FnMut(ScanProgress)) -> Result<Index, DataError> {
+        let of = self.claimed_rows();
+        let fully_decoded = of <= FULL_DECODE_ROWS;
+        let kept = options.limit.map_or(usize::MAX, |limit| limit.allowed(usize::try_from(of).unwrap_or(usize::MAX)));
+        let mut index = Index { fully_decoded, ..Index::default() };
+        for (file_number, file) in self.files.iter().enumerate() {
+            for row_group in 0..file.row_groups() {
+                let claimed = usize::try_from(file.claimed_rows(row_group)).unwrap_or(usize::MAX);
+                let mut block = Block::new(file_number, row_group, 0);
+                let mut read = 0;
+                file.check_pages(row_group)?;
+                let mut batches = file.batches(row_group, 0..claimed)?;
+                while let Some(batch) = batches.next(&self.requests)? {
+                    let verdicts: Vec<Result<u64, RowFault>> = (0..batch.rows)
+                        .into_par_iter()
+                        .map(|i| self.judge(&batch, i, options, fully_decoded))
+                        .collect();
+                    for (i, verdict) in verdicts.into_iter().enumerate() {
+                        index.record(&mut block, verdict, || batch.id(i), kept);
+                    }
+                    read += batch.rows;
+                    progress(ScanProgress { rows: index.rows as u64, of });
+                }
+                if read != claimed {
+                    return Err(file.damaged(row_group, format!("it claims {claimed} rows and holds {read}")));
+                }
+                index.close(block);
+            }
+        }
+        if let Some(limit) = options.limit {
+            index.enforce(limit)?;
+        }
+        Ok(index)
+    }
+
+    fn judge(&self, batch: &Batch, i: usize, options: &ScanOptions<'_>, decode: bool) -> Result<u64, RowFault> {
+        let row = batch.row(i)?;
+        for request in &self.requests {
+            for image in row.images.get(request.role).into_iter().flatten() {
+                check_image(&image.bytes, &request.column, options.images, decode)?;
+            }
+        }
+        (options.check)(&row).map_err(|reason| RowFault::Task { reason })?;
+        Ok(row.size_bytes())
+    }
+
+    /// The accepted rows of a block, in their order.
+    pub(crate) fn read_block(&self, block: &Block) -> Result<Vec<Row>, DataError> {
+        let file = &self.files[block.file];
+        let mut rows = Vec::with_capacity(block.accepted);
+        let mut batches = file.batches(block.row_group, block.first_row..block.first_row + block.rows)?;
+        let mut read = 0;
+        while let Some(batch) = batches.next(&self.requests)? {
+            for i in (0..batch.rows).filter(|i| block.accepts(read + i)) {
+                rows.push(
+                    batch
+                        .row(i)
+                        .map_err(|fault| DataError::RowChanged { id: batch.id(i), reason: fault.to_string() })?,
+                );
+            }
+            read += batch.rows;
+        }
+        if read != block.rows {
+            let end = block.first_row + block.rows;
+            return Err(
+                file.damaged(block.row_group, format!("rows {} to {end} are not all there any more", block.first_row))
+            );
+        }
+        Ok(rows)
+    }
+
+    /// The name of a row of a block.
+    pub(crate) fn row_id(&self, block: &Block, row: usize) -> RowId {
+        RowId { file: Arc::clone(&self.files[block.file].path), row_group: block.row_group, row: block.first_row + row }
+    }
+}
+
+fn check_image(bytes: &[u8], column: &str, checks: ImageChecks, decode: bool) -> Result<(), RowFault> {
+    let undecodable = |reason| RowFault::Undecodable { column: column.into(), reason };
+    let measured = guard::catch(|| (checks.dimensions)(bytes)).and_then(|found| found);
+    let (width, height) = measured.map_err(undecodable)?;
+    let (long, short) = (u64::from(width.max(height)), u64::from(width.min(height)));
+    if short == 0 {
+        return Err(undecodable(format!("it has {width} x {height} pixels")));
+    }
+    if long > MAX_ASPECT * short {
+        return Err(RowFault::TooElongated { column: column.into(), width, height });
+    }
+    if long * short > MAX_PIXELS {
+        return Err(RowFault::TooManyPixels { column: column.into(), width, height });
+    }
+    if decode {
+        guard::catch(|| (checks.decode)(bytes)).and_then(|found| found).map_err(undecodable)?;
+    }
+    Ok(())
+}
+
+/// Consecutive rows of one row group, few enough to be held in memory at once: the unit of reading and shuffling.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Block {
+    /// Which of the table's files.
+    pub(crate) file: usize,
+    /// Which row group of it.
+    pub(crate) row_group: usize,
+    /// First row, in the row group.
+    pub(crate) first_row: usize,
+    /// Rows, good and bad.
+    pub(crate) rows: usize,
+    /// Good rows.
+    pub(crate) accepted: usize,
+    /// Size of the good rows' values.
+    pub(crate) bytes: u64,
+    /// One bit a row, set for good ones.
+    bits: Vec<u64>,
+}
+
+impl Block {
+    fn new(file: usize, row_group: usize, first_row: usize) -> Self {
+        Self { file, row_group, first_row, rows: 0, accepted: 0, bytes: 0, bits: Vec::new() }
+    }
+
+    fn push(&mut self, bytes: Option<u64>) {
+        if self.rows.is_multiple_of(64) {
+            self.bits.push(0);
+        }
+        if let (Some(bytes), Some(word)) = (bytes, self.bits.last_mut()) {
+            *word |= 1 << (self.rows % 64);
+            self.accepted += 1;
+            self.bytes += bytes;
+        }
+        self.rows += 1;
+    }
+
+    /// Whether a row, counted in the block, is good.
+    pub(crate) fn accepts(&self, row: usize) -> bool {
+        self.bits.get(row / 64).is_some_and(|word| word >> (row % 64) & 1 == 1)
+    }
+}
+
+/// What a scan found: good rows by block, and the bad ones.
+#[derive(Debug, Clone, Default)]
+pub struct Index {
+    blocks: Vec<Block>,
+    rows: usize,
+    accepted: usize,
+    bytes: u64,
+    rejected: Vec<RejectedRow>,
+    rejected_rows: usize,
+    fully_decoded: bool,
+}
+
+impl Index {
+    /// Rows looked at.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Good rows: those of an epoch.
+    pub fn accepted_rows(&self) -> usize {
+        self.accepted
+    }
+
+    /// Bad rows.
+    pub fn rejected_rows(&self) -> usize {
+        self.rejected_rows
+    }
+
+    /// The bad rows, in the table's order. Where the scan's limit was passed, only the first of them.
+    pub fn rejected(&self) -> &[RejectedRow] {
+        &self.rejected
+    }
+
+    /// Size of the good rows' values.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Whether every image was decoded, so that no good row can turn out damaged later.
+    pub fn fully_decoded(&self) -> bool {
+        self.fully_decoded
+    }
+
+    /// Blocks with good rows, in the table's order.
+    pub(crate) fn blocks(&self) -> &[Block] {
+        &self.blocks
+    }
+
+    /// Refuses a table with more bad rows than allowed, or without good ones.
+    ///
+    /// # Errors
+    /// [`DataError::NoAcceptedRows`], [`DataError::TooManyBadRows`].
+    pub fn enforce(&self, limit: BadRowLimit) -> Result<(), DataError> {
+        let first = || self.rejected.iter().take(FIRST_REJECTED).cloned().collect();
+        if self.accepted == 0 {
+            return Err(DataError::NoAcceptedRows { rows: self.rows, first: first() });
+        }
+        if self.rejected_rows > limit.allowed(self.rows) {
+            return Err(DataError::TooManyBadRows { bad: self.rejected_rows, rows: self.rows, limit, first: first() });
+        }
+        Ok(())
+    }
+
+    /// `kept`: bad rows whose particulars are kept, beyond the first few that any message shows.
+    fn record(&mut self, block: &mut Block, verdict: Result<u64, RowFault>, id: impl FnOnce() -> RowId, kept: usize) {
+        self.rows += 1;
+        block.push(verdict.as_ref().ok().copied());
+        if let Err(fault) = verdict {
+            self.rejected_rows += 1;
+            if self.rejected.len() < kept.max(FIRST_REJECTED) {
+                self.rejected.push(RejectedRow { id: id(), fault });
+            }
+        }
+        if block.rows == BLOCK_ROWS || block.bytes >= BLOCK_BYTES {
+            let next = Block::new(block.file, block.row_group, block.first_row + block.rows);
+            self.close(std::mem::replace(block, next));
+        }
+    }
+
+    fn close(&mut self, block: Block) {
+        if block.accepted > 0 {
+            self.accepted += block.accepted;
+            self.bytes += block.bytes;
+            self.blocks.push(block);
+        }
+    }
+}

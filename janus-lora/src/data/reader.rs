@@ -1,0 +1,448 @@
+//! One Parquet file: its description, and its row groups read batch by batch into rows.
+//!
+//! Only requested columns are read. A batch is sized by the row group's own account of its bytes, so that neither a huge
+//! row group nor a huge file is ever in memory as a whole.
+
+use std::io::Read;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, OffsetSizeTrait, RecordBatch};
+use arrow::buffer::NullBuffer;
+use arrow::compute::cast;
+use arrow::datatypes::DataType;
+use arrow::error::ArrowError;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
+};
+use parquet::file::metadata::ColumnChunkMetaData;
+
+use super::error::DataError;
+use super::guard;
+use super::pages;
+use super::rejected::RowFault;
+use super::row::{EncodedImage, Message, Row, RowId};
+use super::schema::{ColumnKind, ColumnRequest, bind, type_name};
+
+/// Largest encoded image that is read, from a row or from a file it names.
+pub(crate) const MAX_IMAGE_BYTES: u64 = 256 << 20;
+
+/// Rows of a batch are as many as fit in this by the row group's account, at least one, at most [`BATCH_ROWS`].
+const BATCH_BYTES: u64 = 16 << 20;
+const BATCH_ROWS: u64 = 128;
+
+/// A file whose requested columns are known to be there, of the right types.
+#[derive(Debug)]
+pub(crate) struct DataFile {
+    pub(crate) path: Arc<Path>,
+    metadata: ArrowReaderMetadata,
+    /// Column of the file per request; `None` for an optional one that is not there.
+    columns: Vec<Option<usize>>,
+}
+
+impl DataFile {
+    /// Reads the file's description and checks it against the requests.
+    pub(crate) fn open(path: &Path, requests: &[ColumnRequest]) -> Result<Self, DataError> {
+        let unreadable = |reason: String| DataError::Unreadable { path: path.to_path_buf(), reason };
+        let file = open_regular(path)?;
+        let length = file.metadata().map_err(|source| DataError::Io { path: path.to_path_buf(), source })?.len();
+        let metadata = guard::catch(|| ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()))
+            .map_err(unreadable)?
+            .map_err(|e| unreadable(e.to_string()))?;
+        for (number, row_group) in metadata.metadata().row_groups().iter().enumerate() {
+            if row_group.num_rows() < 0 {
+                return Err(unreadable(format!("row group {number} claims {} rows", row_group.num_rows())));
+            }
+            for column in row_group.columns() {
+                let range = chunk_range(column);
+                if range.and_then(|(start, size)| start.checked_add(size)).is_none_or(|end| end > length) {
+                    return Err(unreadable(format!(
+                        "column `{}` of row group {number} lies outside the file's {length} bytes",
+                        column.column_path()
+                    )));
+                }
+            }
+        }
+        let columns = bind(metadata.schema(), requests)
+            .map_err(|faults| DataError::Columns { path: path.to_path_buf(), faults })?;
+        Ok(Self { path: path.into(), metadata, columns })
+    }
+
+    /// Number of row groups.
+    pub(crate) fn row_groups(&self) -> usize {
+        self.metadata.metadata().num_row_groups()
+    }
+
+    /// Rows of a row group, as the file claims.
+    pub(crate) fn claimed_rows(&self, row_group: usize) -> u64 {
+        self.metadata.metadata().row_group(row_group).num_rows().unsigned_abs()
+    }
+
+    /// Every column's name and type, in the file's order.
+    pub(crate) fn columns(&self) -> impl Iterator<Item = (&str, String)> {
+        self.metadata.schema().fields().iter().map(|field| (field.name().as_str(), type_name(field.data_type())))
+    }
+
+    /// Whether the file has the column of the request at this place in the list of requests.
+    pub(crate) fn has(&self, request: usize) -> bool {
+        self.columns.get(request).is_some_and(Option::is_some)
+    }
+
+    /// Starts to read rows `rows` of a row group.
+    pub(crate) fn batches(&self, row_group: usize, rows: Range<usize>) -> Result<Batches<'_>, DataError> {
+        let file = open_regular(&self.path)?;
+        let (roots, mask) = self.projection();
+        let batch_rows = self.batch_rows(row_group, &mask);
+        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone())
+            .with_row_groups(vec![row_group])
+            .with_projection(mask)
+            .with_batch_size(batch_rows)
+            .with_offset(rows.start)
+            .with_limit(rows.len());
+        let reader = guard::catch(|| builder.build())
+            .and_then(|built| built.map_err(|e| e.to_string()))
+            .map_err(|reason| self.damaged(row_group, reason))?;
+        Ok(Batches { file: self, row_group, roots, next_row: rows.start, reader: Some(reader) })
+    }
+
+    /// Checks that the requested columns' pages are of plausible sizes, before anything makes room for them.
+    pub(crate) fn check_pages(&self, row_group: usize) -> Result<(), DataError> {
+        let file = open_regular(&self.path)?;
+        let (_, mask) = self.projection();
+        let columns = self.metadata.metadata().row_group(row_group).columns().iter().enumerate();
+        for (_, column) in columns.filter(|(leaf, _)| mask.leaf_included(*leaf)) {
+            let (start, size) = chunk_range(column).unwrap_or_default();
+            pages::check(&file, start, size).map_err(|reason| self.damaged(row_group, reason))?;
+        }
+        Ok(())
+    }
+
+    /// The requested columns' places in the schema, ascending, and the mask that reads only them.
+    fn projection(&self) -> (Vec<usize>, ProjectionMask) {
+        let mut roots: Vec<usize> = self.columns.iter().copied().flatten().collect();
+        roots.sort_unstable();
+        roots.dedup();
+        let mask = ProjectionMask::roots(self.metadata.parquet_schema(), roots.iter().copied());
+        (roots, mask)
+    }
+
+    fn batch_rows(&self, row_group: usize, mask: &ProjectionMask) -> usize {
+        let description = self.metadata.metadata().row_group(row_group);
+        let bytes = description.columns().iter().enumerate().filter(|(leaf, _)| mask.leaf_included(*leaf));
+        let bytes =
+            bytes.fold(0u64, |sum, (_, c)| sum.saturating_add(u64::try_from(c.uncompressed_size()).unwrap_or(0)));
+        let per_row = (bytes / self.claimed_rows(row_group).max(1)).max(1);
+        (BATCH_BYTES / per_row).clamp(1, BATCH_ROWS) as usize
+    }
+
+    pub(crate) fn damaged(&self, row_group: usize, reason: String) -> DataError {
+        DataError::Damaged { path: self.path.to_path_buf(), row_group, reason }
+    }
+}
+
+/// First byte and length of a column's pages; `None` where the file claims something negative.
+fn chunk_range(column: &ColumnChunkMetaData) -> Option<(u64, u64)> {
+    let start = column.dictionary_page_offset().unwrap_or_else(|| column.data_page_offset());
+    u64::try_from(start).ok().zip(u64::try_from(column.compressed_size()).ok())
+}
+
+/// Opens a regular file; a device or pipe under a data file's name would hang the reader.
+fn open_regular(path: &Path) -> Result<std::fs::File, DataError> {
+    let failed = |source| DataError::Io { path: path.to_path_buf(), source };
+    let metadata = std::fs::metadata(path).map_err(failed)?;
+    if !metadata.is_file() {
+        return Err(DataError::Unreadable { path: path.to_path_buf(), reason: "it is not a regular file".into() });
+    }
+    std::fs::File::open(path).map_err(failed)
+}
+
+/// Batches of one row group in turn.
+pub(crate) struct Batches<'a> {
+    file: &'a DataFile,
+    row_group: usize,
+    roots: Vec<usize>,
+    next_row: usize,
+    /// `None` once it ended or failed.
+    reader: Option<ParquetRecordBatchReader>,
+}
+
+impl Batches<'_> {
+    /// The next batch; `None` at the end.
+    pub(crate) fn next(&mut self, requests: &[ColumnRequest]) -> Result<Option<Batch>, DataError> {
+        let Some(mut reader) = self.reader.take() else { return Ok(None) };
+        let read = guard::catch(|| reader.next().map(|batch| batch.and_then(|batch| self.unpack(&batch, requests))));
+        match read {
+            Ok(None) => Ok(None),
+            Ok(Some(Ok(batch))) => {
+                self.reader = Some(reader);
+                self.next_row += batch.rows;
+                Ok(Some(batch))
+            }
+            Ok(Some(Err(e))) => Err(self.file.damaged(self.row_group, e.to_string())),
+            Err(reason) => Err(self.file.damaged(self.row_group, reason)),
+        }
+    }
+
+    fn unpack(&self, batch: &RecordBatch, requests: &[ColumnRequest]) -> Result<Batch, ArrowError> {
+        let columns = requests.iter().zip(&self.file.columns).map(|(request, root)| {
+            let place = root.and_then(|root| self.roots.binary_search(&root).ok());
+            let values = match place {
+                Some(place) => Some(Values::new(batch.column(place), request.kind)?),
+                None => None,
+            };
+            Ok(BatchColumn { request: request.clone(), values })
+        });
+        Ok(Batch {
+            file: self.file.path.clone(),
+            folder: self.file.path.parent().map(Path::to_path_buf).unwrap_or_default(),
+            row_group: self.row_group,
+            first_row: self.next_row,
+            rows: batch.num_rows(),
+            columns: columns.collect::<Result<_, ArrowError>>()?,
+        })
+    }
+}
+
+/// Some rows of a row group, decoded as columns.
+pub(crate) struct Batch {
+    file: Arc<Path>,
+    folder: PathBuf,
+    row_group: usize,
+    pub(crate) first_row: usize,
+    pub(crate) rows: usize,
+    columns: Vec<BatchColumn>,
+}
+
+struct BatchColumn {
+    request: ColumnRequest,
+    values: Option<Values>,
+}
+
+impl Batch {
+    /// The name of a row; `index` counts in the batch.
+    pub(crate) fn id(&self, index: usize) -> RowId {
+        RowId { file: self.file.clone(), row_group: self.row_group, row: self.first_row + index }
+    }
+
+    /// A row's values, image files read; `index` counts in the batch.
+    pub(crate) fn row(&self, index: usize) -> Result<Row, RowFault> {
+        let mut row = Row {
+            id: self.id(index),
+            images: Default::default(),
+            texts: Default::default(),
+            messages: Default::default(),
+        };
+        for BatchColumn { request: ColumnRequest { role, column, required, .. }, values } in &self.columns {
+            let Some(values) = values else { continue };
+            let null = || RowFault::Null { column: column.clone() };
+            let present = match values {
+                Values::Text(array) => match text_at(array, index) {
+                    None => Err(null()),
+                    Some(text) if text.trim().is_empty() => Err(RowFault::EmptyText { column: column.clone() }),
+                    Some(text) => {
+                        row.texts.insert(*role, text.to_string());
+                        Ok(())
+                    }
+                },
+                Values::Image(images) => match images.read(index, column, &self.folder)? {
+                    None => Err(null()),
+                    Some(image) => {
+                        row.images.insert(*role, vec![image]);
+                        Ok(())
+                    }
+                },
+                Values::ImageList(list, images) => {
+                    let mut found = Vec::new();
+                    for item in list.range(index) {
+                        found.push(images.read(item, column, &self.folder)?.ok_or_else(null)?);
+                    }
+                    if found.is_empty() {
+                        Err(null())
+                    } else {
+                        row.images.insert(*role, found);
+                        Ok(())
+                    }
+                }
+                Values::Messages { list, nulls, role: roles, content } => {
+                    let range = list.range(index);
+                    let first = range.start;
+                    let mut turns = Vec::new();
+                    for item in range {
+                        let whole = nulls.as_ref().is_none_or(|nulls| nulls.is_valid(item));
+                        match (whole, text_at(roles, item), text_at(content, item)) {
+                            (true, Some(role), Some(content)) => {
+                                turns.push(Message { role: role.into(), content: content.into() });
+                            }
+                            _ => {
+                                return Err(RowFault::IncompleteMessage { column: column.clone(), turn: item - first });
+                            }
+                        }
+                    }
+                    if turns.is_empty() {
+                        Err(null())
+                    } else {
+                        row.messages.insert(*role, turns);
+                        Ok(())
+                    }
+                }
+            };
+            match present {
+                Err(fault) if *required => return Err(fault),
+                _ => {}
+            }
+        }
+        Ok(row)
+    }
+}
+
+/// A column taken apart once a batch, so that rows are read from it without further looking at types.
+enum Values {
+    Text(ArrayRef),
+    Image(Images),
+    ImageList(Lists, Images),
+    Messages { list: Lists, nulls: Option<NullBuffer>, role: ArrayRef, content: ArrayRef },
+}
+
+impl Values {
+    fn new(array: &ArrayRef, kind: ColumnKind) -> Result<Self, ArrowError> {
+        Ok(match kind {
+            ColumnKind::Text => Values::Text(without_dictionary(array)?),
+            ColumnKind::Image => Values::Image(Images::new(array)?),
+            ColumnKind::ImageList => match Lists::new(array) {
+                Some((list, items)) => Values::ImageList(list, Images::new(&items)?),
+                None => Values::Image(Images::new(array)?),
+            },
+            ColumnKind::Messages => {
+                let (list, items) = Lists::new(array).ok_or_else(|| unexpected(array))?;
+                let turns = items.as_struct_opt().ok_or_else(|| unexpected(&items))?;
+                let field =
+                    |name| turns.column_by_name(name).ok_or_else(|| unexpected(&items)).and_then(without_dictionary);
+                Values::Messages {
+                    list,
+                    nulls: turns.nulls().cloned(),
+                    role: field("role")?,
+                    content: field("content")?,
+                }
+            }
+        })
+    }
+}
+
+/// The schema was checked, so a batch of another type than the schema says is the reader's fault or the file's.
+fn unexpected(array: &dyn Array) -> ArrowError {
+    ArrowError::SchemaError(format!("a batch came as `{}`, unlike the file's schema", type_name(array.data_type())))
+}
+
+fn without_dictionary(array: &ArrayRef) -> Result<ArrayRef, ArrowError> {
+    match array.data_type() {
+        DataType::Dictionary(_, values) => cast(array, values),
+        _ => Ok(array.clone()),
+    }
+}
+
+/// Where each row's elements lie among all elements.
+struct Lists {
+    nulls: Option<NullBuffer>,
+    offsets: Vec<usize>,
+}
+
+impl Lists {
+    fn new(array: &ArrayRef) -> Option<(Self, ArrayRef)> {
+        fn parts<O: OffsetSizeTrait>(array: &ArrayRef) -> Option<(Lists, ArrayRef)> {
+            let list = array.as_list_opt::<O>()?;
+            let offsets = list.value_offsets().iter().map(|offset| offset.as_usize()).collect();
+            Some((Lists { nulls: list.nulls().cloned(), offsets }, list.values().clone()))
+        }
+        parts::<i32>(array).or_else(|| parts::<i64>(array))
+    }
+
+    /// Elements of a row; none for a null list.
+    fn range(&self, row: usize) -> Range<usize> {
+        if self.nulls.as_ref().is_some_and(|nulls| nulls.is_null(row)) {
+            return 0..0;
+        }
+        self.offsets[row]..self.offsets[row + 1]
+    }
+}
+
+/// Images, each as bytes or as the path of a file.
+struct Images {
+    nulls: Option<NullBuffer>,
+    bytes: Option<ArrayRef>,
+    path: Option<ArrayRef>,
+}
+
+impl Images {
+    fn new(array: &ArrayRef) -> Result<Self, ArrowError> {
+        if let Some(parts) = array.as_struct_opt() {
+            let field = |name| parts.column_by_name(name).map(without_dictionary).transpose();
+            return Ok(Self { nulls: parts.nulls().cloned(), bytes: field("bytes")?, path: field("path")? });
+        }
+        let values = without_dictionary(array)?;
+        let is_path = matches!(values.data_type(), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
+        let (bytes, path) = if is_path { (None, Some(values)) } else { (Some(values), None) };
+        Ok(Self { nulls: None, bytes, path })
+    }
+
+    fn read(&self, index: usize, column: &str, folder: &Path) -> Result<Option<EncodedImage>, RowFault> {
+        if self.nulls.as_ref().is_some_and(|nulls| nulls.is_null(index)) {
+            return Ok(None);
+        }
+        if let Some(bytes) = self.bytes.as_ref().and_then(|bytes| binary_at(bytes, index)) {
+            if bytes.len() as u64 > MAX_IMAGE_BYTES {
+                return Err(RowFault::ImageBytes { column: column.into(), bytes: bytes.len() as u64 });
+            }
+            return Ok(Some(EncodedImage { bytes: bytes.to_vec() }));
+        }
+        match self.path.as_ref().and_then(|path| text_at(path, index)) {
+            Some(path) if !path.trim().is_empty() => read_image_file(path, column, folder).map(Some),
+            _ => Ok(None),
+        }
+    }
+}
+
+fn read_image_file(path: &str, column: &str, folder: &Path) -> Result<EncodedImage, RowFault> {
+    let failed = |reason: String| RowFault::NoImageFile { column: column.into(), path: path.into(), reason };
+    let full = folder.join(path);
+    let metadata = std::fs::metadata(&full).map_err(|e| failed(e.to_string()))?;
+    if !metadata.is_file() {
+        return Err(failed("it is not a regular file".into()));
+    }
+    if metadata.len() > MAX_IMAGE_BYTES {
+        return Err(RowFault::ImageBytes { column: column.into(), bytes: metadata.len() });
+    }
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(&full).map_err(|e| failed(e.to_string()))?;
+    // The file may grow while it is read: what counts is what comes, not what its folder says.
+    file.take(MAX_IMAGE_BYTES + 1).read_to_end(&mut bytes).map_err(|e| failed(e.to_string()))?;
+    if bytes.len() as u64 > MAX_IMAGE_BYTES {
+        return Err(RowFault::ImageBytes { column: column.into(), bytes: bytes.len() as u64 });
+    }
+    Ok(EncodedImage { bytes })
+}
+
+fn text_at(array: &dyn Array, index: usize) -> Option<&str> {
+    if array.is_null(index) {
+        return None;
+    }
+    match array.data_type() {
+        DataType::Utf8 => Some(array.as_string::<i32>().value(index)),
+        DataType::LargeUtf8 => Some(array.as_string::<i64>().value(index)),
+        DataType::Utf8View => Some(array.as_string_view().value(index)),
+        _ => None,
+    }
+}
+
+fn binary_at(array: &dyn Array, index: usize) -> Option<&[u8]> {
+    if array.is_null(index) {
+        return None;
+    }
+    match array.data_type() {
+        DataType::Binary => Some(array.as_binary::<i32>().value(index)),
+        DataType::LargeBinary => Some(array.as_binary::<i64>().value(index)),
+        DataType::BinaryView => Some(array.as_binary_view().value(index)),
+        _ => None,
+    }
+}

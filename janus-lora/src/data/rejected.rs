@@ -1,0 +1,296 @@
+//! Rows that are left out: why, how many may be, and the file that lists them.
+
+use std::fmt;
+use std::path::Path;
+
+use janus_core::output::{OutputError, write_file};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::row::RowId;
+
+/// What is wrong with a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RowFault {
+    /// A required value is null, or a list without elements.
+    Null {
+        /// The column.
+        column: String,
+    },
+    /// A required text holds nothing but white space.
+    EmptyText {
+        /// The column.
+        column: String,
+    },
+    /// The image is a path, and no file can be read there.
+    NoImageFile {
+        /// The column.
+        column: String,
+        /// The path as stored.
+        path: String,
+        /// Why it cannot be read.
+        reason: String,
+    },
+    /// The encoded image is larger than this program reads.
+    ImageBytes {
+        /// The column.
+        column: String,
+        /// Its size.
+        bytes: u64,
+    },
+    /// The bytes are no image, or a damaged one.
+    Undecodable {
+        /// The column.
+        column: String,
+        /// What the decoder said.
+        reason: String,
+    },
+    /// More pixels than this program decodes.
+    TooManyPixels {
+        /// The column.
+        column: String,
+        /// In pixels.
+        width: u32,
+        /// In pixels.
+        height: u32,
+    },
+    /// A side more than 100 times the other.
+    TooElongated {
+        /// The column.
+        column: String,
+        /// In pixels.
+        width: u32,
+        /// In pixels.
+        height: u32,
+    },
+    /// A turn of a conversation without a role or content.
+    IncompleteMessage {
+        /// The column.
+        column: String,
+        /// Which turn, from 0.
+        turn: usize,
+    },
+    /// The task cannot use the row.
+    Task {
+        /// Why, in the task's words.
+        reason: String,
+    },
+}
+
+impl RowFault {
+    /// The fault without the particulars of one row, for counting.
+    pub fn group(&self) -> String {
+        match self {
+            RowFault::Null { column } => format!("`{column}` is null"),
+            RowFault::EmptyText { column } => format!("`{column}` is empty"),
+            RowFault::NoImageFile { column, .. } => format!("the image file of `{column}` cannot be read"),
+            RowFault::ImageBytes { column, .. } => format!("the image in `{column}` is too large a file"),
+            RowFault::Undecodable { column, .. } => format!("the image in `{column}` cannot be decoded"),
+            RowFault::TooManyPixels { column, .. } => format!("the image in `{column}` is over 64 megapixels"),
+            RowFault::TooElongated { column, .. } => format!("the image in `{column}` is beyond 100:1"),
+            RowFault::IncompleteMessage { column, .. } => format!("a message in `{column}` lacks its role or content"),
+            RowFault::Task { reason } => reason.clone(),
+        }
+    }
+}
+
+impl fmt::Display for RowFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RowFault::Null { .. } | RowFault::EmptyText { .. } | RowFault::Task { .. } => f.write_str(&self.group()),
+            RowFault::NoImageFile { column, path, reason } => {
+                write!(f, "the image file `{path}` of `{column}` cannot be read: {reason}")
+            }
+            RowFault::ImageBytes { column, bytes } => write!(f, "the image in `{column}` is a file of {bytes} bytes"),
+            RowFault::Undecodable { column, reason } => {
+                write!(f, "the image in `{column}` cannot be decoded: {reason}")
+            }
+            RowFault::TooManyPixels { column, width, height } => {
+                write!(f, "the image in `{column}` has {width} x {height} pixels, over 64 megapixels")
+            }
+            RowFault::TooElongated { column, width, height } => {
+                write!(f, "the image in `{column}` has {width} x {height} pixels, beyond 100:1")
+            }
+            RowFault::IncompleteMessage { column, turn } => {
+                write!(f, "message {turn} in `{column}` lacks its role or content")
+            }
+        }
+    }
+}
+
+/// A row that is left out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RejectedRow {
+    /// Which.
+    pub id: RowId,
+    /// Why.
+    pub fault: RowFault,
+}
+
+impl fmt::Display for RejectedRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.id, self.fault)
+    }
+}
+
+/// A line of `rejected.jsonl`.
+impl Serialize for RejectedRow {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Line<'a> {
+            file: &'a str,
+            row_group: usize,
+            row: usize,
+            reason: &'a str,
+        }
+        let RowId { file, row_group, row } = &self.id;
+        let (file, reason) = (file.to_string_lossy(), self.fault.to_string());
+        Line { file: &file, row_group: *row_group, row: *row, reason: &reason }.serialize(serializer)
+    }
+}
+
+/// Writes `rejected.jsonl`: one object `{"file", "row_group", "row", "reason"}` a line, in the order given.
+///
+/// # Errors
+/// The file cannot be written; it is then as it was.
+pub fn write_rejected<'a>(path: &Path, rows: impl IntoIterator<Item = &'a RejectedRow>) -> Result<(), OutputError> {
+    write_file(path, |out| {
+        for row in rows {
+            serde_json::to_writer(&mut *out, row)?;
+            out.write_all(b"\n")?;
+        }
+        Ok(())
+    })
+}
+
+/// How many rows of a table may be bad (`data_limits.max_bad_rows`): in TOML a float from 0 to 1 is a share, an integer a count.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum BadRowLimit {
+    /// At most this share of the rows, from 0 to 1.
+    Share(f64),
+    /// At most so many rows.
+    Count(usize),
+}
+
+impl Default for BadRowLimit {
+    /// One in a hundred.
+    fn default() -> Self {
+        BadRowLimit::Share(0.01)
+    }
+}
+
+impl BadRowLimit {
+    /// The most bad rows that a table of `rows` may have.
+    pub fn allowed(self, rows: usize) -> usize {
+        match self {
+            BadRowLimit::Count(count) => count,
+            // The nudge undoes the rounding of decimal shares: 0.29 * 100 is 28.999999999999996.
+            BadRowLimit::Share(share) => (share * rows as f64 + 1e-9).floor() as usize,
+        }
+    }
+}
+
+impl fmt::Display for BadRowLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BadRowLimit::Share(share) => write!(f, "{share:?}"),
+            BadRowLimit::Count(count) => write!(f, "{count}"),
+        }
+    }
+}
+
+impl Serialize for BadRowLimit {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            BadRowLimit::Share(share) => serializer.serialize_f64(*share),
+            BadRowLimit::Count(count) => serializer.serialize_u64(*count as u64),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for BadRowLimit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = BadRowLimit;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a share of the rows from 0.0 to 1.0, or a count of rows")
+            }
+
+            fn visit_f64<E: serde::de::Error>(self, share: f64) -> Result<BadRowLimit, E> {
+                if (0.0..=1.0).contains(&share) {
+                    Ok(BadRowLimit::Share(share))
+                } else {
+                    Err(E::invalid_value(serde::de::Unexpected::Float(share), &self))
+                }
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, count: i64) -> Result<BadRowLimit, E> {
+                usize::try_from(count)
+                    .map(BadRowLimit::Count)
+                    .map_err(|_| E::invalid_value(serde::de::Unexpected::Signed(count), &self))
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, count: u64) -> Result<BadRowLimit, E> {
+                usize::try_from(count)
+                    .map(BadRowLimit::Count)
+                    .map_err(|_| E::invalid_value(serde::de::Unexpected::Unsigned(count), &self))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[derive(Deserialize, Serialize)]
+    struct Limits {
+        max_bad_rows: BadRowLimit,
+    }
+
+    #[test]
+    fn a_float_is_a_share_and_an_integer_a_count() {
+        let parse = |text: &str| toml::from_str::<Limits>(&format!("max_bad_rows = {text}")).map(|l| l.max_bad_rows);
+        assert_eq!(parse("0.05").unwrap(), BadRowLimit::Share(0.05));
+        assert_eq!(parse("1.0").unwrap(), BadRowLimit::Share(1.0));
+        assert_eq!(parse("1").unwrap(), BadRowLimit::Count(1));
+        for wrong in ["-1", "1.5", "nan", "-0.1", "\"all\""] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+        for limit in [BadRowLimit::Share(1.0), BadRowLimit::Count(1)] {
+            let text = toml::to_string(&Limits { max_bad_rows: limit }).unwrap();
+            assert_eq!(toml::from_str::<Limits>(&text).unwrap().max_bad_rows, limit);
+        }
+    }
+
+    #[test]
+    fn a_share_allows_whole_rows_up_to_and_with_it() {
+        assert_eq!(BadRowLimit::Share(0.01).allowed(99), 0);
+        assert_eq!(BadRowLimit::Share(0.01).allowed(100), 1);
+        assert_eq!(BadRowLimit::Share(0.29).allowed(100), 29, "0.29 * 100 is 28.999999999999996");
+        assert_eq!(BadRowLimit::Share(1.0).allowed(12), 12);
+        assert_eq!(BadRowLimit::Count(3).allowed(1), 3);
+    }
+
+    #[test]
+    fn rejected_rows_are_one_object_a_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rejected.jsonl");
+        let row =
+            |row, fault| RejectedRow { id: RowId { file: Path::new("a.parquet").into(), row_group: 2, row }, fault };
+        let rows = [
+            row(5, RowFault::Null { column: "image".into() }),
+            row(6, RowFault::TooElongated { column: "image".into(), width: 1, height: 20000 }),
+        ];
+        write_rejected(&path, &rows).unwrap();
+        assert_eq!(
+            std::fs::read_to_string(&path).unwrap(),
+            "{\"file\":\"a.parquet\",\"row_group\":2,\"row\":5,\"reason\":\"`image` is null\"}\n\
+             {\"file\":\"a.parquet\",\"row_group\":2,\"row\":6,\"reason\":\"the image in `image` has 1 x 20000 pixels, beyond 100:1\"}\n"
+        );
+    }
+}

@@ -1,0 +1,104 @@
+//! What `janus data check` tells of a table.
+
+use serde::Serialize;
+
+use super::index::{Index, Table};
+use super::rejected::RejectedRow;
+
+/// Bad rows shown for each reason.
+const ROWS_SHOWN: usize = 5;
+
+/// A table's files, columns and rows, with the bad ones counted by reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CheckReport {
+    /// In reading order.
+    pub files: Vec<FileReport>,
+    /// All columns of the first file; those that are read have a role.
+    pub columns: Vec<ColumnReport>,
+    /// Rows looked at.
+    pub rows: usize,
+    /// Good ones.
+    pub accepted: usize,
+    /// Bad ones.
+    pub rejected: usize,
+    /// Whether every image was decoded, not only its header read.
+    pub fully_decoded: bool,
+    /// Size of the good rows' values.
+    pub accepted_bytes: u64,
+    /// Why rows are bad, most frequent first.
+    pub reasons: Vec<ReasonReport>,
+}
+
+/// One file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FileReport {
+    /// Its path.
+    pub file: String,
+    /// Number of row groups.
+    pub row_groups: usize,
+    /// Number of rows.
+    pub rows: u64,
+}
+
+/// One column.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ColumnReport {
+    /// Its name in the file.
+    pub column: String,
+    /// Its type, as pyarrow spells it.
+    #[serde(rename = "type")]
+    pub data_type: String,
+    /// What the task calls it, where it reads it.
+    pub role: Option<&'static str>,
+}
+
+/// One reason for rows to be left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ReasonReport {
+    /// The reason, without the particulars of single rows.
+    pub reason: String,
+    /// Rows it applies to.
+    pub rows: usize,
+    /// The first of them.
+    pub first: Vec<RejectedRow>,
+}
+
+impl CheckReport {
+    /// Sums up a scan made without a limit.
+    pub fn new(table: &Table, index: &Index) -> Self {
+        let mut reasons: Vec<ReasonReport> = Vec::new();
+        let mut places = std::collections::HashMap::new();
+        for row in index.rejected() {
+            let reason = row.fault.group();
+            let place = *places.entry(reason.clone()).or_insert(reasons.len());
+            if place == reasons.len() {
+                reasons.push(ReasonReport { reason, rows: 0, first: Vec::new() });
+            }
+            let group = &mut reasons[place];
+            group.rows += 1;
+            if group.first.len() < ROWS_SHOWN {
+                group.first.push(row.clone());
+            }
+        }
+        // Stable, so that equally frequent reasons stay in the order in which they were met.
+        reasons.sort_by_key(|group| std::cmp::Reverse(group.rows));
+        let role = |column: &str| table.requests().iter().find(|request| request.column == column).map(|r| r.role);
+        Self {
+            files: table
+                .files()
+                .map(|(path, row_groups, rows)| FileReport { file: path.display().to_string(), row_groups, rows })
+                .collect(),
+            columns: table
+                .columns()
+                .into_iter()
+                .map(|(column, data_type)| ColumnReport { role: role(&column), column, data_type })
+                .collect(),
+            rows: index.rows(),
+            accepted: index.accepted_rows(),
+            rejected: index.rejected_rows(),
+            fully_decoded: index.fully_decoded(),
+            accepted_bytes: index.bytes(),
+            reasons,
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! One row as a task sees it: values by role.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Where a row comes from.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RowId {
+    /// The Parquet file.
+    pub file: Arc<Path>,
+    /// Row group of the file, from 0.
+    pub row_group: usize,
+    /// Row of the row group, from 0.
+    pub row: usize,
+}
+
+impl fmt::Display for RowId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "row {} of row group {} in `{}`", self.row, self.row_group, self.file.display())
+    }
+}
+
+/// An image as it is stored: PNG, JPEG or another format's bytes.
+#[derive(Clone, PartialEq, Eq)]
+pub struct EncodedImage {
+    /// The file's bytes.
+    pub bytes: Vec<u8>,
+}
+
+impl fmt::Debug for EncodedImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EncodedImage({} bytes)", self.bytes.len())
+    }
+}
+
+/// One turn of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Who speaks, as the file has it (`user`, `assistant`, ...).
+    pub role: String,
+    /// What is said.
+    pub content: String,
+}
+
+/// One row: what was found for each requested role. A role that is not required and has no value is absent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Where it comes from.
+    pub id: RowId,
+    /// Images by role; a role of one image has one.
+    pub images: BTreeMap<&'static str, Vec<EncodedImage>>,
+    /// Texts by role, as stored, never blank.
+    pub texts: BTreeMap<&'static str, String>,
+    /// Conversations by role, never empty.
+    pub messages: BTreeMap<&'static str, Vec<Message>>,
+}
+
+impl Row {
+    /// The first image of a role.
+    pub fn image(&self, role: &str) -> Option<&EncodedImage> {
+        self.images.get(role)?.first()
+    }
+
+    /// The text of a role.
+    pub fn text(&self, role: &str) -> Option<&str> {
+        self.texts.get(role).map(String::as_str)
+    }
+
+    /// Size of the values, in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        let images = self.images.values().flatten().map(|image| image.bytes.len());
+        let texts = self.texts.values().map(String::len);
+        let messages = self.messages.values().flatten().map(|m| m.role.len() + m.content.len());
+        images.chain(texts).chain(messages).map(|len| len as u64).sum()
+    }
+}

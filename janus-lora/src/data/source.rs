@@ -1,0 +1,263 @@
+//! From what a recipe says (`data.train`, `data.eval`) to an ordered list of files.
+//!
+//! A source is the path of a file, a glob, a folder, or a `synth:` spec. A folder stands for every `.parquet` file
+//! below it; where its files are named for splits as on the Hugging Face hub (`train-00000-of-00001.parquet`,
+//! `validation.parquet`, `data/test/0000.parquet`), only those of the asked split are taken.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+
+use super::error::DataError;
+use super::synth;
+
+/// Folders are followed so deep; also what ends a walk in a circle of links.
+const MAX_DEPTH: usize = 16;
+
+/// Which part of a data set is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Split {
+    /// Rows to train on.
+    Train,
+    /// Rows to evaluate on: the validation split, or the test split where there is none.
+    Eval,
+}
+
+/// A split as file names spell it.
+const SPLITS: [(&str, &[&str]); 3] = [
+    ("train", &["train", "training"]),
+    ("validation", &["validation", "valid", "val", "dev", "eval"]),
+    ("test", &["test", "testing"]),
+];
+
+/// The files of a source, `synth:` specs included; those are drawn into `cache_folder` on first use.
+///
+/// # Errors
+/// As [`resolve`]; a `synth:` spec that is not understood or cannot be written.
+pub fn locate(spec: &str, base_folder: &Path, cache_folder: &Path, split: Split) -> Result<Vec<PathBuf>, DataError> {
+    if synth::is_spec(spec) {
+        return Ok(vec![synth::synthesize(spec, cache_folder)?]);
+    }
+    resolve_split(spec, base_folder, Some(split))
+}
+
+/// The files of a path, glob or folder (every split of it), in order of their names; relative ones start at `base_folder`.
+///
+/// # Errors
+/// Nothing is found, a folder cannot be read, the pattern is malformed, or the source is of a kind not supported.
+pub fn resolve(spec: &str, base_folder: &Path) -> Result<Vec<PathBuf>, DataError> {
+    resolve_split(spec, base_folder, None)
+}
+
+/// As [`resolve`]; of a folder whose files are named for splits, only those of `split`.
+///
+/// # Errors
+/// As [`resolve`]; a folder that has splits, but not this one.
+pub fn resolve_split(spec: &str, base_folder: &Path, split: Option<Split>) -> Result<Vec<PathBuf>, DataError> {
+    let refuse = |reason: &str| DataError::Source { spec: spec.into(), reason: reason.into() };
+    if spec.trim().is_empty() {
+        return Err(refuse("it is empty"));
+    }
+    if spec.starts_with("hf://") {
+        return Err(refuse("reading data from the hub is not supported yet, download the files and give their folder"));
+    }
+    if let Some((scheme, _)) = spec.split_once("://") {
+        return Err(refuse(&format!("`{scheme}://` is not supported, give a file, a glob or a folder")));
+    }
+    let path = base_folder.join(spec);
+    match fs::metadata(&path) {
+        Ok(found) if found.is_dir() => return folder_files(&path, split),
+        Ok(_) => return Ok(vec![path]),
+        Err(e)
+            if !matches!(
+                e.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidInput
+            ) =>
+        {
+            return Err(DataError::Io { path, source: e });
+        }
+        Err(_) => {}
+    }
+    if spec.contains(['*', '?', '[']) {
+        return glob_files(spec, base_folder);
+    }
+    Err(DataError::NotFound { path })
+}
+
+fn glob_files(spec: &str, base_folder: &Path) -> Result<Vec<PathBuf>, DataError> {
+    let refuse = |reason: String| DataError::Source { spec: spec.into(), reason };
+    let pattern = if Path::new(spec).is_absolute() || base_folder.as_os_str().is_empty() {
+        spec.to_string()
+    } else {
+        let base = base_folder.to_str().ok_or_else(|| {
+            refuse(format!("patterns need a folder whose name is valid UTF-8, not `{}`", base_folder.display()))
+        })?;
+        format!("{}/{spec}", glob::Pattern::escape(base))
+    };
+    let options =
+        glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
+    let found = glob::glob_with(&pattern, options).map_err(|e| refuse(format!("malformed pattern: {e}")))?;
+    let mut files = Vec::new();
+    for entry in found {
+        let path = entry.map_err(|e| DataError::Io { path: e.path().to_path_buf(), source: e.into() })?;
+        if path.is_file() {
+            files.push(path);
+        }
+    }
+    if files.is_empty() {
+        return Err(DataError::NoMatch { pattern: base_folder.join(spec).display().to_string() });
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn folder_files(folder: &Path, split: Option<Split>) -> Result<Vec<PathBuf>, DataError> {
+    let mut files = Vec::new();
+    walk(folder, 0, &mut files)?;
+    if files.is_empty() {
+        return Err(DataError::EmptyFolder { path: folder.to_path_buf() });
+    }
+    files.sort();
+    let Some(split) = split else { return Ok(files) };
+    let named: Vec<(Option<&'static str>, PathBuf)> =
+        files.into_iter().map(|file| (split_of(file.strip_prefix(folder).unwrap_or(&file)), file)).collect();
+    let found: Vec<&'static str> =
+        SPLITS.iter().map(|(name, _)| *name).filter(|name| named.iter().any(|(of, _)| of == &Some(*name))).collect();
+    if found.is_empty() {
+        return Ok(named.into_iter().map(|(_, file)| file).collect());
+    }
+    let (wanted, label): (&[&str], _) = match split {
+        Split::Train => (&["train"], "train"),
+        Split::Eval => (&["validation", "test"], "validation"),
+    };
+    let Some(chosen) = wanted.iter().find(|name| found.contains(name)) else {
+        return Err(DataError::NoSplit { path: folder.to_path_buf(), split: label, found });
+    };
+    Ok(named.into_iter().filter(|(of, _)| of.as_ref() == Some(chosen)).map(|(_, file)| file).collect())
+}
+
+/// The split a file below a folder is named for: by a folder on its way, else by the start of its own name.
+fn split_of(file: &Path) -> Option<&'static str> {
+    let by_name = |name: &str| SPLITS.iter().find(|(_, spellings)| spellings.contains(&name)).map(|(split, _)| *split);
+    let folders = file.parent().into_iter().flat_map(Path::components);
+    for folder in folders {
+        if let Some(split) = folder.as_os_str().to_str().and_then(by_name) {
+            return Some(split);
+        }
+    }
+    let stem = file.file_stem()?.to_str()?;
+    let first = stem.split(['-', '_', '.']).next().unwrap_or(stem);
+    by_name(first)
+}
+
+/// Collects `.parquet` files below a folder; names that start with a dot (caches, files under construction) are passed over.
+fn walk(folder: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<(), DataError> {
+    let failed = |source| DataError::Io { path: folder.to_path_buf(), source };
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if entry.file_name().to_string_lossy().starts_with('.') {
+            continue;
+        }
+        let path = entry.path();
+        if path.is_dir() {
+            if depth < MAX_DEPTH {
+                walk(&path, depth + 1, files)?;
+            }
+        } else if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet")) && path.is_file()
+        {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn folder_of(names: &[&str]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for name in names {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, b"").unwrap();
+        }
+        folder
+    }
+
+    fn names(folder: &Path, files: &[PathBuf]) -> Vec<String> {
+        files.iter().map(|f| f.strip_prefix(folder).unwrap().to_str().unwrap().to_string()).collect()
+    }
+
+    #[test]
+    fn a_path_a_glob_and_a_folder_give_files_in_order() {
+        let folder =
+            folder_of(&["b.parquet", "a.parquet", "sub/c.parquet", "notes.txt", ".cache/d.parquet", ".x.parquet"]);
+        let base = folder.path();
+        assert_eq!(names(base, &resolve("b.parquet", base).unwrap()), ["b.parquet"]);
+        assert_eq!(names(base, &resolve("*.parquet", base).unwrap()), ["a.parquet", "b.parquet"]);
+        assert_eq!(names(base, &resolve("**/*.parquet", base).unwrap()), ["a.parquet", "b.parquet", "sub/c.parquet"]);
+        assert_eq!(names(base, &resolve(".", base).unwrap_or_default()).len(), 3);
+        let absolute = base.join("sub").to_str().unwrap().to_string();
+        assert_eq!(names(base, &resolve(&absolute, Path::new("/elsewhere")).unwrap()), ["sub/c.parquet"]);
+    }
+
+    #[test]
+    fn a_name_with_brackets_is_a_name_first() {
+        let folder = folder_of(&["in [1]/a[1].parquet", "in [1]/a1.parquet"]);
+        let base = folder.path().join("in [1]");
+        assert_eq!(names(&base, &resolve("a[1].parquet", &base).unwrap()), ["a[1].parquet"]);
+        assert_eq!(names(&base, &resolve("a?.parquet", &base).unwrap()), ["a1.parquet"]);
+    }
+
+    #[test]
+    fn a_folder_of_splits_gives_the_one_asked_for() {
+        let files =
+            ["train-00000-of-00001.parquet", "validation-00000-of-00001.parquet", "test-0.parquet", "bad-rows.parquet"];
+        let folder = folder_of(&files);
+        let base = folder.path();
+        let split = |split| resolve_split("", &base.join("."), split).map(|f| names(base, &f));
+        assert!(split(None).is_err(), "an empty source is not the current folder");
+        let split = |split| resolve_split(base.to_str().unwrap(), base, split).map(|f| names(base, &f)).unwrap();
+        assert_eq!(split(Some(Split::Train)), [files[0]]);
+        assert_eq!(split(Some(Split::Eval)), [files[1]]);
+        assert_eq!(split(None).len(), 4);
+
+        let folder = folder_of(&["default/train/0000.parquet", "default/test/0000.parquet"]);
+        let of = |split| resolve_split(folder.path().to_str().unwrap(), Path::new(""), Some(split)).unwrap();
+        assert_eq!(names(folder.path(), &of(Split::Train)), ["default/train/0000.parquet"]);
+        assert_eq!(
+            names(folder.path(), &of(Split::Eval)),
+            ["default/test/0000.parquet"],
+            "test stands in for validation"
+        );
+
+        let folder = folder_of(&["test-0.parquet"]);
+        let failed = resolve_split(folder.path().to_str().unwrap(), Path::new(""), Some(Split::Train));
+        assert!(
+            matches!(failed, Err(DataError::NoSplit { split: "train", ref found, .. }) if found == &["test"]),
+            "{failed:?}"
+        );
+
+        let folder = folder_of(&["part-0.parquet", "part-1.parquet"]);
+        let all = resolve_split(folder.path().to_str().unwrap(), Path::new(""), Some(Split::Eval)).unwrap();
+        assert_eq!(all.len(), 2, "files without split names are the table");
+    }
+
+    #[test]
+    fn what_is_not_there_or_not_supported_is_said() {
+        let folder = folder_of(&["empty/notes.txt"]);
+        let base = folder.path();
+        assert!(matches!(resolve("none.parquet", base), Err(DataError::NotFound { .. })));
+        assert!(matches!(resolve("none-*.parquet", base), Err(DataError::NoMatch { .. })));
+        assert!(matches!(resolve("empty", base), Err(DataError::EmptyFolder { .. })));
+        assert!(matches!(resolve("empty/notes.txt/x.parquet", base), Err(DataError::NotFound { .. })));
+        assert!(matches!(resolve("a[", base), Err(DataError::Source { .. })));
+        let hub = resolve("hf://datasets/owner/name/train.parquet", base).unwrap_err();
+        assert!(hub.to_string().contains("reading data from the hub is not supported yet"), "{hub}");
+        assert!(matches!(resolve("s3://bucket/x.parquet", base), Err(DataError::Source { .. })));
+        assert!(matches!(locate("synth:nothing", base, base, Split::Train), Err(DataError::Source { .. })));
+    }
+}
