@@ -26,7 +26,7 @@ pub const MAX_ASPECT: u64 = 100;
 pub const BLOCK_ROWS: usize = 1024;
 
 /// A [`Block`] ends with the row that brings its values to so many bytes.
-pub const BLOCK_BYTES: u64 = 64 << 20;
+pub const BLOCK_BYTES: u64 = 32 << 20;
 
 /// Files of the same columns, in order.
 #[derive(Debug)]
@@ -347,6 +347,40 @@ impl Index {
             self.accepted += block.accepted;
             self.bytes += block.bytes;
             self.blocks.push(block);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::shuffle::{EpochOrder, WINDOW_BYTES};
+
+    #[test]
+    fn blocks_and_windows_are_bounded_by_bytes() {
+        let id = |row| RowId { file: Path::new("a").into(), row_group: 0, row };
+        let mut index = Index::default();
+        let mut block = Block::new(0, 0, 0);
+        // Each row a quarter of a block, every fifth one bad.
+        for row in 0..100 {
+            let fault = RowFault::Null { column: "image".into() };
+            let verdict = if row % 5 == 4 { Err(fault) } else { Ok(BLOCK_BYTES / 4) };
+            index.record(&mut block, verdict, || id(row), 10);
+        }
+        index.close(block);
+        assert_eq!((index.rows(), index.accepted_rows(), index.rejected_rows()), (100, 80, 20));
+        assert_eq!(index.rejected().len(), 10, "the others are only counted");
+        assert!(index.blocks().iter().all(|block| block.bytes <= BLOCK_BYTES && block.accepted <= 4));
+        assert_eq!(index.blocks().iter().map(|block| block.accepted).sum::<usize>(), 80);
+        assert!(index.blocks().windows(2).all(|two| two[0].first_row + two[0].rows <= two[1].first_row));
+        for epoch in 0..3 {
+            let order = EpochOrder::new(&index, epoch, 1, true);
+            for window in order.windows() {
+                let bytes: u64 = order.blocks(window).iter().map(|&block| index.blocks()[block].bytes).sum();
+                assert!(bytes <= WINDOW_BYTES);
+            }
+            assert!(order.windows().len() >= 5);
+            assert_eq!(order.rows(), 80);
         }
     }
 }

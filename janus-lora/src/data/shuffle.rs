@@ -13,7 +13,7 @@ use super::row::RowId;
 pub const WINDOW_ROWS: usize = 4096;
 
 /// Most bytes of values of a window of more than one block.
-pub const WINDOW_BYTES: u64 = 256 << 20;
+pub const WINDOW_BYTES: u64 = 128 << 20;
 
 /// Streams of random numbers that an epoch uses.
 const BLOCK_STREAM: u64 = 0;
