@@ -65,7 +65,7 @@ mod tests {
         assert_eq!(distance("rnk", "rank"), 1);
         assert_eq!(distance("rnak", "rank"), 1, "a swap is one edit");
         assert_eq!(distance("", "rank"), 4);
-        assert_eq!(distance("learning", "warming"), 4);
+        assert_eq!(distance("learning", "warming"), 3);
     }
 
     #[test]

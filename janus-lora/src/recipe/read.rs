@@ -1,0 +1,320 @@
+//! From a tree of keys and values to a typed recipe, with every fault on the way.
+
+use std::collections::{HashMap, HashSet};
+
+use super::fault::{Faults, Problem, quotable};
+use super::resolve::Folders;
+use super::schema::{FOREIGN_NAMES, LATER_SECTIONS, Section};
+use super::tree::{Entry, Node, Table, Value};
+use super::types::{
+    AdapterSection, BaseSection, DEFAULT_EPOCHS, DEFAULT_PROMPT_DROPOUT, DEFAULT_SCALE, DataLimits, DataSection,
+    OutputSection, Recipe, Task, TrainSection,
+};
+use super::value::SectionReader;
+use crate::nearest::nearest;
+use crate::target::{Preset, TargetPattern};
+
+/// Reads a whole recipe; absent where `faults` has gained one that leaves it incomplete.
+pub(crate) fn read_recipe(root: &Table, folders: &Folders, faults: &mut Faults) -> Option<Recipe> {
+    for entry in &root.entries {
+        check_section(entry, faults);
+    }
+    let base = read_base(root, folders, faults);
+    let adapter = read_adapter(root, faults);
+    let data = read_data(root, folders, faults);
+    let data_limits = DataLimits::read(&mut reader(root, DataLimits::SECTION, faults));
+    let train = read_train(root, faults);
+    let output = read_output(root, folders, faults);
+    Some(Recipe {
+        base: base?,
+        adapter: adapter?,
+        data: data?,
+        data_limits: data_limits?,
+        train: train?,
+        output: output?,
+    })
+}
+
+/// Refuses a top-level key that no recipe has, that this version does not support, or that is no table.
+fn check_section(entry: &Entry, faults: &mut Faults) {
+    let key = entry.key.as_str();
+    if let Some(section) = Recipe::SECTIONS.iter().find(|section| section.name == key) {
+        let expected = match (section.repeated, &entry.node.value) {
+            (false, Value::Table(_)) => return,
+            (true, Value::Array(items)) => {
+                for (index, item) in items.iter().enumerate().filter(|(_, item)| !matches!(item.value, Value::Table(_)))
+                {
+                    wrong_section(item, format!("{key}.{index}"), "a table".into(), faults);
+                }
+                return;
+            }
+            (false, _) => format!("a table, headed [{key}]"),
+            (true, _) => format!("a list of tables, each headed [[{key}]]"),
+        };
+        wrong_section(&entry.node, key.into(), expected, faults);
+        return;
+    }
+    let problem = if LATER_SECTIONS.contains(&key) {
+        let heading = if key == "stage" { "[[stage]]".to_owned() } else { format!("[{key}]") };
+        Problem::NotSupported { what: format!("`{heading}`") }
+    } else {
+        Problem::UnknownKey {
+            key: quotable(key),
+            table: "a recipe".into(),
+            nearest: nearest_key(key, None),
+            legal: Recipe::SECTIONS.iter().map(|section| section.name).collect(),
+        }
+    };
+    faults.push(Some(entry.key_place.clone()), problem);
+}
+
+fn wrong_section(node: &Node, key: String, expected: String, faults: &mut Faults) {
+    let problem = Problem::WrongType { key, expected, got: node.value.kind(), taken_as_text: false };
+    faults.push(Some(node.place.clone()), problem);
+}
+
+/// What may have been meant by an unknown key of a section, or of the root: a key there, a key of that name elsewhere,
+/// or what other tools call one of ours.
+pub(crate) fn nearest_key(key: &str, section: Option<&Section>) -> Option<String> {
+    let here: Vec<&str> = match section {
+        Some(section) => section.fields.iter().map(|field| field.name).collect(),
+        None => Recipe::SECTIONS.iter().map(|section| section.name).collect(),
+    };
+    if let Some(name) = nearest(key, here.iter().copied()) {
+        return Some(name.to_owned());
+    }
+    let everywhere = || {
+        Recipe::SECTIONS.iter().flat_map(|section| {
+            section.fields.iter().map(|field| match section.repeated {
+                true => (field.name, format!("{}.0.{}", section.name, field.name)),
+                false => (field.name, format!("{}.{}", section.name, field.name)),
+            })
+        })
+    };
+    let elsewhere = everywhere().find(|(name, _)| *name == key).map(|(_, full)| full).or_else(|| {
+        let known = FOREIGN_NAMES.iter().find(|(foreign, _)| foreign.eq_ignore_ascii_case(key))?;
+        Some(known.1.to_owned())
+    });
+    let full = elsewhere.or_else(|| {
+        if section.is_some() {
+            return None;
+        }
+        let name = nearest(key, everywhere().map(|(name, _)| name))?;
+        everywhere().find(|(other, _)| *other == name).map(|(_, full)| full)
+    })?;
+    // A key of the same section needs no prefix.
+    let prefix = section.map(|section| match section.repeated {
+        true => format!("{}.0.", section.name),
+        false => format!("{}.", section.name),
+    });
+    Some(match prefix.and_then(|prefix| full.strip_prefix(&prefix).map(str::to_owned)) {
+        Some(name) => name,
+        None => full,
+    })
+}
+
+/// A reader of a section that stands at most once.
+fn reader<'a>(root: &'a Table, section: Section, faults: &'a mut Faults) -> SectionReader<'a> {
+    SectionReader::new(section.name.into(), section, root.get(section.name).map(|entry| &entry.node), faults)
+}
+
+fn read_base(root: &Table, folders: &Folders, faults: &mut Faults) -> Option<BaseSection> {
+    let mut reader = reader(root, BaseSection::SECTION, faults);
+    let mut base = BaseSection::read(&mut reader)?;
+    if let Some(entry) = reader.entry("path") {
+        base.path = match folders.base(&base.path, entry.node.place.is_override()) {
+            Ok(path) => path,
+            Err(problem) => {
+                reader.faults.push(Some(entry.node.place.clone()), problem("base.path"));
+                return None;
+            }
+        };
+    }
+    Some(base)
+}
+
+fn read_adapter(root: &Table, faults: &mut Faults) -> Option<AdapterSection> {
+    let mut reader = reader(root, AdapterSection::SECTION, faults);
+    let mut adapter = AdapterSection::read(&mut reader)?;
+    reader.refuse_both("scale", "alpha");
+    if adapter.scale.is_none() && adapter.alpha.is_none() {
+        adapter.scale = Some(DEFAULT_SCALE);
+    }
+    for (name, presets) in [("targets", true), ("modules_to_save", false)] {
+        let Some(Value::Array(items)) = reader.entry(name).map(|entry| &entry.node.value) else { continue };
+        for item in items {
+            let Value::Text(text) = &item.value else { continue };
+            if (presets && Preset::from_name(text).is_some()) || text.trim().is_empty() {
+                continue;
+            }
+            if let Err(error) = TargetPattern::parse(text) {
+                reader.faults.push(Some(item.place.clone()), Problem::Target(error));
+            }
+        }
+    }
+    if adapter.targets.is_empty() && adapter.modules_to_save.is_empty() {
+        let place = reader.entry("targets").map(|entry| entry.node.place.clone());
+        reader.faults.push(place, Problem::NothingToTrain);
+    }
+    Some(adapter)
+}
+
+fn read_train(root: &Table, faults: &mut Faults) -> Option<TrainSection> {
+    let mut reader = reader(root, TrainSection::SECTION, faults);
+    let mut train = TrainSection::read(&mut reader)?;
+    reader.refuse_both("epochs", "steps");
+    if train.epochs.is_none() && train.steps.is_none() {
+        train.epochs = Some(DEFAULT_EPOCHS);
+    }
+    Some(train)
+}
+
+fn read_output(root: &Table, folders: &Folders, faults: &mut Faults) -> Option<OutputSection> {
+    let mut reader = reader(root, OutputSection::SECTION, faults);
+    let mut output = OutputSection::read(&mut reader)?;
+    match folders.output(&output.dir) {
+        Ok(dir) => output.dir = dir,
+        Err(problem) => {
+            let place = reader.entry("dir").map(|entry| entry.node.place.clone());
+            reader.faults.push(place, problem("output.dir"));
+        }
+    }
+    Some(output)
+}
+
+/// Reads every `[[data]]`; absent where one is incomplete or there is none.
+fn read_data(root: &Table, folders: &Folders, faults: &mut Faults) -> Option<Vec<DataSection>> {
+    let items = match root.get("data").map(|entry| &entry.node.value) {
+        Some(Value::Array(items)) if !items.is_empty() => items.as_slice(),
+        None | Some(Value::Array(_)) => {
+            faults.push(None, Problem::NoData);
+            return None;
+        }
+        // Told before: it is no list.
+        Some(_) => return None,
+    };
+    let tables: Vec<Option<DataSection>> =
+        items.iter().enumerate().map(|(index, node)| read_data_table(index, node, folders, faults)).collect();
+    refuse_equal_names(items, faults);
+    let mut tables: Vec<DataSection> = tables.into_iter().collect::<Option<_>>()?;
+    name_unnamed(&mut tables);
+    Some(tables)
+}
+
+fn read_data_table(index: usize, node: &Node, folders: &Folders, faults: &mut Faults) -> Option<DataSection> {
+    if !matches!(node.value, Value::Table(_)) {
+        // Told before.
+        return None;
+    }
+    let mut reader = SectionReader::new(format!("data.{index}"), DataSection::SECTION, Some(node), faults);
+    let table = DataSection::read(&mut reader);
+    // The task decides on other keys, which are checked even where the table as a whole is not complete.
+    let task = match reader.entry("task").map(|entry| &entry.node.value) {
+        Some(Value::Text(word)) => Task::from_name(word),
+        _ => None,
+    };
+    if let Some(task) = task {
+        check_columns(task, &mut reader);
+        if let (Some(entry), false) = (reader.entry("prompt_dropout"), task == Task::Generate) {
+            let key = reader.full("prompt_dropout");
+            let belongs_to = Task::Generate.name();
+            let problem = Problem::NotForTask { key, task: task.name(), belongs_to };
+            reader.faults.push(Some(entry.key_place.clone()), problem);
+        }
+    }
+    let train = resolve_source("train", folders, &mut reader);
+    let eval = resolve_source("eval", folders, &mut reader);
+    let mut table = table?;
+    table.train = train?;
+    if table.eval.is_some() {
+        table.eval = Some(eval?);
+    }
+    if table.task == Task::Generate && table.prompt_dropout.is_none() {
+        table.prompt_dropout = Some(DEFAULT_PROMPT_DROPOUT);
+    }
+    Some(table)
+}
+
+fn resolve_source(name: &'static str, folders: &Folders, reader: &mut SectionReader<'_>) -> Option<String> {
+    let entry = reader.entry(name)?;
+    let source = match (&entry.node.value, &entry.node.typed) {
+        (Value::Text(text), _) | (_, Some(text)) if !text.trim().is_empty() => text,
+        _ => return None,
+    };
+    match folders.source(source, entry.node.place.is_override()) {
+        Ok(source) => Some(source),
+        Err(problem) => {
+            let problem = problem(&reader.full(name));
+            reader.faults.push(Some(entry.node.place.clone()), problem);
+            None
+        }
+    }
+}
+
+/// Refuses roles that the task does not have, and those that exclude each other.
+fn check_columns(task: Task, reader: &mut SectionReader<'_>) {
+    let Some(Value::Table(columns)) = reader.entry("columns").map(|entry| &entry.node.value) else { return };
+    for entry in columns.entries.iter().filter(|entry| !task.roles().contains(&entry.key.as_str())) {
+        let problem = Problem::UnknownRole {
+            role: quotable(&entry.key),
+            task: task.name(),
+            nearest: nearest(&entry.key, task.roles().iter().copied()).map(str::to_owned),
+            legal: task.roles().to_vec(),
+        };
+        reader.faults.push(Some(entry.key_place.clone()), problem);
+    }
+    for (one, other) in task.excluding_roles() {
+        if let (Some(_), Some(second)) = (columns.get(one), columns.get(other)) {
+            let problem = Problem::Conflict {
+                first: format!("{}.{one}", reader.full("columns")),
+                second: format!("{}.{other}", reader.full("columns")),
+            };
+            reader.faults.push(Some(second.key_place.clone()), problem);
+        }
+    }
+}
+
+fn given_name(node: &Node) -> Option<(&str, &Node)> {
+    let Value::Table(table) = &node.value else { return None };
+    let node = &table.get("name")?.node;
+    match (&node.value, &node.typed) {
+        (Value::Text(name), _) | (_, Some(name)) => Some((name, node)),
+        _ => None,
+    }
+}
+
+fn refuse_equal_names(items: &[Node], faults: &mut Faults) {
+    let mut first_of: HashMap<&str, usize> = HashMap::new();
+    for (index, item) in items.iter().enumerate() {
+        let Some((name, node)) = given_name(item) else { continue };
+        match first_of.get(name) {
+            Some(&first) => {
+                let problem = Problem::DuplicateName { name: quotable(name), first };
+                faults.push(Some(node.place.clone()), problem);
+            }
+            None => {
+                first_of.insert(name, index);
+            }
+        }
+    }
+}
+
+/// Names tables after their task, with the table's number where several of that task are unnamed or the name is taken.
+fn name_unnamed(tables: &mut [DataSection]) {
+    let mut taken: HashSet<String> = tables.iter().map(|table| table.name.clone()).filter(|n| !n.is_empty()).collect();
+    let mut unnamed_of: HashMap<Task, usize> = HashMap::new();
+    for table in tables.iter().filter(|table| table.name.is_empty()) {
+        *unnamed_of.entry(table.task).or_default() += 1;
+    }
+    for (index, table) in tables.iter_mut().enumerate().filter(|(_, table)| table.name.is_empty()) {
+        let mut name = match unnamed_of.get(&table.task) {
+            Some(1) => table.task.name().to_owned(),
+            _ => format!("{}-{index}", table.task),
+        };
+        while taken.contains(&name) {
+            name = format!("{name}-{index}");
+        }
+        taken.insert(name.clone());
+        table.name = name;
+    }
+}

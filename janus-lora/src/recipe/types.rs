@@ -1,0 +1,330 @@
+//! The typed recipe.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::schema::{NumberRange, Rule, Section, choice, section};
+
+/// Greatest rank: beyond the widest layer of the family (Janus-Pro-7B's feed-forward, 11,008) a pair is no longer low-rank.
+const MAX_RANK: u64 = 16_384;
+/// Greatest batch size, number of accumulated batches and number of epochs: products of them stay far from overflow.
+const MAX_COUNT: u64 = 1_000_000;
+/// Greatest number of steps.
+const MAX_STEPS: u64 = 1_000_000_000;
+/// Integers that TOML can hold.
+const MAX_INTEGER: u64 = i64::MAX as u64;
+
+const COUNT: Rule = Rule::Integer { minimum: 1, maximum: MAX_COUNT };
+const STEPS: Rule = Rule::Integer { minimum: 1, maximum: MAX_STEPS };
+const STEPS_OR_NONE: Rule = Rule::Integer { minimum: 0, maximum: MAX_STEPS };
+
+/// Epochs where a recipe gives neither `epochs` nor `steps`.
+pub(crate) const DEFAULT_EPOCHS: u64 = 3;
+/// Scale where a recipe gives neither `scale` nor `alpha`.
+pub(crate) const DEFAULT_SCALE: f64 = 2.0;
+/// Prompt dropout of `generate` where a recipe gives none: the share usual for classifier-free guidance.
+pub(crate) const DEFAULT_PROMPT_DROPOUT: f64 = 0.1;
+
+/// What is trained, from what, on what and how: a recipe file with its overrides, checked and resolved.
+///
+/// Input paths are absolute, so the recipe means the same wherever it is written to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Recipe {
+    /// `[base]`.
+    pub base: BaseSection,
+    /// `[adapter]`.
+    pub adapter: AdapterSection,
+    /// `[[data]]`, at least one.
+    pub data: Vec<DataSection>,
+    /// `[data_limits]`.
+    pub data_limits: DataLimits,
+    /// `[train]`.
+    pub train: TrainSection,
+    /// `[output]`.
+    pub output: OutputSection,
+}
+
+impl Recipe {
+    /// Every section that this version reads, in the order of a recipe file.
+    pub const SECTIONS: &'static [Section] = &[
+        BaseSection::SECTION,
+        AdapterSection::SECTION,
+        DataSection::SECTION,
+        DataLimits::SECTION,
+        TrainSection::SECTION,
+        OutputSection::SECTION,
+    ];
+}
+
+choice! {
+    /// What the frozen weights are computed in.
+    pub enum BaseDtype {
+        /// 32-bit floats.
+        F32 = "f32",
+        /// 16-bit floats with the exponent of f32.
+        Bf16 = "bf16",
+    }
+    later ["q8_0", "q4_k"]
+}
+
+section! {
+    /// The frozen model that the adapter is trained for.
+    pub struct BaseSection = "base" once {
+        /// A built-in name, a checkpoint folder, or a hub id such as `deepseek-ai/Janus-Pro-1B`.
+        /// What exists beside the recipe is that folder.
+        pub path: String, Rule::Text, required;
+        /// What the frozen weights are computed in.
+        pub dtype: BaseDtype, Rule::Choice(&BaseDtype::CHOICES), default(BaseDtype::Bf16);
+    }
+}
+
+choice! {
+    /// How an adapter corrects a product.
+    pub enum AdapterMethod {
+        /// A pair of matrices of rank r whose product, times the scale, is added to the frozen one.
+        Lora = "lora",
+    }
+    later ["dora", "rslora"]
+}
+
+section! {
+    /// What is trained.
+    pub struct AdapterSection = "adapter" once {
+        /// How the adapter corrects a product.
+        pub method: AdapterMethod, Rule::Choice(&AdapterMethod::CHOICES), default(AdapterMethod::Lora);
+        /// Rank of each pair.
+        pub rank: u64, Rule::Integer { minimum: 1, maximum: MAX_RANK }, default(8);
+        /// Factor on each pair's product; 2.0 where `alpha` is absent too.
+        pub scale: Option<f64>, Rule::Number(NumberRange::NotZero), default(None);
+        /// Another way to give the scale: scale = alpha / rank.
+        pub alpha: Option<f64>, Rule::Number(NumberRange::NotZero), default(None);
+        /// Share of a pair's inputs that is dropped in training.
+        pub dropout: f64, Rule::Number(NumberRange::BelowOne), default(0.0);
+        /// Where pairs sit: presets (`decoder`, `vision`, `aligner`, `generation`, `all`) or patterns over checkpoint paths.
+        pub targets: Vec<String>, Rule::TextList, default(vec!["decoder".to_owned(), "vision".to_owned()]);
+        /// Modules of which a full copy is trained and saved beside the pairs.
+        pub modules_to_save: Vec<String>, Rule::TextList, default(Vec::new());
+    }
+}
+
+impl AdapterSection {
+    /// The factor on each pair's product.
+    pub fn effective_scale(&self) -> f64 {
+        match (self.scale, self.alpha) {
+            (Some(scale), _) => scale,
+            (None, Some(alpha)) => alpha / self.rank as f64,
+            (None, None) => DEFAULT_SCALE,
+        }
+    }
+
+    /// The scale as PEFT writes it: alpha = scale * rank.
+    pub fn effective_alpha(&self) -> f64 {
+        self.alpha.unwrap_or_else(|| self.effective_scale() * self.rank as f64)
+    }
+}
+
+choice! {
+    /// What a table of rows teaches.
+    pub enum Task {
+        /// Images and a question to an answer.
+        Understand = "understand",
+        /// A prompt to an image.
+        Generate = "generate",
+        /// Text to text.
+        Text = "text",
+    }
+    later ["edit", "classify", "locate", "segment", "retrieve", "reconstruct"]
+}
+
+impl Task {
+    /// The roles of the columns that the task reads, under which `columns` names them.
+    pub fn roles(self) -> &'static [&'static str] {
+        match self {
+            Task::Understand => &["image", "images", "question", "answer", "messages"],
+            Task::Generate => &["prompt", "image"],
+            Task::Text => &["messages", "prompt", "answer"],
+        }
+    }
+
+    /// Roles that exclude each other.
+    pub fn excluding_roles(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Task::Understand => &[("image", "images"), ("messages", "question"), ("messages", "answer")],
+            Task::Generate => &[],
+            Task::Text => &[("messages", "prompt"), ("messages", "answer")],
+        }
+    }
+}
+
+section! {
+    /// A table of rows for one task. The first is `data.0` on the command line.
+    pub struct DataSection = "data" repeated {
+        /// What the table is called in metrics; the task's name by default, with the table's number where several are unnamed.
+        pub name: String, Rule::Text, default(String::new());
+        /// What its rows teach.
+        pub task: Task, Rule::Choice(&Task::CHOICES), required;
+        /// Rows to train on: a Parquet file, a glob, a folder, `hf://datasets/owner/name/...` or `synth:name?rows=512&seed=1`.
+        pub train: String, Rule::Text, required;
+        /// Rows to evaluate on, named in the same ways.
+        pub eval: Option<String>, Rule::Text, default(None);
+        /// Share of the sampled rows, relative to the other tables' weights.
+        pub weight: f64, Rule::Number(NumberRange::Positive), default(1.0);
+        /// Factor on this table's loss.
+        pub loss_weight: f64, Rule::Number(NumberRange::NotNegative), default(1.0);
+        /// Names of the columns by role; a role that is not named is read from the column of its own name.
+        pub columns: Columns, Rule::Columns, default(Columns::default());
+        /// Share of prompts that are emptied in training, so that guidance works; for `generate` only, where it is 0.1 by default.
+        pub prompt_dropout: Option<f64>, Rule::Number(NumberRange::Share), default(None);
+    }
+}
+
+/// Names of columns by role, as far as the recipe gives them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Columns {
+    given: BTreeMap<String, String>,
+}
+
+impl Columns {
+    /// The column that holds a role.
+    pub fn name_of<'a>(&'a self, role: &'a str) -> &'a str {
+        self.given.get(role).map_or(role, String::as_str)
+    }
+
+    /// Whether the recipe names that role's column; a column that it names must exist.
+    pub fn is_given(&self, role: &str) -> bool {
+        self.given.contains_key(role)
+    }
+
+    /// Roles and columns as given, by role.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.given.iter().map(|(role, column)| (role.as_str(), column.as_str()))
+    }
+}
+
+impl FromIterator<(String, String)> for Columns {
+    fn from_iter<I: IntoIterator<Item = (String, String)>>(pairs: I) -> Self {
+        Self { given: pairs.into_iter().collect() }
+    }
+}
+
+/// How many rows may be left out before a run stops.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum BadRowLimit {
+    /// A share of the rows, from 0 to 1.
+    Share(f64),
+    /// A number of rows.
+    Count(u64),
+}
+
+section! {
+    /// What a run puts up with in its data.
+    pub struct DataLimits = "data_limits" once {
+        /// Rows that may be left out: a share (a float from 0.0 to 1.0) or a count (an integer). Beyond it the run stops.
+        pub max_bad_rows: BadRowLimit, Rule::BadRows, default(BadRowLimit::Share(0.01));
+    }
+}
+
+choice! {
+    /// How the losses of accumulated batches are averaged.
+    pub enum Accumulation {
+        /// Over all supervised tokens of the step, per task.
+        Tokens = "tokens",
+        /// Over each batch's tokens, then over the batches, per task.
+        Mean = "mean",
+    }
+    later []
+}
+
+choice! {
+    /// How tables are mixed.
+    pub enum Mixture {
+        /// Rows are sampled from the tables by weight.
+        Sample = "sample",
+        /// Each step takes one batch of every table.
+        Each = "each",
+    }
+    later []
+}
+
+choice! {
+    /// How the learning rate goes on after the warm-up.
+    pub enum Schedule {
+        /// It stays.
+        Constant = "constant",
+        /// It falls to 0 in a straight line.
+        Linear = "linear",
+        /// It falls to 0 as half a cosine.
+        Cosine = "cosine",
+    }
+    later []
+}
+
+choice! {
+    /// Whether activations are computed again in the backward pass instead of kept.
+    pub enum Recompute {
+        /// As memory asks for it.
+        Auto = "auto",
+        /// Always.
+        On = "on",
+        /// Never.
+        Off = "off",
+    }
+    later []
+}
+
+section! {
+    /// How it is trained.
+    pub struct TrainSection = "train" once {
+        /// Passes over the largest table; 3 where `steps` is absent too.
+        pub epochs: Option<u64>, COUNT, default(None);
+        /// Optimiser steps, instead of `epochs`.
+        pub steps: Option<u64>, STEPS, default(None);
+        /// Rows in a batch.
+        pub batch_size: u64, COUNT, default(4);
+        /// Batches in an optimiser step.
+        pub grad_accumulation: u64, COUNT, default(1);
+        /// How the losses of a step's batches are averaged.
+        pub accumulation: Accumulation, Rule::Choice(&Accumulation::CHOICES), default(Accumulation::Tokens);
+        /// How several tables are mixed.
+        pub mixture: Mixture, Rule::Choice(&Mixture::CHOICES), default(Mixture::Sample);
+        /// Learning rate after the warm-up.
+        pub learning_rate: f64, Rule::Number(NumberRange::Positive), default(2e-4);
+        /// AdamW's decay rates of the first and the second moment.
+        pub betas: [f64; 2], Rule::Pair(NumberRange::BelowOne), default([0.9, 0.999]);
+        /// AdamW's epsilon.
+        pub eps: f64, Rule::Number(NumberRange::Positive), default(1e-8);
+        /// AdamW's decoupled weight decay.
+        pub weight_decay: f64, Rule::Number(NumberRange::NotNegative), default(0.0);
+        /// How the learning rate goes on after the warm-up.
+        pub schedule: Schedule, Rule::Choice(&Schedule::CHOICES), default(Schedule::Cosine);
+        /// Optimiser steps in which the learning rate rises from 0.
+        pub warmup_steps: u64, STEPS_OR_NONE, default(0);
+        /// Greatest norm of all gradients together; larger ones are scaled down to it. 0 turns clipping off.
+        pub clip_norm: f64, Rule::Number(NumberRange::NotNegative), default(1.0);
+        /// Seed of everything random: initial pairs, order of rows, dropout.
+        pub seed: u64, Rule::Integer { minimum: 0, maximum: MAX_INTEGER }, default(42);
+        /// Whether rows are shuffled, anew each epoch.
+        pub shuffle: bool, Rule::Boolean, default(true);
+        /// Whether activations are computed again in the backward pass instead of kept.
+        pub recompute: Recompute, Rule::Choice(&Recompute::CHOICES), default(Recompute::Auto);
+        /// Optimiser steps between checkpoints. 0 keeps none but the last.
+        pub checkpoint_every: u64, STEPS_OR_NONE, default(200);
+        /// Optimiser steps between evaluations. 0 evaluates at the start and at the end only.
+        pub eval_every: u64, STEPS_OR_NONE, default(0);
+    }
+}
+
+impl TrainSection {
+    /// The bound on the norm of the gradients, absent where clipping is off.
+    pub fn clipping(&self) -> Option<f64> {
+        (self.clip_norm > 0.0).then_some(self.clip_norm)
+    }
+}
+
+section! {
+    /// Where the run's files go.
+    pub struct OutputSection = "output" once {
+        /// The run folder, which must be new or empty. Relative to the current folder.
+        pub dir: PathBuf, Rule::Text, required;
+    }
+}

@@ -1,0 +1,371 @@
+//! From TOML values to fields and back.
+
+use std::path::PathBuf;
+
+use super::fault::{Faults, Problem, quotable};
+use super::schema::{Choices, Field, NumberRange, Rule, Section};
+use super::tree::{Entry, Node, Place, Table, Value};
+use super::types::{BadRowLimit, Columns};
+use crate::nearest::nearest;
+
+/// A type that a field of a recipe may have.
+pub(crate) trait FieldValue: Sized {
+    /// Reads a value; what is wrong with it goes to `faults`. `key` is its full name, for messages.
+    fn read(node: &Node, key: &str, rule: &Rule, faults: &mut Faults) -> Option<Self>;
+
+    /// The value as TOML, absent where the key is left out.
+    fn write(&self) -> Option<String>;
+}
+
+fn wrong_type(node: &Node, key: &str, rule: &Rule, faults: &mut Faults) {
+    let taken_as_text = node.typed.is_some() && matches!(node.value, Value::Text(_));
+    let problem =
+        Problem::WrongType { key: key.into(), expected: rule.to_string(), got: node.value.kind(), taken_as_text };
+    faults.push(Some(node.place.clone()), problem);
+}
+
+fn out_of_range(node: &Node, key: &str, rule: &Rule, got: String, faults: &mut Faults) {
+    let problem = Problem::OutOfRange { key: key.into(), expected: rule.to_string(), got };
+    faults.push(Some(node.place.clone()), problem);
+}
+
+/// Reads text. A scalar of the command line counts as typed, so that a folder may be called `2024` there.
+fn read_text(node: &Node, key: &str, rule: &Rule, faults: &mut Faults) -> Option<String> {
+    let text = match (&node.value, &node.typed) {
+        (Value::Text(text), _) | (_, Some(text)) => text,
+        _ => {
+            wrong_type(node, key, rule, faults);
+            return None;
+        }
+    };
+    if text.trim().is_empty() || text.chars().any(char::is_control) {
+        let expected = if text.trim().is_empty() { rule.to_string() } else { "text without control characters".into() };
+        let problem = Problem::OutOfRange { key: key.into(), expected, got: quotable(text) };
+        faults.push(Some(node.place.clone()), problem);
+        return None;
+    }
+    Some(text.clone())
+}
+
+/// Reads one of some words.
+pub(crate) fn read_choice(
+    node: &Node,
+    key: &str,
+    rule: &Rule,
+    choices: &Choices,
+    faults: &mut Faults,
+) -> Option<String> {
+    let word = match (&node.value, &node.typed) {
+        (Value::Text(text), _) | (_, Some(text)) => text,
+        _ => {
+            wrong_type(node, key, rule, faults);
+            return None;
+        }
+    };
+    if choices.names.contains(&word.as_str()) {
+        return Some(word.clone());
+    }
+    let problem = if choices.later.contains(&word.as_str()) {
+        Problem::NotSupported { what: format!("`{key} = \"{word}\"`") }
+    } else {
+        Problem::UnknownValue {
+            key: key.into(),
+            got: quotable(word),
+            nearest: nearest(word, choices.names.iter().copied()).map(str::to_owned),
+            legal: choices.names.to_vec(),
+        }
+    };
+    faults.push(Some(node.place.clone()), problem);
+    None
+}
+
+/// Reads a number of a range; integers count as numbers.
+fn read_number(node: &Node, key: &str, rule: &Rule, range: NumberRange, faults: &mut Faults) -> Option<f64> {
+    let number = match node.value {
+        Value::Float(number) => number,
+        Value::Integer(integer) => integer as f64,
+        _ => {
+            wrong_type(node, key, rule, faults);
+            return None;
+        }
+    };
+    if range.contains(number) {
+        return Some(number);
+    }
+    out_of_range(node, key, rule, format!("{number:?}"), faults);
+    None
+}
+
+/// A float as TOML; Rust's shortest form that reads back to the same bits is one.
+fn write_number(number: f64) -> String {
+    format!("{number:?}")
+}
+
+fn write_text(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+impl FieldValue for String {
+    fn read(node: &Node, key: &str, rule: &Rule, faults: &mut Faults) -> Option<Self> {
+        read_text(node, key, rule, faults)
+    }
+
+    fn write(&self) -> Option<String> {
+        // No field takes an empty text: it stands for one that is yet to be filled in.
+        (!self.is_empty()).then(|| write_text(self))
+    }
+}
+
+impl FieldValue for PathBuf {
+    fn read(node: &Node, key: &str, rule: &Rule, faults: &mut Faults) -> Option<Self> {
+        read_text(node, key, rule, faults).map(PathBuf::from)
+    }
+
+    fn write(&self) -> Option<String> {
+        Some(write_text(&self.to_string_lossy()))
+    }
+}
+
+impl FieldValue for bool {
+    fn read(node: &Node, key: &str, rule: &Rule, faults: &mut Faults) -> Option<Self> {
+        if let Value::Boolean(boolean) = node.value {
+            return Some(boolean);
+        }
+        wrong_type(node, key, rule, faults);
+        None
+    }
+
+    fn write(&self) -> Option<String> {
+        Some(self.to_string())
+    }
+}
+
+impl FieldValue for u64 {
+    fn read(node: &Node, key: &str, rule: &Rule, faults: &mut Faults) -> Option<Self> {
+        let (minimum, maximum) = match rule {
+            Rule::Integer { minimum, maximum } => (*minimum, *maximum),
+            _ => (0, u64::MAX),
+        };
+        let Value::Integer(integer) = node.value else {
+            wrong_type(node, key, rule, faults);
+            return None;
+        };
+        let value = u64::try_from(integer).ok().filter(|value| (minimum..=maximum).contains(value));
+        if value.is_none() {
+            out_of_range(node, key, rule, integer.to_string(), faults);
+        }
+        value
+    }
+
+    fn write(&self) -> Option<String> {
+        Some(self.to_string())
+    }
+}
+
+impl FieldValue for f64 {
+    fn read(node: &Node, key: &str, rule: &Rule, faults: &mut Faults) -> Option<Self> {
+        let range = match rule {
+            Rule::Number(range) => *range,
+            _ => NumberRange::NotZero,
+        };
+        read_number(node, key, rule, range, faults)
+    }
+
+    fn write(&self) -> Option<String> {
+        Some(write_number(*self))
+    }
+}
+
+impl FieldValue for [f64; 2] {
+    fn read(node: &Node, key: &str, rule: &Rule, faults: &mut Faults) -> Option<Self> {
+        let range = match rule {
+            Rule::Pair(range) => *range,
+            _ => NumberRange::NotZero,
+        };
+        let Value::Array(items) = &node.value else {
+            wrong_type(node, key, rule, faults);
+            return None;
+        };
+        let [first, second] = items.as_slice() else {
+            out_of_range(node, key, rule, format!("{} entries", items.len()), faults);
+            return None;
+        };
+        let item_rule = Rule::Number(range);
+        let first = read_number(first, &format!("{key}.0"), &item_rule, range, faults);
+        let second = read_number(second, &format!("{key}.1"), &item_rule, range, faults);
+        Some([first?, second?])
+    }
+
+    fn write(&self) -> Option<String> {
+        Some(format!("[{}, {}]", write_number(self[0]), write_number(self[1])))
+    }
+}
+
+impl FieldValue for Vec<String> {
+    fn read(node: &Node, key: &str, rule: &Rule, faults: &mut Faults) -> Option<Self> {
+        let Value::Array(items) = &node.value else {
+            wrong_type(node, key, rule, faults);
+            return None;
+        };
+        let texts: Vec<Option<String>> = items
+            .iter()
+            .enumerate()
+            .map(|(index, item)| read_text(item, &format!("{key}.{index}"), &Rule::Text, faults))
+            .collect();
+        texts.into_iter().collect()
+    }
+
+    fn write(&self) -> Option<String> {
+        Some(format!("[{}]", self.iter().map(|text| write_text(text)).collect::<Vec<_>>().join(", ")))
+    }
+}
+
+impl FieldValue for Columns {
+    fn read(node: &Node, key: &str, rule: &Rule, faults: &mut Faults) -> Option<Self> {
+        let Value::Table(table) = &node.value else {
+            wrong_type(node, key, rule, faults);
+            return None;
+        };
+        let pairs: Vec<Option<(String, String)>> = table
+            .entries
+            .iter()
+            .map(|entry| {
+                let key = format!("{key}.{}", quotable(&entry.key));
+                let column = read_text(&entry.node, &key, &Rule::Text, faults)?;
+                Some((entry.key.clone(), column))
+            })
+            .collect();
+        pairs.into_iter().collect()
+    }
+
+    fn write(&self) -> Option<String> {
+        let pairs: Vec<String> = self.iter().map(|(role, column)| format!("{role} = {}", write_text(column))).collect();
+        (!pairs.is_empty()).then(|| format!("{{ {} }}", pairs.join(", ")))
+    }
+}
+
+impl FieldValue for BadRowLimit {
+    fn read(node: &Node, key: &str, rule: &Rule, faults: &mut Faults) -> Option<Self> {
+        match node.value {
+            Value::Integer(integer) => {
+                let count = u64::try_from(integer).ok().filter(|count| *count <= i64::MAX as u64);
+                if count.is_none() {
+                    out_of_range(node, key, rule, integer.to_string(), faults);
+                }
+                count.map(BadRowLimit::Count)
+            }
+            Value::Float(share) if NumberRange::Share.contains(share) => Some(BadRowLimit::Share(share)),
+            Value::Float(share) => {
+                out_of_range(node, key, rule, format!("{share:?}"), faults);
+                None
+            }
+            _ => {
+                wrong_type(node, key, rule, faults);
+                None
+            }
+        }
+    }
+
+    fn write(&self) -> Option<String> {
+        Some(match self {
+            BadRowLimit::Share(share) => write_number(*share),
+            BadRowLimit::Count(count) => count.to_string(),
+        })
+    }
+}
+
+impl<T: FieldValue> FieldValue for Option<T> {
+    fn read(node: &Node, key: &str, rule: &Rule, faults: &mut Faults) -> Option<Self> {
+        T::read(node, key, rule, faults).map(Some)
+    }
+
+    fn write(&self) -> Option<String> {
+        self.as_ref().and_then(T::write)
+    }
+}
+
+/// Reads the keys of one table.
+pub(crate) struct SectionReader<'a> {
+    /// Name of the table in keys: `adapter`, `data.0`.
+    label: String,
+    section: Section,
+    table: Option<&'a Table>,
+    place: Option<Place>,
+    pub(crate) faults: &'a mut Faults,
+}
+
+impl<'a> SectionReader<'a> {
+    /// A reader of a table, which may be absent. Unknown keys are told at once.
+    pub(crate) fn new(label: String, section: Section, node: Option<&'a Node>, faults: &'a mut Faults) -> Self {
+        let table = match node.map(|node| &node.value) {
+            Some(Value::Table(table)) => Some(table),
+            _ => None,
+        };
+        let reader = Self { label, section, table, place: node.map(|node| node.place.clone()), faults };
+        let known = |entry: &&Entry| !section.fields.iter().any(|field| field.name == entry.key);
+        for entry in table.into_iter().flat_map(|table| &table.entries).filter(known) {
+            let problem = Problem::UnknownKey {
+                key: quotable(&entry.key),
+                table: heading(&section),
+                nearest: super::read::nearest_key(&entry.key, Some(&section)),
+                legal: section.fields.iter().map(|field| field.name).collect(),
+            };
+            reader.faults.push(Some(entry.key_place.clone()), problem);
+        }
+        reader
+    }
+
+    /// A key's full name.
+    pub(crate) fn full(&self, name: &str) -> String {
+        format!("{}.{name}", self.label)
+    }
+
+    /// A key's entry, where it is given.
+    pub(crate) fn entry(&self, name: &str) -> Option<&'a Entry> {
+        self.table.and_then(|table| table.get(name))
+    }
+
+    /// Reads a key that must be there.
+    pub(crate) fn required<T: FieldValue>(&mut self, name: &'static str, rule: &Rule) -> Option<T> {
+        let key = self.full(name);
+        match self.entry(name) {
+            Some(entry) => T::read(&entry.node, &key, rule, self.faults),
+            // What stands in the table's place is no table: that is told elsewhere.
+            None if self.place.is_some() && self.table.is_none() => None,
+            None => {
+                let meaning = self.section.fields.iter().find(|field| field.name == name).map(Field::summary);
+                let problem = Problem::Missing { key, meaning: meaning.unwrap_or_default() };
+                self.faults.push(self.place.clone(), problem);
+                None
+            }
+        }
+    }
+
+    /// Reads a key that has a default.
+    pub(crate) fn default<T: FieldValue>(&mut self, name: &'static str, rule: &Rule, default: T) -> Option<T> {
+        let key = self.full(name);
+        match self.entry(name) {
+            // The fault is told; the default lets the other keys be checked.
+            Some(entry) => Some(T::read(&entry.node, &key, rule, self.faults).unwrap_or(default)),
+            None => Some(default),
+        }
+    }
+
+    /// Tells that two keys exclude each other, at the one written last.
+    pub(crate) fn refuse_both(&mut self, one: &'static str, other: &'static str) {
+        if let (Some(first), Some(second)) = (self.entry(one), self.entry(other)) {
+            let position = |entry: &Entry| (entry.key_place.source, entry.key_place.span.start);
+            let (first, second) = if position(first) <= position(second) { (first, second) } else { (second, first) };
+            let problem = Problem::Conflict { first: self.full(&first.key), second: self.full(&second.key) };
+            self.faults.push(Some(second.key_place.clone()), problem);
+        }
+    }
+}
+
+/// A section as it is headed in a file.
+pub(crate) fn heading(section: &Section) -> String {
+    match section.repeated {
+        true => format!("[[{}]]", section.name),
+        false => format!("[{}]", section.name),
+    }
+}
