@@ -104,6 +104,32 @@ fn a_range_other_than_asked_for_is_not_appended() {
 }
 
 #[test]
+fn an_early_end_is_a_cut_though_the_server_calls_it_the_end() {
+    let server = Server::start(|request| {
+        if request.path.starts_with("/api/") {
+            let siblings = [
+                serde_json::json!({ "rfilename": "config.json" }),
+                serde_json::json!({ "rfilename": "model.safetensors" }),
+            ];
+            return Reply::new(200, serde_json::json!({ "sha": server::COMMIT, "siblings": siblings }).to_string());
+        }
+        Reply::new(200, "2\r\n{}\r\n0\r\n\r\n")
+            .with("Transfer-Encoding", "chunked")
+            .with("ETag", "\"abc\"")
+            .with("X-Linked-Size", "5000")
+    });
+    let cache = tempfile::tempdir().unwrap();
+    let options = HubOptions {
+        endpoint: server.url(),
+        patience: Patience { attempts: 2, first_wait: Duration::ZERO, silence: Duration::from_secs(2) },
+        ..HubOptions::new(cache.path())
+    };
+    let error = fetch_repository(&repository(), &options, &Silent).unwrap_err();
+    assert!(matches!(error, HubError::Interrupted { have_bytes: 2, total_bytes: Some(5000), .. }), "{error:?}");
+    assert_nothing_is_usable(cache.path());
+}
+
+#[test]
 fn a_silent_server_is_given_up() {
     let server = Server::start(|_| {
         let mut reply = Reply::new(200, "{}");
