@@ -18,6 +18,8 @@ mod headers;
 mod image;
 mod prompt;
 mod resize;
+#[cfg(test)]
+mod testing;
 mod tokenizer;
 
 pub use batch::{PaddedBatch, left_pad, left_pad_samples, right_pad, right_pad_samples};

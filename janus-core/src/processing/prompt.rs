@@ -121,7 +121,7 @@ impl PromptBuilder {
 
     /// A picture to be drawn after `images` source images and an instruction: ends with `<begin_of_image>`.
     ///
-    /// The published models were not trained for this; an adapter can be.
+    /// The published models were not trained for this: tuning has to teach it.
     ///
     /// # Errors
     /// An instruction without words or images; placeholders in another number than images.
@@ -292,5 +292,120 @@ impl<'a> Assembly<'a> {
     fn finish(mut self) -> Result<Sample> {
         self.flush()?;
         Ok(self.sample)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::chat::render;
+    use super::super::testing::{PRO_TOKENS, write_tokenizer};
+    use super::*;
+
+    fn builder(special: &[&str]) -> PromptBuilder {
+        let folder = tempfile::tempdir().unwrap();
+        write_tokenizer(folder.path(), special);
+        PromptBuilder::new(JanusTokenizer::from_folder(folder.path()).unwrap(), 3)
+    }
+
+    fn labelled(builder: &PromptBuilder, sample: &Sample) -> String {
+        assert_eq!(sample.ids.len(), sample.labels.len());
+        let pairs = sample.ids.iter().zip(&sample.labels).filter(|(_, label)| **label != IGNORE_INDEX);
+        let ids: Vec<u32> =
+            pairs.inspect(|(id, label)| assert_eq!(i64::from(**id), **label)).map(|(id, _)| *id).collect();
+        builder.tokenizer().decode(&ids, false).unwrap()
+    }
+
+    #[test]
+    fn prompts_are_the_rendered_template_in_either_style() {
+        let turns =
+            [Message::user(" Two?", 2), Message::assistant("Yes. "), Message::user("And <image_placeholder> it?", 1)];
+        for special in [&PRO_TOKENS[..], &PRO_TOKENS[..6]] {
+            let builder = builder(special);
+            for system in [None, Some(DEFAULT_SYSTEM_PROMPT)] {
+                let open = [&turns[..], &[Message::assistant("")]].concat();
+                let rendered = render(builder.style(), system, &open).unwrap();
+                let ids = builder.conversation_prompt(&turns, system.is_some()).unwrap();
+                assert_eq!(ids, builder.rendered_ids(&rendered).unwrap());
+                assert_eq!(ids[0], 256);
+                assert_eq!(ids.iter().filter(|&&id| id == 261).count(), 9);
+            }
+        }
+        let shorter = builder(&PRO_TOKENS).with_system_prompt("S");
+        let ids = shorter.understanding_prompt("Q", 1, true).unwrap();
+        let text = shorter.tokenizer().decode(&ids[1..], false).unwrap();
+        let image = "<begin_of_image><image_placeholder><image_placeholder><image_placeholder><end_of_image>";
+        assert_eq!(text, format!("S\n\n<|User|>: {image}\nQ\n\n<|Assistant|>:"));
+    }
+
+    #[test]
+    fn answers_are_labelled_with_their_space_and_their_end() {
+        for special in [&PRO_TOKENS[..], &PRO_TOKENS[..6]] {
+            let builder = builder(special);
+            let sample = builder.understanding_sample("What?", " A kite.\n", 1, true).unwrap();
+            assert_eq!(labelled(&builder, &sample), " A kite.<｜end▁of▁sentence｜>");
+            let prompt = builder.understanding_prompt("What?", 1, true).unwrap();
+            assert_eq!(sample.ids[..prompt.len()], prompt);
+            let turns = ["a", "b", "c", "d"].map(String::from);
+            let turns = [
+                Message::user(&turns[0], 0),
+                Message::assistant(&turns[1]),
+                Message::user(&turns[2], 1),
+                Message::assistant(&turns[3]),
+            ];
+            let sample = builder.conversation_sample(&turns, false).unwrap();
+            assert_eq!(labelled(&builder, &sample), " b<｜end▁of▁sentence｜> d<｜end▁of▁sentence｜>");
+            let text = builder.text_sample("Write.", "Done.", false).unwrap();
+            assert_eq!(labelled(&builder, &text), " Done.<｜end▁of▁sentence｜>");
+        }
+    }
+
+    #[test]
+    fn special_strings_in_texts_place_nothing() {
+        let builder = builder(&PRO_TOKENS);
+        let question = "what is <begin_of_image> or <|Assistant|>?";
+        let ids = builder.understanding_prompt(question, 0, false).unwrap();
+        assert_eq!(ids.iter().filter(|&&id| id > 256).collect::<Vec<_>>(), [&262, &263]);
+        assert!(builder.tokenizer().decode(&ids, true).unwrap().contains(question));
+        let sample = builder.text_sample("say", "<｜end▁of▁sentence｜>", false).unwrap();
+        assert_eq!(sample.ids.iter().filter(|&&id| id == 257).count(), 1);
+        for (images, text) in [(0, "<image_placeholder>"), (1, "<image_placeholder> <image_placeholder>")] {
+            let error = builder.understanding_prompt(text, images, false);
+            assert!(matches!(error, Err(ProcessingError::PlaceholderCount { .. })), "{text}");
+        }
+        let answer = builder.understanding_sample("q", "<image_placeholder>", 0, false);
+        assert!(matches!(answer, Err(ProcessingError::ReservedToken { part: "answer", .. })));
+        let caption = builder.generation_prompt("<image_placeholder>");
+        assert!(matches!(caption, Err(ProcessingError::ReservedToken { part: "caption", .. })));
+    }
+
+    #[test]
+    fn generation_ends_with_the_begin_of_an_image() {
+        let builder = builder(&PRO_TOKENS);
+        let ids = builder.generation_prompt(" A boat. ").unwrap();
+        let text = builder.tokenizer().decode(&ids[1..], false).unwrap();
+        assert_eq!(text, "<|User|>: A boat.\n\n<|Assistant|>:<begin_of_image>");
+        let without = builder.unconditional(&ids);
+        assert_eq!((without.len(), without[0], without[ids.len() - 1]), (ids.len(), 256, 259));
+        assert!(without[1..ids.len() - 1].iter().all(|&id| id == 258));
+        assert_eq!(builder.unconditional(&[256, 259]), [256, 259]);
+        assert!(builder.unconditional(&[]).is_empty());
+        let edit = builder.edit_prompt("Bluer.", 1).unwrap();
+        assert_eq!((edit.iter().filter(|&&id| id == 261).count(), edit.last()), (3, Some(&259)));
+    }
+
+    #[test]
+    fn empty_and_disordered_conversations_are_refused() {
+        let builder = builder(&PRO_TOKENS);
+        assert!(matches!(builder.generation_prompt(" \n"), Err(ProcessingError::EmptyText { part: "caption" })));
+        assert!(matches!(builder.text_sample("q", " ", false), Err(ProcessingError::EmptyText { part: "answer" })));
+        assert!(matches!(builder.text_sample("", "a", false), Err(ProcessingError::EmptyText { part: "question" })));
+        assert!(builder.understanding_prompt("", 1, false).is_ok());
+        let none = builder.conversation_prompt(&[], true);
+        assert!(matches!(none, Err(ProcessingError::MissingTurn { messages: 0, expected: Role::User })));
+        let answered = [Message::user("q", 0), Message::assistant("a")];
+        let error = builder.conversation_prompt(&answered, true);
+        assert!(matches!(error, Err(ProcessingError::TurnOrder { index: 1, expected: Role::User, .. })));
+        let open = builder.conversation_sample(&answered[..1], true);
+        assert!(matches!(open, Err(ProcessingError::TurnOrder { index: 0, expected: Role::Assistant, .. })));
     }
 }

@@ -4,6 +4,7 @@
 //! and 100015 in the others), and a wrong pad id spoils guidance without an error.
 
 use std::io;
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -81,7 +82,7 @@ impl JanusTokenizer {
         let bytes = read_if_present(&path)?
             .ok_or_else(|| ProcessingError::MissingTokenizer { folder: folder.to_path_buf() })?;
         let bad = |problem: String| ProcessingError::BadTokenizer { path: path.clone(), problem };
-        let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(|e| bad(e.to_string()))?;
+        let mut tokenizer = parse(&bytes).map_err(bad)?;
         // A file may ask for its texts to be cut or filled; lengths are the batch's affair here.
         tokenizer.with_padding(None).with_truncation(None).map_err(|e| bad(e.to_string()))?;
         if tokenizer.token_to_id(IMAGE_PLACEHOLDER).is_none() {
@@ -201,6 +202,16 @@ impl SpecialTokens {
     }
 }
 
+/// The `tokenizers` crate panics on some files that are not JSON to their end, so that is looked at first; should it
+/// panic on another, that file is refused too.
+fn parse(bytes: &[u8]) -> Result<Tokenizer, String> {
+    serde_json::from_slice::<Value>(bytes).map_err(|e| e.to_string())?;
+    match catch_unwind(|| Tokenizer::from_bytes(bytes)) {
+        Ok(tokenizer) => tokenizer.map_err(|e| e.to_string()),
+        Err(_) => Err("its parts do not fit together".into()),
+    }
+}
+
 fn ids_of(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     // Without the post-processor: files differ in whether theirs adds BOS.
     match tokenizer.encode_fast(text, false) {
@@ -226,4 +237,110 @@ pub(super) fn read_json(path: &Path) -> Result<Option<Value>> {
     let Some(bytes) = read_if_present(path)? else { return Ok(None) };
     let value = serde_json::from_slice(&bytes);
     value.map(Some).map_err(|source| ProcessingError::Json { path: PathBuf::from(path), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{PRO_TOKENS, write_tokenizer};
+    use super::*;
+
+    fn tokenizer(special: &[&str], files: &[(&str, &str)]) -> Result<JanusTokenizer> {
+        let folder = tempfile::tempdir().unwrap();
+        write_tokenizer(folder.path(), special);
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        JanusTokenizer::from_folder(folder.path())
+    }
+
+    #[test]
+    fn bos_comes_once_and_nothing_is_cut() {
+        let tokenizer = tokenizer(&PRO_TOKENS, &[]).unwrap();
+        let bos = tokenizer.special().bos;
+        assert_eq!(bos, 256);
+        assert_eq!(tokenizer.encode("", true).unwrap(), [bos]);
+        let long = tokenizer.encode("longer than the file's limit of four", true).unwrap();
+        assert_eq!((long.len(), long[0]), (37, bos));
+        assert_ne!(long[1], bos);
+        assert_eq!(tokenizer.encode(&format!("{}a", PRO_TOKENS[0]), true).unwrap().len(), 2);
+        assert_eq!(tokenizer.decode(&long[1..], false).unwrap(), "longer than the file's limit of four");
+        assert_eq!(tokenizer.decode(&[bos, 9999], true).unwrap(), "");
+    }
+
+    #[test]
+    fn what_a_user_writes_is_never_a_special_token() {
+        let tokenizer = tokenizer(&PRO_TOKENS, &[]).unwrap();
+        let text = "say <|Assistant|>: or <begin_of_image> or <｜end▁of▁sentence｜>";
+        let ids = tokenizer.encode_plain(text, "question").unwrap();
+        assert!(ids.iter().all(|&id| id < 256));
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
+        assert_eq!(tokenizer.encode("<|User|>", false).unwrap(), [262]);
+        assert_eq!(tokenizer.encode_plain("plain", "question").unwrap(), tokenizer.encode("plain", false).unwrap());
+    }
+
+    #[test]
+    fn a_token_not_marked_as_special_is_refused_in_a_users_text() {
+        let folder = tempfile::tempdir().unwrap();
+        write_tokenizer(folder.path(), &PRO_TOKENS);
+        let path = folder.path().join("tokenizer.json");
+        let mut file: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        file["added_tokens"][6]["special"] = false.into();
+        std::fs::write(&path, file.to_string()).unwrap();
+        let tokenizer = JanusTokenizer::from_folder(folder.path()).unwrap();
+        let error = tokenizer.encode_plain("a <|User|> b", "question").unwrap_err();
+        assert!(matches!(&error, ProcessingError::ReservedToken { part: "question", token } if token == "<|User|>"));
+    }
+
+    #[test]
+    fn a_missing_placeholder_gets_the_next_id() {
+        let tokenizer = tokenizer(&PRO_TOKENS[..5], &[]).unwrap();
+        assert_eq!(tokenizer.special().image_placeholder, 261);
+        assert_eq!(tokenizer.encode("<image_placeholder>", false).unwrap(), [261]);
+        assert_eq!((tokenizer.special().roles, tokenizer.chat_style()), (None, ChatStyle::Plain));
+        tokenizer.check_vocabulary(262).unwrap();
+        let error = tokenizer.check_vocabulary(261).unwrap_err();
+        let ProcessingError::VocabularyTooSmall { token, id: 261, vocabulary: 261 } = error else { panic!("{error}") };
+        assert_eq!(token, "<image_placeholder>");
+    }
+
+    #[test]
+    fn settings_name_other_tokens_and_the_first_file_counts() {
+        let map =
+            ("special_tokens_map.json", r#"{"pad_token": {"content": "<|User|>"}, "eos_token": "<begin_of_image>"}"#);
+        let with_map = tokenizer(&PRO_TOKENS, &[map]).unwrap();
+        assert_eq!((with_map.special().pad, with_map.special().eos), (262, 259));
+        let config = ("tokenizer_config.json", r#"{"pad_token": "<｜▁pad▁｜>", "eos_token": null}"#);
+        let with_both = tokenizer(&PRO_TOKENS, &[map, config]).unwrap();
+        assert_eq!((with_both.special().pad, with_both.special().eos), (258, 259));
+    }
+
+    #[test]
+    fn missing_and_broken_files_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = JanusTokenizer::from_folder(folder.path()).unwrap_err();
+        assert!(matches!(&missing, ProcessingError::MissingTokenizer { .. }));
+        assert!(!crate::error::Diagnose::hints(&missing).is_empty());
+        for text in ["", "{", "[]", "{\"model\": 3}", "{\"version\": \"1.0\", \"model\": {\"type\": \"BPE\"}}"] {
+            std::fs::write(folder.path().join("tokenizer.json"), text).unwrap();
+            let error = JanusTokenizer::from_folder(folder.path());
+            assert!(matches!(error, Err(ProcessingError::BadTokenizer { .. })), "{text:?}");
+        }
+        write_tokenizer(folder.path(), &PRO_TOKENS);
+        let path = folder.path().join("tokenizer.json");
+        let whole = std::fs::read(&path).unwrap();
+        for end in (0..whole.len()).step_by(7).chain(whole.len() - 20..whole.len()) {
+            std::fs::write(&path, &whole[..end]).unwrap();
+            let error = JanusTokenizer::from_folder(folder.path());
+            assert!(matches!(error, Err(ProcessingError::BadTokenizer { .. })), "cut to {end} bytes");
+        }
+        for (left_out, name) in [(0, "begin-of-sentence"), (2, "pad"), (4, "end-of-image"), (7, "assistant")] {
+            let special: Vec<&str> = PRO_TOKENS.iter().copied().filter(|&t| t != PRO_TOKENS[left_out]).collect();
+            let error = tokenizer(&special, &[]);
+            assert!(matches!(&error, Err(ProcessingError::MissingToken { name: n, .. }) if *n == name), "{name}");
+        }
+        let config = ("tokenizer_config.json", r#"{"pad_token": "<none>"}"#);
+        assert!(matches!(tokenizer(&PRO_TOKENS, &[config]), Err(ProcessingError::MissingToken { name: "pad", .. })));
+        let broken = ("tokenizer_config.json", "{");
+        assert!(matches!(tokenizer(&PRO_TOKENS, &[broken]), Err(ProcessingError::Json { .. })));
+    }
 }
