@@ -1,0 +1,83 @@
+//! A weights file that stays open and is read by position, from several threads at once.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::CheckpointError;
+
+#[derive(Debug)]
+pub(crate) struct WeightsFile {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+    /// Where the system has no read by position, the file's own position must not be shared.
+    #[cfg(not(unix))]
+    position: std::sync::Mutex<()>,
+}
+
+impl WeightsFile {
+    pub(crate) fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let io_error = |source| CheckpointError::Io { path: path.to_path_buf(), source };
+        let file = File::open(path).map_err(io_error)?;
+        let metadata = file.metadata().map_err(io_error)?;
+        if !metadata.is_file() {
+            return Err(io_error(io::Error::new(io::ErrorKind::NotFound, "not a regular file")));
+        }
+        Ok(Self {
+            path: path.to_path_buf(),
+            file,
+            bytes: metadata.len(),
+            #[cfg(not(unix))]
+            position: std::sync::Mutex::new(()),
+        })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Size of the file.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The open file, for readers that keep a position of their own. Not while others read.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Fills `buffer` from `offset` on.
+    pub(crate) fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), CheckpointError> {
+        self.fill(buffer, offset).map_err(|source| CheckpointError::Io { path: self.path.clone(), source })
+    }
+
+    #[cfg(unix)]
+    fn fill(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        use std::os::unix::fs::FileExt;
+        self.file.read_exact_at(buffer, offset)
+    }
+
+    #[cfg(not(unix))]
+    fn fill(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        use std::io::{Read, Seek, SeekFrom};
+        let _alone = self.position.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(offset))?;
+        file.read_exact(buffer)
+    }
+}
+
+/// A tensor as a file holds it, checked to lie within the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stored {
+    pub(crate) name: String,
+    pub(crate) dtype: candle_core::DType,
+    pub(crate) shape: Vec<usize>,
+    /// Index of the file in the checkpoint's list.
+    pub(crate) file: usize,
+    /// First byte in that file.
+    pub(crate) offset: u64,
+    /// Length.
+    pub(crate) bytes: u64,
+}

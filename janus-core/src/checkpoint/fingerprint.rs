@@ -1,0 +1,139 @@
+//! The fingerprint of a model: one hash over names, shapes and values, whatever files, layout or precision hold them.
+//!
+//! It is the SHA-256, in lower-case hexadecimal, of
+//!
+//! ```text
+//! "janus-fingerprint-1\n"
+//! for every tensor, by native name in byte order:
+//!     length of the name in bytes    u64, little-endian
+//!     name                           UTF-8
+//!     number of dimensions           u64, little-endian
+//!     every dimension                u64, little-endian
+//!     digest of the values           32 bytes
+//! ```
+//!
+//! where the digest of the values is the SHA-256 of all values in row-major order, each widened to f32, little-endian.
+//! Widening bf16 and f16 is exact, so a copy in another precision has the same fingerprint exactly if it has the same
+//! values. A model without `lm_head.weight` has a tied head: the digest of the embedding table counts for it, so that
+//! tying or storing the same head makes no difference.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc;
+
+use candle_core::{DType, Tensor};
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use super::names::{EMBED_TOKENS, LM_HEAD};
+use super::values::for_each_encoded;
+use super::{Checkpoint, CheckpointError};
+
+/// First bytes of what is hashed: a change of the format changes every fingerprint.
+const PREFIX: &[u8] = b"janus-fingerprint-1\n";
+
+/// SHA-256 of the values of `tensor` (any shape, `f32`, `bf16` or `f16`, any device), widened to f32, little-endian.
+///
+/// # Errors
+/// Another type, or a failure of the engine.
+pub fn tensor_digest(tensor: &Tensor) -> Result<[u8; 32], CheckpointError> {
+    let mut hasher = Sha256::new();
+    for_each_encoded("(in memory)", tensor, DType::F32, &mut |bytes| {
+        hasher.update(bytes);
+        Ok(())
+    })?;
+    Ok(hasher.finalize().into())
+}
+
+/// Gathers tensors, in any order, into a fingerprint.
+#[derive(Debug, Clone, Default)]
+pub struct Fingerprint {
+    tensors: BTreeMap<String, (Vec<usize>, [u8; 32])>,
+}
+
+impl Fingerprint {
+    /// Of no tensor yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds the tensor of a native name.
+    ///
+    /// # Errors
+    /// As [`tensor_digest`].
+    pub fn add(&mut self, name: &str, tensor: &Tensor) -> Result<(), CheckpointError> {
+        self.add_digest(name, tensor.dims(), tensor_digest(tensor)?);
+        Ok(())
+    }
+
+    /// Adds a tensor by the digest of its values, see [`tensor_digest`].
+    pub fn add_digest(&mut self, name: &str, shape: &[usize], digest: [u8; 32]) {
+        self.tensors.insert(name.to_string(), (shape.to_vec(), digest));
+    }
+
+    /// The fingerprint: 64 hexadecimal digits.
+    pub fn finish(&self) -> String {
+        let mut tensors: BTreeMap<&str, &(Vec<usize>, [u8; 32])> =
+            self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        if let (false, Some(table)) = (tensors.contains_key(LM_HEAD), self.tensors.get(EMBED_TOKENS)) {
+            tensors.insert(LM_HEAD, table);
+        }
+        let mut hasher = Sha256::new();
+        hasher.update(PREFIX);
+        for (name, (shape, digest)) in tensors {
+            hasher.update((name.len() as u64).to_le_bytes());
+            hasher.update(name.as_bytes());
+            hasher.update((shape.len() as u64).to_le_bytes());
+            for side in shape {
+                hasher.update((*side as u64).to_le_bytes());
+            }
+            hasher.update(digest);
+        }
+        hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+impl Checkpoint {
+    /// The fingerprint of the stored model. Every value is read once, several tensors at a time, in small pieces;
+    /// `progress` hears of bytes done and in total.
+    ///
+    /// # Errors
+    /// What reading reports.
+    pub fn fingerprint(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<String, CheckpointError> {
+        let total = self.tensors().map(|tensor| tensor.bytes).sum();
+        // The largest first, so that no thread is left alone with one at the end.
+        let mut tensors: Vec<_> = self.tensors().collect();
+        tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.bytes));
+        let (sender, receiver) = mpsc::channel::<u64>();
+        let digests = std::thread::scope(|scope| {
+            let tensors = &tensors;
+            let worker = scope.spawn(move || {
+                tensors
+                    .par_iter()
+                    .with_max_len(1)
+                    .map_with(sender, |sender, tensor| {
+                        let mut hasher = Sha256::new();
+                        self.extent(tensor).for_each_widened(|bytes| hasher.update(bytes))?;
+                        // Nobody listens only when the thread below is gone, and with it the wish to know.
+                        let _ = sender.send(tensor.bytes);
+                        Ok(<[u8; 32]>::from(hasher.finalize()))
+                    })
+                    .collect::<Result<Vec<_>, CheckpointError>>()
+            });
+            let mut done = 0;
+            for bytes in receiver {
+                done += bytes;
+                progress(done, total);
+            }
+            worker.join()
+        });
+        let digests = match digests {
+            Ok(digests) => digests?,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        let mut fingerprint = Fingerprint::new();
+        for (tensor, digest) in tensors.iter().zip(digests) {
+            fingerprint.add_digest(&tensor.name, &tensor.shape, digest);
+        }
+        Ok(fingerprint.finish())
+    }
+}

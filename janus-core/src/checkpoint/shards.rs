@@ -1,0 +1,173 @@
+//! Which files of a folder hold the weights.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::{Component, Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
+
+use super::CheckpointError;
+use super::error::IndexProblem;
+use super::file::{Stored, WeightsFile};
+
+/// The kind of the weights files of a folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    Safetensors,
+    Torch,
+}
+
+/// Names looked for, in this order.
+const CANDIDATES: [(&str, Format, bool); 4] = [
+    ("model.safetensors", Format::Safetensors, false),
+    ("model.safetensors.index.json", Format::Safetensors, true),
+    ("pytorch_model.bin", Format::Torch, false),
+    ("pytorch_model.bin.index.json", Format::Torch, true),
+];
+
+/// A tensor's shard by name, as an index gives it.
+type WeightMap = BTreeMap<String, String>;
+
+/// The weights of `folder`: open files and what each of them holds.
+pub(crate) fn open_weights(folder: &Path) -> Result<(Vec<WeightsFile>, Vec<Stored>), CheckpointError> {
+    let Some((path, format, is_index)) = CANDIDATES
+        .into_iter()
+        .map(|(name, format, is_index)| (folder.join(name), format, is_index))
+        .find(|(path, _, _)| path.exists())
+    else {
+        return Err(CheckpointError::NoWeights { folder: folder.to_path_buf() });
+    };
+    let weight_map = if is_index { Some(read_index(&path)?) } else { None };
+    let paths: Vec<PathBuf> = match &weight_map {
+        None => vec![path.clone()],
+        Some(map) => map.values().collect::<BTreeSet<_>>().into_iter().map(|shard| folder.join(shard)).collect(),
+    };
+
+    let mut files = Vec::with_capacity(paths.len());
+    let mut tensors: Vec<Stored> = Vec::new();
+    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+    for (index, shard) in paths.iter().enumerate() {
+        if is_index && !shard.is_file() {
+            let problem = IndexProblem::MissingShard { shard: file_name(shard) };
+            return Err(CheckpointError::Index { file: path, problem });
+        }
+        let file = WeightsFile::open(shard)?;
+        let held = match format {
+            Format::Safetensors => super::safetensors::read_header(&file, index)?,
+            Format::Torch => super::torch::read_header(&file, index)?,
+        };
+        for tensor in &held {
+            if let Some(first) = seen.insert(tensor.name.clone(), index) {
+                return Err(CheckpointError::Duplicate {
+                    tensor: tensor.name.clone(),
+                    first: paths[first].clone(),
+                    second: shard.clone(),
+                });
+            }
+        }
+        tensors.extend(held);
+        files.push(file);
+    }
+    if let Some(map) = weight_map {
+        compare_with_index(&map, &seen, &paths).map_err(|problem| CheckpointError::Index { file: path, problem })?;
+    }
+    Ok((files, tensors))
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn compare_with_index(map: &WeightMap, seen: &BTreeMap<String, usize>, paths: &[PathBuf]) -> Result<(), IndexProblem> {
+    for (tensor, shard) in map {
+        if seen.get(tensor).is_none_or(|index| file_name(&paths[*index]) != *shard) {
+            return Err(IndexProblem::NotInShard { tensor: tensor.clone(), shard: shard.clone() });
+        }
+    }
+    match seen.iter().find(|(tensor, _)| !map.contains_key(*tensor)) {
+        None => Ok(()),
+        Some((tensor, index)) => {
+            Err(IndexProblem::NotInIndex { tensor: tensor.clone(), shard: file_name(&paths[*index]) })
+        }
+    }
+}
+
+fn read_index(path: &Path) -> Result<WeightMap, CheckpointError> {
+    let text = fs_err::read(path).map_err(|source| CheckpointError::Io { path: path.to_path_buf(), source })?;
+    parse_index(&text).map_err(|problem| CheckpointError::Index { file: path.to_path_buf(), problem })
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: DistinctMap,
+}
+
+/// A map of strings in which no key may come twice.
+struct DistinctMap(WeightMap);
+
+impl<'de> Deserialize<'de> for DistinctMap {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = DistinctMap;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of file names")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<DistinctMap, A::Error> {
+                let mut map = WeightMap::new();
+                while let Some((tensor, shard)) = access.next_entry::<String, String>()? {
+                    if map.contains_key(&tensor) {
+                        return Err(serde::de::Error::custom(format_args!("tensor `{tensor}` is named twice")));
+                    }
+                    map.insert(tensor, shard);
+                }
+                Ok(DistinctMap(map))
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+fn parse_index(text: &[u8]) -> Result<WeightMap, IndexProblem> {
+    let index: Index = serde_json::from_slice(text).map_err(IndexProblem::Json)?;
+    let DistinctMap(map) = index.weight_map;
+    for (tensor, shard) in &map {
+        // A backslash separates on some systems only, so it is refused on all.
+        let mut components = Path::new(shard).components();
+        let plain = matches!(components.next(), Some(Component::Normal(name)) if name == shard.as_str())
+            && components.next().is_none()
+            && !shard.contains(['\\', ':', '\0']);
+        if !plain {
+            return Err(IndexProblem::OutsideFolder { tensor: tensor.clone(), shard: shard.clone() });
+        }
+    }
+    Ok(map)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_outside_the_folder_are_refused_by_name() {
+        for shard in ["../a.safetensors", "/etc/passwd", "b/../c", "b/c", ".", "..", "", "a\\\\b", "C:a", "./a"] {
+            let text = format!(r#"{{"metadata":{{}},"weight_map":{{"x":"{shard}"}}}}"#);
+            let error = parse_index(text.as_bytes()).unwrap_err();
+            assert!(matches!(&error, IndexProblem::OutsideFolder { tensor, .. } if tensor == "x"), "{shard}: {error}");
+        }
+        assert_eq!(parse_index(br#"{"weight_map":{"x":"a.safetensors"}}"#).unwrap()["x"], "a.safetensors");
+    }
+
+    #[test]
+    fn an_index_of_another_form_is_refused() {
+        for text in ["", "{}", "[]", r#"{"weight_map":["a"]}"#, r#"{"weight_map":{"x":1}}"#] {
+            assert!(matches!(parse_index(text.as_bytes()), Err(IndexProblem::Json(_))), "{text}");
+        }
+        let error = parse_index(br#"{"weight_map":{"x":"a","x":"b"}}"#).unwrap_err();
+        assert!(error.to_string().contains("`x` is named twice"), "{error}");
+    }
+}
