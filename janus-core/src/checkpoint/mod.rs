@@ -7,13 +7,17 @@
 mod error;
 mod file;
 mod fingerprint;
+mod init;
 mod layout;
 mod names;
 mod pickle;
 mod safetensors;
 mod shards;
+mod side_files;
+mod tokenizer;
 mod torch;
 mod values;
+mod write;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -22,7 +26,9 @@ use candle_core::{DType, Tensor};
 
 pub use error::{CheckpointError, HeaderProblem, IndexProblem, Misshapen, TorchProblem};
 pub use fingerprint::{Fingerprint, tensor_digest};
+pub use init::init_checkpoint;
 pub use names::{EMBED_TOKENS, ExpectedTensor, LM_HEAD, expected_tensors};
+pub use write::{WriteOptions, WriteReport, convert_checkpoint, write_checkpoint};
 
 use crate::config::{JanusConfig, Layout};
 use file::{Stored, WeightsFile};
@@ -233,3 +239,6 @@ impl Checkpoint {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
