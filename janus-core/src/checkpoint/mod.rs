@@ -7,13 +7,17 @@
 mod error;
 mod file;
 mod fingerprint;
+mod init;
 mod layout;
 mod names;
 mod pickle;
 mod safetensors;
 mod shards;
+mod side_files;
+mod tokenizer;
 mod torch;
 mod values;
+mod write;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -22,7 +26,9 @@ use candle_core::{DType, Tensor};
 
 pub use error::{CheckpointError, HeaderProblem, IndexProblem, Misshapen, TorchProblem};
 pub use fingerprint::{Fingerprint, tensor_digest};
+pub use init::init_checkpoint;
 pub use names::{EMBED_TOKENS, ExpectedTensor, LM_HEAD, expected_tensors};
+pub use write::{WriteOptions, WriteReport, convert_checkpoint, write_checkpoint};
 
 use crate::config::{JanusConfig, Layout};
 use file::{Stored, WeightsFile};
@@ -114,14 +120,12 @@ impl Checkpoint {
 
         let mut tensors = Vec::with_capacity(expected.len());
         let mut used = BTreeSet::new();
-        let mut missing: Vec<String> = Vec::new();
+        let mut missing = BTreeSet::new();
         let mut misshapen: Vec<Misshapen> = Vec::new();
         for ExpectedTensor { name, shape } in expected {
             let place = layout::place(config.layout, &name, &shape);
             let Some(stored) = remaining.get(&place.name) else {
-                if missing.last() != Some(&place.name) && !missing.contains(&place.name) {
-                    missing.push(place.name);
-                }
+                missing.insert(place.name);
                 continue;
             };
             let first_use = used.insert(place.name.clone());
@@ -145,7 +149,8 @@ impl Checkpoint {
         }
         let leftover: Vec<String> = remaining.keys().filter(|name| !used.contains(*name)).cloned().collect();
         if !(missing.is_empty() && leftover.is_empty() && misshapen.is_empty()) {
-            return Err(CheckpointError::Tensors { folder: folder.to_path_buf(), missing, leftover, misshapen });
+            let (folder, missing) = (folder.to_path_buf(), missing.into_iter().collect());
+            return Err(CheckpointError::Tensors { folder, missing, leftover, misshapen });
         }
         let unused = unused
             .into_values()
@@ -234,3 +239,6 @@ impl Checkpoint {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

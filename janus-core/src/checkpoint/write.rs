@@ -102,10 +102,7 @@ impl Planned {
 }
 
 /// Arranges native tensors, given with their shapes and precisions, as `layout` stores them.
-pub(super) fn plan(
-    layout: Layout,
-    tensors: impl Iterator<Item = (String, Vec<usize>, DType)>,
-) -> Vec<Planned> {
+pub(super) fn plan(layout: Layout, tensors: impl Iterator<Item = (String, Vec<usize>, DType)>) -> Vec<Planned> {
     let mut planned: Vec<Planned> = Vec::new();
     let mut fused: BTreeMap<String, usize> = BTreeMap::new();
     for (native, shape, dtype) in tensors {
@@ -166,9 +163,7 @@ pub(super) fn write_weights<E: From<crate::Error>>(
             count => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
         };
         let path = into.join(&file);
-        let io_error = |source| {
-            E::from(crate::Error::from(CheckpointError::Io { path: path.clone(), source }))
-        };
+        let io_error = |source| E::from(crate::Error::from(CheckpointError::Io { path: path.clone(), source }));
         let mut writer = BufWriter::with_capacity(1 << 20, std::fs::File::create(&path).map_err(io_error)?);
         writer.write_all(&header(shard)).map_err(io_error)?;
         for tensor in shard {
@@ -260,7 +255,10 @@ pub fn write_checkpoint<E: From<crate::Error>>(
             PlannedSource::Native(parts) => {
                 for name in parts {
                     let info = source.tensor(name).ok_or_else(|| {
-                        lift(CheckpointError::UnknownTensor { folder: source.folder().to_path_buf(), tensor: name.clone() })
+                        lift(CheckpointError::UnknownTensor {
+                            folder: source.folder().to_path_buf(),
+                            tensor: name.clone(),
+                        })
                     })?;
                     let written = transform(name, source.read(name, info.dtype).map_err(lift)?)?;
                     check_shape(name, &info.shape, &written).map_err(lift)?;
@@ -374,4 +372,3 @@ fn untie(value: &mut Value, layout: Layout) {
         *flag = json!(false);
     }
 }
-

@@ -1,0 +1,139 @@
+//! A checkpoint of random weights, for tests, demonstrations and measurements of speed.
+
+use std::io::Write;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand_distr::{Distribution, StandardNormal};
+use rayon::prelude::*;
+use serde_json::Map;
+use sha2::{Digest, Sha256};
+
+use super::names::{CODEBOOK, expected_tensors};
+use super::side_files::{ImageProcessing, write_chat_template, write_generation_config, write_tokenizer_config};
+use super::values::{is_weight_dtype, write_values};
+use super::write::{Planned, PlannedSource, lift, plan, write_json, write_weights};
+use super::{CheckpointError, WriteReport, tokenizer};
+use crate::config::{JanusConfig, Layout};
+
+/// Values drawn from one generator; the next ones come from another, so that threads share a tensor.
+const BLOCK: usize = 1 << 16;
+/// Bytes of a file, as [`super::WriteOptions`] has it.
+const MAX_SHARD_BYTES: u64 = 5_000_000_000;
+
+/// How a tensor is filled.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fill {
+    Ones,
+    Zeros,
+    /// Normal with this deviation.
+    Normal(f32),
+    /// Normal rows cut to length 1.
+    UnitRows,
+}
+
+/// Norm weights 1, biases 0, codes of length 1. A linear layer or convolution has deviation 1/sqrt(fan in), which keeps
+/// the size of a normed input (0.022 at width 2048, close to the usual 0.02, and right for small widths as well).
+/// Tables have deviation 1, so that texts, positions and images are of one size where they meet.
+fn fill(name: &str, shape: &[usize]) -> Fill {
+    let fan_in: usize = shape.iter().skip(1).product();
+    if name == CODEBOOK {
+        Fill::UnitRows
+    } else if name.ends_with(".bias") {
+        Fill::Zeros
+    } else if shape.len() == 1 {
+        Fill::Ones
+    } else if name.contains("embed_tokens")
+        || name.contains("position_embedding")
+        || name.contains("generation_embeddings")
+    {
+        Fill::Normal(1.0)
+    } else {
+        Fill::Normal(1.0 / (fan_in.max(1) as f32).sqrt())
+    }
+}
+
+/// The random tensor of a native name: `f32`, of `shape`, the same for the same seed and name whatever else is drawn.
+fn random_tensor(seed: u64, name: &str, shape: &[usize]) -> candle_core::Result<Tensor> {
+    let elements = shape.iter().product();
+    let deviation = match fill(name, shape) {
+        Fill::Ones => return Tensor::ones(shape, DType::F32, &Device::Cpu),
+        Fill::Zeros => return Tensor::zeros(shape, DType::F32, &Device::Cpu),
+        Fill::Normal(deviation) => deviation,
+        Fill::UnitRows => 1.0,
+    };
+    let mut values = vec![0_f32; elements];
+    values.par_chunks_mut(BLOCK).enumerate().for_each(|(block, values)| {
+        let mut hasher = Sha256::new();
+        hasher.update(seed.to_le_bytes());
+        hasher.update((block as u64).to_le_bytes());
+        hasher.update(name.as_bytes());
+        let mut random = StdRng::from_seed(hasher.finalize().into());
+        for value in values {
+            let normal: f32 = StandardNormal.sample(&mut random);
+            *value = deviation * normal;
+        }
+    });
+    if fill(name, shape) == Fill::UnitRows {
+        for row in values.chunks_mut(shape.last().copied().unwrap_or(1).max(1)) {
+            let length = row.iter().map(|value| value * value).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
+            row.iter_mut().for_each(|value| *value /= length);
+        }
+    }
+    Tensor::from_vec(values, shape, &Device::Cpu)
+}
+
+/// Writes a whole checkpoint of random weights into the folder `into`, which is meant to be the path of a
+/// [`crate::output::StagedFolder`].
+///
+/// Every tensor depends on `seed` and its native name only. `dtype` is `f32`, `bf16` or `f16`. The tokenizer is byte-level
+/// (byte b has id b), with the special tokens of Janus at the ids of `config`. `progress` hears of bytes done and in total.
+///
+/// # Errors
+/// Another type, a vocabulary too small for the special tokens, or the system's.
+pub fn init_checkpoint(
+    config: &JanusConfig,
+    seed: u64,
+    dtype: DType,
+    into: &Path,
+    layout: Layout,
+    progress: &mut dyn FnMut(u64, u64),
+) -> crate::Result<WriteReport> {
+    if !is_weight_dtype(dtype) {
+        return Err(CheckpointError::WeightDtype { dtype }.into());
+    }
+    let ids = tokenizer::write(config, into)?;
+    let mut config = config.clone();
+    ids.complete(&mut config);
+
+    let native = expected_tensors(&config, !config.tie_word_embeddings);
+    let shapes: std::collections::HashMap<_, _> =
+        native.iter().map(|tensor| (tensor.name.clone(), tensor.shape.clone())).collect();
+    let planned = plan(layout, native.into_iter().map(|tensor| (tensor.name, tensor.shape, dtype)));
+    let mut values = |planned: &Planned, writer: &mut dyn Write| -> crate::Result<()> {
+        let PlannedSource::Native(names) = &planned.source else { return Ok(()) };
+        for name in names {
+            let shape = shapes.get(name).map(Vec::as_slice).unwrap_or_default();
+            let tensor = random_tensor(seed, name, shape)
+                .map_err(|source| CheckpointError::Tensor { tensor: name.clone(), source })?;
+            let io_error = |source| CheckpointError::Io { path: into.to_path_buf(), source };
+            write_values(name, &tensor, planned.dtype, writer, io_error).map_err(lift::<crate::Error>)?;
+        }
+        Ok(())
+    };
+    let report = write_weights(planned, MAX_SHARD_BYTES, into, &mut values, progress)?;
+
+    write_json(&into.join("config.json"), &config.to_json(layout, dtype))?;
+    ImageProcessing::of_config(&config).write(layout, into)?;
+    let mut tokenizer_config = Map::new();
+    tokenizer_config.insert("clean_up_tokenization_spaces".into(), false.into());
+    tokenizer_config.insert("model_max_length".into(), config.text.max_position_embeddings.into());
+    write_tokenizer_config(tokenizer_config, layout, into)?;
+    if layout == Layout::Native {
+        write_chat_template(into)?;
+        write_generation_config(&ids, into)?;
+    }
+    Ok(report)
+}
