@@ -1,4 +1,5 @@
 //! LoRA for Janus.
+pub mod adapter;
 pub mod data;
 mod nearest;
 pub mod recipe;

@@ -1,0 +1,131 @@
+//! Adapters in the slots of a loaded model: everything is checked, then everything is attached.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use janus_core::Janus;
+use janus_core::checkpoint::{EMBED_TOKENS, LM_HEAD};
+use janus_core::site::{Correction, LowRank};
+
+use super::Adapter;
+use super::error::AdapterError;
+use super::pair::pair_shapes;
+
+/// The low-rank terms of one site, of one or several adapters.
+#[derive(Debug, Clone)]
+pub struct LoraCorrection {
+    terms: Vec<LowRank>,
+}
+
+impl LoraCorrection {
+    /// The sum of `terms`, whose factors may be variables in training.
+    pub fn new(terms: Vec<LowRank>) -> Self {
+        Self { terms }
+    }
+}
+
+impl Correction for LoraCorrection {
+    fn terms(&self) -> &[LowRank] {
+        &self.terms
+    }
+}
+
+/// Lets a model compute with these adapters and no others, each with the factor on its scale. The factor is for the
+/// low-rank part: copies of parameters (`modules_to_save`) stand in as they are.
+///
+/// What belongs to a part of the model that was not loaded is left out. On an error the model is as it was.
+///
+/// # Errors
+/// A site or parameter the model lacks or has in another shape, or several adapters with copies.
+pub fn attach(model: &Janus, adapters: &[(&Adapter, f64)]) -> Result<(), AdapterError> {
+    let mut terms: BTreeMap<Arc<str>, Vec<LowRank>> = BTreeMap::new();
+    let mut copies: BTreeMap<Arc<str>, Tensor> = BTreeMap::new();
+    let mut first_with_copies = None;
+    for (number, (adapter, factor)) in adapters.iter().enumerate() {
+        for (path, pair) in &adapter.pairs {
+            let Some(projection) = model.projections().get(path) else {
+                if is_loaded(model, path) {
+                    return Err(AdapterError::UnknownModule { path: path.to_string() });
+                }
+                continue;
+            };
+            let (a, b) = pair_shapes(projection.site(), pair.rank);
+            check_shape(path, "A", &a, &pair.a)?;
+            check_shape(path, "B", &b, &pair.b)?;
+            let mut term = pair.low_rank(*factor);
+            term.a = term.a.to_device(model.device())?;
+            term.b = term.b.to_device(model.device())?;
+            terms.entry(path.clone()).or_default().push(term);
+        }
+        if adapter.saved.is_empty() {
+            continue;
+        }
+        if let Some(first) = first_with_copies {
+            return Err(AdapterError::SeveralCopies { first, second: number + 1 });
+        }
+        first_with_copies = Some(number + 1);
+        for (name, copy) in &adapter.saved {
+            if model.is_tied() && [EMBED_TOKENS, LM_HEAD].contains(&&**name) {
+                return Err(AdapterError::TiedCopy { name: name.to_string() });
+            }
+            let Some(parameter) = model.parameters().get(name) else {
+                if is_loaded(model, name) {
+                    return Err(AdapterError::UnknownModule { path: name.to_string() });
+                }
+                continue;
+            };
+            check_shape(name, "copy", parameter.frozen().dims(), copy)?;
+            copies.insert(name.clone(), copy.to_device(model.device())?);
+        }
+    }
+
+    detach(model);
+    for projection in model.projections().iter() {
+        if let Some(terms) = terms.remove(&projection.site().path) {
+            projection.attach(Some(Arc::new(LoraCorrection::new(terms))));
+        }
+    }
+    for (name, copy) in copies {
+        model.parameters().substitute(&name, Some(copy))?;
+    }
+    Ok(())
+}
+
+/// Empties every slot and takes back every copy: the base again.
+pub fn detach(model: &Janus) {
+    for projection in model.projections().iter() {
+        projection.attach(None);
+    }
+    let names: BTreeSet<Arc<str>> = model.parameters().iter().map(|parameter| parameter.name().clone()).collect();
+    for name in names {
+        model.parameters().substitute(&name, None).expect("the model itself gave the name, and no copy has no shape");
+    }
+}
+
+/// Whether the part of the model that a site or parameter belongs to was loaded.
+fn is_loaded(model: &Janus, name: &str) -> bool {
+    if name == "lm_head" || name == LM_HEAD {
+        // Every Janus has one: it is absent only where it was not asked for.
+        false
+    } else if name.starts_with("model.vision_model.") || name.starts_with("model.aligner.") {
+        model.vision().is_ok()
+    } else if name.starts_with("model.generation_") {
+        model.generation().is_ok()
+    } else if name.starts_with("model.vqmodel.") {
+        model.image_tokenizer().is_ok()
+    } else {
+        true
+    }
+}
+
+fn check_shape(path: &str, tensor: &'static str, expected: &[usize], got: &Tensor) -> Result<(), AdapterError> {
+    if got.dims() == expected {
+        return Ok(());
+    }
+    Err(AdapterError::Shape { path: path.into(), tensor, expected: expected.to_vec(), got: got.dims().to_vec() })
+}
+
+#[cfg(test)]
+#[path = "attach_tests.rs"]
+mod tests;

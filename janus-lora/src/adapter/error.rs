@@ -1,0 +1,351 @@
+//! What can be wrong with an adapter.
+
+use std::io;
+use std::path::PathBuf;
+
+use janus_core::output::OutputError;
+use janus_core::{Diagnose, Fault};
+
+/// An adapter that cannot be read, made, written or attached.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdapterError {
+    /// Which adapter folder the cause is about.
+    #[error("adapter `{}` cannot be used", folder.display())]
+    Folder {
+        /// The folder.
+        folder: PathBuf,
+        /// Why.
+        source: Box<AdapterError>,
+    },
+    /// The system refused to read.
+    #[error("cannot read `{}`", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A path that is no folder.
+    #[error("`{}` is not a folder", path.display())]
+    NotAFolder {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A file that every adapter folder holds is not there.
+    #[error("there is no `{file}`")]
+    NoFile {
+        /// Its name.
+        file: &'static str,
+    },
+    /// Weights in a file that could run code when read.
+    #[error("`{file}` is a pickle file, adapters are read from `adapter_model.safetensors` only")]
+    Pickle {
+        /// Its name.
+        file: &'static str,
+    },
+    /// A companion file whose content this version would have to drop.
+    #[error("`{file}` is not supported by this version: {what}")]
+    Extras {
+        /// Its name.
+        file: &'static str,
+        /// What it holds.
+        what: &'static str,
+    },
+    /// A JSON file beyond all reason.
+    #[error("`{file}` has {bytes} bytes, expected at most {limit_bytes}")]
+    TooLarge {
+        /// Its name.
+        file: &'static str,
+        /// Its size.
+        bytes: u64,
+        /// The largest size that is read.
+        limit_bytes: u64,
+    },
+    /// A JSON file that is broken.
+    #[error("`{file}` is not valid")]
+    Json {
+        /// Its name.
+        file: &'static str,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A field of the configuration with an impossible value.
+    #[error("`{key}` = `{value}` in `adapter_config.json`, expected {expected}")]
+    Value {
+        /// The field, with the entry in it where it is a table.
+        key: String,
+        /// Its value.
+        value: String,
+        /// What was expected, in words.
+        expected: &'static str,
+    },
+    /// Fields of the configuration that ask for what is not computed here.
+    #[error("{} in `adapter_config.json` {} not supported", fields.join(", "), is_or_are(fields.len()))]
+    Unsupported {
+        /// Each as `` `field` = `value` ``.
+        fields: Vec<String>,
+    },
+    /// A regular expression that cannot be applied.
+    #[error("`{key}` = `{pattern}` in `adapter_config.json` cannot be applied as a regular expression: {problem}")]
+    Pattern {
+        /// The field.
+        key: String,
+        /// The expression.
+        pattern: String,
+        /// Why.
+        problem: String,
+    },
+    /// A configuration that selects no part of the model.
+    #[error("`target_modules` = `{targets}` matches no module of the base")]
+    NothingTargeted {
+        /// What was asked for.
+        targets: String,
+    },
+    /// A target that is a module, but none that low-rank factors can be added to.
+    #[error("`target_modules` hits `{path}`, which is no linear layer, convolution or looked-up embedding")]
+    NotASite {
+        /// The module.
+        path: String,
+    },
+    /// A name of a site or module that the base does not have.
+    #[error("the base has no module `{path}`")]
+    UnknownModule {
+        /// The name.
+        path: String,
+    },
+    /// A site that would be corrected and replaced at once.
+    #[error("`{path}` is both a target and part of `modules_to_save`")]
+    TargetedAndSaved {
+        /// The site.
+        path: String,
+    },
+    /// A copy of one half of what the base holds once.
+    #[error("`{name}` is in `modules_to_save`, but the base's text head is its embedding table")]
+    TiedCopy {
+        /// The parameter.
+        name: String,
+    },
+    /// A number a new adapter cannot have.
+    #[error("`{what}` = `{value}`, expected {expected}")]
+    Setting {
+        /// Its name.
+        what: &'static str,
+        /// Its value.
+        value: String,
+        /// What was expected, in words.
+        expected: &'static str,
+    },
+    /// A weights file whose header is broken or lies.
+    #[error("`adapter_model.safetensors` is not a sound safetensors file: {problem}")]
+    Safetensors {
+        /// What is wrong.
+        problem: String,
+    },
+    /// Tensor names of the original layout.
+    #[error("tensor `{tensor}` is named as in the original DeepSeek layout, expected the native (transformers) layout")]
+    OriginalLayout {
+        /// The first such tensor.
+        tensor: String,
+    },
+    /// Tensors that do not match the configuration one to one.
+    #[error("the tensors do not match `adapter_config.json` and the base: {0}")]
+    Tensors(Mismatch),
+    /// The file's copy of an embedding is not the base's.
+    #[error("tensor `{tensor}` differs from the base's `{parameter}`, expected an equal copy")]
+    BaseCopy {
+        /// The tensor in the file.
+        tensor: String,
+        /// The base's parameter.
+        parameter: String,
+    },
+    /// A note written by a later version.
+    #[error("`janus_adapter.json` has version {version}, expected at most {supported}")]
+    NoteVersion {
+        /// Its version.
+        version: u32,
+        /// The latest version that is known.
+        supported: u32,
+    },
+    /// An adapter made for another base.
+    #[error("the adapter was made for {}, the base given has fingerprint `{got}`", made_for(name, expected))]
+    OtherBase {
+        /// What the adapter calls its base, if anything.
+        name: Option<String>,
+        /// The fingerprint it was made for.
+        expected: String,
+        /// That of the base given.
+        got: String,
+    },
+    /// An adapter whose factors do not fit the model it is attached to.
+    #[error("`{tensor}` of `{path}` has shape {got:?}, expected {expected:?}")]
+    Shape {
+        /// The site or parameter.
+        path: String,
+        /// Which tensor of it.
+        tensor: &'static str,
+        /// The shape the model asks for.
+        expected: Vec<usize>,
+        /// The shape it has.
+        got: Vec<usize>,
+    },
+    /// Several adapters that replace parameters.
+    #[error("adapters {first} and {second} of those given both have `modules_to_save`, at most one may")]
+    SeveralCopies {
+        /// Place of one, from 1.
+        first: usize,
+        /// Place of the other.
+        second: usize,
+    },
+    /// A scale behind an adapter's path that is no finite number.
+    #[error("scale `{scale}` in `{argument}` is not finite")]
+    Scale {
+        /// The whole argument.
+        argument: String,
+        /// The scale in it.
+        scale: String,
+    },
+    /// The frozen model refused.
+    #[error(transparent)]
+    Core(#[from] janus_core::Error),
+    /// A file cannot be written.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    /// The tensor engine failed.
+    #[error("computation failed: {0}")]
+    Tensor(#[from] candle_core::Error),
+}
+
+impl Diagnose for AdapterError {
+    fn fault(&self) -> Fault {
+        match self {
+            AdapterError::Folder { source, .. } => source.fault(),
+            AdapterError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => Fault::Input,
+            AdapterError::Io { .. } | AdapterError::Tensor(_) => Fault::Internal,
+            AdapterError::Core(e) => e.fault(),
+            AdapterError::Output(e) => e.fault(),
+            _ => Fault::Input,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        let hint = match self {
+            AdapterError::Folder { source, .. } => return source.hints(),
+            AdapterError::Core(e) => return e.hints(),
+            AdapterError::Output(e) => return e.hints(),
+            AdapterError::NotAFolder { .. } | AdapterError::NoFile { .. } => {
+                "an adapter is a folder with `adapter_config.json` and `adapter_model.safetensors`"
+            }
+            AdapterError::Pickle { .. } => "load it with PEFT and save it again with `safe_serialization=True`",
+            AdapterError::Extras { .. } => "only the low-rank part of an adapter can be used for now",
+            AdapterError::Unsupported { fields } if fields.iter().any(|f| f.starts_with("`init_lora_weights`")) => {
+                "such an adapter belongs to a changed base: save it with `path_initial_model_for_weight_conversion` in PEFT, which makes it a plain one"
+            }
+            AdapterError::Unsupported { .. } => "plain LoRA adapters are supported; merge this one with the tool that made it",
+            AdapterError::Pattern { .. } => {
+                "write it without look-around, back-references and possessive repetition, or list the modules"
+            }
+            AdapterError::NothingTargeted { .. } => {
+                "modules have native (transformers) names such as `model.language_model.layers.0.self_attn.q_proj`"
+            }
+            AdapterError::NotASite { .. } => "narrow `target_modules` or add the module to `exclude_modules`",
+            AdapterError::TargetedAndSaved { .. } => "leave the module out of one of the two",
+            AdapterError::TiedCopy { .. } => "use a base that stores `lm_head.weight` of its own",
+            AdapterError::OriginalLayout { .. } => "adapters for the original layout cannot be used yet",
+            AdapterError::Tensors(_) => "the adapter may be for another base, or the file may be damaged",
+            AdapterError::BaseCopy { .. } | AdapterError::OtherBase { .. } | AdapterError::Shape { .. } => {
+                "give the base that the adapter was trained on"
+            }
+            AdapterError::NoteVersion { .. } => "use a newer version of this program",
+            AdapterError::SeveralCopies { .. } => "merge one of them into the base first",
+            AdapterError::Scale { .. } => "write `DIR` or `DIR:scale` with a number such as `0.5`",
+            _ => return Vec::new(),
+        };
+        vec![hint.into()]
+    }
+}
+
+/// How the tensors of a file differ from what they should be. Names are those in the file.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct Mismatch {
+    /// Expected, not in the file.
+    pub missing: Vec<String>,
+    /// In the file, expected by nothing.
+    pub leftover: Vec<String>,
+    /// Of another shape.
+    pub misshapen: Vec<Misshapen>,
+    /// Of a type that is not read: name and type.
+    pub mistyped: Vec<(String, String)>,
+    /// Holding a value that is not finite: name and value.
+    pub not_finite: Vec<(String, f32)>,
+}
+
+impl Mismatch {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.missing.is_empty()
+            && self.leftover.is_empty()
+            && self.misshapen.is_empty()
+            && self.mistyped.is_empty()
+            && self.not_finite.is_empty()
+    }
+}
+
+/// A tensor of another shape than the expected one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Misshapen {
+    /// Its name.
+    pub name: String,
+    /// The shape it should have.
+    pub expected: Vec<usize>,
+    /// The shape it has.
+    pub got: Vec<usize>,
+}
+
+/// Names listed per kind of fault; the others are counted.
+const LISTED: usize = 32;
+
+fn list<T>(items: &[T], one: impl Fn(&T) -> String) -> String {
+    let mut text = items.iter().take(LISTED).map(one).collect::<Vec<_>>().join(", ");
+    if items.len() > LISTED {
+        text.push_str(&format!(" and {} more", items.len() - LISTED));
+    }
+    text
+}
+
+impl std::fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut parts = Vec::new();
+        if !self.missing.is_empty() {
+            parts.push(format!("{} missing: {}", self.missing.len(), list(&self.missing, |n| format!("`{n}`"))));
+        }
+        if !self.leftover.is_empty() {
+            parts.push(format!("{} left over: {}", self.leftover.len(), list(&self.leftover, |n| format!("`{n}`"))));
+        }
+        if !self.misshapen.is_empty() {
+            let one = |m: &Misshapen| format!("`{}` has shape {:?}, expected {:?}", m.name, m.got, m.expected);
+            parts.push(format!("{} of another shape: {}", self.misshapen.len(), list(&self.misshapen, one)));
+        }
+        if !self.mistyped.is_empty() {
+            let one = |(name, dtype): &(String, String)| format!("`{name}` is `{dtype}`");
+            let all = list(&self.mistyped, one);
+            parts.push(format!("{} not `F32`, `BF16` or `F16`: {all}", self.mistyped.len()));
+        }
+        if !self.not_finite.is_empty() {
+            let one = |(name, value): &(String, f32)| format!("`{name}` holds `{value}`");
+            parts.push(format!("{} not finite: {}", self.not_finite.len(), list(&self.not_finite, one)));
+        }
+        f.write_str(&parts.join("; "))
+    }
+}
+
+fn is_or_are(count: usize) -> &'static str {
+    if count == 1 { "is" } else { "are" }
+}
+
+fn made_for(name: &Option<String>, fingerprint: &str) -> String {
+    match name {
+        Some(name) => format!("base `{name}` with fingerprint `{fingerprint}`"),
+        None => format!("a base with fingerprint `{fingerprint}`"),
+    }
+}

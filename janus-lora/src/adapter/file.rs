@@ -1,0 +1,183 @@
+//! The two kinds of file in an adapter folder: JSON texts, and `adapter_model.safetensors`.
+//!
+//! The header of a weights file is checked before any value is read, and values are read one tensor after the other
+//! into a buffer as long as the file really is: a header cannot make the program allocate more than the file holds.
+
+use std::collections::HashMap;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use fs_err as fs;
+use half::{bf16, f16};
+use janus_core::output::{OutputError, write_file};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+
+use super::error::AdapterError;
+
+/// File name of the weights in an adapter folder.
+pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+/// Longest JSON text that is read; PEFT's are a few kB, recipes and metrics beside them not much more.
+const JSON_LIMIT_BYTES: u64 = 16 << 20;
+
+/// Longest header the format allows.
+const HEADER_LIMIT_BYTES: u64 = 100_000_000;
+
+/// The text of a JSON file in a folder, `None` where there is no such file.
+pub(super) fn read_json_text(folder: &Path, file: &'static str) -> Result<Option<String>, AdapterError> {
+    let path = folder.join(file);
+    let failed = |source| AdapterError::Io { path: path.clone(), source };
+    if !path.exists() {
+        return Ok(None);
+    }
+    let opened = fs::File::open(&path).map_err(failed)?;
+    let bytes = opened.metadata().map_err(failed)?.len();
+    if bytes > JSON_LIMIT_BYTES {
+        return Err(AdapterError::TooLarge { file, bytes, limit_bytes: JSON_LIMIT_BYTES });
+    }
+    let mut content = Vec::new();
+    opened.take(JSON_LIMIT_BYTES).read_to_end(&mut content).map_err(failed)?;
+    // Whatever is not UTF-8 becomes a character that no name holds, or breaks the JSON.
+    Ok(Some(String::from_utf8_lossy(&content).into_owned()))
+}
+
+/// A weights file whose header has been read and checked.
+pub(super) struct WeightsFile {
+    file: fs::File,
+    values_at: u64,
+    /// Every tensor, by name.
+    tensors: Vec<(String, TensorInfo)>,
+}
+
+fn unsound(problem: impl ToString) -> AdapterError {
+    AdapterError::Safetensors { problem: problem.to_string() }
+}
+
+impl WeightsFile {
+    /// Opens the weights of an adapter folder.
+    pub(super) fn open(folder: &Path) -> Result<Self, AdapterError> {
+        let path = folder.join(WEIGHTS_FILE);
+        let failed = |source| AdapterError::Io { path: path.clone(), source };
+        let mut file = fs::File::open(&path).map_err(failed)?;
+        let file_bytes = file.metadata().map_err(failed)?.len();
+        let mut length = [0; 8];
+        match file.read_exact(&mut length) {
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(unsound(format!("it is {file_bytes} bytes long, shorter than a header")));
+            }
+            read => read.map_err(failed)?,
+        }
+        let header_bytes = u64::from_le_bytes(length);
+        let room_bytes = file_bytes.saturating_sub(8);
+        if header_bytes > room_bytes.min(HEADER_LIMIT_BYTES) {
+            let problem = format!("its header claims {header_bytes} bytes, the file has room for {room_bytes}");
+            return Err(unsound(problem));
+        }
+        let mut header = vec![0; header_bytes as usize];
+        file.read_exact(&mut header).map_err(failed)?;
+        // Checks that types, shapes and offsets agree and that tensors follow one another without gap or overlap.
+        let metadata: Metadata = serde_json::from_slice(&header).map_err(unsound)?;
+        let value_bytes = room_bytes - header_bytes;
+        if metadata.data_len() as u64 != value_bytes {
+            let expected = metadata.data_len();
+            let problem = format!("its tensors take {expected} bytes, the file has {value_bytes} for them");
+            return Err(unsound(problem));
+        }
+        let mut tensors: Vec<_> = metadata.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
+        tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
+        Ok(Self { file, values_at: 8 + header_bytes, tensors })
+    }
+
+    /// Every tensor, by name.
+    pub(super) fn tensors(&self) -> &[(String, TensorInfo)] {
+        &self.tensors
+    }
+
+    /// The values of a tensor as f32, in its shape.
+    pub(super) fn read(&self, folder: &Path, info: &TensorInfo) -> Result<Tensor, AdapterError> {
+        let path = folder.join(WEIGHTS_FILE);
+        let (begin, end) = info.data_offsets;
+        let mut bytes = vec![0; end - begin];
+        let mut file = self.file.file();
+        file.seek(SeekFrom::Start(self.values_at + begin as u64))
+            .and_then(|_| file.read_exact(&mut bytes))
+            .map_err(|source| AdapterError::Io { path, source })?;
+        let values: Vec<f32> = match info.dtype {
+            Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            Dtype::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            other => return Err(unsound(format!("a tensor is `{other:?}`, expected `F32`, `BF16` or `F16`"))),
+        };
+        Ok(Tensor::from_vec(values, info.shape.as_slice(), &Device::Cpu)?)
+    }
+}
+
+/// Whether tensors of this type are read.
+pub(super) fn is_read(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16)
+}
+
+/// Writes tensors as f32, in the order of their names, with `{"format": "pt"}` as the only metadata: equal tensors give
+/// equal bytes.
+pub(super) fn write_weights(folder: &Path, tensors: &[(String, Tensor)]) -> Result<(), AdapterError> {
+    let path = folder.join(WEIGHTS_FILE);
+    let mut infos = Vec::with_capacity(tensors.len());
+    let mut at = 0;
+    for (name, tensor) in tensors {
+        let end = at + tensor.elem_count() * DType::F32.size_in_bytes();
+        let info = TensorInfo { dtype: Dtype::F32, shape: tensor.dims().to_vec(), data_offsets: (at, end) };
+        infos.push((name.clone(), info));
+        at = end;
+    }
+    let format = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let metadata = Metadata::new(Some(format), infos).map_err(unsound)?;
+    let mut header = serde_json::to_vec(&metadata).map_err(unsound)?;
+    // The format asks for values aligned to 8 bytes, padded with spaces.
+    header.resize(header.len().next_multiple_of(8), b' ');
+
+    let mut computing = None;
+    let written = write_file(&path, |out| {
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        for (_, tensor) in tensors {
+            let values = match f32_values(tensor) {
+                Ok(values) => values,
+                Err(e) => {
+                    computing = Some(e);
+                    return Err(io::Error::other("a tensor cannot be read"));
+                }
+            };
+            write_values(out, &values)?;
+        }
+        Ok(())
+    });
+    match (written, computing) {
+        (Err(_), Some(e)) => Err(e.into()),
+        (written, _) => Ok(written?),
+    }
+}
+
+fn f32_values(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
+    tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+}
+
+fn write_values(out: &mut dyn Write, values: &[f32]) -> io::Result<()> {
+    let mut bytes = Vec::with_capacity(1 << 16);
+    for piece in values.chunks(1 << 14) {
+        bytes.clear();
+        bytes.extend(piece.iter().flat_map(|value| value.to_le_bytes()));
+        out.write_all(&bytes)?;
+    }
+    Ok(())
+}
+
+/// Writes a text file.
+pub(super) fn write_text(folder: &Path, file: &str, text: &str) -> Result<(), OutputError> {
+    write_file(&folder.join(file), |out| out.write_all(text.as_bytes()))
+}
+
+#[cfg(test)]
+#[path = "file_tests.rs"]
+mod tests;

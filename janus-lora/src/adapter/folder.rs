@@ -1,0 +1,244 @@
+//! The adapter folder: read with every tensor accounted for, written so that equal adapters are equal bytes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use janus_core::checkpoint::{EMBED_TOKENS, LM_HEAD};
+use janus_core::config::JanusConfig;
+
+use super::Adapter;
+use super::error::{AdapterError, Mismatch, Misshapen};
+use super::file::{WEIGHTS_FILE, WeightsFile, is_read, read_json_text, write_text, write_weights};
+use super::note::{NOTE_FILE, Note};
+use super::pair::{KEY_PREFIX, Pair, pair_keys, pair_shapes};
+use super::peft_config::{CONFIG_FILE, PeftConfig};
+use super::select::{Selection, select};
+
+/// Companion of an adapter folder for what PEFT has no place for and a note cannot hold.
+const EXTRAS_FILE: &str = "janus_extras.safetensors";
+
+/// PEFT's weights file without `safe_serialization`.
+const PICKLE_FILE: &str = "adapter_model.bin";
+
+/// How names of the original layout begin.
+const ORIGINAL_PREFIXES: &[&str] = &[
+    "aligner.layers.",
+    "gen_aligner.",
+    "gen_embed.",
+    "gen_head.",
+    "gen_vision_model.",
+    "language_model.lm_head.",
+    "language_model.model.",
+    "vision_model.vision_tower.",
+];
+
+/// What a tensor in the file is for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    A(Arc<str>),
+    B(Arc<str>),
+    /// A copy of a native parameter that takes its place.
+    Saved(Arc<str>),
+    /// A copy of a native parameter that PEFT adds to the file and that must equal the base's.
+    BaseCopy(Arc<str>),
+}
+
+/// A tensor that may or must be in the file.
+struct Slot {
+    place: Place,
+    shape: Vec<usize>,
+    required: bool,
+}
+
+impl Adapter {
+    /// Reads an adapter folder for a base; `tied` where the base's text head is its embedding table.
+    ///
+    /// Every selected site must have its two factors, every tensor in the file must be used, all of the right shape and
+    /// finite. Copies of the base's embedding are kept for [`Adapter::check_base_copies`].
+    ///
+    /// # Errors
+    /// [`AdapterError::Folder`] around whatever is wrong: files that are missing, broken or unsupported; a configuration
+    /// with unsupported fields; tensors that do not match it.
+    pub fn read(folder: &Path, base: &JanusConfig, tied: bool) -> Result<Self, AdapterError> {
+        read_folder(folder, base, tied)
+            .map_err(|source| AdapterError::Folder { folder: folder.to_path_buf(), source: Box::new(source) })
+    }
+
+    /// Writes the files of an adapter into an existing folder: `adapter_config.json`, `adapter_model.safetensors`, and
+    /// `janus_adapter.json` where there is a note. Copies of the base's embedding are not written: PEFT loads without.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn write(&self, into: &Path) -> Result<(), AdapterError> {
+        write_text(into, CONFIG_FILE, &self.config.to_json())?;
+        write_weights(into, &self.tensors())?;
+        if let Some(note) = &self.note {
+            write_text(into, NOTE_FILE, &note.to_json())?;
+        }
+        Ok(())
+    }
+
+    /// All tensors of the weights file, by their names there, in order.
+    pub fn tensors(&self) -> Vec<(String, Tensor)> {
+        let mut tensors = Vec::with_capacity(2 * self.pairs.len() + self.saved.len());
+        for pair in self.pairs.values() {
+            let (a, b) = pair_keys(&pair.site);
+            tensors.push((a, pair.a.clone()));
+            tensors.push((b, pair.b.clone()));
+        }
+        for (name, copy) in &self.saved {
+            tensors.push((format!("{KEY_PREFIX}{name}"), copy.clone()));
+        }
+        tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
+        tensors
+    }
+}
+
+fn read_folder(folder: &Path, base: &JanusConfig, tied: bool) -> Result<Adapter, AdapterError> {
+    if !folder.is_dir() {
+        return Err(AdapterError::NotAFolder { path: folder.to_path_buf() });
+    }
+    let text = read_json_text(folder, CONFIG_FILE)?.ok_or(AdapterError::NoFile { file: CONFIG_FILE })?;
+    let config = PeftConfig::from_json(&text)?;
+    if folder.join(EXTRAS_FILE).exists() {
+        let what = "task heads and the dynamic encoder";
+        return Err(AdapterError::Extras { file: EXTRAS_FILE, what });
+    }
+    if !folder.join(WEIGHTS_FILE).exists() {
+        let is_pickle = folder.join(PICKLE_FILE).exists();
+        return Err(match is_pickle {
+            true => AdapterError::Pickle { file: PICKLE_FILE },
+            false => AdapterError::NoFile { file: WEIGHTS_FILE },
+        });
+    }
+    let file = WeightsFile::open(folder)?;
+    if let Some((tensor, _)) = file.tensors().iter().find(|(name, _)| is_original_layout(name)) {
+        return Err(AdapterError::OriginalLayout { tensor: tensor.clone() });
+    }
+    let selection = select(&config, base, tied)?;
+    let note = Note::read(folder)?;
+    let mut values = read_tensors(folder, &file, &slots(&selection, base))?;
+
+    let mut adapter =
+        Adapter { config, pairs: BTreeMap::new(), saved: BTreeMap::new(), base_copies: BTreeMap::new(), note };
+    for selected in selection.sites {
+        let path = selected.site.path.clone();
+        if let (Some(a), Some(b)) = (values.remove(&Place::A(path.clone())), values.remove(&Place::B(path.clone()))) {
+            let (rank, alpha) = (selected.rank, selected.alpha);
+            let scale = adapter.config.scaling(rank, alpha);
+            adapter.pairs.insert(path, Pair { site: selected.site, a, b, rank, alpha, scale });
+        }
+    }
+    for (place, tensor) in values {
+        match place {
+            Place::Saved(name) => adapter.saved.insert(name, tensor),
+            Place::BaseCopy(name) => adapter.base_copies.insert(name, tensor),
+            Place::A(_) | Place::B(_) => None,
+        };
+    }
+    Ok(adapter)
+}
+
+fn is_original_layout(name: &str) -> bool {
+    let native = name.strip_prefix(KEY_PREFIX).unwrap_or(name);
+    ORIGINAL_PREFIXES.iter().any(|prefix| native.starts_with(prefix))
+}
+
+/// Every tensor that may be in the file, by the name PEFT gives it.
+fn slots(selection: &Selection, base: &JanusConfig) -> BTreeMap<String, Slot> {
+    let mut slots = BTreeMap::new();
+    for selected in &selection.sites {
+        let path = &selected.site.path;
+        let (a, b) = pair_keys(&selected.site);
+        let (a_shape, b_shape) = pair_shapes(&selected.site, selected.rank);
+        slots.insert(a, Slot { place: Place::A(path.clone()), shape: a_shape, required: true });
+        slots.insert(b, Slot { place: Place::B(path.clone()), shape: b_shape, required: true });
+    }
+    for parameter in &selection.saved {
+        let place = Place::Saved(parameter.name.as_str().into());
+        let slot = Slot { place, shape: parameter.shape.clone(), required: true };
+        slots.insert(format!("{KEY_PREFIX}{}", parameter.name), slot);
+    }
+    // PEFT's `save_embedding_layers`: "auto" adds the embedding and the head where they are targets, `True` always.
+    let shape = vec![base.text.vocab_size, base.text.hidden_size];
+    for name in [EMBED_TOKENS, LM_HEAD] {
+        let path = name.trim_end_matches(".weight");
+        let is_target = selection.sites.iter().any(|selected| &*selected.site.path == path);
+        let key = if is_target { format!("{path}.base_layer.weight") } else { name.to_string() };
+        let slot = Slot { place: Place::BaseCopy(name.into()), shape: shape.clone(), required: false };
+        slots.entry(format!("{KEY_PREFIX}{key}")).or_insert(slot);
+    }
+    slots
+}
+
+/// The name a tensor has in files PEFT saves, whose adapter has no name and whose copies lie where the originals do.
+/// Raw state dicts have both.
+fn canonical(name: &str) -> String {
+    let mut canonical = name.replacen(".modules_to_save.default.", ".", 1);
+    canonical = canonical.replacen(".modules_to_save.", ".", 1);
+    for factor in ["lora_A", "lora_B"] {
+        if let Some(stem) = canonical.strip_suffix(&format!(".{factor}.default.weight")) {
+            return format!("{stem}.{factor}.weight");
+        }
+    }
+    for factor in ["lora_embedding_A", "lora_embedding_B"] {
+        if let Some(stem) = canonical.strip_suffix(&format!(".{factor}.default")) {
+            return format!("{stem}.{factor}");
+        }
+    }
+    canonical
+}
+
+/// Reads all tensors into their places, or says of every single one what is wrong with it.
+fn read_tensors(
+    folder: &Path,
+    file: &WeightsFile,
+    slots: &BTreeMap<String, Slot>,
+) -> Result<BTreeMap<Place, Tensor>, AdapterError> {
+    let mut mismatch = Mismatch::default();
+    let mut filled = BTreeSet::new();
+    let mut readable = Vec::new();
+    for (name, info) in file.tensors() {
+        let key = canonical(name);
+        let Some(slot) = slots.get(&key) else {
+            mismatch.leftover.push(name.clone());
+            continue;
+        };
+        if !filled.insert(key) {
+            mismatch.leftover.push(name.clone());
+        } else if info.shape != slot.shape {
+            let (expected, got) = (slot.shape.clone(), info.shape.clone());
+            mismatch.misshapen.push(Misshapen { name: name.clone(), expected, got });
+        } else if !is_read(info.dtype) {
+            mismatch.mistyped.push((name.clone(), format!("{:?}", info.dtype)));
+        } else {
+            readable.push((name, info, slot));
+        }
+    }
+    let missing = slots.iter().filter(|(key, slot)| slot.required && !filled.contains(*key));
+    mismatch.missing = missing.map(|(key, _)| key.clone()).collect();
+
+    let mut values = BTreeMap::new();
+    for (name, info, slot) in readable {
+        let tensor = file.read(folder, info)?;
+        if let Some(value) = first_not_finite(&tensor)? {
+            mismatch.not_finite.push((name.clone(), value));
+        }
+        values.insert(slot.place.clone(), tensor);
+    }
+    if mismatch.is_empty() { Ok(values) } else { Err(AdapterError::Tensors(mismatch)) }
+}
+
+fn first_not_finite(tensor: &Tensor) -> Result<Option<f32>, AdapterError> {
+    // A sum is not finite if a value is not; it may also overflow, so only then the values are looked at.
+    if tensor.sum_all()?.to_scalar::<f32>()?.is_finite() {
+        return Ok(None);
+    }
+    Ok(tensor.flatten_all()?.to_vec1::<f32>()?.into_iter().find(|value| !value.is_finite()))
+}
+
+#[cfg(test)]
+#[path = "folder_tests.rs"]
+mod tests;

@@ -1,0 +1,368 @@
+//! `adapter_config.json`: the fields of PEFT's `LoraConfig` that matter here, every other active one refused by name.
+//! Source of fields, defaults and rules between them: PEFT 0.21.2, `tuners/lora/config.py`.
+
+use serde_json::{Map, Value, json};
+
+use super::error::AdapterError;
+
+/// File name in an adapter folder.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+
+/// PEFT's word for a `target_modules` that matches nothing, for adapters of `modules_to_save` alone.
+const NO_TARGETS: &str = "dummy-target-modules";
+
+/// Fields that say nothing about the numbers, or only together with one that is refused.
+const WITHOUT_EFFECT: &[&str] = &[
+    "auto_mapping",
+    "inference_mode",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "task_type",
+];
+
+/// Ways of drawing the first A and B that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA)
+/// subtract what they draw from the base, so that the adapter belongs to a base no checkpoint holds.
+const PLAIN_INITIALISATIONS: &[&str] = &["gaussian", "orthogonal", "eva"];
+
+/// Names of modules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModuleNames {
+    /// A module is meant if its path is one of these, or ends in `.` and one of these.
+    Suffixes(Vec<String>),
+    /// A module is meant if the whole path matches this regular expression.
+    Expression(String),
+    /// All linear layers but the text head.
+    AllLinear,
+    /// None at all.
+    Nothing,
+}
+
+/// The configuration of a LoRA adapter.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PeftConfig {
+    /// `r`, at least 1.
+    pub rank: usize,
+    /// `lora_alpha`, finite and not 0.
+    pub alpha: f64,
+    /// `lora_dropout`, in [0, 1).
+    pub dropout: f64,
+    /// `target_modules`.
+    pub targets: ModuleNames,
+    /// `exclude_modules`.
+    pub excluded: ModuleNames,
+    /// `layers_to_transform`; `None` where it is absent or empty: all layers.
+    pub layers: Option<Vec<u64>>,
+    /// `layers_pattern`, regular expressions.
+    pub layers_patterns: Vec<String>,
+    /// `rank_pattern` in the file's order: the first that matches counts.
+    pub rank_patterns: Vec<(String, usize)>,
+    /// `alpha_pattern` in the file's order.
+    pub alpha_patterns: Vec<(String, f64)>,
+    /// `modules_to_save`: ends of module paths.
+    pub modules_to_save: Vec<String>,
+    /// `base_model_name_or_path`.
+    pub base_name: Option<String>,
+    /// The whole file, so that writing it again keeps what it had.
+    json: Map<String, Value>,
+}
+
+/// What a new configuration is made from.
+pub(super) struct NewConfig<'a> {
+    pub(super) rank: usize,
+    pub(super) alpha: f64,
+    pub(super) dropout: f64,
+    /// Whole paths.
+    pub(super) targets: &'a [String],
+    /// Whole paths.
+    pub(super) modules_to_save: &'a [String],
+    pub(super) base_name: Option<&'a str>,
+}
+
+impl PeftConfig {
+    /// Reads the text of an `adapter_config.json`.
+    ///
+    /// # Errors
+    /// Broken JSON, values of another type or out of range, or active fields that are not supported (all of them at once).
+    pub fn from_json(text: &str) -> Result<Self, AdapterError> {
+        let json: Map<String, Value> =
+            serde_json::from_str(text).map_err(|source| AdapterError::Json { file: CONFIG_FILE, source })?;
+        Fields { json: &json }.read(&json)
+    }
+
+    /// The configuration of a new adapter, with every field PEFT 0.21.2 writes.
+    pub(super) fn new(new: &NewConfig<'_>) -> Result<Self, AdapterError> {
+        let list = |names: &[String]| {
+            let mut names = names.to_vec();
+            names.sort();
+            json!(names)
+        };
+        let targets = if new.targets.is_empty() { json!(NO_TARGETS) } else { list(new.targets) };
+        let saved = if new.modules_to_save.is_empty() { Value::Null } else { list(new.modules_to_save) };
+        let alpha = whole_number(new.alpha).map_or_else(|| json!(new.alpha), |alpha| json!(alpha));
+        let json = json!({
+            "alora_invocation_tokens": null,
+            "alpha_pattern": {},
+            "arrow_config": null,
+            "auto_mapping": {
+                "base_model_class": "JanusForConditionalGeneration",
+                "parent_library": "transformers.models.janus.modeling_janus",
+            },
+            "base_model_name_or_path": new.base_name,
+            "bias": "none",
+            "corda_config": null,
+            "ensure_weight_tying": false,
+            "eva_config": null,
+            "exclude_modules": null,
+            "fan_in_fan_out": false,
+            "inference_mode": true,
+            "init_lora_weights": true,
+            "kasa_config": null,
+            "layer_replication": null,
+            "layers_pattern": null,
+            "layers_to_transform": null,
+            "loftq_config": {},
+            "lora_alpha": alpha,
+            "lora_bias": false,
+            "lora_dropout": new.dropout,
+            "lora_ga_config": null,
+            "megatron_config": null,
+            "megatron_core": "megatron.core",
+            "modules_to_save": saved,
+            "monteclora_config": null,
+            "peft_type": "LORA",
+            "peft_version": "0.21.2",
+            "qalora_group_size": 16,
+            "r": new.rank,
+            "rank_pattern": {},
+            "revision": null,
+            "target_modules": targets,
+            "target_parameters": null,
+            "task_type": null,
+            "trainable_token_indices": null,
+            "use_bdlora": null,
+            "use_dora": false,
+            "use_qalora": false,
+            "use_rslora": false,
+            "velora_config": null,
+        });
+        match json {
+            Value::Object(json) => Fields { json: &json }.read(&json),
+            _ => unreachable!("a literal object"),
+        }
+    }
+
+    /// The text of the file: keys in order, as PEFT writes them.
+    pub fn to_json(&self) -> String {
+        let sorted: std::collections::BTreeMap<&String, &Value> = self.json.iter().collect();
+        let mut text = serde_json::to_string_pretty(&sorted).expect("JSON values with string keys");
+        text.push('\n');
+        text
+    }
+
+    /// Factor of B·A for a rank and an alpha: the one place where methods of scaling differ.
+    pub fn scaling(&self, rank: usize, alpha: f64) -> f64 {
+        alpha / rank as f64
+    }
+}
+
+/// The number as an integer, if it is one that f64 holds exactly.
+fn whole_number(value: f64) -> Option<i64> {
+    (value.fract() == 0.0 && value.abs() <= 9_007_199_254_740_992.0).then_some(value as i64)
+}
+
+/// Typed reading of the fields.
+struct Fields<'a> {
+    json: &'a Map<String, Value>,
+}
+
+impl Fields<'_> {
+    fn read(&self, json: &Map<String, Value>) -> Result<PeftConfig, AdapterError> {
+        self.refuse_unsupported()?;
+        let config = PeftConfig {
+            rank: self.rank("r", self.json.get("r"))?.unwrap_or(8),
+            alpha: self.alpha("lora_alpha", self.json.get("lora_alpha"))?.unwrap_or(8.0),
+            dropout: self.dropout()?,
+            targets: self.targets()?,
+            excluded: self.names("exclude_modules")?.unwrap_or(ModuleNames::Nothing),
+            layers: self.layers()?,
+            layers_patterns: self.strings("layers_pattern", true)?,
+            rank_patterns: self.table("rank_pattern", |key, value| self.rank(key, Some(value)))?,
+            alpha_patterns: self.table("alpha_pattern", |key, value| self.alpha(key, Some(value)))?,
+            modules_to_save: self.strings("modules_to_save", false)?,
+            base_name: self.json.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_string),
+            json: json.clone(),
+        };
+        // PEFT refuses these combinations, too.
+        if !matches!(config.targets, ModuleNames::Suffixes(_)) {
+            for key in ["layers_to_transform", "layers_pattern"] {
+                if let Some(value) = self.json.get(key).filter(|value| !value.is_null()) {
+                    return Err(bad(key, value, "nothing where `target_modules` is not a list"));
+                }
+            }
+        }
+        if !config.layers_patterns.is_empty() && self.json.get("layers_to_transform").is_none_or(Value::is_null) {
+            let value = self.json.get("layers_pattern").unwrap_or(&Value::Null);
+            return Err(bad("layers_pattern", value, "nothing where `layers_to_transform` is absent"));
+        }
+        Ok(config)
+    }
+
+    /// Names every active field that asks for what is not computed here.
+    fn refuse_unsupported(&self) -> Result<(), AdapterError> {
+        let peft_type = self.json.get("peft_type").unwrap_or(&Value::Null);
+        if peft_type.is_null() {
+            return Err(bad("peft_type", peft_type, "`LORA`"));
+        }
+        let mut fields = Vec::new();
+        for (key, value) in self.json {
+            let supported = match key.as_str() {
+                "peft_type" => value == "LORA",
+                "bias" => value.is_null() || value == "none",
+                "init_lora_weights" => {
+                    value.is_null()
+                        || value.is_boolean()
+                        || value.as_str().is_some_and(|v| PLAIN_INITIALISATIONS.contains(&v))
+                }
+                "r" | "lora_alpha" | "lora_dropout" | "target_modules" | "exclude_modules" | "layers_to_transform"
+                | "layers_pattern" | "rank_pattern" | "alpha_pattern" | "modules_to_save"
+                | "base_model_name_or_path" => true,
+                key if WITHOUT_EFFECT.contains(&key) => true,
+                _ => is_inactive(value),
+            };
+            if !supported {
+                fields.push(format!("`{key}` = `{}`", brief(value)));
+            }
+        }
+        if fields.is_empty() { Ok(()) } else { Err(AdapterError::Unsupported { fields }) }
+    }
+
+    fn rank(&self, key: &str, value: Option<&Value>) -> Result<Option<usize>, AdapterError> {
+        let Some(value) = value else { return Ok(None) };
+        match value.as_u64().and_then(|rank| usize::try_from(rank).ok()) {
+            // No matrix of these models has a side that long; beyond it the shapes could overflow.
+            Some(rank @ 1..=1_048_576) => Ok(Some(rank)),
+            _ => Err(bad(key, value, "a whole number of at least 1")),
+        }
+    }
+
+    fn alpha(&self, key: &str, value: Option<&Value>) -> Result<Option<f64>, AdapterError> {
+        let Some(value) = value else { return Ok(None) };
+        match value.as_f64() {
+            Some(alpha) if alpha.is_finite() && alpha != 0.0 => Ok(Some(alpha)),
+            _ => Err(bad(key, value, "a finite number other than 0")),
+        }
+    }
+
+    fn dropout(&self) -> Result<f64, AdapterError> {
+        let Some(value) = self.json.get("lora_dropout").filter(|value| !value.is_null()) else { return Ok(0.0) };
+        match value.as_f64() {
+            Some(dropout) if (0.0..1.0).contains(&dropout) => Ok(dropout),
+            _ => Err(bad("lora_dropout", value, "a number of at least 0 and below 1")),
+        }
+    }
+
+    fn targets(&self) -> Result<ModuleNames, AdapterError> {
+        Ok(match self.names("target_modules")? {
+            Some(ModuleNames::Expression(text)) if text.eq_ignore_ascii_case("all-linear") => ModuleNames::AllLinear,
+            Some(ModuleNames::Expression(text)) if text == NO_TARGETS => ModuleNames::Nothing,
+            Some(names) => names,
+            None => {
+                let value = self.json.get("target_modules").unwrap_or(&Value::Null);
+                return Err(bad("target_modules", value, "module names or a regular expression"));
+            }
+        })
+    }
+
+    /// Names or an expression; `None` where they are absent or empty.
+    fn names(&self, key: &str) -> Result<Option<ModuleNames>, AdapterError> {
+        if let Some(Value::String(text)) = self.json.get(key) {
+            return Ok((!text.is_empty()).then(|| ModuleNames::Expression(text.clone())));
+        }
+        let names = self.strings(key, false)?;
+        Ok((!names.is_empty()).then_some(ModuleNames::Suffixes(names)))
+    }
+
+    /// A list of strings, perhaps written as `single` string; empty where it is absent.
+    fn strings(&self, key: &str, single: bool) -> Result<Vec<String>, AdapterError> {
+        const EXPECTED: &str = "a list of names";
+        match self.json.get(key) {
+            None | Some(Value::Null) => Ok(Vec::new()),
+            Some(Value::String(text)) if single => {
+                Ok(if text.is_empty() { Vec::new() } else { vec![text.clone()] })
+            }
+            Some(Value::Array(items)) => items
+                .iter()
+                .map(|item| match item.as_str() {
+                    Some(name) if !name.is_empty() => Ok(name.to_string()),
+                    _ => Err(bad(key, item, EXPECTED)),
+                })
+                .collect(),
+            Some(value) => Err(bad(key, value, EXPECTED)),
+        }
+    }
+
+    fn layers(&self) -> Result<Option<Vec<u64>>, AdapterError> {
+        let number =
+            |value: &Value| value.as_u64().ok_or_else(|| bad("layers_to_transform", value, "layer numbers from 0"));
+        match self.json.get("layers_to_transform") {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Array(items)) if items.is_empty() => Ok(None),
+            Some(Value::Array(items)) => items.iter().map(number).collect::<Result<_, _>>().map(Some),
+            Some(value) => Ok(Some(vec![number(value)?])),
+        }
+    }
+
+    fn table<T>(
+        &self,
+        key: &str,
+        read: impl Fn(&str, &Value) -> Result<Option<T>, AdapterError>,
+    ) -> Result<Vec<(String, T)>, AdapterError> {
+        let entries = match self.json.get(key) {
+            None | Some(Value::Null) => return Ok(Vec::new()),
+            Some(Value::Object(entries)) => entries,
+            Some(value) => return Err(bad(key, value, "a table from pattern to number")),
+        };
+        let mut table = Vec::with_capacity(entries.len());
+        for (pattern, value) in entries {
+            if let Some(number) = read(&format!("{key}.{pattern}"), value)? {
+                table.push((pattern.clone(), number));
+            }
+        }
+        Ok(table)
+    }
+}
+
+fn bad(key: &str, value: &Value, expected: &'static str) -> AdapterError {
+    AdapterError::Value { key: key.into(), value: brief(value), expected }
+}
+
+/// Whether a field nobody knows asks for nothing.
+fn is_inactive(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(entries) => entries.is_empty(),
+        Value::Bool(true) | Value::Number(_) => false,
+    }
+}
+
+/// A value as it stands in a message: strings bare, long ones cut.
+pub(super) fn brief(value: &Value) -> String {
+    const LONGEST: usize = 120;
+    let text = match value {
+        Value::String(text) => text.clone(),
+        value => value.to_string(),
+    };
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+#[path = "peft_config_tests.rs"]
+mod tests;

@@ -1,0 +1,247 @@
+//! Which modules of the base a configuration means: PEFT's matching on native module paths.
+//! Source of the rules: PEFT 0.21.2, `check_target_module_exists` and `_set_trainable`.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use janus_core::checkpoint::{EMBED_TOKENS, ExpectedTensor, LM_HEAD, expected_tensors};
+use janus_core::config::JanusConfig;
+use janus_core::site::{Site, SiteKind, sites};
+
+use super::error::AdapterError;
+use super::pattern::Pattern;
+use super::peft_config::{ModuleNames, PeftConfig};
+
+/// Path of the text head, which `all-linear` leaves out.
+const TEXT_HEAD: &str = "lm_head";
+
+/// A site that has a pair.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SelectedSite {
+    /// The site.
+    pub site: Site,
+    /// Rank of its pair.
+    pub rank: usize,
+    /// Alpha of its pair.
+    pub alpha: f64,
+}
+
+/// What a configuration selects of a base.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Selection {
+    /// Sites with a pair, in the order of the model's modules.
+    pub sites: Vec<SelectedSite>,
+    /// Parameters with a copy, likewise.
+    pub saved: Vec<ExpectedTensor>,
+}
+
+/// Applies a configuration to a base; `tied` where the base's text head is its embedding table.
+///
+/// # Errors
+/// Expressions that cannot be applied, targets that match nothing or what has no site, a site that is also in
+/// `modules_to_save`, or a copy of one half of a tied pair.
+pub fn select(config: &PeftConfig, base: &JanusConfig, tied: bool) -> Result<Selection, AdapterError> {
+    let modules = Modules::of(base);
+    let rules = Rules::new(config, &modules)?;
+    let saved = saved_parameters(&config.modules_to_save, base, tied)?;
+    let mut selected = Vec::new();
+    for path in &modules.paths {
+        if !rules.targets(path) {
+            continue;
+        }
+        let Some(site) = modules.sites.get(path.as_str()) else {
+            return Err(AdapterError::NotASite { path: path.clone() });
+        };
+        // The rule that keeps targets out of `modules_to_save` respects whole segments, the one that saves does not.
+        if saved.iter().any(|parameter| owns(path, &parameter.name)) {
+            return Err(AdapterError::TargetedAndSaved { path: path.clone() });
+        }
+        let rank = rules.ranks.iter().find(|(pattern, _)| pattern.is_match(path)).map_or(config.rank, |(_, r)| *r);
+        let alpha = rules.alphas.iter().find(|(pattern, _)| pattern.is_match(path)).map_or(config.alpha, |(_, a)| *a);
+        selected.push(SelectedSite { site: site.clone(), rank, alpha });
+    }
+    if selected.is_empty() && config.targets != ModuleNames::Nothing {
+        return Err(AdapterError::NothingTargeted { targets: describe(&config.targets) });
+    }
+    if selected.is_empty() && saved.is_empty() {
+        return Err(AdapterError::NothingTargeted { targets: describe(&config.targets) });
+    }
+    Ok(Selection { sites: selected, saved })
+}
+
+/// Whole paths of the modules that trailing segments such as `generation_head` or `aligner.fc1` mean, without those that
+/// lie inside another one.
+///
+/// # Errors
+/// An entry that no module ends in.
+pub fn resolve_modules(entries: &[String], base: &JanusConfig) -> Result<Vec<String>, AdapterError> {
+    let modules = Modules::of(base);
+    let mut found: Vec<String> = Vec::new();
+    for entry in entries {
+        let before = found.len();
+        let suffix = format!(".{entry}");
+        found.extend(modules.paths.iter().filter(|path| *path == entry || path.ends_with(&suffix)).cloned());
+        if found.len() == before || entry.is_empty() {
+            return Err(AdapterError::UnknownModule { path: entry.clone() });
+        }
+    }
+    found.sort();
+    found.dedup();
+    let outer: HashSet<String> = found.iter().cloned().collect();
+    found.retain(|path| !path.match_indices('.').any(|(end, _)| outer.contains(&path[..end])));
+    Ok(found)
+}
+
+/// Parameters of the modules whose path ends in one of `entries`, be it within a segment.
+fn saved_parameters(entries: &[String], base: &JanusConfig, tied: bool) -> Result<Vec<ExpectedTensor>, AdapterError> {
+    if entries.is_empty() {
+        return Ok(Vec::new());
+    }
+    let is_saved = |name: &str| {
+        name.match_indices('.').any(|(end, _)| entries.iter().any(|entry| name[..end].ends_with(entry.as_str())))
+    };
+    let saved: Vec<_> = expected_tensors(base, true).into_iter().filter(|t| is_saved(&t.name)).collect();
+    if let Some(half) = saved.iter().find(|t| tied && (t.name == EMBED_TOKENS || t.name == LM_HEAD)) {
+        return Err(AdapterError::TiedCopy { name: half.name.clone() });
+    }
+    Ok(saved)
+}
+
+/// Whether a parameter is a module's own or of a module inside it.
+fn owns(path: &str, parameter: &str) -> bool {
+    parameter.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'))
+}
+
+fn describe(names: &ModuleNames) -> String {
+    match names {
+        ModuleNames::Suffixes(names) => names.join(", "),
+        ModuleNames::Expression(text) => text.clone(),
+        ModuleNames::AllLinear => "all-linear".into(),
+        ModuleNames::Nothing => String::new(),
+    }
+}
+
+/// The module tree of a base, as far as parameters make it known.
+struct Modules {
+    /// Every module that holds a parameter or a module that does, each once, parents first.
+    paths: Vec<String>,
+    sites: BTreeMap<Arc<str>, Site>,
+}
+
+impl Modules {
+    fn of(base: &JanusConfig) -> Self {
+        let mut seen = HashSet::new();
+        let mut paths = Vec::new();
+        for tensor in expected_tensors(base, true) {
+            for (end, _) in tensor.name.match_indices('.') {
+                if seen.insert(tensor.name[..end].to_string()) {
+                    paths.push(tensor.name[..end].to_string());
+                }
+            }
+        }
+        Self { paths, sites: sites(base).into_iter().map(|site| (site.path.clone(), site)).collect() }
+    }
+}
+
+/// Names, compiled.
+enum Names {
+    Suffixes { exact: HashSet<String>, endings: Vec<String> },
+    Expression(Pattern),
+    Nothing,
+}
+
+impl Names {
+    fn new(key: &str, names: &ModuleNames, modules: &Modules) -> Result<Self, AdapterError> {
+        let suffixes = |names: Vec<String>| Names::Suffixes {
+            endings: names.iter().map(|name| format!(".{name}")).collect(),
+            exact: names.into_iter().collect(),
+        };
+        Ok(match names {
+            ModuleNames::Suffixes(names) => suffixes(names.clone()),
+            ModuleNames::Expression(text) => Names::Expression(Pattern::whole(key, text)?),
+            ModuleNames::AllLinear => {
+                let linear = modules.sites.values().filter(|s| s.kind == SiteKind::Linear && &*s.path != TEXT_HEAD);
+                suffixes(linear.map(|site| site.path.to_string()).collect())
+            }
+            ModuleNames::Nothing => Names::Nothing,
+        })
+    }
+
+    fn is_match(&self, path: &str) -> bool {
+        match self {
+            Names::Suffixes { exact, endings } => exact.contains(path) || endings.iter().any(|e| path.ends_with(e)),
+            Names::Expression(pattern) => pattern.is_match(path),
+            Names::Nothing => false,
+        }
+    }
+
+    /// Whether a list names the whole path: `layers_to_transform` has no say then.
+    fn is_exact(&self, path: &str) -> bool {
+        matches!(self, Names::Suffixes { exact, .. } if exact.contains(path))
+    }
+}
+
+/// A configuration's expressions, compiled once.
+struct Rules {
+    targets: Names,
+    excluded: Names,
+    saved: Vec<Pattern>,
+    layers: Option<Vec<u64>>,
+    layers_patterns: Vec<Pattern>,
+    ranks: Vec<(Pattern, usize)>,
+    alphas: Vec<(Pattern, f64)>,
+}
+
+impl Rules {
+    fn new(config: &PeftConfig, modules: &Modules) -> Result<Self, AdapterError> {
+        let saved = config.modules_to_save.iter();
+        let saved = saved.map(|m| Pattern::from_start("modules_to_save", &format!(r"(^|.*\.){m}($|\..*)")));
+        // Without a pattern, the first numbered segment is the layer's.
+        let layers_patterns = if config.layers_patterns.is_empty() {
+            vec![Pattern::from_start("layers_pattern", r".*?\.[^.]*\.(?P<idx>\d+)\.")?]
+        } else {
+            let patterns = config.layers_patterns.iter();
+            let patterns = patterns
+                .map(|p| Pattern::from_start("layers_pattern", &format!(r"(?:^|.*?\.){p}\.(?P<idx>\d+)\.")));
+            patterns.collect::<Result<_, _>>()?
+        };
+        Ok(Self {
+            targets: Names::new("target_modules", &config.targets, modules)?,
+            excluded: Names::new("exclude_modules", &config.excluded, modules)?,
+            saved: saved.collect::<Result<_, _>>()?,
+            layers: config.layers.clone(),
+            layers_patterns,
+            ranks: endings("rank_pattern", &config.rank_patterns)?,
+            alphas: endings("alpha_pattern", &config.alpha_patterns)?,
+        })
+    }
+
+    fn targets(&self, path: &str) -> bool {
+        if self.excluded.is_match(path) || self.saved.iter().any(|pattern| pattern.is_match(path)) {
+            return false;
+        }
+        if !self.targets.is_match(path) {
+            return false;
+        }
+        match &self.layers {
+            Some(layers) if !self.targets.is_exact(path) => {
+                let pattern = self.layers_patterns.iter().find(|pattern| pattern.is_match(path));
+                let index = pattern.and_then(|pattern| pattern.group(path, "idx")).and_then(|idx| idx.parse().ok());
+                index.is_some_and(|index: u64| layers.contains(&index))
+            }
+            _ => true,
+        }
+    }
+}
+
+/// `rank_pattern` and `alpha_pattern`: the end of a path, from the start of a segment.
+fn endings<T: Copy>(key: &str, patterns: &[(String, T)]) -> Result<Vec<(Pattern, T)>, AdapterError> {
+    let compile = |(pattern, value): &(String, T)| {
+        Pattern::from_start(key, &format!(r"(.*\.)?({pattern})$")).map(|compiled| (compiled, *value))
+    };
+    patterns.iter().map(compile).collect()
+}
+
+#[cfg(test)]
+#[path = "select_tests.rs"]
+mod tests;
