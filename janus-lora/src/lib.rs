@@ -1,5 +1,20 @@
-//! LoRA for Janus.
+//! LoRA fine-tuning of DeepSeek Janus models, for image understanding and image generation.
+//!
+//! The way of the data is the order of the rooms:
+//!
+//! 1. [`recipe`] says what is trained, from what, on what and how; [`target`] which sites;
+//! 2. [`data`] reads rows from Parquet, [`tasks`] makes samples and batches of them and computes their loss;
+//! 3. [`adapter`] holds low-rank pairs and copies, reads and writes them as PEFT does, and attaches them to a base
+//!    through the core's seam;
+//! 4. [`train`] moves them, [`eval`] measures them;
+//! 5. [`merge`] folds them into a new checkpoint, [`probe`] compares with other implementations.
+//!
+//! [`base`] opens a checkpoint with its tokenizer and image processor, [`status`] is how long work reports progress,
+//! and [`cli`] is the `janus` program.
+
 pub mod adapter;
+pub mod base;
+pub mod cli;
 pub mod data;
 pub mod error;
 pub mod eval;

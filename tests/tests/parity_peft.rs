@@ -102,7 +102,12 @@ fn peft_adapters_attached_and_merged() {
             let report = janus(work.path(), &arguments).expect_success().json();
             assert!(report["largest_logit_difference"].as_f64().unwrap() < 2e-4, "{name}: {report}");
             let folder = work.path().join(merged);
-            compare(&format!("{name} merged, {layout}"), &probe(&fixtures, work.path(), &folder, &[]), &expected, "merged.");
+            compare(
+                &format!("{name} merged, {layout}"),
+                &probe(&fixtures, work.path(), &folder, &[]),
+                &expected,
+                "merged.",
+            );
             let checkpoint = Checkpoint::open(&folder).unwrap();
             for key in expected.names().filter(|key| key.starts_with("merged_weight.")) {
                 let weight = checkpoint.read(&key["merged_weight.".len()..], DType::F32).unwrap();
@@ -185,7 +190,8 @@ fn peft_s_choice_of_modules() {
         let adapter = Adapter::read(&folder, checkpoint.config(), checkpoint.is_tied()).unwrap();
         let modules = json(&folder, "modules.json");
         let modules = modules.as_object().unwrap();
-        let chosen: Vec<&str> = modules.keys().map(String::as_str).filter(|path| modules[*path]["r"].is_u64()).collect();
+        let chosen: Vec<&str> =
+            modules.keys().map(String::as_str).filter(|path| modules[*path]["r"].is_u64()).collect();
         let mut chosen = chosen;
         chosen.sort_unstable();
         let ours: Vec<&str> = adapter.pairs.keys().map(AsRef::as_ref).collect();

@@ -108,7 +108,8 @@ fn replay(folder: &Path, name: &str) {
         for (trainable, gradient) in stepper.trainables.iter().zip(gradients) {
             match gradient {
                 Some(gradient) => {
-                    let gradient = candle_core::Tensor::from_vec(gradient, trainable.var.dims(), trainable.var.device());
+                    let gradient =
+                        candle_core::Tensor::from_vec(gradient, trainable.var.dims(), trainable.var.device());
                     let name = format!("{name}: gradient of {}", trainable.name);
                     close(&name, &gradient.unwrap(), expected.tensor(&trainable.name), 5e-6);
                     compared += 1;

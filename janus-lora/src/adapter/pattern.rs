@@ -39,7 +39,6 @@ impl Pattern {
     pub(super) fn group<'n>(&self, name: &'n str, group: &str) -> Option<&'n str> {
         Some(self.0.captures(name)?.name(group)?.as_str())
     }
-
 }
 
 /// The last line of the engine's message, which says what is wrong; the lines before draw the place.

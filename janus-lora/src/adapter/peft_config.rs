@@ -226,8 +226,16 @@ impl Fields<'_> {
                         || value.is_boolean()
                         || value.as_str().is_some_and(|v| PLAIN_INITIALISATIONS.contains(&v))
                 }
-                "r" | "lora_alpha" | "lora_dropout" | "target_modules" | "exclude_modules" | "layers_to_transform"
-                | "layers_pattern" | "rank_pattern" | "alpha_pattern" | "modules_to_save"
+                "r"
+                | "lora_alpha"
+                | "lora_dropout"
+                | "target_modules"
+                | "exclude_modules"
+                | "layers_to_transform"
+                | "layers_pattern"
+                | "rank_pattern"
+                | "alpha_pattern"
+                | "modules_to_save"
                 | "base_model_name_or_path" => true,
                 key if WITHOUT_EFFECT.contains(&key) => true,
                 _ => is_inactive(value),
@@ -290,9 +298,7 @@ impl Fields<'_> {
         const EXPECTED: &str = "a list of names";
         match self.json.get(key) {
             None | Some(Value::Null) => Ok(Vec::new()),
-            Some(Value::String(text)) if single => {
-                Ok(if text.is_empty() { Vec::new() } else { vec![text.clone()] })
-            }
+            Some(Value::String(text)) if single => Ok(if text.is_empty() { Vec::new() } else { vec![text.clone()] }),
             Some(Value::Array(items)) => items
                 .iter()
                 .map(|item| match item.as_str() {

@@ -201,8 +201,8 @@ impl Rules {
             vec![Pattern::from_start("layers_pattern", r".*?\.[^.]*\.(?P<idx>\d+)\.")?]
         } else {
             let patterns = config.layers_patterns.iter();
-            let patterns = patterns
-                .map(|p| Pattern::from_start("layers_pattern", &format!(r"(?:^|.*?\.){p}\.(?P<idx>\d+)\.")));
+            let patterns =
+                patterns.map(|p| Pattern::from_start("layers_pattern", &format!(r"(?:^|.*?\.){p}\.(?P<idx>\d+)\.")));
             patterns.collect::<Result<_, _>>()?
         };
         Ok(Self {

@@ -43,7 +43,8 @@ fn first_values_follow_pefts_distributions() {
         assert!((variance / (bound * bound / 3.0) - 1.0).abs() < 0.05, "{path}: {variance}");
     }
     let table = "model.language_model.embed_tokens";
-    let adapter = Adapter::new(&base(), false, &AdapterSpec { rank: 40, ..spec(&[table], &[]) }, 3, &parameter).unwrap();
+    let adapter =
+        Adapter::new(&base(), false, &AdapterSpec { rank: 40, ..spec(&[table], &[]) }, 3, &parameter).unwrap();
     let b: Vec<f32> = adapter.pairs[table].b.flatten_all().unwrap().to_vec1().unwrap();
     let variance = b.iter().map(|v| v * v).sum::<f32>() / b.len() as f32;
     assert!((variance - 1.0).abs() < 0.1 && b.iter().any(|v| v.abs() > 2.0), "{variance}");
