@@ -102,9 +102,11 @@ fn several_adapters_add_up() {
     for name in other.saved.keys() {
         model.parameters().substitute(name, Some(other.saved[name].clone())).unwrap();
     }
-    model.projections().get(PATCH).unwrap().attach(Some(Arc::new(LoraCorrection::new(vec![
-        one.pairs[PATCH].low_rank(2.0),
-    ]))));
+    model
+        .projections()
+        .get(PATCH)
+        .unwrap()
+        .attach(Some(Arc::new(LoraCorrection::new(vec![one.pairs[PATCH].low_rank(2.0)]))));
     assert!(distance(&sum, &outputs(&model)) < 1e-2, "{}", distance(&sum, &outputs(&model)));
 }
 

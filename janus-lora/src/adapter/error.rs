@@ -241,7 +241,9 @@ impl Diagnose for AdapterError {
             AdapterError::Unsupported { fields } if fields.iter().any(|f| f.starts_with("`init_lora_weights`")) => {
                 "such an adapter belongs to a changed base: save it with `path_initial_model_for_weight_conversion` in PEFT, which makes it a plain one"
             }
-            AdapterError::Unsupported { .. } => "plain LoRA adapters are supported; merge this one with the tool that made it",
+            AdapterError::Unsupported { .. } => {
+                "plain LoRA adapters are supported; merge this one with the tool that made it"
+            }
             AdapterError::Pattern { .. } => {
                 "write it without look-around, back-references and possessive repetition, or list the modules"
             }

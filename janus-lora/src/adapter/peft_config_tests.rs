@@ -95,7 +95,10 @@ fn impossible_values_are_refused() {
         (json!({"r": "8"}), "`r` = `8`"),
         (json!({"r": 18_446_744_073_709_551_615_u64}), "`r` = `18446744073709551615`"),
         (json!({"r": null}), "`r` = `null`"),
-        (json!({"lora_alpha": 0}), "`lora_alpha` = `0` in `adapter_config.json`, expected a finite number other than 0"),
+        (
+            json!({"lora_alpha": 0}),
+            "`lora_alpha` = `0` in `adapter_config.json`, expected a finite number other than 0",
+        ),
         (json!({"lora_alpha": null}), "`lora_alpha` = `null`"),
         (json!({"lora_dropout": 1.0}), "`lora_dropout` = `1.0`"),
         (json!({"lora_dropout": -0.1}), "`lora_dropout` = `-0.1`"),
@@ -117,6 +120,14 @@ fn impossible_values_are_refused() {
         let message = refusal(fields.clone());
         assert!(message.contains(part), "{fields}: {message}");
     }
+}
+
+#[test]
+fn endless_patterns_are_refused() {
+    let table: Map<String, Value> = (0..1025).map(|i| (format!("a{i}"), json!(1))).collect();
+    assert!(refusal(json!({"rank_pattern": table})).contains("at most 1024 patterns"));
+    let names: Vec<String> = (0..1025).map(|i| format!("a{i}")).collect();
+    assert!(refusal(json!({"modules_to_save": names})).contains("at most 1024 names"));
 }
 
 #[test]
@@ -149,7 +160,8 @@ fn a_new_configuration_is_what_was_asked_for() {
     let (targets, saved) = (names(&["b", "a"]), names(&["lm_head"]));
     let make = |alpha, targets: &[String]| {
         let base_name = Some("base");
-        PeftConfig::new(&NewConfig { rank: 4, alpha, dropout: 0.1, targets, modules_to_save: &saved, base_name }).unwrap()
+        PeftConfig::new(&NewConfig { rank: 4, alpha, dropout: 0.1, targets, modules_to_save: &saved, base_name })
+            .unwrap()
     };
     let config = make(16.0, &targets);
     assert_eq!((config.rank, config.alpha, config.dropout), (4, 16.0, 0.1));

@@ -62,7 +62,8 @@ fn exclusion_goes_by_list_or_expression() {
 
 #[test]
 fn layers_are_told_by_their_number() {
-    let one = paths(json!({"target_modules": ["up_proj", "fc2"], "layers_to_transform": [1], "layers_pattern": "layers"}));
+    let one =
+        paths(json!({"target_modules": ["up_proj", "fc2"], "layers_to_transform": [1], "layers_pattern": "layers"}));
     assert_eq!(one, [format!("{TOWER}.1.mlp.fc2"), format!("{DECODER}.1.mlp.up_proj")]);
     assert_eq!(one, paths(json!({"target_modules": ["up_proj", "fc2"], "layers_to_transform": 1})));
     let other = json!({"target_modules": ["up_proj"], "layers_to_transform": [0], "layers_pattern": ["h", "layers"]});
@@ -75,7 +76,10 @@ fn layers_are_told_by_their_number() {
     let both = paths(json!({"target_modules": [exact, "down_proj"], "layers_to_transform": [1]}));
     assert_eq!(both, [exact.clone(), format!("{DECODER}.1.mlp.down_proj")], "a whole path is exempt");
     let numbers = json!({"target_modules": ["up_proj"], "layers_to_transform": [1], "layers_pattern": ["h|layers"]});
-    assert!(selection(numbers).is_err(), "the bar splits the whole expression, whose first half has no number");
+    assert!(
+        selection(numbers).is_err(),
+        "the bar splits the whole expression: nothing is left of it that begins a path"
+    );
 }
 
 #[test]
