@@ -1,5 +1,10 @@
 //! What the tests of this crate share.
 
+pub mod base;
+pub mod compare;
+pub mod expected;
+pub mod program;
+
 use std::path::{Path, PathBuf};
 
 /// The folder of parity fixtures: a tiny Janus and what transformers and PEFT give on it.

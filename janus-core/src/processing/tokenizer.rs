@@ -146,6 +146,11 @@ impl JanusTokenizer {
         Err(ProcessingError::VocabularyTooSmall { token: token.clone(), id: *id, vocabulary })
     }
 
+    /// Ids that mean something: one more than the largest; rows of the head beyond are padding.
+    pub fn vocabulary(&self) -> usize {
+        self.inner.largest.1 as usize + 1
+    }
+
     /// Ids of a text in which the strings of special tokens stand for these tokens.
     ///
     /// For text that the program makes itself. With `add_bos`, BOS comes first, once, whatever the tokenizer file says

@@ -1,2 +1,7 @@
-//! The `janus` binary.
-fn main() {}
+//! The `janus` binary; see `janus_lora::cli`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    janus_lora::cli::main()
+}

@@ -41,5 +41,5 @@ pub use report::CheckReport;
 pub use row::{EncodedImage, Message, Row, RowId};
 pub use schema::{ColumnKind, ColumnRequest};
 pub use shuffle::EpochOrder;
-pub use source::Split;
+pub use source::{Split, locate};
 pub use stream::{Position, RowStream};

@@ -1,5 +1,6 @@
 //! Whole recipes, from the file's bytes to the typed recipe or the message on the terminal.
 
+use crate::data::BadRowLimit;
 use std::path::Path;
 
 use janus_core::{Diagnose, Fault};

@@ -1,5 +1,6 @@
 //! The typed recipe.
 
+use crate::data::BadRowLimit;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -205,15 +206,6 @@ impl FromIterator<(String, String)> for Columns {
     fn from_iter<I: IntoIterator<Item = (String, String)>>(pairs: I) -> Self {
         Self { given: pairs.into_iter().collect() }
     }
-}
-
-/// How many rows may be left out before a run stops.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum BadRowLimit {
-    /// A share of the rows, from 0 to 1.
-    Share(f64),
-    /// A number of rows.
-    Count(u64),
 }
 
 section! {

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use super::fault::{Faults, Problem, quotable};
 use super::schema::{Choices, Field, NumberRange, Rule, Section};
 use super::tree::{Entry, Node, Place, Table, Value};
-use super::types::{BadRowLimit, Columns};
+use super::types::Columns;
+use crate::data::BadRowLimit;
 use crate::nearest::nearest;
 
 /// A type that a field of a recipe may have.
@@ -248,7 +249,7 @@ impl FieldValue for BadRowLimit {
     fn read(node: &Node, key: &str, rule: &Rule, faults: &mut Faults) -> Option<Self> {
         match node.value {
             Value::Integer(integer) => {
-                let count = u64::try_from(integer).ok().filter(|count| *count <= i64::MAX as u64);
+                let count = usize::try_from(integer).ok();
                 if count.is_none() {
                     out_of_range(node, key, rule, integer.to_string(), faults);
                 }

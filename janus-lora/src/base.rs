@@ -1,0 +1,196 @@
+//! A base as commands use it: the checkpoint with the tokenizer and the image processor that belong to it.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device};
+use janus_core::checkpoint::{Checkpoint, init_checkpoint};
+use janus_core::config::{JanusConfig, Layout};
+use janus_core::hub::{self, Progress};
+use janus_core::output::StagedFolder;
+use janus_core::processing::{ImageProcessor, JanusTokenizer, PromptBuilder};
+use janus_core::{Diagnose, Janus, Parts};
+
+use crate::error::Result;
+use crate::nearest::nearest;
+use crate::status::Status;
+
+/// How a base with random weights is named in a recipe: `init:SHAPE?seed=N`.
+const INIT_PREFIX: &str = "init:";
+
+/// A base that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BaseError {
+    /// `init:` with something that is no shape.
+    #[error("`{spec}` names no shape: `{shape}` is unknown")]
+    UnknownShape {
+        /// What was written.
+        spec: String,
+        /// The shape in it.
+        shape: String,
+    },
+    /// `init:` with a malformed tail.
+    #[error("`{spec}` is not of the form `init:SHAPE?seed=N`")]
+    MalformedInit {
+        /// What was written.
+        spec: String,
+    },
+    /// The base of a run changed while it ran.
+    #[error("the base's parameter `{name}` changed while training: this is a defect, the adapter is not saved")]
+    Changed {
+        /// The first parameter that differs.
+        name: String,
+    },
+}
+
+impl Diagnose for BaseError {
+    fn hints(&self) -> Vec<String> {
+        match self {
+            BaseError::UnknownShape { shape, .. } => vec![shape_hint(shape)],
+            BaseError::MalformedInit { .. } => vec!["for example `init:janus-small?seed=1`".into()],
+            BaseError::Changed { .. } => Vec::new(),
+        }
+    }
+}
+
+/// Advice for a shape that does not exist.
+pub fn shape_hint(shape: &str) -> String {
+    let names = JanusConfig::shape_names();
+    match nearest(shape, names.iter().copied()) {
+        Some(name) => format!("did you mean `{name}`?"),
+        None => format!("shapes: {}", names.join(", ")),
+    }
+}
+
+/// A checkpoint with what belongs to it.
+#[derive(Debug)]
+pub struct Base {
+    name: String,
+    checkpoint: Checkpoint,
+    prompts: PromptBuilder,
+    images: ImageProcessor,
+}
+
+impl Base {
+    /// Opens what a user calls a base: a folder, a hub id, or `init:SHAPE?seed=N` (random weights, made on first use and
+    /// kept in the cache folder).
+    ///
+    /// # Errors
+    /// Nothing of that name, or a checkpoint, tokenizer or image processor that cannot be used.
+    pub fn open(spec: &str, status: &dyn Status) -> Result<Self> {
+        let folder = match spec.strip_prefix(INIT_PREFIX) {
+            Some(_) => random_base(spec, status)?,
+            None => {
+                let progress = status.download();
+                hub::resolve_base(spec, progress.as_ref() as &dyn Progress)?
+            }
+        };
+        Self::open_folder(spec, &folder)
+    }
+
+    /// Opens a folder under a name of its own.
+    ///
+    /// # Errors
+    /// As [`Base::open`].
+    pub fn open_folder(name: &str, folder: &Path) -> Result<Self> {
+        let checkpoint = Checkpoint::open(folder)?;
+        let config = checkpoint.config();
+        let tokenizer = JanusTokenizer::from_folder(folder)?;
+        tokenizer.check_vocabulary(config.text.vocab_size)?;
+        let images = ImageProcessor::from_folder(folder, config.vision.image_size)?;
+        let prompts = PromptBuilder::new(tokenizer, config.vision.num_patches());
+        Ok(Self { name: name.to_owned(), checkpoint, prompts, images })
+    }
+
+    /// What the user called it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The checkpoint.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// Sizes and constants.
+    pub fn config(&self) -> &JanusConfig {
+        self.checkpoint.config()
+    }
+
+    /// Chat text to ids.
+    pub fn prompts(&self) -> &PromptBuilder {
+        &self.prompts
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &JanusTokenizer {
+        self.prompts.tokenizer()
+    }
+
+    /// Pictures to tensors.
+    pub fn images(&self) -> &ImageProcessor {
+        &self.images
+    }
+
+    /// Ids that the tokenizer knows.
+    pub fn vocabulary(&self) -> usize {
+        self.tokenizer().vocabulary()
+    }
+
+    /// Loads the parts of the model.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn model(&self, dtype: DType, parts: Parts, status: &dyn Status) -> Result<Janus> {
+        let total: u64 = self.checkpoint.tensors().map(|t| t.shape.iter().product::<usize>() as u64).sum();
+        let bar = status.bytes("loading weights", total * dtype.size_in_bytes() as u64);
+        let model = Janus::open(&self.checkpoint, dtype, &Device::Cpu, parts, &mut |bytes| bar.advance(bytes))?;
+        bar.finish();
+        Ok(model)
+    }
+
+    /// The base's fingerprint.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn fingerprint(&self, status: &dyn Status) -> Result<String> {
+        let bar = status.bytes("fingerprint of the base", 0);
+        let fingerprint = self.checkpoint.fingerprint(&mut |done, total| bar.set(done, total))?;
+        bar.finish();
+        Ok(fingerprint)
+    }
+}
+
+/// Where things made on the spot are kept: `JANUS_CACHE`, else the system's cache folder for `janus`.
+pub fn cache_folder() -> PathBuf {
+    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    variable("JANUS_CACHE")
+        .or_else(|| variable("XDG_CACHE_HOME").map(|folder| folder.join("janus")))
+        .or_else(|| variable("HOME").map(|home| home.join(".cache").join("janus")))
+        .unwrap_or_else(|| std::env::temp_dir().join("janus"))
+}
+
+/// The folder of a base with random weights, made on first use.
+fn random_base(spec: &str, status: &dyn Status) -> Result<PathBuf> {
+    let malformed = || BaseError::MalformedInit { spec: spec.to_owned() };
+    let body = spec.strip_prefix(INIT_PREFIX).ok_or_else(malformed)?;
+    let (shape, seed) = match body.split_once('?') {
+        None => (body, 1),
+        Some((shape, tail)) => {
+            let seed = tail.strip_prefix("seed=").and_then(|seed| seed.parse().ok()).ok_or_else(malformed)?;
+            (shape, seed)
+        }
+    };
+    let config = JanusConfig::shape(shape)
+        .ok_or_else(|| BaseError::UnknownShape { spec: spec.to_owned(), shape: shape.to_owned() })?;
+    let folder = cache_folder().join("bases").join(format!("{shape}-seed{seed}"));
+    if !folder.join("config.json").exists() {
+        let staged = StagedFolder::create(&folder)?;
+        let bar = status.bytes("making random weights", 0);
+        let mut progress = |done, total| bar.set(done, total);
+        init_checkpoint(&config, seed, DType::BF16, staged.path(), Layout::Native, &mut progress)?;
+        staged.commit()?;
+        bar.finish();
+    }
+    Ok(folder)
+}

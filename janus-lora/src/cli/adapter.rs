@@ -1,0 +1,73 @@
+//! `janus adapter`.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use serde_json::json;
+
+use super::report;
+use super::status::Terminal;
+use crate::adapter::Adapter;
+use crate::base::Base;
+use crate::error::Result;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum AdapterCommand {
+    /// Tell what an adapter folder holds, checked against its base
+    #[command(after_help = "Examples:
+  janus adapter inspect runs/inspection --base deepseek-ai/Janus-Pro-1B
+  janus adapter inspect runs/inspection --base base --json")]
+    Inspect {
+        /// Adapter folder
+        folder: PathBuf,
+        /// The base it was made for
+        #[arg(long)]
+        base: String,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl AdapterCommand {
+    pub(super) fn run(self) -> Result<()> {
+        let AdapterCommand::Inspect { folder, base, json } = self;
+        let base = Base::open(&base, &Terminal)?;
+        let adapter = Adapter::read(&folder, base.config(), base.checkpoint().is_tied())?;
+        let mut sites = Vec::new();
+        for (path, pair) in &adapter.pairs {
+            let norm = |t: &candle_core::Tensor| -> Result<f32> { Ok(t.sqr()?.sum_all()?.sqrt()?.to_scalar()?) };
+            sites.push((path.to_string(), pair.rank, pair.scale, norm(&pair.a)?, norm(&pair.b)?));
+        }
+        let parameters = adapter.parameter_count();
+        let fingerprint =
+            adapter.note.as_ref().and_then(|note| note.base.as_ref()).map(|base| base.fingerprint.as_str());
+        if json {
+            let sites: Vec<_> = sites
+                .iter()
+                .map(|(path, rank, scale, a, b)| json!({ "path": path, "rank": rank, "scale": scale, "norm_a": a, "norm_b": b }))
+                .collect();
+            let saved: Vec<&str> = adapter.saved.keys().map(AsRef::as_ref).collect();
+            report::json(&json!({
+                "sites": sites, "modules_to_save": saved, "parameters": parameters, "base_fingerprint": fingerprint,
+            }));
+            return Ok(());
+        }
+        let rows: Vec<Vec<String>> = sites
+            .iter()
+            .map(|(path, rank, scale, a, b)| {
+                vec![path.clone(), rank.to_string(), format!("{scale}"), format!("{a:.4}"), format!("{b:.4}")]
+            })
+            .collect();
+        println!("{}", report::table(&["site", "rank", "scale", "norm of A", "norm of B"], &rows));
+        for name in adapter.saved.keys() {
+            println!("copy of {name}");
+        }
+        println!("{} sites, {} parameters", sites.len(), report::count(parameters as u64));
+        match fingerprint {
+            Some(fingerprint) => println!("base {fingerprint}"),
+            None => println!("the folder does not say which base it was trained on"),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,91 @@
+//! `janus eval`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use super::arguments::{attach, read_adapter};
+use super::report;
+use super::status::Terminal;
+use crate::error::{Error, Result};
+use crate::eval::{Metrics, evaluate};
+use crate::train::plan::{compute_type, parts};
+use crate::train::run;
+
+/// Evaluate a recipe's eval split, without and with an adapter.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  janus eval recipes/quickstart.toml
+  janus eval recipes/quickstart.toml --adapter runs/quickstart --json")]
+pub(super) struct Eval {
+    /// Recipe file
+    recipe: PathBuf,
+    /// Keys of the recipe to set, as `section.key=value`
+    #[arg(value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Adapter folder, with a factor on its scale after a colon; several add up
+    #[arg(long = "adapter", value_name = "DIR[:SCALE]")]
+    adapters: Vec<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Eval {
+    pub(super) fn run(self) -> Result<()> {
+        let recipe = super::train::load(&self.recipe, &self.overrides)?;
+        if recipe.data.iter().all(|section| section.eval.is_none()) {
+            let message = format!("`{}` names no rows to evaluate", self.recipe.display());
+            return Err(Error::Usage { message, hint: "set `eval` in a `[[data]]` section".into() });
+        }
+        let run::Prepared { recipe, base, tables, .. } = run::prepare(recipe, &Terminal)?;
+        let adapters = self.adapters.iter().map(|a| read_adapter(a, &base, &Terminal)).collect::<Result<Vec<_>>>()?;
+        let model = base.model(compute_type(&recipe), parts(&tables), &Terminal)?;
+        let batch_size = recipe.train.batch_size as usize;
+        let before = evaluate(&model, &base, &tables, batch_size, &Terminal)?;
+        let after = if adapters.is_empty() {
+            Metrics::new()
+        } else {
+            attach(&model, &adapters)?;
+            evaluate(&model, &base, &tables, batch_size, &Terminal)?
+        };
+        if self.json {
+            let mut result = json!({ "before": before });
+            if !adapters.is_empty() {
+                result["after"] = json!(after);
+            }
+            report::json(&result);
+        } else {
+            println!("{}", table(&before, &after));
+        }
+        Ok(())
+    }
+}
+
+/// Metrics without and with the adapter, a line each; `after` may be empty.
+pub(super) fn table(before: &Metrics, after: &Metrics) -> String {
+    let mut rows = Vec::new();
+    for (name, metrics) in before {
+        for (metric, value) in metrics.as_object().into_iter().flatten() {
+            let figure = |value: &serde_json::Value| match value.as_f64() {
+                Some(_) if value.is_u64() => value.to_string(),
+                Some(figure) => format!("{figure:.4}"),
+                None => String::new(),
+            };
+            let mut row = vec![format!("{name} {}", metric.replace('_', " ")), figure(value)];
+            if let Some(value) = after.get(name).and_then(|m| m.get(metric)) {
+                row.push(figure(value));
+            }
+            rows.push(row);
+        }
+    }
+    if rows.is_empty() {
+        return "no rows to evaluate".into();
+    }
+    if after.is_empty() {
+        report::table(&["metric", "base"], &rows)
+    } else {
+        report::table(&["metric", "base", "with adapter"], &rows)
+    }
+}

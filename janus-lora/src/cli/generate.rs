@@ -1,0 +1,116 @@
+//! `janus generate`.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use janus_core::Parts;
+use janus_core::output::write_file;
+use janus_core::pass::Pass;
+use janus_core::processing::pixels_to_images;
+use janus_core::sample::{CodeOptions, generate_codes};
+use serde_json::json;
+
+use super::arguments::{BaseArguments, TypeArgument};
+use super::report;
+use super::status::Terminal;
+use super::understand::check_temperature;
+use crate::error::{Error, Result};
+use crate::status::Status;
+
+/// Pictures drawn side by side at most: each holds a cache of its own.
+const MAX_COUNT: i64 = 64;
+
+/// Draw pictures of a prompt.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  janus generate --base deepseek-ai/Janus-Pro-1B \"a red apple on a wooden table\" --out apple.png
+  janus generate --base base --adapter runs/shop \"a carton of oat milk\" --out milk.png --count 4 --seed 7
+  janus generate --base base \"a plate\" --out plate.png --guidance 1 --temperature 0 --json")]
+pub(super) struct Generate {
+    #[command(flatten)]
+    base: BaseArguments,
+    #[command(flatten)]
+    dtype: TypeArgument,
+    /// What to draw
+    prompt: String,
+    /// PNG file; with --count above 1 a number is put before its extension
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Strength of the prompt; 1 is without guidance
+    #[arg(long, default_value_t = 5.0)]
+    guidance: f64,
+    /// 0 takes the best code each time
+    #[arg(long, default_value_t = 1.0)]
+    temperature: f64,
+    /// Seed of the draws
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Number of pictures
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_COUNT))]
+    count: u32,
+    /// Print one JSON object: files, codes
+    #[arg(long)]
+    json: bool,
+}
+
+/// The bytes of a picture file.
+pub(super) fn read_picture(path: &Path) -> Result<Vec<u8>> {
+    fs_err::read(path).map_err(|e| Error::Usage {
+        message: format!("cannot read the image: {e}"),
+        hint: "give the path of a png, jpeg, webp, bmp, gif or tiff file".into(),
+    })
+}
+
+impl Generate {
+    pub(super) fn run(self) -> Result<()> {
+        check_temperature(self.temperature)?;
+        if !self.guidance.is_finite() {
+            let message = format!("`--guidance {}` is no number", self.guidance);
+            return Err(Error::Usage { message, hint: "5 is the usual strength".into() });
+        }
+        if self.out.extension().is_none_or(|e| !e.eq_ignore_ascii_case("png")) {
+            let message = format!("`{}` is not named `.png`", self.out.display());
+            return Err(Error::Usage { message, hint: "pictures are written as PNG".into() });
+        }
+        let (base, adapters) = self.base.open(&Terminal)?;
+        let conditional = base.prompts().generation_prompt(&self.prompt)?;
+        let unconditional = base.prompts().unconditional(&conditional);
+        let parts = Parts { generation: true, image_tokenizer: true, ..Parts::default() };
+        let model = self.dtype.model(&base, &adapters, parts, &Terminal)?;
+        let count = self.count as usize;
+        let bar = Terminal.items("drawing", model.codes_per_image() as u64);
+        let options = CodeOptions { guidance: self.guidance, temperature: self.temperature, seed: self.seed };
+        let pass = Pass::inference();
+        let mask = vec![true; conditional.len() * count];
+        let codes = generate_codes(
+            &model,
+            &pass,
+            &conditional.repeat(count),
+            &unconditional.repeat(count),
+            &mask,
+            count,
+            &options,
+            &mut |_| bar.advance(1),
+        )?;
+        bar.finish();
+        let pictures = pixels_to_images(&model.image_tokenizer()?.decode(&pass, &codes)?)?;
+        let mut files = Vec::with_capacity(count);
+        for (number, picture) in pictures.iter().enumerate() {
+            let path =
+                if count == 1 { self.out.clone() } else { self.out.with_extension(format!("{}.png", number + 1)) };
+            let mut bytes = std::io::Cursor::new(Vec::new());
+            picture.write_to(&mut bytes, image::ImageFormat::Png).map_err(|e| Error::Usage {
+                message: format!("cannot encode the picture: {e}"),
+                hint: "this is a defect of janus".into(),
+            })?;
+            write_file(&path, |file| file.write_all(bytes.get_ref()))?;
+            files.push(path);
+        }
+        if self.json {
+            report::json(&json!({ "files": files, "codes": codes }));
+        } else {
+            files.iter().for_each(|file| println!("{}", file.display()));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,103 @@
+//! The `janus` program: one file per command. It parses, calls the library, and prints; errors become one chain with
+//! `hint:` lines and an exit code.
+#![allow(clippy::print_stdout, reason = "a command line program prints its results")]
+
+mod adapter;
+mod arguments;
+mod base;
+mod data;
+mod eval;
+mod generate;
+mod merge;
+mod probe;
+mod recipe;
+mod report;
+mod status;
+mod train;
+mod understand;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::Result;
+
+/// Fine-tune DeepSeek Janus models with LoRA, for image understanding and image generation.
+#[derive(Debug, Parser)]
+#[command(name = "janus", version, about, max_term_width = 110, propagate_version = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Train(train::Train),
+    Eval(eval::Eval),
+    Understand(understand::Understand),
+    Generate(generate::Generate),
+    Merge(merge::Merge),
+    Probe(probe::Probe),
+    /// Look into adapter folders.
+    #[command(subcommand)]
+    Adapter(adapter::AdapterCommand),
+    /// Look into, fetch, convert and make base checkpoints.
+    #[command(subcommand)]
+    Base(base::BaseCommand),
+    /// Look through Parquet data.
+    #[command(subcommand)]
+    Data(data::DataCommand),
+    /// List and check recipes.
+    #[command(subcommand)]
+    Recipe(recipe::RecipeCommand),
+}
+
+impl Command {
+    fn run(self) -> Result<()> {
+        match self {
+            Command::Train(command) => command.run(),
+            Command::Eval(command) => command.run(),
+            Command::Understand(command) => command.run(),
+            Command::Generate(command) => command.run(),
+            Command::Merge(command) => command.run(),
+            Command::Probe(command) => command.run(),
+            Command::Adapter(command) => command.run(),
+            Command::Base(command) => command.run(),
+            Command::Data(command) => command.run(),
+            Command::Recipe(command) => command.run(),
+        }
+    }
+}
+
+/// Runs the program on the process's arguments.
+pub fn main() -> ExitCode {
+    report::tell_panics_as_errors();
+    let arguments = Arguments::parse();
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| arguments.command.run())) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => report::failure(&error),
+        Err(_) => ExitCode::from(report::INTERNAL),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    /// Every command that does something has help with at least one example line.
+    #[test]
+    fn every_command_has_examples() {
+        fn visit(command: &clap::Command) {
+            let subcommands: Vec<_> = command.get_subcommands().filter(|c| c.get_name() != "help").collect();
+            if subcommands.is_empty() {
+                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains("janus "), "`{}` has no example in its help", command.get_name());
+            }
+            subcommands.into_iter().for_each(visit);
+        }
+        let command = Arguments::command();
+        command.clone().debug_assert();
+        visit(&command);
+    }
+}

@@ -1,0 +1,86 @@
+//! How results and errors are told.
+
+use std::error::Error as _;
+use std::process::ExitCode;
+
+use janus_core::{Diagnose, Fault};
+use serde::Serialize;
+
+use crate::error::Error;
+
+/// The input was wrong; nothing was written.
+const INPUT: u8 = 2;
+/// Anything else.
+pub(super) const INTERNAL: u8 = 1;
+
+/// Prints one error chain with its hints and gives the exit code.
+pub(super) fn failure(error: &Error) -> ExitCode {
+    let mut text = format!("error: {error}");
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!("\n  caused by: {cause}"));
+        source = cause.source();
+    }
+    for hint in error.hints() {
+        text.push_str(&format!("\nhint: {hint}"));
+    }
+    eprintln!("{text}");
+    match error.fault() {
+        Fault::Input => ExitCode::from(INPUT),
+        Fault::Internal => ExitCode::from(INTERNAL),
+    }
+}
+
+/// A panic is a defect of ours: told as an error, without a backtrace.
+pub(super) fn tell_panics_as_errors() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(|l| format!(" at {}:{}", l.file(), l.line())).unwrap_or_default();
+        let message = panic.payload_as_str().unwrap_or("no message");
+        eprintln!("error: internal error{place}: {message}\nhint: this is a defect of janus, please report it");
+    }));
+}
+
+/// Prints one line with one JSON object.
+pub(super) fn json(value: &impl Serialize) {
+    println!("{}", serde_json::to_string(value).expect("reports are plain data"));
+}
+
+/// `1234567` as `1.23 M`, and so on.
+pub(super) fn count(value: u64) -> String {
+    match value {
+        0..10_000 => value.to_string(),
+        10_000..1_000_000 => format!("{:.1} k", value as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.2} M", value as f64 / 1e6),
+        _ => format!("{:.2} G", value as f64 / 1e9),
+    }
+}
+
+/// Bytes in the unit that fits.
+pub(super) fn bytes(value: u64) -> String {
+    match value {
+        0..10_000 => format!("{value} B"),
+        10_000..1_000_000 => format!("{:.1} kB", value as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", value as f64 / 1e6),
+        _ => format!("{:.2} GB", value as f64 / 1e9),
+    }
+}
+
+/// A table with a line of headings, columns wide enough for their contents.
+pub(super) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.chain([headings[column].chars().count()]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..headings.len()).map(width).collect();
+    let line = |cells: Vec<&str>| {
+        let padded: Vec<String> = cells
+            .iter()
+            .enumerate()
+            .map(|(i, cell)| if i == 0 { format!("{cell:<0$}", widths[i]) } else { format!("{cell:>0$}", widths[i]) })
+            .collect();
+        padded.join("  ").trim_end().to_owned()
+    };
+    let mut lines = vec![line(headings.to_vec())];
+    lines.extend(rows.iter().map(|row| line(row.iter().map(String::as_str).collect())));
+    lines.join("\n")
+}

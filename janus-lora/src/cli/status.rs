@@ -1,0 +1,151 @@
+//! Progress bars on stderr, with time left; plain lines where stderr is no terminal.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use janus_core::hub::Progress;
+
+use crate::status::{Bar, Status};
+
+/// Work shorter than this shows no plain line.
+const QUIET: Duration = Duration::from_secs(2);
+/// Plain lines come this far apart.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Draws on stderr.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Terminal;
+
+impl Status for Terminal {
+    fn bytes(&self, what: &str, total_bytes: u64) -> Box<dyn Bar> {
+        Box::new(TerminalBar::new(what, total_bytes, true))
+    }
+
+    fn items(&self, what: &str, total: u64) -> Box<dyn Bar> {
+        Box::new(TerminalBar::new(what, total, false))
+    }
+
+    fn download(&self) -> Box<dyn Progress> {
+        Box::new(Download(Mutex::new(None)))
+    }
+
+    fn note(&self, text: &str) {
+        eprintln!("{text}");
+    }
+
+    fn warn(&self, text: &str) {
+        eprintln!("warning: {text}");
+    }
+}
+
+struct TerminalBar {
+    what: String,
+    bar: ProgressBar,
+    plain: bool,
+    bytes: bool,
+    message: Mutex<String>,
+    last_line: Mutex<Option<Instant>>,
+    started: Instant,
+}
+
+impl TerminalBar {
+    fn new(what: &str, total: u64, bytes: bool) -> Self {
+        let template = if bytes {
+            "{prefix} {bar:28} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left  {msg}"
+        } else {
+            "{prefix} {bar:28} {pos}/{len}  {eta} left  {msg}"
+        };
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(8));
+        let plain = bar.is_hidden();
+        bar.set_style(ProgressStyle::with_template(template).expect("a fixed template").progress_chars("=> "));
+        bar.set_prefix(what.to_owned());
+        let (message, last_line) = (Mutex::default(), Mutex::new(None));
+        Self { what: what.to_owned(), bar, plain, bytes, message, last_line, started: Instant::now() }
+    }
+
+    fn amount(&self, value: u64) -> String {
+        if self.bytes { super::report::bytes(value) } else { value.to_string() }
+    }
+
+    /// A line now and then, for logs.
+    fn line(&self) {
+        if !self.plain || self.started.elapsed() < QUIET {
+            return;
+        }
+        let mut last = self.last_line.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if last.is_some_and(|last| last.elapsed() < LINE_EVERY) {
+            return;
+        }
+        *last = Some(Instant::now());
+        let message = self.message.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (done, total) = (self.bar.position(), self.bar.length().unwrap_or(0));
+        let left = match done {
+            0 => String::new(),
+            _ => format!(
+                ", {:.0} s left",
+                self.started.elapsed().as_secs_f64() * total.saturating_sub(done) as f64 / done as f64
+            ),
+        };
+        eprintln!("{}: {} of {}{left}  {message}", self.what, self.amount(done), self.amount(total));
+    }
+}
+
+impl Bar for TerminalBar {
+    fn advance(&self, amount: u64) {
+        self.bar.inc(amount);
+        self.line();
+    }
+
+    fn set(&self, done: u64, total: u64) {
+        self.bar.set_length(total);
+        self.bar.set_position(done);
+        self.line();
+    }
+
+    fn message(&self, text: &str) {
+        *self.message.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = text.to_owned();
+        self.bar.set_message(text.to_owned());
+    }
+
+    fn finish(&self) {
+        self.bar.finish_and_clear();
+        let message = self.message.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let seconds = self.started.elapsed();
+        if seconds >= QUIET {
+            eprintln!(
+                "{}: {} in {:.1} s  {message}",
+                self.what,
+                self.amount(self.bar.position()),
+                seconds.as_secs_f64()
+            );
+        }
+    }
+}
+
+/// One bar per file.
+struct Download(Mutex<Option<TerminalBar>>);
+
+impl Progress for Download {
+    fn file(&self, name: &str, total_bytes: Option<u64>, already_bytes: u64) {
+        let bar = TerminalBar::new(name, total_bytes.unwrap_or(0), true);
+        bar.bar.set_position(already_bytes);
+        *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(bar);
+    }
+
+    fn advance(&self, bytes: u64) {
+        if let Some(bar) = &*self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) {
+            bar.advance(bytes);
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
+            bar.finish();
+        }
+    }
+
+    fn note(&self, message: &str) {
+        eprintln!("{message}");
+    }
+}

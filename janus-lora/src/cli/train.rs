@@ -1,0 +1,139 @@
+//! `janus train`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use super::report;
+use super::status::Terminal;
+use crate::error::Result;
+use crate::recipe::{self, Recipe};
+use crate::train::run::{self, Prepared};
+
+/// Train an adapter as a recipe says.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  janus train recipes/quickstart.toml
+  janus train recipes/quickstart.toml --dry-run
+  janus train my.toml train.learning_rate=1e-4 adapter.rank=16 data.0.train=rows.parquet output.dir=runs/second")]
+pub(super) struct Train {
+    /// Recipe file
+    recipe: PathBuf,
+    /// Keys of the recipe to set, as `section.key=value`
+    #[arg(value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Print the plan and write nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Reads a recipe with its overrides.
+pub(super) fn load(path: &std::path::Path, overrides: &[String]) -> Result<Recipe> {
+    Ok(recipe::load(path, overrides, std::path::Path::new("."))?)
+}
+
+impl Train {
+    pub(super) fn run(self) -> Result<()> {
+        let recipe = load(&self.recipe, &self.overrides)?;
+        let prepared = run::prepare(recipe, &Terminal)?;
+        if self.dry_run {
+            if self.json {
+                report::json(&prepared.plan);
+            } else {
+                println!("{}", plan_text(&prepared));
+            }
+            return Ok(());
+        }
+        eprintln!("{}", plan_text(&prepared));
+        let summary = run::train(&prepared, &Terminal)?;
+        if self.json {
+            report::json(&json!({
+                "dir": summary.folder,
+                "steps": summary.steps,
+                "before": summary.before,
+                "after": summary.after,
+                "peak_rss_bytes": summary.peak_rss_bytes,
+                "training_seconds": summary.training_seconds,
+            }));
+            return Ok(());
+        }
+        println!("{}", super::eval::table(&summary.before, &summary.after));
+        println!(
+            "\nadapter in {}: {} steps in {:.0} s, peak memory {}",
+            summary.folder.display(),
+            summary.steps,
+            summary.training_seconds,
+            report::bytes(summary.peak_rss_bytes)
+        );
+        println!("loss over the steps: {}", summary.folder.join("loss.png").display());
+        Ok(())
+    }
+}
+
+/// The plan in words.
+fn plan_text(prepared: &Prepared) -> String {
+    let Prepared { recipe, base, plan, .. } = prepared;
+    let share = 100.0 * plan.trainable_parameters as f64 / plan.total_parameters as f64;
+    let mut lines = vec![
+        format!("base       {}, {} parameters", base.name(), report::count(plan.total_parameters)),
+        format!(
+            "adapter    rank {}, scale {}, {} sites, {} trainable parameters ({share:.2} %)",
+            recipe.adapter.rank,
+            recipe.adapter.effective_scale(),
+            plan.sites.len(),
+            report::count(plan.trainable_parameters)
+        ),
+    ];
+    for group in groups(&plan.sites.iter().map(AsRef::as_ref).collect::<Vec<_>>()) {
+        lines.push(format!("           {group}"));
+    }
+    if !plan.saved_parameters.is_empty() {
+        lines.push(format!("copies     {}", plan.saved_parameters.join(", ")));
+    }
+    if !plan.unused_sites.is_empty() {
+        lines.push(format!("left out   {} sites that no task of the recipe uses", plan.unused_sites.len()));
+    }
+    for table in &plan.tables {
+        let rejected = if table.rejected > 0 { format!(", {} left out", table.rejected) } else { String::new() };
+        lines.push(format!(
+            "data       {} ({}): {} rows{rejected}, {} to evaluate",
+            table.name, table.task, table.rows, table.eval_rows
+        ));
+    }
+    lines.push(format!(
+        "run        {} steps, about {} of memory",
+        plan.steps,
+        report::bytes(plan.predicted_peak_bytes)
+    ));
+    lines.push(format!("output     {}", recipe.output.dir.display()));
+    lines.join("\n")
+}
+
+/// Paths with their numbers replaced by `*`, each once, with how many stand behind it.
+fn groups(paths: &[&str]) -> Vec<String> {
+    let mut groups: Vec<(String, usize)> = Vec::new();
+    for path in paths {
+        let segments = path.split('.').map(|s| if s.parse::<usize>().is_ok() { "*" } else { s });
+        let name = segments.collect::<Vec<_>>().join(".");
+        match groups.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, count)) => *count += 1,
+            None => groups.push((name, 1)),
+        }
+    }
+    groups.into_iter().map(|(name, count)| if count == 1 { name } else { format!("{name} x {count}") }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sites_are_told_by_group() {
+        let paths = ["model.a.0.q_proj", "model.a.1.q_proj", "model.b.fc1"];
+        assert_eq!(groups(&paths), ["model.a.*.q_proj x 2", "model.b.fc1"]);
+    }
+}

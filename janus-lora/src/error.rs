@@ -1,0 +1,100 @@
+//! The crate's error type: each room's own, gathered.
+
+use janus_core::checkpoint::CheckpointError;
+use janus_core::config::ConfigError;
+use janus_core::hub::HubError;
+use janus_core::output::OutputError;
+use janus_core::processing::ProcessingError;
+use janus_core::{Diagnose, Fault, ModelError};
+
+use crate::adapter::AdapterError;
+use crate::base::BaseError;
+use crate::data::DataError;
+use crate::probe::ProbeError;
+use crate::recipe::RecipeError;
+use crate::target::TargetError;
+use crate::train::TrainError;
+
+/// Anything that can go wrong in this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The frozen model's own.
+    #[error(transparent)]
+    Core(#[from] janus_core::Error),
+    /// A base that cannot be used.
+    #[error(transparent)]
+    Base(#[from] BaseError),
+    /// Rows that cannot be used.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A recipe that cannot be used.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    /// An adapter that cannot be used.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// Targets that cannot be used.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// A run that cannot start or go on.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// Inputs that cannot be probed.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// What was typed does not make sense.
+    #[error("{message}")]
+    Usage {
+        /// What is wrong.
+        message: String,
+        /// What helps.
+        hint: String,
+    },
+}
+
+impl Diagnose for Error {
+    fn fault(&self) -> Fault {
+        match self {
+            Error::Core(e) => e.fault(),
+            Error::Base(e) => e.fault(),
+            Error::Data(e) => e.fault(),
+            Error::Recipe(e) => e.fault(),
+            Error::Adapter(e) => e.fault(),
+            Error::Target(e) => e.fault(),
+            Error::Train(e) => e.fault(),
+            Error::Probe(e) => e.fault(),
+            Error::Usage { .. } => Fault::Input,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Error::Core(e) => e.hints(),
+            Error::Base(e) => e.hints(),
+            Error::Data(e) => e.hints(),
+            Error::Recipe(e) => e.hints(),
+            Error::Adapter(e) => e.hints(),
+            Error::Target(e) => e.hints(),
+            Error::Train(e) => e.hints(),
+            Error::Probe(e) => e.hints(),
+            Error::Usage { hint, .. } => vec![hint.clone()],
+        }
+    }
+}
+
+/// Errors of the core's rooms come in through the core's own type.
+macro_rules! through_core {
+    ($($error:ty),*) => {$(
+        impl From<$error> for Error {
+            fn from(error: $error) -> Self {
+                Error::Core(error.into())
+            }
+        }
+    )*};
+}
+
+through_core!(CheckpointError, ConfigError, HubError, ModelError, OutputError, ProcessingError, candle_core::Error);
+
+/// Shorthand.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,58 @@
+//! How long work reports its progress; the library only knows this trait, the program draws bars.
+
+use janus_core::hub::Progress;
+
+/// One piece of work with a known or growing extent.
+pub trait Bar: Send + Sync {
+    /// So much more is done.
+    fn advance(&self, amount: u64);
+    /// So much is done of so much.
+    fn set(&self, done: u64, total: u64);
+    /// A word beside the bar.
+    fn message(&self, text: &str);
+    /// The work is over.
+    fn finish(&self);
+}
+
+/// Where progress and remarks go.
+pub trait Status: Send + Sync {
+    /// Work counted in bytes.
+    fn bytes(&self, what: &str, total_bytes: u64) -> Box<dyn Bar>;
+    /// Work counted in items.
+    fn items(&self, what: &str, total: u64) -> Box<dyn Bar>;
+    /// A download.
+    fn download(&self) -> Box<dyn Progress>;
+    /// A remark for the user.
+    fn note(&self, text: &str);
+    /// Something the user should look at.
+    fn warn(&self, text: &str);
+}
+
+/// Says nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Bar for Silent {
+    fn advance(&self, _amount: u64) {}
+    fn set(&self, _done: u64, _total: u64) {}
+    fn message(&self, _text: &str) {}
+    fn finish(&self) {}
+}
+
+impl Status for Silent {
+    fn bytes(&self, _what: &str, _total_bytes: u64) -> Box<dyn Bar> {
+        Box::new(Silent)
+    }
+
+    fn items(&self, _what: &str, _total: u64) -> Box<dyn Bar> {
+        Box::new(Silent)
+    }
+
+    fn download(&self) -> Box<dyn Progress> {
+        Box::new(janus_core::hub::Silent)
+    }
+
+    fn note(&self, _text: &str) {}
+
+    fn warn(&self, _text: &str) {}
+}

@@ -1,0 +1,65 @@
+//! A prompt to an image: the image's codes are supervised, `<begin_of_image>` predicting the first.
+
+use janus_core::{ModelError, Parts};
+
+use super::{CodeCache, Context, Question, Sample, Task, within};
+use crate::base::Base;
+use crate::data::{ColumnKind, ColumnRequest, Row};
+use crate::error::Result;
+use crate::recipe::Columns;
+
+/// Native paths the loss depends on. The image tokenizer only makes labels: nothing flows back through it.
+const REACHED: &[&str] = &[
+    "model.language_model.",
+    "model.generation_embeddings",
+    "model.generation_embeddings.",
+    "model.generation_aligner.",
+    "model.generation_head.",
+];
+
+#[derive(Debug)]
+pub(super) struct Generate {
+    columns: Columns,
+    prompt_dropout: f64,
+    codes: CodeCache,
+}
+
+impl Generate {
+    pub(super) fn new(columns: &Columns, prompt_dropout: f64) -> Self {
+        Self { columns: columns.clone(), prompt_dropout, codes: CodeCache::default() }
+    }
+}
+
+impl Task for Generate {
+    fn parts(&self) -> Parts {
+        Parts { generation: true, image_tokenizer: true, ..Parts::default() }
+    }
+
+    fn reaches(&self, path: &str) -> bool {
+        within(path, REACHED)
+    }
+
+    fn columns(&self) -> Vec<ColumnRequest> {
+        vec![
+            ColumnRequest::required("prompt", self.columns.name_of("prompt"), ColumnKind::Text),
+            ColumnRequest::required("image", self.columns.name_of("image"), ColumnKind::Image),
+        ]
+    }
+
+    fn check(&self, base: &Base, row: &Row) -> std::result::Result<(), String> {
+        base.prompts().generation_prompt(row.text("prompt").unwrap_or_default()).map(|_| ()).map_err(|e| e.to_string())
+    }
+
+    fn sample(&self, context: Context<'_>, row: &Row) -> Result<Sample> {
+        let mut prompt = context.base.prompts().generation_prompt(row.text("prompt").unwrap_or_default())?;
+        if context.draw.is_some_and(|draw| draw < self.prompt_dropout) {
+            prompt = context.base.prompts().unconditional(&prompt);
+        }
+        let image = row.image("image").ok_or(ModelError::NotLoaded { part: "row's image" })?;
+        Ok(Sample::Codes { prompt, codes: self.codes.codes(context, row, &image.bytes)? })
+    }
+
+    fn question(&self, _base: &Base, _row: &Row) -> Result<Option<Question>> {
+        Ok(None)
+    }
+}

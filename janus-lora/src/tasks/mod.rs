@@ -1,0 +1,171 @@
+//! What a table of rows teaches: one file per task.
+//!
+//! A task says which columns it reads, how a row becomes a sample, how samples become a batch, and which parameters its
+//! loss reaches. [`forward`] computes the losses that tasks share.
+
+pub mod forward;
+mod generate;
+mod text;
+mod understand;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::Tensor;
+use janus_core::pass::Pass;
+use janus_core::processing::{Message, Role, Sample as TextSample};
+use janus_core::{Janus, Parts};
+
+use crate::base::Base;
+use crate::data::{ColumnRequest, Row, RowId};
+use crate::error::Result;
+use crate::recipe::{DataSection, Task as TaskName};
+
+pub use forward::{Batch, CodeBatch, TextBatch};
+
+/// A row made ready for a batch.
+#[derive(Debug, Clone)]
+pub enum Sample {
+    /// Labelled text around images.
+    Text {
+        /// Ids and labels.
+        tokens: TextSample,
+        /// Pixels of each image, `[3, side, side]`.
+        pixels: Vec<Tensor>,
+    },
+    /// A prompt and the codes of its image.
+    Codes {
+        /// Ids up to and with `<begin_of_image>`.
+        prompt: Vec<u32>,
+        /// Codes in raster order.
+        codes: Arc<[u32]>,
+    },
+}
+
+impl Sample {
+    /// Tokens that count in the loss.
+    pub fn supervised(&self) -> usize {
+        match self {
+            Sample::Text { tokens, .. } => tokens.labels.iter().filter(|label| **label >= 0).count(),
+            Sample::Codes { codes, .. } => codes.len(),
+        }
+    }
+
+    /// Tokens that the decoder reads.
+    pub fn len(&self) -> usize {
+        match self {
+            Sample::Text { tokens, .. } => tokens.ids.len(),
+            Sample::Codes { prompt, codes } => prompt.len() + codes.len().saturating_sub(1),
+        }
+    }
+
+    /// Whether there is nothing to read.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What making a sample needs besides the row.
+#[derive(Debug, Clone, Copy)]
+pub struct Context<'a> {
+    /// Tokenizer and image processor.
+    pub base: &'a Base,
+    /// The image tokenizer, for codes.
+    pub model: &'a Janus,
+    /// A number in [0, 1) for this row at this place in the run, `None` outside training.
+    pub draw: Option<f64>,
+}
+
+/// A question to be answered or a prompt to be drawn, as evaluation asks them.
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// Ids of the prompt.
+    pub prompt: Vec<u32>,
+    /// Pixels of each image, `[3, side, side]`.
+    pub pixels: Vec<Tensor>,
+    /// The expected answer.
+    pub answer: String,
+}
+
+/// One kind of supervision.
+pub trait Task: std::fmt::Debug + Send + Sync {
+    /// Parts of the model that the loss and the samples need.
+    fn parts(&self) -> Parts;
+
+    /// Whether the loss depends on a parameter or site of this native path.
+    fn reaches(&self, path: &str) -> bool;
+
+    /// Columns to be read.
+    fn columns(&self) -> Vec<ColumnRequest>;
+
+    /// What is wrong with a row beyond what its columns show, without decoding images.
+    ///
+    /// # Errors
+    /// The reason.
+    fn check(&self, base: &Base, row: &Row) -> std::result::Result<(), String>;
+
+    /// A row as a sample.
+    ///
+    /// # Errors
+    /// An image that cannot be decoded, or text that makes no prompt.
+    fn sample(&self, context: Context<'_>, row: &Row) -> Result<Sample>;
+
+    /// A row as a question, for tasks that answer in text.
+    ///
+    /// # Errors
+    /// As [`Task::sample`].
+    fn question(&self, base: &Base, row: &Row) -> Result<Option<Question>>;
+}
+
+/// The task of a table.
+pub fn task(section: &DataSection) -> Arc<dyn Task> {
+    match section.task {
+        TaskName::Understand => Arc::new(understand::Understand::new(&section.columns)),
+        TaskName::Generate => {
+            Arc::new(generate::Generate::new(&section.columns, section.prompt_dropout.unwrap_or(0.0)))
+        }
+        TaskName::Text => Arc::new(text::Text::new(&section.columns)),
+    }
+}
+
+/// Whether `path` lies in one of the modules, `prefixes` ending in `.` or being whole paths.
+fn within(path: &str, prefixes: &[&str]) -> bool {
+    prefixes.iter().any(|prefix| path == *prefix || (prefix.ends_with('.') && path.starts_with(prefix)))
+}
+
+/// The turns of a row's `messages` column, images counted by their placeholders or all in the first user turn.
+fn turns(messages: &[crate::data::Message], images: usize) -> std::result::Result<Vec<Message>, String> {
+    let mut turns = Vec::with_capacity(messages.len());
+    let mut open = images;
+    for message in messages {
+        match message.role.as_str() {
+            "user" => {
+                let marked = message.content.matches(janus_core::processing::IMAGE_PLACEHOLDER).count();
+                let own = if marked > 0 { marked } else { std::mem::take(&mut open) };
+                open = open.saturating_sub(marked);
+                turns.push(Message::user(message.content.clone(), own));
+            }
+            "assistant" => turns.push(Message::assistant(message.content.clone())),
+            "system" => turns.push(Message { role: Role::System, text: message.content.clone(), images: 0 }),
+            other => return Err(format!("message role `{other}` is none of user, assistant, system")),
+        }
+    }
+    Ok(turns)
+}
+
+/// Codes of images by row, computed once.
+#[derive(Debug, Default)]
+struct CodeCache(Mutex<HashMap<RowId, Arc<[u32]>>>);
+
+impl CodeCache {
+    fn codes(&self, context: Context<'_>, row: &Row, bytes: &[u8]) -> Result<Arc<[u32]>> {
+        if let Some(codes) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&row.id) {
+            return Ok(codes.clone());
+        }
+        let image = janus_core::processing::decode_image(bytes)?;
+        let pixels = context.base.images().generation_target(&image)?.unsqueeze(0)?;
+        let codes: Arc<[u32]> = context.model.image_tokenizer()?.encode(&Pass::inference(), &pixels)?.concat().into();
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(row.id.clone(), codes.clone());
+        Ok(codes)
+    }
+}

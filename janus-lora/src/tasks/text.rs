@@ -1,0 +1,72 @@
+//! Text to text: every answer and its EOS are supervised.
+
+use janus_core::Parts;
+use janus_core::processing::Message;
+
+use super::understand::unusable;
+use super::{Context, Question, Sample, Task, turns, within};
+use crate::base::Base;
+use crate::data::{ColumnKind, ColumnRequest, Row};
+use crate::error::Result;
+use crate::recipe::Columns;
+
+/// Native paths the loss depends on.
+const REACHED: &[&str] = &["model.language_model.", "lm_head", "lm_head."];
+
+#[derive(Debug)]
+pub(super) struct Text {
+    columns: Columns,
+}
+
+impl Text {
+    pub(super) fn new(columns: &Columns) -> Self {
+        Self { columns: columns.clone() }
+    }
+
+    fn conversation(&self, row: &Row) -> std::result::Result<Vec<Message>, String> {
+        if let Some(messages) = row.messages.get("messages") {
+            return turns(messages, 0);
+        }
+        let (prompt, answer) = (row.text("prompt").unwrap_or_default(), row.text("answer").unwrap_or_default());
+        Ok(vec![Message::user(prompt, 0), Message::assistant(answer)])
+    }
+}
+
+impl Task for Text {
+    fn parts(&self) -> Parts {
+        Parts { text_head: true, ..Parts::default() }
+    }
+
+    fn reaches(&self, path: &str) -> bool {
+        within(path, REACHED)
+    }
+
+    fn columns(&self) -> Vec<ColumnRequest> {
+        let columns = &self.columns;
+        if columns.is_given("messages") {
+            return vec![ColumnRequest::required("messages", columns.name_of("messages"), ColumnKind::Messages)];
+        }
+        vec![
+            ColumnRequest::required("prompt", columns.name_of("prompt"), ColumnKind::Text),
+            ColumnRequest::required("answer", columns.name_of("answer"), ColumnKind::Text),
+        ]
+    }
+
+    fn check(&self, base: &Base, row: &Row) -> std::result::Result<(), String> {
+        let turns = self.conversation(row)?;
+        base.prompts().conversation_sample(&turns, true).map(|_| ()).map_err(|e| e.to_string())
+    }
+
+    fn sample(&self, context: Context<'_>, row: &Row) -> Result<Sample> {
+        let turns = self.conversation(row).map_err(unusable)?;
+        let tokens = context.base.prompts().conversation_sample(&turns, true)?;
+        Ok(Sample::Text { tokens, pixels: Vec::new() })
+    }
+
+    fn question(&self, base: &Base, row: &Row) -> Result<Option<Question>> {
+        let mut turns = self.conversation(row).map_err(unusable)?;
+        let Some(answer) = turns.pop() else { return Ok(None) };
+        let prompt = base.prompts().conversation_prompt(&turns, true)?;
+        Ok(Some(Question { prompt, pixels: Vec::new(), answer: answer.text }))
+    }
+}

@@ -1,0 +1,104 @@
+//! Images and a question to an answer: the answer's tokens and its EOS are supervised.
+
+use janus_core::Parts;
+use janus_core::processing::{Message, decode_image};
+
+use super::{Context, Question, Sample, Task, turns, within};
+use crate::base::Base;
+use crate::data::{ColumnKind, ColumnRequest, Row};
+use crate::error::{Error, Result};
+use crate::recipe::Columns;
+
+/// Asked where a table has no question column.
+const DEFAULT_QUESTION: &str = "Describe this image.";
+
+/// Native paths the loss depends on.
+const REACHED: &[&str] = &["model.language_model.", "lm_head", "lm_head.", "model.vision_model.", "model.aligner."];
+
+#[derive(Debug)]
+pub(super) struct Understand {
+    columns: Columns,
+}
+
+impl Understand {
+    pub(super) fn new(columns: &Columns) -> Self {
+        Self { columns: columns.clone() }
+    }
+
+    fn images<'a>(&self, row: &'a Row) -> &'a [crate::data::EncodedImage] {
+        row.images.get("image").or_else(|| row.images.get("images")).map_or(&[], Vec::as_slice)
+    }
+
+    fn conversation(&self, row: &Row) -> std::result::Result<Vec<Message>, String> {
+        let images = self.images(row).len();
+        if let Some(messages) = row.messages.get("messages") {
+            return turns(messages, images);
+        }
+        let question = row.text("question").unwrap_or(DEFAULT_QUESTION);
+        let answer = row.text("answer").unwrap_or_default();
+        Ok(vec![Message::user(question, images), Message::assistant(answer)])
+    }
+
+    fn pixels(&self, base: &Base, row: &Row) -> Result<Vec<candle_core::Tensor>> {
+        let images = self.images(row).iter();
+        images.map(|image| Ok(base.images().understanding(&decode_image(&image.bytes)?)?)).collect()
+    }
+}
+
+impl Task for Understand {
+    fn parts(&self) -> Parts {
+        Parts { text_head: true, vision: true, ..Parts::default() }
+    }
+
+    fn reaches(&self, path: &str) -> bool {
+        within(path, REACHED)
+    }
+
+    fn columns(&self) -> Vec<ColumnRequest> {
+        let columns = &self.columns;
+        let image = if columns.is_given("images") {
+            ColumnRequest::required("images", columns.name_of("images"), ColumnKind::ImageList)
+        } else {
+            ColumnRequest::required("image", columns.name_of("image"), ColumnKind::Image)
+        };
+        if columns.is_given("messages") {
+            return vec![image, ColumnRequest::required("messages", columns.name_of("messages"), ColumnKind::Messages)];
+        }
+        let question = columns.name_of("question");
+        vec![
+            image,
+            if columns.is_given("question") {
+                ColumnRequest::required("question", question, ColumnKind::Text)
+            } else {
+                ColumnRequest::optional("question", question, ColumnKind::Text)
+            },
+            ColumnRequest::required("answer", columns.name_of("answer"), ColumnKind::Text),
+        ]
+    }
+
+    fn check(&self, base: &Base, row: &Row) -> std::result::Result<(), String> {
+        let turns = self.conversation(row)?;
+        base.prompts().conversation_sample(&turns, true).map(|_| ()).map_err(|e| e.to_string())
+    }
+
+    fn sample(&self, context: Context<'_>, row: &Row) -> Result<Sample> {
+        let turns = self.conversation(row).map_err(unusable)?;
+        let tokens = context.base.prompts().conversation_sample(&turns, true)?;
+        Ok(Sample::Text { tokens, pixels: self.pixels(context.base, row)? })
+    }
+
+    fn question(&self, base: &Base, row: &Row) -> Result<Option<Question>> {
+        let mut turns = self.conversation(row).map_err(unusable)?;
+        let Some(answer) = turns.pop() else { return Ok(None) };
+        let prompt = base.prompts().conversation_prompt(&turns, true)?;
+        Ok(Some(Question { prompt, pixels: self.pixels(base, row)?, answer: answer.text }))
+    }
+}
+
+/// A row that was good when it was scanned and is not any more.
+pub(super) fn unusable(reason: String) -> Error {
+    Error::Usage {
+        message: format!("a row cannot be used: {reason}"),
+        hint: "the data changed while it was read".into(),
+    }
+}

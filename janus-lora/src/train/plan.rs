@@ -1,0 +1,251 @@
+//! What is known of a run before its first step: sites, sizes, rows, steps, memory.
+
+use std::sync::Arc;
+
+use candle_core::DType;
+use janus_core::Parts;
+use janus_core::checkpoint::expected_tensors;
+use janus_core::config::JanusConfig;
+use janus_core::pass::Part;
+use janus_core::site::{Site, SiteKind, sites};
+use serde::Serialize;
+
+use super::TrainError;
+use super::mixture::Mixer;
+use super::tables::RecipeTable;
+use crate::adapter::AdapterSpec;
+use crate::base::Base;
+use crate::error::Result;
+use crate::recipe::{BaseDtype, Recipe};
+use crate::target::{self, Origin};
+
+/// Rows of one table.
+#[derive(Debug, Clone, Serialize)]
+pub struct TablePlan {
+    /// Its name.
+    pub name: String,
+    /// Its task.
+    pub task: String,
+    /// Good rows to train on.
+    pub rows: usize,
+    /// Rows left out of them.
+    pub rejected: usize,
+    /// Good rows to evaluate on.
+    pub eval_rows: usize,
+}
+
+/// What a run will do.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    /// Values that training moves.
+    pub trainable_parameters: u64,
+    /// Values of the base.
+    pub total_parameters: u64,
+    /// Good rows of all training tables.
+    pub rows: usize,
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Estimate of the largest resident memory.
+    pub predicted_peak_bytes: u64,
+    /// Each table.
+    pub tables: Vec<TablePlan>,
+    /// Paths that get a low-rank pair.
+    #[serde(skip)]
+    pub sites: Vec<Arc<str>>,
+    /// Paths that a preset names but no task of the recipe uses: nothing is created there.
+    #[serde(skip)]
+    pub unused_sites: Vec<Arc<str>>,
+    /// Parameters that are trained as copies.
+    pub saved_parameters: Vec<String>,
+    /// Rows per step and table, on average.
+    pub rows_per_step: Vec<f64>,
+}
+
+/// The type of a recipe.
+pub fn compute_type(recipe: &Recipe) -> DType {
+    match recipe.base.dtype {
+        BaseDtype::F32 => DType::F32,
+        BaseDtype::Bf16 => DType::BF16,
+    }
+}
+
+/// Parts of the model that the tasks of a recipe use.
+pub fn parts(tables: &[RecipeTable]) -> Parts {
+    tables.iter().fold(Parts::default(), |parts, table| parts.union(table.task.parts()))
+}
+
+impl Plan {
+    /// Works out a run.
+    ///
+    /// # Errors
+    /// Targets that match nothing, that no task uses, or that leave nothing to train.
+    pub fn new(recipe: &Recipe, base: &Base, tables: &[RecipeTable]) -> Result<Self> {
+        let config = base.config();
+        let all_sites = sites(config);
+        let reached = |path: &str| tables.iter().any(|table| table.task.reaches(path));
+        let task_names = || {
+            let mut names: Vec<String> = recipe.data.iter().map(|section| section.task.to_string()).collect();
+            names.dedup();
+            names
+        };
+        let selection = target::select(&recipe.adapter.targets, all_sites.iter().map(|site| site.path.as_ref()))?;
+        let (mut chosen, mut unused, mut unreached) = (Vec::new(), Vec::new(), Vec::new());
+        for site in &selection.sites {
+            match (reached(&site.path), &site.origin) {
+                (true, _) => chosen.push(Arc::<str>::from(site.path.as_str())),
+                (false, Origin::Preset(_)) => unused.push(Arc::<str>::from(site.path.as_str())),
+                (false, Origin::Pattern(_)) => unreached.push(site.path.clone()),
+            }
+        }
+        let saved = saved_parameters(config, &recipe.adapter.modules_to_save)?;
+        unreached.extend(saved.iter().filter(|name| !reached(name)).cloned());
+        if !unreached.is_empty() {
+            return Err(TrainError::Unreached { paths: unreached, tasks: task_names() }.into());
+        }
+        if chosen.is_empty() && saved.is_empty() {
+            let targets = recipe.adapter.targets.clone();
+            return Err(TrainError::NothingToTrain { targets, tasks: task_names() }.into());
+        }
+
+        let rank = recipe.adapter.rank;
+        let by_path = |path: &Arc<str>| all_sites.iter().find(|site| site.path == *path);
+        let shape_of = expected_tensors(config, !base.checkpoint().is_tied());
+        let elements = |shape: &[usize]| shape.iter().map(|n| *n as u64).product::<u64>();
+        let pair_values: u64 = chosen.iter().filter_map(by_path).map(|site| pair_parameters(site, rank)).sum();
+        let saved_values: u64 = shape_of.iter().filter(|t| saved.contains(&t.name)).map(|t| elements(&t.shape)).sum();
+        let total_parameters = shape_of.iter().map(|t| elements(&t.shape)).sum();
+        let trainable_parameters = pair_values + saved_values;
+
+        let weights: Vec<f64> = tables.iter().map(|table| table.section.weight).collect();
+        let mixer = Mixer::new(recipe.train.mixture, &weights);
+        let rows_in_step = (recipe.train.batch_size * recipe.train.grad_accumulation) as usize;
+        let rows_per_step: Vec<f64> = (0..tables.len()).map(|i| mixer.rows_per_step(i, rows_in_step)).collect();
+        let steps = match (recipe.train.steps, recipe.train.epochs) {
+            (Some(steps), _) => steps,
+            (None, epochs) => {
+                let largest = (0..tables.len()).max_by_key(|i| tables[*i].train.index.accepted_rows()).unwrap_or(0);
+                let rows = tables.get(largest).map_or(0, |table| table.train.index.accepted_rows());
+                let per_step = rows_per_step.get(largest).copied().unwrap_or(1.0);
+                (epochs.unwrap_or(1) as f64 * rows as f64 / per_step).ceil().max(1.0) as u64
+            }
+        };
+        let predicted_peak_bytes = predicted_peak_bytes(recipe, config, parts(tables), trainable_parameters);
+        let tables: Vec<TablePlan> = tables
+            .iter()
+            .map(|table| TablePlan {
+                name: table.section.name.clone(),
+                task: table.section.task.to_string(),
+                rows: table.train.index.accepted_rows(),
+                rejected: table.train.index.rejected_rows(),
+                eval_rows: table.eval.as_ref().map_or(0, |source| source.index.accepted_rows()),
+            })
+            .collect();
+        Ok(Self {
+            trainable_parameters,
+            total_parameters,
+            rows: tables.iter().map(|table| table.rows).sum(),
+            steps,
+            predicted_peak_bytes,
+            tables,
+            sites: chosen,
+            unused_sites: unused,
+            saved_parameters: saved,
+            rows_per_step,
+        })
+    }
+
+    /// What the adapter of this plan is made of.
+    pub fn adapter_spec(&self, recipe: &Recipe, base: &Base) -> AdapterSpec {
+        AdapterSpec {
+            rank: recipe.adapter.rank as usize,
+            alpha: recipe.adapter.effective_alpha(),
+            dropout: recipe.adapter.dropout,
+            sites: self.sites.clone(),
+            modules_to_save: recipe.adapter.modules_to_save.clone(),
+            base_name: Some(base.name().to_owned()),
+        }
+    }
+}
+
+/// Values of one low-rank pair.
+fn pair_parameters(site: &Site, rank: u64) -> u64 {
+    let kernel = match site.kind {
+        SiteKind::Conv2d { kernel, .. } => (kernel * kernel) as u64,
+        SiteKind::Linear | SiteKind::Embedding => 1,
+    };
+    rank * (site.input as u64 * kernel + site.output as u64)
+}
+
+/// Native names of the parameters of modules, matched by trailing whole segments as PEFT does.
+fn saved_parameters(config: &JanusConfig, modules: &[String]) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for module in modules {
+        let before = names.len();
+        for tensor in expected_tensors(config, true) {
+            let mut stem = tensor.name.as_str();
+            let belongs = loop {
+                let Some((parent, _)) = stem.rsplit_once('.') else { break false };
+                stem = parent;
+                if stem == module || stem.ends_with(&format!(".{module}")) {
+                    break true;
+                }
+            };
+            if belongs && !names.contains(&tensor.name) {
+                names.push(tensor.name);
+            }
+        }
+        if names.len() == before {
+            return Err(TrainError::UnknownModule { module: module.clone() }.into());
+        }
+    }
+    Ok(names)
+}
+
+/// Weights of the parts that are loaded, the trainable tensors with gradients and moments, and the activations that one
+/// micro-batch keeps for its backward.
+fn predicted_peak_bytes(recipe: &Recipe, config: &JanusConfig, parts: Parts, trainable: u64) -> u64 {
+    let size = compute_type(recipe).size_in_bytes() as u64;
+    let elements = |shape: &[usize]| shape.iter().map(|n| *n as u64).product::<u64>();
+    let weights: u64 = expected_tensors(config, true)
+        .iter()
+        .map(|tensor| {
+            let name = tensor.name.as_str();
+            let (loaded, size) = if name.starts_with("model.vqmodel.") {
+                (parts.image_tokenizer, 4)
+            } else if name.starts_with("model.vision_model.") || name.starts_with("model.aligner.") {
+                (parts.vision, size)
+            } else if name.starts_with("model.generation_") {
+                (parts.generation, size)
+            } else if name == "lm_head.weight" {
+                (parts.text_head, size)
+            } else {
+                (true, size)
+            };
+            if loaded { elements(&tensor.shape) * size } else { 0 }
+        })
+        .sum();
+    // Value, gradient of the micro-batch, summed gradient and two moments, all f32.
+    let state = trainable * 4 * 5;
+    // A guess at the text around an image; lengths are only known when rows are read.
+    const TEXT_TOKENS: u64 = 64;
+    let patches = config.vision.num_patches() as u64;
+    let rows = recipe.train.batch_size;
+    let tokens = rows * (patches + TEXT_TOKENS);
+    let text = &config.text;
+    // Kept by the graph per token and block: about fourteen tensors of the width and four of the inner width.
+    let decoder = (14 * text.hidden_size + 4 * text.intermediate_size) as u64 * size * text.num_hidden_layers as u64;
+    let vision = (12 * config.vision.hidden_size + 3 * config.vision.intermediate_size) as u64
+        * size
+        * config.vision.num_hidden_layers as u64;
+    // Each pair widens its input to f32 and adds an f32 output.
+    let pairs = |part: Part| -> u64 {
+        let sites = sites(config);
+        let own = sites.iter().filter(|s| s.part == part && matches!(s.kind, SiteKind::Linear));
+        own.map(|s| 4 * (s.input + 2 * s.output) as u64).sum()
+    };
+    let vision_tokens = if parts.vision { rows * patches } else { 0 };
+    let adapted_vision =
+        if recipe.adapter.targets.iter().any(|t| t != "decoder") { vision + pairs(Part::Vision) } else { 0 };
+    const PROCESS_BYTES: u64 = 64 << 20;
+    PROCESS_BYTES + weights + state + tokens * (decoder + pairs(Part::Decoder)) + vision_tokens * adapted_vision
+}

@@ -1,0 +1,153 @@
+//! One optimiser step: forward and backward over its batches, token-weighted sums, clipping, update.
+
+use candle_core::{Tensor, Var};
+use janus_core::Janus;
+use janus_core::pass::{NoiseKey, Pass};
+
+use super::TrainError;
+use super::optimizer::{self, AdamW};
+use super::trainable::Trainables;
+use crate::error::Result;
+use crate::recipe::Accumulation;
+use crate::tasks::Batch;
+
+/// A batch of one table.
+#[derive(Debug)]
+pub struct TableBatch {
+    /// Which table, an index.
+    pub table: usize,
+    /// Its rows.
+    pub batch: Batch,
+}
+
+/// What a table's loss is called and counts.
+#[derive(Debug, Clone)]
+pub struct TableLoss {
+    /// The table's name.
+    pub name: String,
+    /// Factor on its loss.
+    pub loss_weight: f64,
+}
+
+/// What one step did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepReport {
+    /// `Σ loss_weight · loss` over the tables.
+    pub loss: f64,
+    /// Loss of each table, `None` where the step had no row of it.
+    pub losses: Vec<Option<f64>>,
+    /// Norm of all gradients before clipping.
+    pub grad_norm: f64,
+    /// Factor of the clipping.
+    pub clip_factor: f64,
+    /// Supervised tokens of each table.
+    pub supervised: Vec<usize>,
+}
+
+/// Everything a step changes.
+#[derive(Debug)]
+pub struct Stepper {
+    /// The tensors.
+    pub trainables: Trainables,
+    optimizer: AdamW,
+    tables: Vec<TableLoss>,
+    accumulation: Accumulation,
+    clip_norm: f64,
+    seed: u64,
+}
+
+impl Stepper {
+    /// For the tables of a recipe.
+    pub fn new(
+        trainables: Trainables,
+        config: optimizer::AdamWConfig,
+        tables: Vec<TableLoss>,
+        accumulation: Accumulation,
+        clip_norm: f64,
+        seed: u64,
+    ) -> Self {
+        let optimizer = AdamW::new(config, trainables.len());
+        Self { trainables, optimizer, tables, accumulation, clip_norm, seed }
+    }
+
+    /// Sums of gradients over `batches` and the losses, without moving anything.
+    ///
+    /// The loss of a table is its summed cross-entropy over the step divided by its supervised tokens of the step
+    /// (`tokens`), or the mean over its batches of each batch's mean (`mean`).
+    ///
+    /// # Errors
+    /// Batches that do not fit the model, or a loss that is no number.
+    pub fn gradients(
+        &self,
+        model: &Janus,
+        step: u64,
+        batches: &[TableBatch],
+    ) -> Result<(Vec<Option<Vec<f32>>>, StepReport)> {
+        let mut supervised = vec![0usize; self.tables.len()];
+        let mut counts = vec![0usize; self.tables.len()];
+        for batch in batches {
+            supervised[batch.table] += batch.batch.supervised();
+            counts[batch.table] += 1;
+        }
+        let mut sums: Vec<Option<Vec<f32>>> = vec![None; self.trainables.len()];
+        let mut losses: Vec<Option<f64>> = vec![None; self.tables.len()];
+        for (number, TableBatch { table, batch }) in batches.iter().enumerate() {
+            let pass = Pass::training(NoiseKey { seed: self.seed, step, micro_batch: number as u64 });
+            let own = batch.supervised();
+            if own == 0 {
+                continue;
+            }
+            let share = match self.accumulation {
+                Accumulation::Tokens => 1.0 / supervised[*table] as f64,
+                Accumulation::Mean => 1.0 / (own * counts[*table]) as f64,
+            };
+            let loss = batch.loss(model, &pass, false)?;
+            let value = f64::from(loss.sum.to_scalar::<f32>()?) * share;
+            let table_loss = &self.tables[*table];
+            if !value.is_finite() {
+                return Err(TrainError::NotFinite { table: table_loss.name.clone(), loss: value, step }.into());
+            }
+            *losses[*table].get_or_insert(0.0) += value;
+            let mut gradients = (loss.sum * (share * table_loss.loss_weight))?.backward()?;
+            for (sum, trainable) in sums.iter_mut().zip(self.trainables.iter()) {
+                if let Some(gradient) = take(&mut gradients, &trainable.var) {
+                    add(sum, &gradient?);
+                }
+            }
+        }
+        let loss = losses.iter().zip(&self.tables).filter_map(|(loss, table)| Some((*loss)? * table.loss_weight)).sum();
+        let (grad_norm, clip_factor) = optimizer::clip(&sums, self.clip_norm);
+        Ok((sums, StepReport { loss, losses, grad_norm, clip_factor, supervised }))
+    }
+
+    /// One optimiser step.
+    ///
+    /// # Errors
+    /// As [`Stepper::gradients`]; nothing has moved then.
+    pub fn step(&mut self, model: &Janus, step: u64, learning_rate: f64, batches: &[TableBatch]) -> Result<StepReport> {
+        let (gradients, report) = self.gradients(model, step, batches)?;
+        let factor = report.clip_factor as f32;
+        for (number, (trainable, gradient)) in self.trainables.iter().zip(gradients).enumerate() {
+            let Some(mut gradient) = gradient else { continue };
+            if factor != 1.0 {
+                gradient.iter_mut().for_each(|g| *g *= factor);
+            }
+            let mut values: Vec<f32> = trainable.var.flatten_all()?.to_vec1()?;
+            self.optimizer.update(number, &mut values, &gradient, learning_rate);
+            trainable.var.set(&Tensor::from_vec(values, trainable.var.dims(), trainable.var.device())?)?;
+        }
+        Ok(report)
+    }
+}
+
+fn take(gradients: &mut candle_core::backprop::GradStore, var: &Var) -> Option<Result<Vec<f32>>> {
+    let gradient = gradients.remove(var.as_tensor())?;
+    Some(gradient.flatten_all().and_then(|g| g.to_vec1()).map_err(Into::into))
+}
+
+fn add(sum: &mut Option<Vec<f32>>, gradient: &[f32]) {
+    match sum {
+        Some(sum) => sum.iter_mut().zip(gradient).for_each(|(s, g)| *s += g),
+        None => *sum = Some(gradient.to_vec()),
+    }
+}
