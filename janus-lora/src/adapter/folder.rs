@@ -232,7 +232,7 @@ fn read_tensors(
         }
         values.insert(slot.place.clone(), tensor);
     }
-    if mismatch.is_empty() { Ok(values) } else { Err(AdapterError::Tensors(mismatch)) }
+    if mismatch.is_empty() { Ok(values) } else { Err(AdapterError::Tensors(Box::new(mismatch))) }
 }
 
 fn first_not_finite(tensor: &Tensor) -> Result<Option<f32>, AdapterError> {
