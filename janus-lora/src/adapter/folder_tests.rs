@@ -16,7 +16,7 @@ fn key(name: &str) -> String {
 
 fn mismatch(folder: &Path) -> Mismatch {
     match refusal(folder) {
-        AdapterError::Tensors(mismatch) => mismatch,
+        AdapterError::Tensors(mismatch) => *mismatch,
         other => panic!("{other}"),
     }
 }
@@ -110,7 +110,7 @@ fn every_tensor_is_accounted_for_and_all_faults_come_at_once() {
     });
     let found = mismatch(folder.path());
     assert_eq!(found.missing, [head.clone(), linear.1.clone()]);
-    assert_eq!(found.leftover, [extra.clone()]);
+    assert_eq!(found.leftover, std::slice::from_ref(&extra));
     let misshapen = Misshapen { name: conv.0.clone(), expected: vec![3, 3, 8, 8], got: vec![3, 192] };
     assert_eq!(found.misshapen, [misshapen]);
     assert_eq!(found.mistyped, [(table.1.clone(), "F64".to_string())]);

@@ -123,6 +123,14 @@ fn impossible_values_are_refused() {
 }
 
 #[test]
+fn endless_patterns_are_refused() {
+    let table: Map<String, Value> = (0..1025).map(|i| (format!("a{i}"), json!(1))).collect();
+    assert!(refusal(json!({"rank_pattern": table})).contains("at most 1024 patterns"));
+    let names: Vec<String> = (0..1025).map(|i| format!("a{i}")).collect();
+    assert!(refusal(json!({"modules_to_save": names})).contains("at most 1024 names"));
+}
+
+#[test]
 fn broken_json_is_refused() {
     let nested = "[".repeat(100_000);
     for text in ["", "{", "[]", "null", "{\"peft_type\": NaN}", nested.as_str()] {

@@ -76,7 +76,10 @@ fn layers_are_told_by_their_number() {
     let both = paths(json!({"target_modules": [exact, "down_proj"], "layers_to_transform": [1]}));
     assert_eq!(both, [exact.clone(), format!("{DECODER}.1.mlp.down_proj")], "a whole path is exempt");
     let numbers = json!({"target_modules": ["up_proj"], "layers_to_transform": [1], "layers_pattern": ["h|layers"]});
-    assert!(selection(numbers).is_err(), "the bar splits the whole expression, whose first half has no number");
+    assert!(
+        selection(numbers).is_err(),
+        "the bar splits the whole expression: nothing is left of it that begins a path"
+    );
 }
 
 #[test]
