@@ -11,7 +11,7 @@ use image::RgbImage;
 use janus_core::Janus;
 use janus_core::pass::Pass;
 use janus_core::processing::{JanusTokenizer, pixels_to_images};
-use janus_core::sample::{CodeOptions, TextOptions, generate_codes, generate_text};
+use janus_core::sample::{CodeOptions, CodePrompts, TextOptions, generate_codes, generate_text};
 use janus_tests::base::{Batch, PLACEHOLDER, each_model, mean_loss};
 use janus_tests::compare::{bytes_within, close, close_number, same_bits};
 use janus_tests::expected::Expected;
@@ -292,13 +292,16 @@ fn check_guided(fixtures: &Path, set: &str) {
         let batch = Batch::of(&expected);
         let options = CodeOptions { guidance: 5.0, temperature: 0.0, seed: 0 };
         let (mut conditional, mut unconditional, mut guided) = (Vec::new(), Vec::new(), Vec::new());
+        let prompts = CodePrompts {
+            conditional: batch.ids.clone(),
+            unconditional: expected.ids("uncond_input_ids").concat(),
+            mask: batch.mask.clone(),
+            rows: batch.rows,
+        };
         let codes = generate_codes(
             model,
             &pass,
-            &batch.ids,
-            &expected.ids("uncond_input_ids").concat(),
-            &batch.mask,
-            batch.rows,
+            &prompts,
             &options,
             &mut |step| {
                 assert_eq!(step.step, conditional.len());

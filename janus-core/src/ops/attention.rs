@@ -144,6 +144,16 @@ struct Attention {
     mask: AttentionMask,
 }
 
+/// Gradients of one key head and of the query heads that share it.
+struct GroupGradients {
+    /// `[queries, head_dim]` for each query head.
+    dq: Vec<Vec<f32>>,
+    /// `[keys, head_dim]`.
+    dk: Vec<f32>,
+    /// `[keys, head_dim]`.
+    dv: Vec<f32>,
+}
+
 impl Attention {
     /// Probabilities of one block of queries of one head: `[block, reach]`.
     fn probabilities(
@@ -253,7 +263,7 @@ impl CustomOp3 for Attention {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let s = AttentionShape::of(q.dims(), k.dims(), v.dims(), &self.mask)?;
         let groups = s.heads / s.kv_heads;
-        let parts: Vec<(Vec<Vec<f32>>, Vec<f32>, Vec<f32>)> = values::with_values(q, |q| {
+        let parts: Vec<GroupGradients> = values::with_values(q, |q| {
             values::with_values(k, |k| {
                 values::with_values(v, |v| {
                     values::with_values(out, |out| {
@@ -270,7 +280,7 @@ impl CustomOp3 for Attention {
                                             self.head_gradients(&s, at, [q, k, v, out, d_out], &mut dk, &mut dv)
                                         })
                                         .collect();
-                                    (dq, dk, dv)
+                                    GroupGradients { dq, dk, dv }
                                 })
                                 .collect())
                         })
@@ -279,10 +289,10 @@ impl CustomOp3 for Attention {
             })
         })?;
         let (mut dq, mut dk, mut dv) = (Vec::new(), Vec::new(), Vec::new());
-        for (q, k, v) in parts {
-            dq.extend(q);
-            dk.push(k);
-            dv.push(v);
+        for part in parts {
+            dq.extend(part.dq);
+            dk.push(part.dk);
+            dv.push(part.dv);
         }
         let dq = interleave(&dq, s.batch, s.queries, s.heads, s.head_dim);
         let dk = interleave(&dk, s.batch, s.keys, s.kv_heads, s.head_dim);

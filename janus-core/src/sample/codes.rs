@@ -34,22 +34,33 @@ pub struct CodeStep<'a> {
     pub guided: &'a Tensor,
 }
 
-/// Codes of one image per prompt. `conditional` and `unconditional`: `batch` rows of ids of equal length, ending in
-/// `<begin_of_image>`, left-padded as `mask` (true = a token) says; the mask is that of both rows, so that the pads which
-/// stand for the prompt in the unconditional row are attended, as the model was trained.
+/// Prompts of equal length, left-padded, each ending in `<begin_of_image>`.
+#[derive(Debug, Clone)]
+pub struct CodePrompts {
+    /// Ids of the prompts, `rows · length`.
+    pub conditional: Vec<u32>,
+    /// The same with pads for the prompt's own tokens.
+    pub unconditional: Vec<u32>,
+    /// Which ids are tokens (true), for both: the pads that stand for a prompt in the unconditional rows are attended, as
+    /// the model was trained.
+    pub mask: Vec<bool>,
+    /// Prompts.
+    pub rows: usize,
+}
+
+/// Codes of one image per prompt; `observe` is told each step's logits.
 ///
 /// # Errors
 /// An id beyond the vocabulary, or a part that was not loaded.
 pub fn generate_codes(
     model: &Janus,
     pass: &Pass,
-    conditional: &[u32],
-    unconditional: &[u32],
-    mask: &[bool],
-    batch: usize,
+    prompts: &CodePrompts,
     options: &CodeOptions,
     observe: &mut dyn FnMut(CodeStep<'_>),
 ) -> Result<Vec<Vec<u32>>> {
+    let CodePrompts { conditional, unconditional, mask, rows: batch } = prompts;
+    let batch = *batch;
     let (decoder, generation) = (model.decoder(), model.generation()?);
     let guided = options.guidance != 1.0;
     let rows = if guided { 2 * batch } else { batch };
@@ -59,7 +70,7 @@ pub fn generate_codes(
     let mut sampler = Sampler::new(batch, options.temperature, options.seed);
     let doubled = |values: &[bool]| if guided { [values, values].concat() } else { values.to_vec() };
     let mut mask: Vec<Vec<bool>> = doubled(mask).chunks_exact(sequence.max(1)).map(<[bool]>::to_vec).collect();
-    let ids = if guided { [conditional, unconditional].concat() } else { conditional.to_vec() };
+    let ids = if guided { [conditional.as_slice(), unconditional].concat() } else { conditional.clone() };
     let mut input = decoder.embed(pass, &ids, rows)?;
     let mut images = vec![Vec::with_capacity(count); batch];
     for step in 0..count {

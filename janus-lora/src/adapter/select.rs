@@ -204,12 +204,7 @@ impl Rules {
             let among = config.layers_patterns.len();
             let numbered = |p: &String| format!(r"(?:^|.*?\.){p}\.(?P<idx>\d+)\.");
             let patterns = config.layers_patterns.iter();
-<<<<<<< HEAD
-            let patterns =
-                patterns.map(|p| Pattern::from_start("layers_pattern", &format!(r"(?:^|.*?\.){p}\.(?P<idx>\d+)\.")));
-=======
             let patterns = patterns.map(|p| Pattern::from_start("layers_pattern", &numbered(p), among));
->>>>>>> adapter
             patterns.collect::<Result<_, _>>()?
         };
         Ok(Self {

@@ -7,7 +7,7 @@ use janus_core::Parts;
 use janus_core::output::write_file;
 use janus_core::pass::Pass;
 use janus_core::processing::pixels_to_images;
-use janus_core::sample::{CodeOptions, generate_codes};
+use janus_core::sample::{CodeOptions, CodePrompts, generate_codes};
 use serde_json::json;
 
 use super::arguments::{BaseArguments, TypeArgument};
@@ -81,17 +81,13 @@ impl Generate {
         let bar = Terminal.items("drawing", model.codes_per_image() as u64);
         let options = CodeOptions { guidance: self.guidance, temperature: self.temperature, seed: self.seed };
         let pass = Pass::inference();
-        let mask = vec![true; conditional.len() * count];
-        let codes = generate_codes(
-            &model,
-            &pass,
-            &conditional.repeat(count),
-            &unconditional.repeat(count),
-            &mask,
-            count,
-            &options,
-            &mut |_| bar.advance(1),
-        )?;
+        let prompts = CodePrompts {
+            mask: vec![true; conditional.len() * count],
+            conditional: conditional.repeat(count),
+            unconditional: unconditional.repeat(count),
+            rows: count,
+        };
+        let codes = generate_codes(&model, &pass, &prompts, &options, &mut |_| bar.advance(1))?;
         bar.finish();
         let pictures = pixels_to_images(&model.image_tokenizer()?.decode(&pass, &codes)?)?;
         let mut files = Vec::with_capacity(count);
