@@ -8,6 +8,7 @@ use super::*;
 use crate::config::JanusConfig;
 use crate::model::Janus;
 use crate::model::decoder::Placement;
+use crate::pass::Route;
 use crate::testing::{largest_difference, named_tensor, same_bits, tied_tiny, tiny};
 
 /// What the model gives on fixed inputs: text logits of a prompt with a picture, logits over codes, latents, pixels.
@@ -173,6 +174,53 @@ fn corrections_at_all_sites_compute_what_folded_weights_compute() {
     {
         check::close(attached, folded, 1e-4);
         assert!(largest_difference(attached, before) > 0.1, "the {name} hardly move");
+    }
+}
+
+/// Hidden states of two rows of three tokens, and features of two pictures, under terms of two requests at every decoder
+/// and vision site.
+#[test]
+fn two_requests_in_one_pass_through_the_model_equal_two_passes() {
+    let model = tiny();
+    let routed = |site: &Site, request: u32| {
+        let term = term_of(site);
+        LowRank { scale: if request == 1 { term.scale } else { -term.scale }, request: Some(request), ..term }
+    };
+    for projection in model.projections().iter() {
+        let site = projection.site();
+        if site.part != Part::Generation && !matches!(site.kind, SiteKind::Conv2d { .. }) {
+            projection.attach(Some(Arc::new(Terms(vec![routed(site, 1), routed(site, 2)]))));
+        }
+    }
+    let pass = |part, tokens: usize, requests: &[u32]| {
+        let route =
+            |(row, request): (usize, &u32)| Route { tokens: row * tokens..(row + 1) * tokens, request: *request };
+        Pass::inference().with_routes(part, requests.iter().enumerate().map(route).collect())
+    };
+
+    let ids = [4u32, 5, 6, 4, 5, 6];
+    let decoder = model.decoder();
+    let logits = |ids: &[u32], requests: &[u32]| {
+        let pass = pass(Part::Decoder, 3, requests);
+        let embeds = decoder.embed(&pass, ids, requests.len()).unwrap();
+        let hidden = decoder.forward(&pass, &embeds, &Placement::plain(requests.len(), 0, 3), None).unwrap();
+        decoder.text_logits(&pass, &hidden).unwrap()
+    };
+    let picture = named_tensor("picture", &[1, 3, 32, 32]);
+    let features = |pictures: &Tensor, requests: &[u32]| {
+        let pass = pass(Part::Vision, model.config().vision.num_patches(), requests);
+        model.vision().unwrap().forward(&pass, pictures).unwrap()
+    };
+    let together = [logits(&ids, &[1, 2]), features(&Tensor::cat(&[&picture, &picture], 0).unwrap(), &[1, 2])];
+    for (row, request) in [(0, 1), (1, 2)] {
+        let alone = [logits(&ids[..3], &[request]), features(&picture, &[request])];
+        for (together, alone) in together.iter().zip(&alone) {
+            check::close(&together.narrow(0, row, 1).unwrap(), alone, 1e-5);
+        }
+    }
+    for together in &together {
+        let (first, second) = (together.get(0).unwrap(), together.get(1).unwrap());
+        assert!(largest_difference(&first, &second) > 0.1, "both requests give the same");
     }
 }
 
