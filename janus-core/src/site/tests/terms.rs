@@ -51,8 +51,8 @@ fn several_terms_add_up() {
         let (first, second) = (term(&site, 2, 0.7, 1), term(&site, 4, -1.5, 2));
         let base = projection.forward(&pass, &x).unwrap();
         let shift = |terms: &[LowRank]| (with_terms(&projection, &pass, &x, terms) - &base).unwrap();
-        let apart = (shift(&[first.clone()]) + shift(&[second.clone()])).unwrap();
-        check::close(&shift(&[first, second]), &apart, 1e-5);
+        let both = [first, second];
+        check::close(&shift(&both), &(shift(&both[..1]) + shift(&both[1..])).unwrap(), 1e-5);
     }
 }
 
