@@ -3,6 +3,7 @@
 pub mod base;
 pub mod compare;
 pub mod expected;
+pub mod program;
 
 use std::path::{Path, PathBuf};
 

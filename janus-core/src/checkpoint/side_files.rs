@@ -58,11 +58,12 @@ pub(super) const CHAT_TEMPLATE: &str = r#"{%- macro body(content) -%}
 {%- set closed = add_generation_prompt or not loop.last -%}
 {%- set text = body(message.content) -%}
 {%- set speaker = message.role | lower -%}
+{%- set opening = message.content if message.content is string else message.content[0].text -%}
 {%- if speaker == 'user' -%}
 {{ '<|User|>: ' ~ text ~ ('\n\n' if closed else '') }}
 {%- else -%}
 {%- set name = '<|Assistant|>' if speaker == 'assistant' else message.role | capitalize -%}
-{{ name ~ (':' if speaker == 'assistant' and text == '' and not closed else ': ') ~ text ~ ('<｜end▁of▁sentence｜>' if closed else '') }}
+{{ name ~ (':' if speaker == 'assistant' and opening == '' and not closed else ': ') ~ text ~ ('<｜end▁of▁sentence｜>' if closed else '') }}
 {%- endif -%}
 {%- endfor -%}
 {{ '<|Assistant|>:' if add_generation_prompt else '' }}"#;
@@ -105,6 +106,9 @@ pub(super) fn convert(source: &Checkpoint, target: Layout, into: &Path) -> crate
         copy_file(from, into, name)?;
     }
     copy_licences(from, into)?;
+    if target == Layout::Native {
+        add_placeholder(&into.join("tokenizer.json"))?;
+    }
     let processing = ImageProcessing::of_folder(from, source.config())?;
     processing.write(target, into)?;
     let tokenizer_config = read_object(&from.join("tokenizer_config.json"))?.unwrap_or_default();
@@ -114,7 +118,7 @@ pub(super) fn convert(source: &Checkpoint, target: Layout, into: &Path) -> crate
             write_chat_template(into)?;
         }
         if !from.join("generation_config.json").exists() {
-            write_generation_config(&SpecialIds::of_folder(from)?, into)?;
+            write_generation_config(&SpecialIds::of_folder(into)?, into)?;
         }
     }
     Ok(())
@@ -128,6 +132,40 @@ fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, CheckpointErro
     let bytes = fs_err::read(path).map_err(io_error(path))?;
     let object = serde_json::from_slice(&bytes);
     object.map(Some).map_err(|source| CheckpointError::Json { file: path.to_path_buf(), source })
+}
+
+/// Adds `<image_placeholder>` to a tokenizer that lacks it, at the next free id. Janus-1.3B's lacks it: the original
+/// processor adds it whenever it loads, the native one expects it in the file.
+fn add_placeholder(path: &Path) -> crate::Result<()> {
+    let Some(mut tokenizer) = read_object(path)? else { return Ok(()) };
+    let content = |token: &Value| token.get("content").and_then(Value::as_str).map(str::to_owned);
+    let Some(added) = tokenizer.get("added_tokens").and_then(Value::as_array).cloned() else { return Ok(()) };
+    let contents: Vec<String> = added.iter().filter_map(content).collect();
+    let Some(vocabulary) = tokenizer.get_mut("model").and_then(|model| model.get_mut("vocab")?.as_object_mut()) else {
+        return Ok(());
+    };
+    if contents.iter().any(|text| text == special::IMAGE) || vocabulary.contains_key(special::IMAGE) {
+        return Ok(());
+    }
+    let ids = added.iter().filter_map(|token| token.get("id").and_then(Value::as_u64));
+    let id = ids.map(|id| id.saturating_add(1)).max().unwrap_or(0).max(vocabulary.len() as u64);
+    // The tokenizers library gives an added token the id that the vocabulary has for its text; only those without one are
+    // numbered on from the vocabulary's length. So the new one goes where the others are, and none changes its id.
+    if contents.iter().all(|text| vocabulary.contains_key(text)) {
+        vocabulary.insert(special::IMAGE.into(), json!(id));
+    }
+    if let Some(Value::Array(added)) = tokenizer.get_mut("added_tokens") {
+        added.push(added_token(id, special::IMAGE));
+    }
+    write_json(path, &Value::Object(tokenizer))
+}
+
+/// An entry of `added_tokens`: matched as it stands, never normalised or stripped.
+pub(super) fn added_token(id: u64, content: &str) -> Value {
+    json!({
+        "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+        "special": true,
+    })
 }
 
 /// Ids of the special tokens that configurations name.

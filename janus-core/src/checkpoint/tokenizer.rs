@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::CheckpointError;
-use super::side_files::{SpecialIds, special};
+use super::side_files::{SpecialIds, added_token, special};
 use super::write::write_json;
 use crate::config::JanusConfig;
 
@@ -74,10 +74,7 @@ pub(super) fn write(config: &JanusConfig, into: &Path) -> crate::Result<SpecialI
     for (content, id) in &by_id {
         // Only a text that the vocabulary knows keeps an id of its own choice; any other is numbered on.
         vocabulary.insert((*content).to_string(), json!(id));
-        added.push(json!({
-            "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
-            "special": true,
-        }));
+        added.push(added_token(u64::from(*id), content));
     }
     let id_of = |text: &str| tokens.iter().find(|(content, _)| *content == text).map(|(_, id)| *id);
     let bos = json!({ "SpecialToken": { "id": special::BOS, "type_id": 0 } });

@@ -274,12 +274,12 @@ pub fn write_checkpoint<E: From<crate::Error>>(
     };
     let report = write_weights(planned, options.max_shard_bytes, into, &mut values, progress)?;
 
-    write_config(source, options, with_head, into).map_err(E::from)?;
     if source.layout() == options.layout {
         side_files::copy(source.folder(), into).map_err(E::from)?;
     } else {
         side_files::convert(source, options.layout, into).map_err(E::from)?;
     }
+    write_config(source, options, with_head, into).map_err(E::from)?;
     Ok(report)
 }
 
@@ -326,7 +326,7 @@ fn write_config(source: &Checkpoint, options: &WriteOptions, with_head: bool, in
     } else {
         let mut config = source.config().clone();
         config.tie_word_embeddings = !with_head;
-        side_files::SpecialIds::of_folder(source.folder())?.complete(&mut config);
+        side_files::SpecialIds::of_folder(into)?.complete(&mut config);
         config.to_json(options.layout, options.dtype.unwrap_or_else(|| source.stored_dtype()))
     };
     write_json(&into.join("config.json"), &value)

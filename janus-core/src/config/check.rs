@@ -103,10 +103,10 @@ impl Checker<'_> {
         }
         Err(ConfigError::Inconsistent {
             file: self.file.to_path_buf(),
-            key: self.key(key),
-            value: value.to_string(),
-            other_key: self.key(other_key),
-            other_value: other_value.to_string(),
+            key: self.key(key).into(),
+            value: value.to_string().into(),
+            other_key: self.key(other_key).into(),
+            other_value: other_value.to_string().into(),
             rule,
         })
     }

@@ -68,13 +68,13 @@ pub enum ConfigError {
         /// The file.
         file: PathBuf,
         /// One key.
-        key: String,
+        key: Box<str>,
         /// Its value.
-        value: String,
+        value: Box<str>,
         /// The other key.
-        other_key: String,
+        other_key: Box<str>,
         /// Its value.
-        other_value: String,
+        other_value: Box<str>,
         /// The rule they break.
         rule: &'static str,
     },

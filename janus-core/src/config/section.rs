@@ -200,10 +200,10 @@ impl<'a> Section<'a> {
         match self.optional_size(key)? {
             Some(value) if value != expected => Err(ConfigError::Inconsistent {
                 file: self.file.to_path_buf(),
-                key: self.key(key),
-                value: value.to_string(),
-                other_key: other.key(other_key),
-                other_value: expected.to_string(),
+                key: self.key(key).into(),
+                value: value.to_string().into(),
+                other_key: other.key(other_key).into(),
+                other_value: expected.to_string().into(),
                 rule: "they must be equal",
             }),
             _ => Ok(()),

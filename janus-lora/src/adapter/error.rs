@@ -150,7 +150,7 @@ pub enum AdapterError {
     },
     /// Tensors that do not match the configuration one to one.
     #[error("the tensors do not match `adapter_config.json` and the base: {0}")]
-    Tensors(Mismatch),
+    Tensors(Box<Mismatch>),
     /// The file's copy of an embedding is not the base's.
     #[error("tensor `{tensor}` differs from the base's `{parameter}`, expected an equal copy")]
     BaseCopy {

@@ -19,14 +19,15 @@ use super::error::AdapterError;
 /// File name of the weights in an adapter folder.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
-/// Longest JSON text that is read; PEFT's are a few kB, recipes and metrics beside them not much more.
-const JSON_LIMIT_BYTES: u64 = 16 << 20;
-
 /// Longest header the format allows.
 const HEADER_LIMIT_BYTES: u64 = 100_000_000;
 
-/// The text of a JSON file in a folder, `None` where there is no such file.
-pub(super) fn read_json_text(folder: &Path, file: &'static str) -> Result<Option<String>, AdapterError> {
+/// The text of a JSON file of at most `limit_bytes` in a folder, `None` where there is no such file.
+pub(super) fn read_json_text(
+    folder: &Path,
+    file: &'static str,
+    limit_bytes: u64,
+) -> Result<Option<String>, AdapterError> {
     let path = folder.join(file);
     let failed = |source| AdapterError::Io { path: path.clone(), source };
     if !path.exists() {
@@ -34,11 +35,11 @@ pub(super) fn read_json_text(folder: &Path, file: &'static str) -> Result<Option
     }
     let opened = fs::File::open(&path).map_err(failed)?;
     let bytes = opened.metadata().map_err(failed)?.len();
-    if bytes > JSON_LIMIT_BYTES {
-        return Err(AdapterError::TooLarge { file, bytes, limit_bytes: JSON_LIMIT_BYTES });
+    if bytes > limit_bytes {
+        return Err(AdapterError::TooLarge { file, bytes, limit_bytes });
     }
     let mut content = Vec::new();
-    opened.take(JSON_LIMIT_BYTES).read_to_end(&mut content).map_err(failed)?;
+    opened.take(limit_bytes).read_to_end(&mut content).map_err(failed)?;
     // Whatever is not UTF-8 becomes a character that no name holds, or breaks the JSON.
     Ok(Some(String::from_utf8_lossy(&content).into_owned()))
 }

@@ -19,6 +19,9 @@ use super::select::{Selection, select};
 /// Companion of an adapter folder for what PEFT has no place for and a note cannot hold.
 const EXTRAS_FILE: &str = "janus_extras.safetensors";
 
+/// Longest configuration that is read; one that lists every site of the largest model has 40 kB.
+const CONFIG_LIMIT_BYTES: u64 = 1 << 20;
+
 /// PEFT's weights file without `safe_serialization`.
 const PICKLE_FILE: &str = "adapter_model.bin";
 
@@ -100,7 +103,8 @@ fn read_folder(folder: &Path, base: &JanusConfig, tied: bool) -> Result<Adapter,
     if !folder.is_dir() {
         return Err(AdapterError::NotAFolder { path: folder.to_path_buf() });
     }
-    let text = read_json_text(folder, CONFIG_FILE)?.ok_or(AdapterError::NoFile { file: CONFIG_FILE })?;
+    let text =
+        read_json_text(folder, CONFIG_FILE, CONFIG_LIMIT_BYTES)?.ok_or(AdapterError::NoFile { file: CONFIG_FILE })?;
     let config = PeftConfig::from_json(&text)?;
     if folder.join(EXTRAS_FILE).exists() {
         let what = "task heads and the dynamic encoder";
@@ -228,7 +232,7 @@ fn read_tensors(
         }
         values.insert(slot.place.clone(), tensor);
     }
-    if mismatch.is_empty() { Ok(values) } else { Err(AdapterError::Tensors(mismatch)) }
+    if mismatch.is_empty() { Ok(values) } else { Err(AdapterError::Tensors(Box::new(mismatch))) }
 }
 
 fn first_not_finite(tensor: &Tensor) -> Result<Option<f32>, AdapterError> {

@@ -1,1 +1,242 @@
+use half::{bf16, f16};
+use safetensors::Dtype;
+use serde_json::json;
 
+use super::super::testing::{
+    SITES, Stored, base, bits, change_config, change_weights, folder_of, parameter, refusal, spec, trained,
+};
+use super::*;
+use crate::adapter::BaseNote;
+
+const EMBEDDING: &str = "model.language_model.embed_tokens";
+
+fn key(name: &str) -> String {
+    format!("{KEY_PREFIX}{name}")
+}
+
+fn mismatch(folder: &Path) -> Mismatch {
+    match refusal(folder) {
+        AdapterError::Tensors(mismatch) => *mismatch,
+        other => panic!("{other}"),
+    }
+}
+
+fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entry = |e: std::fs::DirEntry| (e.file_name().into_string().unwrap(), std::fs::read(e.path()).unwrap());
+    std::fs::read_dir(folder).unwrap().map(|e| entry(e.unwrap())).collect()
+}
+
+#[test]
+fn an_adapter_comes_back_bit_by_bit() {
+    let mut adapter = trained(&spec(&SITES, &["generation_head", "lm_head"]));
+    let mut note = Note::new();
+    note.base = Some(BaseNote { name: None, fingerprint: "ab".into() });
+    adapter.note = Some(note);
+    let folder = folder_of(&adapter);
+    let names: Vec<_> = files(folder.path()).into_keys().collect();
+    assert_eq!(names, [CONFIG_FILE, WEIGHTS_FILE, NOTE_FILE]);
+
+    let read = Adapter::read(folder.path(), &base(), false).unwrap();
+    assert_eq!((&read.config, &read.note), (&adapter.config, &adapter.note));
+    assert_eq!((read.pairs.len(), read.saved.len(), read.base_copies.len()), (3, 5, 0));
+    for (path, pair) in &adapter.pairs {
+        let back = &read.pairs[path];
+        assert_eq!((back.rank, back.alpha, back.scale, &back.site), (3, 4.5, 1.5, &pair.site));
+        assert_eq!((bits(&back.a), bits(&back.b)), (bits(&pair.a), bits(&pair.b)));
+        assert_eq!((back.a.dims(), back.b.dims()), (pair.a.dims(), pair.b.dims()));
+    }
+    for (name, copy) in &adapter.saved {
+        assert_eq!(bits(&read.saved[name]), bits(copy));
+    }
+    assert_eq!(files(folder_of(&read).path()), files(folder.path()), "written again, the bytes are the same");
+}
+
+#[test]
+fn names_in_the_file_are_pefts() {
+    let names: Vec<_> = trained(&spec(&SITES, &["vision_head"])).tensors().into_iter().map(|(name, _)| name).collect();
+    let expected = [
+        "base_model.model.model.generation_embeddings.lora_embedding_A",
+        "base_model.model.model.generation_embeddings.lora_embedding_B",
+        "base_model.model.model.generation_head.vision_head.bias",
+        "base_model.model.model.generation_head.vision_head.weight",
+        "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight",
+        "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_B.weight",
+        "base_model.model.model.vision_model.embeddings.patch_embedding.lora_A.weight",
+        "base_model.model.model.vision_model.embeddings.patch_embedding.lora_B.weight",
+    ];
+    assert_eq!(names, expected);
+}
+
+#[test]
+fn half_precision_is_widened_exactly() {
+    let adapter = trained(&spec(&SITES[..1], &[]));
+    let folder = folder_of(&adapter);
+    let (a, b) = pair_keys(&adapter.pairs[SITES[0]].site);
+    let mut expected = Vec::new();
+    change_weights(folder.path(), |tensors| {
+        for (name, dtype) in [(&a, Dtype::BF16), (&b, Dtype::F16)] {
+            let stored = tensors.get_mut(name).unwrap();
+            let values = stored.bytes.chunks_exact(4).map(|v| f32::from_le_bytes(v.try_into().unwrap()));
+            let halves: Vec<(f32, [u8; 2])> = match dtype {
+                Dtype::BF16 => values.map(bf16::from_f32).map(|h| (h.to_f32(), h.to_le_bytes())).collect(),
+                _ => values.map(f16::from_f32).map(|h| (h.to_f32(), h.to_le_bytes())).collect(),
+            };
+            expected.push(halves.iter().map(|(value, _)| value.to_bits()).collect::<Vec<_>>());
+            stored.bytes = halves.into_iter().flat_map(|(_, bytes)| bytes).collect();
+            stored.dtype = dtype;
+        }
+    });
+    let read = Adapter::read(folder.path(), &base(), false).unwrap();
+    let pair = &read.pairs[SITES[0]];
+    assert_eq!((bits(&pair.a), bits(&pair.b)), (expected[0].clone(), expected[1].clone()));
+}
+
+#[test]
+fn every_tensor_is_accounted_for_and_all_faults_come_at_once() {
+    let adapter = trained(&spec(&SITES, &["vision_head"]));
+    let folder = folder_of(&adapter);
+    let [linear, conv, table] = SITES.map(|path| pair_keys(&adapter.pairs[path].site));
+    let extra = key("model.language_model.layers.9.self_attn.q_proj.lora_A.weight");
+    let head = key("model.generation_head.vision_head.bias");
+    change_weights(folder.path(), |tensors| {
+        tensors.remove(&linear.1).unwrap();
+        tensors.remove(&head).unwrap();
+        tensors.insert(extra.clone(), Stored::f32(&[3, 48], &[0.5; 144]));
+        tensors.insert(conv.0.clone(), Stored::f32(&[3, 192], &[0.5; 576]));
+        let mut values = [0.5; 192];
+        values[7] = f32::NEG_INFINITY;
+        tensors.insert(table.0.clone(), Stored::f32(&[3, 64], &values));
+        tensors.insert(table.1.clone(), Stored { dtype: Dtype::F64, shape: vec![8, 3], bytes: vec![0; 192] });
+    });
+    let found = mismatch(folder.path());
+    assert_eq!(found.missing, [head.clone(), linear.1.clone()]);
+    assert_eq!(found.leftover, std::slice::from_ref(&extra));
+    let misshapen = Misshapen { name: conv.0.clone(), expected: vec![3, 3, 8, 8], got: vec![3, 192] };
+    assert_eq!(found.misshapen, [misshapen]);
+    assert_eq!(found.mistyped, [(table.1.clone(), "F64".to_string())]);
+    assert_eq!(found.not_finite, [(table.0.clone(), f32::NEG_INFINITY)]);
+    let message = refusal(folder.path()).to_string();
+    for name in [&head, &linear.1, &extra, &conv.0, &table.0, &table.1] {
+        assert!(message.contains(&format!("`{name}`")), "{message}");
+    }
+    assert!(message.contains("[3, 192], expected [3, 3, 8, 8]") && message.contains("`-inf`"), "{message}");
+}
+
+#[test]
+fn another_rank_in_the_configuration_is_a_mismatch() {
+    let folder = folder_of(&trained(&spec(&SITES, &[])));
+    change_config(folder.path(), "r", json!(4));
+    assert_eq!(mismatch(folder.path()).misshapen.len(), 6);
+    change_config(folder.path(), "r", json!(0));
+    assert!(refusal(folder.path()).to_string().contains("`r` = `0`"));
+    change_config(folder.path(), "r", json!(1_048_576));
+    assert_eq!(mismatch(folder.path()).misshapen.len(), 6, "nothing of that size is allocated");
+}
+
+#[test]
+fn a_nan_is_named() {
+    let folder = folder_of(&trained(&spec(&SITES, &["vision_head"])));
+    let head = key("model.generation_head.vision_head.bias");
+    change_weights(folder.path(), |tensors| {
+        tensors.get_mut(&head).unwrap().bytes[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    });
+    assert!(refusal(folder.path()).to_string().contains(&format!("`{head}` holds `NaN`")));
+}
+
+#[test]
+fn large_finite_values_are_finite() {
+    let mut adapter = trained(&spec(&SITES[..1], &[]));
+    let pair = adapter.pairs.get_mut(SITES[0]).unwrap();
+    pair.a = Tensor::full(f32::MAX, (3, 48), &candle_core::Device::Cpu).unwrap();
+    Adapter::read(folder_of(&adapter).path(), &base(), false).unwrap();
+}
+
+#[test]
+fn names_of_raw_state_dicts_are_read_once_each() {
+    let adapter = trained(&spec(&SITES, &["vision_head"]));
+    let folder = folder_of(&adapter);
+    let [linear, _, table] = SITES.map(|path| pair_keys(&adapter.pairs[path].site));
+    let rename = |name: &str| -> String {
+        let head = key("model.generation_head.vision_head.");
+        match name.strip_prefix(&head) {
+            Some(rest) => format!("{head}modules_to_save.default.{rest}"),
+            None if name == linear.0 => name.replace(".lora_A.weight", ".lora_A.default.weight"),
+            None if name == table.1 => format!("{name}.default"),
+            None => name.to_string(),
+        }
+    };
+    change_weights(folder.path(), |tensors| {
+        *tensors = std::mem::take(tensors).into_iter().map(|(name, tensor)| (rename(&name), tensor)).collect();
+    });
+    let read = Adapter::read(folder.path(), &base(), false).unwrap();
+    for ((name, value), (_, expected)) in read.tensors().iter().zip(adapter.tensors()) {
+        assert_eq!(bits(value), bits(&expected), "{name}");
+    }
+    change_weights(folder.path(), |tensors| {
+        let twice = tensors[&rename(&linear.0)].clone();
+        tensors.insert(linear.0.clone(), twice);
+    });
+    assert_eq!(mismatch(folder.path()).leftover.len(), 1, "the same factor under two names");
+}
+
+#[test]
+fn a_copy_of_the_base_is_kept_for_comparison_only() {
+    let adapter = trained(&spec(&[EMBEDDING], &[]));
+    let folder = folder_of(&adapter);
+    let table = parameter("model.language_model.embed_tokens.weight").unwrap();
+    let values: Vec<f32> = table.flatten_all().unwrap().to_vec1().unwrap();
+    let stored = Stored::f32(table.dims(), &values);
+    change_weights(folder.path(), |tensors| {
+        tensors.insert(key("model.language_model.embed_tokens.base_layer.weight"), stored.clone());
+        tensors.insert(key("lm_head.weight"), stored.clone());
+    });
+    let read = Adapter::read(folder.path(), &base(), false).unwrap();
+    assert_eq!((read.pairs.len(), read.saved.len(), read.base_copies.len()), (1, 0, 2));
+    assert_eq!(read.tensors().len(), 2, "copies are not written again");
+    let error = read.check_base_copies(&parameter).unwrap_err().to_string();
+    assert!(error.contains("`base_model.model.lm_head.weight`"), "the head is another table here: {error}");
+    let tied = |_: &str| Ok(table.clone());
+    read.check_base_copies(&tied).unwrap();
+
+    change_weights(folder.path(), |tensors| {
+        tensors.insert(key("lm_head.weight"), Stored::f32(&[2, 2], &[0.0; 4]));
+        tensors.insert(key("model.generation_embeddings.base_layer.weight"), Stored::f32(&[1], &[0.0]));
+    });
+    let found = mismatch(folder.path());
+    assert_eq!((found.misshapen.len(), found.leftover.len()), (1, 1));
+}
+
+#[test]
+fn names_of_the_original_layout_are_told_apart() {
+    let folder = folder_of(&trained(&spec(&SITES, &[])));
+    change_config(folder.path(), "target_modules", json!(["attn.qkv"]));
+    let name = key("vision_model.vision_tower.blocks.0.attn.qkv.lora_A.weight");
+    change_weights(folder.path(), |tensors| {
+        tensors.insert(name.clone(), Stored::f32(&[1], &[0.0]));
+    });
+    let message = refusal(folder.path()).to_string();
+    assert!(message.contains(&name) && message.contains("original DeepSeek layout"), "{message}");
+    for native in trained(&spec(&[], &["model", "lm_head"])).tensors() {
+        assert!(!is_original_layout(&native.0), "{}", native.0);
+    }
+}
+
+#[test]
+fn a_folder_must_hold_what_an_adapter_is_made_of() {
+    let adapter = trained(&spec(&SITES, &[]));
+    let folder = folder_of(&adapter);
+    std::fs::write(folder.path().join(EXTRAS_FILE), b"").unwrap();
+    assert!(matches!(refusal(folder.path()), AdapterError::Extras { file: EXTRAS_FILE, .. }));
+
+    let folder = folder_of(&adapter);
+    std::fs::remove_file(folder.path().join(WEIGHTS_FILE)).unwrap();
+    assert!(matches!(refusal(folder.path()), AdapterError::NoFile { file: WEIGHTS_FILE }));
+    std::fs::write(folder.path().join(PICKLE_FILE), b"").unwrap();
+    assert!(matches!(refusal(folder.path()), AdapterError::Pickle { file: PICKLE_FILE }));
+    std::fs::remove_file(folder.path().join(CONFIG_FILE)).unwrap();
+    assert!(matches!(refusal(folder.path()), AdapterError::NoFile { file: CONFIG_FILE }));
+    let nowhere = folder.path().join("nowhere");
+    assert!(matches!(refusal(&nowhere), AdapterError::NotAFolder { .. }));
+    let error = Adapter::read(&nowhere, &base(), false).unwrap_err().to_string();
+    assert!(error.contains("nowhere"), "{error}");
+}

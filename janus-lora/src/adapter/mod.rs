@@ -25,6 +25,8 @@ mod pair;
 mod pattern;
 mod peft_config;
 mod select;
+#[cfg(test)]
+mod testing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -198,5 +200,4 @@ fn same_values(a: &Tensor, b: &Tensor) -> Result<bool, AdapterError> {
 }
 
 #[cfg(test)]
-#[path = "new_tests.rs"]
 mod tests;

@@ -14,6 +14,9 @@ pub const NOTE_FILE: &str = "janus_adapter.json";
 /// The version written, and the latest one read.
 pub const NOTE_VERSION: u32 = 1;
 
+/// Longest file that is read; recipe and metrics are kilobytes.
+const LIMIT_BYTES: u64 = 16 << 20;
+
 /// Where an adapter comes from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Note {
@@ -63,7 +66,7 @@ impl Note {
     /// # Errors
     /// Broken JSON, a later version, or the system's.
     pub fn read(folder: &Path) -> Result<Option<Self>, AdapterError> {
-        let Some(text) = read_json_text(folder, NOTE_FILE)? else { return Ok(None) };
+        let Some(text) = read_json_text(folder, NOTE_FILE, LIMIT_BYTES)? else { return Ok(None) };
         // The version alone first: what else a later version holds may be of other types.
         #[derive(Deserialize)]
         struct Version {

@@ -3,9 +3,18 @@
 //! Python's syntax is translated where the two dialects differ; what the engine here cannot do (look-around,
 //! back-references, possessive repetition) is refused, never approximated.
 
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 
 use super::error::AdapterError;
+
+/// What the expressions of one field may take together once compiled; a name list of thousands stays far below.
+const FIELD_BYTES: usize = 10 << 20;
+
+/// What an expression may take in any case.
+const LEAST_BYTES: usize = 64 << 10;
+
+/// Most expressions in one field: more than any of these models has sites.
+pub(super) const MOST_IN_A_FIELD: usize = 1024;
 
 /// A compiled expression.
 #[derive(Debug, Clone)]
@@ -14,21 +23,22 @@ pub(super) struct Pattern(Regex);
 impl Pattern {
     /// What `re.fullmatch(pattern, name)` finds; `key` is the field it stands in.
     pub(super) fn whole(key: &str, pattern: &str) -> Result<Self, AdapterError> {
-        Self::compile(key, pattern, r"\A(?:", r")\z")
+        Self::compile(key, pattern, r"\A(?:", r")\z", 1)
     }
 
-    /// What `re.match(pattern, name)` finds.
-    pub(super) fn from_start(key: &str, pattern: &str) -> Result<Self, AdapterError> {
-        Self::compile(key, pattern, r"\A(?:", ")")
+    /// What `re.match(pattern, name)` finds, as one of `among` expressions in the field.
+    pub(super) fn from_start(key: &str, pattern: &str, among: usize) -> Result<Self, AdapterError> {
+        Self::compile(key, pattern, r"\A(?:", ")", among)
     }
 
-    fn compile(key: &str, pattern: &str, before: &str, after: &str) -> Result<Self, AdapterError> {
+    fn compile(key: &str, pattern: &str, before: &str, after: &str, among: usize) -> Result<Self, AdapterError> {
+        let limit = (FIELD_BYTES / among.max(1)).max(LEAST_BYTES);
+        let build = |text: &str| RegexBuilder::new(text).size_limit(limit).build();
         let refused = |problem: String| AdapterError::Pattern { key: key.into(), pattern: pattern.into(), problem };
         let translated = translate(pattern).map_err(|problem| refused(problem.into()))?;
         // Alone first: a stray `)` must not pair with the brackets put around it.
-        Regex::new(&translated).map_err(|e| refused(reason(&e)))?;
-        let anchored = format!("{before}{translated}{after}");
-        Regex::new(&anchored).map(Self).map_err(|e| refused(reason(&e)))
+        build(&translated).map_err(|e| refused(reason(&e)))?;
+        build(&format!("{before}{translated}{after}")).map(Self).map_err(|e| refused(reason(&e)))
     }
 
     pub(super) fn is_match(&self, name: &str) -> bool {
@@ -212,7 +222,7 @@ mod tests {
 
     #[test]
     fn a_match_from_the_start_may_end_anywhere() {
-        let pattern = Pattern::from_start("layers_pattern", r".*?\.[^.]*\.(?P<idx>\d+)\.").unwrap();
+        let pattern = Pattern::from_start("layers_pattern", r".*?\.[^.]*\.(?P<idx>\d+)\.", 1).unwrap();
         assert_eq!(pattern.group("model.layers.1.experts.0.fc", "idx"), Some("1"));
         assert_eq!(pattern.group("model.norm", "idx"), None);
     }

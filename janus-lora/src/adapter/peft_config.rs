@@ -4,6 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use super::error::AdapterError;
+use super::pattern::MOST_IN_A_FIELD;
 
 /// File name in an adapter folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -188,10 +189,10 @@ impl Fields<'_> {
             targets: self.targets()?,
             excluded: self.names("exclude_modules")?.unwrap_or(ModuleNames::Nothing),
             layers: self.layers()?,
-            layers_patterns: self.strings("layers_pattern", true)?,
+            layers_patterns: self.few_strings("layers_pattern", true)?,
             rank_patterns: self.table("rank_pattern", |key, value| self.rank(key, Some(value)))?,
             alpha_patterns: self.table("alpha_pattern", |key, value| self.alpha(key, Some(value)))?,
-            modules_to_save: self.strings("modules_to_save", false)?,
+            modules_to_save: self.few_strings("modules_to_save", false)?,
             base_name: self.json.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_string),
             json: json.clone(),
         };
@@ -310,6 +311,16 @@ impl Fields<'_> {
         }
     }
 
+    /// A list of names that are applied as expressions.
+    fn few_strings(&self, key: &str, single: bool) -> Result<Vec<String>, AdapterError> {
+        let strings = self.strings(key, single)?;
+        if strings.len() > MOST_IN_A_FIELD {
+            let value = self.json.get(key).unwrap_or(&Value::Null);
+            return Err(bad(key, value, "a list of at most 1024 names"));
+        }
+        Ok(strings)
+    }
+
     fn layers(&self) -> Result<Option<Vec<u64>>, AdapterError> {
         let number =
             |value: &Value| value.as_u64().ok_or_else(|| bad("layers_to_transform", value, "layer numbers from 0"));
@@ -328,8 +339,8 @@ impl Fields<'_> {
     ) -> Result<Vec<(String, T)>, AdapterError> {
         let entries = match self.json.get(key) {
             None | Some(Value::Null) => return Ok(Vec::new()),
-            Some(Value::Object(entries)) => entries,
-            Some(value) => return Err(bad(key, value, "a table from pattern to number")),
+            Some(Value::Object(entries)) if entries.len() <= MOST_IN_A_FIELD => entries,
+            Some(value) => return Err(bad(key, value, "a table of at most 1024 patterns with a number each")),
         };
         let mut table = Vec::with_capacity(entries.len());
         for (pattern, value) in entries {

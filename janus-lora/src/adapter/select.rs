@@ -194,15 +194,22 @@ struct Rules {
 
 impl Rules {
     fn new(config: &PeftConfig, modules: &Modules) -> Result<Self, AdapterError> {
-        let saved = config.modules_to_save.iter();
-        let saved = saved.map(|m| Pattern::from_start("modules_to_save", &format!(r"(^|.*\.){m}($|\..*)")));
+        let saved = &config.modules_to_save;
+        let saved =
+            saved.iter().map(|m| Pattern::from_start("modules_to_save", &format!(r"(^|.*\.){m}($|\..*)"), saved.len()));
         // Without a pattern, the first numbered segment is the layer's.
         let layers_patterns = if config.layers_patterns.is_empty() {
-            vec![Pattern::from_start("layers_pattern", r".*?\.[^.]*\.(?P<idx>\d+)\.")?]
+            vec![Pattern::from_start("layers_pattern", r".*?\.[^.]*\.(?P<idx>\d+)\.", 1)?]
         } else {
+            let among = config.layers_patterns.len();
+            let numbered = |p: &String| format!(r"(?:^|.*?\.){p}\.(?P<idx>\d+)\.");
             let patterns = config.layers_patterns.iter();
+<<<<<<< HEAD
             let patterns =
                 patterns.map(|p| Pattern::from_start("layers_pattern", &format!(r"(?:^|.*?\.){p}\.(?P<idx>\d+)\.")));
+=======
+            let patterns = patterns.map(|p| Pattern::from_start("layers_pattern", &numbered(p), among));
+>>>>>>> adapter
             patterns.collect::<Result<_, _>>()?
         };
         Ok(Self {
@@ -237,7 +244,7 @@ impl Rules {
 /// `rank_pattern` and `alpha_pattern`: the end of a path, from the start of a segment.
 fn endings<T: Copy>(key: &str, patterns: &[(String, T)]) -> Result<Vec<(Pattern, T)>, AdapterError> {
     let compile = |(pattern, value): &(String, T)| {
-        Pattern::from_start(key, &format!(r"(.*\.)?({pattern})$")).map(|compiled| (compiled, *value))
+        Pattern::from_start(key, &format!(r"(.*\.)?({pattern})$"), patterns.len()).map(|compiled| (compiled, *value))
     };
     patterns.iter().map(compile).collect()
 }

@@ -268,3 +268,30 @@ fn small_files_follow_the_layout() {
     let (original, _) = convert(&native, &WriteOptions::new(Layout::DeepSeek));
     assert_eq!(json_of(&original, "preprocessor_config.json")["min_size"], 5);
 }
+
+/// The tokenizer of Janus-1.3B has no placeholder; the native processor needs one. Special tokens may stand in the
+/// vocabulary, too, or follow it.
+#[test]
+fn a_missing_placeholder_is_added_to_a_native_tokenizer() {
+    for in_vocabulary in [true, false] {
+        let original = tiny(Layout::DeepSeek, DType::BF16);
+        let mut tokenizer = json_of(&original, "tokenizer.json");
+        let added = tokenizer["added_tokens"].as_array_mut().unwrap();
+        added.retain(|token| token["content"] != "<image_placeholder>");
+        if !in_vocabulary {
+            added.iter_mut().zip(256..).for_each(|(token, id)| token["id"] = json!(id));
+        }
+        let vocabulary = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+        vocabulary.retain(|text, id| id.as_u64().unwrap() < 256 || in_vocabulary && text != "<image_placeholder>");
+        std::fs::write(original.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        let load = |folder: &tempfile::TempDir| {
+            tokenizers::Tokenizer::from_file(folder.path().join("tokenizer.json")).unwrap()
+        };
+        let last = load(&original).token_to_id("<|Assistant|>").unwrap();
+        assert_eq!(last, if in_vocabulary { 269 } else { 268 });
+        let (native, _) = convert(&original, &WriteOptions::new(Layout::Native));
+        assert_eq!(load(&native).token_to_id("<|Assistant|>"), Some(last));
+        assert_eq!(load(&native).token_to_id("<image_placeholder>"), Some(last + 1));
+        assert_eq!(open(&native).config().image_token_id, Some(last + 1));
+    }
+}

@@ -1,0 +1,77 @@
+//! The `janus` program as its users run it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+/// The program, built once from the present sources in the profile of these tests.
+///
+/// # Panics
+/// It cannot be built.
+pub fn program() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        // Test programs lie in `<target>/<profile>/deps`.
+        let test = std::env::current_exe().unwrap_or_else(|e| panic!("{e}"));
+        let profile_folder = test.ancestors().nth(2).unwrap_or_else(|| panic!("`{}` has no profile", test.display()));
+        let mut build = Command::new(env!("CARGO"));
+        // All packages, so that features are unified as in a build of the workspace and nothing is built twice.
+        build.args(["build", "--quiet", "--workspace", "--bins"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+        if profile_folder.ends_with("release") {
+            build.arg("--release");
+        }
+        if let Some(target) = profile_folder.parent() {
+            build.arg("--target-dir").arg(target);
+        }
+        let status = build.status().unwrap_or_else(|e| panic!("{e}"));
+        assert!(status.success(), "the program cannot be built");
+        profile_folder.join(format!("janus{}", std::env::consts::EXE_SUFFIX))
+    })
+}
+
+/// What a run of the program left.
+#[derive(Debug)]
+pub struct Done {
+    /// The exit code; `None` after a signal.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Done {
+    /// Standard output as one JSON value.
+    ///
+    /// # Panics
+    /// It is none.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {}{}", self.stdout, self.stderr))
+    }
+
+    /// Fails unless the program ended well.
+    ///
+    /// # Panics
+    /// It did not.
+    #[track_caller]
+    pub fn expect_success(self) -> Self {
+        assert_eq!(self.code, Some(0), "{}{}", self.stdout, self.stderr);
+        self
+    }
+}
+
+/// Runs the program with `arguments` in `folder`, with a cache of its own there and no hub.
+///
+/// # Panics
+/// It cannot be started.
+pub fn janus(folder: &Path, arguments: &[&str]) -> Done {
+    let output: Output = Command::new(program())
+        .args(arguments)
+        .current_dir(folder)
+        .env("JANUS_CACHE", folder.join("cache"))
+        .env("HF_HUB_OFFLINE", "1")
+        .output()
+        .unwrap_or_else(|e| panic!("{e}"));
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Done { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
