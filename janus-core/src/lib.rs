@@ -25,6 +25,8 @@ pub mod pass;
 pub mod processing;
 pub mod sample;
 pub mod site;
+#[cfg(test)]
+mod testing;
 
 pub use error::{Diagnose, Error, Fault, ModelError, Result};
 pub use model::{Janus, Parts};

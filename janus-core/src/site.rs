@@ -276,6 +276,9 @@ impl Projection {
     }
 
     /// One term's share of the output in f32; `None` where no token of this pass is its own.
+    ///
+    /// A term for one request computes with that request's rows alone, so that nothing in its factors, not even what is
+    /// no number, can reach the rows of others.
     fn term(&self, pass: &Pass, x: &Tensor, number: usize, term: &LowRank) -> Result<Option<Tensor>> {
         let dropped = |x: Tensor| -> Result<Tensor> {
             if !pass.train {
@@ -284,14 +287,26 @@ impl Projection {
             let key = noise::combine(pass.noise.at(&self.site.path), number as u64);
             Ok(ops::dropout(&x, term.dropout, key)?)
         };
-        let (hidden, output) = match self.site.kind {
+        let (hidden, own, mut dims) = match self.site.kind {
             SiteKind::Linear => {
                 let rows = dropped(x.to_dtype(DType::F32)?)?.reshape(((), self.site.input))?;
-                (rows.matmul(&term.a.t()?)?, self.site.output)
+                let own = self.own_rows(pass, term, rows.dim(0)?)?;
+                let rows = match &own {
+                    Some(own) if own.is_empty() => return Ok(None),
+                    Some(own) => ops::select_rows(&rows, own)?,
+                    None => rows,
+                };
+                (rows.matmul(&term.a.t()?)?, own, x.dims()[..x.rank() - 1].to_vec())
             }
             SiteKind::Embedding => {
-                let table = term.a.t()?.contiguous()?;
-                (ops::select_rows(&table, &x.flatten_all()?.to_vec1::<u32>()?)?, self.site.output)
+                let mut ids = x.flatten_all()?.to_vec1::<u32>()?;
+                let own = self.own_rows(pass, term, ids.len())?;
+                match &own {
+                    Some(own) if own.is_empty() => return Ok(None),
+                    Some(own) => ids = own.iter().map(|row| ids[*row as usize]).collect(),
+                    None => {}
+                }
+                (ops::select_rows(&term.a.t()?.contiguous()?, &ids)?, own, x.dims().to_vec())
             }
             SiteKind::Conv2d { stride, padding, .. } => {
                 if term.request.is_some() {
@@ -303,29 +318,31 @@ impl Projection {
                 return Ok(Some((ops::conv2d::conv2d(&hidden, &term.b, None, 1, 0)? * term.scale)?));
             }
         };
-        let Some(hidden) = self.own_rows(pass, term, hidden)? else { return Ok(None) };
-        let mut dims = x.dims().to_vec();
-        match self.site.kind {
-            SiteKind::Embedding => dims.push(output),
-            _ => *dims.last_mut().expect("a linear input has a last dimension") = output,
+        let mut delta = (hidden.matmul(&term.b.t()?)? * term.scale)?;
+        let rows: usize = dims.iter().product();
+        dims.push(self.site.output);
+        if let Some(own) = own {
+            // Adding minus zero leaves every bit of the other rows as it is; zero would turn minus zero over.
+            let elsewhere = Tensor::full(-0f32, (rows, self.site.output), delta.device())?;
+            let own = Tensor::from_vec(own, delta.dim(0)?, delta.device())?;
+            delta = elsewhere.index_add(&own, &delta, 0)?;
         }
-        Ok(Some((hidden.matmul(&term.b.t()?)? * term.scale)?.reshape(dims)?))
+        Ok(Some(delta.reshape(dims)?))
     }
 
-    /// `hidden: [rows, rank]` with the rows of other requests zeroed.
-    fn own_rows(&self, pass: &Pass, term: &LowRank, hidden: Tensor) -> Result<Option<Tensor>> {
-        let Some(request) = term.request else { return Ok(Some(hidden)) };
-        let mut own = vec![0f32; hidden.dim(0)?];
+    /// The rows of this pass that a term serves, in order; `None`: all of `rows`.
+    fn own_rows(&self, pass: &Pass, term: &LowRank, rows: usize) -> Result<Option<Vec<u32>>> {
+        let Some(request) = term.request else { return Ok(None) };
+        let mut own = vec![false; rows];
         for route in pass.routes(self.site.part).iter().filter(|route| route.request == request) {
-            if let Some(rows) = own.get_mut(route.tokens.clone()) {
-                rows.fill(1.0);
-            }
+            let Some(tokens) = own.get_mut(route.tokens.clone()) else {
+                let expected = format!("token ranges within the {rows} rows of `{}`", self.site.path);
+                let got = vec![route.tokens.start, route.tokens.end];
+                return Err(ModelError::Shape { what: "routes", expected, got }.into());
+            };
+            tokens.fill(true);
         }
-        if own.iter().all(|v| *v == 0.0) {
-            return Ok(None);
-        }
-        let own = Tensor::from_vec(own, (hidden.dim(0)?, 1), hidden.device())?;
-        Ok(Some(hidden.broadcast_mul(&own)?))
+        Ok(Some((0u32..).zip(own).filter_map(|(row, own)| own.then_some(row)).collect()))
     }
 }
 
@@ -348,3 +365,6 @@ impl Projections {
         self.0.values()
     }
 }
+
+#[cfg(test)]
+mod tests;

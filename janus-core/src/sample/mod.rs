@@ -34,3 +34,6 @@ impl Sampler {
         Ok(drawn)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,72 @@
+//! Small models of seeded weights for this crate's tests, in which no norm is one, no bias zero and no B zero.
+
+use std::collections::HashMap;
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::checkpoint::{Checkpoint, expected_tensors};
+use crate::config::{JanusConfig, Layout};
+use crate::model::{Janus, Parts};
+use crate::noise;
+
+/// Values in (-1, 1) that depend on the name and nothing else.
+pub(crate) fn named_tensor(name: &str, shape: &[usize]) -> Tensor {
+    let (key, count) = (noise::key_of(name), shape.iter().product::<usize>() as u64);
+    let values: Vec<f32> = (0..count).map(|i| (noise::uniform(key, i) * 2.0 - 1.0) as f32).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+/// Matrices keep the size of a normed input, norm weights are near 1, biases near 0.
+fn weight(name: &str, shape: &[usize]) -> Tensor {
+    let values = named_tensor(name, shape);
+    let fan_in: usize = shape[1..].iter().product();
+    let table = ["embed_tokens", "generation_embeddings", "position_embedding", "quantize.embedding"];
+    let (factor, offset) = if name.ends_with(".bias") {
+        (0.2, 0.0)
+    } else if shape.len() == 1 {
+        (0.3, 1.0)
+    } else if table.iter().any(|table| name.contains(table)) {
+        (1.0, 0.0)
+    } else {
+        ((3.0 / fan_in as f64).sqrt(), 0.0)
+    };
+    values.affine(factor, offset).unwrap()
+}
+
+/// The shape `janus-tiny`, whole, in f32.
+pub(crate) fn tiny() -> Janus {
+    open(&JanusConfig::shape("janus-tiny").unwrap())
+}
+
+/// The shape `janus-tiny` whose head is its embedding table.
+pub(crate) fn tied_tiny() -> Janus {
+    open(&JanusConfig { tie_word_embeddings: true, ..JanusConfig::shape("janus-tiny").unwrap() })
+}
+
+fn open(config: &JanusConfig) -> Janus {
+    let folder = tempfile::tempdir().unwrap();
+    let tensors: HashMap<String, Tensor> = expected_tensors(config, !config.tie_word_embeddings)
+        .into_iter()
+        .map(|tensor| (tensor.name.clone(), weight(&tensor.name, &tensor.shape)))
+        .collect();
+    candle_core::safetensors::save(&tensors, folder.path().join("model.safetensors")).unwrap();
+    let json = config.to_json(Layout::Native, DType::F32).to_string();
+    fs_err::write(folder.path().join("config.json"), json).unwrap();
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    Janus::open(&checkpoint, DType::F32, &Device::Cpu, Parts::all(), &mut |_| {}).unwrap()
+}
+
+/// Fails unless shapes and all bits are equal.
+#[track_caller]
+pub(crate) fn same_bits(got: &Tensor, expected: &Tensor) {
+    assert_eq!(got.dims(), expected.dims());
+    let bits = |tensor: &Tensor| -> Vec<u32> {
+        tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
+    };
+    assert!(bits(got) == bits(expected), "bits differ; largest difference {}", largest_difference(got, expected));
+}
+
+/// The largest difference of two tensors of one shape.
+pub(crate) fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
+    (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
+}
