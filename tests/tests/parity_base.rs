@@ -298,18 +298,12 @@ fn check_guided(fixtures: &Path, set: &str) {
             mask: batch.mask.clone(),
             rows: batch.rows,
         };
-        let codes = generate_codes(
-            model,
-            &pass,
-            &prompts,
-            &options,
-            &mut |step| {
-                assert_eq!(step.step, conditional.len());
-                conditional.push(step.conditional.clone());
-                unconditional.push(step.unconditional.unwrap().clone());
-                guided.push(step.guided.clone());
-            },
-        )
+        let codes = generate_codes(model, &pass, &prompts, &options, &mut |step| {
+            assert_eq!(step.step, conditional.len());
+            conditional.push(step.conditional.clone());
+            unconditional.push(step.unconditional.unwrap().clone());
+            guided.push(step.guided.clone());
+        })
         .unwrap();
         let of_steps = |steps: &[Tensor]| Tensor::stack(steps, 1).unwrap();
         close(&what("cond"), &of_steps(&conditional), expected.tensor("cond"), LOGITS);

@@ -109,9 +109,18 @@ fn rows_of_the_head_beyond_the_vocabulary_are_never_drawn() {
 
 const UNCONDITIONAL: [u32; 10] = [256, 258, 258, 258, 7, 258, 258, 256, 258, 33];
 
+fn prompts(conditional: &[u32], unconditional: &[u32]) -> CodePrompts {
+    CodePrompts {
+        conditional: conditional.to_vec(),
+        unconditional: unconditional.to_vec(),
+        mask: MASK.to_vec(),
+        rows: 2,
+    }
+}
+
 fn codes(model: &Janus, unconditional: &[u32], guidance: f64, temperature: f64, seed: u64) -> Vec<Vec<u32>> {
     let options = CodeOptions { guidance, temperature, seed };
-    generate_codes(model, &Pass::inference(), &PROMPTS, unconditional, &MASK, 2, &options, &mut |_| {}).unwrap()
+    generate_codes(model, &Pass::inference(), &prompts(&PROMPTS, unconditional), &options, &mut |_| {}).unwrap()
 }
 
 /// Logits of the next code after `prompt` and `codes`, both seen whole: `[1, codes]`.
@@ -163,7 +172,7 @@ fn guidance_of_one_is_the_conditional_row_alone() {
         assert!(step.unconditional.is_none());
         steps += 1;
     };
-    generate_codes(&model, &Pass::inference(), &PROMPTS, &nonsense, &MASK, 2, &options, &mut observe).unwrap();
+    generate_codes(&model, &Pass::inference(), &prompts(&PROMPTS, &nonsense), &options, &mut observe).unwrap();
     assert_eq!(steps, model.codes_per_image());
 }
 
@@ -177,11 +186,11 @@ fn the_same_seed_draws_the_same_codes() {
 #[test]
 fn an_id_beyond_the_vocabulary_is_an_error() {
     let model = tiny();
-    let mut prompts = PROMPTS;
-    prompts[8] = 400;
+    let mut ids = PROMPTS;
+    ids[8] = 400;
     let options = CodeOptions { guidance: 3.0, temperature: 0.0, seed: 0 };
     let pass = Pass::inference();
-    let error = generate_codes(&model, &pass, &prompts, &UNCONDITIONAL, &MASK, 2, &options, &mut |_| {}).unwrap_err();
+    let error = generate_codes(&model, &pass, &prompts(&ids, &UNCONDITIONAL), &options, &mut |_| {}).unwrap_err();
     let Error::Model(crate::ModelError::TokenOutOfRange { id: 400, row: 1, position: 3, vocabulary: 400 }) = error
     else {
         panic!("{error}")
