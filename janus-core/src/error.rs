@@ -12,7 +12,7 @@ use crate::processing::ProcessingError;
 /// Whose fault an error is; the program's exit code follows from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// What the user gave is wrong: usage, recipe, data, checkpoint, adapter (exit code 2).
+    /// What the user gave is wrong: usage, recipe, data, weights (exit code 2).
     Input,
     /// Anything else: a full disk, a broken network, a defect of ours (exit code 1).
     Internal,

@@ -97,6 +97,12 @@ impl Diagnose for ProbeError {
             ProbeError::Value { tensor: "labels", .. } => {
                 vec!["labels are token ids, or -100 where none counts".into()]
             }
+            ProbeError::Value { tensor: "input_ids" | "image_tokens", .. } => {
+                vec![
+                    "`janus base inspect` tells the sizes of the vocabulary and of the image codes; ids begin at 0"
+                        .into(),
+                ]
+            }
             _ => Vec::new(),
         }
     }
@@ -199,6 +205,17 @@ impl ProbeInput {
     fn check(&self, model: &Janus) -> Result<()> {
         let vocabulary = model.config().text.vocab_size;
         let width = self.ids.len() / self.rows.max(1);
+        if let Some(place) = self.ids.iter().position(|id| *id as usize >= vocabulary) {
+            let (value, row, position) = (i64::from(self.ids[place]), place / width, place % width);
+            return Err(ProbeError::Value { tensor: "input_ids", value, row, position }.into());
+        }
+        let classes = model.config().vq.num_embeddings;
+        for (row, codes) in self.codes.iter().flatten().enumerate() {
+            if let Some(position) = codes.iter().position(|code| *code as usize >= classes) {
+                let value = i64::from(codes[position]);
+                return Err(ProbeError::Value { tensor: "image_tokens", value, row, position }.into());
+            }
+        }
         let labels = self.labels.iter().flatten();
         if let Some((place, label)) =
             labels.enumerate().find(|(_, l)| **l != -100 && !(0..vocabulary as i64).contains(*l))

@@ -4,6 +4,8 @@ pub mod base;
 pub mod compare;
 pub mod expected;
 pub mod program;
+pub mod rows;
+pub mod tiny;
 
 use std::path::{Path, PathBuf};
 

@@ -17,6 +17,13 @@ pub fn program() -> &'static Path {
         let mut build = Command::new(env!("CARGO"));
         // All packages, so that features are unified as in a build of the workspace and nothing is built twice.
         build.args(["build", "--quiet", "--workspace", "--bins"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+        // What cargo tells this test of its package would reach build scripts that watch it, and rebuild what they build.
+        let of_this_package = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_", "CARGO_PRIMARY_PACKAGE"];
+        for (name, _) in std::env::vars_os() {
+            if of_this_package.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+                build.env_remove(name);
+            }
+        }
         if profile_folder.ends_with("release") {
             build.arg("--release");
         }

@@ -48,10 +48,7 @@ pub fn generate_text(
     let mut input = embeds.clone();
     for _ in 0..options.max_new_tokens {
         let length = input.dim(1)?;
-        let mut placement = Placement::masked(&mask.concat(), batch);
-        let total = mask.first().map_or(0, Vec::len);
-        placement.positions =
-            placement.positions.chunks_exact(total.max(1)).flat_map(|row| row[total - length..].to_vec()).collect();
+        let placement = Placement::continued(&mask, length);
         let hidden = decoder.forward(pass, &input, &placement, Some(&mut cache))?;
         let last = hidden.narrow(1, length - 1, 1)?.squeeze(1)?;
         let mut logits = decoder.text_logits(pass, &last)?.to_dtype(DType::F32)?;

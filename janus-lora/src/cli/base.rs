@@ -6,7 +6,7 @@ use candle_core::DType;
 use clap::Subcommand;
 use janus_core::checkpoint::{WriteOptions, convert_checkpoint, init_checkpoint};
 use janus_core::config::{JanusConfig, Layout};
-use janus_core::output::StagedFolder;
+use janus_core::output::{StagedFolder, require_new_folder};
 use serde_json::json;
 
 use super::arguments::parse_dtype;
@@ -91,8 +91,9 @@ impl BaseCommand {
                 Ok(())
             }
             BaseCommand::Convert { base, layout, dtype, out } => {
-                let staged = StagedFolder::create(&out)?;
+                require_new_folder(&out)?;
                 let base = Base::open(&base, &Terminal)?;
+                let staged = StagedFolder::create(&out)?;
                 let mut options = WriteOptions::new(layout);
                 if let Some(dtype) = dtype {
                     options = options.with_dtype(dtype);

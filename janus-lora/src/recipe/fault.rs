@@ -212,6 +212,10 @@ impl Problem {
                 "the value given for `{key}` is not TOML and so counts as a string; a shell removes quotes, so put the whole argument in single ones"
             )),
             Problem::Missing { key, meaning } => Some(format!("`{key}`: {meaning}")),
+            Problem::OutOfRange { key, expected, .. } => {
+                Some(format!("set `{key}` to {expected}, or leave it out for its default"))
+            }
+            Problem::Conflict { first, second } => Some(format!("leave `{first}` or `{second}` out")),
             Problem::NoData => Some("add a [[data]] table with `task` and `train`".into()),
             Problem::NotForTask { key, belongs_to, .. } => Some(format!("`{key}` is for task `{belongs_to}`")),
             Problem::DuplicateName { .. } => Some("give each [[data]] table a `name` of its own".into()),

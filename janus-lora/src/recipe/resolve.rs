@@ -101,17 +101,17 @@ mod tests {
 
     #[test]
     fn inputs_start_from_the_recipe_or_the_current_folder() {
-        let folders = folders(Path::new("recipes/x.toml"), Path::new("/work"));
-        assert_eq!(source(&folders, "data/t-*.parquet", false), "/work/recipes/data/t-*.parquet");
-        assert_eq!(source(&folders, "./t.parquet", true), "/work/t.parquet");
-        assert_eq!(source(&folders, "../t.parquet", false), "/work/recipes/../t.parquet");
+        let folders = folders(Path::new("recipes/x.toml"), Path::new("/here"));
+        assert_eq!(source(&folders, "data/t-*.parquet", false), "/here/recipes/data/t-*.parquet");
+        assert_eq!(source(&folders, "./t.parquet", true), "/here/t.parquet");
+        assert_eq!(source(&folders, "../t.parquet", false), "/here/recipes/../t.parquet");
         assert_eq!(source(&folders, "/abs/t.parquet", false), "/abs/t.parquet");
-        assert_eq!(folders.output(Path::new("runs/./x")).ok(), Some(PathBuf::from("/work/runs/x")));
+        assert_eq!(folders.output(Path::new("runs/./x")).ok(), Some(PathBuf::from("/here/runs/x")));
     }
 
     #[test]
     fn sources_that_are_no_paths_stay() {
-        let folders = folders(Path::new("/recipes/x.toml"), Path::new("/work"));
+        let folders = folders(Path::new("/recipes/x.toml"), Path::new("/here"));
         for text in ["hf://datasets/owner/name/train.parquet", "synth:inspection?rows=512&seed=1"] {
             assert_eq!(source(&folders, text, false), text);
             assert_eq!(source(&folders, text, true), text);

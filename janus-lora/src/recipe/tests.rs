@@ -271,6 +271,7 @@ command line, column 1
             "`base.dtype` is one of `f32`, `bf16`",
             "[adapter] takes `method`, `rank`, `scale`, `alpha`, `dropout`, `targets`, `modules_to_save`",
             "task `understand` reads `image`, `images`, `question`, `answer`, `messages`",
+            "set `train.batch_size` to an integer from 1 to 1000000, or leave it out for its default",
             "a recipe takes `base`, `adapter`, `data`, `data_limits`, `train`, `output`",
         ]
     );

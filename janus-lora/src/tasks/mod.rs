@@ -18,7 +18,7 @@ use janus_core::{Janus, Parts};
 
 use crate::base::Base;
 use crate::data::{ColumnRequest, Row, RowId};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::recipe::{DataSection, Task as TaskName};
 
 pub use forward::{Batch, CodeBatch, TextBatch};
@@ -151,6 +151,34 @@ fn turns(messages: &[crate::data::Message], images: usize) -> std::result::Resul
         }
     }
     Ok(turns)
+}
+
+/// Whether turns make a sample.
+fn check_turns(base: &Base, turns: std::result::Result<Vec<Message>, String>) -> std::result::Result<(), String> {
+    base.prompts().conversation_sample(&turns?, true).map(|_| ()).map_err(|e| e.to_string())
+}
+
+/// Turns as a labelled sample around images.
+fn text_sample(base: &Base, turns: std::result::Result<Vec<Message>, String>, pixels: Vec<Tensor>) -> Result<Sample> {
+    let tokens = base.prompts().conversation_sample(&turns.map_err(unusable)?, true)?;
+    Ok(Sample::Text { tokens, pixels })
+}
+
+/// Turns but the last as a question, the last as its answer.
+fn text_question(
+    base: &Base,
+    turns: std::result::Result<Vec<Message>, String>,
+    pixels: Vec<Tensor>,
+) -> Result<Option<Question>> {
+    let mut turns = turns.map_err(unusable)?;
+    let Some(answer) = turns.pop() else { return Ok(None) };
+    let prompt = base.prompts().conversation_prompt(&turns, true)?;
+    Ok(Some(Question { prompt, pixels, answer: answer.text }))
+}
+
+/// A row that was good when it was scanned and is not any more.
+fn unusable(reason: String) -> Error {
+    Error::Usage { message: reason, hint: "the data changed while it was read".into() }
 }
 
 /// Codes of images by row, computed once.

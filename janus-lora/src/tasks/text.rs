@@ -3,8 +3,7 @@
 use janus_core::Parts;
 use janus_core::processing::Message;
 
-use super::understand::unusable;
-use super::{Context, Question, Sample, Task, turns, within};
+use super::{Context, Question, Sample, Task, check_turns, text_question, text_sample, turns, within};
 use crate::base::Base;
 use crate::data::{ColumnKind, ColumnRequest, Row};
 use crate::error::Result;
@@ -53,20 +52,14 @@ impl Task for Text {
     }
 
     fn check(&self, base: &Base, row: &Row) -> std::result::Result<(), String> {
-        let turns = self.conversation(row)?;
-        base.prompts().conversation_sample(&turns, true).map(|_| ()).map_err(|e| e.to_string())
+        check_turns(base, self.conversation(row))
     }
 
     fn sample(&self, context: Context<'_>, row: &Row) -> Result<Sample> {
-        let turns = self.conversation(row).map_err(unusable)?;
-        let tokens = context.base.prompts().conversation_sample(&turns, true)?;
-        Ok(Sample::Text { tokens, pixels: Vec::new() })
+        text_sample(context.base, self.conversation(row), Vec::new())
     }
 
     fn question(&self, base: &Base, row: &Row) -> Result<Option<Question>> {
-        let mut turns = self.conversation(row).map_err(unusable)?;
-        let Some(answer) = turns.pop() else { return Ok(None) };
-        let prompt = base.prompts().conversation_prompt(&turns, true)?;
-        Ok(Some(Question { prompt, pixels: Vec::new(), answer: answer.text }))
+        text_question(base, self.conversation(row), Vec::new())
     }
 }

@@ -3,10 +3,10 @@
 use janus_core::Parts;
 use janus_core::processing::{Message, decode_image};
 
-use super::{Context, Question, Sample, Task, turns, within};
+use super::{Context, Question, Sample, Task, check_turns, text_question, text_sample, turns, within};
 use crate::base::Base;
 use crate::data::{ColumnKind, ColumnRequest, Row};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::recipe::Columns;
 
 /// Asked where a table has no question column.
@@ -77,28 +77,14 @@ impl Task for Understand {
     }
 
     fn check(&self, base: &Base, row: &Row) -> std::result::Result<(), String> {
-        let turns = self.conversation(row)?;
-        base.prompts().conversation_sample(&turns, true).map(|_| ()).map_err(|e| e.to_string())
+        check_turns(base, self.conversation(row))
     }
 
     fn sample(&self, context: Context<'_>, row: &Row) -> Result<Sample> {
-        let turns = self.conversation(row).map_err(unusable)?;
-        let tokens = context.base.prompts().conversation_sample(&turns, true)?;
-        Ok(Sample::Text { tokens, pixels: self.pixels(context.base, row)? })
+        text_sample(context.base, self.conversation(row), self.pixels(context.base, row)?)
     }
 
     fn question(&self, base: &Base, row: &Row) -> Result<Option<Question>> {
-        let mut turns = self.conversation(row).map_err(unusable)?;
-        let Some(answer) = turns.pop() else { return Ok(None) };
-        let prompt = base.prompts().conversation_prompt(&turns, true)?;
-        Ok(Some(Question { prompt, pixels: self.pixels(base, row)?, answer: answer.text }))
-    }
-}
-
-/// A row that was good when it was scanned and is not any more.
-pub(super) fn unusable(reason: String) -> Error {
-    Error::Usage {
-        message: format!("a row cannot be used: {reason}"),
-        hint: "the data changed while it was read".into(),
+        text_question(base, self.conversation(row), self.pixels(base, row)?)
     }
 }

@@ -2,6 +2,9 @@
 
 use janus_core::{Diagnose, Fault};
 
+use crate::data::RowId;
+use crate::data::index::FULL_DECODE_ROWS;
+
 /// A run that cannot start or go on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -33,6 +36,14 @@ pub enum TrainError {
     UnknownModule {
         /// The name.
         module: String,
+    },
+    /// A row that was good when it was looked through and makes no sample now.
+    #[error("row {} of row group {} in `{}` cannot be used", row.row, row.row_group, row.file.display())]
+    Row {
+        /// Where it stands.
+        row: RowId,
+        /// Why.
+        source: Box<crate::error::Error>,
     },
     /// A loss that is no number.
     #[error("the loss of table `{table}` is {loss} at step {step}")]
@@ -90,6 +101,9 @@ impl Diagnose for TrainError {
             TrainError::UnknownModule { .. } => {
                 vec!["modules are named as in the checkpoint, for example `generation_head` or `lm_head`".into()]
             }
+            TrainError::Row { .. } => vec![format!(
+                "tables of more than {FULL_DECODE_ROWS} rows are not decoded beforehand; `janus data check` tells of every row's header and text"
+            )],
             TrainError::NotFinite { .. } => vec!["lower `train.learning_rate`, or set `train.clip_norm`".into()],
             TrainError::Write { .. } | TrainError::Plot { .. } => Vec::new(),
         }

@@ -62,6 +62,7 @@ fn draw(curves: &[Curve]) -> std::result::Result<Vec<u8>, String> {
             .bold_line_style(RGBColor(214, 214, 214))
             .label_style(("sans-serif", 17))
             .axis_desc_style(("sans-serif", 19))
+            .max_light_lines(1)
             .x_desc("step")
             .y_desc("loss")
             .x_label_formatter(&|x| format!("{x:.0}"))

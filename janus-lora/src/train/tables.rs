@@ -7,6 +7,7 @@ use janus_core::Janus;
 use janus_core::noise;
 use janus_core::processing::{decode_image, image_dimensions};
 
+use super::TrainError;
 use crate::base::{Base, cache_folder};
 use crate::data::{BadRowLimit, ImageChecks, Index, Row, RowStream, ScanOptions, Split, Table, locate};
 use crate::error::Result;
@@ -120,6 +121,8 @@ impl SampleStream {
     pub fn next(&mut self, base: &Base, model: &Janus) -> Result<Sample> {
         let draw = Some(noise::uniform(self.key, self.count));
         self.count += 1;
-        self.task.sample(Context { base, model, draw }, &self.rows.next_row()?)
+        let row = self.rows.next_row()?;
+        let sample = self.task.sample(Context { base, model, draw }, &row);
+        sample.map_err(|source| TrainError::Row { row: row.id, source: Box::new(source) }.into())
     }
 }

@@ -50,6 +50,14 @@ impl Placement {
         let keys = if mask.iter().all(|m| *m) { None } else { Some(mask.into()) };
         Self { positions, mask: AttentionMask { causal: true, keys } }
     }
+
+    /// The last `length` tokens of each row of `mask`, which covers what a cache holds and them.
+    pub fn continued(mask: &[Vec<bool>], length: usize) -> Self {
+        let whole = Self::masked(&mask.concat(), mask.len());
+        let total = mask.first().map_or(0, Vec::len);
+        let rows = whole.positions.chunks_exact(total.max(1));
+        Self { positions: rows.flat_map(|row| row[total - length..].to_vec()).collect(), ..whole }
+    }
 }
 
 /// The trunk and the text head.

@@ -1,0 +1,537 @@
+//! Whole training runs on a small base: what learns, what stays, what is written, what comes again.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use janus_core::Janus;
+use janus_core::checkpoint::Checkpoint;
+use janus_core::pass::Pass;
+use janus_core::site::{BaseView, Correction};
+use janus_lora::adapter::Adapter;
+use janus_lora::recipe::{self, Recipe};
+use janus_lora::status::Silent;
+use janus_lora::tasks::Batch;
+use janus_lora::train::coverage::require_gradients;
+use janus_lora::train::optimizer::AdamWConfig;
+use janus_lora::train::plan::parts;
+use janus_lora::train::run::prepare;
+use janus_lora::train::step::{Stepper, TableBatch, TableLoss};
+use janus_lora::train::tables::SampleStream;
+use janus_lora::train::trainable::Trainables;
+use janus_tests::rows::{conversations, image_lists, images, picture, texts, write_table};
+use janus_tests::tiny::{Workplace, tree};
+use serde_json::Value;
+
+const WEIGHTS: &str = "adapter_model.safetensors";
+
+/// Rows of `rows.parquet`.
+const ROWS: u32 = 10;
+
+const UNDERSTAND: &str = r#"
+[[data]]
+name = "questions"
+task = "understand"
+train = "rows.parquet"
+"#;
+
+const GENERATE: &str = r#"
+[[data]]
+name = "pictures"
+task = "generate"
+train = "rows.parquet"
+columns = { prompt = "caption" }
+"#;
+
+const TEXT: &str = r#"
+[[data]]
+name = "text"
+task = "text"
+train = "rows.parquet"
+columns = { prompt = "question" }
+"#;
+
+/// A base, rows for every task, and a recipe with these tables.
+fn place(tables: &[&str]) -> Workplace {
+    let place = Workplace::with_base();
+    let header = "# janus train recipe.toml\n[base]\npath = \"base\"\ndtype = \"f32\"\n";
+    let adapter = "[adapter]\nrank = 4\ntargets = [\"all\"]\n";
+    let train = "[train]\nsteps = 3\nbatch_size = 2\nlearning_rate = 5e-3\n[output]\ndir = \"run\"\n";
+    place.write("recipe.toml", [header, adapter, &tables.concat(), train].concat());
+    let pictures = |first: u32| -> Vec<_> { (0..ROWS).map(|i| Some(picture(40, 32, first + i))).collect() };
+    // Answers of different lengths, so that batches differ in their number of supervised tokens.
+    let answer = |i: u32| format!("part {}", "abcdefghijkl".get(..=i as usize).unwrap());
+    let turns: Vec<Vec<(String, String)>> = (0..ROWS)
+        .map(|i| {
+            let turn = |role: &str, text: String| (role.to_owned(), text);
+            vec![
+                turn("system", "Be brief.".into()),
+                turn("user", "<image_placeholder> then <image_placeholder>?".into()),
+                turn("assistant", answer(i)),
+                turn("user", "And then?".into()),
+                turn("assistant", format!("number {i}")),
+            ]
+        })
+        .collect();
+    let turns: Vec<Vec<(&str, &str)>> =
+        turns.iter().map(|row| row.iter().map(|(role, text)| (role.as_str(), text.as_str())).collect()).collect();
+    let pairs: Vec<_> = (0..ROWS).map(|i| vec![picture(40, 40, i), picture(32, 48, 30 + i)]).collect();
+    let columns = vec![
+        ("image", images(&pictures(0))),
+        ("question", texts((0..ROWS).map(|i| format!("Part {i}?")))),
+        ("answer", texts((0..ROWS).map(answer))),
+        ("caption", texts((0..ROWS).map(|i| format!("a part of kind {i}")))),
+        ("other_caption", texts((0..ROWS).map(|i| format!("no such thing! {i}")))),
+        ("pair", image_lists(&pairs)),
+        ("turns", conversations(&turns)),
+    ];
+    write_table(&place.path("rows.parquet"), columns, 4);
+    place
+}
+
+/// Runs the recipe into the folder `run`; gives the bytes of the adapter's weights.
+#[track_caller]
+fn train(place: &Workplace, run: &str, overrides: &[&str]) -> Vec<u8> {
+    let folder = format!("output.dir={run}");
+    let arguments: Vec<&str> = ["train", "recipe.toml", &folder].iter().chain(overrides).copied().collect();
+    place.janus(&arguments).expect_success();
+    place.read(&format!("{run}/{WEIGHTS}"))
+}
+
+/// The lines of a run's `metrics.jsonl`: those of steps, and those of evaluations.
+fn metrics(place: &Workplace, run: &str) -> (Vec<Value>, Vec<Value>) {
+    let text = String::from_utf8(place.read(&format!("{run}/metrics.jsonl"))).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines.partition(|line| line.get("eval").is_none())
+}
+
+fn losses(place: &Workplace, run: &str) -> Vec<f64> {
+    metrics(place, run).0.iter().map(|line| line["loss"].as_f64().unwrap()).collect()
+}
+
+fn tensors(bytes: &[u8]) -> BTreeMap<String, Tensor> {
+    candle_core::safetensors::load_buffer(bytes, &Device::Cpu).unwrap().into_iter().collect()
+}
+
+fn largest_difference(a: &[u8], b: &[u8]) -> f32 {
+    let (a, b) = (tensors(a), tensors(b));
+    assert!(a.keys().eq(b.keys()));
+    let difference = |name: &String| {
+        let difference = (&a[name] - &b[name]).unwrap().abs().unwrap().flatten_all().unwrap();
+        difference.max(0).unwrap().to_scalar::<f32>().unwrap()
+    };
+    a.keys().map(difference).fold(0.0, f32::max)
+}
+
+fn load(place: &Workplace, overrides: &[&str]) -> Recipe {
+    let overrides: Vec<String> = overrides.iter().map(|text| (*text).to_owned()).collect();
+    recipe::load(&place.path("recipe.toml"), &overrides, place.folder()).unwrap()
+}
+
+/// Hides from the backward pass everything before it.
+#[derive(Debug)]
+struct Cut;
+
+impl Correction for Cut {
+    fn apply(&self, _pass: &Pass, x: &Tensor, base: &BaseView<'_>) -> janus_core::Result<Tensor> {
+        Ok(base.forward(x)?.detach())
+    }
+}
+
+/// Checks a recipe's coverage with the graph cut at `cut`: the names of all trainable tensors, and the refusal.
+fn coverage(place: &Workplace, overrides: &[&str], cut: Option<&str>) -> (BTreeSet<String>, Option<String>) {
+    let prepared = prepare(load(place, overrides), &Silent).unwrap();
+    let (recipe, base) = (&prepared.recipe, &prepared.base);
+    let model: Janus = base.model(DType::F32, parts(&prepared.tables), &Silent).unwrap();
+    let read = |name: &str| Ok(base.checkpoint().read(name, DType::F32)?);
+    let spec = prepared.plan.adapter_spec(recipe, base);
+    let adapter = Adapter::new(base.config(), base.checkpoint().is_tied(), &spec, 1, &read).unwrap();
+    let config = AdamWConfig { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0 };
+    let tables = prepared.tables.iter().map(|t| TableLoss { name: t.section.name.clone(), loss_weight: 1.0 }).collect();
+    let trainables = Trainables::attach(&model, adapter).unwrap();
+    if let Some(path) = cut {
+        let site = model.projections().get(path).unwrap();
+        assert!(site.correction().is_none(), "`{path}` is adapted");
+        site.attach(Some(Arc::new(Cut)));
+    }
+    let stepper = Stepper::new(trainables, config, tables, recipe.train.accumulation, 1.0, 0);
+    let batch = |(table, source)| {
+        let sample = SampleStream::new(source, 1, false).unwrap().next(base, &model).unwrap();
+        TableBatch { table, batch: Batch::collate(base, &[sample]).unwrap() }
+    };
+    let batches: Vec<TableBatch> = prepared.tables.iter().enumerate().map(batch).collect();
+    let values = || -> Vec<Vec<f32>> {
+        stepper.trainables.iter().map(|t| t.var.flatten_all().unwrap().to_vec1().unwrap()).collect()
+    };
+    let before = values();
+    let refusal = require_gradients(&stepper, &model, &batches).err().map(|error| match error {
+        janus_lora::Error::Train(janus_lora::train::TrainError::NoGradient { tensors }) => tensors.join("\n"),
+        other => panic!("{other}"),
+    });
+    assert_eq!(values(), before, "the check leaves every tensor as it was");
+    (stepper.trainables.iter().map(|t| t.name.clone()).collect(), refusal)
+}
+
+#[test]
+fn a_cut_graph_is_refused_by_the_names_behind_it() {
+    let cases = [
+        (UNDERSTAND, r#"["decoder", "vision", "aligner.fc1"]"#, "model.aligner.hidden_layers.0"),
+        (GENERATE, r#"["decoder", "generation_aligner.fc1"]"#, "model.generation_aligner.hidden_layers.0"),
+        (TEXT, r#"["decoder", "embed_tokens"]"#, "lm_head"),
+    ];
+    for (table, targets, cut) in cases {
+        let place = place(&[table]);
+        let targets = format!("adapter.targets={targets}");
+        let (all, refusal) = coverage(&place, &[&targets], None);
+        assert_eq!(refusal, None, "the graph is whole");
+        let behind = |name: &&String| match cut {
+            "lm_head" => true,
+            "model.aligner.hidden_layers.0" => name.contains(".vision_model.") || name.contains(".model.aligner.fc1."),
+            _ => name.contains(".model.generation_aligner.fc1."),
+        };
+        let expected: BTreeSet<String> = all.iter().filter(behind).cloned().collect();
+        assert!(!expected.is_empty());
+        let (_, refusal) = coverage(&place, &[&targets], Some(cut));
+        let refused: BTreeSet<String> = refusal.unwrap().lines().map(str::to_owned).collect();
+        assert_eq!(refused, expected, "cut at {cut}");
+    }
+}
+
+#[test]
+fn a_cut_in_one_of_two_tasks_is_no_cut_where_the_other_reaches() {
+    let place = place(&[UNDERSTAND, GENERATE]);
+    let targets = r#"adapter.targets=["decoder", "vision", "generation_head"]"#;
+    let targets = targets.replace("generation_head", "generation_head.vision_head");
+    let (all, refusal) = coverage(&place, &[&targets], Some("model.aligner.hidden_layers.0"));
+    let refused: BTreeSet<String> = refusal.unwrap().lines().map(str::to_owned).collect();
+    let vision: BTreeSet<String> = all.iter().filter(|name| name.contains(".vision_model.")).cloned().collect();
+    assert_eq!(refused, vision, "the decoder learns from both");
+}
+
+#[test]
+fn what_no_task_reaches_is_not_created() {
+    let reached: [(&[&str], &[&str], &[&str]); 4] = [
+        (&[UNDERSTAND], &[".language_model.", ".vision_model.", ".model.aligner."], &[".generation_"]),
+        (
+            &[GENERATE],
+            &[".language_model.", ".generation_aligner.", ".generation_head."],
+            &[".vision_model.", ".model.aligner."],
+        ),
+        (&[TEXT], &[".language_model."], &[".vision_model.", ".model.aligner.", ".generation_"]),
+        (
+            &[UNDERSTAND, GENERATE],
+            &[".language_model.", ".vision_model.", ".model.aligner.", ".generation_aligner.", ".generation_head."],
+            &[],
+        ),
+    ];
+    for (tables, there, absent) in reached {
+        let place = place(tables);
+        let names: Vec<String> = tensors(&train(&place, "run", &["train.steps=1"])).into_keys().collect();
+        for part in there {
+            assert!(names.iter().any(|name| name.contains(part)), "{tables:?} trains nothing in {part}");
+        }
+        for part in absent {
+            assert!(!names.iter().any(|name| name.contains(part)), "{tables:?} trains something in {part}");
+        }
+        for never in ["embed", "lm_head", "vqmodel"] {
+            assert!(!names.iter().any(|name| name.contains(never)), "a preset names {never}");
+        }
+        let plan = place.janus(&["train", "recipe.toml", "--dry-run"]).expect_success().stdout;
+        assert_eq!(plan.contains("left out"), !absent.is_empty(), "{plan}");
+        let config: Value = serde_json::from_slice(&place.read("run/adapter_config.json")).unwrap();
+        for part in absent {
+            assert!(!config.to_string().contains(part.trim_matches('.')), "{config} names {part}");
+        }
+    }
+}
+
+#[test]
+fn equal_commands_give_equal_bytes() {
+    let place = place(&[UNDERSTAND, GENERATE]);
+    let one = train(&place, "one", &[]);
+    assert!(one == train(&place, "two", &[]), "the same command");
+    let (first, again) = (metrics(&place, "one").0, metrics(&place, "two").0);
+    for (a, b) in first.iter().zip(&again) {
+        for key in ["step", "loss", "lr", "grad_norm", "tokens", "losses"] {
+            assert_eq!(a[key], b[key], "{key}");
+        }
+    }
+    let other = train(&place, "three", &["train.seed=43"]);
+    assert_eq!(other.len(), one.len());
+    assert!(one != other, "another seed");
+    let others = train(&place, "four", &["data.0.weight=3.0"]);
+    assert!(one != others, "another mixture");
+
+    // The recipe in the run folder says everything.
+    fs_err::create_dir(place.path("elsewhere")).unwrap();
+    fs_err::copy(place.path("one/recipe.toml"), place.path("elsewhere/recipe.toml")).unwrap();
+    let written = ["train", "elsewhere/recipe.toml", "output.dir=five"];
+    place.janus(&written).expect_success();
+    assert!(one == place.read(&format!("five/{WEIGHTS}")), "the recipe of the run folder");
+}
+
+#[test]
+fn only_the_adapter_changes() {
+    let place = place(&[UNDERSTAND, GENERATE]);
+    let inspect = || place.janus(&["base", "inspect", "base", "--fingerprint", "--json"]).expect_success().json();
+    let (files, before) = (tree(&place.path("base")), inspect());
+    assert!(before["fingerprint"].as_str().unwrap().len() >= 64, "{before}");
+    let modules = r#"adapter.modules_to_save=["generation_head"]"#;
+    let targets = r#"adapter.targets=["decoder", "vision", "aligner", "lm_head", "embed_tokens"]"#;
+    train(&place, "run", &[modules, targets]);
+    assert_eq!(before, inspect());
+    assert!(files == tree(&place.path("base")), "a file of the base changed");
+    let note: Value = serde_json::from_slice(&place.read("run/janus_adapter.json")).unwrap();
+    assert!(note.to_string().contains(before["fingerprint"].as_str().unwrap()), "{note}");
+}
+
+/// Answers and drawings of a base, with an adapter or without.
+fn used(place: &Workplace, base: &str, adapter: Option<&str>) -> (Value, Value) {
+    place.write("picture.png", picture(40, 32, 3));
+    let adapter: Vec<&str> = adapter.map(|adapter| vec!["--adapter", adapter]).unwrap_or_default();
+    let understand = [
+        &["understand", "--base", base, "--image", "picture.png", "Part 3?", "--max-new-tokens", "12", "--json"],
+        &adapter[..],
+    ];
+    let answer = place.janus(&understand.concat()).expect_success().json();
+    assert!(answer["text"].is_string() && !answer["token_ids"].as_array().unwrap().is_empty(), "{answer}");
+    let generate = [
+        &["generate", "--base", base, "a part of kind 3", "--out", "drawn.png", "--temperature", "0", "--json"],
+        &adapter[..],
+    ];
+    let drawing = place.janus(&generate.concat()).expect_success().json();
+    assert_eq!(drawing["files"], serde_json::json!(["drawn.png"]));
+    assert_eq!(drawing["codes"][0].as_array().unwrap().len(), 16, "{drawing}");
+    assert!(place.read("drawn.png").starts_with(b"\x89PNG"));
+    (answer["token_ids"].clone(), drawing["codes"].clone())
+}
+
+/// Attached and merged, in both layouts, an adapter computes the same; what it computes is not the base's.
+fn same_attached_and_merged(place: &Workplace, run: &str) {
+    let attached = used(place, "base", Some(run));
+    let plain = used(place, "base", None);
+    assert!(attached.0 != plain.0 && attached.1 != plain.1, "the adapter changes nothing: {attached:?}");
+    for layout in ["native", "deepseek"] {
+        let out = format!("merged-{layout}");
+        let merge = ["merge", "--base", "base", "--adapter", run, "--out", &out, "--layout", layout, "--json"];
+        let report = place.janus(&merge).expect_success().json();
+        assert!(report["largest_logit_difference"].as_f64().unwrap() < 2e-4, "{report}");
+        assert_eq!(used(place, &out, None), attached, "{layout}");
+    }
+}
+
+#[test]
+fn a_joint_run_from_end_to_end() {
+    let place = place(&[UNDERSTAND, GENERATE]);
+    let evals = ["data.0.eval=rows.parquet", "data.1.eval=rows.parquet"];
+    let settings = ["train.steps=30", "train.learning_rate=1e-2", "train.eval_every=10", "train.checkpoint_every=20"];
+    let targets = r#"adapter.targets=["all", "lm_head"]"#;
+    let arguments = [&["train", "recipe.toml", "--json", targets], &evals[..], &settings[..]].concat();
+    let done = place.janus(&arguments).expect_success();
+    let summary = done.json();
+    assert_eq!((summary["steps"].as_u64(), done.stdout.lines().count()), (Some(30), 1), "{summary}");
+
+    let (steps, evaluations) = metrics(&place, "run");
+    assert_eq!(steps.len(), 30);
+    for (number, line) in steps.iter().enumerate() {
+        assert_eq!(line["step"].as_u64(), Some(number as u64 + 1));
+        for key in ["epoch", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "peak_rss_bytes"] {
+            assert!(line[key].as_f64().is_some_and(f64::is_finite), "`{key}` in {line}");
+        }
+        assert!(line["tokens"].as_u64() > Some(0) && line["peak_rss_bytes"].as_u64() > Some(1 << 20), "{line}");
+        let losses = line["losses"].as_object().unwrap();
+        assert_eq!(losses.keys().collect::<Vec<_>>(), ["questions", "pictures"]);
+        let sum: f64 = losses.values().map(|loss| loss.as_f64().unwrap()).sum();
+        assert!((sum - line["loss"].as_f64().unwrap()).abs() < 1e-9, "{line}");
+    }
+    // One batch of two rows a step, alternating between two tables of ten rows: an epoch is ten steps.
+    assert!((steps[9]["epoch"].as_f64().unwrap() - 1.0).abs() < 1e-9, "{}", steps[9]);
+    assert!((steps[0]["lr"].as_f64().unwrap() - 1e-2).abs() < 1e-12 && steps[29]["lr"].as_f64().unwrap() < 1e-3);
+
+    let at: Vec<Option<u64>> = evaluations.iter().map(|line| line["step"].as_u64()).collect();
+    assert_eq!(at, [Some(0), Some(10), Some(20), Some(30)]);
+    let (first, last) = (&evaluations[0]["eval"], &evaluations[3]["eval"]);
+    assert!(first.get("before").is_some() && last.get("before") == first.get("before"));
+    assert_eq!((&summary["before"], &summary["after"]), (&last["before"], &last["after"]));
+    for table in ["questions", "pictures"] {
+        let loss = |when: &str| last[when][table]["loss"].as_f64().unwrap();
+        assert!(loss("after") < 0.8 * loss("before"), "{table}: {last}");
+        assert_eq!(last["after"][table]["rows"].as_u64(), Some(10));
+    }
+    assert!(
+        last["after"]["questions"]["exact_match"].is_f64() && last["after"]["pictures"].get("exact_match").is_none()
+    );
+
+    let files: BTreeSet<String> =
+        tree(&place.path("run")).keys().map(|name| name.to_string_lossy().into_owned()).collect();
+    for name in [
+        "adapter_config.json",
+        WEIGHTS,
+        "janus_adapter.json",
+        "recipe.toml",
+        "metrics.jsonl",
+        "loss.png",
+        "rejected.jsonl",
+    ] {
+        assert!(files.contains(name), "no `{name}` in {files:?}");
+    }
+    assert!(files.contains("checkpoints/step-20/adapter_model.safetensors"), "{files:?}");
+    assert!(!files.iter().any(|name| name.contains("tmp")), "{files:?}");
+    let plot = image::load_from_memory_with_format(&place.read("run/loss.png"), image::ImageFormat::Png).unwrap();
+    assert!(plot.width() >= 200 && plot.height() >= 100);
+    assert!(place.read("run/rejected.jsonl").is_empty());
+
+    // `janus eval` finds what the run found.
+    let eval = [&["eval", "recipe.toml", "--adapter", "run", "--json"], &evals[..]].concat();
+    let eval = place.janus(&eval).expect_success().json();
+    for when in ["before", "after"] {
+        for table in ["questions", "pictures"] {
+            let figure = |value: &Value| value[when][table]["loss"].as_f64().unwrap();
+            assert!((figure(&eval) - figure(last)).abs() < 1e-5, "{when} {table}: {eval} and {last}");
+        }
+    }
+
+    let inspected = place.janus(&["adapter", "inspect", "run", "--base", "base", "--json"]).expect_success().json();
+    let elements: usize = tensors(&place.read(&format!("run/{WEIGHTS}"))).values().map(Tensor::elem_count).sum();
+    assert_eq!(inspected["parameters"].as_u64(), Some(elements as u64));
+    same_attached_and_merged(&place, "run");
+}
+
+#[test]
+fn accumulated_batches_are_one_batch() {
+    let place = place(&[UNDERSTAND]);
+    let settings = ["train.shuffle=false", "adapter.dropout=0.0", "train.steps=4", "train.learning_rate=1e-3"];
+    let run = |name: &str, more: &[&str]| train(&place, name, &[&settings[..], more].concat());
+    let whole = run("whole", &["train.batch_size=4", "train.grad_accumulation=1"]);
+    let halves = run("halves", &["train.batch_size=2", "train.grad_accumulation=2"]);
+    let difference = largest_difference(&whole, &halves);
+    assert!(difference <= 1e-5, "by tokens: {difference}");
+    for (a, b) in losses(&place, "whole").iter().zip(losses(&place, "halves")) {
+        assert!((a - b).abs() < 1e-5, "{a} and {b}");
+    }
+    let means = run("means", &["train.batch_size=2", "train.grad_accumulation=2", "train.accumulation=mean"]);
+    assert!(largest_difference(&whole, &means) > 1e-4, "a mean of means is another loss");
+}
+
+#[test]
+fn text_messages_and_several_images() {
+    let conversation = TEXT.replace(r#"{ prompt = "question" }"#, r#"{ messages = "chat" }"#);
+    let pairs = UNDERSTAND.to_owned() + "columns = { images = \"pair\", messages = \"turns\" }\n";
+    for (table, name) in [(TEXT.to_owned(), "text"), (conversation, "text"), (pairs, "questions")] {
+        let place = place(&[&table]);
+        let chat: Vec<Vec<(&str, &str)>> = (0..6).map(|_| vec![("user", "Hi"), ("assistant", "Hello.")]).collect();
+        if table.contains("chat") {
+            write_table(&place.path("rows.parquet"), vec![("chat", conversations(&chat))], 4);
+        }
+        let settings = ["data.0.eval=rows.parquet", "train.steps=15", "train.learning_rate=1e-2"];
+        train(&place, "run", &settings);
+        let (_, evaluations) = metrics(&place, "run");
+        let last = &evaluations.last().unwrap()["eval"];
+        let loss = |when: &str| last[when][name]["loss"].as_f64().unwrap();
+        assert!(loss("after") < 0.9 * loss("before"), "{table}: {last}");
+    }
+}
+
+#[test]
+fn a_dropped_prompt_does_not_matter() {
+    let place = place(&[GENERATE]);
+    let other = r#"data.0.columns={prompt="other_caption"}"#;
+    let run = |name: &str, dropout: &str, more: &[&str]| {
+        let dropout = format!("data.0.prompt_dropout={dropout}");
+        train(&place, name, &[&[dropout.as_str(), "train.steps=2"], more].concat());
+        losses(&place, name)
+    };
+    // Captions of equal length in tokens; without a prompt nothing else of them is left.
+    assert_eq!(run("a", "1.0", &[]), run("b", "1.0", &[other]));
+    assert_ne!(run("c", "0.0", &[]), run("d", "0.0", &[other]));
+}
+
+#[test]
+fn dropout_trains_and_comes_again() {
+    let place = place(&[UNDERSTAND]);
+    let settings = ["adapter.dropout=0.3", "train.steps=12", "train.learning_rate=1e-2", "data.0.eval=rows.parquet"];
+    let one = train(&place, "one", &settings);
+    assert!(one == train(&place, "two", &settings), "noise is a function of the seed");
+    assert!(one != train(&place, "three", &settings[1..]), "dropout does something");
+    let (_, evaluations) = metrics(&place, "one");
+    let last = &evaluations.last().unwrap()["eval"];
+    let loss = |when: &str| last[when]["questions"]["loss"].as_f64().unwrap();
+    assert!(loss("after") < 0.9 * loss("before"), "{last}");
+    let config: Value = serde_json::from_slice(&place.read("one/adapter_config.json")).unwrap();
+    assert_eq!(config["lora_dropout"].as_f64(), Some(0.3));
+}
+
+#[test]
+fn every_kind_of_site_and_copies() {
+    let place = place(&[UNDERSTAND, GENERATE]);
+    let targets = r#"adapter.targets=["decoder", "vision", "lm_head", "embed_tokens", "patch_embedding", "generation_embeddings"]"#;
+    let modules = r#"adapter.modules_to_save=["model.aligner", "generation_head"]"#;
+    let settings = [targets, modules, "train.steps=20", "train.learning_rate=1e-2"];
+    let trained = tensors(&train(&place, "run", &settings));
+    for key in [
+        "lm_head.lora_A.weight",
+        "language_model.embed_tokens.lora_embedding_A",
+        "patch_embedding.lora_B.weight",
+        "generation_embeddings.lora_embedding_B",
+        "model.aligner.fc1.weight",
+        "model.aligner.hidden_layers.0.bias",
+        "generation_head.vision_head.weight",
+    ] {
+        assert!(trained.keys().any(|name| name.ends_with(key)), "no `{key}` in {:?}", trained.keys());
+    }
+    let checkpoint = Checkpoint::open(&place.path("base")).unwrap();
+    let adapter = Adapter::read(&place.path("run"), checkpoint.config(), checkpoint.is_tied()).unwrap();
+    assert!(adapter.saved.len() >= 6, "{:?}", adapter.saved.keys());
+    for (name, copy) in &adapter.saved {
+        let frozen = checkpoint.read(name, DType::F32).unwrap();
+        let moved = (copy - frozen).unwrap().abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!(moved > 0.0, "the copy of `{name}` did not move");
+    }
+    for (path, pair) in &adapter.pairs {
+        let size = pair.b.abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!(size > 0.0, "B of `{path}` did not move");
+    }
+    let (first, last) = (losses(&place, "run")[0], *losses(&place, "run").last().unwrap());
+    assert!(last < 0.8 * first, "{first} to {last}");
+    same_attached_and_merged(&place, "run");
+}
+
+#[test]
+fn a_dry_run_tells_and_writes_nothing() {
+    let place = place(&[UNDERSTAND]);
+    let before = tree(place.folder());
+    let plan = |more: &[&str]| {
+        let plan = place.janus(&[&["train", "recipe.toml", "--dry-run", "--json"], more].concat()).expect_success();
+        assert_eq!(plan.stdout.lines().count(), 1, "{}", plan.stdout);
+        plan.json()
+    };
+    // janus-tiny: each of two decoder layers has four maps of 48 to 48, two of 48 to 80 and one of 80 to 48; each of
+    // two vision layers four of 32 to 32, one of 32 to 56 and one of 56 to 32. A pair has rank * (input + output).
+    let decoder = 2 * (4 * (48 + 48) + 3 * (48 + 80));
+    let vision = 2 * (4 * (32 + 32) + 2 * (32 + 56));
+    let epochs = ["train.epochs=2", "train.batch_size=4"];
+    let told = plan(&[&[r#"adapter.targets=["decoder", "vision"]"#, "adapter.rank=3"], &epochs[..]].concat());
+    assert_eq!(told["trainable_parameters"].as_u64(), Some(3 * (decoder + vision)));
+    // Two epochs of ten rows, four a step.
+    assert_eq!((told["rows"].as_u64(), told["steps"].as_u64()), (Some(10), Some(5)), "{told}");
+    let base = place.janus(&["base", "inspect", "base", "--json"]).expect_success().json();
+    assert_eq!(told["total_parameters"], base["parameters"]);
+    let modules = r#"adapter.modules_to_save=["lm_head"]"#;
+    let copied = plan(&[r#"adapter.targets=["vision"]"#, modules, "adapter.rank=1"]);
+    assert_eq!(copied["trainable_parameters"].as_u64(), Some(vision + 400 * 48));
+    assert_eq!(copied["steps"].as_u64(), Some(3));
+    let text = place.janus(&["train", "recipe.toml", "--dry-run"]).expect_success();
+    assert!(text.stdout.contains("3 steps"), "{}", text.stdout);
+    assert!(tree(place.folder()) == before, "a dry run wrote something");
+
+    let wide = plan(&["train.batch_size=64"]);
+    assert!(wide["predicted_peak_bytes"].as_u64() > told["predicted_peak_bytes"].as_u64());
+    let run = place.janus(&["train", "recipe.toml", "--json"]).expect_success().json();
+    let elements: usize = tensors(&place.read(&format!("run/{WEIGHTS}"))).values().map(Tensor::elem_count).sum();
+    let told = plan(&["output.dir=other"]);
+    assert_eq!(told["trainable_parameters"].as_u64(), Some(elements as u64));
+    let predicted = told["predicted_peak_bytes"].as_f64().unwrap();
+    let ratio = run["peak_rss_bytes"].as_f64().unwrap() / predicted;
+    assert!((0.2..5.0).contains(&ratio), "peak is {ratio} times the predicted {predicted}");
+}
