@@ -84,7 +84,7 @@ fn every_fault_of_a_recipe_at_once() {
 fn rank_and_scale() {
     train_refuses(&["adapter.rank=0"], &["`adapter.rank` must be", "got `0`"]);
     train_refuses(&["adapter.rank=-4"], &["`adapter.rank` must be", "got `-4`"]);
-    train_refuses(&["adapter.rank=1.5"], &["`adapter.rank` must be"]);
+    place().refuses(&["train", "recipe.toml", "adapter.rank=1.5"], &["`adapter.rank` must be an integer"]);
     for scale in ["nan", "inf", "-inf", "0.0"] {
         train_refuses(&[&format!("adapter.scale={scale}")], &["`adapter.scale` must be", "got `"]);
         train_refuses(&[&format!("adapter.alpha={scale}")], &["`adapter.alpha` must be", "got `"]);
@@ -543,7 +543,7 @@ fn zeros(shape: &[usize]) -> Tensor {
 
 #[test]
 fn an_adapter_whose_tensors_do_not_fit() {
-    refuses_changed(&[(A, Some(zeros(&[2, 47])))], &["adapter_model.safetensors", A, "[2, 47]", "[2, 48]"]);
+    refuses_changed(&[(A, Some(zeros(&[2, 47])))], &["adapter `run`", A, "[2, 47]", "[2, 48]"]);
     refuses_changed(&[(B, Some(zeros(&[48, 3])))], &[B, "[48, 3]", "[48, 2]"]);
     refuses_changed(&[(B, None)], &[B]);
     refuses_changed(&[(A, None), (B, None)], &[A, B]);

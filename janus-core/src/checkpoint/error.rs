@@ -421,6 +421,7 @@ impl Diagnose for CheckpointError {
             CheckpointError::Index { problem: IndexProblem::MissingShard { .. }, .. } => {
                 "fetch the missing file into the same folder"
             }
+            CheckpointError::Index { .. } => "take the index from where the weights came from; shards lie beside it",
             CheckpointError::Torch { problem: TorchProblem::Global { .. } | TorchProblem::Opcode { .. }, .. } => {
                 "a weights file needs no code: do not trust this one, use a safetensors copy"
             }

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use serde_json::json;
 
+use super::arguments::read_adapter_folder;
 use super::report;
 use super::status::Terminal;
-use crate::adapter::Adapter;
 use crate::base::Base;
 use crate::error::Result;
 
@@ -33,7 +33,7 @@ impl AdapterCommand {
     pub(super) fn run(self) -> Result<()> {
         let AdapterCommand::Inspect { folder, base, json } = self;
         let base = Base::open(&base, &Terminal)?;
-        let adapter = Adapter::read(&folder, base.config(), base.checkpoint().is_tied())?;
+        let adapter = read_adapter_folder(&folder, &base, &Terminal)?;
         let mut sites = Vec::new();
         for (path, pair) in &adapter.pairs {
             let norm = |t: &candle_core::Tensor| -> Result<f32> { Ok(t.sqr()?.sum_all()?.sqrt()?.to_scalar()?) };

@@ -1,6 +1,6 @@
 //! What several commands are given in the same words.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 use clap::Args;
@@ -35,7 +35,12 @@ impl BaseArguments {
 /// Reads an adapter given as `DIR[:SCALE]` and checks that it belongs to the base.
 pub(super) fn read_adapter(text: &str, base: &Base, status: &dyn Status) -> Result<(Adapter, f64)> {
     let (folder, scale): (PathBuf, f64) = adapter::parse_argument(text)?;
-    let adapter = Adapter::read(&folder, base.config(), base.checkpoint().is_tied())?;
+    Ok((read_adapter_folder(&folder, base, status)?, scale))
+}
+
+/// Reads an adapter and checks that it belongs to the base.
+pub(super) fn read_adapter_folder(folder: &Path, base: &Base, status: &dyn Status) -> Result<Adapter> {
+    let adapter = Adapter::read(folder, base.config(), base.checkpoint().is_tied())?;
     adapter.check_base_copies(&|name| Ok(base.checkpoint().read(name, DType::F32)?))?;
     if adapter.note.as_ref().is_some_and(|note| note.base.is_some()) {
         adapter::check_fingerprint(adapter.note.as_ref(), &base.fingerprint(status)?)?;
@@ -43,7 +48,7 @@ pub(super) fn read_adapter(text: &str, base: &Base, status: &dyn Status) -> Resu
         let folder = folder.display();
         status.warn(&format!("`{folder}` does not say which base it was trained on: it is taken to be this one"));
     }
-    Ok((adapter, scale))
+    Ok(adapter)
 }
 
 /// Lets the model compute with the adapters.

@@ -270,6 +270,7 @@ command line, column 1
         [
             "`base.dtype` is one of `f32`, `bf16`",
             "[adapter] takes `method`, `rank`, `scale`, `alpha`, `dropout`, `targets`, `modules_to_save`",
+            "set `adapter.scale` to a finite number other than 0, or leave it out for its default",
             "task `understand` reads `image`, `images`, `question`, `answer`, `messages`",
             "set `train.batch_size` to an integer from 1 to 1000000, or leave it out for its default",
             "a recipe takes `base`, `adapter`, `data`, `data_limits`, `train`, `output`",

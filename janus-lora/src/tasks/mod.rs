@@ -135,14 +135,20 @@ fn within(path: &str, prefixes: &[&str]) -> bool {
 
 /// The turns of a row's `messages` column, images counted by their placeholders or all in the first user turn.
 fn turns(messages: &[crate::data::Message], images: usize) -> std::result::Result<Vec<Message>, String> {
+    let placeholders = |message: &crate::data::Message| match message.role.as_str() {
+        "user" => message.content.matches(janus_core::processing::IMAGE_PLACEHOLDER).count(),
+        _ => 0,
+    };
+    let marked: usize = messages.iter().map(placeholders).sum();
+    if marked > 0 && marked != images {
+        return Err(format!("the conversation has {marked} image placeholders, but the row has {images} images"));
+    }
     let mut turns = Vec::with_capacity(messages.len());
-    let mut open = images;
+    let mut unmarked = images - marked;
     for message in messages {
         match message.role.as_str() {
             "user" => {
-                let marked = message.content.matches(janus_core::processing::IMAGE_PLACEHOLDER).count();
-                let own = if marked > 0 { marked } else { std::mem::take(&mut open) };
-                open = open.saturating_sub(marked);
+                let own = placeholders(message) + std::mem::take(&mut unmarked);
                 turns.push(Message::user(message.content.clone(), own));
             }
             "assistant" => turns.push(Message::assistant(message.content.clone())),
