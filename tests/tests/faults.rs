@@ -190,22 +190,25 @@ fn truncated() -> Vec<u8> {
     bytes
 }
 
-/// Rows of which those from the second on are bad, and what is said of each.
-fn bad_rows() -> Vec<(Option<Vec<u8>>, Option<&'static str>, &'static str)> {
+/// An encoded picture and an answer.
+type Cells = (Option<Vec<u8>>, Option<&'static str>);
+
+/// Bad rows, and what is said of each.
+fn bad_rows() -> Vec<(Cells, &'static str)> {
     vec![
-        (None, Some("yes"), "`image` is null"),
-        (Some(truncated()), Some("yes"), "the image in `image` cannot be decoded"),
-        (Some(b"no picture".to_vec()), Some("yes"), "the image in `image` cannot be decoded"),
-        (Some(picture(1, 20_000, 1)), Some("yes"), "1x20000"),
-        (Some(png_claiming(30_000, 30_000)), Some("yes"), "30000x30000"),
-        (Some(picture(32, 32, 2)), None, "`answer` is null"),
-        (Some(picture(32, 32, 3)), Some("  "), "`answer` is empty"),
-        (Some(picture(32, 32, 4)), Some("an <image_placeholder>"), "<image_placeholder>"),
+        ((None, Some("yes")), "`image` is null"),
+        ((Some(truncated()), Some("yes")), "the image in `image` cannot be decoded"),
+        ((Some(b"no picture".to_vec()), Some("yes")), "the image in `image` cannot be decoded"),
+        ((Some(picture(1, 20_000, 1)), Some("yes")), "1x20000"),
+        ((Some(png_claiming(30_000, 30_000)), Some("yes")), "30000x30000"),
+        ((Some(picture(32, 32, 2)), None), "`answer` is null"),
+        ((Some(picture(32, 32, 3)), Some("  ")), "`answer` is empty"),
+        ((Some(picture(32, 32, 4)), Some("an <image_placeholder>")), "<image_placeholder>"),
     ]
 }
 
 /// Writes `rows.parquet` with a good row before and after these, in row groups of two.
-fn write_rows(place: &Workplace, rows: &[(Option<Vec<u8>>, Option<&str>)]) {
+fn write_rows(place: &Workplace, rows: &[Cells]) {
     let good = (Some(picture(48, 40, 9)), Some("fine"));
     let rows: Vec<_> = std::iter::once(&good).chain(rows).chain([&good]).collect();
     let pictures: Vec<_> = rows.iter().map(|(picture, _)| picture.clone()).collect();
@@ -217,8 +220,8 @@ fn write_rows(place: &Workplace, rows: &[(Option<Vec<u8>>, Option<&str>)]) {
 #[test]
 fn one_bad_row_where_none_is_allowed() {
     let place = place();
-    for (picture, answer, reason) in bad_rows() {
-        write_rows(&place, &[(picture, answer)]);
+    for (row, reason) in bad_rows() {
+        write_rows(&place, &[row]);
         let said =
             ["1 of 3 rows cannot be used", "`max_bad_rows` = 0", "row 1 of row group 0 in", "rows.parquet", reason];
         place.refuses_with_hint(&["train", "recipe.toml", "data_limits.max_bad_rows=0"], &said);
@@ -231,13 +234,13 @@ fn one_bad_row_where_none_is_allowed() {
 fn rows_left_out_are_counted_and_listed() {
     let place = place();
     let bad = bad_rows();
-    let rows: Vec<_> = bad.iter().map(|(picture, answer, _)| (picture.clone(), *answer)).collect();
+    let rows: Vec<_> = bad.iter().map(|(row, _)| row.clone()).collect();
     write_rows(&place, &rows);
     let refused = place.refuses_with_hint(
         &["train", "recipe.toml", "data_limits.max_bad_rows=7"],
         &["8 of 10 rows cannot be used", "`max_bad_rows` = 7"],
     );
-    for (_, _, reason) in &bad {
+    for (_, reason) in &bad {
         assert!(refused.stderr.contains(reason), "no `{reason}`: {}", refused.stderr);
     }
 
@@ -250,7 +253,7 @@ fn rows_left_out_are_counted_and_listed() {
     let listed = String::from_utf8(place.read("run/rejected.jsonl")).unwrap();
     let lines: Vec<Value> = listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.len(), bad.len());
-    for (number, (line, (_, _, reason))) in lines.iter().zip(&bad).enumerate() {
+    for (number, (line, (_, reason))) in lines.iter().zip(&bad).enumerate() {
         let row = number + 1;
         assert!(line["file"].as_str().unwrap().ends_with("rows.parquet"), "{line}");
         assert_eq!((line["row_group"].as_u64(), line["row"].as_u64()), (Some(row as u64 / 2), Some(row as u64 % 2)));
