@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use janus_core::output::require_new_folder;
 use serde_json::json;
 
 use super::report;
@@ -39,6 +40,10 @@ pub(super) fn load(path: &std::path::Path, overrides: &[String]) -> Result<Recip
 impl Train {
     pub(super) fn run(self) -> Result<()> {
         let recipe = load(&self.recipe, &self.overrides)?;
+        if !self.dry_run {
+            // Told at once, not after all rows were looked through.
+            require_new_folder(&recipe.output.dir)?;
+        }
         let prepared = run::prepare(recipe, &Terminal)?;
         if self.dry_run {
             if self.json {
