@@ -65,19 +65,18 @@ pub(super) fn bytes(value: u64) -> String {
     }
 }
 
-/// A table with a line of headings, columns wide enough for their contents.
+/// A table with a line of headings, columns wide enough for their contents; columns of numbers stand to the right.
 pub(super) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
-    let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
-        cells.chain([headings[column].chars().count()]).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..headings.len()).map(width).collect();
+    let cells = |column: usize| rows.iter().filter_map(move |row| row.get(column)).map(String::as_str);
+    let width =
+        |column: usize| cells(column).chain([headings[column]]).map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let is_number = |cell: &str| cell.is_empty() || cell.parse::<f64>().is_ok();
+    let columns: Vec<(usize, bool)> = (0..headings.len()).map(|i| (width(i), cells(i).all(is_number))).collect();
     let line = |cells: Vec<&str>| {
-        let padded: Vec<String> = cells
-            .iter()
-            .enumerate()
-            .map(|(i, cell)| if i == 0 { format!("{cell:<0$}", widths[i]) } else { format!("{cell:>0$}", widths[i]) })
-            .collect();
+        let pad = |(cell, (width, numbers)): (&&str, &(usize, bool))| {
+            if *numbers { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+        };
+        let padded: Vec<String> = cells.iter().zip(&columns).map(pad).collect();
         padded.join("  ").trim_end().to_owned()
     };
     let mut lines = vec![line(headings.to_vec())];

@@ -165,6 +165,8 @@ impl Diagnose for DataError {
     fn hints(&self) -> Vec<String> {
         match self {
             DataError::NotFound { .. } | DataError::NoMatch { .. } => vec![
+                "a recipe's opening comment says where its data is to be had; `data.0.train=...` names another place"
+                    .into(),
                 "paths in a recipe are relative to the recipe's folder, on the command line to the current folder"
                     .into(),
             ],
