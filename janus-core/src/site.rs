@@ -233,6 +233,7 @@ impl Projection {
     }
 
     /// Linear: `x: [.., input]` to `[.., output]`. Convolution: `[batch, input, h, w]` to `[batch, output, h', w']`.
+    /// Embedding: ids (u32, any shape) to their rows, `[.., output]`.
     ///
     /// # Errors
     /// Shapes that do not fit.
@@ -241,14 +242,6 @@ impl Projection {
             Some(correction) => correction.apply(pass, x, &BaseView(self)),
             None => self.base(x, self.bias.as_deref()),
         }
-    }
-
-    /// Embedding: rows of the table for `ids` (u32, any shape), `[.., output]`.
-    ///
-    /// # Errors
-    /// An id beyond the table.
-    pub(crate) fn lookup(&self, pass: &Pass, ids: &Tensor) -> Result<Tensor> {
-        self.forward(pass, ids)
     }
 
     fn base(&self, x: &Tensor, bias: Option<&Parameter>) -> Result<Tensor> {

@@ -1,5 +1,6 @@
 //! A table of files, and one pass over it that tells good rows from bad ones.
 
+use janus_core::processing::{MAX_ASPECT_RATIO, MAX_PIXELS};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,12 +16,6 @@ use super::schema::ColumnRequest;
 /// Tables of at most so many rows have every image decoded by the scan, so that damaged pixels are known before the
 /// first step; beyond it, only headers are read.
 pub const FULL_DECODE_ROWS: u64 = 10_000;
-
-/// Most pixels of an image.
-pub const MAX_PIXELS: u64 = 64_000_000;
-
-/// Most times that one side of an image may be as long as the other.
-pub const MAX_ASPECT: u64 = 100;
 
 /// Most rows of a [`Block`].
 pub const BLOCK_ROWS: usize = 1024;
@@ -209,7 +204,7 @@ fn check_image(bytes: &[u8], column: &str, checks: ImageChecks, decode: bool) ->
     if short == 0 {
         return Err(undecodable(format!("it has {width} x {height} pixels")));
     }
-    if long > MAX_ASPECT * short {
+    if long > u64::from(MAX_ASPECT_RATIO) * short {
         return Err(RowFault::TooElongated { column: column.into(), width, height });
     }
     if long * short > MAX_PIXELS {

@@ -109,7 +109,7 @@ impl Decoder {
             .into());
         }
         let ids = Tensor::from_slice(ids, (batch, sequence), &candle_core::Device::Cpu)?;
-        self.embed_tokens.lookup(pass, &ids)
+        self.embed_tokens.forward(pass, &ids)
     }
 
     /// The blocks, in order.

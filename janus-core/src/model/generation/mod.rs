@@ -50,7 +50,7 @@ impl Generation {
             .into());
         }
         let codes = Tensor::from_slice(codes, (batch, length), &candle_core::Device::Cpu)?;
-        self.generation_aligner.forward(pass, &self.generation_embeddings.lookup(pass, &codes)?)
+        self.generation_aligner.forward(pass, &self.generation_embeddings.forward(pass, &codes)?)
     }
 
     /// Logits over codes of normed hidden states: `[.., hidden]` to `[.., codes]`.
