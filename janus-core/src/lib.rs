@@ -16,6 +16,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod error;
 pub mod hub;
+mod kernel;
 pub mod model;
 pub mod noise;
 pub mod ops;
