@@ -15,7 +15,7 @@ use crate::checkpoint::expected_tensors;
 use crate::config::JanusConfig;
 use crate::error::{ModelError, Result};
 use crate::noise;
-use crate::ops;
+use crate::ops::{self, HeadLoss};
 use crate::parameter::Parameter;
 use crate::pass::{Part, Pass};
 
@@ -242,6 +242,21 @@ impl Projection {
             Some(correction) => correction.apply(pass, x, &BaseView(self)),
             None => self.base(x, self.bias.as_deref()),
         }
+    }
+
+    /// Cross-entropy of a head's logits against labels, summed: `x: [rows, input]`, one label a row.
+    ///
+    /// Where the head is frozen and nothing corrects it, its logits are never held whole.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or a label beyond the outputs.
+    pub(crate) fn loss(&self, pass: &Pass, x: &Tensor, labels: &[u32]) -> Result<HeadLoss> {
+        let (weight, bias) = (self.weight.value(), self.bias.as_ref().map(|bias| bias.value()));
+        let trainable = weight.track_op() || bias.as_ref().is_some_and(Tensor::track_op);
+        if trainable || self.correction().is_some() {
+            return Ok(HeadLoss::of_logits(&self.forward(pass, x)?, labels)?);
+        }
+        Ok(ops::head_loss(x, &weight, bias.as_ref(), labels)?)
     }
 
     fn base(&self, x: &Tensor, bias: Option<&Parameter>) -> Result<Tensor> {

@@ -97,7 +97,7 @@ impl CustomOp1 for FrozenLinear {
         let mut dx = vec![0f32; rows * input];
         values::with_values(gradient, |dy| {
             with_weight(&self.weight, |weight| {
-                backward(dy, weight, rows, input, out, &mut dx);
+                backward(dy, weight, rows, input, out, &mut dx, false);
                 Ok(())
             })
         })?;
@@ -106,12 +106,33 @@ impl CustomOp1 for FrozenLinear {
 }
 
 /// A weight's values as they are stored, row-major.
-enum Weight<'a> {
+#[derive(Clone, Copy)]
+pub(crate) enum Weight<'a> {
     F32(&'a [f32]),
     BF16(&'a [bf16]),
 }
 
-fn with_weight<T>(weight: &Tensor, f: impl FnOnce(Weight<'_>) -> Result<T>) -> Result<T> {
+impl<'a> Weight<'a> {
+    /// `count` rows of `width` values from row `first` on.
+    pub(crate) fn rows(self, first: usize, count: usize, width: usize) -> Weight<'a> {
+        let range = first * width..(first + count) * width;
+        match self {
+            Weight::F32(values) => Weight::F32(&values[range]),
+            Weight::BF16(values) => Weight::BF16(&values[range]),
+        }
+    }
+
+    /// Takes row `row` off `target`, which is as wide as the weight.
+    pub(crate) fn subtract_row(self, row: usize, target: &mut [f32]) {
+        match self.rows(row, 1, target.len()) {
+            Weight::F32(values) => target.iter_mut().zip(values).for_each(|(t, w)| *t -= w),
+            Weight::BF16(values) => target.iter_mut().zip(values).for_each(|(t, w)| *t -= w.to_f32()),
+        }
+    }
+}
+
+/// Calls `f` with a weight's values, which must lie on the processor.
+pub(crate) fn with_weight<T>(weight: &Tensor, f: impl FnOnce(Weight<'_>) -> Result<T>) -> Result<T> {
     let weight = weight.contiguous()?;
     let (storage, layout) = weight.storage_and_layout();
     let Some((start, end)) = layout.contiguous_offsets() else { bail!("weight is not contiguous") };
@@ -123,7 +144,8 @@ fn with_weight<T>(weight: &Tensor, f: impl FnOnce(Weight<'_>) -> Result<T>) -> R
     }
 }
 
-fn forward(x: &[f32], weight: Weight<'_>, rows: usize, input: usize, out: usize, y: &mut [f32]) {
+/// `y = x·Wᵀ` of `rows` rows: `x: [rows, input]`, `W: [out, input]`, `y: [rows, out]`.
+pub(crate) fn forward(x: &[f32], weight: Weight<'_>, rows: usize, input: usize, out: usize, y: &mut [f32]) {
     match weight {
         Weight::F32(w) => {
             multiply(
@@ -149,10 +171,19 @@ fn forward(x: &[f32], weight: Weight<'_>, rows: usize, input: usize, out: usize,
     }
 }
 
-fn backward(dy: &[f32], weight: Weight<'_>, rows: usize, input: usize, out: usize, dx: &mut [f32]) {
+/// `dx = dy·W`, or added to `dx`: `dy: [rows, out]`, `W: [out, input]`, `dx: [rows, input]`.
+pub(crate) fn backward(
+    dy: &[f32],
+    weight: Weight<'_>,
+    rows: usize,
+    input: usize,
+    out: usize,
+    dx: &mut [f32],
+    add: bool,
+) {
     match weight {
         Weight::F32(w) => {
-            multiply(Matrix::new(dy, rows, out, out), Matrix::new(w, out, input, input), 1.0, dx, input, false, true);
+            multiply(Matrix::new(dy, rows, out, out), Matrix::new(w, out, input, input), 1.0, dx, input, add, true);
         }
         Weight::BF16(w) => {
             let mut panel = vec![0f32; PANEL_ROWS.min(out) * input];
@@ -160,7 +191,7 @@ fn backward(dy: &[f32], weight: Weight<'_>, rows: usize, input: usize, out: usiz
                 let count = PANEL_ROWS.min(out - start);
                 values::widen(&w[start * input..(start + count) * input], &mut panel[..count * input]);
                 let left = Matrix::new(&dy[start..], rows, count, out);
-                multiply(left, Matrix::new(&panel, count, input, input), 1.0, dx, input, start > 0, true);
+                multiply(left, Matrix::new(&panel, count, input, input), 1.0, dx, input, add || start > 0, true);
             }
         }
     }

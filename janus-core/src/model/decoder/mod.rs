@@ -15,7 +15,7 @@ use super::loader::Loader;
 use super::norm::RmsNorm;
 use crate::config::TextConfig;
 use crate::error::{ModelError, Result};
-use crate::ops::AttentionMask;
+use crate::ops::{AttentionMask, HeadLoss};
 use crate::ops::rotary::Rotary;
 use crate::pass::Pass;
 use crate::site::Projection;
@@ -48,7 +48,19 @@ impl Placement {
             }
         }
         let keys = if mask.iter().all(|m| *m) { None } else { Some(mask.into()) };
-        Self { positions, mask: AttentionMask { causal: true, keys } }
+        Self { positions, mask: AttentionMask { keys, ..AttentionMask::causal() } }
+    }
+
+    /// Rows of these lengths one behind the other as the only row of a batch, `[1, Σ lengths]`: positions begin anew with
+    /// each, and none sees another.
+    pub fn packed(lengths: &[usize]) -> Self {
+        let positions = lengths.iter().flat_map(|length| (0..*length).map(|p| p as u32)).collect();
+        let ends = lengths.iter().scan(0, |end, length| {
+            *end += length;
+            Some(*end)
+        });
+        let segments = if lengths.len() > 1 { Some(std::iter::once(0).chain(ends).collect()) } else { None };
+        Self { positions, mask: AttentionMask { segments, ..AttentionMask::causal() } }
     }
 
     /// The last `length` tokens of each row of `mask`, which covers what a cache holds and them.
@@ -165,8 +177,20 @@ impl Decoder {
     /// # Errors
     /// The text head was not loaded.
     pub fn text_logits(&self, pass: &Pass, hidden: &Tensor) -> Result<Tensor> {
-        let head = self.lm_head.as_ref().ok_or(ModelError::NotLoaded { part: "text head" })?;
-        head.forward(pass, hidden)
+        self.text_head()?.forward(pass, hidden)
+    }
+
+    /// Summed loss of normed hidden states `[rows, hidden]` against one label each, without holding all logits where the
+    /// text head is frozen.
+    ///
+    /// # Errors
+    /// The text head was not loaded, or a label beyond the vocabulary.
+    pub fn text_loss(&self, pass: &Pass, hidden: &Tensor, labels: &[u32]) -> Result<HeadLoss> {
+        self.text_head()?.loss(pass, hidden, labels)
+    }
+
+    fn text_head(&self) -> Result<&Projection> {
+        Ok(self.lm_head.as_ref().ok_or(ModelError::NotLoaded { part: "text head" })?)
     }
 
     /// An empty cache for up to `capacity` tokens a row; it grows beyond if need be.
