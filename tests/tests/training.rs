@@ -143,7 +143,7 @@ impl Correction for Cut {
 fn coverage(place: &Workplace, overrides: &[&str], cut: Option<&str>) -> (BTreeSet<String>, Option<String>) {
     let prepared = prepare(load(place, overrides), &Silent).unwrap();
     let (recipe, base) = (&prepared.recipe, &prepared.base);
-    let model: Janus = base.model(DType::F32, parts(&prepared.tables), &Silent).unwrap();
+    let model: Janus = base.model(DType::F32, &Device::Cpu, parts(&prepared.tables), &Silent).unwrap();
     let read = |name: &str| Ok(base.checkpoint().read(name, DType::F32)?);
     let spec = prepared.plan.adapter_spec(recipe, base);
     let adapter = Adapter::new(base.config(), base.checkpoint().is_tied(), &spec, 1, &read).unwrap();
