@@ -34,8 +34,8 @@ pub(super) fn set_up(asked: Option<usize>) -> Result<()> {
         // `main`, before the first thread of the process is started, as `cli::main` asks of its caller.
         unsafe { std::env::set_var(name, value) };
     }
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    pool.map_err(|e| Error::Usage {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("janus-{i}"));
+    pool.build_global().map_err(|e| Error::Usage {
         message: format!("cannot start {threads} threads: {e}"),
         hint: "give fewer with `--threads`".into(),
     })
