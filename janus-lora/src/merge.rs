@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use janus_core::checkpoint::{EMBED_TOKENS, LM_HEAD, WriteOptions, write_checkpoint};
 use janus_core::config::Layout;
 use janus_core::noise;
@@ -51,7 +51,8 @@ pub struct MergeReport {
     pub compared_in: String,
 }
 
-/// Folds adapters, each with a factor on its scale, into `base` and writes the result to `out`.
+/// Folds adapters, each with a factor on its scale, into `base` and writes the result to `out`. The comparison
+/// runs on `device`.
 ///
 /// # Errors
 /// An output folder that is not empty, adapters that do not fit, or what reading and writing report.
@@ -59,6 +60,7 @@ pub fn merge(
     base: &Base,
     adapters: &[(Adapter, f64)],
     options: MergeOptions,
+    device: &Device,
     out: &Path,
     status: &dyn Status,
 ) -> Result<MergeReport> {
@@ -102,14 +104,14 @@ pub fn merge(
     let parameters: u64 = checkpoint.tensors().map(|t| t.shape.iter().product::<usize>() as u64).sum();
     let dtype = if parameters <= MAX_CHECK_PARAMETERS { DType::F32 } else { DType::BF16 };
     let attached = {
-        let model = base.model(dtype, CHECK_PARTS, status)?;
+        let model = base.model(dtype, device, CHECK_PARTS, status)?;
         let adapters: Vec<(&Adapter, f64)> = adapters.iter().map(|(adapter, scale)| (adapter, *scale)).collect();
         adapter::attach(&model, &adapters)?;
         check_logits(base, &model)?
     };
     let merged = {
         let merged = Base::open_folder(base.name(), staged.path())?;
-        check_logits(&merged, &merged.model(dtype, CHECK_PARTS, status)?)?
+        check_logits(&merged, &merged.model(dtype, device, CHECK_PARTS, status)?)?
     };
     let mut largest = 0f32;
     for (a, b) in attached.iter().zip(&merged) {

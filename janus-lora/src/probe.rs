@@ -250,7 +250,7 @@ fn unsigned(tensor: &'static str, values: &[i64], width: usize) -> Result<Vec<u3
     values.iter().enumerate().map(value).collect()
 }
 
-/// Runs the pass. With `trainables`, also the gradients of the loss, as `grad.` and the adapter tensor's name.
+/// Runs the pass; what comes out lies on the processor. With `trainables`, also the gradients of the loss, as `grad.` and the adapter tensor's name.
 ///
 /// # Errors
 /// Inputs that do not fit the model.
@@ -318,7 +318,8 @@ pub fn probe(
             }
         }
     }
-    out.into_iter().map(|(name, tensor)| Ok((name, tensor.detach().to_dtype(DType::F32)?.contiguous()?))).collect()
+    let written = |tensor: Tensor| tensor.detach().to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous();
+    out.into_iter().map(|(name, tensor)| Ok((name, written(tensor)?))).collect()
 }
 
 /// Each row's ids without its padding.

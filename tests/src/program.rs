@@ -67,18 +67,28 @@ impl Done {
     }
 }
 
-/// Runs the program with `arguments` in `folder`, with a cache of its own there and no hub.
+/// The program with `arguments` in `folder`, with a cache of its own there and no hub.
+pub fn command(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program());
+    command.args(arguments).current_dir(folder);
+    command.env("JANUS_CACHE", folder.join("cache")).env("HF_HUB_OFFLINE", "1");
+    command
+}
+
+/// Runs [`command`].
 ///
 /// # Panics
 /// It cannot be started.
 pub fn janus(folder: &Path, arguments: &[&str]) -> Done {
-    let output: Output = Command::new(program())
-        .args(arguments)
-        .current_dir(folder)
-        .env("JANUS_CACHE", folder.join("cache"))
-        .env("HF_HUB_OFFLINE", "1")
-        .output()
-        .unwrap_or_else(|e| panic!("{e}"));
+    run(command(folder, arguments))
+}
+
+/// Runs the program and waits for its end.
+///
+/// # Panics
+/// It cannot be started.
+pub fn run(mut command: Command) -> Done {
+    let output: Output = command.output().unwrap_or_else(|e| panic!("{e}"));
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     Done { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }

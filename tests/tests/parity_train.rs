@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use janus_core::ops::with_composed;
 use janus_lora::adapter::Adapter;
 use janus_lora::recipe::{Accumulation, Schedule};
 use janus_lora::tasks::{Batch, CodeBatch, TextBatch};
@@ -162,4 +163,13 @@ runs! {
     accumulate_tokens = "accumulate-tokens",
     accumulate_mean = "accumulate-mean",
     other_settings = "other-settings",
+}
+
+/// One run of each task with every operation composed as on a GPU.
+#[test]
+fn composed_operations_train_the_same() {
+    let Some(folder) = fixtures() else { return };
+    for name in ["understanding-cosine", "generation-cosine"] {
+        with_composed(|| replay(&folder, name));
+    }
 }

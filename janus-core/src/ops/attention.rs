@@ -11,6 +11,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::composed::is_composed;
 use super::matmul::{Matrix, multiply};
 use super::values;
 
@@ -66,7 +67,7 @@ impl AttentionMask {
 /// Shapes that do not fit.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: &AttentionMask) -> Result<Tensor> {
     let shape = AttentionShape::of(q.dims(), k.dims(), v.dims(), mask)?;
-    if !q.device().is_cpu() {
+    if is_composed(q.device()) {
         return composed(q, k, v, mask, &shape);
     }
     let operation = Attention { mask: mask.clone() };

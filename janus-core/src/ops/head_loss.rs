@@ -3,6 +3,7 @@
 use candle_core::{D, DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
+use super::composed::is_composed;
 use super::linear;
 use super::{cross_entropy, values};
 
@@ -59,10 +60,10 @@ pub fn head_loss(hidden: &Tensor, weight: &Tensor, bias: Option<&Tensor>, labels
         bail!("label {label} is outside {classes} classes");
     }
     let (detached, weight, bias) = (hidden.detach(), weight.detach(), bias.map(Tensor::detach));
-    let parts = if hidden.device().is_cpu() {
-        panels(&detached, &weight, bias.as_ref(), labels, hidden.track_op())?
-    } else {
+    let parts = if is_composed(hidden.device()) {
         composed(&detached, &weight, bias.as_ref(), labels, hidden.track_op())?
+    } else {
+        panels(&detached, &weight, bias.as_ref(), labels, hidden.track_op())?
     };
     let sum = Tensor::new(parts.sum as f32, hidden.device())?;
     let sum = match parts.gradient {

@@ -7,8 +7,9 @@ use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Storage, 
 use half::bf16;
 use rayon::prelude::*;
 
+use super::composed::is_composed;
 use super::matmul::{Matrix, multiply};
-use super::values;
+use super::{input_gradient, values};
 
 /// Rows of a bf16 weight that are widened at a time; 1024 rows of 2048 are 8 MiB, which stays in the outer caches.
 const PANEL_ROWS: usize = 1024;
@@ -25,23 +26,33 @@ const FEW_ROWS: usize = 4;
 pub fn frozen_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let weight = weight.detach();
     let bias = bias.map(Tensor::detach);
-    if !x.device().is_cpu() {
-        return linear(x, &weight, bias.as_ref());
+    if is_composed(x.device()) {
+        return composed(x, &weight, bias.as_ref(), input_gradient::product);
     }
     let operation = FrozenLinear { weight, bias };
     if x.track_op() { x.apply_op1(operation) } else { x.apply_op1_no_bwd(&operation) }
 }
 
-/// The same product by candle's operations, with gradients for all three: for trainable weights and other devices.
+/// The same product by candle's operations, with gradients for all three: for trainable weights.
 ///
 /// # Errors
 /// Shapes that do not fit.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    composed(x, weight, bias, |x, weight| x.matmul(&weight.t()?))
+}
+
+/// `x·Wᵀ + b` for a `product` of `[rows, in]` and `[out, in]`.
+fn composed(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    product: impl FnOnce(&Tensor, &Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
     let (out, input) = weight.dims2()?;
     let mut dims = x.dims().to_vec();
     let rows = x.elem_count() / input.max(1);
     let weight = weight.to_dtype(x.dtype())?;
-    let y = x.reshape((rows, input))?.matmul(&weight.t()?)?;
+    let y = product(&x.reshape((rows, input))?, &weight)?;
     let y = match bias {
         Some(bias) => y.broadcast_add(&bias.to_dtype(x.dtype())?)?,
         None => y,

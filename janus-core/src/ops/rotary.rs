@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::composed::is_composed;
 use super::values;
 
 /// Cosines and sines for the positions of one batch, computed once and shared by all layers.
@@ -40,7 +41,7 @@ impl Rotary {
     /// # Errors
     /// Shapes that do not fit the tables.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        if !x.device().is_cpu() {
+        if is_composed(x.device()) {
             return self.composed(x);
         }
         let operation = Rotate { tables: self.clone(), inverse: false };

@@ -7,6 +7,8 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
+use super::composed::require_fast;
+
 /// Elements per parallel piece: below this the pool costs more than it gives.
 const CHUNK: usize = 1 << 15;
 
@@ -33,6 +35,7 @@ pub(crate) fn narrow(source: &[f32]) -> Vec<bf16> {
 
 /// The values of a storage in row-major order as f32; borrowed where they already are that.
 pub(crate) fn read<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Cow<'a, [f32]>> {
+    require_fast()?;
     Ok(match (storage, layout.contiguous_offsets()) {
         (CpuStorage::F32(values), Some((start, end))) => Cow::Borrowed(&values[start..end]),
         (CpuStorage::F32(values), None) => {

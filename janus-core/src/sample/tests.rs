@@ -6,6 +6,7 @@ use super::*;
 use crate::error::Error;
 use crate::model::Janus;
 use crate::model::decoder::Placement;
+use crate::ops::with_composed;
 use crate::pass::Pass;
 use crate::testing::tiny;
 
@@ -181,6 +182,18 @@ fn the_same_seed_draws_the_same_codes() {
     let model = tiny();
     assert_eq!(codes(&model, &UNCONDITIONAL, 3.0, 1.0, 8), codes(&model, &UNCONDITIONAL, 3.0, 1.0, 8));
     assert_ne!(codes(&model, &UNCONDITIONAL, 3.0, 1.0, 8), codes(&model, &UNCONDITIONAL, 3.0, 1.0, 9));
+}
+
+#[test]
+fn a_composed_pass_draws_the_same_tokens_and_codes() {
+    let model = tiny();
+    for temperature in [0.0, 1.0] {
+        let options = TextOptions { temperature, seed: 2, ..text_options() };
+        let text = || answers(&model, &PROMPTS, &MASK, &options).0;
+        assert_eq!(with_composed(text), text());
+        let image = || codes(&model, &UNCONDITIONAL, 3.0, temperature, 8);
+        assert_eq!(with_composed(image), image());
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod probe;
 mod recipe;
 mod report;
 mod status;
+mod threads;
 mod train;
 mod understand;
 
@@ -26,6 +27,9 @@ use crate::error::Result;
 #[derive(Debug, Parser)]
 #[command(name = "janus", version, about, max_term_width = 110, propagate_version = true)]
 struct Arguments {
+    /// Threads to compute with [default: `JANUS_THREADS`, else one per physical core]
+    #[arg(long, global = true, value_name = "N", value_parser = threads::parse)]
+    threads: Option<usize>,
     #[command(subcommand)]
     command: Command,
 }
@@ -70,10 +74,16 @@ impl Command {
 }
 
 /// Runs the program on the process's arguments.
+///
+/// It makes the process's pool of threads and changes its environment: call it first of all in `main`, while the process
+/// has one thread.
 pub fn main() -> ExitCode {
     report::tell_panics_as_errors();
-    let arguments = Arguments::parse();
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| arguments.command.run())) {
+    let Arguments { threads, command } = Arguments::parse();
+    if let Err(error) = threads::set_up(threads) {
+        return report::failure(&error);
+    }
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| command.run())) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => report::failure(&error),
         Err(_) => ExitCode::from(report::INTERNAL),

@@ -120,6 +120,7 @@ impl Decoder {
             }
             .into());
         }
+        // The site looks ids up by their values: they stay on the processor wherever the table lies.
         let ids = Tensor::from_slice(ids, (batch, sequence), &candle_core::Device::Cpu)?;
         self.embed_tokens.forward(pass, &ids)
     }

@@ -1,5 +1,6 @@
 //! Tests of the seam: projections of each kind by themselves, then all sites of a small model.
 
+mod composed;
 mod corrections;
 mod dropout;
 mod gradients;
