@@ -21,6 +21,7 @@
 //! here. A program that wants one pool sets `CANDLE_NUM_THREADS=1` before its first tensor operation, and
 //! `RAYON_NUM_THREADS` to the size of its own pool, as the `janus` binary does for `--threads`.
 
+mod block;
 pub mod checkpoint;
 pub mod config;
 pub mod device;

@@ -122,11 +122,12 @@ impl LowRank {
     }
 }
 
-/// A change to what one site computes.
+/// A change to what one site computes: low-rank terms and nothing else, or whatever [`Correction::apply`] does.
 pub trait Correction: Debug + Send + Sync {
-    /// Low-rank terms; a correction that is nothing else needs no other method.
-    fn terms(&self) -> &[LowRank] {
-        &[]
+    /// The low-rank terms that are the whole correction. Where there are some, the core computes them together with the
+    /// frozen product and never calls [`Correction::apply`].
+    fn terms(&self) -> Option<&[LowRank]> {
+        None
     }
 
     /// The corrected output for `x`, of the shape and type of [`BaseView::forward`].
@@ -134,7 +135,7 @@ pub trait Correction: Debug + Send + Sync {
     /// # Errors
     /// Whatever the computation reports.
     fn apply(&self, pass: &Pass, x: &Tensor, base: &BaseView<'_>) -> Result<Tensor> {
-        base.forward_with(pass, x, self.terms())
+        base.forward_with(pass, x, self.terms().unwrap_or_default())
     }
 
     /// The weight that computes the same without the correction, summed in f32; `weight` is f32 in its own shape.
@@ -143,7 +144,7 @@ pub trait Correction: Debug + Send + Sync {
     /// Whatever the computation reports.
     fn fold(&self, site: &Site, weight: Tensor) -> Result<Tensor> {
         let mut weight = weight;
-        for term in self.terms() {
+        for term in self.terms().unwrap_or_default() {
             weight = (weight + term.weight_shift(site)?)?;
         }
         Ok(weight)
@@ -232,6 +233,32 @@ impl Projection {
         self.slot.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The weight.
+    pub(crate) fn weight(&self) -> &Parameter {
+        &self.weight
+    }
+
+    /// The bias, if the map has one.
+    pub(crate) fn bias(&self) -> Option<&Parameter> {
+        self.bias.as_deref()
+    }
+
+    /// The site's low-rank terms for all tokens, each with the key of its dropout in training; `None` where the site's
+    /// correction is more than that.
+    pub(crate) fn fusable_terms(&self, pass: &Pass) -> Option<Vec<(LowRank, Option<u64>)>> {
+        let Some(correction) = self.correction() else { return Some(Vec::new()) };
+        let terms = correction.terms()?;
+        if terms.iter().any(|term| term.request.is_some()) {
+            return None;
+        }
+        Some(terms.iter().enumerate().map(|(number, term)| (term.clone(), self.dropout_key(pass, number))).collect())
+    }
+
+    /// What names the noise of one term's dropout; absent outside training.
+    fn dropout_key(&self, pass: &Pass, number: usize) -> Option<u64> {
+        pass.train.then(|| noise::combine(pass.noise.at(&self.site.path), number as u64))
+    }
+
     /// Linear: `x: [.., input]` to `[.., output]`. Convolution: `[batch, input, h, w]` to `[batch, output, h', w']`.
     /// Embedding: ids (u32, any shape) to their rows, `[.., output]`.
     ///
@@ -239,7 +266,10 @@ impl Projection {
     /// Shapes that do not fit.
     pub(crate) fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
         match self.correction() {
-            Some(correction) => correction.apply(pass, x, &BaseView(self)),
+            Some(correction) => match correction.terms() {
+                Some(terms) => BaseView(self).forward_with(pass, x, terms),
+                None => correction.apply(pass, x, &BaseView(self)),
+            },
             None => self.base(x, self.bias.as_deref()),
         }
     }
@@ -289,11 +319,10 @@ impl Projection {
     /// no number, can reach the rows of others.
     fn term(&self, pass: &Pass, x: &Tensor, number: usize, term: &LowRank) -> Result<Option<Tensor>> {
         let dropped = |x: Tensor| -> Result<Tensor> {
-            if !pass.train {
-                return Ok(x);
+            match self.dropout_key(pass, number) {
+                Some(key) => Ok(ops::dropout(&x, term.dropout, key)?),
+                None => Ok(x),
             }
-            let key = noise::combine(pass.noise.at(&self.site.path), number as u64);
-            Ok(ops::dropout(&x, term.dropout, key)?)
         };
         let (hidden, own, mut dims) = match self.site.kind {
             SiteKind::Linear => {

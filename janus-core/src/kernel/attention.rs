@@ -68,6 +68,40 @@ fn blocks(count: usize) -> impl Iterator<Item = Range<usize>> {
     (0..count).step_by(BLOCK).map(move |start| start..(start + BLOCK).min(count))
 }
 
+/// Keys and values, by token or by head.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct KeyValues<'a, E> {
+    keys: Rows<'a, E>,
+    values: Rows<'a, E>,
+    /// Tokens that a head of a batch row has room for, where rows are `[batch, kv_heads, capacity]`.
+    capacity: Option<usize>,
+}
+
+impl<'a, E: Element> KeyValues<'a, E> {
+    /// `[tokens, kv_heads · head_dim]` each.
+    pub(crate) fn of(keys: Rows<'a, E>, values: Rows<'a, E>) -> Self {
+        Self { keys, values, capacity: None }
+    }
+
+    /// `[batch · kv_heads · capacity, head_dim]` each; a segment's keys begin at a multiple of the capacity.
+    pub(crate) fn head_major(keys: Rows<'a, E>, values: Rows<'a, E>, capacity: usize) -> Self {
+        Self { keys, values, capacity: Some(capacity) }
+    }
+
+    /// Keys and values of one head for a range of tokens.
+    fn part(&self, heads: &Heads, kv_head: usize, tokens: Range<usize>) -> (Rows<'a, E>, Rows<'a, E>) {
+        let (rows, columns) = match self.capacity {
+            None => (tokens, heads.columns(kv_head)),
+            Some(capacity) => {
+                let row = tokens.start / capacity.max(1);
+                let first = (row * heads.kv_heads + kv_head) * capacity + (tokens.start - row * capacity);
+                (first..first + tokens.len(), 0..heads.head_dim)
+            }
+        };
+        (self.keys.part(rows.clone(), columns.clone()), self.values.part(rows, columns))
+    }
+}
+
 /// What the forward leaves: the output `[tokens, heads · head_dim]`, and each query's log-partition, `[heads, tokens]`.
 #[derive(Debug)]
 pub(crate) struct Attended<E> {
@@ -75,11 +109,10 @@ pub(crate) struct Attended<E> {
     pub(crate) log_partitions: Vec<f32>,
 }
 
-/// `softmax(q·kᵀ / sqrt(head_dim) + mask)·v` of `q: [tokens, heads · head_dim]`, `k` and `v`: `[keys, kv_heads · head_dim]`.
+/// `softmax(q·kᵀ / sqrt(head_dim) + mask)·v` of `q: [tokens, heads · head_dim]`.
 pub(crate) fn forward<E: Element>(
     q: Rows<'_, E>,
-    k: Rows<'_, E>,
-    v: Rows<'_, E>,
+    all: KeyValues<'_, E>,
     heads: &Heads,
     segments: &[Segment],
 ) -> Attended<E> {
@@ -91,14 +124,14 @@ pub(crate) fn forward<E: Element>(
     let pieces: Vec<(Vec<E>, Vec<f32>)> = items
         .par_iter()
         .map_init(Vec::new, |scores: &mut Vec<f32>, (segment, head, block)| {
-            let columns = heads.columns(heads.kv_head(*head));
             let reach = segment.reach(heads.causal, block);
             let keys = segment.keys.start..segment.keys.start + reach;
+            let (keys, values) = all.part(heads, heads.kv_head(*head), keys);
             let rows = segment.queries.start + block.start..segment.queries.start + block.end;
             scores.resize(scores.len().max(block.len() * reach), 0.0);
             let scores = &mut scores[..block.len() * reach];
             let finish = Finish { factor: heads.scale(), ..Finish::default() };
-            let product = Term::transposed(q.part(rows, heads.columns(*head)), k.part(keys.clone(), columns.clone()));
+            let product = Term::transposed(q.part(rows, heads.columns(*head)), keys);
             product_alone(&[product], finish, scores, reach);
             let mut probabilities = vec![E::default(); scores.len()];
             let mut partitions = Vec::with_capacity(block.len());
@@ -110,7 +143,7 @@ pub(crate) fn forward<E: Element>(
             }
             let mut out = vec![E::default(); block.len() * heads.head_dim];
             let probabilities = Rows::dense(&probabilities, block.len(), reach);
-            let product = Term::plain(probabilities, v.part(keys, columns));
+            let product = Term::plain(probabilities, values);
             product_alone(&[product], Finish::default(), &mut out, heads.head_dim);
             (out, partitions)
         })
@@ -156,7 +189,8 @@ pub(crate) fn backward<E: Element>(
                     };
                     let (q, d_out) = (rows(q), rows(d_out));
                     let count = segment.queries.len();
-                    let partitions = &attended.log_partitions[head * attended.out.rows() + segment.queries.start..][..count];
+                    let partitions =
+                        &attended.log_partitions[head * attended.out.rows() + segment.queries.start..][..count];
                     let out = attended.out.view().part(segment.queries.clone(), heads.columns(head));
                     let head = Head {
                         q: Rows::dense(&q, count, heads.head_dim),
@@ -165,7 +199,9 @@ pub(crate) fn backward<E: Element>(
                         values,
                         turned_keys: &turned_keys,
                         partitions,
-                        deltas: (0..count).map(|i| dot(out.row(i), &d_out[i * heads.head_dim..][..heads.head_dim])).collect(),
+                        deltas: (0..count)
+                            .map(|i| dot(out.row(i), &d_out[i * heads.head_dim..][..heads.head_dim]))
+                            .collect(),
                     };
                     head.gradients(heads, segment, buffers, &mut dk, &mut dv)
                 })
@@ -361,12 +397,7 @@ mod tests {
 
     /// Output and gradients of `Σ out·d_out` by the definition, in f64.
     #[allow(clippy::type_complexity)]
-    fn truth(
-        [q, k, v]: [&[f32]; 3],
-        d_out: &[f32],
-        heads: &Heads,
-        segments: &[Segment],
-    ) -> (Vec<f32>, [Vec<f32>; 3]) {
+    fn truth([q, k, v]: [&[f32]; 3], d_out: &[f32], heads: &Heads, segments: &[Segment]) -> (Vec<f32>, [Vec<f32>; 3]) {
         let (dim, width, kv_width) = (heads.head_dim, heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);
         let mut out = vec![0f64; q.len()];
         let (mut dq, mut dk, mut dv) = (vec![0f64; q.len()], vec![0f64; k.len()], vec![0f64; v.len()]);
@@ -411,7 +442,7 @@ mod tests {
         let d_out: Vec<E> = values(tokens * width, 4);
         let wide = |v: &[E]| -> Vec<f32> { v.iter().map(|v| v.widen()).collect() };
         let rows = [Rows::dense(&q, tokens, width), Rows::dense(&k, keys, kv_width), Rows::dense(&v, keys, kv_width)];
-        let attended = forward(rows[0], rows[1], rows[2], heads, segments);
+        let attended = forward(rows[0], KeyValues::of(rows[1], rows[2]), heads, segments);
         let gradients = backward(rows, &attended, Rows::dense(&d_out, tokens, width), heads, segments);
         let (out, truth) = truth([&wide(&q), &wide(&k), &wide(&v)], &wide(&d_out), heads, segments);
         let dense = |m: &Matrix<E>| -> Vec<f32> {

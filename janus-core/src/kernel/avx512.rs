@@ -18,7 +18,13 @@ use super::product::{Rows, TILE_ROWS};
 unsafe fn multiply_add<E: Element>(a: __m512i, b: __m512i, sum: __m512) -> __m512 {
     if E::PAIRED {
         // SAFETY: callers enable AVX512-BF16 where values are paired; both types are 64 bytes of any bits.
-        unsafe { _mm512_dpbf16_ps(sum, std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute::<__m512i, __m512bh>(b)) }
+        unsafe {
+            _mm512_dpbf16_ps(
+                sum,
+                std::mem::transmute::<__m512i, __m512bh>(a),
+                std::mem::transmute::<__m512i, __m512bh>(b),
+            )
+        }
     } else {
         // SAFETY: callers enable AVX-512.
         unsafe { _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum) }
@@ -55,19 +61,43 @@ pub(super) unsafe fn tile<E: Element>(
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn paired<E: Element>(rows: usize, a: *const E, a_stride: usize, panel: Panel<'_>, c: *mut f32, c_stride: usize, add: bool) {
+unsafe fn paired<E: Element>(
+    rows: usize,
+    a: *const E,
+    a_stride: usize,
+    panel: Panel<'_>,
+    c: *mut f32,
+    c_stride: usize,
+    add: bool,
+) {
     // SAFETY: as the caller's.
     unsafe { by_rows::<E>(rows, a, a_stride, panel, c, c_stride, add) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn single<E: Element>(rows: usize, a: *const E, a_stride: usize, panel: Panel<'_>, c: *mut f32, c_stride: usize, add: bool) {
+unsafe fn single<E: Element>(
+    rows: usize,
+    a: *const E,
+    a_stride: usize,
+    panel: Panel<'_>,
+    c: *mut f32,
+    c_stride: usize,
+    add: bool,
+) {
     // SAFETY: as the caller's.
     unsafe { by_rows::<E>(rows, a, a_stride, panel, c, c_stride, add) }
 }
 
 #[inline(always)]
-unsafe fn by_rows<E: Element>(rows: usize, a: *const E, a_stride: usize, panel: Panel<'_>, c: *mut f32, c_stride: usize, add: bool) {
+unsafe fn by_rows<E: Element>(
+    rows: usize,
+    a: *const E,
+    a_stride: usize,
+    panel: Panel<'_>,
+    c: *mut f32,
+    c_stride: usize,
+    add: bool,
+) {
     macro_rules! of {
         ($($count:literal)*) => {
             match rows {
@@ -81,7 +111,14 @@ unsafe fn by_rows<E: Element>(rows: usize, a: *const E, a_stride: usize, panel: 
 }
 
 #[inline(always)]
-unsafe fn fixed<E: Element, const M: usize>(a: *const E, a_stride: usize, panel: Panel<'_>, c: *mut f32, c_stride: usize, add: bool) {
+unsafe fn fixed<E: Element, const M: usize>(
+    a: *const E,
+    a_stride: usize,
+    panel: Panel<'_>,
+    c: *mut f32,
+    c_stride: usize,
+    add: bool,
+) {
     let per_word = 4 / size_of::<E>();
     let (words, half) = (panel.depth / per_word, panel.depth % per_word);
     let lines = panel.lines.as_ptr().cast::<__m512i>();
@@ -152,7 +189,13 @@ pub(super) unsafe fn pack<E: Element>(
 
 /// Rows of the matrix are result columns: 16 x 16 words are turned at a time.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn pack_transposed<E: Element>(first: *const E, stride: usize, inner: usize, columns: usize, lines: &mut [Line]) {
+unsafe fn pack_transposed<E: Element>(
+    first: *const E,
+    stride: usize,
+    inner: usize,
+    columns: usize,
+    lines: &mut [Line],
+) {
     let per_word = 4 / size_of::<E>();
     let words = inner.div_ceil(per_word);
     for (half, lines) in (0..LINES).map(|half| (half, lines.as_mut_ptr())) {
@@ -189,8 +232,8 @@ unsafe fn pack_plain<E: Element>(first: *const E, stride: usize, inner: usize, c
     unsafe {
         if E::PAIRED {
             let low = _mm512_set_epi16(
-                47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1,
-                32, 0,
+                47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2,
+                33, 1, 32, 0,
             );
             let high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
             let load = |row: usize| match row < inner {

@@ -49,9 +49,4 @@ impl<E: Element> Matrix<E> {
     pub(crate) fn values_mut(&mut self) -> &mut [E] {
         &mut self.values
     }
-
-    /// Chunks of [`Matrix::stride`] values that begin with a row each.
-    pub(crate) fn values(&self) -> &[E] {
-        &self.values
-    }
 }

@@ -36,4 +36,4 @@ pub(crate) mod vector;
 
 pub(crate) use element::Element;
 pub(crate) use matrix::Matrix;
-pub(crate) use product::{Finish, Rows, Term, product, product_alone};
+pub(crate) use product::{Finish, Rows, Term, product};

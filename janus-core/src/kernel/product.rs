@@ -265,7 +265,16 @@ impl Block {
         for term in terms {
             // By the whole product's rows, so that a row's sums do not depend on how rows were shared out.
             if term.x.count <= FEW_ROWS && term.side == Side::Transposed {
-                few_rows::dots(level, term.x, self.rows.clone(), term.matrix, self.columns.clone(), sums, BLOCK_COLUMNS, add);
+                few_rows::dots(
+                    level,
+                    term.x,
+                    self.rows.clone(),
+                    term.matrix,
+                    self.columns.clone(),
+                    sums,
+                    BLOCK_COLUMNS,
+                    add,
+                );
                 add = true;
                 continue;
             }
@@ -342,7 +351,13 @@ impl Block {
     ///
     /// # Safety
     /// The block lies inside `out`, and no one else touches it there.
-    unsafe fn write<E: Element, O: Element>(&self, level: Level, finish: &Finish<'_, E>, sums: &mut [f32], out: &Shared<O>) {
+    unsafe fn write<E: Element, O: Element>(
+        &self,
+        level: Level,
+        finish: &Finish<'_, E>,
+        sums: &mut [f32],
+        out: &Shared<O>,
+    ) {
         #[cfg(target_arch = "x86_64")]
         {
             if level >= Level::Avx512 {
@@ -466,7 +481,8 @@ mod tests {
         let mut out = Vec::with_capacity(x.count() * n);
         for i in 0..x.count() {
             for j in 0..n {
-                let sum: f64 = x.row(i).iter().enumerate().map(|(k, v)| f64::from(v.widen()) * f64::from(at(k, j))).sum();
+                let sum: f64 =
+                    x.row(i).iter().enumerate().map(|(k, v)| f64::from(v.widen()) * f64::from(at(k, j))).sum();
                 out.push(sum as f32);
             }
         }
@@ -475,8 +491,16 @@ mod tests {
 
     /// Rows, inner steps and columns: odd ones, one row, one column, more than a chunk, more than a block of rows.
     const SHAPES: [(usize, usize, usize); 10] = [
-        (1, 7, 5), (3, 33, 70), (13, 64, 33), (17, 65, 129), (25, 2100, 65), (9, 1, 1), (16, 129, 67), (100, 31, 130),
-        (5, 2, 64), (800, 3, 2),
+        (1, 7, 5),
+        (3, 33, 70),
+        (13, 64, 33),
+        (17, 65, 129),
+        (25, 2100, 65),
+        (9, 1, 1),
+        (16, 129, 67),
+        (100, 31, 130),
+        (5, 2, 64),
+        (800, 3, 2),
     ];
 
     fn agree<E: Element>() {
@@ -570,7 +594,12 @@ mod tests {
         let mut out = vec![1f32; 6];
         product(&[Term::plain(Rows::new(&empty, 2, 0, 0), Rows::new(&empty, 0, 3, 3))], Finish::default(), &mut out, 3);
         assert_eq!(out, [0.0; 6]);
-        product(&[Term::plain(Rows::new(&empty, 0, 4, 4), Rows::dense(&[1.0; 12], 4, 3))], Finish::default(), &mut out, 3);
+        product(
+            &[Term::plain(Rows::new(&empty, 0, 4, 4), Rows::dense(&[1.0; 12], 4, 3))],
+            Finish::default(),
+            &mut out,
+            3,
+        );
         assert_eq!(out, [0.0; 6]);
     }
 }

@@ -42,7 +42,15 @@ fn tile(
 }
 
 /// As [`tile`], by what the target always has.
-pub(super) fn plain(rows: usize, a: &[f32], a_stride: usize, panel: Panel<'_>, c: &mut [f32], c_stride: usize, add: bool) {
+pub(super) fn plain(
+    rows: usize,
+    a: &[f32],
+    a_stride: usize,
+    panel: Panel<'_>,
+    c: &mut [f32],
+    c_stride: usize,
+    add: bool,
+) {
     // Where the target has no fused instruction, `mul_add` would be a library call.
     if cfg!(any(target_arch = "aarch64", target_feature = "fma")) {
         tile(f32::mul_add, rows, a, a_stride, panel, c, c_stride, add);
@@ -54,6 +62,14 @@ pub(super) fn plain(rows: usize, a: &[f32], a_stride: usize, panel: Panel<'_>, c
 /// As [`plain`], compiled for AVX2 and FMA.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn avx2(rows: usize, a: &[f32], a_stride: usize, panel: Panel<'_>, c: &mut [f32], c_stride: usize, add: bool) {
+pub(super) fn avx2(
+    rows: usize,
+    a: &[f32],
+    a_stride: usize,
+    panel: Panel<'_>,
+    c: &mut [f32],
+    c_stride: usize,
+    add: bool,
+) {
     tile(f32::mul_add, rows, a, a_stride, panel, c, c_stride, add);
 }

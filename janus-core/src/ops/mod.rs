@@ -38,6 +38,7 @@ pub mod select_rows;
 mod values;
 
 pub use attention::{AttentionMask, attention};
+pub(crate) use composed::is_composed;
 pub use composed::with_composed;
 pub use cross_entropy::cross_entropy;
 pub use dropout::dropout;

@@ -36,6 +36,11 @@ impl Rotary {
         }
     }
 
+    /// Cosines and sines, `[batch · sequence, head_dim / 2]` each.
+    pub(crate) fn tables(&self) -> (&[f32], &[f32]) {
+        (&self.cosines, &self.sines)
+    }
+
     /// Rotates `x: [batch, sequence, heads, head_dim]`; the backward rotates the other way.
     ///
     /// # Errors

@@ -9,14 +9,15 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 
 pub use cache::Cache;
+pub(crate) use cache::{Cached, HeadMajor, LayerCache};
 pub use layer::DecoderLayer;
 
 use super::loader::Loader;
 use super::norm::RmsNorm;
 use crate::config::TextConfig;
 use crate::error::{ModelError, Result};
-use crate::ops::{AttentionMask, HeadLoss};
 use crate::ops::rotary::Rotary;
+use crate::ops::{AttentionMask, HeadLoss};
 use crate::pass::Pass;
 use crate::site::Projection;
 

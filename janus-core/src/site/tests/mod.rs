@@ -18,8 +18,8 @@ use crate::ops::check;
 struct Terms(Vec<LowRank>);
 
 impl Correction for Terms {
-    fn terms(&self) -> &[LowRank] {
-        &self.0
+    fn terms(&self) -> Option<&[LowRank]> {
+        Some(&self.0)
     }
 }
 
