@@ -19,7 +19,7 @@ mod understand;
 use std::time::Instant;
 
 use candle_core::{DType, Device};
-use janus_core::checkpoint::RandomWeights;
+use janus_core::checkpoint::{RandomWeights, expected_tensors};
 use janus_core::config::JanusConfig;
 use janus_core::{Janus, Parts};
 use serde::Serialize;
@@ -51,13 +51,10 @@ impl Model {
     fn open(&self, parts: Parts, status: &dyn Status) -> Result<(Janus, f64)> {
         let clock = Instant::now();
         let weights = RandomWeights::new(&self.config, SEED);
-        let bar = status.bytes("drawing weights", 0);
-        let mut done = 0;
-        let mut progress = |bytes| {
-            done += bytes;
-            bar.set(done, done);
-        };
-        let model = Janus::open(&weights, self.dtype, &Device::Cpu, parts, &mut progress)?;
+        let tensors = expected_tensors(&self.config, true);
+        let values: usize = tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
+        let bar = status.bytes("drawing weights", (values * self.dtype.size_in_bytes()) as u64);
+        let model = Janus::open(&weights, self.dtype, &Device::Cpu, parts, &mut |bytes| bar.advance(bytes))?;
         bar.finish();
         Ok((model, clock.elapsed().as_secs_f64()))
     }
