@@ -74,7 +74,7 @@ pub fn generate(model: &Model, options: &GenerateOptions, status: &dyn Status) -
     let pass = Pass::inference();
     let bar = status.items("drawing", count as u64);
     let mut moments = vec![Instant::now()];
-    generate_first_codes(&janus, &pass, &prompts, &drawing, count, &mut |_| {
+    let drawn = generate_first_codes(&janus, &pass, &prompts, &drawing, count, &mut |_| {
         moments.push(Instant::now());
         bar.advance(1);
     })?;
@@ -91,7 +91,7 @@ pub fn generate(model: &Model, options: &GenerateOptions, status: &dyn Status) -
     }
     Ok(GenerateReport {
         figures: Figures::new(model, 1, seconds.get(1..).unwrap_or_default(), opening_seconds),
-        codes: count,
+        codes: drawn.iter().map(Vec::len).sum(),
         codes_per_image,
         codes_seconds,
         first_code_seconds: seconds.first().copied().unwrap_or_default(),

@@ -65,7 +65,7 @@ pub fn understand(model: &Model, options: &UnderstandOptions, status: &dyn Statu
         vocabulary: config.text.vocab_size,
     };
     let pass = Pass::inference();
-    let (mut first, mut vision, mut steps) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut first, mut vision, mut steps, mut drawn) = (Vec::new(), Vec::new(), Vec::new(), 0);
     let bar = status.items("answering", (options.rounds * (1 + options.tokens)) as u64);
     for round in 0..options.rounds {
         let mut moments = Vec::with_capacity(1 + options.tokens);
@@ -73,10 +73,11 @@ pub fn understand(model: &Model, options: &UnderstandOptions, status: &dyn Statu
         let features = janus.vision()?.forward(&pass, &pixels)?;
         let seen = clock.elapsed().as_secs_f64();
         let embeds = janus.embed_with_images(&pass, &ids, 1, inputs::placeholder(config), Some(&features))?;
-        generate_text(&janus, &pass, &embeds, &mask, &text_options, &mut |_| {
+        let answers = generate_text(&janus, &pass, &embeds, &mask, &text_options, &mut |_| {
             moments.push(Instant::now());
             bar.advance(1);
         })?;
+        drawn = answers.iter().map(Vec::len).sum();
         if round == 0 && options.rounds > 1 {
             continue;
         }
@@ -95,7 +96,7 @@ pub fn understand(model: &Model, options: &UnderstandOptions, status: &dyn Statu
         first_token_seconds: median(&first),
         vision_seconds: median(&vision),
         prompt_tokens: ids.len(),
-        tokens: options.tokens,
+        tokens: drawn.saturating_sub(1),
         rounds: options.rounds,
         memory_bandwidth_bytes_per_second,
         weight_bytes_per_token,
