@@ -153,6 +153,7 @@ fn check_logits(base: &Base, model: &Janus) -> Result<Vec<Tensor>> {
         labels: Vec::new(),
         rows: 1,
         pixels: Some(pixels),
+        features: None,
         placeholder: special.image_placeholder,
         ids,
     };

@@ -290,6 +290,7 @@ pub fn probe(
                 labels: input.labels.clone().unwrap_or_default(),
                 rows: input.rows,
                 pixels: input.pixels.clone(),
+                features: None,
                 placeholder,
             };
             let features = batch.features(model, &pass)?;

@@ -30,6 +30,7 @@ fn understanding(data: &Expected, k: usize) -> Batch {
         rows: ids.len(),
         ids: ids.concat(),
         pixels: Some(data.tensor(&format!("{k}.pixel_values")).clone()),
+        features: None,
         placeholder: PLACEHOLDER,
     })
 }

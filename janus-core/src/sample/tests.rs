@@ -178,6 +178,16 @@ fn guidance_of_one_is_the_conditional_row_alone() {
 }
 
 #[test]
+fn the_first_codes_are_the_beginning_of_all() {
+    let model = tiny();
+    let all = codes(&model, &UNCONDITIONAL, 3.0, 1.0, 8);
+    let options = CodeOptions { guidance: 3.0, temperature: 1.0, seed: 8 };
+    let (prompts, mut steps) = (prompts(&PROMPTS, &UNCONDITIONAL), 0);
+    let first = generate_first_codes(&model, &Pass::inference(), &prompts, &options, 3, &mut |_| steps += 1).unwrap();
+    assert_eq!((first, steps), (all.iter().map(|codes| codes[..3].to_vec()).collect(), 3));
+}
+
+#[test]
 fn the_same_seed_draws_the_same_codes() {
     let model = tiny();
     assert_eq!(codes(&model, &UNCONDITIONAL, 3.0, 1.0, 8), codes(&model, &UNCONDITIONAL, 3.0, 1.0, 8));

@@ -5,6 +5,7 @@
 mod adapter;
 mod arguments;
 mod base;
+mod bench;
 mod data;
 mod eval;
 mod generate;
@@ -51,6 +52,9 @@ enum Command {
     /// Look through Parquet data.
     #[command(subcommand)]
     Data(data::DataCommand),
+    /// Measure speed and memory on random weights of a known shape, without a download.
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// List and check recipes.
     #[command(subcommand)]
     Recipe(recipe::RecipeCommand),
@@ -68,6 +72,7 @@ impl Command {
             Command::Adapter(command) => command.run(),
             Command::Base(command) => command.run(),
             Command::Data(command) => command.run(),
+            Command::Bench(command) => command.run(),
             Command::Recipe(command) => command.run(),
         }
     }

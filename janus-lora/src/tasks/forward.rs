@@ -24,6 +24,8 @@ pub struct TextBatch {
     pub rows: usize,
     /// Pixels of all images in reading order, `[images, 3, side, side]`.
     pub pixels: Option<Tensor>,
+    /// Aligned features of all images where they are known already, `[images, patches, hidden]`: pixels are not read then.
+    pub features: Option<Tensor>,
     /// The id that image features replace.
     pub placeholder: u32,
 }
@@ -96,6 +98,7 @@ impl Batch {
             rows: padded.rows,
             ids: padded.ids,
             pixels: if pixels.is_empty() { None } else { Some(Tensor::stack(&pixels, 0)?) },
+            features: None,
             placeholder: special.image_placeholder,
         }))
     }
@@ -154,9 +157,10 @@ impl TextBatch {
     /// # Errors
     /// Pixels of another size than the model's.
     pub fn features(&self, model: &Janus, pass: &Pass) -> Result<Option<Tensor>> {
-        Ok(match &self.pixels {
-            Some(pixels) => Some(model.vision()?.forward(pass, pixels)?),
-            None => None,
+        Ok(match (&self.features, &self.pixels) {
+            (Some(features), _) => Some(features.clone()),
+            (None, Some(pixels)) => Some(model.vision()?.forward(pass, pixels)?),
+            (None, None) => None,
         })
     }
 
