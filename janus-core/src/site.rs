@@ -11,6 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use candle_core::{DType, Tensor};
 
+use crate::block::corrected_linear;
 use crate::checkpoint::expected_tensors;
 use crate::config::JanusConfig;
 use crate::error::{ModelError, Result};
@@ -187,6 +188,9 @@ impl BaseView<'_> {
     /// # Errors
     /// Whatever the computation reports.
     pub fn forward_with(&self, pass: &Pass, x: &Tensor, terms: &[LowRank]) -> Result<Tensor> {
+        if let Some(y) = self.0.fused(pass, x, terms)? {
+            return Ok(y);
+        }
         let y = self.forward(x)?;
         let mut sum: Option<Tensor> = None;
         for (number, term) in terms.iter().enumerate() {
@@ -246,12 +250,32 @@ impl Projection {
     /// The site's low-rank terms for all tokens, each with the key of its dropout in training; `None` where the site's
     /// correction is more than that.
     pub(crate) fn fusable_terms(&self, pass: &Pass) -> Option<Vec<(LowRank, Option<u64>)>> {
-        let Some(correction) = self.correction() else { return Some(Vec::new()) };
-        let terms = correction.terms()?;
+        match self.correction() {
+            Some(correction) => self.keyed(pass, correction.terms()?),
+            None => Some(Vec::new()),
+        }
+    }
+
+    /// Terms for all tokens with the keys of their dropout; `None` where one is for some tokens only.
+    fn keyed(&self, pass: &Pass, terms: &[LowRank]) -> Option<Vec<(LowRank, Option<u64>)>> {
         if terms.iter().any(|term| term.request.is_some()) {
             return None;
         }
         Some(terms.iter().enumerate().map(|(number, term)| (term.clone(), self.dropout_key(pass, number))).collect())
+    }
+
+    /// A linear map and its terms in one piece, where the parameters stand as loaded and all terms are for all tokens.
+    fn fused(&self, pass: &Pass, x: &Tensor, terms: &[LowRank]) -> Result<Option<Tensor>> {
+        let linear = self.site.kind == SiteKind::Linear && !terms.is_empty();
+        let bias = self.bias.as_ref().map(|bias| bias.as_loaded());
+        let (true, Some(weight), Some(terms)) = (linear, self.weight.as_loaded(), self.keyed(pass, terms)) else {
+            return Ok(None);
+        };
+        match bias {
+            Some(None) => Ok(None),
+            Some(Some(bias)) => Ok(corrected_linear(x, &weight, Some(&bias), terms)?),
+            None => Ok(corrected_linear(x, &weight, None, terms)?),
+        }
     }
 
     /// What names the noise of one term's dropout; absent outside training.

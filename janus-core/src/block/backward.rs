@@ -9,18 +9,20 @@ use super::view::{BlockView, MLP, O, Q};
 use crate::kernel::{Element, Finish, Matrix, Rows, Term, attention, product};
 
 /// One or several sites that share their input.
-struct Sites<'a, E> {
-    view: &'a BlockView<'a, E>,
-    thin: &'a [Option<Thin<'a>>],
-    hidden: &'a [Option<Vec<f32>>],
-    first: usize,
+pub(super) struct Sites<'a, E> {
+    pub(super) view: &'a BlockView<'a, E>,
+    pub(super) thin: &'a [Option<Thin<'a>>],
+    /// `x·Aᵀ` of every site of the view.
+    pub(super) hidden: &'a [Option<Vec<f32>>],
+    /// The first of them.
+    pub(super) first: usize,
 }
 
 impl<E: Element> Sites<'_, E> {
     /// Writes the factors' gradients into `flat` and returns the gradient of the shared input where it is wanted.
     ///
     /// `x` makes the input again; it is called only where a site has factors.
-    fn backward<X: Borrow<Matrix<E>>>(
+    pub(super) fn backward<X: Borrow<Matrix<E>>>(
         &self,
         dy: &[Matrix<E>],
         x: impl FnOnce() -> X,
@@ -59,7 +61,7 @@ impl<E: Element> Sites<'_, E> {
         let (left, right) = beside(&direct, m);
         let rank = left.len() / m.max(1);
         let low_rank = (rank > 0).then(|| (Rows::dense(&left, m, rank), Rows::dense(&right, rank, width)));
-        let mut dx = Matrix::zeros(m, width);
+        let mut dx = Matrix::new(m, width);
         let stride = dx.stride();
         product(&terms, Finish { low_rank, ..Finish::default() }, dx.values_mut(), stride);
         for (thin, d_hidden) in masked {
@@ -82,13 +84,14 @@ pub(super) fn backward<E: Element>(
     wanted: bool,
 ) -> Option<Matrix<E>> {
     let sites = |first| Sites { view, thin, hidden: &saved.hidden, first };
+    let [first_norm, second_norm] = view.block_norms();
     let last = view.linears.len() - 1;
     // Whether anything before the MLP has factors, or the input wants its gradient.
     let below_mlp = wanted || thin[..MLP].iter().any(Option::is_some);
     let below_attention = wanted || thin[..O].iter().any(Option::is_some);
 
     let into_inner = below_mlp || thin[MLP..last].iter().any(Option::is_some);
-    let own_dy = copy(dy);
+    let own_dy = Matrix::copy_of(dy);
     let d_activated = sites(last).backward(&[own_dy], || activate(&saved.inner), flat, into_inner)?;
     let d_inner: Vec<Matrix<E>> = match saved.inner.as_slice() {
         [gate, up] => silu_gate_backward(gate.view(), up.view(), d_activated.view()).into(),
@@ -96,10 +99,10 @@ pub(super) fn backward<E: Element>(
         _ => unreachable!("a block's MLP has two or three maps"),
     };
     drop(d_activated);
-    let renormed = || norm(saved.middle.view(), &view.norms[1]);
+    let renormed = || norm(saved.middle.view(), second_norm);
     let d_normed = sites(MLP).backward(&d_inner, renormed, flat, below_mlp)?;
     drop(d_inner);
-    let d_middle = norm_backward(saved.middle.view(), &view.norms[1], d_normed.view(), dy);
+    let d_middle = norm_backward(saved.middle.view(), second_norm, d_normed.view(), dy);
     drop(d_normed);
 
     let gathered = plan.kept.map(|kept| gather(saved.attended.out.view(), kept));
@@ -119,16 +122,6 @@ pub(super) fn backward<E: Element>(
         rotate(&mut dq, plan.heads.head_dim, angles.cosines, angles.sines, -1.0);
         rotate(&mut dk, plan.heads.head_dim, angles.cosines, angles.sines, -1.0);
     }
-    let d_normed = sites(Q).backward(&[dq, dk, dv], || norm(x, &view.norms[0]), flat, wanted)?;
-    Some(norm_backward(x, &view.norms[0], d_normed.view(), d_middle.view()))
-}
-
-/// The same values with rows out of each other's cache sets.
-fn copy<E: Element>(x: Rows<'_, E>) -> Matrix<E> {
-    let mut copy = Matrix::zeros(x.count(), x.width());
-    let stride = copy.stride();
-    for i in 0..x.count() {
-        copy.values_mut()[i * stride..][..x.width()].copy_from_slice(x.row(i));
-    }
-    copy
+    let d_normed = sites(Q).backward(&[dq, dk, dv], || norm(x, first_norm), flat, wanted)?;
+    Some(norm_backward(x, first_norm, d_normed.view(), d_middle.view()))
 }

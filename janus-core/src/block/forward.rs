@@ -27,7 +27,7 @@ pub(super) struct Plan<'a> {
 
 /// What the forward leaves for the backward.
 #[derive(Debug)]
-pub(super) struct Saved<E> {
+pub(super) struct Saved<E: Element> {
     /// Rotated queries and keys, and values: `[tokens, width]` each.
     pub(super) qkv: [Matrix<E>; 3],
     pub(super) attended: Attended<E>,
@@ -40,7 +40,7 @@ pub(super) struct Saved<E> {
 }
 
 /// One site: `x·Wᵀ + b` with its low-rank terms, and `add` on top. Returns the output and `x·Aᵀ`.
-fn site<E: Element>(
+pub(super) fn site<E: Element>(
     view: &BlockView<'_, E>,
     thin: &[Option<Thin<'_>>],
     which: usize,
@@ -53,7 +53,7 @@ fn site<E: Element>(
         (Some(hidden), Some(thin)) => Some((Rows::dense(hidden, x.count(), thin.rank()), thin.b())),
         _ => None,
     };
-    let mut y = Matrix::zeros(x.count(), linear.weight.count());
+    let mut y = Matrix::new(x.count(), linear.weight.count());
     let stride = y.stride();
     let finish = Finish { bias: linear.bias, low_rank, add, ..Finish::default() };
     product(&[Term::transposed(x, linear.weight)], finish, y.values_mut(), stride);
@@ -61,7 +61,7 @@ fn site<E: Element>(
 }
 
 /// Receives keys and values as they are made and says what attention reads.
-pub(super) trait Keep<E> {
+pub(super) trait Keep<E: Element> {
     /// `keys` and `values`: `[tokens, kv_width]`, rotated.
     fn keep(&mut self, keys: &Matrix<E>, values: &Matrix<E>) -> Result<()>;
 
@@ -70,7 +70,7 @@ pub(super) trait Keep<E> {
 }
 
 /// Nothing is kept.
-impl<E> Keep<E> for () {
+impl<E: Element> Keep<E> for () {
     fn keep(&mut self, _keys: &Matrix<E>, _values: &Matrix<E>) -> Result<()> {
         Ok(())
     }
@@ -88,7 +88,8 @@ pub(super) fn forward<E: Element>(
     x: Rows<'_, E>,
     cache: &mut impl Keep<E>,
 ) -> Result<(Matrix<E>, Saved<E>)> {
-    let normed = norm(x, &view.norms[0]);
+    let [first_norm, second_norm] = view.block_norms();
+    let normed = norm(x, first_norm);
     let (mut q, hidden_q) = site(view, thin, Q, normed.view(), None);
     let (mut k, hidden_k) = site(view, thin, K, normed.view(), None);
     let (v, hidden_v) = site(view, thin, V, normed.view(), None);
@@ -111,7 +112,7 @@ pub(super) fn forward<E: Element>(
     };
     debug_assert_eq!(middle.rows(), kept);
 
-    let normed = norm(middle.view(), &view.norms[1]);
+    let normed = norm(middle.view(), second_norm);
     let last = view.linears.len() - 1;
     let (mut inner, mut hidden) = (Vec::new(), vec![hidden_q, hidden_k, hidden_v, hidden_o]);
     for which in MLP..last {

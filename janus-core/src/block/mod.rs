@@ -13,13 +13,15 @@
 //! | [`rows`] | norms, activations and rotation, row by row |
 //! | [`forward`], [`backward`] | the block |
 //! | [`node`] | the block as an operation on the tape |
+//! | [`linear`] | a single site likewise, for those outside of blocks |
 
 mod backward;
 mod forward;
+mod linear;
 mod node;
 mod rows;
 mod thin;
 mod view;
 
+pub(crate) use linear::corrected_linear;
 pub(crate) use node::{Block, BlockNorm, Extent, Mlp};
-pub(crate) use view::{Stored, with_slices};

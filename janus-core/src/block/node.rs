@@ -9,11 +9,12 @@ use half::bf16;
 use super::backward::backward;
 use super::forward::{Angles, Keep, Plan, Saved, forward};
 use super::thin::ThinPlan;
-use super::view::{BlockView, LinearView, NormView, Stored, with_slices};
+use super::view::{BlockView, LinearView, NormView};
 use crate::kernel::attention::{Heads, KeyValues, Segment};
 use crate::kernel::{Matrix, Rows};
 use crate::model::decoder::{Cached, HeadMajor, LayerCache};
 use crate::ops::rotary::Rotary;
+use crate::ops::values::{Stored, with_slices};
 use crate::ops::{AttentionMask, is_composed};
 use crate::parameter::Parameter;
 use crate::pass::Pass;
@@ -182,7 +183,7 @@ impl Block {
                 let weight = Rows::dense(next(), output, input);
                 linears.push(LinearView { weight, bias: bias.as_ref().map(|_| next()) });
             }
-            f(&BlockView { norms, linears })
+            f(&BlockView { norms: Some(norms), linears })
         })
     }
 
@@ -202,7 +203,7 @@ impl Block {
 }
 
 /// The rows of a matrix without gaps.
-fn dense<E: Stored>(matrix: Matrix<E>) -> Vec<E> {
+pub(super) fn dense<E: Stored>(matrix: Matrix<E>) -> Vec<E> {
     let mut values = Vec::with_capacity(matrix.rows() * matrix.width());
     (0..matrix.rows()).for_each(|i| values.extend_from_slice(matrix.row(i)));
     values

@@ -21,7 +21,7 @@ fn each_row<E: Element>(matrix: &mut Matrix<E>, f: impl Fn(usize, &mut [E]) + Sy
 
 /// The norm of every row.
 pub(super) fn norm<E: Element>(x: Rows<'_, E>, norm: &NormView<'_, E>) -> Matrix<E> {
-    let mut y = Matrix::zeros(x.count(), x.width());
+    let mut y = Matrix::new(x.count(), x.width());
     each_row(&mut y, |i, y| match norm.bias {
         Some(bias) => layer_norm_row(x.row(i), norm.weight, bias, norm.eps, y),
         None => rms_norm_row(x.row(i), norm.weight, norm.eps, y),
@@ -36,7 +36,7 @@ pub(super) fn norm_backward<E: Element>(
     dy: Rows<'_, E>,
     upstream: Rows<'_, E>,
 ) -> Matrix<E> {
-    let mut dx = Matrix::zeros(x.count(), x.width());
+    let mut dx = Matrix::new(x.count(), x.width());
     each_row(&mut dx, |i, dx| match norm.bias {
         Some(_) => layer_norm_backward_row(x.row(i), norm.weight, norm.eps, dy.row(i), upstream.row(i), dx),
         None => rms_norm_backward_row(x.row(i), norm.weight, norm.eps, dy.row(i), upstream.row(i), dx),
@@ -46,15 +46,15 @@ pub(super) fn norm_backward<E: Element>(
 
 /// `silu(gate)·up`.
 pub(super) fn silu_gate<E: Element>(gate: Rows<'_, E>, up: Rows<'_, E>) -> Matrix<E> {
-    let mut y = Matrix::zeros(gate.count(), gate.width());
+    let mut y = Matrix::new(gate.count(), gate.width());
     each_row(&mut y, |i, y| silu_gate_row(gate.row(i), up.row(i), y));
     y
 }
 
 /// Gradients of gate and up.
 pub(super) fn silu_gate_backward<E: Element>(gate: Rows<'_, E>, up: Rows<'_, E>, dy: Rows<'_, E>) -> [Matrix<E>; 2] {
-    let mut d_gate = Matrix::zeros(gate.count(), gate.width());
-    let mut d_up = Matrix::zeros(gate.count(), gate.width());
+    let mut d_gate = Matrix::new(gate.count(), gate.width());
+    let mut d_up = Matrix::new(gate.count(), gate.width());
     each_row(&mut d_gate, |i, d| silu_gate_d_gate_row(gate.row(i), up.row(i), dy.row(i), d));
     each_row(&mut d_up, |i, d| silu_gate_row(gate.row(i), dy.row(i), d));
     [d_gate, d_up]
@@ -62,14 +62,14 @@ pub(super) fn silu_gate_backward<E: Element>(gate: Rows<'_, E>, up: Rows<'_, E>,
 
 /// `x·Φ(x)`.
 pub(super) fn gelu<E: Element>(x: Rows<'_, E>) -> Matrix<E> {
-    let mut y = Matrix::zeros(x.count(), x.width());
+    let mut y = Matrix::new(x.count(), x.width());
     each_row(&mut y, |i, y| gelu_row(x.row(i), y));
     y
 }
 
 /// Gradient of gelu's input.
 pub(super) fn gelu_backward<E: Element>(x: Rows<'_, E>, dy: Rows<'_, E>) -> Matrix<E> {
-    let mut dx = Matrix::zeros(x.count(), x.width());
+    let mut dx = Matrix::new(x.count(), x.width());
     each_row(&mut dx, |i, dx| gelu_backward_row(x.row(i), dy.row(i), dx));
     dx
 }
@@ -87,7 +87,7 @@ pub(super) fn rotate<E: Element>(x: &mut Matrix<E>, head_dim: usize, cosines: &[
 
 /// Some rows of a matrix.
 pub(super) fn gather<E: Element>(x: Rows<'_, E>, rows: &[u32]) -> Matrix<E> {
-    let mut some = Matrix::zeros(rows.len(), x.width());
+    let mut some = Matrix::new(rows.len(), x.width());
     each_row(&mut some, |i, row| row.copy_from_slice(x.row(rows[i] as usize)));
     some
 }

@@ -104,7 +104,7 @@ impl<'a, E: Element> KeyValues<'a, E> {
 
 /// What the forward leaves: the output `[tokens, heads · head_dim]`, and each query's log-partition, `[heads, tokens]`.
 #[derive(Debug)]
-pub(crate) struct Attended<E> {
+pub(crate) struct Attended<E: Element> {
     pub(crate) out: Matrix<E>,
     pub(crate) log_partitions: Vec<f32>,
 }
@@ -148,7 +148,7 @@ pub(crate) fn forward<E: Element>(
             (out, partitions)
         })
         .collect();
-    let mut out = Matrix::zeros(tokens, heads.heads * heads.head_dim);
+    let mut out = Matrix::new(tokens, heads.heads * heads.head_dim);
     let mut log_partitions = vec![0f32; heads.heads * tokens];
     for ((segment, head, block), (piece, partitions)) in items.into_iter().zip(pieces) {
         let first = segment.queries.start + block.start;
@@ -209,8 +209,8 @@ pub(crate) fn backward<E: Element>(
             (own, dk, dv)
         })
         .collect();
-    let mut dq = Matrix::zeros(q.count(), q.width());
-    let (mut dk, mut dv) = (Matrix::zeros(k.count(), k.width()), Matrix::zeros(k.count(), k.width()));
+    let mut dq = Matrix::new(q.count(), q.width());
+    let (mut dk, mut dv) = (Matrix::new(k.count(), k.width()), Matrix::new(k.count(), k.width()));
     for ((segment, kv_head), (own, own_dk, own_dv)) in items.into_iter().zip(pieces) {
         for (head, own) in (kv_head * groups..).zip(own) {
             put(&mut dq, segment.queries.start, heads.columns(head), &own);

@@ -2,6 +2,8 @@
 
 use half::bf16;
 
+use super::matrix::Store;
+
 /// A stored value that is computed with as f32.
 pub(crate) trait Element: Copy + Send + Sync + Default + std::fmt::Debug + 'static {
     /// Whether two values make one operand of the bf16 dot product.
@@ -12,6 +14,9 @@ pub(crate) trait Element: Copy + Send + Sync + Default + std::fmt::Debug + 'stat
 
     /// Rounded to nearest, ties to even.
     fn narrow(value: f32) -> Self;
+
+    /// Where buffers of such values wait for their next use.
+    fn spares() -> &'static Store<Self>;
 }
 
 impl Element for f32 {
@@ -25,6 +30,11 @@ impl Element for f32 {
     #[inline(always)]
     fn narrow(value: f32) -> Self {
         value
+    }
+
+    fn spares() -> &'static Store<Self> {
+        static SPARES: Store<f32> = Store::new();
+        &SPARES
     }
 }
 
@@ -44,5 +54,10 @@ impl Element for bf16 {
         let quiet = (bits >> 16) | 0x40;
         let is_nan = (bits & 0x7fff_ffff) > 0x7f80_0000;
         bf16::from_bits(if is_nan { quiet } else { rounded } as u16)
+    }
+
+    fn spares() -> &'static Store<Self> {
+        static SPARES: Store<bf16> = Store::new();
+        &SPARES
     }
 }

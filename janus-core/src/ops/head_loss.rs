@@ -1,13 +1,16 @@
 //! Cross-entropy of hidden states through a frozen head, without the logits ever being held whole.
 
 use candle_core::{D, DType, Result, Tensor, bail};
+use half::bf16;
 use rayon::prelude::*;
 
 use super::composed::is_composed;
-use super::linear;
-use super::{cross_entropy, values};
+use super::values::{Stored, with_slices};
+use super::{cross_entropy, linear};
+use crate::kernel::vector::{exp, sum, vectorized};
+use crate::kernel::{Finish, Rows, Term, product};
 
-/// Classes whose logits are formed at a time: 1024 rows of 2048 widened are 8 MiB, which stays in the outer caches.
+/// Classes whose logits are formed at a time: 1024 rows of 2048 in bf16 are 4 MiB, which the outer caches keep for the way back.
 const PANEL_CLASSES: usize = 1024;
 
 /// Rows whose logits are formed at a time: a panel's logits of 256 rows are 1 MiB.
@@ -63,7 +66,13 @@ pub fn head_loss(hidden: &Tensor, weight: &Tensor, bias: Option<&Tensor>, labels
     let parts = if is_composed(hidden.device()) {
         composed(&detached, &weight, bias.as_ref(), labels, hidden.track_op())?
     } else {
-        panels(&detached, &weight, bias.as_ref(), labels, hidden.track_op())?
+        let weight = weight.to_dtype(detached.dtype())?;
+        let tracked = hidden.track_op();
+        match detached.dtype() {
+            DType::F32 => panels::<f32>(&detached, &weight, bias.as_ref(), labels, tracked)?,
+            DType::BF16 => panels::<bf16>(&detached, &weight, bias.as_ref(), labels, tracked)?,
+            other => bail!("a head's loss is computed in f32 or bf16, got {other:?}"),
+        }
     };
     let sum = Tensor::new(parts.sum as f32, hidden.device())?;
     let sum = match parts.gradient {
@@ -97,7 +106,13 @@ struct Running {
 }
 
 /// Panels of classes outside, chunks of rows inside, so that each weight is read once.
-fn panels(hidden: &Tensor, weight: &Tensor, bias: Option<&Tensor>, labels: &[u32], tracked: bool) -> Result<Parts> {
+fn panels<E: Stored>(
+    hidden: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    labels: &[u32],
+    tracked: bool,
+) -> Result<Parts> {
     let (rows, width) = hidden.dims2()?;
     let (classes, _) = weight.dims2()?;
     let bias = bias.map(|bias| bias.to_dtype(DType::F32)?.to_vec1::<f32>()).transpose()?;
@@ -106,43 +121,48 @@ fn panels(hidden: &Tensor, weight: &Tensor, bias: Option<&Tensor>, labels: &[u32
     // `Σ_j exp(logit_j - largest) · weight_j` of each row, rescaled whenever a larger logit is met.
     let mut pulled = vec![0f32; if tracked { rows * width } else { 0 }];
     let mut logits = vec![0f32; CHUNK_ROWS.min(rows) * PANEL_CLASSES.min(classes)];
-    values::with_values(hidden, |hidden| {
-        linear::with_weight(weight, |weight| {
-            for first in (0..classes).step_by(PANEL_CLASSES) {
-                let count = PANEL_CLASSES.min(classes - first);
-                let panel = weight.rows(first, count, width);
-                let bias = bias.as_ref().map(|bias| &bias[first..first + count]);
-                for from in (0..rows).step_by(CHUNK_ROWS) {
-                    let chunk = from..(from + CHUNK_ROWS).min(rows);
-                    let logits = &mut logits[..chunk.len() * count];
-                    let x = &hidden[chunk.start * width..chunk.end * width];
-                    linear::forward(x, panel, chunk.len(), width, count, logits);
-                    let rescale: Vec<f32> = logits
-                        .par_chunks_mut(count)
-                        .zip(&mut running[chunk.clone()])
-                        .zip(&labels[chunk.clone()])
-                        .map(|((logits, running), label)| running.meet(logits, bias, first, *label as usize))
-                        .collect();
-                    if tracked {
-                        let pulled = &mut pulled[chunk.start * width..chunk.end * width];
-                        for (row, factor) in pulled.chunks_exact_mut(width.max(1)).zip(rescale) {
-                            if factor != 1.0 {
-                                row.iter_mut().for_each(|value| *value *= factor);
-                            }
+    let mut shares = vec![E::default(); logits.len()];
+    with_slices::<E, _>(&[&hidden.contiguous()?, &weight.contiguous()?], |slices| {
+        let (hidden, weight) = (Rows::dense(slices[0], rows, width), Rows::dense(slices[1], classes, width));
+        for first in (0..classes).step_by(PANEL_CLASSES) {
+            let count = PANEL_CLASSES.min(classes - first);
+            let panel = weight.part(first..first + count, 0..width);
+            let bias = bias.as_ref().map(|bias| &bias[first..first + count]);
+            for from in (0..rows).step_by(CHUNK_ROWS) {
+                let chunk = from..(from + CHUNK_ROWS).min(rows);
+                let logits = &mut logits[..chunk.len() * count];
+                let shares = &mut shares[..chunk.len() * count];
+                let term = Term::transposed(hidden.part(chunk.clone(), 0..width), panel);
+                product(&[term], Finish::default(), logits, count);
+                let rescale: Vec<f32> = logits
+                    .par_chunks_mut(count)
+                    .zip(shares.par_chunks_mut(count))
+                    .zip(&mut running[chunk.clone()])
+                    .zip(&labels[chunk.clone()])
+                    .map(|(((logits, shares), running), label)| {
+                        running.meet(logits, shares, bias, first, *label as usize)
+                    })
+                    .collect();
+                if tracked {
+                    let pulled = &mut pulled[chunk.start * width..chunk.end * width];
+                    for (row, factor) in pulled.chunks_exact_mut(width.max(1)).zip(rescale) {
+                        if factor != 1.0 {
+                            row.iter_mut().for_each(|value| *value *= factor);
                         }
-                        linear::backward(logits, panel, chunk.len(), width, count, pulled, true);
                     }
+                    let term = Term::plain(Rows::dense(shares, chunk.len(), count), panel);
+                    product(&[term], Finish { accumulate: true, ..Finish::default() }, pulled, width);
                 }
             }
-            if tracked {
-                let rows = pulled.par_chunks_mut(width.max(1)).zip(&running).zip(labels);
-                rows.for_each(|((row, running), label)| {
-                    row.iter_mut().for_each(|value| *value /= running.sum);
-                    weight.subtract_row(*label as usize, row);
-                });
-            }
-            Ok(())
-        })
+        }
+        if tracked {
+            let rows = pulled.par_chunks_mut(width.max(1)).zip(&running).zip(labels);
+            rows.for_each(|((row, running), label)| {
+                let label = weight.row(*label as usize);
+                row.iter_mut().zip(label).for_each(|(value, w)| *value = *value / running.sum - w.widen());
+            });
+        }
+        Ok(())
     })?;
     let losses = running.iter().map(|r| f64::from(r.largest) + f64::from(r.sum).ln() - f64::from(r.label));
     let correct = running.iter().zip(labels).filter(|(r, label)| r.best == **label as usize).count();
@@ -150,10 +170,28 @@ fn panels(hidden: &Tensor, weight: &Tensor, bias: Option<&Tensor>, labels: &[u32
     Ok(Parts { sum: losses.sum(), correct, gradient })
 }
 
+vectorized! {
+    /// Writes `exp(logit - largest)`, rounded, and returns their sum, not rounded.
+    fn exponentials<E>(logits: &mut [f32], largest: f32, shares: &mut [E]) -> f32 {
+        for (logit, share) in logits.iter_mut().zip(shares) {
+            *logit = exp(*logit - largest);
+            *share = E::narrow(*logit);
+        }
+        sum(logits.len(), |i| logits[i])
+    }
+}
+
 impl Running {
-    /// Takes in the logits of the classes from `first` on, which become `exp(logit - largest)`, and returns the factor
-    /// for what was summed with the former largest logit.
-    fn meet(&mut self, logits: &mut [f32], bias: Option<&[f32]>, first: usize, label: usize) -> f32 {
+    /// Takes in the logits of the classes from `first` on, writes `exp(logit - largest)`, and returns the factor for what
+    /// was summed with the former largest logit.
+    fn meet<E: Stored>(
+        &mut self,
+        logits: &mut [f32],
+        shares: &mut [E],
+        bias: Option<&[f32]>,
+        first: usize,
+        label: usize,
+    ) -> f32 {
         if let Some(bias) = bias {
             logits.iter_mut().zip(bias).for_each(|(logit, bias)| *logit += bias);
         }
@@ -167,8 +205,7 @@ impl Running {
             self.best = first + logits.iter().position(|logit| *logit == largest).unwrap_or(0);
             self.largest = largest;
         }
-        logits.iter_mut().for_each(|logit| *logit = (*logit - self.largest).exp());
-        self.sum = self.sum * factor + logits.iter().sum::<f32>();
+        self.sum = self.sum * factor + exponentials(logits, self.largest, shares);
         factor
     }
 }

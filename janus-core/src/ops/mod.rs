@@ -35,7 +35,7 @@ mod matmul;
 pub mod rms_norm;
 pub mod rotary;
 pub mod select_rows;
-mod values;
+pub(crate) mod values;
 
 pub use attention::{AttentionMask, attention};
 pub(crate) use composed::is_composed;

@@ -7,9 +7,9 @@ use candle_core::{DType, Result, Tensor, bail};
 use candle_nn::kv_cache::KvCache;
 use half::bf16;
 
-use crate::block::{Stored, with_slices};
 use crate::kernel::Rows;
 use crate::ops::is_composed;
+use crate::ops::values::{Stored, with_slices};
 
 /// Keys and values of one layer.
 #[derive(Debug, Clone)]

@@ -69,13 +69,29 @@ impl DecoderLayer {
         mask: &AttentionMask,
         cache: Option<&mut LayerCache>,
     ) -> Result<Tensor> {
+        self.forward_kept(pass, x, rotary, mask, cache, None)
+    }
+
+    /// As [`DecoderLayer::forward`]; with `kept`, only these tokens (rows of `batch · sequence`) leave the block, as
+    /// `[kept, hidden]`, and nothing after the attention is computed for the others.
+    pub(super) fn forward_kept(
+        &self,
+        pass: &Pass,
+        x: &Tensor,
+        rotary: &Rotary,
+        mask: &AttentionMask,
+        cache: Option<&mut LayerCache>,
+        kept: Option<Arc<[u32]>>,
+    ) -> Result<Tensor> {
         if let Some(block) = self.fused(pass, x, mask)? {
-            return Ok(match cache {
-                Some(cache) => block.forward_cached(x, rotary, cache)?,
-                None => {
-                    let (batch, mask) = (x.dim(0)?, mask.clone());
-                    let recompute = pass.recompute;
-                    block.forward(x, Extent { rotary: Some(rotary.clone()), batch, mask, kept: None, recompute })?
+            return Ok(match (cache, kept) {
+                (Some(cache), None) => block.forward_cached(x, rotary, cache)?,
+                (Some(cache), Some(kept)) => {
+                    ops::select_rows(&block.forward_cached(x, rotary, cache)?.flatten_to(1)?, &kept)?
+                }
+                (None, kept) => {
+                    let (batch, mask, recompute) = (x.dim(0)?, mask.clone(), pass.recompute);
+                    block.forward(x, Extent { rotary: Some(rotary.clone()), batch, mask, kept, recompute })?
                 }
             });
         }
@@ -92,6 +108,13 @@ impl DecoderLayer {
             None => (k, v),
         };
         let attended = ops::attention(&q, &k, &v, mask)?.reshape((batch, sequence, ()))?;
+        let (x, attended) = match &kept {
+            Some(kept) => {
+                let some = |t: &Tensor| ops::select_rows(&t.flatten_to(1)?, kept);
+                (some(x)?, some(&attended)?)
+            }
+            None => (x.clone(), attended),
+        };
         let h = (x + self.o_proj.forward(pass, &attended)?)?;
 
         let normed = self.post_attention_layernorm.forward(&h)?;

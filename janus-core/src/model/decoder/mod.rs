@@ -149,19 +149,45 @@ impl Decoder {
         placement: &Placement,
         cache: Option<&mut Cache>,
     ) -> Result<Tensor> {
+        self.run(pass, embeds, placement, cache, None)
+    }
+
+    /// As [`Decoder::forward`] of whole sequences, for some of their tokens (rows of `batch · sequence`) only:
+    /// `[tokens, hidden]`. What the others would cost after the last attention is not computed.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or a token beyond the batch.
+    pub fn forward_tokens(
+        &self,
+        pass: &Pass,
+        embeds: &Tensor,
+        placement: &Placement,
+        tokens: &[u32],
+    ) -> Result<Tensor> {
+        let count = embeds.dim(0)? * embeds.dim(1)?;
+        if let Some(token) = tokens.iter().find(|token| **token as usize >= count) {
+            let expected = format!("tokens below {count}");
+            return Err(ModelError::Shape { what: "tokens", expected, got: vec![*token as usize] }.into());
+        }
+        self.run(pass, embeds, placement, None, Some(tokens.into()))
+    }
+
+    fn run(
+        &self,
+        pass: &Pass,
+        embeds: &Tensor,
+        placement: &Placement,
+        cache: Option<&mut Cache>,
+        kept: Option<Arc<[u32]>>,
+    ) -> Result<Tensor> {
         let rotary = self.rotary(&placement.positions, embeds.dim(0)?);
         let mut x = embeds.clone();
-        match cache {
-            Some(cache) => {
-                for (layer, cache) in self.layers.iter().zip(cache.layers()) {
-                    x = layer.forward(pass, &x, &rotary, &placement.mask, Some(cache))?;
-                }
-            }
-            None => {
-                for layer in &self.layers {
-                    x = layer.forward(pass, &x, &rotary, &placement.mask, None)?;
-                }
-            }
+        let mut caches = cache.map(|cache| cache.layers().iter_mut());
+        let last = self.layers.len().saturating_sub(1);
+        for (number, layer) in self.layers.iter().enumerate() {
+            let kept = kept.clone().filter(|_| number == last);
+            let cache = caches.as_mut().and_then(Iterator::next);
+            x = layer.forward_kept(pass, &x, &rotary, &placement.mask, cache, kept)?;
         }
         self.final_norm(&x)
     }
