@@ -15,8 +15,8 @@ use super::loader::Loader;
 use super::norm::RmsNorm;
 use crate::config::TextConfig;
 use crate::error::{ModelError, Result};
-use crate::ops::{AttentionMask, HeadLoss};
 use crate::ops::rotary::Rotary;
+use crate::ops::{AttentionMask, HeadLoss};
 use crate::pass::Pass;
 use crate::site::Projection;
 

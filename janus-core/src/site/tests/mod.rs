@@ -3,6 +3,7 @@
 mod corrections;
 mod dropout;
 mod gradients;
+mod loss;
 mod model;
 mod routes;
 mod terms;
