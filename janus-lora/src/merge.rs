@@ -13,6 +13,7 @@ use janus_core::config::Layout;
 use janus_core::noise;
 use janus_core::output::StagedFolder;
 use janus_core::pass::Pass;
+use janus_core::processing::Sample;
 use janus_core::site::{Correction, LowRank, sites};
 use janus_core::{Janus, Parts};
 use serde::Serialize;
@@ -148,15 +149,8 @@ fn check_logits(base: &Base, model: &Janus) -> Result<Vec<Tensor>> {
     let pixels: Vec<f32> = (0..3 * side * side).map(|i| (noise::uniform(1, i as u64) * 2.0 - 1.0) as f32).collect();
     let pixels = Tensor::from_vec(pixels, (1, 3, side, side), model.device())?;
     let ids = base.prompts().understanding_prompt("What does the image show?", 1, true)?;
-    let text = TextBatch {
-        mask: vec![true; ids.len()],
-        labels: Vec::new(),
-        rows: 1,
-        pixels: Some(pixels),
-        features: None,
-        placeholder: special.image_placeholder,
-        ids,
-    };
+    let question = Sample { ids, labels: Vec::new() };
+    let text = TextBatch::packed(&[question], Some(pixels), special.image_placeholder);
     let features = text.features(model, &pass)?;
     let hidden = text.hidden(model, &pass, features.as_ref())?;
     let last = hidden.narrow(1, text.len() - 1, 1)?;
@@ -165,7 +159,6 @@ fn check_logits(base: &Base, model: &Janus) -> Result<Vec<Tensor>> {
     let drawn = CodeBatch {
         prompts: vec![base.prompts().generation_prompt("a picture")?],
         codes: vec![(0..count).map(|i| (noise::mix(i) % codes) as u32).collect()],
-        pad: special.pad,
         pixels: None,
         placeholder: special.image_placeholder,
     };

@@ -270,7 +270,6 @@ pub fn probe(
             let batch = CodeBatch {
                 prompts: attended(input)?,
                 codes: codes.clone(),
-                pad: special.pad,
                 pixels: input.pixels.clone(),
                 placeholder,
             };
@@ -284,26 +283,21 @@ pub fn probe(
             Some((janus_core::ops::cross_entropy(&logits, &labels)? / labels.len() as f64)?)
         }
         None => {
-            let batch = TextBatch {
-                ids: input.ids.clone(),
-                mask: input.mask.clone(),
-                labels: input.labels.clone().unwrap_or_default(),
-                rows: input.rows,
-                pixels: input.pixels.clone(),
-                features: None,
-                placeholder,
-            };
+            let labels = input.labels.as_deref().unwrap_or_default();
+            let (ids, pixels) = (input.ids.clone(), input.pixels.clone());
+            let batch = TextBatch::padded(ids, &input.mask, labels, input.rows, pixels, placeholder);
             let features = batch.features(model, &pass)?;
             let hidden = batch.hidden(model, &pass, features.as_ref())?;
             let logits = model.decoder().text_logits(&pass, &hidden)?;
             if let Some(features) = features {
                 out.push(("image_features".into(), features));
             }
-            let loss = batch.loss_of_hidden(model, &pass, &hidden)?;
             out.push(("logits".into(), logits));
-            match loss {
-                Some((sum, tokens)) => Some((sum / tokens as f64)?),
-                None => None,
+            if batch.labels.is_empty() {
+                None
+            } else {
+                let loss = batch.loss_of_hidden(model, &pass, &hidden)?;
+                Some((loss.sum / loss.tokens as f64)?)
             }
         }
     };

@@ -101,7 +101,7 @@ impl Stepper {
                 Accumulation::Tokens => 1.0 / supervised[*table] as f64,
                 Accumulation::Mean => 1.0 / (own * counts[*table]) as f64,
             };
-            let loss = batch.loss(model, &pass, false)?;
+            let loss = batch.loss(model, &pass)?;
             let value = f64::from(loss.sum.to_scalar::<f32>()?) * share;
             let table_loss = &self.tables[*table];
             if !value.is_finite() {

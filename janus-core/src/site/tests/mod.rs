@@ -4,6 +4,7 @@ mod composed;
 mod corrections;
 mod dropout;
 mod gradients;
+mod loss;
 mod model;
 mod routes;
 mod terms;
