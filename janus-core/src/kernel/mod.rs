@@ -17,7 +17,8 @@
 //! | [`low_rank`] | products with thin f32 factors |
 //! | [`attention`] | attention and its backward, head by head in blocks |
 //! | [`vector`] | loops compiled for each level, elementary functions |
-//! | [`matrix`] | a matrix of its own memory |
+//! | [`matrix`] | a matrix of its own memory, reused |
+//! | [`pages`] | large pages for weights |
 
 pub(crate) mod attention;
 #[cfg(target_arch = "x86_64")]
@@ -27,6 +28,7 @@ mod few_rows;
 pub(crate) mod level;
 pub(crate) mod low_rank;
 pub(crate) mod matrix;
+pub(crate) mod pages;
 mod panel;
 pub(crate) mod product;
 #[cfg(test)]

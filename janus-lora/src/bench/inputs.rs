@@ -3,6 +3,7 @@
 use candle_core::{Device, Tensor};
 use janus_core::config::JanusConfig;
 use janus_core::noise;
+use janus_core::processing::Sample;
 
 use super::SEED;
 use crate::error::Result;
@@ -64,24 +65,19 @@ pub(super) fn batch(config: &JanusConfig, task: Task, rows: usize, codes_per_ima
                 Task::Text => text_ids(config, &row_name(row), TEXT_TOKENS),
                 _ => question(config, &row_name(row)),
             };
-            let ids: Vec<u32> = (0..rows).flat_map(text).collect();
-            let length = ids.len() / rows.max(1);
-            let labelled = |place: usize| place % length >= length - SUPERVISED_TOKENS;
-            let label = |(place, id): (usize, &u32)| if labelled(place) { i64::from(*id) } else { -100 };
-            Batch::Text(TextBatch {
-                mask: vec![true; ids.len()],
-                labels: ids.iter().enumerate().map(label).collect(),
-                rows,
-                pixels: if task == Task::Understand { Some(pixels(config, rows)?) } else { None },
-                features: None,
-                placeholder: placeholder(config),
-                ids,
-            })
+            let sample = |row| {
+                let ids: Vec<u32> = text(row);
+                let first = ids.len() - SUPERVISED_TOKENS;
+                let label = |(place, id): (usize, &u32)| if place >= first { i64::from(*id) } else { -100 };
+                Sample { labels: ids.iter().enumerate().map(label).collect(), ids }
+            };
+            let samples: Vec<Sample> = (0..rows).map(sample).collect();
+            let pixels = if task == Task::Understand { Some(pixels(config, rows)?) } else { None };
+            Batch::Text(TextBatch::packed(&samples, pixels, placeholder(config)))
         }
         Task::Generate => Batch::Codes(CodeBatch {
             prompts: (0..rows).map(|row| text_ids(config, &row_name(row), PROMPT_TOKENS)).collect(),
             codes: (0..rows).map(|row| codes(config, &row_name(row), codes_per_image)).collect(),
-            pad: config.text.pad_token_id.unwrap_or(0),
             pixels: None,
             placeholder: placeholder(config),
         }),

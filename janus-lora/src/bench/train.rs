@@ -42,6 +42,8 @@ pub struct TrainOptions {
     pub batch: usize,
     /// Image features are computed once, before the first step.
     pub cached_features: bool,
+    /// Blocks keep their input alone and compute the rest again in the backward.
+    pub recompute: bool,
 }
 
 /// What a step costs.
@@ -60,6 +62,8 @@ pub struct TrainReport {
     pub targets: Vec<String>,
     /// Whether image features were computed once, before the first step.
     pub cached_features: bool,
+    /// Whether blocks computed again in the backward what they would have kept.
+    pub recompute: bool,
     /// Rows of a step.
     pub batch: usize,
     /// Tokens of a step.
@@ -91,7 +95,8 @@ pub fn train(model: &Model, options: &TrainOptions, status: &dyn Status) -> Resu
     let trainable_parameters = adapter.parameter_count();
     let trainables = Trainables::attach(&janus, adapter)?;
     let tables = vec![TableLoss { name: options.task.to_string(), loss_weight: 1.0 }];
-    let mut stepper = Stepper::new(trainables, ADAMW, tables, Accumulation::Tokens, CLIP_NORM, SEED);
+    let mut stepper = Stepper::new(trainables, ADAMW, tables, Accumulation::Tokens, CLIP_NORM, SEED)
+        .with_recompute(options.recompute);
 
     let batches = [TableBatch { table: 0, batch }];
     let bar = status.items("training", options.steps as u64);
@@ -111,6 +116,7 @@ pub fn train(model: &Model, options: &TrainOptions, status: &dyn Status) -> Resu
         task: options.task.to_string(),
         targets: options.targets.clone(),
         cached_features: options.cached_features,
+        recompute: options.recompute,
         batch: options.batch,
         tokens,
         supervised_tokens,

@@ -44,6 +44,9 @@ pub(super) enum BenchCommand {
         /// Compute the image's features once before the first step, as later epochs find them
         #[arg(long)]
         cached_features: bool,
+        /// Keep the inputs of blocks alone and compute the rest again in the backward
+        #[arg(long)]
+        recompute: bool,
     },
     /// Answers about one image and 64 text tokens: time to the first token, then tokens per second
     #[command(after_help = "Examples:
@@ -131,10 +134,10 @@ fn seconds(value: f64) -> String {
 impl BenchCommand {
     pub(super) fn run(self) -> Result<()> {
         match self {
-            BenchCommand::Train { model, task, targets, steps, batch, cached_features } => {
+            BenchCommand::Train { model, task, targets, steps, batch, cached_features, recompute } => {
                 let task = Task::from_name(&task).ok_or_else(|| unknown("task", &task, Task::CHOICES.names))?;
                 let (steps, batch) = (steps as usize, batch as usize);
-                let options = TrainOptions { task, targets, steps, batch, cached_features };
+                let options = TrainOptions { task, targets, steps, batch, cached_features, recompute };
                 let report = bench::train(&model.model()?, &options, &Terminal)?;
                 let tokens = format!("{}, {} supervised", report.tokens, report.supervised_tokens);
                 let figures = &report.figures;

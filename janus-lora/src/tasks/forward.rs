@@ -125,7 +125,9 @@ impl Batch {
         match self {
             Batch::Text(batch) => {
                 let features = batch.features(model, pass)?;
-                batch.loss_of_hidden(model, pass, &batch.hidden(model, pass, features.as_ref())?)
+                let embeds = batch.embed(model, pass, features.as_ref())?;
+                let hidden = model.decoder().forward_tokens(pass, &embeds, &batch.placement, &batch.places)?;
+                batch.loss_of_places(model, pass, &hidden)
             }
             Batch::Codes(batch) => {
                 let (hidden, labels) = (batch.hidden(model, pass)?, batch.codes.concat());
@@ -150,7 +152,16 @@ impl TextBatch {
             ids.extend_from_slice(&sample.ids);
         }
         let lengths: Vec<usize> = samples.iter().map(|sample| sample.ids.len()).collect();
-        Self { ids, rows: 1, placement: Placement::packed(&lengths), places, labels, pixels, features: None, placeholder }
+        Self {
+            ids,
+            rows: 1,
+            placement: Placement::packed(&lengths),
+            places,
+            labels,
+            pixels,
+            features: None,
+            placeholder,
+        }
     }
 
     /// `rows` rows of equal length as they are, padding included: `ids`, `mask` (true = a token) and `labels` (negative
@@ -168,7 +179,16 @@ impl TextBatch {
         for (row, labels) in labels.chunks(length.max(1)).enumerate() {
             predict(labels, row * length, &mut places, &mut targets);
         }
-        Self { ids, rows, placement: Placement::masked(mask, rows), places, labels: targets, pixels, features: None, placeholder }
+        Self {
+            ids,
+            rows,
+            placement: Placement::masked(mask, rows),
+            places,
+            labels: targets,
+            pixels,
+            features: None,
+            placeholder,
+        }
     }
 
     /// Tokens of a row, padding included.
@@ -198,8 +218,12 @@ impl TextBatch {
     /// # Errors
     /// Ids or images that do not fit the model.
     pub fn hidden(&self, model: &Janus, pass: &Pass, features: Option<&Tensor>) -> Result<Tensor> {
-        let embeds = model.embed_with_images(pass, &self.ids, self.rows, self.placeholder, features)?;
+        let embeds = self.embed(model, pass, features)?;
         Ok(model.decoder().forward(pass, &embeds, &self.placement, None)?)
+    }
+
+    fn embed(&self, model: &Janus, pass: &Pass, features: Option<&Tensor>) -> Result<Tensor> {
+        Ok(model.embed_with_images(pass, &self.ids, self.rows, self.placeholder, features)?)
     }
 
     /// The loss of the labels, given the hidden states.
@@ -207,8 +231,12 @@ impl TextBatch {
     /// # Errors
     /// Labels beyond the vocabulary.
     pub fn loss_of_hidden(&self, model: &Janus, pass: &Pass, hidden: &Tensor) -> Result<Loss> {
-        let hidden = ops::select_rows(&hidden.flatten_to(1)?, &self.places)?;
-        Ok(Loss::of(model.decoder().text_loss(pass, &hidden, &self.labels)?, self.labels.len()))
+        self.loss_of_places(model, pass, &ops::select_rows(&hidden.flatten_to(1)?, &self.places)?)
+    }
+
+    /// The loss of the labels, given the hidden states of their places, `[labels, hidden]`.
+    fn loss_of_places(&self, model: &Janus, pass: &Pass, hidden: &Tensor) -> Result<Loss> {
+        Ok(Loss::of(model.decoder().text_loss(pass, hidden, &self.labels)?, self.labels.len()))
     }
 }
 
@@ -258,8 +286,7 @@ impl CodeBatch {
             code_start += codes.len() - 1;
         }
         let embeds = ops::select_rows(&table, &order)?.unsqueeze(0)?;
-        let hidden = model.decoder().forward(pass, &embeds, &Placement::packed(&lengths), None)?;
-        Ok(ops::select_rows(&hidden.squeeze(0)?, &places)?)
+        Ok(model.decoder().forward_tokens(pass, &embeds, &Placement::packed(&lengths), &places)?)
     }
 
     /// Logits of every code, row after row: `[Σ codes, classes]`.

@@ -90,7 +90,7 @@ pub fn train(prepared: &Prepared, device: &Device, status: &dyn Status) -> Resul
     note.base = Some(BaseNote { name: Some(base.name().to_owned()), fingerprint });
     note.recipe = Some(to_toml(recipe));
     adapter.note = Some(note);
-    let mut stepper = stepper(recipe, tables, Trainables::attach(&model, adapter)?);
+    let mut stepper = stepper(recipe, tables, Trainables::attach(&model, adapter)?).with_recompute(plan.recompute);
     check_coverage(recipe, base, tables, &model, &stepper)?;
 
     let mut files = RunFiles::create(folder, recipe, tables)?;
