@@ -133,6 +133,12 @@ unsafe fn fixed<E: Element, const M: usize>(
             }
         }
         for k in 0..words {
+            // One row a step, so that each line of every row is asked for once, four lines ahead.
+            if M == TILE_ROWS && k % 16 < M {
+                _mm_prefetch::<_MM_HINT_T0>(
+                    a.wrapping_add((k % 16) * a_stride).cast::<i32>().wrapping_add(k + 64).cast(),
+                );
+            }
             let panel = [_mm512_load_si512(lines.add(k * LINES)), _mm512_load_si512(lines.add(k * LINES + 1))];
             for (i, sums) in sums.iter_mut().enumerate() {
                 let word = a.add(i * a_stride).cast::<i32>().add(k).read_unaligned();
@@ -404,5 +410,25 @@ unsafe fn block<E: Element, const M: usize>(
             }
         }
         dots
+    }
+}
+
+/// Asks for the lines of a block of a matrix, from line `from` to line `to` of all its lines, to be brought near.
+pub(super) fn bring<E: Element>(
+    matrix: Rows<'_, E>,
+    rows: &Range<usize>,
+    columns: &Range<usize>,
+    from: usize,
+    to: usize,
+) {
+    let per_line = 64 / size_of::<E>();
+    let lines = columns.len().div_ceil(per_line).max(1);
+    for line in from..to {
+        let (row, column) = (rows.start + line / lines, columns.start + line % lines * per_line);
+        if row < rows.end {
+            let at = matrix.as_ptr().wrapping_add(row * matrix.stride() + column);
+            // SAFETY: a prefetch touches nothing, whatever its address.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
+        }
     }
 }

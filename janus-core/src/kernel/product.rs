@@ -86,6 +86,11 @@ impl<'a, E: Element> Rows<'a, E> {
         values
     }
 
+    /// Where the values begin.
+    pub(super) fn as_ptr(&self) -> *const E {
+        self.values.as_ptr()
+    }
+
     /// Row `i`.
     #[inline(always)]
     pub(crate) fn row(&self, i: usize) -> &'a [E] {
@@ -124,6 +129,28 @@ impl<'a, E: Element> Term<'a, E> {
             Side::Transposed => self.matrix.count,
             Side::Plain => self.matrix.width,
         }
+    }
+
+    /// Where the matrix holds some inner steps of some result columns.
+    fn area(&self, inner: Range<usize>, columns: Range<usize>) -> Area<'a, E> {
+        match self.side {
+            Side::Transposed => Area { matrix: self.matrix, rows: columns, columns: inner },
+            Side::Plain => Area { matrix: self.matrix, rows: inner, columns },
+        }
+    }
+}
+
+/// A block of a matrix, by its own rows and columns.
+struct Area<'a, E> {
+    matrix: Rows<'a, E>,
+    rows: Range<usize>,
+    columns: Range<usize>,
+}
+
+impl<E> Area<'_, E> {
+    /// Cache lines in it.
+    fn lines(&self) -> usize {
+        self.rows.len() * (self.columns.len() * size_of::<E>()).div_ceil(64)
     }
 }
 
@@ -262,7 +289,7 @@ impl Block {
         let Scratch { panels, sums, wide } = scratch;
         sums.resize(self.rows.len().max(1) * BLOCK_COLUMNS, 0.0);
         let mut add = false;
-        for term in terms {
+        for (number, term) in terms.iter().enumerate() {
             // By the whole product's rows, so that a row's sums do not depend on how rows were shared out.
             if term.x.count <= FEW_ROWS && term.side == Side::Transposed {
                 few_rows::dots(
@@ -294,7 +321,19 @@ impl Block {
                     pack(level, term.matrix, term.side, inner.clone(), columns, lines);
                 }
                 let panels = panels.chunks_exact(lines).take(count).map(|lines| Panel { lines, depth: inner.len() });
-                self.tiles(level, term.x, &inner, panels, sums, wide, add);
+                let next = if inner.end < term.x.width {
+                    Some((term, inner.end..(inner.end + chunk).min(term.x.width), self.columns.clone()))
+                } else if number + 1 < terms.len() {
+                    let term = &terms[number + 1];
+                    Some((term, 0..chunk.min(term.x.width), self.columns.clone()))
+                } else {
+                    // Most likely this thread's next block.
+                    let columns = self.columns.end..(self.columns.end + BLOCK_COLUMNS).min(terms[0].columns());
+                    Some((&terms[0], 0..chunk.min(terms[0].x.width), columns))
+                        .filter(|(_, _, columns)| !columns.is_empty())
+                };
+                let next = next.map(|(term, inner, columns)| term.area(inner, columns));
+                self.tiles(level, term.x, &inner, panels, next, sums, wide, add);
                 add = true;
             }
         }
@@ -311,13 +350,20 @@ impl Block {
         x: Rows<'_, E>,
         inner: &Range<usize>,
         panels: impl Iterator<Item = Panel<'p>> + Clone,
+        next: Option<Area<'_, E>>,
         sums: &mut [f32],
         wide: &mut Vec<f32>,
         add: bool,
     ) {
         #[cfg(target_arch = "x86_64")]
         if level >= Level::Avx512 && (!E::PAIRED || level == Level::Avx512Bf16) {
+            let share = next.as_ref().map_or(0, |next| next.lines().div_ceil(self.rows.len().div_ceil(TILE_ROWS)));
             for start in (0..self.rows.len()).step_by(TILE_ROWS) {
+                if let Some(Area { matrix, rows, columns }) = &next {
+                    // The memory is slow and the tiles leave it idle: what is packed next comes near meanwhile.
+                    let from = start / TILE_ROWS * share;
+                    super::avx512::bring(*matrix, rows, columns, from, from + share);
+                }
                 let count = TILE_ROWS.min(self.rows.len() - start);
                 let values = &x.values[(self.rows.start + start) * x.stride + inner.start..];
                 for (number, panel) in panels.clone().enumerate() {
@@ -408,24 +454,22 @@ impl Block {
                 sums.iter_mut().zip(&bias[columns.clone()]).for_each(|(s, b)| *s += b.widen());
             }
             if let Some((left, right)) = finish.low_rank {
-                // Sixteen lanes at a time, so that the sums stay in registers over the whole rank.
                 let left = left.row(row);
-                let mut blocks = sums.chunks_exact_mut(16);
-                let mut at = columns.start;
-                for block in &mut blocks {
-                    let mut lanes = [0f32; 16];
-                    lanes.copy_from_slice(block);
+                let values = |j: usize| &right.row(j)[columns.clone()];
+                if let Ok(whole) = <&mut [f32; BLOCK_COLUMNS]>::try_from(&mut *sums) {
+                    // Of a size known here, so that the sums stay in registers over the whole rank.
+                    let mut lanes = *whole;
                     for (j, factor) in left.iter().enumerate() {
-                        for (lane, r) in lanes.iter_mut().zip(&right.row(j)[at..at + 16]) {
-                            *lane = fused(*factor, *r, *lane);
+                        if let Ok(values) = <&[f32; BLOCK_COLUMNS]>::try_from(values(j)) {
+                            for (lane, r) in lanes.iter_mut().zip(values) {
+                                *lane = fused(*factor, *r, *lane);
+                            }
                         }
                     }
-                    block.copy_from_slice(&lanes);
-                    at += 16;
-                }
-                for (sum, column) in blocks.into_remainder().iter_mut().zip(at..) {
+                    *whole = lanes;
+                } else {
                     for (j, factor) in left.iter().enumerate() {
-                        *sum = fused(*factor, right.row(j)[column], *sum);
+                        sums.iter_mut().zip(values(j)).for_each(|(s, r)| *s = fused(*factor, *r, *s));
                     }
                 }
             }
