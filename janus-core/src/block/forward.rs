@@ -4,9 +4,9 @@ use candle_core::Result;
 
 use super::rows::{gather, gelu, norm, rotate, silu_gate};
 use super::thin::Thin;
-use super::view::{BlockView, K, MLP, O, Q, V};
+use super::view::{BlockView, MLP, O, Q};
 use crate::kernel::attention::{self, Attended, Heads, KeyValues, Segment};
-use crate::kernel::{Element, Finish, Matrix, Rows, Term, product};
+use crate::kernel::{Element, Finish, Job, Matrix, Rows, Term, products};
 
 /// Cosines and sines of every token, `[tokens, head_dim / 2]` each.
 #[derive(Debug, Clone, Copy)]
@@ -39,25 +39,34 @@ pub(super) struct Saved<E: Element> {
     pub(super) hidden: Vec<Option<Vec<f32>>>,
 }
 
-/// One site: `x·Wᵀ + b` with its low-rank terms, and `add` on top. Returns the output and `x·Aᵀ`.
-pub(super) fn site<E: Element>(
+/// Sites that share their input: `x·Wᵀ + b` with their low-rank terms, and `add` on top of each. Returns the outputs and
+/// each `x·Aᵀ`.
+pub(super) fn sites<E: Element, const N: usize>(
     view: &BlockView<'_, E>,
     thin: &[Option<Thin<'_>>],
-    which: usize,
+    first: usize,
     x: Rows<'_, E>,
     add: Option<Rows<'_, E>>,
-) -> (Matrix<E>, Option<Vec<f32>>) {
-    let linear = &view.linears[which];
-    let hidden = thin[which].as_ref().map(|thin| thin.hidden(x));
-    let low_rank = match (&hidden, &thin[which]) {
-        (Some(hidden), Some(thin)) => Some((Rows::dense(hidden, x.count(), thin.rank()), thin.b())),
-        _ => None,
-    };
-    let mut y = Matrix::new(x.count(), linear.weight.count());
-    let stride = y.stride();
-    let finish = Finish { bias: linear.bias, low_rank, add, ..Finish::default() };
-    product(&[Term::transposed(x, linear.weight)], finish, y.values_mut(), stride);
-    (y, hidden)
+) -> ([Matrix<E>; N], [Option<Vec<f32>>; N]) {
+    let hidden: [Option<Vec<f32>>; N] = std::array::from_fn(|i| thin[first + i].as_ref().map(|thin| thin.hidden(x)));
+    let mut outputs: [Matrix<E>; N] =
+        std::array::from_fn(|i| Matrix::new(x.count(), view.linears[first + i].weight.count()));
+    let jobs = outputs.iter_mut().enumerate().map(|(i, y)| {
+        let linear = &view.linears[first + i];
+        let low_rank = match (&hidden[i], &thin[first + i]) {
+            (Some(hidden), Some(thin)) => Some((Rows::dense(hidden, x.count(), thin.rank()), thin.b())),
+            _ => None,
+        };
+        let out_stride = y.stride();
+        Job {
+            terms: vec![Term::transposed(x, linear.weight)],
+            finish: Finish { bias: linear.bias, low_rank, add, ..Finish::default() },
+            out: y.values_mut(),
+            out_stride,
+        }
+    });
+    products(jobs.collect());
+    (outputs, hidden)
 }
 
 /// Receives keys and values as they are made and says what attention reads.
@@ -90,10 +99,9 @@ pub(super) fn forward<E: Element>(
 ) -> Result<(Matrix<E>, Saved<E>)> {
     let [first_norm, second_norm] = view.block_norms();
     let normed = norm(x, first_norm);
-    let (mut q, hidden_q) = site(view, thin, Q, normed.view(), None);
-    let (mut k, hidden_k) = site(view, thin, K, normed.view(), None);
-    let (v, hidden_v) = site(view, thin, V, normed.view(), None);
+    let ([mut q, mut k, v], hidden) = sites(view, thin, Q, normed.view(), None);
     drop(normed);
+    let mut hidden = Vec::from(hidden);
     if let Some(angles) = plan.angles {
         rotate(&mut q, plan.heads.head_dim, angles.cosines, angles.sines, 1.0);
         rotate(&mut k, plan.heads.head_dim, angles.cosines, angles.sines, 1.0);
@@ -103,27 +111,31 @@ pub(super) fn forward<E: Element>(
         Some((all, segments)) => attention::forward(q.view(), all, plan.heads, &segments),
         None => attention::forward(q.view(), KeyValues::of(k.view(), v.view()), plan.heads, plan.segments),
     };
-    let ((middle, hidden_o), kept) = match plan.kept {
+    let ([middle], hidden_o) = match plan.kept {
         Some(kept) => {
             let (x, out) = (gather(x, kept), gather(attended.out.view(), kept));
-            (site(view, thin, O, out.view(), Some(x.view())), kept.len())
+            sites(view, thin, O, out.view(), Some(x.view()))
         }
-        None => (site(view, thin, O, attended.out.view(), Some(x)), x.count()),
+        None => sites(view, thin, O, attended.out.view(), Some(x)),
     };
-    debug_assert_eq!(middle.rows(), kept);
+    hidden.extend(hidden_o);
 
     let normed = norm(middle.view(), second_norm);
     let last = view.linears.len() - 1;
-    let (mut inner, mut hidden) = (Vec::new(), vec![hidden_q, hidden_k, hidden_v, hidden_o]);
-    for which in MLP..last {
-        let (y, own) = site(view, thin, which, normed.view(), None);
-        inner.push(y);
-        hidden.push(own);
+    let mut inner = Vec::with_capacity(2);
+    if last - MLP == 2 {
+        let (made, own) = sites::<E, 2>(view, thin, MLP, normed.view(), None);
+        inner.extend(made);
+        hidden.extend(own);
+    } else {
+        let (made, own) = sites::<E, 1>(view, thin, MLP, normed.view(), None);
+        inner.extend(made);
+        hidden.extend(own);
     }
     drop(normed);
     let activated = activate(&inner);
-    let (y, own) = site(view, thin, last, activated.view(), Some(middle.view()));
-    hidden.push(own);
+    let ([y], own) = sites(view, thin, last, activated.view(), Some(middle.view()));
+    hidden.extend(own);
     Ok((y, Saved { qkv: [q, k, v], attended, middle, inner, hidden }))
 }
 

@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, b
 use half::bf16;
 
 use super::backward::Sites;
-use super::forward::site;
+use super::forward::sites;
 use super::node::dense;
 use super::thin::ThinPlan;
 use super::view::{BlockView, LinearView};
@@ -63,7 +63,7 @@ impl CorrectedLinear {
         self.with_view::<E, _>(|view| {
             let weight = view.linears[0].weight;
             let x = Rows::dense(x, x.len() / weight.width().max(1), weight.width());
-            let (y, _) = site(view, &self.thin.read(flat), 0, x, None);
+            let ([y], _) = sites(view, &self.thin.read(flat), 0, x, None);
             let mut dims = dims.to_vec();
             if let Some(last) = dims.last_mut() {
                 *last = weight.count();

@@ -11,7 +11,12 @@ const ROWS: usize = 16;
 
 /// Calls `f(i, row)` for every row of a matrix, spread over the threads.
 fn each_row<E: Element>(matrix: &mut Matrix<E>, f: impl Fn(usize, &mut [E]) + Sync) {
-    let (stride, width) = (matrix.stride().max(1), matrix.width());
+    let (stride, width, rows) = (matrix.stride().max(1), matrix.width(), matrix.rows());
+    if rows <= ROWS {
+        // Waking other threads costs more than this.
+        matrix.values_mut().chunks_mut(stride).enumerate().for_each(|(i, row)| f(i, &mut row[..width]));
+        return;
+    }
     matrix.values_mut().par_chunks_mut(stride * ROWS).enumerate().for_each(|(piece, rows)| {
         for (i, row) in rows.chunks_mut(stride).enumerate() {
             f(piece * ROWS + i, &mut row[..width]);

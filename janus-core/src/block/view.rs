@@ -34,10 +34,9 @@ impl<'a, E> BlockView<'a, E> {
     }
 }
 
-/// Places in [`BlockView::linears`].
+/// Place of q in [`BlockView::linears`]; k and v follow.
 pub(super) const Q: usize = 0;
-pub(super) const K: usize = 1;
-pub(super) const V: usize = 2;
+/// Place of the attention's output map.
 pub(super) const O: usize = 3;
 /// First map of the MLP: gate (then up and down), or fc1 (then fc2).
 pub(super) const MLP: usize = 4;

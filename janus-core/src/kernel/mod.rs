@@ -38,4 +38,4 @@ pub(crate) mod vector;
 
 pub(crate) use element::Element;
 pub(crate) use matrix::Matrix;
-pub(crate) use product::{Finish, Rows, Term, product};
+pub(crate) use product::{Finish, Job, Rows, Term, product, products};

@@ -175,14 +175,32 @@ impl<E> Default for Finish<'_, E> {
     }
 }
 
-/// `out = finish(Σ terms)`, `out: [m, n]` with rows `out_stride` apart, spread over the thread pool.
+/// A product to be made: `out = finish(Σ terms)`, `out: [m, n]` with rows `out_stride` apart.
+#[derive(Debug)]
+pub(crate) struct Job<'a, E, O> {
+    /// What is summed.
+    pub(crate) terms: Vec<Term<'a, E>>,
+    /// What happens to the sums.
+    pub(crate) finish: Finish<'a, E>,
+    /// Where they go.
+    pub(crate) out: &'a mut [O],
+    /// Values from one row of the result to the next.
+    pub(crate) out_stride: usize,
+}
+
+/// Makes products, spread over the thread pool together: several small ones cost one round of waking threads.
+pub(crate) fn products<E: Element, O: Element>(jobs: Vec<Job<'_, E, O>>) {
+    products_at(level(), true, jobs);
+}
+
+/// One product, spread over the thread pool.
 pub(crate) fn product<E: Element, O: Element>(
     terms: &[Term<'_, E>],
     finish: Finish<'_, E>,
     out: &mut [O],
     out_stride: usize,
 ) {
-    product_at(level(), true, terms, finish, out, out_stride);
+    products_at(level(), true, vec![Job { terms: terms.to_vec(), finish, out, out_stride }]);
 }
 
 /// As [`product`] on the calling thread alone.
@@ -192,66 +210,107 @@ pub(crate) fn product_alone<E: Element, O: Element>(
     out: &mut [O],
     out_stride: usize,
 ) {
-    product_at(level(), false, terms, finish, out, out_stride);
+    products_at(level(), false, vec![Job { terms: terms.to_vec(), finish, out, out_stride }]);
 }
 
-pub(super) fn product_at<E: Element, O: Element>(
-    level: Level,
-    parallel: bool,
-    terms: &[Term<'_, E>],
-    finish: Finish<'_, E>,
-    out: &mut [O],
-    out_stride: usize,
-) {
-    let Some(first) = terms.first() else { return };
-    let (m, n) = (first.x.count, first.columns());
-    for term in terms {
-        assert!(term.x.count == m && term.columns() == n, "terms of different shapes");
-    }
-    assert!(n <= out_stride || m <= 1, "rows of the result overlap");
-    assert!(extent(m, n, out_stride) <= out.len(), "the result reaches beyond its values");
-    if let Some(bias) = finish.bias {
-        assert_eq!(bias.len(), n, "bias of another length");
-    }
-    if let Some((left, right)) = finish.low_rank {
-        assert!(left.count == m && right.width == n && left.width == right.count, "low-rank factors do not fit");
-    }
-    if let Some(add) = finish.add {
-        assert!(add.count == m && add.width == n, "the addend has another shape");
-    }
-    if m == 0 || n == 0 {
-        return;
-    }
-    let spread: Vec<Option<Vec<E>>> = terms.iter().map(|term| term.x.crowded(n).then(|| term.x.spread())).collect();
-    let terms: Vec<Term<'_, E>> = terms
+fn products_at<E: Element, O: Element>(level: Level, parallel: bool, mut jobs: Vec<Job<'_, E, O>>) {
+    let spread: Vec<Vec<Option<Vec<E>>>> = jobs.iter().map(Job::spread).collect();
+    let prepared: Vec<Prepared<'_, E, O>> =
+        jobs.iter_mut().zip(&spread).filter_map(|(job, spread)| Prepared::of(job, spread, parallel)).collect();
+    let ends: Vec<usize> = prepared
         .iter()
-        .zip(&spread)
-        .map(|(term, values)| match values {
-            Some(values) => Term { x: Rows::new(values, m, term.x.width, term.x.width + SPREAD), ..*term },
-            None => *term,
+        .scan(0, |end, job| {
+            *end += job.column_blocks * job.row_blocks;
+            Some(*end)
         })
         .collect();
-    let terms = terms.as_slice();
-    let out = Shared { values: out.as_mut_ptr(), stride: out_stride };
-    let column_blocks = n.div_ceil(BLOCK_COLUMNS);
-    let wanted = if parallel { 4 * rayon::current_num_threads() } else { 1 };
-    let row_blocks = m.div_ceil(BLOCK_ROWS).max(wanted.div_ceil(column_blocks)).min(m.div_ceil(TILE_ROWS));
-    let block_rows = m.div_ceil(row_blocks).next_multiple_of(TILE_ROWS);
-    let row_blocks = m.div_ceil(block_rows);
     let one = |index: usize| {
-        let (column, row) = (index / row_blocks * BLOCK_COLUMNS, index % row_blocks * block_rows);
-        let block = Block { rows: row..(row + block_rows).min(m), columns: column..(column + BLOCK_COLUMNS).min(n) };
-        SCRATCH.with_borrow_mut(|scratch| {
-            block.sum(level, terms, scratch);
-            // SAFETY: the assertions above keep every block inside `out`, which is borrowed mutably, and each index has a
-            // block of its own.
-            unsafe { block.write(level, &finish, &mut scratch.sums, &out) };
-        });
+        let which = ends.partition_point(|end| *end <= index);
+        let first = if which == 0 { 0 } else { ends[which - 1] };
+        prepared[which].block(level, index - first);
     };
+    let count = ends.last().copied().unwrap_or(0);
     if parallel {
-        (0..column_blocks * row_blocks).into_par_iter().for_each(one);
+        (0..count).into_par_iter().for_each(one);
     } else {
-        (0..column_blocks * row_blocks).for_each(one);
+        (0..count).for_each(one);
+    }
+}
+
+impl<E: Element, O: Element> Job<'_, E, O> {
+    /// Copies of the terms' rows, where these lie badly.
+    fn spread(&self) -> Vec<Option<Vec<E>>> {
+        let spread = |term: &Term<'_, E>| term.x.crowded(term.columns()).then(|| term.x.spread());
+        self.terms.iter().map(spread).collect()
+    }
+}
+
+/// A product whose shapes were checked, cut into blocks.
+struct Prepared<'a, E, O> {
+    terms: Vec<Term<'a, E>>,
+    finish: Finish<'a, E>,
+    out: Shared<O>,
+    m: usize,
+    n: usize,
+    block_rows: usize,
+    row_blocks: usize,
+    column_blocks: usize,
+}
+
+impl<'a, E: Element, O: Element> Prepared<'a, E, O> {
+    /// `None` where there is nothing to compute.
+    fn of(job: &'a mut Job<'_, E, O>, spread: &'a [Option<Vec<E>>], parallel: bool) -> Option<Self> {
+        let first = job.terms.first()?;
+        let (m, n) = (first.x.count, first.columns());
+        for term in &job.terms {
+            assert!(term.x.count == m && term.columns() == n, "terms of different shapes");
+        }
+        assert!(n <= job.out_stride || m <= 1, "rows of the result overlap");
+        assert!(extent(m, n, job.out_stride) <= job.out.len(), "the result reaches beyond its values");
+        let finish = job.finish;
+        if let Some(bias) = finish.bias {
+            assert_eq!(bias.len(), n, "bias of another length");
+        }
+        if let Some((left, right)) = finish.low_rank {
+            assert!(left.count == m && right.width == n && left.width == right.count, "low-rank factors do not fit");
+        }
+        if let Some(add) = finish.add {
+            assert!(add.count == m && add.width == n, "the addend has another shape");
+        }
+        if m == 0 || n == 0 {
+            return None;
+        }
+        let terms = job.terms.iter().zip(spread).map(|(term, values)| match values {
+            Some(values) => Term { x: Rows::new(values, m, term.x.width, term.x.width + SPREAD), ..*term },
+            None => *term,
+        });
+        let column_blocks = n.div_ceil(BLOCK_COLUMNS);
+        let wanted = if parallel { 4 * rayon::current_num_threads() } else { 1 };
+        let row_blocks = m.div_ceil(BLOCK_ROWS).max(wanted.div_ceil(column_blocks)).min(m.div_ceil(TILE_ROWS));
+        let block_rows = m.div_ceil(row_blocks).next_multiple_of(TILE_ROWS);
+        Some(Self {
+            terms: terms.collect(),
+            finish,
+            out: Shared { values: job.out.as_mut_ptr(), stride: job.out_stride },
+            m,
+            n,
+            block_rows,
+            row_blocks: m.div_ceil(block_rows),
+            column_blocks,
+        })
+    }
+
+    /// Computes one of the blocks.
+    fn block(&self, level: Level, index: usize) {
+        let (column, row) = (index / self.row_blocks * BLOCK_COLUMNS, index % self.row_blocks * self.block_rows);
+        let (end_row, end_column) = ((row + self.block_rows).min(self.m), (column + BLOCK_COLUMNS).min(self.n));
+        let block = Block { rows: row..end_row, columns: column..end_column };
+        SCRATCH.with_borrow_mut(|scratch| {
+            block.sum(level, &self.terms, scratch);
+            // SAFETY: the assertions of `of` keep every block inside `out`, which is borrowed mutably for as long as this
+            // product exists, and each index, met once, has a block of its own.
+            unsafe { block.write(level, &self.finish, &mut scratch.sums, &self.out) };
+        });
     }
 }
 
@@ -261,7 +320,7 @@ struct Shared<O> {
     stride: usize,
 }
 
-// SAFETY: threads write disjoint blocks only (see `product_at`).
+// SAFETY: threads write disjoint blocks only (see `Prepared::block`).
 unsafe impl<O: Send> Sync for Shared<O> {}
 
 /// Buffers of one thread, kept from product to product.
@@ -520,6 +579,39 @@ mod tests {
     use crate::kernel::level::levels;
     use crate::kernel::testing::{close, values};
 
+    fn run_at<E: Element>(
+        level: Level,
+        parallel: bool,
+        terms: &[Term<'_, E>],
+        finish: Finish<'_, E>,
+        out: &mut [f32],
+        out_stride: usize,
+    ) {
+        products_at(level, parallel, vec![Job { terms: terms.to_vec(), finish, out, out_stride }]);
+    }
+
+    #[test]
+    fn products_made_together_are_those_made_alone() {
+        let (m, inner) = (30, 70);
+        let x: Vec<bf16> = values(m * inner, 1);
+        let sizes = [5, 130, 64];
+        let weights: Vec<Vec<bf16>> = sizes.iter().map(|n| values(n * inner, *n as u64)).collect();
+        let term = |i: usize| Term::transposed(Rows::dense(&x, m, inner), Rows::dense(&weights[i], sizes[i], inner));
+        let mut together: Vec<Vec<f32>> = sizes.iter().map(|n| vec![0.0; m * n]).collect();
+        let jobs = together.iter_mut().enumerate().map(|(i, out)| Job {
+            terms: vec![term(i)],
+            finish: Finish::default(),
+            out,
+            out_stride: sizes[i],
+        });
+        products(jobs.collect());
+        for (i, together) in together.iter().enumerate() {
+            let mut alone = vec![0f32; m * sizes[i]];
+            product(&[term(i)], Finish::default(), &mut alone, sizes[i]);
+            assert_eq!(*together, alone);
+        }
+    }
+
     /// One product by its definition; `at` reads the matrix at (inner, column).
     fn slow<E: Element>(x: Rows<'_, E>, n: usize, at: impl Fn(usize, usize) -> f32) -> Vec<f32> {
         let mut out = Vec::with_capacity(x.count() * n);
@@ -563,7 +655,7 @@ mod tests {
                     let run = |terms: &[Term<'_, E>]| {
                         let stride = n + 5;
                         let mut out = vec![9f32; m * stride];
-                        product_at(level, parallel, terms, Finish::default(), &mut out, stride);
+                        run_at(level, parallel, terms, Finish::default(), &mut out, stride);
                         let gap = out.chunks(stride).all(|row| row[n..].iter().all(|v| *v == 9.0));
                         assert!(gap, "{level:?} wrote between the rows");
                         out.chunks(stride).flat_map(|row| row[..n].to_vec()).collect::<Vec<f32>>()
@@ -604,7 +696,7 @@ mod tests {
                 };
                 let mut out: Vec<f32> = vec![0.25; m * n];
                 let weight = Rows::dense(&weight, n, inner);
-                product_at(level, true, &[Term::transposed(x, weight)], finish, &mut out, n);
+                run_at(level, true, &[Term::transposed(x, weight)], finish, &mut out, n);
                 let mut expected = slow(x, n, |k, j| weight.row(j)[k].widen());
                 for (at, value) in expected.iter_mut().enumerate() {
                     let (i, j) = (at / n, at % n);
@@ -623,7 +715,7 @@ mod tests {
         let weight = Rows::dense(&weight, n, inner);
         let run = |x: Rows<'_, bf16>, parallel: bool| {
             let mut out = vec![0f32; x.count() * n];
-            product_at(level(), parallel, &[Term::transposed(x, weight)], Finish::default(), &mut out, n);
+            run_at(level(), parallel, &[Term::transposed(x, weight)], Finish::default(), &mut out, n);
             out
         };
         let x = Rows::dense(&x, m, inner);
