@@ -39,12 +39,9 @@ impl Parameter {
         self.copy.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The base's value, unless a copy stands in for it.
+    /// The base's value, unless a copy stands in for it or it carries a graph of its own.
     pub(crate) fn as_loaded(&self) -> Option<Tensor> {
-        match self.copy() {
-            Some(_) => None,
-            None => Some(self.frozen.clone()),
-        }
+        (self.copy().is_none() && !self.frozen.track_op()).then(|| self.frozen.clone())
     }
 
     /// The value layers compute with.

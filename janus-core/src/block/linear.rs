@@ -5,7 +5,6 @@ use half::bf16;
 
 use super::backward::Sites;
 use super::forward::sites;
-use super::node::dense;
 use super::thin::ThinPlan;
 use super::view::{BlockView, LinearView};
 use crate::kernel::{Matrix, Rows};
@@ -68,7 +67,7 @@ impl CorrectedLinear {
             if let Some(last) = dims.last_mut() {
                 *last = weight.count();
             }
-            Ok((E::storage(dense(y)), Shape::from(dims)))
+            Ok((E::storage(y.to_dense()), Shape::from(dims)))
         })
     }
 
@@ -89,7 +88,7 @@ impl CorrectedLinear {
                 })
             })
         })?;
-        let dx = dx.map(|dx| Tensor::from_vec(dense(dx), x.shape(), x.device())).transpose()?;
+        let dx = dx.map(|dx| Tensor::from_vec(dx.to_dense(), x.shape(), x.device())).transpose()?;
         Ok((dx, gradients))
     }
 }

@@ -54,8 +54,6 @@ impl<'a> Mlp<'a> {
 pub(crate) struct Extent {
     /// Rotary tables of the decoder.
     pub(crate) rotary: Option<Rotary>,
-    /// Rows of the batch.
-    pub(crate) batch: usize,
     /// Whom a token sees.
     pub(crate) mask: AttentionMask,
     /// Tokens (rows of `batch · sequence`) that leave the block; all where absent.
@@ -63,6 +61,18 @@ pub(crate) struct Extent {
     /// Whether what the backward needs is computed again there instead of kept.
     pub(crate) recompute: bool,
 }
+
+impl Extent {
+    fn angles(&self) -> Option<Angles<'_>> {
+        self.rotary.as_ref().map(|rotary| {
+            let (cosines, sines) = rotary.tables();
+            Angles { cosines, sines }
+        })
+    }
+}
+
+/// Said of masks that [`Block::of`]'s callers send elsewhere.
+const HOLES: &str = "a fused block takes no mask with holes between the keys of a row";
 
 /// A block whose frozen parameters stand as loaded and whose corrections are low-rank terms, ready to be computed.
 #[derive(Debug)]
@@ -126,7 +136,8 @@ impl Block {
 
     /// `x: [batch, sequence, hidden]` to `[batch, sequence, hidden]`, or to `[kept, hidden]`.
     pub(crate) fn forward(self, x: &Tensor, extent: Extent) -> Result<Tensor> {
-        let segments = segments(x, &extent)?;
+        let (batch, sequence, _) = x.dims3()?;
+        let Some(segments) = extent.mask.spans(batch, sequence, sequence) else { bail!("{HOLES}") };
         let factors = self.factors.clone();
         let tracked = x.track_op() || factors.as_ref().is_some_and(Tensor::track_op);
         let x = &x.contiguous()?;
@@ -140,25 +151,32 @@ impl Block {
     }
 
     /// As [`Block::forward`] without history, keys and values going through a cache: `x` continues what it holds.
-    pub(crate) fn forward_cached(&self, x: &Tensor, rotary: &Rotary, cache: &mut LayerCache) -> Result<Tensor> {
+    /// The extent's mask covers all keys. Returns `[batch, sequence, hidden]`, or `[kept, hidden]`.
+    pub(crate) fn forward_cached(&self, x: &Tensor, extent: &Extent, cache: &mut LayerCache) -> Result<Tensor> {
         match self.dtype {
-            DType::F32 => self.cached_typed::<f32>(x, rotary, cache),
-            _ => self.cached_typed::<bf16>(x, rotary, cache),
+            DType::F32 => self.cached_typed::<f32>(x, extent, cache),
+            _ => self.cached_typed::<bf16>(x, extent, cache),
         }
     }
 
-    fn cached_typed<E: Cached>(&self, x: &Tensor, rotary: &Rotary, cache: &mut LayerCache) -> Result<Tensor> {
+    fn cached_typed<E: Cached>(&self, x: &Tensor, extent: &Extent, cache: &mut LayerCache) -> Result<Tensor> {
         let (batch, sequence, width) = x.dims3()?;
-        let (cosines, sines) = rotary.tables();
-        let plan = Plan { heads: &self.heads, segments: &[], angles: Some(Angles { cosines, sines }), kept: None };
-        let mut sink = Sink { store: E::store(cache, batch, self.heads.kv_heads, self.heads.head_dim)?, sequence };
+        let kept = extent.kept.as_deref();
+        let plan = Plan { heads: &self.heads, segments: &[], angles: extent.angles(), kept };
+        let store = E::store(cache, batch, self.heads.kv_heads, self.heads.head_dim)?;
+        let total = store.len() + sequence;
+        let Some(spans) = extent.mask.spans(batch, sequence, total) else { bail!("{HOLES}") };
+        let mut sink = Sink { store, sequence, spans };
         let x = x.contiguous()?;
         let y = self.with_view::<E, _>(&x, |view, x, flat| {
             let x = Rows::dense(x, batch * sequence, width);
             let (y, _) = forward(view, &self.thin.read(flat), &plan, x, &mut sink)?;
-            Ok(dense(y))
+            Ok(y.to_dense())
         })?;
-        Tensor::from_vec(y, (batch, sequence, width), x.device())
+        match kept {
+            Some(kept) => Tensor::from_vec(y, (kept.len(), width), x.device()),
+            None => Tensor::from_vec(y, (batch, sequence, width), x.device()),
+        }
     }
 
     /// Calls `f` with the block's parameters.
@@ -202,17 +220,13 @@ impl Block {
     }
 }
 
-/// The rows of a matrix without gaps.
-pub(super) fn dense<E: Stored>(matrix: Matrix<E>) -> Vec<E> {
-    let mut values = Vec::with_capacity(matrix.rows() * matrix.width());
-    (0..matrix.rows()).for_each(|i| values.extend_from_slice(matrix.row(i)));
-    values
-}
-
 /// Puts keys and values into a cache and reads all of them back.
 struct Sink<'a, E> {
     store: &'a mut HeadMajor<E>,
+    /// Tokens of each row that are new.
     sequence: usize,
+    /// Who sees whom, keys being rows of `batch · tokens so far`.
+    spans: Vec<Segment>,
 }
 
 impl<E: Stored> Keep<E> for Sink<'_, E> {
@@ -222,29 +236,15 @@ impl<E: Stored> Keep<E> for Sink<'_, E> {
 
     fn all(&self) -> Option<(KeyValues<'_, E>, Vec<Segment>)> {
         let (keys, values, capacity) = self.store.matrices();
-        let segment = |row: usize| Segment {
-            queries: row * self.sequence..(row + 1) * self.sequence,
-            keys: row * capacity..row * capacity + self.store.len(),
+        let total = self.store.len().max(1);
+        // Rows lie as far apart as there is room for, not as there are tokens.
+        let moved = |span: &Segment| {
+            let shift = span.keys.start / total * (capacity - total);
+            Segment { keys: span.keys.start + shift..span.keys.end + shift, ..span.clone() }
         };
-        let segments = (0..self.store.batch()).map(segment).collect();
+        let segments = self.spans.iter().map(moved).collect();
         Some((KeyValues::head_major(keys, values, capacity), segments))
     }
-}
-
-/// Tokens that see each other, from a mask without key holes.
-fn segments(x: &Tensor, extent: &Extent) -> Result<Vec<Segment>> {
-    if extent.mask.keys.is_some() {
-        bail!("a fused block takes no mask over keys");
-    }
-    let tokens = x.elem_count() / x.dim(candle_core::D::Minus1)?.max(1);
-    let own = |range: std::ops::Range<usize>| Segment { queries: range.clone(), keys: range };
-    Ok(match &extent.mask.segments {
-        Some(bounds) => bounds.windows(2).map(|b| own(b[0]..b[1])).filter(|s| !s.keys.is_empty()).collect(),
-        None => {
-            let sequence = tokens / extent.batch.max(1);
-            (0..extent.batch).map(|row| own(row * sequence..(row + 1) * sequence)).collect()
-        }
-    })
 }
 
 /// A block met by a batch.
@@ -263,10 +263,7 @@ impl Node {
         Plan {
             heads: &self.block.heads,
             segments: &self.segments,
-            angles: self.extent.rotary.as_ref().map(|rotary| {
-                let (cosines, sines) = rotary.tables();
-                Angles { cosines, sines }
-            }),
+            angles: self.extent.angles(),
             kept: self.extent.kept.as_deref(),
         }
     }
@@ -287,7 +284,7 @@ impl Node {
             Some(kept) => Shape::from((kept.len(), width)),
             None => Shape::from(dims),
         };
-        Ok((E::storage(dense(y)), shape))
+        Ok((E::storage(y.to_dense()), shape))
     }
 
     fn forward_any(&self, x: &CpuStorage, layout: &Layout, flat: &[f32]) -> Result<(CpuStorage, Shape)> {
@@ -325,7 +322,7 @@ impl Node {
                 Ok(backward(view, &thin, &plan, x_rows, &saved, dy, &mut gradients, x.track_op()))
             })
         })?;
-        let dx = dx.map(|dx| Tensor::from_vec(dense(dx), x.shape(), x.device())).transpose()?;
+        let dx = dx.map(|dx| Tensor::from_vec(dx.to_dense(), x.shape(), x.device())).transpose()?;
         Ok((dx, gradients))
     }
 }

@@ -54,7 +54,7 @@ impl Heads {
 impl Segment {
     /// Keys before the first query's own.
     fn offset(&self) -> usize {
-        self.keys.len() - self.queries.len()
+        self.keys.len().saturating_sub(self.queries.len())
     }
 
     /// Keys that some query of a block sees.
@@ -209,15 +209,15 @@ pub(crate) fn backward<E: Element>(
             (own, dk, dv)
         })
         .collect();
-    let mut dq = Matrix::new(q.count(), q.width());
-    let (mut dk, mut dv) = (Matrix::new(k.count(), k.width()), Matrix::new(k.count(), k.width()));
+    // Padding behind a row sees keys of the row's own segment, and keys that nobody sees have no gradient.
+    let mut dq = Matrix::zeros(q.count(), q.width());
+    let (mut dk, mut dv) = (Matrix::zeros(k.count(), k.width()), Matrix::zeros(k.count(), k.width()));
     for ((segment, kv_head), (own, own_dk, own_dv)) in items.into_iter().zip(pieces) {
         for (head, own) in (kv_head * groups..).zip(own) {
             put(&mut dq, segment.queries.start, heads.columns(head), &own);
         }
-        let narrow = |values: &[f32]| -> Vec<E> { values.iter().map(|v| E::narrow(*v)).collect() };
-        put(&mut dk, segment.keys.start, heads.columns(kv_head), &narrow(&own_dk));
-        put(&mut dv, segment.keys.start, heads.columns(kv_head), &narrow(&own_dv));
+        add(&mut dk, segment.keys.start, heads.columns(kv_head), &own_dk);
+        add(&mut dv, segment.keys.start, heads.columns(kv_head), &own_dv);
     }
     [dq, dk, dv]
 }
@@ -331,6 +331,16 @@ fn put<E: Element>(matrix: &mut Matrix<E>, first: usize, columns: Range<usize>, 
     for (i, piece) in piece.chunks_exact(columns.len().max(1)).enumerate() {
         let at = (first + i) * stride;
         matrix.values_mut()[at + columns.start..at + columns.end].copy_from_slice(piece);
+    }
+}
+
+/// Adds a piece without gaps to rows from `first` on.
+fn add<E: Element>(matrix: &mut Matrix<E>, first: usize, columns: Range<usize>, piece: &[f32]) {
+    let stride = matrix.stride();
+    for (i, piece) in piece.chunks_exact(columns.len().max(1)).enumerate() {
+        let at = (first + i) * stride;
+        let row = &mut matrix.values_mut()[at + columns.start..at + columns.end];
+        row.iter_mut().zip(piece).for_each(|(value, piece)| *value = E::narrow(value.widen() + piece));
     }
 }
 

@@ -85,6 +85,13 @@ impl<E: Element> Matrix<E> {
         copy
     }
 
+    /// The values without gaps.
+    pub(crate) fn to_dense(&self) -> Vec<E> {
+        let mut values = Vec::with_capacity(self.rows * self.width);
+        (0..self.rows).for_each(|i| values.extend_from_slice(self.row(i)));
+        values
+    }
+
     /// Number of rows.
     pub(crate) fn rows(&self) -> usize {
         self.rows

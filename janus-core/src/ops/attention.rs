@@ -1,22 +1,19 @@
-//! Attention in blocks of queries: forward and backward never hold the whole score matrix of all heads.
+//! Attention as an operation: who sees whom, and the two ways to compute it.
 //!
-//! The backward recomputes each block's probabilities from queries and keys (as in Dao et al., arXiv:2205.14135, without
-//! their online softmax: a block holds all keys it may see).
-//!
-//! Work is cut into spans: the rows of a batch, or the segments of one packed row. Keys of other spans are never touched.
+//! On the processor the blocks of [`crate::kernel::attention`] do it, which know tokens that see each other and no others:
+//! the rows of a batch, the segments of one packed row, what padding leaves of a row. Keys of others are never touched.
 
+use std::any::Any;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
+use half::bf16;
 
 use super::composed::is_composed;
-use super::matmul::{Matrix, multiply};
-use super::values;
-
-/// Queries per block: 64 rows of 4096 keys are 1 MiB of scores.
-const BLOCK: usize = 64;
+use super::values::{Stored, with_slices};
+use crate::kernel::attention::{self as kernel, Attended, Heads, KeyValues, Segment};
+use crate::kernel::{Matrix, Rows};
 
 /// Which keys a query may see: those that each of the three fields allows.
 #[derive(Debug, Clone, Default)]
@@ -56,6 +53,63 @@ impl AttentionMask {
         };
         open(key) || own_place_only
     }
+
+    /// Tokens that see each other and no others, as rows of `batch · queries` and of `batch · keys`; `None` where the keys
+    /// that may be seen of some row are no single run, or the mask is of another size.
+    pub(crate) fn spans(&self, batch: usize, queries: usize, keys: usize) -> Option<Vec<Segment>> {
+        let segments_fit = self.segments.as_ref().is_none_or(|bounds| {
+            let whole = bounds.first() == Some(&0) && bounds.last() == Some(&keys);
+            batch == 1 && queries == keys && whole && bounds.is_sorted()
+        });
+        if !segments_fit || self.keys.as_ref().is_some_and(|open| open.len() != batch * keys) {
+            return None;
+        }
+        let mut spans = Vec::new();
+        if let Some(bounds) = &self.segments {
+            let own = |range: Range<usize>| Segment { queries: range.clone(), keys: range };
+            spans.extend(bounds.windows(2).map(|bounds| own(bounds[0]..bounds[1])).filter(|s| !s.keys.is_empty()));
+            return self.keys.is_none().then_some(spans);
+        }
+        for row in 0..batch {
+            let (first_query, first_key) = (row * queries, row * keys);
+            let all = first_query..first_query + queries;
+            let Some(open) = self.keys.as_ref().map(|open| &open[first_key..first_key + keys]) else {
+                spans.push(Segment { queries: all, keys: first_key..first_key + keys });
+                continue;
+            };
+            let start = open.iter().position(|open| *open).unwrap_or(keys);
+            let end = open.iter().rposition(|open| *open).map_or(start, |last| last + 1);
+            if open[start..end].contains(&false) {
+                return None;
+            }
+            let run = first_key + start..first_key + end;
+            if !self.causal && !run.is_empty() {
+                spans.push(Segment { queries: all, keys: run });
+                continue;
+            }
+            // Places of the queries: the last one stands at the last key.
+            let first_place = keys - queries.min(keys);
+            let within = start.max(first_place).min(end)..end.max(first_place);
+            let alone = |place: usize| {
+                let query = first_query + place - first_place;
+                // Before the run a query sees itself, behind it the whole run.
+                let keys = if place < start || run.is_empty() {
+                    first_key + place..first_key + place + 1
+                } else {
+                    run.clone()
+                };
+                Segment { queries: query..query + 1, keys }
+            };
+            spans.extend((first_place..within.start.max(first_place)).map(alone));
+            if within.start.max(first_place) < end {
+                let from = within.start.max(first_place);
+                let queries = first_query + from - first_place..first_query + end - first_place;
+                spans.push(Segment { queries, keys: run.clone() });
+            }
+            spans.extend((end.max(first_place)..keys).map(alone));
+        }
+        Some(spans)
+    }
 }
 
 /// `softmax(q·kᵀ / sqrt(head_dim) + mask)·v`.
@@ -67,15 +121,15 @@ impl AttentionMask {
 /// Shapes that do not fit.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: &AttentionMask) -> Result<Tensor> {
     let shape = AttentionShape::of(q.dims(), k.dims(), v.dims(), mask)?;
-    if is_composed(q.device()) {
+    let one_type = k.dtype() == q.dtype() && v.dtype() == q.dtype();
+    let spans = mask.spans(shape.batch, shape.queries, shape.keys);
+    let (Some(spans), true, false) = (spans, one_type, is_composed(q.device())) else {
         return composed(q, k, v, mask, &shape);
-    }
-    let operation = Attention { mask: mask.clone() };
-    if q.track_op() || k.track_op() || v.track_op() {
-        q.apply_op3(k, v, operation)
-    } else {
-        q.apply_op3_no_bwd(k, v, &operation)
-    }
+    };
+    let tracked = q.track_op() || k.track_op() || v.track_op();
+    let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
+    let operation = Attention { shape, causal: mask.causal, spans, saved: tracked.then(Mutex::default) };
+    if tracked { q.apply_op3(&k, &v, operation) } else { q.apply_op3_no_bwd(&k, &v, &operation) }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -109,52 +163,9 @@ impl AttentionShape {
         1.0 / (self.head_dim as f32).sqrt()
     }
 
-    /// Start of `head` of a token in a `[tokens, heads, head_dim]` slice.
-    fn start(&self, heads: usize, token: usize, head: usize) -> usize {
-        (token * heads + head) * self.head_dim
-    }
-
-    /// `head` of `count` tokens from `token` on in such a slice: `[count, head_dim]`.
-    fn matrix<'a>(&self, values: &'a [f32], heads: usize, head: usize, token: usize, count: usize) -> Matrix<'a> {
-        Matrix::new(&values[self.start(heads, token, head)..], count, self.head_dim, heads * self.head_dim)
-    }
-
     /// Place of query `i` among the keys.
     fn place(&self, i: usize) -> usize {
         self.keys - self.queries.min(self.keys) + i
-    }
-
-    /// Segments of the packed row, or rows of the batch.
-    fn spans(&self, mask: &AttentionMask) -> Vec<Span> {
-        match &mask.segments {
-            Some(bounds) => {
-                let segments = bounds.windows(2).map(|bounds| bounds[0]..bounds[1]);
-                segments.map(|segment| Span { queries: segment.clone(), keys: segment }).collect()
-            }
-            None => {
-                let of = |row: usize, length: usize| row * length..(row + 1) * length;
-                (0..self.batch).map(|row| Span { queries: of(row, self.queries), keys: of(row, self.keys) }).collect()
-            }
-        }
-    }
-}
-
-/// Queries and the keys they may see, as ranges of the tokens of the whole batch.
-#[derive(Debug, Clone)]
-struct Span {
-    queries: Range<usize>,
-    keys: Range<usize>,
-}
-
-impl Span {
-    /// Place of the span's query `i` among its keys.
-    fn place(&self, i: usize) -> usize {
-        self.keys.len() - self.queries.len().min(self.keys.len()) + i
-    }
-
-    /// Keys from the span's first on that some query of `block` may see.
-    fn reach(&self, causal: bool, block: &Range<usize>) -> usize {
-        if causal { self.place(block.end - 1) + 1 } else { self.keys.len() }
     }
 }
 
@@ -162,9 +173,10 @@ impl Span {
 ///
 /// Segments are computed one by one and put together again: no score across them exists.
 fn composed(q: &Tensor, k: &Tensor, v: &Tensor, mask: &AttentionMask, s: &AttentionShape) -> Result<Tensor> {
-    if mask.segments.is_some() {
+    if let Some(bounds) = &mask.segments {
         let mut parts = Vec::new();
-        for Span { keys: segment, .. } in s.spans(mask).into_iter().filter(|span| !span.keys.is_empty()) {
+        let segments = bounds.windows(2).map(|bounds| bounds[0]..bounds[1]);
+        for segment in segments.filter(|segment| !segment.is_empty()) {
             let cut = |t: &Tensor| t.narrow(1, segment.start, segment.len());
             let keys = mask.keys.as_ref().map(|open| open[segment.clone()].into());
             let own = AttentionMask { causal: mask.causal, keys, segments: None };
@@ -200,71 +212,67 @@ fn composed(q: &Tensor, k: &Tensor, v: &Tensor, mask: &AttentionMask, s: &Attent
 }
 
 struct Attention {
-    mask: AttentionMask,
-}
-
-/// Gradients of one key head of one span and of the query heads that share it.
-struct GroupGradients {
-    /// `[queries, head_dim]` for each query head.
-    dq: Vec<Vec<f32>>,
-    /// `[keys, head_dim]`.
-    dk: Vec<f32>,
-    /// `[keys, head_dim]`.
-    dv: Vec<f32>,
+    shape: AttentionShape,
+    causal: bool,
+    spans: Vec<Segment>,
+    /// What the forward left, an [`Attended`] of the values' type, where a backward may follow.
+    saved: Option<Mutex<Option<Box<dyn Any + Send>>>>,
 }
 
 impl Attention {
-    /// Probabilities of one block of a span's queries of one head: `[block, reach]`.
-    fn probabilities(
-        &self,
-        s: &AttentionShape,
-        (span, head): (&Span, usize),
-        block: &Range<usize>,
-        q: &[f32],
-        k: &[f32],
-    ) -> Vec<f32> {
-        let reach = span.reach(self.mask.causal, block);
-        let mut scores = vec![0f32; block.len() * reach];
-        let kv_head = head / (s.heads / s.kv_heads);
-        let q = s.matrix(q, s.heads, head, span.queries.start + block.start, block.len());
-        let k = s.matrix(k, s.kv_heads, kv_head, span.keys.start, reach);
-        multiply(q, k.t(), s.scale(), &mut scores, reach, false, false);
-        for (i, scores) in block.clone().zip(scores.chunks_exact_mut(reach)) {
-            self.softmax(span, span.place(i), scores);
-        }
-        scores
+    fn heads(&self) -> Heads {
+        let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
+        Heads { heads, kv_heads, head_dim, causal: self.causal }
     }
 
-    /// Softmax over the keys a query sees; the others become zero.
-    fn softmax(&self, span: &Span, place: usize, scores: &mut [f32]) {
-        let end = if self.mask.causal { (place + 1).min(scores.len()) } else { scores.len() };
-        if let Some(open) = &self.mask.keys {
-            let open = &open[span.keys.start..span.keys.start + end];
-            if open.iter().any(|o| *o) {
-                scores[..end]
-                    .iter_mut()
-                    .zip(open)
-                    .filter(|(_, open)| !**open)
-                    .for_each(|(s, _)| *s = f32::NEG_INFINITY);
-            } else {
-                scores.iter_mut().enumerate().for_each(|(j, s)| *s = if j == place { 1.0 } else { 0.0 });
-                return;
-            }
-        }
-        let largest = scores[..end].iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let mut sum = 0f32;
-        for score in &mut scores[..end] {
-            *score = (*score - largest).exp();
-            sum += *score;
-        }
-        scores[..end].iter_mut().for_each(|s| *s /= sum);
-        scores[end..].fill(0.0);
+    /// Queries, keys and values as rows of tokens.
+    fn rows<'a, E: Stored>(&self, [q, k, v]: [&'a [E]; 3]) -> [Rows<'a, E>; 3] {
+        let s = &self.shape;
+        let (width, kv_width) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
+        let keys = |values| Rows::dense(values, s.batch * s.keys, kv_width);
+        [Rows::dense(q, s.batch * s.queries, width), keys(k), keys(v)]
     }
-}
 
-/// Blocks of at most [`BLOCK`] of `count` queries.
-fn blocks(count: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..count).step_by(BLOCK).map(move |start| start..(start + BLOCK).min(count))
+    fn attend<E: Stored>(&self, values: [&[E]; 3]) -> Attended<E> {
+        let [q, k, v] = self.rows(values);
+        kernel::forward(q, KeyValues::of(k, v), &self.heads(), &self.spans)
+    }
+
+    fn forward<E: Stored>(&self, storages: [(&CpuStorage, &Layout); 3]) -> Result<(CpuStorage, Shape)> {
+        let mut values: [&[E]; 3] = [&[]; 3];
+        for (values, (storage, layout)) in values.iter_mut().zip(storages) {
+            let (Some(all), Some((start, end))) = (E::values(storage), layout.contiguous_offsets()) else {
+                bail!("attention reads queries, keys and values of one type without gaps");
+            };
+            *values = &all[start..end];
+        }
+        let attended = self.attend(values);
+        let out = attended.out.to_dense();
+        if let Some(saved) = &self.saved {
+            *saved.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(attended));
+        }
+        Ok((E::storage(out), storages[0].1.shape().clone()))
+    }
+
+    fn backward<E: Stored>(&self, tensors: [&Tensor; 3], gradient: &Tensor) -> Result<[Tensor; 3]> {
+        let gradient = gradient.contiguous()?;
+        let left = self.saved.as_ref().and_then(|saved| saved.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let [q, k, v] = tensors;
+        let gradients: [Matrix<E>; 3] = with_slices::<E, _>(&[q, k, v, &gradient], |slices| {
+            let values = [slices[0], slices[1], slices[2]];
+            let attended = match left.and_then(|left| left.downcast().ok()) {
+                Some(attended) => attended,
+                None => Box::new(self.attend(values)),
+            };
+            let width = self.shape.heads * self.shape.head_dim;
+            let d_out = Rows::dense(slices[3], self.shape.batch * self.shape.queries, width);
+            Ok(kernel::backward(self.rows(values), &attended, d_out, &self.heads(), &self.spans))
+        })?;
+        let tensor = |which: usize| {
+            Tensor::from_vec(gradients[which].to_dense(), tensors[which].shape(), tensors[which].device())
+        };
+        Ok([tensor(0)?, tensor(1)?, tensor(2)?])
+    }
 }
 
 impl CustomOp3 for Attention {
@@ -281,143 +289,27 @@ impl CustomOp3 for Attention {
         v: &CpuStorage,
         lv: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let s = AttentionShape::of(lq.dims(), lk.dims(), lv.dims(), &self.mask)?;
-        let dtype = values::dtype_of(q);
-        let (q, k, v) = (values::read(q, lq)?, values::read(k, lk)?, values::read(v, lv)?);
-        let spans = s.spans(&self.mask);
-        let pieces: Vec<Vec<f32>> = (0..spans.len() * s.heads)
-            .into_par_iter()
-            .map(|index| {
-                let (span, head) = (&spans[index / s.heads], index % s.heads);
-                let kv_head = head / (s.heads / s.kv_heads);
-                let mut out = vec![0f32; span.queries.len() * s.head_dim];
-                for block in blocks(span.queries.len()) {
-                    let p = self.probabilities(&s, (span, head), &block, &q, &k);
-                    let reach = span.reach(self.mask.causal, &block);
-                    let p = Matrix::new(&p, block.len(), reach, reach);
-                    let v = s.matrix(&v, s.kv_heads, kv_head, span.keys.start, reach);
-                    multiply(p, v, 1.0, &mut out[block.start * s.head_dim..], s.head_dim, false, false);
-                }
-                out
-            })
-            .collect();
-        let out = interleave(&pieces, spans.iter().map(|span| &span.queries), s.heads, s.head_dim);
-        Ok((values::store(out, dtype)?, lq.shape().clone()))
+        match q {
+            CpuStorage::F32(_) => self.forward::<f32>([(q, lq), (k, lk), (v, lv)]),
+            CpuStorage::BF16(_) => self.forward::<bf16>([(q, lq), (k, lk), (v, lv)]),
+            _ => bail!("attention is computed in f32 or bf16"),
+        }
     }
 
-    /// With `p` recomputed: `dv = pᵀ·do`, `dp = do·vᵀ`, `ds = p·(dp - Σ do·o)/sqrt(d)`, `dq = ds·k`, `dk = dsᵀ·q`.
     fn bwd(
         &self,
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        out: &Tensor,
+        _out: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let s = AttentionShape::of(q.dims(), k.dims(), v.dims(), &self.mask)?;
-        let groups = s.heads / s.kv_heads;
-        let spans = s.spans(&self.mask);
-        let parts: Vec<GroupGradients> = values::with_values(q, |q| {
-            values::with_values(k, |k| {
-                values::with_values(v, |v| {
-                    values::with_values(out, |out| {
-                        values::with_values(gradient, |d_out| {
-                            let heads = (0..spans.len() * s.kv_heads).into_par_iter();
-                            Ok(heads
-                                .map(|index| {
-                                    let (span, kv_head) = (&spans[index / s.kv_heads], index % s.kv_heads);
-                                    let mut dk = vec![0f32; span.keys.len() * s.head_dim];
-                                    let mut dv = vec![0f32; span.keys.len() * s.head_dim];
-                                    let dq = (kv_head * groups..(kv_head + 1) * groups)
-                                        .map(|head| {
-                                            let at = (span, head, kv_head);
-                                            self.head_gradients(&s, at, [q, k, v, out, d_out], &mut dk, &mut dv)
-                                        })
-                                        .collect();
-                                    GroupGradients { dq, dk, dv }
-                                })
-                                .collect())
-                        })
-                    })
-                })
-            })
-        })?;
-        let (mut dq, mut dk, mut dv) = (Vec::new(), Vec::new(), Vec::new());
-        for part in parts {
-            dq.extend(part.dq);
-            dk.push(part.dk);
-            dv.push(part.dv);
-        }
-        let keys = || spans.iter().map(|span| &span.keys);
-        let dq = interleave(&dq, spans.iter().map(|span| &span.queries), s.heads, s.head_dim);
-        let dk = interleave(&dk, keys(), s.kv_heads, s.head_dim);
-        let dv = interleave(&dv, keys(), s.kv_heads, s.head_dim);
-        Ok((
-            Some(values::tensor(dq, q.shape(), q)?),
-            Some(values::tensor(dk, k.shape(), k)?),
-            Some(values::tensor(dv, v.shape(), v)?),
-        ))
+        let [dq, dk, dv] = match q.dtype() {
+            DType::F32 => self.backward::<f32>([q, k, v], gradient)?,
+            _ => self.backward::<bf16>([q, k, v], gradient)?,
+        };
+        Ok((Some(dq), Some(dk), Some(dv)))
     }
-}
-
-impl Attention {
-    /// Adds one head's share of a span to `dk` and `dv` (`[keys, head_dim]`) and returns its `dq` (`[queries, head_dim]`).
-    fn head_gradients(
-        &self,
-        s: &AttentionShape,
-        (span, head, kv_head): (&Span, usize, usize),
-        [q, k, v, out, d_out]: [&[f32]; 5],
-        dk: &mut [f32],
-        dv: &mut [f32],
-    ) -> Vec<f32> {
-        let dim = s.head_dim;
-        let mut dq = vec![0f32; span.queries.len() * dim];
-        for block in blocks(span.queries.len()) {
-            let reach = span.reach(self.mask.causal, &block);
-            let p = self.probabilities(s, (span, head), &block, q, k);
-            let token = span.queries.start + block.start;
-            let d_out_block = s.matrix(d_out, s.heads, head, token, block.len());
-            let mut ds = vec![0f32; block.len() * reach];
-            let values = s.matrix(v, s.kv_heads, kv_head, span.keys.start, reach);
-            multiply(d_out_block, values.t(), 1.0, &mut ds, reach, false, false);
-            let p_matrix = Matrix::new(&p, block.len(), reach, reach);
-            multiply(p_matrix.t(), d_out_block, 1.0, dv, dim, true, false);
-            for (i, (ds, p)) in ds.chunks_exact_mut(reach).zip(p.chunks_exact(reach)).enumerate() {
-                let at = s.start(s.heads, token + i, head);
-                let dot: f32 = out[at..at + dim].iter().zip(&d_out[at..at + dim]).map(|(o, d)| o * d).sum();
-                for (ds, p) in ds.iter_mut().zip(p) {
-                    *ds = p * (*ds - dot) * s.scale();
-                }
-            }
-            let ds = Matrix::new(&ds, block.len(), reach, reach);
-            let keys = s.matrix(k, s.kv_heads, kv_head, span.keys.start, reach);
-            multiply(ds, keys, 1.0, &mut dq[block.start * dim..], dim, false, false);
-            multiply(ds.t(), s.matrix(q, s.heads, head, token, block.len()), 1.0, dk, dim, true, false);
-        }
-        dq
-    }
-}
-
-/// From one `[length, head_dim]` piece per span and head to `[tokens, heads, head_dim]`; the spans' tokens follow each
-/// other without gaps.
-fn interleave<'a>(
-    pieces: &[Vec<f32>],
-    spans: impl Iterator<Item = &'a Range<usize>> + Clone,
-    heads: usize,
-    head_dim: usize,
-) -> Vec<f32> {
-    let tokens: usize = spans.clone().map(|span| span.len()).sum();
-    let width = heads * head_dim;
-    let mut all = vec![0f32; tokens * width];
-    for (span, pieces) in spans.zip(pieces.chunks_exact(heads.max(1))) {
-        let own = &mut all[span.start * width..span.end * width];
-        own.par_chunks_mut(width.max(1)).enumerate().for_each(|(position, out)| {
-            for (piece, out) in pieces.iter().zip(out.chunks_exact_mut(head_dim)) {
-                out.copy_from_slice(&piece[position * head_dim..(position + 1) * head_dim]);
-            }
-        });
-    }
-    all
 }
 
 #[cfg(test)]

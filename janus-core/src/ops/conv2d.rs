@@ -6,8 +6,8 @@ use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
 use super::composed::is_composed;
-use super::matmul::{Matrix, multiply};
 use super::values;
+use crate::kernel::{Finish, Rows, Term, product};
 
 /// Values of unrolled patches held at a time: 4 MiB.
 const BAND_VALUES: usize = 1 << 20;
@@ -102,16 +102,8 @@ impl Geometry {
                     .par_chunks_mut(count)
                     .enumerate()
                     .for_each(|(d, column)| self.unroll(x, d, first, column));
-                let right = Matrix::new(&columns, depth, count, count);
-                multiply(
-                    Matrix::new(kernel, out, depth, depth),
-                    right,
-                    1.0,
-                    &mut y[first * self.out_width..],
-                    area,
-                    false,
-                    true,
-                );
+                let term = Term::plain(Rows::dense(kernel, out, depth), Rows::dense(&columns, depth, count));
+                product(&[term], Finish::default(), &mut y[first * self.out_width..], area);
             }
             if let Some(bias) = bias {
                 y.chunks_exact_mut(area).zip(bias).for_each(|(y, b)| y.iter_mut().for_each(|y| *y += b));

@@ -31,7 +31,6 @@ pub mod head_loss;
 mod input_gradient;
 pub mod layer_norm;
 pub mod linear;
-mod matmul;
 pub mod rms_norm;
 pub mod rotary;
 pub mod select_rows;

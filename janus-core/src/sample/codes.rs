@@ -90,8 +90,7 @@ pub fn generate_first_codes(
     for step in 0..count {
         let length = input.dim(1)?;
         let placement = Placement::continued(&mask, length);
-        let hidden = decoder.forward(pass, &input, &placement, Some(&mut cache))?;
-        let last = hidden.narrow(1, length - 1, 1)?.squeeze(1)?;
+        let last = decoder.forward_last(pass, &input, &placement, &mut cache)?;
         let logits = generation.logits(pass, &last)?.to_dtype(DType::F32)?;
         let cond = logits.narrow(0, 0, batch)?;
         let drawn = if guided {

@@ -49,8 +49,7 @@ pub fn generate_text(
     for _ in 0..options.max_new_tokens {
         let length = input.dim(1)?;
         let placement = Placement::continued(&mask, length);
-        let hidden = decoder.forward(pass, &input, &placement, Some(&mut cache))?;
-        let last = hidden.narrow(1, length - 1, 1)?.squeeze(1)?;
+        let last = decoder.forward_last(pass, &input, &placement, &mut cache)?;
         let mut logits = decoder.text_logits(pass, &last)?.to_dtype(DType::F32)?;
         if options.temperature > 0.0 && options.vocabulary < logits.dim(1)? {
             logits = logits.narrow(1, 0, options.vocabulary)?.contiguous()?;

@@ -63,7 +63,7 @@ impl LayerCache {
     }
 
     /// Tokens held.
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         match &self.store {
             Store::Empty => 0,
             Store::F32(store) => store.len,
@@ -142,11 +142,6 @@ impl<E: Stored> HeadMajor<E> {
     fn new(batch: usize, kv_heads: usize, head_dim: usize, capacity: usize) -> Self {
         let values = vec![E::default(); batch * kv_heads * capacity * head_dim];
         Self { keys: values.clone(), values, batch, kv_heads, head_dim, capacity, len: 0 }
-    }
-
-    /// Rows of the batch.
-    pub(crate) fn batch(&self) -> usize {
-        self.batch
     }
 
     /// Tokens held of each row.

@@ -83,16 +83,13 @@ impl DecoderLayer {
         cache: Option<&mut LayerCache>,
         kept: Option<Arc<[u32]>>,
     ) -> Result<Tensor> {
-        if let Some(block) = self.fused(pass, x, mask)? {
-            return Ok(match (cache, kept) {
-                (Some(cache), None) => block.forward_cached(x, rotary, cache)?,
-                (Some(cache), Some(kept)) => {
-                    ops::select_rows(&block.forward_cached(x, rotary, cache)?.flatten_to(1)?, &kept)?
-                }
-                (None, kept) => {
-                    let (batch, mask, recompute) = (x.dim(0)?, mask.clone(), pass.recompute);
-                    block.forward(x, Extent { rotary: Some(rotary.clone()), batch, mask, kept, recompute })?
-                }
+        let held = cache.as_ref().map_or(0, |cache| cache.len());
+        if let Some(block) = self.fused(pass, x, mask, held)? {
+            let (rotary, mask) = (Some(rotary.clone()), mask.clone());
+            let extent = Extent { rotary, mask, kept, recompute: pass.recompute };
+            return Ok(match cache {
+                Some(cache) => block.forward_cached(x, &extent, cache)?,
+                None => block.forward(x, extent)?,
             });
         }
         let (batch, sequence, _) = x.dims3()?;
@@ -124,9 +121,11 @@ impl DecoderLayer {
         Ok((&h + self.down_proj.forward(pass, &inner)?)?)
     }
 
-    /// The block in one piece, where nothing in it asks for the operation by operation path.
-    fn fused(&self, pass: &Pass, x: &Tensor, mask: &AttentionMask) -> Result<Option<Block>> {
-        if mask.keys.is_some() {
+    /// The block in one piece, where nothing in it asks for the operation by operation path. `held` tokens of each row
+    /// are in the cache.
+    fn fused(&self, pass: &Pass, x: &Tensor, mask: &AttentionMask, held: usize) -> Result<Option<Block>> {
+        let (batch, sequence, _) = x.dims3()?;
+        if mask.spans(batch, sequence, held + sequence).is_none() {
             return Ok(None);
         }
         let Self { heads, kv_heads, head_dim, .. } = *self;

@@ -172,6 +172,27 @@ impl Decoder {
         self.run(pass, embeds, placement, None, Some(tokens.into()))
     }
 
+    /// As [`Decoder::forward`] with a cache, for the last token of each row only: `[batch, hidden]`, from which the next
+    /// one is drawn.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn forward_last(
+        &self,
+        pass: &Pass,
+        embeds: &Tensor,
+        placement: &Placement,
+        cache: &mut Cache,
+    ) -> Result<Tensor> {
+        let (batch, sequence, _) = embeds.dims3()?;
+        if sequence == 0 {
+            let expected = "[batch, at least one token, hidden]".to_string();
+            return Err(ModelError::Shape { what: "embeddings", expected, got: embeds.dims().to_vec() }.into());
+        }
+        let last: Arc<[u32]> = (1..=batch).map(|row| (row * sequence - 1) as u32).collect();
+        self.run(pass, embeds, placement, Some(cache), Some(last))
+    }
+
     fn run(
         &self,
         pass: &Pass,

@@ -54,8 +54,8 @@ impl VisionLayer {
     /// Shapes that do not fit.
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
         if let Some(block) = self.fused(pass, x)? {
-            let (batch, mask, recompute) = (x.dim(0)?, AttentionMask::full(), pass.recompute);
-            return Ok(block.forward(x, Extent { rotary: None, batch, mask, kept: None, recompute })?);
+            let (mask, recompute) = (AttentionMask::full(), pass.recompute);
+            return Ok(block.forward(x, Extent { rotary: None, mask, kept: None, recompute })?);
         }
         let (images, patches, width) = x.dims3()?;
         let normed = self.layer_norm1.forward(x)?;
