@@ -125,8 +125,12 @@ impl Block {
     }
 
     /// `x: [batch, sequence, hidden]` to `[batch, sequence, hidden]`, or to `[kept, hidden]`.
+    ///
+    /// # Errors
+    /// An input, rotary tables or segments that do not fit.
     pub(crate) fn forward(self, x: &Tensor, extent: Extent) -> Result<Tensor> {
-        let segments = segments(x, &extent)?;
+        let (_, sequence, _) = self.fit(x, extent.rotary.as_ref())?;
+        let segments = segments(sequence, &extent)?;
         let factors = self.factors.clone();
         let tracked = x.track_op() || factors.as_ref().is_some_and(Tensor::track_op);
         let x = &x.contiguous()?;
@@ -139,7 +143,23 @@ impl Block {
         }
     }
 
+    /// The sizes of an input that the block and the rotary tables take.
+    fn fit(&self, x: &Tensor, rotary: Option<&Rotary>) -> Result<(usize, usize, usize)> {
+        let (batch, sequence, width) = x.dims3()?;
+        let expected = self.norms[0].0.elem_count();
+        if width != expected {
+            bail!("input of shape {:?} does not fit a block of width {expected}", x.dims());
+        }
+        if let Some(rotary) = rotary {
+            rotary.fit(batch, sequence, self.heads.head_dim)?;
+        }
+        Ok((batch, sequence, width))
+    }
+
     /// As [`Block::forward`] without history, keys and values going through a cache: `x` continues what it holds.
+    ///
+    /// # Errors
+    /// An input or rotary tables that do not fit, or a cache of another batch or type.
     pub(crate) fn forward_cached(&self, x: &Tensor, rotary: &Rotary, cache: &mut LayerCache) -> Result<Tensor> {
         match self.dtype {
             DType::F32 => self.cached_typed::<f32>(x, rotary, cache),
@@ -148,7 +168,7 @@ impl Block {
     }
 
     fn cached_typed<E: Cached>(&self, x: &Tensor, rotary: &Rotary, cache: &mut LayerCache) -> Result<Tensor> {
-        let (batch, sequence, width) = x.dims3()?;
+        let (batch, sequence, width) = self.fit(x, Some(rotary))?;
         let (cosines, sines) = rotary.tables();
         let plan = Plan { heads: &self.heads, segments: &[], angles: Some(Angles { cosines, sines }), kept: None };
         let mut sink = Sink { store: E::store(cache, batch, self.heads.kv_heads, self.heads.head_dim)?, sequence };
@@ -231,19 +251,21 @@ impl<E: Stored> Keep<E> for Sink<'_, E> {
     }
 }
 
-/// Tokens that see each other, from a mask without key holes.
-fn segments(x: &Tensor, extent: &Extent) -> Result<Vec<Segment>> {
+/// Tokens that see each other, from a mask without key holes over rows of `sequence` tokens.
+fn segments(sequence: usize, extent: &Extent) -> Result<Vec<Segment>> {
     if extent.mask.keys.is_some() {
         bail!("a fused block takes no mask over keys");
     }
-    let tokens = x.elem_count() / x.dim(candle_core::D::Minus1)?.max(1);
     let own = |range: std::ops::Range<usize>| Segment { queries: range.clone(), keys: range };
     Ok(match &extent.mask.segments {
-        Some(bounds) => bounds.windows(2).map(|b| own(b[0]..b[1])).filter(|s| !s.keys.is_empty()).collect(),
-        None => {
-            let sequence = tokens / extent.batch.max(1);
-            (0..extent.batch).map(|row| own(row * sequence..(row + 1) * sequence)).collect()
+        Some(bounds) => {
+            let whole = bounds.first() == Some(&0) && bounds.last() == Some(&sequence) && bounds.is_sorted();
+            if extent.batch != 1 || !whole {
+                bail!("segments {bounds:?} do not cut {} rows of {sequence} tokens", extent.batch);
+            }
+            bounds.windows(2).map(|b| own(b[0]..b[1])).filter(|s| !s.keys.is_empty()).collect()
         }
+        None => (0..extent.batch).map(|row| own(row * sequence..(row + 1) * sequence)).collect(),
     })
 }
 

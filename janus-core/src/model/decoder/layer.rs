@@ -83,7 +83,9 @@ impl DecoderLayer {
         cache: Option<&mut LayerCache>,
         kept: Option<Arc<[u32]>>,
     ) -> Result<Tensor> {
-        if let Some(block) = self.fused(pass, x, mask)? {
+        // A cache knows rows of a batch only, no segments of one.
+        let fusable = mask.keys.is_none() && (cache.is_none() || mask.segments.is_none());
+        if let Some(block) = if fusable { self.fused(pass, x, mask)? } else { None } {
             return Ok(match (cache, kept) {
                 (Some(cache), None) => block.forward_cached(x, rotary, cache)?,
                 (Some(cache), Some(kept)) => {
@@ -126,9 +128,6 @@ impl DecoderLayer {
 
     /// The block in one piece, where nothing in it asks for the operation by operation path.
     fn fused(&self, pass: &Pass, x: &Tensor, mask: &AttentionMask) -> Result<Option<Block>> {
-        if mask.keys.is_some() {
-            return Ok(None);
-        }
         let Self { heads, kv_heads, head_dim, .. } = *self;
         let norms = [self.input_layernorm.parts(), self.post_attention_layernorm.parts()];
         let attention = [&*self.q_proj, &*self.k_proj, &*self.v_proj, &*self.o_proj];
