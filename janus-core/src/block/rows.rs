@@ -97,7 +97,7 @@ pub(super) fn scatter<E: Element>(some: Rows<'_, E>, rows: &[u32], count: usize)
     let mut all = Matrix::zeros(count, some.width());
     let stride = all.stride();
     for (i, row) in rows.iter().enumerate() {
-        let target = &mut all.values_mut()[*row as usize * stride..][..some.width()];
+        let target: &mut [E] = &mut all.values_mut()[*row as usize * stride..][..some.width()];
         target.iter_mut().zip(some.row(i)).for_each(|(t, s)| *t = E::narrow(t.widen() + s.widen()));
     }
     all
