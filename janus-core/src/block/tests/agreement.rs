@@ -18,12 +18,13 @@ fn segments(bounds: &[usize]) -> AttentionMask {
 fn cases(dtype: DType) -> Vec<(&'static str, Case)> {
     let of = |kind, shape| Case::new(&odd(), kind, dtype, shape);
     let mut cases = Vec::new();
-    for (kind, some) in [(Decoder, [1, 3, 6]), (Vision, [2, 4, 5])] {
+    // A token that sees itself alone does so whatever its query and key are: their factors have no gradient.
+    for (kind, some, behind_keys) in [(Decoder, [1, 3, 6], &[2, 3, 4, 5, 6][..]), (Vision, [2, 4, 5], &[2, 3, 4, 5])] {
         cases.push(("no terms", of(kind, [2, 7])));
         cases.push(("terms on some sites", of(kind, [2, 7]).with_terms(&some, ONE)));
         cases.push(("a term on every site", of(kind, [3, 5]).with_terms_everywhere(ONE)));
         cases.push(("two terms on every site", of(kind, [2, 9]).with_terms_everywhere(TWO)));
-        cases.push(("one token", of(kind, [1, 1]).with_terms_everywhere(TWO)));
+        cases.push(("one token", of(kind, [1, 1]).with_terms(behind_keys, TWO)));
         cases.push(("more tokens than a block of attention", of(kind, [1, 101]).with_terms_everywhere(ONE)));
         cases.push(("an untracked input", of(kind, [2, 7]).with_terms(&some, TWO).untracked()));
         for forms in [DROPPED, HALF_DROPPED] {
@@ -56,18 +57,10 @@ fn in_f32_output_and_gradients_are_those_of_the_operations() {
 #[test]
 fn in_bf16_they_are_no_farther_from_f32_than_those_of_the_operations() {
     for ((name, narrow), (_, exact)) in cases(DType::BF16).into_iter().zip(cases(DType::F32)) {
-        // Without factors the input's gradient is all there is: the variables of both cases have the same values.
-        let (fused, composed, truth) = (narrow.run_fused(), narrow.run_composed(), exact.run_composed());
-        assert_eq!(fused.gradients.len(), truth.gradients.len(), "{name}");
+        println!("{:?}: {name}", narrow.kind);
+        let fused = narrow.run_fused();
         assert_eq!(fused.y.dtype(), DType::BF16);
-        for (((which, fused), (_, composed)), (_, truth)) in
-            fused.tensors().zip(composed.tensors()).zip(truth.tensors())
-        {
-            let (fused, composed) = (distance(fused, truth), distance(composed, truth));
-            // Half a unit of eight bits is 0.2 %: a dozen roundings one after another stay below 2 %.
-            let bound = (2.0 * composed).min(2e-2);
-            assert!(fused <= bound, "{:?}, {name}, {which}: {fused:e} from f32, composed {composed:e}", narrow.kind);
-        }
+        no_farther(&fused, &narrow.run_composed(), &exact.run_composed());
     }
 }
 

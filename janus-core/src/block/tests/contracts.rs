@@ -101,16 +101,14 @@ fn inputs_and_factors_may_be_parts_of_something_larger() {
 #[test]
 fn no_tokens_have_no_output_and_no_gradients() {
     for dtype in [DType::F32, DType::BF16] {
-        for shape in [[2, 0], [0, 3]] {
-            for kind in [Decoder, Vision] {
-                let case = Case::new(&odd(), kind, dtype, shape).with_terms_everywhere(TWO);
-                let case = Case { pass: training(), ..case };
-                let run = case.run_fused();
-                assert_eq!(run.y.dims(), case.x.dims());
-                assert_eq!(run.gradients.len(), case.vars.len());
-                for (name, gradient) in &run.gradients {
-                    assert!(wide(gradient).iter().all(|v| *v == 0.0), "{name}");
-                }
+        for kind in [Decoder, Vision] {
+            let case = Case::new(&odd(), kind, dtype, [2, 0]).with_terms_everywhere(TWO);
+            let case = Case { pass: training(), ..case };
+            let run = case.run_fused();
+            assert_eq!(run.y.dims(), case.x.dims());
+            assert_eq!(run.gradients.len(), case.vars.len());
+            for (name, gradient) in &run.gradients {
+                assert!(wide(gradient).iter().all(|v| *v == 0.0), "{name}");
             }
         }
     }

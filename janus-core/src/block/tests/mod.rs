@@ -357,6 +357,32 @@ fn distance(got: &Tensor, truth: &Tensor) -> f64 {
     (squares(&|i| got[i] - truth[i]) / squares(&|i| truth[i])).sqrt()
 }
 
+/// Fails unless, in bf16, output and gradients are on the whole no farther from the f32 truth than twice what they are
+/// composed, and each is near it.
+///
+/// A single factor's gradient of a few tokens has too few roundings for a fair comparison: of all in a run, the mean square
+/// is taken. A scale left out or a value dropped otherwise is tens of percent.
+#[track_caller]
+fn no_farther(got: &Run, composed: &Run, truth: &Run) {
+    let names = |run: &Run| run.gradients.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(got), names(truth), "others have a gradient");
+    let distances = |run: &Run| -> (f64, Vec<f64>) {
+        let each = run.gradients.iter().map(|(name, gradient)| distance(gradient, &truth.gradients[name])).collect();
+        (distance(&run.y, &truth.y), each)
+    };
+    let ((output, each), (composed_output, composed_each)) = (distances(got), distances(composed));
+    for (name, distance) in names(got).iter().zip(&each) {
+        assert!(*distance < 0.1, "{name}: {distance:e} from f32");
+    }
+    let mean = |each: &[f64]| (each.iter().map(|d| d * d).sum::<f64>() / each.len().max(1) as f64).sqrt();
+    let (gradients, composed_gradients) = (mean(&each), mean(&composed_each));
+    println!(
+        "from f32: output {output:.1e}, composed {composed_output:.1e}; gradients {gradients:.1e}, composed {composed_gradients:.1e}"
+    );
+    assert!(output <= 2.0 * composed_output && output < 2e-2, "output: {output:e}, composed {composed_output:e}");
+    assert!(gradients <= 2.0 * composed_gradients, "gradients: {gradients:e}, composed {composed_gradients:e}");
+}
+
 /// Fills the stores of buffers with values that are no numbers, several buffers of every size that the tests ask for.
 fn poison() {
     fn fill<E: Element>() {
