@@ -49,7 +49,7 @@ fn cases(dtype: DType) -> Vec<(&'static str, Case)> {
 #[test]
 fn in_f32_output_and_gradients_are_those_of_the_operations() {
     for (name, case) in cases(DType::F32) {
-        println!("{:?}: {name}", case.kind);
+        eprintln!("{:?}: {name}", case.kind);
         agree(&case.run_fused(), &case.run_composed(), F32_BOUND);
     }
 }
@@ -57,7 +57,7 @@ fn in_f32_output_and_gradients_are_those_of_the_operations() {
 #[test]
 fn in_bf16_they_are_no_farther_from_f32_than_those_of_the_operations() {
     for ((name, narrow), (_, exact)) in cases(DType::BF16).into_iter().zip(cases(DType::F32)) {
-        println!("{:?}: {name}", narrow.kind);
+        eprintln!("{:?}: {name}", narrow.kind);
         let fused = narrow.run_fused();
         assert_eq!(fused.y.dtype(), DType::BF16);
         no_farther(&fused, &narrow.run_composed(), &exact.run_composed());

@@ -67,7 +67,7 @@ fn in_bf16_a_site_is_no_farther_from_f32_than_the_operations() {
         each(DType::BF16, &leading, DROPPED, |projection, vars| {
             let (got, truth) = (run(&pass, projection, vars, true), truths.next().unwrap());
             let composed = with_composed(|| run(&pass, projection, vars, true));
-            println!("{}", projection.site().path);
+            eprintln!("{}", projection.site().path);
             no_farther(&got, &composed, &truth);
         });
     }

@@ -376,9 +376,6 @@ fn no_farther(got: &Run, composed: &Run, truth: &Run) {
     }
     let mean = |each: &[f64]| (each.iter().map(|d| d * d).sum::<f64>() / each.len().max(1) as f64).sqrt();
     let (gradients, composed_gradients) = (mean(&each), mean(&composed_each));
-    println!(
-        "from f32: output {output:.1e}, composed {composed_output:.1e}; gradients {gradients:.1e}, composed {composed_gradients:.1e}"
-    );
     assert!(output <= 2.0 * composed_output && output < 2e-2, "output: {output:e}, composed {composed_output:e}");
     assert!(gradients <= 2.0 * composed_gradients, "gradients: {gradients:e}, composed {composed_gradients:e}");
 }
