@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::checkpoint::{Checkpoint, expected_tensors};
+use crate::checkpoint::{Checkpoint, WeightSource, expected_tensors};
 use crate::config::{JanusConfig, Layout};
 use crate::model::{Janus, Parts};
 use crate::noise;
@@ -46,6 +46,30 @@ pub(crate) fn tiny_in(dtype: DType) -> Janus {
 /// The shape `janus-tiny` whose head is its embedding table.
 pub(crate) fn tied_tiny() -> Janus {
     open(&JanusConfig { tie_word_embeddings: true, ..JanusConfig::shape("janus-tiny").unwrap() }, DType::F32)
+}
+
+/// A model of another shape without its image tokenizer, whose weights are the same in f32 and in bf16.
+pub(crate) fn shaped(config: &JanusConfig, dtype: DType) -> Janus {
+    let parts = Parts { image_tokenizer: false, ..Parts::all() };
+    Janus::open(&Rounded(config.clone()), dtype, &Device::Cpu, parts, &mut |_| {}).unwrap()
+}
+
+/// The values of [`weight`], rounded to bf16.
+struct Rounded(JanusConfig);
+
+impl WeightSource for Rounded {
+    fn config(&self) -> &JanusConfig {
+        &self.0
+    }
+
+    fn is_tied(&self) -> bool {
+        self.0.tie_word_embeddings
+    }
+
+    fn read(&self, native_name: &str, dtype: DType) -> crate::Result<Tensor> {
+        let tensor = expected_tensors(&self.0, true).into_iter().find(|tensor| tensor.name == native_name).unwrap();
+        Ok(weight(native_name, &tensor.shape).to_dtype(DType::BF16)?.to_dtype(dtype)?)
+    }
 }
 
 fn open(config: &JanusConfig, dtype: DType) -> Janus {

@@ -23,5 +23,8 @@ mod rows;
 mod thin;
 mod view;
 
+#[cfg(test)]
+mod tests;
+
 pub(crate) use linear::corrected_linear;
 pub(crate) use node::{Block, BlockNorm, Extent, Mlp};

@@ -135,8 +135,11 @@ impl Block {
     }
 
     /// `x: [batch, sequence, hidden]` to `[batch, sequence, hidden]`, or to `[kept, hidden]`.
+    ///
+    /// # Errors
+    /// An input, rotary tables or segments that do not fit.
     pub(crate) fn forward(self, x: &Tensor, extent: Extent) -> Result<Tensor> {
-        let (batch, sequence, _) = x.dims3()?;
+        let (batch, sequence, _) = self.fit(x, extent.rotary.as_ref())?;
         let Some(segments) = extent.mask.spans(batch, sequence, sequence) else { bail!("{HOLES}") };
         let factors = self.factors.clone();
         let tracked = x.track_op() || factors.as_ref().is_some_and(Tensor::track_op);
@@ -150,8 +153,24 @@ impl Block {
         }
     }
 
+    /// The sizes of an input that the block and the rotary tables take.
+    fn fit(&self, x: &Tensor, rotary: Option<&Rotary>) -> Result<(usize, usize, usize)> {
+        let (batch, sequence, width) = x.dims3()?;
+        let expected = self.norms[0].0.elem_count();
+        if width != expected {
+            bail!("input of shape {:?} does not fit a block of width {expected}", x.dims());
+        }
+        if let Some(rotary) = rotary {
+            rotary.fit(batch, sequence, self.heads.head_dim)?;
+        }
+        Ok((batch, sequence, width))
+    }
+
     /// As [`Block::forward`] without history, keys and values going through a cache: `x` continues what it holds.
     /// The extent's mask covers all keys. Returns `[batch, sequence, hidden]`, or `[kept, hidden]`.
+    ///
+    /// # Errors
+    /// An input or rotary tables that do not fit, or a cache of another batch or type.
     pub(crate) fn forward_cached(&self, x: &Tensor, extent: &Extent, cache: &mut LayerCache) -> Result<Tensor> {
         match self.dtype {
             DType::F32 => self.cached_typed::<f32>(x, extent, cache),
@@ -160,7 +179,7 @@ impl Block {
     }
 
     fn cached_typed<E: Cached>(&self, x: &Tensor, extent: &Extent, cache: &mut LayerCache) -> Result<Tensor> {
-        let (batch, sequence, width) = x.dims3()?;
+        let (batch, sequence, width) = self.fit(x, extent.rotary.as_ref())?;
         let kept = extent.kept.as_deref();
         let plan = Plan { heads: &self.heads, segments: &[], angles: extent.angles(), kept };
         let store = E::store(cache, batch, self.heads.kv_heads, self.heads.head_dim)?;

@@ -97,12 +97,13 @@ pub(super) fn gather<E: Element>(x: Rows<'_, E>, rows: &[u32]) -> Matrix<E> {
     some
 }
 
-/// Puts rows back where they came from, zeros elsewhere.
+/// Adds rows back where they came from; zeros elsewhere.
 pub(super) fn scatter<E: Element>(some: Rows<'_, E>, rows: &[u32], count: usize) -> Matrix<E> {
     let mut all = Matrix::zeros(count, some.width());
     let stride = all.stride();
     for (i, row) in rows.iter().enumerate() {
-        all.values_mut()[*row as usize * stride..][..some.width()].copy_from_slice(some.row(i));
+        let target: &mut [E] = &mut all.values_mut()[*row as usize * stride..][..some.width()];
+        target.iter_mut().zip(some.row(i)).for_each(|(t, s)| *t = E::narrow(t.widen() + s.widen()));
     }
     all
 }

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
 use crate::kernel::low_rank::{down, outer, transposed};
 use crate::kernel::{Element, Matrix, Rows};
@@ -45,6 +45,9 @@ pub(super) struct ThinPlan {
 impl ThinPlan {
     /// Lays out the terms of the sites (input and output sizes, terms, and the dropout key of each in training), and
     /// returns the flat tensor; `None` where no site has a term.
+    ///
+    /// # Errors
+    /// Factors that do not fit their site or each other.
     pub(super) fn of(sites: &[(usize, usize, Vec<(LowRank, Option<u64>)>)]) -> Result<(Self, Option<Tensor>)> {
         let mut plan = Self { sites: Vec::with_capacity(sites.len()), len: 0 };
         let mut parts = Vec::new();
@@ -55,9 +58,14 @@ impl ThinPlan {
             }
             let mut own = SitePlan { input: *input, output: *output, offset: plan.len, terms: Vec::new() };
             for (term, key) in terms {
+                let (a, b) = (term.a.dims(), term.b.dims());
+                let rank = a.first().copied().unwrap_or(0);
+                if a != [rank, *input] || b != [*output, rank] {
+                    bail!("factors of shapes {a:?} and {b:?} do not fit a site of {input} inputs and {output} outputs");
+                }
                 let dropout = key.filter(|_| term.dropout > 0.0);
                 let dropout = dropout.map(|key| Dropout { probability: term.dropout, key });
-                own.terms.push(TermPlan { rank: term.a.dim(0)?, scale: term.scale as f32, dropout });
+                own.terms.push(TermPlan { rank, scale: term.scale as f32, dropout });
                 parts.push(term.a.flatten_all()?);
             }
             for (term, _) in terms {
@@ -149,7 +157,7 @@ impl<'a> Thin<'a> {
         let mut hidden = vec![0f32; x.count() * self.rank()];
         self.each_input(x, |ranks, x, factor| {
             let own = down(x, self.a.part(ranks.clone(), 0..self.plan.input));
-            for (row, own) in hidden.chunks_exact_mut(self.rank()).zip(own.chunks_exact(ranks.len())) {
+            for (row, own) in hidden.chunks_exact_mut(self.rank().max(1)).zip(own.chunks_exact(ranks.len().max(1))) {
                 row[ranks.clone()].iter_mut().zip(own).for_each(|(h, o)| *h = o * factor);
             }
         });
@@ -201,8 +209,8 @@ impl<'a> Thin<'a> {
         let (rank, width, stride) = (self.rank(), self.plan.input, dx.stride());
         let mut first = 0;
         for term in &self.plan.terms {
-            for (i, (row, d_hidden)) in dx.values_mut().chunks_mut(stride).zip(d_hidden.chunks_exact(rank)).enumerate()
-            {
+            let rows = dx.values_mut().chunks_mut(stride).zip(d_hidden.chunks_exact(rank.max(1)));
+            for (i, (row, d_hidden)) in rows.enumerate() {
                 let mut sums = vec![0f32; width];
                 for (j, factor) in d_hidden[first..first + term.rank].iter().enumerate() {
                     sums.iter_mut().zip(self.a.row(first + j)).for_each(|(s, a)| *s += factor * a);
@@ -222,8 +230,9 @@ impl<'a> Thin<'a> {
 }
 
 impl Dropout {
+    /// What the kept values are multiplied by; where none is kept, nothing times infinity must not come up.
     fn factor(&self) -> f32 {
-        (1.0 / (1.0 - self.probability)) as f32
+        if self.probability < 1.0 { (1.0 / (1.0 - self.probability)) as f32 } else { 0.0 }
     }
 
     fn drops(&self, index: u64) -> bool {

@@ -61,3 +61,39 @@ impl Element for bf16 {
         &SPARES
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_is_that_of_half_for_all_kinds_of_values() {
+        // Every exponent with either sign, and mantissas about the ties of an even and of an odd neighbour.
+        let mantissas =
+            [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff, 0x1_7fff, 0x1_8000, 0x1_8001, 0x7f_7fff, 0x7f_8000, 0x7f_ffff];
+        for high in 0..0x200u32 {
+            for mantissa in mantissas {
+                let value = f32::from_bits(high << 23 | mantissa);
+                let (got, truth) = (<bf16 as Element>::narrow(value), bf16::from_f32(value));
+                assert_eq!(got.is_nan(), value.is_nan(), "{value:e}");
+                if !value.is_nan() {
+                    assert_eq!(got.to_bits(), truth.to_bits(), "{value:e}: {got} {truth}");
+                }
+                let wide = Element::widen(got);
+                assert!(wide.to_bits() == truth.to_f32().to_bits() || wide.is_nan() && truth.is_nan());
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_stays_none() {
+        for bits in [0x7f80_0001u32, 0xff80_0001, 0x7fff_ffff, 0xffff_ffff, 0x7fc0_0000, 0x7f80_ffff] {
+            assert!(<bf16 as Element>::narrow(f32::from_bits(bits)).is_nan(), "{bits:x}");
+        }
+        for value in [f32::INFINITY, f32::NEG_INFINITY] {
+            assert_eq!(<bf16 as Element>::narrow(value).to_f32(), value);
+        }
+        assert_eq!(<bf16 as Element>::narrow(f32::MAX).to_f32(), f32::INFINITY, "nearer than the largest bf16");
+        assert!(<bf16 as Element>::narrow(-0.0).to_bits() == 0x8000);
+    }
+}

@@ -1,4 +1,4 @@
-//! One to eight rows times a weight: dot products that read each weight row once, at the speed of the memory.
+//! One to sixteen rows times a weight: dot products that read each weight row once, at the speed of the memory.
 
 use std::ops::Range;
 

@@ -17,15 +17,35 @@ pub(crate) enum Level {
 
 /// The highest level of this processor.
 pub(crate) fn level() -> Level {
+    #[cfg(test)]
+    if let Some(level) = LOWERED.get() {
+        return level;
+    }
     static LEVEL: OnceLock<Level> = OnceLock::new();
     *LEVEL.get_or_init(detect)
+}
+
+#[cfg(test)]
+thread_local! {
+    static LOWERED: std::cell::Cell<Option<Level>> = const { std::cell::Cell::new(None) };
+}
+
+/// Runs `f` as on a processor of a lower level, in a pool of one thread.
+#[cfg(test)]
+pub(crate) fn at_level<T: Send>(level: Level, f: impl FnOnce() -> T + Send) -> T {
+    assert!(level <= detect(), "the processor cannot run {level:?}");
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    pool.install(|| {
+        LOWERED.set(Some(level));
+        f()
+    })
 }
 
 /// Every level this processor can run, least first.
 #[cfg(test)]
 pub(crate) fn levels() -> Vec<Level> {
     let all = [Level::Plain, Level::Avx2, Level::Avx512, Level::Avx512Bf16];
-    all.into_iter().filter(|l| *l <= level()).collect()
+    all.into_iter().filter(|l| *l <= detect()).collect()
 }
 
 #[cfg(target_arch = "x86_64")]

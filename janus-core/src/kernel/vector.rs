@@ -69,10 +69,12 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// The error function to a few units in the last place: `x · P(x²) / Q(x²)`, one beyond 4.
+/// The error function to a few units in the last place: `x · P(x²) / Q(x²)`, and one from where it rounds to one.
 /// Rational approximation of Eigen (`unsupported/Eigen/src/SpecialFunctions`, `erf_float`).
 #[inline(always)]
 fn erf(x: f32) -> f32 {
+    // From here on the error function is within 2⁻²⁵ of one.
+    const ONE_FROM: f32 = 3.92;
     let x = x.clamp(-4.0, 4.0);
     let s = x * x;
     let mut p = -2.726_142_2e-10;
@@ -87,7 +89,8 @@ fn erf(x: f32) -> f32 {
     q = q * s + -1.682_827e-3;
     q = q * s + -7.373_329_2e-3;
     q = q * s + -1.426_473_9e-2;
-    x * p / q
+    // The quotient stays short of one, and what is missing would be multiplied by any large negative input of a gelu.
+    if x.abs() >= ONE_FROM { 1f32.copysign(x) } else { x * p / q }
 }
 
 /// Φ(x), the standard normal distribution function.
@@ -142,6 +145,9 @@ mod tests {
             let truth = 0.5 * (1.0 + candle_core::cpu::erf::erf_f64(f64::from(x) * std::f64::consts::FRAC_1_SQRT_2));
             assert!((f64::from(normal_cdf(x)) - truth).abs() < 3e-7, "{x}");
         }
+        assert_eq!([-5.6, -100.0, -1e30, f32::NEG_INFINITY].map(normal_cdf), [0.0; 4]);
+        assert_eq!([5.6, 100.0, 1e30, f32::INFINITY].map(normal_cdf), [1.0; 4]);
+        assert!(normal_cdf(f32::NAN).is_nan());
     }
 
     #[test]

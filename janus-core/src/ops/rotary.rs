@@ -41,6 +41,22 @@ impl Rotary {
         (&self.cosines, &self.sines)
     }
 
+    /// Whether the tables are those of `batch` rows of `sequence` tokens and of heads of `head_dim`.
+    ///
+    /// # Errors
+    /// They are of another shape.
+    pub(crate) fn fit(&self, batch: usize, sequence: usize, head_dim: usize) -> Result<()> {
+        if (batch, sequence, head_dim) != (self.batch, self.sequence, 2 * self.half) {
+            bail!(
+                "{batch} x {sequence} tokens of heads of {head_dim} do not fit rotary tables of {} x {} and {}",
+                self.batch,
+                self.sequence,
+                2 * self.half
+            );
+        }
+        Ok(())
+    }
+
     /// Rotates `x: [batch, sequence, heads, head_dim]`; the backward rotates the other way.
     ///
     /// # Errors
@@ -79,14 +95,7 @@ impl CustomOp1 for Rotate {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let tables = &self.tables;
         let (batch, sequence, heads, head_dim) = layout.shape().dims4()?;
-        if (batch, sequence, head_dim) != (tables.batch, tables.sequence, 2 * tables.half) {
-            bail!(
-                "input of shape {:?} does not fit rotary tables of {} x {}",
-                layout.dims(),
-                tables.batch,
-                tables.sequence
-            );
-        }
+        tables.fit(batch, sequence, head_dim)?;
         let mut y = values::read(storage, layout)?.into_owned();
         let half = tables.half;
         let sign = if self.inverse { -1.0 } else { 1.0 };

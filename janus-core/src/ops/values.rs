@@ -50,6 +50,9 @@ impl Stored for bf16 {
 }
 
 /// Calls `f` with the values of contiguous tensors on the processor, in order.
+///
+/// # Errors
+/// A composed pass, other types or devices, tensors with gaps.
 pub(crate) fn with_slices<E: Stored, T>(tensors: &[&Tensor], f: impl FnOnce(&[&[E]]) -> Result<T>) -> Result<T> {
     require_fast()?;
     let held: Vec<_> = tensors.iter().map(|tensor| tensor.storage_and_layout()).collect();

@@ -46,8 +46,12 @@ macro_rules! cached {
                     cache.store = Store::$store(HeadMajor::new(batch, kv_heads, head_dim, cache.capacity));
                 }
                 match &mut cache.store {
-                    Store::$store(store) if store.batch == batch => Ok(store),
-                    _ => bail!("a cache of another batch or type is continued"),
+                    Store::$store(store)
+                        if (store.batch, store.kv_heads, store.head_dim) == (batch, kv_heads, head_dim) =>
+                    {
+                        Ok(store)
+                    }
+                    _ => bail!("a cache of another batch, type or head shape is continued"),
                 }
             }
         }

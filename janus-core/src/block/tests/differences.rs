@@ -1,0 +1,47 @@
+//! Whole fused blocks against central differences.
+
+use super::*;
+
+/// As small as a block can be with every part of it.
+fn small() -> JanusConfig {
+    let mut config = odd();
+    let text = &mut config.text;
+    (text.hidden_size, text.intermediate_size, text.head_dim) = (8, 7, 4);
+    (text.num_attention_heads, text.num_key_value_heads) = (4, 2);
+    (config.vision.hidden_size, config.vision.intermediate_size) = (6, 9);
+    config.vision.projection_dim = 8;
+    (config.vq.projection_dim, config.vq.image_token_embed_dim) = (8, 8);
+    config
+}
+
+#[test]
+fn all_gradients_agree_with_differences() {
+    for (kind, pass) in [(Decoder, Pass::inference()), (Vision, Pass::inference()), (Decoder, training())] {
+        let dropout = if pass.train { 0.4 } else { 0.0 };
+        let empty = Case { pass, ..Case::new(&small(), kind, DType::F32, [1, 5]) };
+        let case = Case {
+            mask: AttentionMask { segments: (kind == Decoder).then(|| [0, 2, 5].into()), ..empty.mask.clone() },
+            ..empty
+        };
+        let projections: Vec<_> =
+            case.kind.paths(0).iter().map(|path| case.model.projections().get(path).unwrap().clone()).collect();
+        let mut shapes = vec![vec![1, 5, kind.width(case.model.config())]];
+        for projection in &projections {
+            shapes.extend([vec![2, projection.site().input], vec![projection.site().output, 2]]);
+        }
+        let shapes: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
+        let mut case = case;
+        let cell = std::cell::RefCell::new(&mut case);
+        check::gradients(&shapes, |tensors| {
+            let case = &mut *cell.borrow_mut();
+            case.x = tensors[0].clone();
+            for (projection, factors) in projections.iter().zip(tensors[1..].chunks(2)) {
+                let [a, b] = factors else { unreachable!() };
+                let (a, b) = ((a * 0.5)?, (b * 0.5)?);
+                let term = LowRank { a, b, scale: 0.6, dropout, request: None };
+                projection.attach(Some(Arc::new(Terms(vec![term]))));
+            }
+            Ok(case.fused())
+        });
+    }
+}
