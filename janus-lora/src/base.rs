@@ -1,16 +1,18 @@
 //! A base as commands use it: the checkpoint with the tokenizer and the image processor that belong to it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use janus_core::checkpoint::{Checkpoint, init_checkpoint};
 use janus_core::config::{JanusConfig, Layout};
 use janus_core::hub::{self, Progress};
 use janus_core::output::StagedFolder;
 use janus_core::processing::{ImageProcessor, JanusTokenizer, PromptBuilder};
-use janus_core::{Diagnose, Janus, Parts};
+use janus_core::{Diagnose, Fault, Janus, Parts};
 
 use crate::error::Result;
+use crate::fingerprint::PendingFingerprint;
 use crate::nearest::nearest;
 use crate::status::Status;
 
@@ -41,14 +43,30 @@ pub enum BaseError {
         /// The first parameter that differs.
         name: String,
     },
+    /// The files of the base changed under a run.
+    #[error("`{}` was written to while it was in use: nothing that rests on it is saved", file.display())]
+    Rewritten {
+        /// The file.
+        file: PathBuf,
+    },
 }
 
 impl Diagnose for BaseError {
+    fn fault(&self) -> Fault {
+        match self {
+            BaseError::Changed { .. } => Fault::Internal,
+            _ => Fault::Input,
+        }
+    }
+
     fn hints(&self) -> Vec<String> {
         match self {
             BaseError::UnknownShape { shape, .. } => vec![shape_hint(shape)],
             BaseError::MalformedInit { .. } => vec!["for example `init:janus-small?seed=1`".into()],
             BaseError::Changed { .. } => Vec::new(),
+            BaseError::Rewritten { .. } => {
+                vec!["run again; put new weights into another folder, or rename them into place".into()]
+            }
         }
     }
 }
@@ -66,7 +84,7 @@ pub fn shape_hint(shape: &str) -> String {
 #[derive(Debug)]
 pub struct Base {
     name: String,
-    checkpoint: Checkpoint,
+    checkpoint: Arc<Checkpoint>,
     prompts: PromptBuilder,
     images: ImageProcessor,
 }
@@ -93,7 +111,7 @@ impl Base {
     /// # Errors
     /// As [`Base::open`].
     pub fn open_folder(name: &str, folder: &Path) -> Result<Self> {
-        let checkpoint = Checkpoint::open(folder)?;
+        let checkpoint = Arc::new(Checkpoint::open(folder)?);
         let config = checkpoint.config();
         let tokenizer = JanusTokenizer::from_folder(folder)?;
         tokenizer.check_vocabulary(config.text.vocab_size)?;
@@ -144,20 +162,53 @@ impl Base {
     pub fn model(&self, dtype: DType, device: &Device, parts: Parts, status: &dyn Status) -> Result<Janus> {
         let total: u64 = self.checkpoint.tensors().map(|t| t.shape.iter().product::<usize>() as u64).sum();
         let bar = status.bytes("loading weights", total * dtype.size_in_bytes() as u64);
-        let model = Janus::open(&self.checkpoint, dtype, device, parts, &mut |bytes| bar.advance(bytes))?;
+        let model = Janus::open(self.checkpoint(), dtype, device, parts, &mut |bytes| bar.advance(bytes))?;
         bar.finish();
         Ok(model)
     }
 
-    /// The base's fingerprint.
+    /// The base's fingerprint: worked out now, unless it is known from an earlier time and no file has changed since.
     ///
     /// # Errors
     /// A file that cannot be read.
     pub fn fingerprint(&self, status: &dyn Status) -> Result<String> {
-        let bar = status.bytes("fingerprint of the base", 0);
-        let fingerprint = self.checkpoint.fingerprint(&mut |done, total| bar.set(done, total))?;
+        Ok(PendingFingerprint::new(self.checkpoint.clone(), true).wait(status)?.to_owned())
+    }
+
+    /// The base's fingerprint from its weights themselves, whatever is known.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn read_fingerprint(&self, status: &dyn Status) -> Result<String> {
+        Ok(PendingFingerprint::new(self.checkpoint.clone(), false).wait(status)?.to_owned())
+    }
+
+    /// The base's fingerprint for later: if it is not known, a thread works on it while processors are idle.
+    pub fn start_fingerprint(&self) -> PendingFingerprint {
+        PendingFingerprint::new(self.checkpoint.clone(), true).work_beside()
+    }
+
+    /// Proves that the frozen values of a model are still those of the files it was loaded from, by reading these again.
+    ///
+    /// # Errors
+    /// [`BaseError::Changed`], [`BaseError::Rewritten`], or a file that cannot be read any more.
+    pub fn verify(&self, model: &Janus, status: &dyn Status) -> Result<()> {
+        let bytes = |tensor: &Tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64;
+        let bar = status.bytes("comparing the base", model.parameters().iter().map(|p| bytes(p.frozen())).sum());
+        for parameter in model.parameters().iter() {
+            let matches = self.checkpoint.matches(parameter.name(), parameter.frozen());
+            if !matches!(matches, Ok(true))
+                && let Some(file) = self.checkpoint.rewritten_file()
+            {
+                return Err(BaseError::Rewritten { file: file.to_path_buf() }.into());
+            }
+            if !matches? {
+                return Err(BaseError::Changed { name: parameter.name().to_string() }.into());
+            }
+            bar.advance(bytes(parameter.frozen()));
+        }
         bar.finish();
-        Ok(fingerprint)
+        Ok(())
     }
 }
 

@@ -10,7 +10,7 @@
 //! 5. [`merge`] folds them into a new checkpoint, [`probe`] compares with other implementations, [`bench`] measures speed
 //!    and memory.
 //!
-//! [`base`] opens a checkpoint with its tokenizer and image processor, [`status`] is how long work reports progress,
+//! [`base`] opens a checkpoint with its tokenizer and image processor, [`fingerprint`] names it, [`status`] is how long work reports progress,
 //! and [`cli`] is the `janus` program.
 
 pub mod adapter;
@@ -20,6 +20,7 @@ pub mod cli;
 pub mod data;
 pub mod error;
 pub mod eval;
+pub mod fingerprint;
 pub mod merge;
 mod nearest;
 pub mod probe;

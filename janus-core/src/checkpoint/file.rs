@@ -3,6 +3,9 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use sha2::{Digest, Sha256};
 
 use super::CheckpointError;
 
@@ -11,6 +14,8 @@ pub(crate) struct WeightsFile {
     path: PathBuf,
     file: File,
     bytes: u64,
+    /// When it was last written to, as far as the system tells.
+    modified: Option<SystemTime>,
     /// Where the system has no read by position, the file's own position must not be shared.
     #[cfg(not(unix))]
     position: std::sync::Mutex<()>,
@@ -28,6 +33,7 @@ impl WeightsFile {
             path: path.to_path_buf(),
             file,
             bytes: metadata.len(),
+            modified: metadata.modified().ok(),
             #[cfg(not(unix))]
             position: std::sync::Mutex::new(()),
         })
@@ -40,6 +46,39 @@ impl WeightsFile {
     /// Size of the file.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Whether the open file has been written to since it was opened.
+    pub(crate) fn is_rewritten(&self) -> bool {
+        self.file.metadata().is_ok_and(|now| now.len() != self.bytes || now.modified().ok() != self.modified)
+    }
+
+    /// Hashes what the system says of the file: any writing to it changes some of that. Returns when the last was.
+    pub(crate) fn identify(&self, hasher: &mut Sha256) -> io::Result<SystemTime> {
+        let path = self.path.canonicalize()?;
+        let path = path.as_os_str().as_encoded_bytes();
+        hasher.update((path.len() as u64).to_le_bytes());
+        hasher.update(path);
+        let metadata = self.file.metadata()?;
+        let modified = metadata.modified()?;
+        let since = |time: SystemTime| match time.duration_since(SystemTime::UNIX_EPOCH) {
+            Ok(after) => after.as_nanos() as i128,
+            Err(before) => -(before.duration().as_nanos() as i128),
+        };
+        hasher.update(metadata.len().to_le_bytes());
+        hasher.update(since(modified).to_le_bytes());
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            // The time of change as well: nobody can set it back, as one can the time of writing.
+            for number in [metadata.dev(), metadata.ino()] {
+                hasher.update(number.to_le_bytes());
+            }
+            for number in [metadata.ctime(), metadata.ctime_nsec()] {
+                hasher.update(number.to_le_bytes());
+            }
+        }
+        Ok(modified)
     }
 
     /// The open file, for readers that keep a position of their own. Not while others read.

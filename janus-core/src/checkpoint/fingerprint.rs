@@ -18,7 +18,8 @@
 //! tying or storing the same head makes no difference.
 
 use std::collections::BTreeMap;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{OnceLock, mpsc};
 
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
@@ -29,7 +30,7 @@ use super::values::for_each_encoded;
 use super::{Checkpoint, CheckpointError};
 
 /// First bytes of what is hashed: a change of the format changes every fingerprint.
-const PREFIX: &[u8] = b"janus-fingerprint-1\n";
+pub(super) const PREFIX: &[u8] = b"janus-fingerprint-1\n";
 
 /// SHA-256 of the values of `tensor` (any shape, `f32`, `bf16` or `f16`, any device), widened to f32, little-endian.
 ///
@@ -92,32 +93,86 @@ impl Fingerprint {
     }
 }
 
-impl Checkpoint {
-    /// The fingerprint of the stored model. Every value is read once, several tensors at a time, in small pieces;
-    /// `progress` hears of bytes done and in total.
+/// The digests of a checkpoint's tensors while they are worked out, each by the thread that takes it first.
+#[derive(Debug)]
+pub struct TensorDigests {
+    /// The largest first, so that no thread is left alone with one at the end.
+    tensors: Vec<PendingDigest>,
+}
+
+#[derive(Debug)]
+struct PendingDigest {
+    /// Its place among the checkpoint's tensors.
+    index: usize,
+    taken: AtomicBool,
+    digest: OnceLock<[u8; 32]>,
+}
+
+impl PendingDigest {
+    fn work_out(&self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
+        let mut hasher = Sha256::new();
+        checkpoint.extent(&checkpoint.tensors[self.index]).for_each_widened(|bytes| hasher.update(bytes))?;
+        // Where two threads worked it out, both came to the same.
+        let _ = self.digest.set(hasher.finalize().into());
+        Ok(())
+    }
+
+    fn take(&self) -> bool {
+        !self.taken.swap(true, Ordering::Relaxed)
+    }
+}
+
+impl TensorDigests {
+    /// Of a checkpoint, none worked out yet.
+    pub fn new(checkpoint: &Checkpoint) -> Self {
+        let mut order: Vec<usize> = (0..checkpoint.tensors.len()).collect();
+        order.sort_by_key(|index| std::cmp::Reverse(checkpoint.tensors[*index].bytes));
+        let pending = |index| PendingDigest { index, taken: AtomicBool::new(false), digest: OnceLock::new() };
+        Self { tensors: order.into_iter().map(pending).collect() }
+    }
+
+    /// Takes one tensor that nobody has taken and works out its digest in this thread, in small pieces. Says whether there
+    /// was one; `checkpoint` is that of [`TensorDigests::new`].
+    ///
+    /// # Errors
+    /// What reading reports; [`TensorDigests::finish`] will try that tensor again.
+    pub fn advance(&self, checkpoint: &Checkpoint) -> Result<bool, CheckpointError> {
+        match self.tensors.iter().find(|tensor| tensor.take()) {
+            None => Ok(false),
+            Some(tensor) => tensor.work_out(checkpoint).map(|()| true),
+        }
+    }
+
+    /// Works out what is missing, several tensors at a time, and returns the fingerprint. `progress` hears of bytes done and
+    /// in total; `checkpoint` is that of [`TensorDigests::new`].
+    ///
+    /// A tensor that another thread has taken comes last, and is worked out here as well if that thread is still not
+    /// done with it: it may have been given little time.
     ///
     /// # Errors
     /// What reading reports.
-    pub fn fingerprint(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<String, CheckpointError> {
-        let total = self.tensors().map(|tensor| tensor.bytes).sum();
-        // The largest first, so that no thread is left alone with one at the end.
-        let mut tensors: Vec<_> = self.tensors().collect();
-        tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.bytes));
+    pub fn finish(
+        &self,
+        checkpoint: &Checkpoint,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<String, CheckpointError> {
+        let total = checkpoint.tensors().map(|tensor| tensor.bytes).sum();
         let (sender, receiver) = mpsc::channel::<u64>();
-        let digests = std::thread::scope(|scope| {
-            let tensors = &tensors;
-            let worker = scope.spawn(move || {
-                tensors
-                    .par_iter()
-                    .with_max_len(1)
-                    .map_with(sender, |sender, tensor| {
-                        let mut hasher = Sha256::new();
-                        self.extent(tensor).for_each_widened(|bytes| hasher.update(bytes))?;
-                        // Nobody listens only when the thread below is gone, and with it the wish to know.
-                        let _ = sender.send(tensor.bytes);
-                        Ok(<[u8; 32]>::from(hasher.finalize()))
-                    })
-                    .collect::<Result<Vec<_>, CheckpointError>>()
+        let work = |sender: &mut mpsc::Sender<u64>, tensor: &PendingDigest| {
+            tensor.work_out(checkpoint)?;
+            // Nobody listens only when the thread below is gone, and with it the wish to know.
+            let _ = sender.send(checkpoint.tensors[tensor.index].bytes);
+            Ok(())
+        };
+        let done = std::thread::scope(|scope| {
+            let worker = scope.spawn(|| {
+                let sender = sender;
+                let (mine, others): (Vec<_>, Vec<_>) = self.tensors.iter().partition(|tensor| tensor.take());
+                let known = others.iter().filter(|tensor| tensor.digest.get().is_some());
+                let _ = sender.send(known.map(|tensor| checkpoint.tensors[tensor.index].bytes).sum());
+                mine.par_iter().with_max_len(1).try_for_each_with(sender.clone(), |sender, tensor| work(sender, tensor))?;
+                let missing: Vec<_> = others.into_iter().filter(|tensor| tensor.digest.get().is_none()).collect();
+                missing.par_iter().with_max_len(1).try_for_each_with(sender, |sender, tensor| work(sender, tensor))
             });
             let mut done = 0;
             for bytes in receiver {
@@ -126,14 +181,28 @@ impl Checkpoint {
             }
             worker.join()
         });
-        let digests = match digests {
-            Ok(digests) => digests?,
+        match done {
+            Ok(done) => done?,
             Err(panic) => std::panic::resume_unwind(panic),
-        };
+        }
+        progress(total, total);
         let mut fingerprint = Fingerprint::new();
-        for (tensor, digest) in tensors.iter().zip(digests) {
-            fingerprint.add_digest(&tensor.name, &tensor.shape, digest);
+        for tensor in &self.tensors {
+            let info = &checkpoint.tensors[tensor.index];
+            let digest = tensor.digest.get().expect("every digest was there or was worked out above");
+            fingerprint.add_digest(&info.name, &info.shape, *digest);
         }
         Ok(fingerprint.finish())
+    }
+}
+
+impl Checkpoint {
+    /// The fingerprint of the stored model. Every value is read once, several tensors at a time, in small pieces;
+    /// `progress` hears of bytes done and in total.
+    ///
+    /// # Errors
+    /// What reading reports.
+    pub fn fingerprint(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<String, CheckpointError> {
+        TensorDigests::new(self).finish(self, progress)
     }
 }

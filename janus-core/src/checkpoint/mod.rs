@@ -8,6 +8,7 @@ mod error;
 mod file;
 mod fingerprint;
 mod init;
+mod known;
 mod layout;
 mod names;
 mod pickle;
@@ -27,8 +28,9 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Tensor};
 
 pub use error::{CheckpointError, HeaderProblem, IndexProblem, Misshapen, TorchProblem};
-pub use fingerprint::{Fingerprint, tensor_digest};
+pub use fingerprint::{Fingerprint, TensorDigests, tensor_digest};
 pub use init::init_checkpoint;
+pub use known::{FilesIdentity, KnownFingerprints};
 pub use names::{EMBED_TOKENS, ExpectedTensor, LM_HEAD, expected_tensors};
 pub use random::RandomWeights;
 pub use source::WeightSource;
@@ -225,11 +227,30 @@ impl Checkpoint {
     /// # Errors
     /// No such tensor, another type, a finite value that `f16` cannot hold, or the system's.
     pub fn read(&self, native_name: &str, dtype: DType) -> Result<Tensor, CheckpointError> {
-        let info = self.tensor(native_name).ok_or_else(|| CheckpointError::UnknownTensor {
+        let info = self.known_tensor(native_name)?;
+        self.extent(info).read(&info.shape, dtype)
+    }
+
+    /// Whether reading a tensor of native name again, as the type of `tensor` (`f32`, `bf16` or `f16`, any device), gives the
+    /// same bits in the same shape.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`].
+    pub fn matches(&self, native_name: &str, tensor: &Tensor) -> Result<bool, CheckpointError> {
+        let info = self.known_tensor(native_name)?;
+        Ok(info.shape == tensor.dims() && self.extent(info).matches(tensor)?)
+    }
+
+    /// The first weights file that has been written to since it was opened; one that was replaced is still read as it was.
+    pub fn rewritten_file(&self) -> Option<&Path> {
+        self.files.iter().find(|file| file.is_rewritten()).map(WeightsFile::path)
+    }
+
+    fn known_tensor(&self, native_name: &str) -> Result<&TensorInfo, CheckpointError> {
+        self.tensor(native_name).ok_or_else(|| CheckpointError::UnknownTensor {
             folder: self.folder.clone(),
             tensor: native_name.to_string(),
-        })?;
-        self.extent(info).read(&info.shape, dtype)
+        })
     }
 
     /// Where the values of one of this checkpoint's tensors lie.

@@ -3,7 +3,9 @@
 use std::io::{self, Write};
 
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use half::vec::HalfBitsVecExt;
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 use super::CheckpointError;
 use super::file::WeightsFile;
@@ -12,21 +14,41 @@ use crate::kernel::pages::prefer_large;
 /// Bytes read or converted at once: small enough for the cache of a core, large enough to hide the calls.
 const CHUNK_BYTES: usize = 1 << 18;
 
+/// Bytes in memory that one thread fills before it takes the next: of the size of a large page, so that threads seldom
+/// touch the same one first.
+const PART_BYTES: usize = 1 << 21;
+
 /// A type that weights can have.
 pub(crate) trait Value: candle_core::WithDType {
     const BYTES: usize;
+    /// Zeros whose memory the system has not been made to hand out yet, where it can.
+    fn zeros(count: usize) -> Vec<Self>;
+    /// The values' own bytes, in the order of this machine.
+    fn native_bytes(values: &mut [Self]) -> &mut [u8];
     /// From exactly [`Value::BYTES`] little-endian bytes.
     fn from_little_endian(bytes: &[u8]) -> Self;
     fn widen(self) -> f32;
     /// To the nearest, ties to even.
     fn narrow(value: f32) -> Self;
     fn push_little_endian(self, bytes: &mut Vec<u8>);
+    fn same_bits(self, other: Self) -> bool;
 }
 
 macro_rules! value {
-    ($type:ty, $bytes:literal, $widen:expr, $narrow:expr) => {
+    ($type:ty, $bytes:literal, $zeros:expr, $widen:expr, $narrow:expr) => {
         impl Value for $type {
             const BYTES: usize = $bytes;
+
+            fn zeros(count: usize) -> Vec<Self> {
+                $zeros(count)
+            }
+
+            fn native_bytes(values: &mut [Self]) -> &mut [u8] {
+                let bytes = size_of_val(values);
+                // SAFETY: the memory is the slice's own, borrowed for as long as it is; these types have no padding, every
+                // pattern of bits is a value of theirs, and bytes need no alignment.
+                unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast::<u8>(), bytes) }
+            }
 
             fn from_little_endian(bytes: &[u8]) -> Self {
                 let mut array = [0; $bytes];
@@ -45,13 +67,18 @@ macro_rules! value {
             fn push_little_endian(self, bytes: &mut Vec<u8>) {
                 bytes.extend_from_slice(&self.to_le_bytes());
             }
+
+            fn same_bits(self, other: Self) -> bool {
+                self.to_bits() == other.to_bits()
+            }
         }
     };
 }
 
-value!(f32, 4, std::convert::identity, std::convert::identity);
-value!(bf16, 2, bf16::to_f32, bf16::from_f32);
-value!(f16, 2, f16::to_f32, f16::from_f32);
+// Zeros of these two kinds, and not of bf16 and f16, come as memory of the system that nothing was written to.
+value!(f32, 4, |count| vec![0.0; count], std::convert::identity, std::convert::identity);
+value!(bf16, 2, |count| vec![0_u16; count].reinterpret_into(), bf16::to_f32, bf16::from_f32);
+value!(f16, 2, |count| vec![0_u16; count].reinterpret_into(), f16::to_f32, f16::from_f32);
 
 /// Whether weights can have this type.
 pub(crate) fn is_weight_dtype(dtype: DType) -> bool {
@@ -86,25 +113,46 @@ impl Extent<'_> {
         Ok(())
     }
 
-    fn read_values<S: Value, T: Value>(&self) -> Result<Vec<T>, CheckpointError> {
-        // The extent was checked to lie within its file, so this is bounded by what is on disk.
-        let mut values: Vec<T> = Vec::with_capacity((self.bytes / S::BYTES as u64) as usize);
-        prefer_large(&mut values);
-        self.for_each_chunk(|chunk| {
-            let source = chunk.chunks_exact(S::BYTES);
-            if S::DTYPE == T::DTYPE {
-                values.extend(source.map(T::from_little_endian));
-            } else {
-                let first = values.len();
-                values.extend(source.map(|bytes| T::narrow(S::from_little_endian(bytes).widen())));
-                if T::DTYPE == DType::F16 {
-                    let wide = chunk.chunks_exact(S::BYTES).map(|bytes| S::from_little_endian(bytes).widen());
-                    check_overflow(self.name, T::DTYPE, values[first..].iter().map(|v| v.widen()).zip(wide))?;
+    /// The values from number `first` on, read straight into `values` where the file holds that type, by way of a small
+    /// buffer where it holds another.
+    fn fill<S: Value, T: Value>(&self, first: usize, values: &mut [T]) -> Result<(), CheckpointError> {
+        let mut offset = self.offset + first as u64 * S::BYTES as u64;
+        if S::DTYPE == T::DTYPE {
+            self.file.read_at(T::native_bytes(values), offset)?;
+            if cfg!(target_endian = "big") {
+                for value in values {
+                    let bytes = T::native_bytes(std::slice::from_mut(value));
+                    *value = T::from_little_endian(bytes);
                 }
             }
-            Ok(())
-        })?;
-        Ok(values)
+            return Ok(());
+        }
+        let mut buffer = vec![0; CHUNK_BYTES.min(values.len() * S::BYTES)];
+        for chunk in values.chunks_mut(CHUNK_BYTES / S::BYTES) {
+            let bytes = &mut buffer[..chunk.len() * S::BYTES];
+            self.file.read_at(bytes, offset)?;
+            offset += bytes.len() as u64;
+            let wide = || bytes.chunks_exact(S::BYTES).map(|bytes| S::from_little_endian(bytes).widen());
+            chunk.iter_mut().zip(wide()).for_each(|(value, wide)| *value = T::narrow(wide));
+            if T::DTYPE == DType::F16 {
+                check_overflow(self.name, T::DTYPE, chunk.iter().map(|v| v.widen()).zip(wide()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_values<S: Value, T: Value>(&self) -> Result<Vec<T>, CheckpointError> {
+        // The extent was checked to lie within its file, so this is bounded by what is on disk.
+        let mut values = T::zeros((self.bytes / S::BYTES as u64) as usize);
+        prefer_large(&mut values);
+        let part = PART_BYTES / T::BYTES;
+        let parts = values.par_chunks_mut(part).enumerate();
+        // The first in the file of all that go wrong, whichever thread met it.
+        let failed = parts.filter_map(|(index, values)| self.fill::<S, T>(index * part, values).err());
+        match failed.find_first(|_| true) {
+            None => Ok(values),
+            Some(error) => Err(error),
+        }
     }
 
     fn read_as<T: Value>(&self) -> Result<Vec<T>, CheckpointError> {
@@ -127,6 +175,41 @@ impl Extent<'_> {
         tensor.map_err(|source| CheckpointError::Tensor { tensor: self.name.to_string(), source })
     }
 
+    fn matches_values<S: Value, T: Value>(&self, values: &[T]) -> Result<bool, CheckpointError> {
+        if values.len() as u64 != self.bytes / S::BYTES as u64 {
+            return Ok(false);
+        }
+        let part = (PART_BYTES / T::BYTES).min(values.len().max(1));
+        let parts = values.par_chunks(part).enumerate();
+        let same = parts.map_init(
+            || T::zeros(part),
+            |buffer, (index, values)| {
+                let stored = &mut buffer[..values.len()];
+                self.fill::<S, T>(index * part, stored)?;
+                Ok(stored.iter().zip(values).all(|(stored, value)| stored.same_bits(*value)))
+            },
+        );
+        same.try_reduce(|| true, |one, other| Ok(one && other))
+    }
+
+    fn matches_as<T: Value>(&self, values: &[T]) -> Result<bool, CheckpointError> {
+        match self.dtype {
+            DType::F32 => self.matches_values::<f32, T>(values),
+            DType::BF16 => self.matches_values::<bf16, T>(values),
+            DType::F16 => self.matches_values::<f16, T>(values),
+            dtype => Err(CheckpointError::WeightDtype { dtype }),
+        }
+    }
+
+    /// Whether reading the values now, as the tensor's type, gives the tensor's bits.
+    pub(crate) fn matches(&self, tensor: &Tensor) -> Result<bool, CheckpointError> {
+        with_values(self.name, tensor, |values| match values {
+            Values::F32(values) => self.matches_as(values),
+            Values::BF16(values) => self.matches_as(values),
+            Values::F16(values) => self.matches_as(values),
+        })?
+    }
+
     /// Passes the values on in chunks, widened to f32, as little-endian bytes.
     pub(crate) fn for_each_widened(&self, mut visit: impl FnMut(&[u8])) -> Result<(), CheckpointError> {
         let mut wide = Vec::new();
@@ -143,9 +226,9 @@ impl Extent<'_> {
 }
 
 fn widen_bytes<'a, S: Value>(chunk: &[u8], wide: &'a mut Vec<u8>) -> &'a [u8] {
-    wide.clear();
-    for bytes in chunk.chunks_exact(S::BYTES) {
-        S::from_little_endian(bytes).widen().push_little_endian(wide);
+    wide.resize(chunk.len() / S::BYTES * f32::BYTES, 0);
+    for (wide, bytes) in wide.chunks_exact_mut(f32::BYTES).zip(chunk.chunks_exact(S::BYTES)) {
+        wide.copy_from_slice(&S::from_little_endian(bytes).widen().to_le_bytes());
     }
     wide
 }

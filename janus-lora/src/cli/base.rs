@@ -137,7 +137,7 @@ fn inspect(spec: &str, fingerprint: bool, json: bool) -> Result<()> {
     let config = base.config();
     let parameters: u64 = checkpoint.tensors().map(|t| t.shape.iter().product::<usize>() as u64).sum();
     let bytes: u64 = checkpoint.tensors().map(|t| t.bytes).sum();
-    let fingerprint = if fingerprint { Some(base.fingerprint(&Terminal)?) } else { None };
+    let fingerprint = if fingerprint { Some(base.read_fingerprint(&Terminal)?) } else { None };
     let unused: Vec<&str> = checkpoint.unused().iter().map(|t| t.name.as_str()).collect();
     let special = base.tokenizer().special();
     if json {

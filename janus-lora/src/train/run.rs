@@ -6,7 +6,6 @@ use std::time::Instant;
 use candle_core::{DType, Device};
 use fs_err as fs;
 use janus_core::Janus;
-use janus_core::checkpoint::tensor_digest;
 use janus_core::output::{StagedFolder, require_new_folder, write_file};
 use serde_json::json;
 
@@ -22,10 +21,11 @@ use super::step::{Stepper, TableBatch, TableLoss};
 use super::tables::{RecipeTable, SampleStream, open_tables};
 use super::trainable::Trainables;
 use crate::adapter::{Adapter, BaseNote, Note};
-use crate::base::{Base, BaseError};
+use crate::base::Base;
 use crate::data::rejected::write_rejected;
 use crate::error::Result;
 use crate::eval::{Metrics, evaluate};
+use crate::fingerprint::PendingFingerprint;
 use crate::recipe::{Recipe, to_toml};
 use crate::status::Status;
 use crate::tasks::Batch;
@@ -80,14 +80,12 @@ pub fn train(prepared: &Prepared, device: &Device, status: &dyn Status) -> Resul
     let folder = recipe.output.dir.as_path();
     require_new_folder(folder)?;
     let model = base.model(compute_type(recipe), device, parts(tables), status)?;
-    let fingerprint = base.fingerprint(status)?;
-    let frozen = digests(&model)?;
+    let fingerprint = base.start_fingerprint();
 
     let read = |name: &str| Ok(base.checkpoint().read(name, DType::F32)?);
     let spec = plan.adapter_spec(recipe, base);
     let mut adapter = Adapter::new(base.config(), base.checkpoint().is_tied(), &spec, recipe.train.seed, &read)?;
     let mut note = Note::new();
-    note.base = Some(BaseNote { name: Some(base.name().to_owned()), fingerprint });
     note.recipe = Some(to_toml(recipe));
     adapter.note = Some(note);
     let mut stepper = stepper(recipe, tables, Trainables::attach(&model, adapter)?).with_recompute(plan.recompute);
@@ -136,7 +134,8 @@ pub fn train(prepared: &Prepared, device: &Device, status: &dyn Status) -> Resul
         files.metrics.write(&line)?;
         let due = |every: u64| every > 0 && (step + 1) % every == 0 && step + 1 < plan.steps;
         if due(recipe.train.checkpoint_every) {
-            save_checkpoint(folder, step + 1, &stepper.trainables.adapter()?)?;
+            let adapter = trained(&stepper, base, &fingerprint, status)?;
+            save_checkpoint(folder, step + 1, &adapter)?;
         }
         if due(recipe.train.eval_every) {
             let now = evaluate(&model, base, tables, batch_size, status)?;
@@ -147,15 +146,13 @@ pub fn train(prepared: &Prepared, device: &Device, status: &dyn Status) -> Resul
     bar.finish();
     let training_seconds = started.elapsed().as_secs_f64();
 
-    if let Some(name) = digests(&model)?.iter().zip(&frozen).find(|(a, b)| a != b).map(|(a, _)| a.0.clone()) {
-        return Err(BaseError::Changed { name }.into());
-    }
+    base.verify(&model, status)?;
     let after = evaluate(&model, base, tables, batch_size, status)?;
     if !after.is_empty() {
         files.metrics.write(&json!({ "step": plan.steps, "eval": { "before": before, "after": after } }))?;
         files.evaluated(plan.steps, &after);
     }
-    let mut adapter = stepper.trainables.adapter()?;
+    let mut adapter = trained(&stepper, base, &fingerprint, status)?;
     if let Some(note) = &mut adapter.note {
         note.metrics = Some(json!({ "steps": plan.steps, "before": before, "after": after }));
     }
@@ -165,9 +162,18 @@ pub fn train(prepared: &Prepared, device: &Device, status: &dyn Status) -> Resul
     Ok(Summary { folder, steps: plan.steps, before, after, peak_rss_bytes: peak_rss_bytes(), training_seconds })
 }
 
-/// SHA-256 of every frozen parameter by name.
-fn digests(model: &Janus) -> Result<Vec<(String, [u8; 32])>> {
-    model.parameters().iter().map(|p| Ok((p.name().to_string(), tensor_digest(p.frozen())?))).collect()
+/// The adapter as it stands, with a note of its base: here at the latest the fingerprint has to be known.
+fn trained(
+    stepper: &Stepper,
+    base: &Base,
+    fingerprint: &PendingFingerprint,
+    status: &dyn Status,
+) -> Result<Adapter> {
+    let mut adapter = stepper.trainables.adapter()?;
+    let fingerprint = fingerprint.wait(status)?.to_owned();
+    let note = adapter.note.get_or_insert_default();
+    note.base = Some(BaseNote { name: Some(base.name().to_owned()), fingerprint });
+    Ok(adapter)
 }
 
 fn stepper(recipe: &Recipe, tables: &[RecipeTable], trainables: Trainables) -> Stepper {
