@@ -1,6 +1,7 @@
 //! A base as commands use it: the checkpoint with the tokenizer and the image processor that belong to it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use janus_core::checkpoint::{Checkpoint, init_checkpoint};
@@ -10,6 +11,8 @@ use janus_core::output::StagedFolder;
 use janus_core::processing::{ImageProcessor, JanusTokenizer, PromptBuilder};
 use janus_core::{Diagnose, Janus, Parts};
 
+use crate::cache::{ImageCache, Image};
+use crate::data::EncodedImage;
 use crate::error::Result;
 use crate::nearest::nearest;
 use crate::status::Status;
@@ -69,6 +72,7 @@ pub struct Base {
     checkpoint: Checkpoint,
     prompts: PromptBuilder,
     images: ImageProcessor,
+    cache: Arc<ImageCache>,
 }
 
 impl Base {
@@ -99,7 +103,8 @@ impl Base {
         tokenizer.check_vocabulary(config.text.vocab_size)?;
         let images = ImageProcessor::from_folder(folder, config.vision.image_size)?;
         let prompts = PromptBuilder::new(tokenizer, config.vision.num_patches());
-        Ok(Self { name: name.to_owned(), checkpoint, prompts, images })
+        let cache = Arc::new(ImageCache::new(images.clone()));
+        Ok(Self { name: name.to_owned(), checkpoint, prompts, images, cache })
     }
 
     /// What the user called it.
@@ -130,6 +135,16 @@ impl Base {
     /// Pictures to tensors.
     pub fn images(&self) -> &ImageProcessor {
         &self.images
+    }
+
+    /// What is computed of images.
+    pub fn cache(&self) -> &Arc<ImageCache> {
+        &self.cache
+    }
+
+    /// An image for a sample.
+    pub fn image(&self, image: &EncodedImage) -> Image {
+        Image::encoded(&self.cache, image.clone())
     }
 
     /// Ids that the tokenizer knows.

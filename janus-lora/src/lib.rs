@@ -9,11 +9,12 @@
 //! 4. [`train`] moves them, [`eval`] measures them;
 //! 5. [`merge`] folds them into a new checkpoint, [`probe`] compares with other implementations.
 //!
-//! [`base`] opens a checkpoint with its tokenizer and image processor, [`status`] is how long work reports progress,
+//! [`base`] opens a checkpoint with its tokenizer and image processor, [`cache`] keeps what is computed once of each image, [`status`] is how long work reports progress,
 //! and [`cli`] is the `janus` program.
 
 pub mod adapter;
 pub mod base;
+pub mod cache;
 pub mod cli;
 pub mod data;
 pub mod error;

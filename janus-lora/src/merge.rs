@@ -19,6 +19,7 @@ use serde::Serialize;
 
 use crate::adapter::{self, Adapter, LoraCorrection};
 use crate::base::Base;
+use crate::cache::Image;
 use crate::error::{Error, Result};
 use crate::status::Status;
 use crate::tasks::{CodeBatch, TextBatch};
@@ -144,13 +145,13 @@ fn check_logits(base: &Base, model: &Janus) -> Result<Vec<Tensor>> {
     let special = base.tokenizer().special();
     let side = base.config().vision.image_size;
     let pixels: Vec<f32> = (0..3 * side * side).map(|i| (noise::uniform(1, i as u64) * 2.0 - 1.0) as f32).collect();
-    let pixels = Tensor::from_vec(pixels, (1, 3, side, side), model.device())?;
+    let pixels = Tensor::from_vec(pixels, (3, side, side), model.device())?;
     let ids = base.prompts().understanding_prompt("What does the image show?", 1, true)?;
     let text = TextBatch {
         mask: vec![true; ids.len()],
         labels: Vec::new(),
         rows: 1,
-        pixels: Some(pixels),
+        images: vec![Image::from_pixels(pixels)],
         placeholder: special.image_placeholder,
         ids,
     };

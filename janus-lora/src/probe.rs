@@ -10,6 +10,7 @@ use janus_core::pass::Pass;
 use janus_core::{Diagnose, Janus, Parts};
 
 use crate::base::Base;
+use crate::cache::Image;
 use crate::error::Result;
 use crate::tasks::{CodeBatch, TextBatch};
 use crate::train::trainable::Trainables;
@@ -289,7 +290,7 @@ pub fn probe(
                 mask: input.mask.clone(),
                 labels: input.labels.clone().unwrap_or_default(),
                 rows: input.rows,
-                pixels: input.pixels.clone(),
+                images: input.pixels.as_ref().map(Image::each_of).transpose()?.unwrap_or_default(),
                 placeholder,
             };
             let features = batch.features(model, &pass)?;

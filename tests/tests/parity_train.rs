@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use janus_lora::adapter::Adapter;
+use janus_lora::cache::Image;
 use janus_lora::recipe::{Accumulation, Schedule};
 use janus_lora::tasks::{Batch, CodeBatch, TextBatch};
 use janus_lora::train::optimizer::AdamWConfig;
@@ -28,7 +29,7 @@ fn understanding(data: &Expected, k: usize) -> Batch {
         labels: data.integers(&format!("{k}.labels")).concat(),
         rows: ids.len(),
         ids: ids.concat(),
-        pixels: Some(data.tensor(&format!("{k}.pixel_values")).clone()),
+        images: Image::each_of(data.tensor(&format!("{k}.pixel_values"))).unwrap(),
         placeholder: PLACEHOLDER,
     })
 }

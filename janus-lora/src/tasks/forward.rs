@@ -9,6 +9,7 @@ use janus_core::processing::{PaddedBatch, right_pad_samples};
 
 use super::Sample;
 use crate::base::Base;
+use crate::cache::{self, Image};
 use crate::error::Result;
 
 /// Text around images, padded to one length.
@@ -22,8 +23,8 @@ pub struct TextBatch {
     pub labels: Vec<i64>,
     /// Rows.
     pub rows: usize,
-    /// Pixels of all images in reading order, `[images, 3, side, side]`.
-    pub pixels: Option<Tensor>,
+    /// All images in reading order.
+    pub images: Vec<Image>,
     /// The id that image features replace.
     pub placeholder: u32,
 }
@@ -71,13 +72,13 @@ impl Batch {
     pub fn collate(base: &Base, samples: &[Sample]) -> Result<Self> {
         let special = base.tokenizer().special();
         let mut texts = Vec::new();
-        let mut pixels = Vec::new();
+        let mut images = Vec::new();
         let (mut prompts, mut codes) = (Vec::new(), Vec::new());
         for sample in samples {
             match sample {
-                Sample::Text { tokens, pixels: own } => {
+                Sample::Text { tokens, images: own } => {
                     texts.push(tokens.clone());
-                    pixels.extend(own.iter().cloned());
+                    images.extend(own.iter().cloned());
                 }
                 Sample::Codes { prompt, codes: own } => {
                     prompts.push(prompt.clone());
@@ -95,7 +96,7 @@ impl Batch {
             labels: padded.labels.unwrap_or_default(),
             rows: padded.rows,
             ids: padded.ids,
-            pixels: if pixels.is_empty() { None } else { Some(Tensor::stack(&pixels, 0)?) },
+            images,
             placeholder: special.image_placeholder,
         }))
     }
@@ -152,12 +153,9 @@ impl TextBatch {
     /// Aligned image features, `[images, patches, hidden]`, if there are images.
     ///
     /// # Errors
-    /// Pixels of another size than the model's.
+    /// Images that cannot be decoded, or pixels of another size than the model's.
     pub fn features(&self, model: &Janus, pass: &Pass) -> Result<Option<Tensor>> {
-        Ok(match &self.pixels {
-            Some(pixels) => Some(model.vision()?.forward(pass, pixels)?),
-            None => None,
-        })
+        cache::features(model, pass, &self.images)
     }
 
     /// Normed hidden states, `[rows, len, hidden]`.

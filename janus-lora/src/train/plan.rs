@@ -6,6 +6,7 @@ use candle_core::DType;
 use janus_core::Parts;
 use janus_core::checkpoint::expected_tensors;
 use janus_core::config::JanusConfig;
+use janus_core::model::vision::VisionPoint;
 use janus_core::pass::Part;
 use janus_core::site::{Site, SiteKind, sites};
 use serde::Serialize;
@@ -15,6 +16,7 @@ use super::mixture::Mixer;
 use super::tables::RecipeTable;
 use crate::adapter::AdapterSpec;
 use crate::base::Base;
+use crate::cache::CacheSettings;
 use crate::error::Result;
 use crate::recipe::{BaseDtype, Recipe};
 use crate::target::{self, Origin};
@@ -59,6 +61,8 @@ pub struct Plan {
     pub saved_parameters: Vec<String>,
     /// Rows per step and table, on average.
     pub rows_per_step: Vec<f64>,
+    /// What is computed once of each image and kept in the cache.
+    pub cached: Vec<String>,
 }
 
 /// The type of a recipe.
@@ -78,7 +82,7 @@ impl Plan {
     /// Works out a run.
     ///
     /// # Errors
-    /// Targets that match nothing, that no task uses, or that leave nothing to train.
+    /// Targets that match nothing, that no task uses, or that leave nothing to train; a limit of the cache that is none.
     pub fn new(recipe: &Recipe, base: &Base, tables: &[RecipeTable]) -> Result<Self> {
         let config = base.config();
         let all_sites = sites(config);
@@ -129,6 +133,9 @@ impl Plan {
                 (epochs.unwrap_or(1) as f64 * rows as f64 / per_step).ceil().max(1.0) as u64
             }
         };
+        let touched = chosen.iter().map(AsRef::as_ref).chain(saved.iter().map(String::as_str));
+        let point = VisionPoint::highest(config.vision.num_hidden_layers, touched);
+        let cached = if CacheSettings::from_environment()?.is_on() { cached(parts(tables), point) } else { Vec::new() };
         let predicted_peak_bytes = predicted_peak_bytes(recipe, config, parts(tables), trainable_parameters);
         let tables: Vec<TablePlan> = tables
             .iter()
@@ -151,6 +158,7 @@ impl Plan {
             unused_sites: unused,
             saved_parameters: saved,
             rows_per_step,
+            cached,
         })
     }
 
@@ -165,6 +173,12 @@ impl Plan {
             base_name: Some(base.name().to_owned()),
         }
     }
+}
+
+/// What of a recipe's images is kept, in words.
+fn cached(parts: Parts, point: Option<VisionPoint>) -> Vec<String> {
+    let features = point.filter(|_| parts.vision).map(|point| format!("vision features at {point}"));
+    features.into_iter().chain(parts.generation.then(|| "image codes".to_owned())).collect()
 }
 
 /// Values of one low-rank pair.
@@ -211,7 +225,8 @@ fn predicted_peak_bytes(recipe: &Recipe, config: &JanusConfig, parts: Parts, tra
         .map(|tensor| {
             let name = tensor.name.as_str();
             let (loaded, size) = if name.starts_with("model.vqmodel.") {
-                (parts.image_tokenizer, 4)
+                // Opened for the codes of images that the cache does not have yet.
+                (parts.generation, 4)
             } else if name.starts_with("model.vision_model.") || name.starts_with("model.aligner.") {
                 (parts.vision, size)
             } else if name.starts_with("model.generation_") {

@@ -23,6 +23,7 @@ use super::tables::{RecipeTable, SampleStream, open_tables};
 use super::trainable::Trainables;
 use crate::adapter::{Adapter, BaseNote, Note};
 use crate::base::{Base, BaseError};
+use crate::cache::CacheSettings;
 use crate::data::rejected::write_rejected;
 use crate::error::Result;
 use crate::eval::{Metrics, evaluate};
@@ -79,8 +80,10 @@ pub fn train(prepared: &Prepared, status: &dyn Status) -> Result<Summary> {
     let Prepared { recipe, base, tables, plan } = prepared;
     let folder = recipe.output.dir.as_path();
     require_new_folder(folder)?;
+    let cache_settings = CacheSettings::from_environment()?;
     let model = base.model(compute_type(recipe), parts(tables), status)?;
     let fingerprint = base.fingerprint(status)?;
+    base.cache().keep(&fingerprint, &cache_settings);
     let frozen = digests(&model)?;
 
     let read = |name: &str| Ok(base.checkpoint().read(name, DType::F32)?);
@@ -111,12 +114,14 @@ pub fn train(prepared: &Prepared, status: &dyn Status) -> Result<Summary> {
     };
     let epoch_rows = plan.tables.iter().zip(&plan.rows_per_step).map(|(table, rows)| table.rows as f64 / rows);
     let steps_per_epoch = epoch_rows.fold(1.0, f64::max);
+    base.cache().warn(status);
     let bar = status.items("training", plan.steps);
     for step in 0..plan.steps {
         let clock = Instant::now();
         let (batches, tokens) = feeder.next(base, &model)?;
         let learning_rate = rate.at(step);
         let report = stepper.step(&model, step, learning_rate, &batches)?;
+        base.cache().warn(status);
         let tokens_per_second = tokens as f64 / clock.elapsed().as_secs_f64();
         bar.message(&format!("loss {:.4}  {tokens_per_second:.0} tokens/s", report.loss));
         bar.advance(1);
@@ -155,6 +160,7 @@ pub fn train(prepared: &Prepared, status: &dyn Status) -> Result<Summary> {
         files.metrics.write(&json!({ "step": plan.steps, "eval": { "before": before, "after": after } }))?;
         files.evaluated(plan.steps, &after);
     }
+    base.cache().tell(status);
     let mut adapter = stepper.trainables.adapter()?;
     if let Some(note) = &mut adapter.note {
         note.metrics = Some(json!({ "steps": plan.steps, "before": before, "after": after }));
