@@ -11,7 +11,7 @@ use janus_core::output::StagedFolder;
 use janus_core::processing::{ImageProcessor, JanusTokenizer, PromptBuilder};
 use janus_core::{Diagnose, Janus, Parts};
 
-use crate::cache::{ImageCache, Image};
+use crate::cache::{Image, ImageCache};
 use crate::data::EncodedImage;
 use crate::error::Result;
 use crate::nearest::nearest;

@@ -72,11 +72,20 @@ impl Done {
 /// # Panics
 /// It cannot be started.
 pub fn janus(folder: &Path, arguments: &[&str]) -> Done {
+    janus_with(folder, arguments, &[])
+}
+
+/// [`janus`] with more variables in its environment.
+///
+/// # Panics
+/// It cannot be started.
+pub fn janus_with(folder: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Done {
     let output: Output = Command::new(program())
         .args(arguments)
         .current_dir(folder)
         .env("JANUS_CACHE", folder.join("cache"))
         .env("HF_HUB_OFFLINE", "1")
+        .envs(environment.iter().copied())
         .output()
         .unwrap_or_else(|e| panic!("{e}"));
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();

@@ -18,6 +18,8 @@ pub enum CacheError {
 
 impl Diagnose for CacheError {
     fn hints(&self) -> Vec<String> {
-        vec!["for example 20000000000; 0 turns the cache off, and without the variable it has a limit of its own".into()]
+        vec![
+            "for example 20000000000; 0 turns the cache off, and without the variable it has a limit of its own".into(),
+        ]
     }
 }

@@ -21,7 +21,8 @@ use crate::error::Result;
 pub fn highest_point(model: &Janus) -> Option<VisionPoint> {
     let sites = model.projections().iter().filter(|projection| projection.correction().is_some());
     let copies = model.parameters().iter().filter(|parameter| parameter.copy().is_some_and(|copy| copy.track_op()));
-    let touched = sites.map(|projection| projection.site().path.as_ref()).chain(copies.map(|copy| copy.name().as_ref()));
+    let touched =
+        sites.map(|projection| projection.site().path.as_ref()).chain(copies.map(|copy| copy.name().as_ref()));
     VisionPoint::highest(model.config().vision.num_hidden_layers, touched)
 }
 
@@ -61,7 +62,9 @@ impl ImageCache {
             if let Some(copy) = parameter.copy()
                 && point.depends_on(parameter.name())
             {
-                key = key.field(parameter.name(), &self.copy_digest(&copy)?).field("type", copy.dtype().as_str().as_bytes());
+                key = key
+                    .field(parameter.name(), &self.copy_digest(&copy)?)
+                    .field("type", copy.dtype().as_str().as_bytes());
             }
         }
         Ok(Some(key.finish()))

@@ -75,6 +75,12 @@ impl Image {
         self.0.pixels.get().cloned().ok_or_else(missing)
     }
 
+    /// Whether its pixels were made.
+    #[cfg(test)]
+    pub(super) fn is_decoded(&self) -> bool {
+        self.0.pixels.get().is_some()
+    }
+
     /// Makes ready what this model needs of the image: what is kept of it, else its pixels.
     ///
     /// # Errors

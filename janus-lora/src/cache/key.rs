@@ -22,11 +22,8 @@ pub(super) struct Key(Sha256);
 impl Key {
     /// For things of one kind.
     pub(super) fn new(kind: &str) -> Self {
-        let key = Self(Sha256::new());
-        key.field("format", FORMAT.as_bytes()).field("version", env!("CARGO_PKG_VERSION").as_bytes()).field(
-            "kind",
-            kind.as_bytes(),
-        )
+        let new = Self(Sha256::new()).field("format", FORMAT.as_bytes());
+        new.field("version", env!("CARGO_PKG_VERSION").as_bytes()).field("kind", kind.as_bytes())
     }
 
     /// With one more field.

@@ -13,7 +13,7 @@
 //! Entries are written aside and renamed, so any number of runs may share a folder; what is not exactly as expected
 //! counts as absent and is written anew. When an entry was last used is its time of modification.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -168,19 +168,20 @@ impl Store {
         if *self.writing() != Writing::Works {
             return;
         }
-        let written = self.make_room((HEADER_BYTES + payload.len()) as u64).map_err(|e| e.to_string()).and_then(|fits| {
-            if !fits {
-                return Ok(());
-            }
-            let written = write_file(&self.path(kind, key), |file| {
-                file.write_all(&header(key, payload))?;
-                file.write_all(payload)
+        let written =
+            self.make_room((HEADER_BYTES + payload.len()) as u64).map_err(|e| e.to_string()).and_then(|fits| {
+                if !fits {
+                    return Ok(());
+                }
+                let written = write_file(&self.path(kind, key), |file| {
+                    file.write_all(&header(key, payload))?;
+                    file.write_all(payload)
+                });
+                written.map_err(|error| match std::error::Error::source(&error) {
+                    Some(source) => format!("{error}: {source}"),
+                    None => error.to_string(),
+                })
             });
-            written.map_err(|error| match std::error::Error::source(&error) {
-                Some(source) => format!("{error}: {source}"),
-                None => error.to_string(),
-            })
-        });
         if let Err(reason) = written {
             let folder = self.folder.display();
             *self.writing() = Writing::Failed(format!(

@@ -39,7 +39,6 @@ impl Understand {
         let answer = row.text("answer").unwrap_or_default();
         Ok(vec![Message::user(question, images), Message::assistant(answer)])
     }
-
 }
 
 impl Task for Understand {
