@@ -51,10 +51,9 @@ pub fn codes(base: &Base, device: &Device, bytes: &[u8]) -> Result<Arc<[u32]>> {
     };
     let codes: Arc<[u32]> = codes.into();
     let mut in_memory = in_memory();
-    if in_memory.bytes + size_of_val(&*codes) <= MAX_BYTES_IN_MEMORY {
-        if in_memory.by_image.insert(image, codes.clone()).is_none() {
-            in_memory.bytes += size_of_val(&*codes);
-        }
+    let bytes = size_of_val(&*codes);
+    if in_memory.bytes + bytes <= MAX_BYTES_IN_MEMORY && in_memory.by_image.insert(image, codes.clone()).is_none() {
+        in_memory.bytes += bytes;
     }
     Ok(codes)
 }

@@ -13,13 +13,12 @@
 //! Entries are written aside and renamed, so any number of runs may share a folder; what is not exactly as expected
 //! counts as absent and is written anew. When an entry was last used is its time of modification.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use fs_err as fs;
-use janus_core::output::write_file;
 
 use super::error::CacheError;
 use super::key::{Digest, digest};
@@ -36,6 +35,9 @@ const HEADER_BYTES: usize = MAGIC.len() + 32 + 8 + 32;
 
 /// What a killed run left half written is removed at this age.
 const LEFTOVER_AGE: Duration = Duration::from_secs(3600);
+
+/// An entry is written as `.NAME` with this and something random behind it.
+const ASIDE: &str = ".tmp-";
 
 /// Kinds of entries: folders of the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,20 +170,9 @@ impl Store {
         if *self.writing() != Writing::Works {
             return;
         }
-        let written =
-            self.make_room((HEADER_BYTES + payload.len()) as u64).map_err(|e| e.to_string()).and_then(|fits| {
-                if !fits {
-                    return Ok(());
-                }
-                let written = write_file(&self.path(kind, key), |file| {
-                    file.write_all(&header(key, payload))?;
-                    file.write_all(payload)
-                });
-                written.map_err(|error| match std::error::Error::source(&error) {
-                    Some(source) => format!("{error}: {source}"),
-                    None => error.to_string(),
-                })
-            });
+        let written = self.make_room((HEADER_BYTES + payload.len()) as u64).and_then(|fits| {
+            if fits { write(&self.path(kind, key), &[&header(key, payload), payload]) } else { Ok(()) }
+        });
         if let Err(reason) = written {
             let folder = self.folder.display();
             *self.writing() = Writing::Failed(format!(
@@ -241,6 +232,19 @@ impl Store {
     }
 }
 
+/// Writes aside and renames. Nothing is synced: after a loss of power an entry may be odd, and then counts as absent.
+fn write(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
+    fs::create_dir_all(folder)?;
+    let prefix = format!(".{}{ASIDE}", name.to_string_lossy());
+    let mut file = tempfile::Builder::new().prefix(&prefix).tempfile_in(folder)?;
+    for part in parts {
+        file.write_all(part)?;
+    }
+    file.persist(path).map_err(|error| error.error)?;
+    Ok(())
+}
+
 /// What stands before a payload.
 fn header(key: &Digest, payload: &[u8]) -> [u8; HEADER_BYTES] {
     let mut header = [0; HEADER_BYTES];
@@ -267,10 +271,9 @@ fn entries(folder: &Path) -> Vec<Entry> {
                 let Some(name) = file.file_name().to_str().map(str::to_owned) else { continue };
                 let Ok(about) = file.metadata() else { continue };
                 let (true, Ok(used)) = (about.is_file(), about.modified()) else { continue };
-                // `write_file` writes aside as `.NAME.tmp-RANDOM`.
                 let leftover = name
                     .strip_prefix('.')
-                    .and_then(|name| name.split_once(".tmp-"))
+                    .and_then(|name| name.split_once(ASIDE))
                     .is_some_and(|(name, _)| is_hex(name, 62));
                 if leftover && used.elapsed().is_ok_and(|age| age > LEFTOVER_AGE) {
                     let _ = fs::remove_file(file.path());
