@@ -5,6 +5,7 @@
 
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
+use crate::device::DeviceError;
 use crate::hub::HubError;
 use crate::output::OutputError;
 use crate::processing::ProcessingError;
@@ -50,6 +51,9 @@ pub enum Error {
     /// A file or folder that cannot be written.
     #[error(transparent)]
     Output(#[from] OutputError),
+    /// A device that cannot be computed on.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// What a forward pass was given does not fit the model.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -66,6 +70,7 @@ impl Diagnose for Error {
             Error::Hub(e) => e.fault(),
             Error::Processing(e) => e.fault(),
             Error::Output(e) => e.fault(),
+            Error::Device(e) => e.fault(),
             Error::Model(_) => Fault::Input,
             Error::Tensor(_) => Fault::Internal,
         }
@@ -78,6 +83,7 @@ impl Diagnose for Error {
             Error::Hub(e) => e.hints(),
             Error::Processing(e) => e.hints(),
             Error::Output(e) => e.hints(),
+            Error::Device(e) => e.hints(),
             Error::Model(_) | Error::Tensor(_) => Vec::new(),
         }
     }

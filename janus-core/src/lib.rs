@@ -10,12 +10,24 @@
 //! The base never changes. [`site`] is the seam through which others change what it computes: every linear map,
 //! convolution and embedding table has a slot for a [`site::Correction`]; [`parameter`] hands out trainable copies of
 //! any parameter by name; [`pass`] says what one forward pass is told. [`noise`] holds the random numbers that can be
-//! drawn again, [`output`] writes files that are whole or absent.
+//! drawn again, [`output`] writes files that are whole or absent, [`device`] opens a GPU or tells why there is none.
+//!
+//! # Threads
+//!
+//! This crate starts no threads and makes no pool: it computes in the rayon pool that it is called from (rayon's global
+//! one, or the one whose `install` surrounds the call). The same thread count gives the same bits. candle has two pools
+//! besides: a barrier pool for its own element-wise operations, whose threads spin between operations (`CANDLE_NUM_THREADS`
+//! sizes it; at 1 there are none and the work is done in place), and one for `Device::with_context`, which is not used
+//! here. A program that wants one pool sets `CANDLE_NUM_THREADS=1` before its first tensor operation, and
+//! `RAYON_NUM_THREADS` to the size of its own pool, as the `janus` binary does for `--threads`.
 
+mod block;
 pub mod checkpoint;
 pub mod config;
+pub mod device;
 pub mod error;
 pub mod hub;
+mod kernel;
 pub mod model;
 pub mod noise;
 pub mod ops;
@@ -28,5 +40,6 @@ pub mod site;
 #[cfg(test)]
 mod testing;
 
+pub use device::{DeviceChoice, DeviceError};
 pub use error::{Diagnose, Error, Fault, ModelError, Result};
 pub use model::{Janus, Parts};

@@ -39,6 +39,14 @@ impl Parameter {
         self.copy.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The base's value, unless a copy stands in for it.
+    pub(crate) fn as_loaded(&self) -> Option<Tensor> {
+        match self.copy() {
+            Some(_) => None,
+            None => Some(self.frozen.clone()),
+        }
+    }
+
     /// The value layers compute with.
     pub fn value(&self) -> Tensor {
         self.copy().unwrap_or_else(|| self.frozen.clone())

@@ -51,6 +51,8 @@ pub struct Pass {
     pub train: bool,
     /// Which noise dropout draws.
     pub noise: NoiseKey,
+    /// Whether blocks keep their input alone and compute the rest again in the backward.
+    pub recompute: bool,
     decoder: Arc<[Route]>,
     vision: Arc<[Route]>,
     generation: Arc<[Route]>,

@@ -11,11 +11,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use candle_core::{DType, Tensor};
 
+use crate::block::corrected_linear;
 use crate::checkpoint::expected_tensors;
 use crate::config::JanusConfig;
 use crate::error::{ModelError, Result};
 use crate::noise;
-use crate::ops;
+use crate::ops::{self, HeadLoss};
 use crate::parameter::Parameter;
 use crate::pass::{Part, Pass};
 
@@ -122,11 +123,12 @@ impl LowRank {
     }
 }
 
-/// A change to what one site computes.
+/// A change to what one site computes: low-rank terms and nothing else, or whatever [`Correction::apply`] does.
 pub trait Correction: Debug + Send + Sync {
-    /// Low-rank terms; a correction that is nothing else needs no other method.
-    fn terms(&self) -> &[LowRank] {
-        &[]
+    /// The low-rank terms that are the whole correction. Where there are some, the core computes them together with the
+    /// frozen product and never calls [`Correction::apply`].
+    fn terms(&self) -> Option<&[LowRank]> {
+        None
     }
 
     /// The corrected output for `x`, of the shape and type of [`BaseView::forward`].
@@ -134,7 +136,7 @@ pub trait Correction: Debug + Send + Sync {
     /// # Errors
     /// Whatever the computation reports.
     fn apply(&self, pass: &Pass, x: &Tensor, base: &BaseView<'_>) -> Result<Tensor> {
-        base.forward_with(pass, x, self.terms())
+        base.forward_with(pass, x, self.terms().unwrap_or_default())
     }
 
     /// The weight that computes the same without the correction, summed in f32; `weight` is f32 in its own shape.
@@ -143,7 +145,7 @@ pub trait Correction: Debug + Send + Sync {
     /// Whatever the computation reports.
     fn fold(&self, site: &Site, weight: Tensor) -> Result<Tensor> {
         let mut weight = weight;
-        for term in self.terms() {
+        for term in self.terms().unwrap_or_default() {
             weight = (weight + term.weight_shift(site)?)?;
         }
         Ok(weight)
@@ -186,6 +188,9 @@ impl BaseView<'_> {
     /// # Errors
     /// Whatever the computation reports.
     pub fn forward_with(&self, pass: &Pass, x: &Tensor, terms: &[LowRank]) -> Result<Tensor> {
+        if let Some(y) = self.0.fused(pass, x, terms)? {
+            return Ok(y);
+        }
         let y = self.forward(x)?;
         let mut sum: Option<Tensor> = None;
         for (number, term) in terms.iter().enumerate() {
@@ -232,6 +237,52 @@ impl Projection {
         self.slot.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The weight.
+    pub(crate) fn weight(&self) -> &Parameter {
+        &self.weight
+    }
+
+    /// The bias, if the map has one.
+    pub(crate) fn bias(&self) -> Option<&Parameter> {
+        self.bias.as_deref()
+    }
+
+    /// The site's low-rank terms for all tokens, each with the key of its dropout in training; `None` where the site's
+    /// correction is more than that.
+    pub(crate) fn fusable_terms(&self, pass: &Pass) -> Option<Vec<(LowRank, Option<u64>)>> {
+        match self.correction() {
+            Some(correction) => self.keyed(pass, correction.terms()?),
+            None => Some(Vec::new()),
+        }
+    }
+
+    /// Terms for all tokens with the keys of their dropout; `None` where one is for some tokens only.
+    fn keyed(&self, pass: &Pass, terms: &[LowRank]) -> Option<Vec<(LowRank, Option<u64>)>> {
+        if terms.iter().any(|term| term.request.is_some()) {
+            return None;
+        }
+        Some(terms.iter().enumerate().map(|(number, term)| (term.clone(), self.dropout_key(pass, number))).collect())
+    }
+
+    /// A linear map and its terms in one piece, where the parameters stand as loaded and all terms are for all tokens.
+    fn fused(&self, pass: &Pass, x: &Tensor, terms: &[LowRank]) -> Result<Option<Tensor>> {
+        let linear = self.site.kind == SiteKind::Linear && !terms.is_empty();
+        let bias = self.bias.as_ref().map(|bias| bias.as_loaded());
+        let (true, Some(weight), Some(terms)) = (linear, self.weight.as_loaded(), self.keyed(pass, terms)) else {
+            return Ok(None);
+        };
+        match bias {
+            Some(None) => Ok(None),
+            Some(Some(bias)) => Ok(corrected_linear(x, &weight, Some(&bias), terms)?),
+            None => Ok(corrected_linear(x, &weight, None, terms)?),
+        }
+    }
+
+    /// What names the noise of one term's dropout; absent outside training.
+    fn dropout_key(&self, pass: &Pass, number: usize) -> Option<u64> {
+        pass.train.then(|| noise::combine(pass.noise.at(&self.site.path), number as u64))
+    }
+
     /// Linear: `x: [.., input]` to `[.., output]`. Convolution: `[batch, input, h, w]` to `[batch, output, h', w']`.
     /// Embedding: ids (u32, any shape) to their rows, `[.., output]`.
     ///
@@ -239,9 +290,27 @@ impl Projection {
     /// Shapes that do not fit.
     pub(crate) fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
         match self.correction() {
-            Some(correction) => correction.apply(pass, x, &BaseView(self)),
+            Some(correction) => match correction.terms() {
+                Some(terms) => BaseView(self).forward_with(pass, x, terms),
+                None => correction.apply(pass, x, &BaseView(self)),
+            },
             None => self.base(x, self.bias.as_deref()),
         }
+    }
+
+    /// Cross-entropy of a head's logits against labels, summed: `x: [rows, input]`, one label a row.
+    ///
+    /// Where the head is frozen and nothing corrects it, its logits are never held whole.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or a label beyond the outputs.
+    pub(crate) fn loss(&self, pass: &Pass, x: &Tensor, labels: &[u32]) -> Result<HeadLoss> {
+        let (weight, bias) = (self.weight.value(), self.bias.as_ref().map(|bias| bias.value()));
+        let trainable = weight.track_op() || bias.as_ref().is_some_and(Tensor::track_op);
+        if trainable || self.correction().is_some() {
+            return Ok(HeadLoss::of_logits(&self.forward(pass, x)?, labels)?);
+        }
+        Ok(ops::head_loss(x, &weight, bias.as_ref(), labels)?)
     }
 
     fn base(&self, x: &Tensor, bias: Option<&Parameter>) -> Result<Tensor> {
@@ -274,11 +343,10 @@ impl Projection {
     /// no number, can reach the rows of others.
     fn term(&self, pass: &Pass, x: &Tensor, number: usize, term: &LowRank) -> Result<Option<Tensor>> {
         let dropped = |x: Tensor| -> Result<Tensor> {
-            if !pass.train {
-                return Ok(x);
+            match self.dropout_key(pass, number) {
+                Some(key) => Ok(ops::dropout(&x, term.dropout, key)?),
+                None => Ok(x),
             }
-            let key = noise::combine(pass.noise.at(&self.site.path), number as u64);
-            Ok(ops::dropout(&x, term.dropout, key)?)
         };
         let (hidden, own, mut dims) = match self.site.kind {
             SiteKind::Linear => {

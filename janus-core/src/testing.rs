@@ -35,15 +35,20 @@ fn weight(name: &str, shape: &[usize]) -> Tensor {
 
 /// The shape `janus-tiny`, whole, in f32.
 pub(crate) fn tiny() -> Janus {
-    open(&JanusConfig::shape("janus-tiny").unwrap())
+    tiny_in(DType::F32)
+}
+
+/// [`tiny`], computed in `dtype`.
+pub(crate) fn tiny_in(dtype: DType) -> Janus {
+    open(&JanusConfig::shape("janus-tiny").unwrap(), dtype)
 }
 
 /// The shape `janus-tiny` whose head is its embedding table.
 pub(crate) fn tied_tiny() -> Janus {
-    open(&JanusConfig { tie_word_embeddings: true, ..JanusConfig::shape("janus-tiny").unwrap() })
+    open(&JanusConfig { tie_word_embeddings: true, ..JanusConfig::shape("janus-tiny").unwrap() }, DType::F32)
 }
 
-fn open(config: &JanusConfig) -> Janus {
+fn open(config: &JanusConfig, dtype: DType) -> Janus {
     let folder = tempfile::tempdir().unwrap();
     let tensors: HashMap<String, Tensor> = expected_tensors(config, !config.tie_word_embeddings)
         .into_iter()
@@ -53,7 +58,7 @@ fn open(config: &JanusConfig) -> Janus {
     let json = config.to_json(Layout::Native, DType::F32).to_string();
     fs_err::write(folder.path().join("config.json"), json).unwrap();
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    Janus::open(&checkpoint, DType::F32, &Device::Cpu, Parts::all(), &mut |_| {}).unwrap()
+    Janus::open(&checkpoint, dtype, &Device::Cpu, Parts::all(), &mut |_| {}).unwrap()
 }
 
 /// Fails unless shapes and all bits are equal.

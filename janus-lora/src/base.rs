@@ -152,14 +152,14 @@ impl Base {
         self.tokenizer().vocabulary()
     }
 
-    /// Loads the parts of the model.
+    /// Loads the parts of the model onto a device.
     ///
     /// # Errors
     /// A file that cannot be read.
-    pub fn model(&self, dtype: DType, parts: Parts, status: &dyn Status) -> Result<Janus> {
+    pub fn model(&self, dtype: DType, device: &Device, parts: Parts, status: &dyn Status) -> Result<Janus> {
         let total: u64 = self.checkpoint.tensors().map(|t| t.shape.iter().product::<usize>() as u64).sum();
         let bar = status.bytes("loading weights", total * dtype.size_in_bytes() as u64);
-        let model = Janus::open(&self.checkpoint, dtype, &Device::Cpu, parts, &mut |bytes| bar.advance(bytes))?;
+        let model = Janus::open(&self.checkpoint, dtype, device, parts, &mut |bytes| bar.advance(bytes))?;
         bar.finish();
         Ok(model)
     }

@@ -5,7 +5,7 @@ use janus_core::config::ConfigError;
 use janus_core::hub::HubError;
 use janus_core::output::OutputError;
 use janus_core::processing::ProcessingError;
-use janus_core::{Diagnose, Fault, ModelError};
+use janus_core::{DeviceError, Diagnose, Fault, ModelError};
 
 use crate::adapter::AdapterError;
 use crate::base::BaseError;
@@ -100,7 +100,16 @@ macro_rules! through_core {
     )*};
 }
 
-through_core!(CheckpointError, ConfigError, HubError, ModelError, OutputError, ProcessingError, candle_core::Error);
+through_core!(
+    CheckpointError,
+    ConfigError,
+    DeviceError,
+    HubError,
+    ModelError,
+    OutputError,
+    ProcessingError,
+    candle_core::Error
+);
 
 /// Shorthand.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -7,13 +7,15 @@
 //! 3. [`adapter`] holds low-rank pairs and copies, reads and writes them as PEFT does, and attaches them to a base
 //!    through the core's seam;
 //! 4. [`train`] moves them, [`eval`] measures them;
-//! 5. [`merge`] folds them into a new checkpoint, [`probe`] compares with other implementations.
+//! 5. [`merge`] folds them into a new checkpoint, [`probe`] compares with other implementations, [`bench`] measures speed
+//!    and memory.
 //!
 //! [`base`] opens a checkpoint with its tokenizer and image processor, [`cache`] keeps what is computed once of each image, [`status`] is how long work reports progress,
 //! and [`cli`] is the `janus` program.
 
 pub mod adapter;
 pub mod base;
+pub mod bench;
 pub mod cache;
 pub mod cli;
 pub mod data;

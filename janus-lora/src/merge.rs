@@ -7,12 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use janus_core::checkpoint::{EMBED_TOKENS, LM_HEAD, WriteOptions, write_checkpoint};
 use janus_core::config::Layout;
 use janus_core::noise;
 use janus_core::output::StagedFolder;
 use janus_core::pass::Pass;
+use janus_core::processing::Sample;
 use janus_core::site::{Correction, LowRank, sites};
 use janus_core::{Janus, Parts};
 use serde::Serialize;
@@ -52,7 +53,8 @@ pub struct MergeReport {
     pub compared_in: String,
 }
 
-/// Folds adapters, each with a factor on its scale, into `base` and writes the result to `out`.
+/// Folds adapters, each with a factor on its scale, into `base` and writes the result to `out`. The comparison
+/// runs on `device`.
 ///
 /// # Errors
 /// An output folder that is not empty, adapters that do not fit, or what reading and writing report.
@@ -60,6 +62,7 @@ pub fn merge(
     base: &Base,
     adapters: &[(Adapter, f64)],
     options: MergeOptions,
+    device: &Device,
     out: &Path,
     status: &dyn Status,
 ) -> Result<MergeReport> {
@@ -103,14 +106,14 @@ pub fn merge(
     let parameters: u64 = checkpoint.tensors().map(|t| t.shape.iter().product::<usize>() as u64).sum();
     let dtype = if parameters <= MAX_CHECK_PARAMETERS { DType::F32 } else { DType::BF16 };
     let attached = {
-        let model = base.model(dtype, CHECK_PARTS, status)?;
+        let model = base.model(dtype, device, CHECK_PARTS, status)?;
         let adapters: Vec<(&Adapter, f64)> = adapters.iter().map(|(adapter, scale)| (adapter, *scale)).collect();
         adapter::attach(&model, &adapters)?;
         check_logits(base, &model)?
     };
     let merged = {
         let merged = Base::open_folder(base.name(), staged.path())?;
-        check_logits(&merged, &merged.model(dtype, CHECK_PARTS, status)?)?
+        check_logits(&merged, &merged.model(dtype, device, CHECK_PARTS, status)?)?
     };
     let mut largest = 0f32;
     for (a, b) in attached.iter().zip(&merged) {
@@ -147,14 +150,8 @@ fn check_logits(base: &Base, model: &Janus) -> Result<Vec<Tensor>> {
     let pixels: Vec<f32> = (0..3 * side * side).map(|i| (noise::uniform(1, i as u64) * 2.0 - 1.0) as f32).collect();
     let pixels = Tensor::from_vec(pixels, (3, side, side), model.device())?;
     let ids = base.prompts().understanding_prompt("What does the image show?", 1, true)?;
-    let text = TextBatch {
-        mask: vec![true; ids.len()],
-        labels: Vec::new(),
-        rows: 1,
-        images: vec![Image::from_pixels(pixels)],
-        placeholder: special.image_placeholder,
-        ids,
-    };
+    let question = Sample { ids, labels: Vec::new() };
+    let text = TextBatch::packed(&[question], vec![Image::from_pixels(pixels)], special.image_placeholder);
     let features = text.features(model, &pass)?;
     let hidden = text.hidden(model, &pass, features.as_ref())?;
     let last = hidden.narrow(1, text.len() - 1, 1)?;
@@ -163,8 +160,7 @@ fn check_logits(base: &Base, model: &Janus) -> Result<Vec<Tensor>> {
     let drawn = CodeBatch {
         prompts: vec![base.prompts().generation_prompt("a picture")?],
         codes: vec![(0..count).map(|i| (noise::mix(i) % codes) as u32).collect()],
-        pad: special.pad,
-        pixels: None,
+        images: Vec::new(),
         placeholder: special.image_placeholder,
     };
     let logits = [model.decoder().text_logits(&pass, &last)?, drawn.logits(model, &pass)?];

@@ -251,7 +251,7 @@ fn unsigned(tensor: &'static str, values: &[i64], width: usize) -> Result<Vec<u3
     values.iter().enumerate().map(value).collect()
 }
 
-/// Runs the pass. With `trainables`, also the gradients of the loss, as `grad.` and the adapter tensor's name.
+/// Runs the pass; what comes out lies on the processor. With `trainables`, also the gradients of the loss, as `grad.` and the adapter tensor's name.
 ///
 /// # Errors
 /// Inputs that do not fit the model.
@@ -266,17 +266,12 @@ pub fn probe(
     let mut out: Vec<(String, Tensor)> = Vec::new();
     let special = base.tokenizer().special();
     let placeholder = special.image_placeholder;
+    let images = input.pixels.as_ref().map(Image::each_of).transpose()?.unwrap_or_default();
     let loss = match &input.codes {
         Some(codes) => {
-            let batch = CodeBatch {
-                prompts: attended(input)?,
-                codes: codes.clone(),
-                pad: special.pad,
-                pixels: input.pixels.clone(),
-                placeholder,
-            };
-            if let Some(pixels) = &input.pixels {
-                out.push(("image_features".into(), model.vision()?.forward(&pass, pixels)?));
+            let batch = CodeBatch { prompts: attended(input)?, codes: codes.clone(), images, placeholder };
+            if let Some(features) = batch.features(model, &pass)? {
+                out.push(("image_features".into(), features));
             }
             let logits = batch.logits(model, &pass)?;
             let (rows, count) = (codes.len(), codes.first().map_or(0, Vec::len));
@@ -285,25 +280,20 @@ pub fn probe(
             Some((janus_core::ops::cross_entropy(&logits, &labels)? / labels.len() as f64)?)
         }
         None => {
-            let batch = TextBatch {
-                ids: input.ids.clone(),
-                mask: input.mask.clone(),
-                labels: input.labels.clone().unwrap_or_default(),
-                rows: input.rows,
-                images: input.pixels.as_ref().map(Image::each_of).transpose()?.unwrap_or_default(),
-                placeholder,
-            };
+            let labels = input.labels.as_deref().unwrap_or_default();
+            let batch = TextBatch::padded(input.ids.clone(), &input.mask, labels, input.rows, images, placeholder);
             let features = batch.features(model, &pass)?;
             let hidden = batch.hidden(model, &pass, features.as_ref())?;
             let logits = model.decoder().text_logits(&pass, &hidden)?;
             if let Some(features) = features {
                 out.push(("image_features".into(), features));
             }
-            let loss = batch.loss_of_hidden(model, &pass, &hidden)?;
             out.push(("logits".into(), logits));
-            match loss {
-                Some((sum, tokens)) => Some((sum / tokens as f64)?),
-                None => None,
+            if batch.labels.is_empty() {
+                None
+            } else {
+                let loss = batch.loss_of_hidden(model, &pass, &hidden)?;
+                Some((loss.sum / loss.tokens as f64)?)
             }
         }
     };
@@ -319,7 +309,8 @@ pub fn probe(
             }
         }
     }
-    out.into_iter().map(|(name, tensor)| Ok((name, tensor.detach().to_dtype(DType::F32)?.contiguous()?))).collect()
+    let written = |tensor: Tensor| tensor.detach().to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous();
+    out.into_iter().map(|(name, tensor)| Ok((name, written(tensor)?))).collect()
 }
 
 /// Each row's ids without its padding.

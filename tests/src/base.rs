@@ -7,7 +7,7 @@ use janus_core::checkpoint::Checkpoint;
 use janus_core::model::decoder::Placement;
 use janus_core::ops;
 use janus_core::pass::Pass;
-use janus_core::{Janus, Parts, Result};
+use janus_core::{DeviceChoice, Janus, Parts, Result};
 
 use crate::expected::Expected;
 
@@ -17,20 +17,40 @@ pub const LAYOUTS: [&str; 3] = ["hf", "hf-sharded", "deepseek"];
 /// The id of `<image_placeholder>` in the fixtures' vocabulary.
 pub const PLACEHOLDER: u32 = 379;
 
-/// Opens a model folder whole, in f32 on the processor.
+/// Where the model computes: on the processor, or where the environment variable `JANUS_TEST_DEVICE` says (`cuda:0`; needs
+/// the feature `cuda` of this crate).
+///
+/// # Panics
+/// There is no such device: what was asked for is not left out in silence.
+pub fn device() -> Device {
+    let choice = std::env::var("JANUS_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
+    choice.parse::<DeviceChoice>().and_then(DeviceChoice::open).unwrap_or_else(|e| panic!("JANUS_TEST_DEVICE: {e}"))
+}
+
+/// Opens a model folder whole, in f32 on [`device`].
 ///
 /// # Panics
 /// It cannot be opened.
 pub fn open(folder: &Path) -> Janus {
     let checkpoint = Checkpoint::open(folder).unwrap_or_else(|e| panic!("{e}"));
-    Janus::open(&checkpoint, DType::F32, &Device::Cpu, Parts::all(), &mut |_| {}).unwrap_or_else(|e| panic!("{e}"))
+    Janus::open(&checkpoint, DType::F32, &device(), Parts::all(), &mut |_| {}).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Calls `check` as [`each_form`] does, and once more while every operation is composed as on a GPU.
+///
+/// # Panics
+/// As [`each_form`].
+pub fn each_model(fixtures: &Path, mut check: impl FnMut(&str, &Janus)) {
+    each_form(fixtures, &mut check);
+    let model = open(&fixtures.join("hf"));
+    ops::with_composed(|| check("hf (composed)", &model));
 }
 
 /// Calls `check` with the model of every folder, and with that of `deepseek/` when only its `pytorch_model.bin` is there.
 ///
 /// # Panics
 /// A folder cannot be opened or copied, or the check fails.
-pub fn each_model(fixtures: &Path, mut check: impl FnMut(&str, &Janus)) {
+pub fn each_form(fixtures: &Path, mut check: impl FnMut(&str, &Janus)) {
     for layout in LAYOUTS {
         check(layout, &open(&fixtures.join(layout)));
     }

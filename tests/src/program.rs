@@ -67,12 +67,20 @@ impl Done {
     }
 }
 
-/// Runs the program with `arguments` in `folder`, with a cache of its own there and no hub.
+/// The program with `arguments` in `folder`, with a cache of its own there and no hub.
+pub fn command(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program());
+    command.args(arguments).current_dir(folder);
+    command.env("JANUS_CACHE", folder.join("cache")).env("HF_HUB_OFFLINE", "1");
+    command
+}
+
+/// Runs [`command`].
 ///
 /// # Panics
 /// It cannot be started.
 pub fn janus(folder: &Path, arguments: &[&str]) -> Done {
-    janus_with(folder, arguments, &[])
+    run(command(folder, arguments))
 }
 
 /// [`janus`] with more variables in its environment.
@@ -80,14 +88,17 @@ pub fn janus(folder: &Path, arguments: &[&str]) -> Done {
 /// # Panics
 /// It cannot be started.
 pub fn janus_with(folder: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Done {
-    let output: Output = Command::new(program())
-        .args(arguments)
-        .current_dir(folder)
-        .env("JANUS_CACHE", folder.join("cache"))
-        .env("HF_HUB_OFFLINE", "1")
-        .envs(environment.iter().copied())
-        .output()
-        .unwrap_or_else(|e| panic!("{e}"));
+    let mut command = command(folder, arguments);
+    command.envs(environment.iter().copied());
+    run(command)
+}
+
+/// Runs the program and waits for its end.
+///
+/// # Panics
+/// It cannot be started.
+pub fn run(mut command: Command) -> Done {
+    let output: Output = command.output().unwrap_or_else(|e| panic!("{e}"));
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     Done { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Tensor};
+use janus_tests::program::{command, run};
 use janus_tests::rows::{
     conversations, image_lists, images, integers, optional_texts, picture, png_claiming, texts, write_table,
 };
@@ -874,4 +875,63 @@ fn help_of_every_command() {
     }
     assert_eq!(found, commands.len());
     place.janus(&["--version"]).expect_success();
+}
+
+/// Every command that computes, with arguments that would do.
+const COMPUTING: [&[&str]; 6] = [
+    &["train", "recipe.toml"],
+    &["eval", "recipe.toml", "data.0.eval=rows.parquet"],
+    &["understand", "--base", "base", "Well?"],
+    &["generate", "--base", "base", "a part", "--out", "part.png"],
+    &["merge", "--base", "base", "--adapter", "adapter", "--out", "merged"],
+    &["probe", "--base", "base", "--input", "in.safetensors", "--output", "out.safetensors"],
+];
+
+#[test]
+fn a_device_that_is_none() {
+    for command in COMPUTING {
+        for device in ["gpu", "cuda:x", ""] {
+            let said = ["--device", "is none of auto, cpu, cuda, cuda:N, metal"];
+            place().refuses(&[command, &["--device", device]].concat(), &said);
+        }
+    }
+}
+
+/// The program under test is built for the processor.
+#[test]
+fn a_device_that_the_program_was_not_built_for() {
+    for command in COMPUTING {
+        for (device, told, feature) in
+            [("cuda", "`cuda:0`", "cuda"), ("cuda:3", "`cuda:3`", "cuda"), ("metal", "`metal`", "metal")]
+        {
+            let hint = format!("hint: build with `--features {feature}`");
+            place().refuses_with_hint(&[command, &["--device", device]].concat(), &[told, &hint]);
+        }
+    }
+}
+
+#[test]
+fn a_number_of_threads_that_is_none() {
+    let place = place();
+    for threads in ["0", "-1", "two", "1.5", "1025", ""] {
+        let option = format!("--threads={threads}");
+        place.refuses(&["train", "recipe.toml", &option], &["is no number of threads from 1 to 1024"]);
+        place.refuses(&[&option, "recipe", "list"], &["is no number of threads from 1 to 1024"]);
+        if !threads.is_empty() {
+            let mut command = command(place.folder(), &["train", "recipe.toml"]);
+            let done = run({
+                command.env("JANUS_THREADS", threads);
+                command
+            });
+            assert_eq!((done.code, done.stdout.as_str()), (Some(2), ""), "{}", done.stderr);
+            assert!(done.stderr.contains("error: JANUS_THREADS: "), "{}", done.stderr);
+            assert!(done.stderr.contains("hint: "), "{}", done.stderr);
+        }
+    }
+    // The option wins, and an empty variable is none.
+    for (threads, option) in [("0", &["--threads", "1"][..]), ("", &[])] {
+        let mut command = command(place.folder(), &[&["train", "recipe.toml", "--dry-run"], option].concat());
+        command.env("JANUS_THREADS", threads);
+        run(command).expect_success();
+    }
 }

@@ -12,7 +12,7 @@ use janus_core::Janus;
 use janus_core::pass::Pass;
 use janus_core::processing::{JanusTokenizer, pixels_to_images};
 use janus_core::sample::{CodeOptions, CodePrompts, TextOptions, generate_codes, generate_text};
-use janus_tests::base::{Batch, PLACEHOLDER, each_model, mean_loss};
+use janus_tests::base::{Batch, PLACEHOLDER, each_form, each_model, mean_loss};
 use janus_tests::compare::{bytes_within, close, close_number, same_bits};
 use janus_tests::expected::Expected;
 use janus_tests::{fixtures, json};
@@ -364,7 +364,7 @@ fn every_form_of_the_checkpoint_gives_the_same_bits() {
     let Some(folder) = fixtures() else { return };
     let mut native: Option<Vec<(&str, Tensor)>> = None;
     let mut forms = 0;
-    each_model(&folder, |form, model| {
+    each_form(&folder, |form, model| {
         forms += 1;
         let got = outputs(model, &folder);
         match &native {

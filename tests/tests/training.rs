@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
 use janus_core::Janus;
@@ -20,6 +22,7 @@ use janus_lora::train::run::prepare;
 use janus_lora::train::step::{Stepper, TableBatch, TableLoss};
 use janus_lora::train::tables::SampleStream;
 use janus_lora::train::trainable::Trainables;
+use janus_tests::program::command;
 use janus_tests::rows::{conversations, image_lists, images, picture, texts, write_table};
 use janus_tests::tiny::{Workplace, tree};
 use serde_json::Value;
@@ -143,7 +146,7 @@ impl Correction for Cut {
 fn coverage(place: &Workplace, overrides: &[&str], cut: Option<&str>) -> (BTreeSet<String>, Option<String>) {
     let prepared = prepare(load(place, overrides), &Silent).unwrap();
     let (recipe, base) = (&prepared.recipe, &prepared.base);
-    let model: Janus = base.model(DType::F32, parts(&prepared.tables), &Silent).unwrap();
+    let model: Janus = base.model(DType::F32, &Device::Cpu, parts(&prepared.tables), &Silent).unwrap();
     let read = |name: &str| Ok(base.checkpoint().read(name, DType::F32)?);
     let spec = prepared.plan.adapter_spec(recipe, base);
     let adapter = Adapter::new(base.config(), base.checkpoint().is_tied(), &spec, 1, &read).unwrap();
@@ -269,6 +272,40 @@ fn equal_commands_give_equal_bytes() {
     let written = ["train", "elsewhere/recipe.toml", "output.dir=five"];
     place.janus(&written).expect_success();
     assert!(one == place.read(&format!("five/{WEIGHTS}")), "the recipe of the run folder");
+}
+
+#[test]
+fn a_number_of_threads_gives_the_same_bytes_each_time() {
+    let place = place(&[UNDERSTAND, GENERATE]);
+    let runs = ["1", "2"].map(|threads| {
+        let once = train(&place, &format!("once-{threads}"), &["--threads", threads]);
+        assert!(once == train(&place, &format!("again-{threads}"), &["--threads", threads]), "{threads} threads");
+        once
+    });
+    assert!(largest_difference(&runs[0], &runs[1]) < 1e-4, "one thread and two");
+}
+
+/// While it trains, the program has the threads it was told to have and those of nobody else.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_run_has_one_pool() {
+    let place = place(&[UNDERSTAND]);
+    let mut command = command(place.folder(), &["train", "recipe.toml", "train.steps=20", "--threads", "3"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let tasks = format!("/proc/{}/task", child.id());
+    let mut seen = BTreeSet::new();
+    while child.try_wait().unwrap().is_none() {
+        for task in std::fs::read_dir(&tasks).into_iter().flatten().flatten() {
+            let name = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+            seen.insert(name.trim().to_owned());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(child.wait().unwrap().success());
+    // A task that has just ended has no name to read; a new one still has its parent's.
+    seen.remove("");
+    let expected = ["janus", "janus-0", "janus-1", "janus-2"].map(str::to_owned);
+    assert_eq!(seen, BTreeSet::from(expected));
 }
 
 #[test]

@@ -25,7 +25,7 @@ const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
 /// How a tensor is filled.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Fill {
+pub(super) enum Fill {
     Ones,
     Zeros,
     /// Normal with this deviation.
@@ -37,7 +37,7 @@ enum Fill {
 /// Norm weights 1, biases 0, codes of length 1. A linear layer or convolution has deviation 1/sqrt(fan in), which keeps
 /// the size of a normed input (0.022 at width 2048, close to the usual 0.02, and right for small widths as well).
 /// Tables have deviation 1, so that texts, positions and images are of one size where they meet.
-fn fill(name: &str, shape: &[usize]) -> Fill {
+pub(super) fn fill(name: &str, shape: &[usize]) -> Fill {
     let fan_in: usize = shape.iter().skip(1).product();
     if name == CODEBOOK {
         Fill::UnitRows
@@ -52,6 +52,14 @@ fn fill(name: &str, shape: &[usize]) -> Fill {
         Fill::Normal(1.0)
     } else {
         Fill::Normal(1.0 / (fan_in.max(1) as f32).sqrt())
+    }
+}
+
+/// Brings the rows of a table of `shape` to length 1.
+pub(super) fn unit_rows(values: &mut [f32], shape: &[usize]) {
+    for row in values.chunks_mut(shape.last().copied().unwrap_or(1).max(1)) {
+        let length = row.iter().map(|value| value * value).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
+        row.iter_mut().for_each(|value| *value /= length);
     }
 }
 
@@ -77,10 +85,7 @@ fn random_tensor(seed: u64, name: &str, shape: &[usize]) -> candle_core::Result<
         }
     });
     if fill(name, shape) == Fill::UnitRows {
-        for row in values.chunks_mut(shape.last().copied().unwrap_or(1).max(1)) {
-            let length = row.iter().map(|value| value * value).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
-            row.iter_mut().for_each(|value| *value /= length);
-        }
+        unit_rows(&mut values, shape);
     }
     Tensor::from_vec(values, shape, &Device::Cpu)
 }

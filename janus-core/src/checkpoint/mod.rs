@@ -11,9 +11,11 @@ mod init;
 mod layout;
 mod names;
 mod pickle;
+mod random;
 mod safetensors;
 mod shards;
 mod side_files;
+mod source;
 mod tokenizer;
 mod torch;
 mod values;
@@ -28,6 +30,8 @@ pub use error::{CheckpointError, HeaderProblem, IndexProblem, Misshapen, TorchPr
 pub use fingerprint::{Fingerprint, tensor_digest};
 pub use init::init_checkpoint;
 pub use names::{EMBED_TOKENS, ExpectedTensor, LM_HEAD, expected_tensors};
+pub use random::RandomWeights;
+pub use source::WeightSource;
 pub use write::{WriteOptions, WriteReport, convert_checkpoint, write_checkpoint};
 
 use crate::config::{JanusConfig, Layout};

@@ -7,6 +7,7 @@ use half::{bf16, f16};
 
 use super::CheckpointError;
 use super::file::WeightsFile;
+use crate::kernel::pages::prefer_large;
 
 /// Bytes read or converted at once: small enough for the cache of a core, large enough to hide the calls.
 const CHUNK_BYTES: usize = 1 << 18;
@@ -88,6 +89,7 @@ impl Extent<'_> {
     fn read_values<S: Value, T: Value>(&self) -> Result<Vec<T>, CheckpointError> {
         // The extent was checked to lie within its file, so this is bounded by what is on disk.
         let mut values: Vec<T> = Vec::with_capacity((self.bytes / S::BYTES as u64) as usize);
+        prefer_large(&mut values);
         self.for_each_chunk(|chunk| {
             let source = chunk.chunks_exact(S::BYTES);
             if S::DTYPE == T::DTYPE {

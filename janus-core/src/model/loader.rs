@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device};
 
-use crate::checkpoint::{Checkpoint, EMBED_TOKENS, LM_HEAD};
+use crate::checkpoint::{EMBED_TOKENS, LM_HEAD, WeightSource};
 use crate::error::{ModelError, Result};
 use crate::parameter::{Parameter, Parameters};
 use crate::site::{Projection, Projections, Site, sites};
 
 /// What has been loaded so far.
 pub(crate) struct Loader<'a> {
-    checkpoint: &'a Checkpoint,
+    weights: &'a dyn WeightSource,
     device: Device,
     sites: HashMap<Arc<str>, Site>,
     progress: &'a mut dyn FnMut(u64),
@@ -23,10 +23,10 @@ pub(crate) struct Loader<'a> {
 }
 
 impl<'a> Loader<'a> {
-    pub(crate) fn new(checkpoint: &'a Checkpoint, device: &Device, progress: &'a mut dyn FnMut(u64)) -> Self {
-        let sites = sites(checkpoint.config()).into_iter().map(|site| (site.path.clone(), site)).collect();
+    pub(crate) fn new(weights: &'a dyn WeightSource, device: &Device, progress: &'a mut dyn FnMut(u64)) -> Self {
+        let sites = sites(weights.config()).into_iter().map(|site| (site.path.clone(), site)).collect();
         Self {
-            checkpoint,
+            weights,
             device: device.clone(),
             sites,
             progress,
@@ -37,11 +37,11 @@ impl<'a> Loader<'a> {
 
     /// The parameter of a native name; a tied head is the embedding table itself.
     pub(crate) fn parameter(&mut self, name: &str, dtype: DType) -> Result<Arc<Parameter>> {
-        let name = if name == LM_HEAD && self.checkpoint.is_tied() { EMBED_TOKENS } else { name };
+        let name = if name == LM_HEAD && self.weights.is_tied() { EMBED_TOKENS } else { name };
         if let Some(parameter) = self.parameters.get(name) {
             return Ok(parameter.clone());
         }
-        let value = self.checkpoint.read(name, dtype)?.to_device(&self.device)?;
+        let value = self.weights.read(name, dtype)?.to_device(&self.device)?;
         (self.progress)((value.elem_count() * dtype.size_in_bytes()) as u64);
         let parameter = Arc::new(Parameter::new(name, value));
         self.parameters.insert(parameter.clone());

@@ -17,7 +17,7 @@ pub mod vq;
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::WeightSource;
 use crate::config::JanusConfig;
 use crate::error::{ModelError, Result};
 use crate::ops;
@@ -77,13 +77,13 @@ pub struct Janus {
 }
 
 impl Janus {
-    /// Loads the parts of a checkpoint, computing in `dtype` (f32 or bf16; the image tokenizer always in f32).
-    /// `progress` is told the bytes of each tensor as it arrives.
+    /// Loads the parts of a model from a checkpoint or another source of weights, computing in `dtype` (f32 or bf16; the
+    /// image tokenizer always in f32). `progress` is told the bytes of each tensor as it arrives.
     ///
     /// # Errors
     /// A file that cannot be read, or a type that is not computed in.
     pub fn open(
-        checkpoint: &Checkpoint,
+        weights: &dyn WeightSource,
         dtype: DType,
         device: &Device,
         parts: Parts,
@@ -92,15 +92,15 @@ impl Janus {
         if !ops::linear::is_supported(dtype) {
             return Err(ModelError::ComputeType { dtype }.into());
         }
-        let config = checkpoint.config().clone();
-        let mut loader = Loader::new(checkpoint, device, progress);
+        let config = weights.config().clone();
+        let mut loader = Loader::new(weights, device, progress);
         let decoder = Decoder::load(&mut loader, &config.text, dtype, parts.text_head)?;
         let vision = if parts.vision { Some(Vision::load(&mut loader, &config.vision, dtype)?) } else { None };
         let generation = if parts.generation { Some(Generation::load(&mut loader, &config.vq, dtype)?) } else { None };
         let image_tokenizer =
             if parts.image_tokenizer { Some(ImageTokenizer::load(&mut loader, &config.vq)?) } else { None };
         let Loader { parameters, projections, .. } = loader;
-        let tied = checkpoint.is_tied();
+        let tied = weights.is_tied();
         let device = device.clone();
         Ok(Self { config, dtype, device, tied, parameters, projections, decoder, vision, generation, image_tokenizer })
     }

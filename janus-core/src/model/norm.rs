@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 
 use super::loader::Loader;
+use crate::block::BlockNorm;
 use crate::error::Result;
 use crate::ops;
 use crate::parameter::Parameter;
@@ -23,6 +24,11 @@ impl RmsNorm {
 
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(ops::rms_norm(x, &self.weight.value(), self.eps)?)
+    }
+
+    /// Its parameters for a fused block.
+    pub(crate) fn parts(&self) -> BlockNorm<'_> {
+        BlockNorm { weight: &self.weight, bias: None, eps: self.eps }
     }
 }
 
@@ -43,5 +49,10 @@ impl LayerNorm {
 
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(ops::layer_norm(x, &self.weight.value(), &self.bias.value(), self.eps)?)
+    }
+
+    /// Its parameters for a fused block.
+    pub(crate) fn parts(&self) -> BlockNorm<'_> {
+        BlockNorm { weight: &self.weight, bias: Some(&self.bias), eps: self.eps }
     }
 }

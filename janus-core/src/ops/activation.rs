@@ -1,8 +1,9 @@
 //! Activations: exact GELU (by erf, not the tanh approximation) and the gated SiLU of the decoder.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::composed::is_composed;
 use super::values;
 
 /// Elements per parallel piece.
@@ -13,8 +14,8 @@ const CHUNK: usize = 1 << 13;
 /// # Errors
 /// A type other than f32 and bf16.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    if !x.device().is_cpu() {
-        return x.gelu_erf();
+    if is_composed(x.device()) {
+        return x.to_dtype(DType::F32)?.gelu_erf()?.to_dtype(x.dtype());
     }
     if x.track_op() { x.apply_op1(Gelu) } else { x.apply_op1_no_bwd(&Gelu) }
 }
@@ -24,10 +25,15 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// Shapes that differ.
 pub fn silu_gate(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    if !gate.device().is_cpu() {
-        return gate.silu()? * up;
+    if is_composed(gate.device()) {
+        return composed_silu_gate(gate, up);
     }
     if gate.track_op() || up.track_op() { gate.apply_op2(up, SiluGate) } else { gate.apply_op2_no_bwd(up, &SiluGate) }
+}
+
+/// The same by candle's operations: the slow truth, and the path of other devices.
+fn composed_silu_gate(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    (gate.to_dtype(DType::F32)?.silu()? * up.to_dtype(DType::F32)?)?.to_dtype(gate.dtype())
 }
 
 struct Gelu;

@@ -2,9 +2,10 @@
 //!
 //! candle's own convolution is several times slower on the processor; it serves where a gradient is wanted.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
+use super::composed::is_composed;
 use super::matmul::{Matrix, multiply};
 use super::values;
 
@@ -25,7 +26,7 @@ pub fn conv2d(x: &Tensor, kernel: &Tensor, bias: Option<&Tensor>, stride: usize,
         candle_core::bail!("input {:?} does not fit a kernel {:?} with stride {stride}", x.dims(), kernel.dims());
     }
     let tracked = x.track_op() || kernel.track_op() || bias.is_some_and(Tensor::track_op);
-    if tracked || !x.device().is_cpu() {
+    if tracked || is_composed(x.device()) {
         return composed(x, kernel, bias, stride, padding);
     }
     let geometry = Geometry {
@@ -51,11 +52,11 @@ pub fn conv2d(x: &Tensor, kernel: &Tensor, bias: Option<&Tensor>, stride: usize,
 /// By candle's convolution. Its backward fails unless the last step leaves as many rows unread as columns, so where there
 /// are steps, what is unread is cut off first.
 fn composed(x: &Tensor, kernel: &Tensor, bias: Option<&Tensor>, stride: usize, padding: usize) -> Result<Tensor> {
-    let kernel = kernel.to_dtype(x.dtype())?;
+    let (wide, kernel) = (x.to_dtype(DType::F32)?, kernel.to_dtype(DType::F32)?);
     let y = if stride == 1 {
-        x.conv2d(&kernel, padding, 1, 1, 1)?
+        wide.conv2d(&kernel, padding, 1, 1, 1)?
     } else {
-        let mut read = x.clone();
+        let mut read = wide;
         for axis in [2, 3] {
             if padding > 0 {
                 read = read.pad_with_zeros(axis, padding, padding)?;
@@ -66,10 +67,11 @@ fn composed(x: &Tensor, kernel: &Tensor, bias: Option<&Tensor>, stride: usize, p
         }
         read.conv2d(&kernel, 0, stride, 1, 1)?
     };
-    match bias {
-        Some(bias) => y.broadcast_add(&bias.to_dtype(x.dtype())?.reshape((1, (), 1, 1))?),
-        None => Ok(y),
-    }
+    let y = match bias {
+        Some(bias) => y.broadcast_add(&bias.to_dtype(DType::F32)?.reshape((1, (), 1, 1))?)?,
+        None => y,
+    };
+    y.to_dtype(x.dtype())
 }
 
 struct Geometry {

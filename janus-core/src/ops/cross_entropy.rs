@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::composed::is_composed;
 use super::values;
 
 /// `Σ_rows log Σ_j exp(logits_j) - logits_label`, in f32. `logits: [rows, classes]`; returns a scalar.
@@ -19,7 +20,7 @@ pub fn cross_entropy(logits: &Tensor, labels: &[u32]) -> Result<Tensor> {
     if let Some(label) = labels.iter().find(|l| **l as usize >= classes) {
         bail!("label {label} is outside {classes} classes");
     }
-    if !logits.device().is_cpu() {
+    if is_composed(logits.device()) {
         return composed(logits, labels);
     }
     logits.apply_op1(CrossEntropy { labels: labels.into() })

@@ -1,8 +1,9 @@
 //! Dropout whose mask is a function of a key: forward, backward and any recomputation draw the same one.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::composed::is_composed;
 use super::values;
 use crate::noise;
 
@@ -17,17 +18,31 @@ pub fn dropout(x: &Tensor, probability: f64, key: u64) -> Result<Tensor> {
     if probability == 0.0 {
         return Ok(x.clone());
     }
-    if !x.device().is_cpu() {
-        let ones = Tensor::ones(x.dims(), candle_core::DType::F32, &candle_core::Device::Cpu)?;
-        let mask = ones.apply_op1_no_bwd(&Dropout { probability, key })?;
-        return x * mask.to_device(x.device())?.to_dtype(x.dtype())?;
+    let operation = Dropout { probability, key };
+    if is_composed(x.device()) {
+        let mut factors = vec![1f32; x.elem_count()];
+        operation.apply(&mut factors);
+        let factors = Tensor::from_vec(factors, x.dims(), x.device())?;
+        return (x.to_dtype(DType::F32)? * factors)?.to_dtype(x.dtype());
     }
-    x.apply_op1(Dropout { probability, key })
+    x.apply_op1(operation)
 }
 
 struct Dropout {
     probability: f64,
     key: u64,
+}
+
+impl Dropout {
+    fn apply(&self, values: &mut [f32]) {
+        let factor = (1.0 / (1.0 - self.probability)) as f32;
+        values.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, values)| {
+            for (i, value) in values.iter_mut().enumerate() {
+                let index = (chunk * CHUNK + i) as u64;
+                *value = if noise::uniform(self.key, index) < self.probability { 0.0 } else { *value * factor };
+            }
+        });
+    }
 }
 
 impl CustomOp1 for Dropout {
@@ -37,13 +52,7 @@ impl CustomOp1 for Dropout {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let mut y = values::read(storage, layout)?.into_owned();
-        let factor = (1.0 / (1.0 - self.probability)) as f32;
-        y.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, values)| {
-            for (i, value) in values.iter_mut().enumerate() {
-                let index = (chunk * CHUNK + i) as u64;
-                *value = if noise::uniform(self.key, index) < self.probability { 0.0 } else { *value * factor };
-            }
-        });
+        self.apply(&mut y);
         Ok((values::store(y, values::dtype_of(storage))?, layout.shape().clone()))
     }
 

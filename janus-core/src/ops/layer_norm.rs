@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::composed::is_composed;
 use super::values;
 
 /// `x: [.., width]`, `weight` and `bias`: `[width]`; returns `[.., width]` in `x`'s type. Gradients flow to all three.
@@ -10,7 +11,7 @@ use super::values;
 /// # Errors
 /// Shapes that do not fit.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    if !x.device().is_cpu() {
+    if is_composed(x.device()) {
         return composed(x, weight, bias, eps);
     }
     let operation = LayerNorm { eps };

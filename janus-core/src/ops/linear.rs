@@ -1,20 +1,14 @@
 //! Product with a frozen weight: `y = x·Wᵀ + b`, whose backward forms the gradient of `x` only.
 //!
-//! candle's own product would also form a weight-sized gradient for every frozen matrix. bf16 weights are widened panel
-//! by panel, so that no weight-sized f32 copy exists at any time.
+//! candle's own product would also form a weight-sized gradient for every frozen matrix.
 
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 use half::bf16;
-use rayon::prelude::*;
 
-use super::matmul::{Matrix, multiply};
-use super::values;
-
-/// Rows of a bf16 weight that are widened at a time; 1024 rows of 2048 are 8 MiB, which stays in the outer caches.
-const PANEL_ROWS: usize = 1024;
-
-/// Input rows up to which a product is a set of dot products that read the weight once, without widening it first.
-const FEW_ROWS: usize = 4;
+use super::composed::is_composed;
+use super::input_gradient;
+use super::values::{Stored, with_slices};
+use crate::kernel::{Finish, Rows, Term, product};
 
 /// `x·Wᵀ + b` with `x: [.., in]`, `weight: [out, in]`, `bias: [out]`; returns `[.., out]` in `x`'s type.
 ///
@@ -23,25 +17,37 @@ const FEW_ROWS: usize = 4;
 /// # Errors
 /// Shapes that do not fit, or types other than f32 and bf16.
 pub fn frozen_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let weight = weight.detach();
+    let weight = weight.detach().contiguous()?;
     let bias = bias.map(Tensor::detach);
-    if !x.device().is_cpu() {
-        return linear(x, &weight, bias.as_ref());
+    if is_composed(x.device()) || weight.dtype() != x.dtype() {
+        return composed(x, &weight, bias.as_ref(), input_gradient::product);
     }
+    let bias = bias.map(|bias| bias.to_dtype(x.dtype())).transpose()?;
+    let x = &x.contiguous()?;
     let operation = FrozenLinear { weight, bias };
     if x.track_op() { x.apply_op1(operation) } else { x.apply_op1_no_bwd(&operation) }
 }
 
-/// The same product by candle's operations, with gradients for all three: for trainable weights and other devices.
+/// The same product by candle's operations, with gradients for all three: for trainable weights.
 ///
 /// # Errors
 /// Shapes that do not fit.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    composed(x, weight, bias, |x, weight| x.matmul(&weight.t()?))
+}
+
+/// `x·Wᵀ + b` for a `product` of `[rows, in]` and `[out, in]`.
+fn composed(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    product: impl FnOnce(&Tensor, &Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
     let (out, input) = weight.dims2()?;
     let mut dims = x.dims().to_vec();
     let rows = x.elem_count() / input.max(1);
     let weight = weight.to_dtype(x.dtype())?;
-    let y = x.reshape((rows, input))?.matmul(&weight.t()?)?;
+    let y = product(&x.reshape((rows, input))?, &weight)?;
     let y = match bias {
         Some(bias) => y.broadcast_add(&bias.to_dtype(x.dtype())?)?,
         None => y,
@@ -64,139 +70,57 @@ impl CustomOp1 for FrozenLinear {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (out, input) = self.weight.dims2()?;
-        let mut dims = layout.dims().to_vec();
-        if dims.last() != Some(&input) {
-            bail!("input of shape {dims:?} does not fit a weight of shape [{out}, {input}]");
+        match storage {
+            CpuStorage::F32(_) => self.forward::<f32>(storage, layout),
+            CpuStorage::BF16(_) => self.forward::<bf16>(storage, layout),
+            _ => bail!("a product is computed in f32 or bf16"),
         }
-        let rows = layout.shape().elem_count() / input.max(1);
-        let x = values::read(storage, layout)?;
-        let mut y = vec![0f32; rows * out];
-        with_weight(&self.weight, |weight| {
-            forward(&x, weight, rows, input, out, &mut y);
-            Ok(())
-        })?;
-        if let Some(bias) = &self.bias {
-            values::with_values(bias, |bias| {
-                if bias.len() != out {
-                    bail!("bias of {} values does not fit {out} outputs", bias.len());
-                }
-                y.par_chunks_mut(out).for_each(|row| row.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
-                Ok(())
-            })?;
-        }
-        if let Some(last) = dims.last_mut() {
-            *last = out;
-        }
-        Ok((values::store(y, values::dtype_of(storage))?, Shape::from(dims)))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        let gradient = gradient.contiguous()?;
+        Ok(Some(match x.dtype() {
+            DType::F32 => self.backward::<f32>(x, &gradient)?,
+            _ => self.backward::<bf16>(x, &gradient)?,
+        }))
+    }
+}
+
+impl FrozenLinear {
+    fn forward<E: Stored>(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (out, input) = self.weight.dims2()?;
+        let mut dims = layout.dims().to_vec();
+        let fits = dims.last() == Some(&input) && self.bias.as_ref().is_none_or(|bias| bias.elem_count() == out);
+        let (true, Some(x), Some((start, end))) = (fits, E::values(storage), layout.contiguous_offsets()) else {
+            bail!("input of shape {dims:?} and bias {:?} do not fit a weight of shape [{out}, {input}]", self.bias);
+        };
+        let rows = layout.shape().elem_count() / input.max(1);
+        let mut y = vec![E::default(); rows * out];
+        let mut parameters = vec![&self.weight];
+        parameters.extend(&self.bias);
+        with_slices::<E, _>(&parameters, |parameters| {
+            let term =
+                Term::transposed(Rows::dense(&x[start..end], rows, input), Rows::dense(parameters[0], out, input));
+            product(&[term], Finish { bias: parameters.get(1).copied(), ..Finish::default() }, &mut y, out);
+            Ok(())
+        })?;
+        if let Some(last) = dims.last_mut() {
+            *last = out;
+        }
+        Ok((E::storage(y), Shape::from(dims)))
+    }
+
+    fn backward<E: Stored>(&self, x: &Tensor, gradient: &Tensor) -> Result<Tensor> {
         let (out, input) = self.weight.dims2()?;
         let rows = gradient.elem_count() / out.max(1);
-        let mut dx = vec![0f32; rows * input];
-        values::with_values(gradient, |dy| {
-            with_weight(&self.weight, |weight| {
-                backward(dy, weight, rows, input, out, &mut dx);
-                Ok(())
-            })
+        let mut dx = vec![E::default(); rows * input];
+        with_slices::<E, _>(&[gradient, &self.weight], |slices| {
+            let term = Term::plain(Rows::dense(slices[0], rows, out), Rows::dense(slices[1], out, input));
+            product(&[term], Finish::default(), &mut dx, input);
+            Ok(())
         })?;
-        Ok(Some(values::tensor(dx, x.shape(), x)?))
+        Tensor::from_vec(dx, x.shape(), x.device())
     }
-}
-
-/// A weight's values as they are stored, row-major.
-enum Weight<'a> {
-    F32(&'a [f32]),
-    BF16(&'a [bf16]),
-}
-
-fn with_weight<T>(weight: &Tensor, f: impl FnOnce(Weight<'_>) -> Result<T>) -> Result<T> {
-    let weight = weight.contiguous()?;
-    let (storage, layout) = weight.storage_and_layout();
-    let Some((start, end)) = layout.contiguous_offsets() else { bail!("weight is not contiguous") };
-    match &*storage {
-        Storage::Cpu(CpuStorage::F32(values)) => f(Weight::F32(&values[start..end])),
-        Storage::Cpu(CpuStorage::BF16(values)) => f(Weight::BF16(&values[start..end])),
-        Storage::Cpu(other) => bail!("weights must be f32 or bf16, got {:?}", values::dtype_of(other)),
-        _ => bail!("expected a weight on the processor"),
-    }
-}
-
-fn forward(x: &[f32], weight: Weight<'_>, rows: usize, input: usize, out: usize, y: &mut [f32]) {
-    match weight {
-        Weight::F32(w) => {
-            multiply(
-                Matrix::new(x, rows, input, input),
-                Matrix::new(w, out, input, input).t(),
-                1.0,
-                y,
-                out,
-                false,
-                true,
-            );
-        }
-        Weight::BF16(w) if rows <= FEW_ROWS => few_rows(x, w, rows, input, out, y),
-        Weight::BF16(w) => {
-            let mut panel = vec![0f32; PANEL_ROWS.min(out) * input];
-            for start in (0..out).step_by(PANEL_ROWS) {
-                let count = PANEL_ROWS.min(out - start);
-                values::widen(&w[start * input..(start + count) * input], &mut panel[..count * input]);
-                let right = Matrix::new(&panel, count, input, input).t();
-                multiply(Matrix::new(x, rows, input, input), right, 1.0, &mut y[start..], out, false, true);
-            }
-        }
-    }
-}
-
-fn backward(dy: &[f32], weight: Weight<'_>, rows: usize, input: usize, out: usize, dx: &mut [f32]) {
-    match weight {
-        Weight::F32(w) => {
-            multiply(Matrix::new(dy, rows, out, out), Matrix::new(w, out, input, input), 1.0, dx, input, false, true);
-        }
-        Weight::BF16(w) => {
-            let mut panel = vec![0f32; PANEL_ROWS.min(out) * input];
-            for start in (0..out).step_by(PANEL_ROWS) {
-                let count = PANEL_ROWS.min(out - start);
-                values::widen(&w[start * input..(start + count) * input], &mut panel[..count * input]);
-                let left = Matrix::new(&dy[start..], rows, count, out);
-                multiply(left, Matrix::new(&panel, count, input, input), 1.0, dx, input, start > 0, true);
-            }
-        }
-    }
-}
-
-/// Dot products of each weight row with each of a few input rows: bound by reading the weight once.
-fn few_rows(x: &[f32], weight: &[bf16], rows: usize, input: usize, out: usize, y: &mut [f32]) {
-    let mut columns = vec![0f32; out * rows];
-    columns.par_chunks_mut(rows * 64).enumerate().for_each(|(block, cells)| {
-        for (offset, cells) in cells.chunks_mut(rows).enumerate() {
-            let start = (block * 64 + offset) * input;
-            let row = &weight[start..start + input];
-            for (cell, x) in cells.iter_mut().zip(x.chunks_exact(input)) {
-                *cell = dot(x, row);
-            }
-        }
-    });
-    for (o, cells) in columns.chunks_exact(rows).enumerate() {
-        for (r, value) in cells.iter().enumerate() {
-            y[r * out + o] = *value;
-        }
-    }
-}
-
-/// Sum of products over sixteen running sums, so that the compiler can keep them in vector registers.
-fn dot(x: &[f32], weight: &[bf16]) -> f32 {
-    const LANES: usize = 16;
-    let mut sums = [0f32; LANES];
-    let (x_blocks, w_blocks) = (x.chunks_exact(LANES), weight.chunks_exact(LANES));
-    let tail: f32 = x_blocks.remainder().iter().zip(w_blocks.remainder()).map(|(x, w)| x * w.to_f32()).sum();
-    for (x, w) in x_blocks.zip(w_blocks) {
-        for lane in 0..LANES {
-            sums[lane] += x[lane] * f32::from_bits(u32::from(w[lane].to_bits()) << 16);
-        }
-    }
-    sums.iter().sum::<f32>() + tail
 }
 
 /// Whether a type can be computed in here.

@@ -14,29 +14,35 @@
 //! | activations | [`activation`] |
 //! | rows of a table | [`select_rows`](mod@select_rows) |
 //! | dropout from a key | [`dropout`](mod@dropout) |
-//! | cross-entropy | [`cross_entropy`](mod@cross_entropy) |
+//! | cross-entropy | [`cross_entropy`](mod@cross_entropy), through a frozen head [`head_loss`](mod@head_loss) |
 //!
 //! Every operation computes in f32 whatever the storage type (f32 or bf16) and rounds once. On devices other than the
-//! processor each is composed of candle's differentiable operations; the same compositions are the slow truth of the tests.
+//! processor each is composed of candle's differentiable operations; the same compositions are the slow truth of the
+//! tests, and [`with_composed`] runs any pass through them.
 
 pub mod activation;
 pub mod attention;
+mod composed;
 pub mod conv2d;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod group_norm;
+pub mod head_loss;
+mod input_gradient;
 pub mod layer_norm;
 pub mod linear;
 mod matmul;
 pub mod rms_norm;
 pub mod rotary;
 pub mod select_rows;
-mod values;
+pub(crate) mod values;
 
 pub use attention::{AttentionMask, attention};
+pub use composed::{is_composed, with_composed};
 pub use cross_entropy::cross_entropy;
 pub use dropout::dropout;
 pub use group_norm::group_norm;
+pub use head_loss::{HeadLoss, head_loss};
 pub use layer_norm::layer_norm;
 pub use rms_norm::rms_norm;
 pub use select_rows::select_rows;

@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, D, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::composed::is_composed;
 use super::values;
 
 /// `x: [.., width]`, `weight: [width]`; returns `[.., width]` in `x`'s type. Gradients flow to both.
@@ -10,7 +11,7 @@ use super::values;
 /// # Errors
 /// Shapes that do not fit.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    if !x.device().is_cpu() {
+    if is_composed(x.device()) {
         return composed(x, weight, eps);
     }
     let operation = RmsNorm { eps };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::composed::is_composed;
 use super::values;
 
 /// Cosines and sines for the positions of one batch, computed once and shared by all layers.
@@ -35,12 +36,17 @@ impl Rotary {
         }
     }
 
+    /// Cosines and sines, `[batch · sequence, head_dim / 2]` each.
+    pub(crate) fn tables(&self) -> (&[f32], &[f32]) {
+        (&self.cosines, &self.sines)
+    }
+
     /// Rotates `x: [batch, sequence, heads, head_dim]`; the backward rotates the other way.
     ///
     /// # Errors
     /// Shapes that do not fit the tables.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        if !x.device().is_cpu() {
+        if is_composed(x.device()) {
             return self.composed(x);
         }
         let operation = Rotate { tables: self.clone(), inverse: false };

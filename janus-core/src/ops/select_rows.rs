@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
+use super::composed::is_composed;
 use super::values;
 
 /// `table: [rows, width]`, `indices` of any number; returns `[indices, width]`.
@@ -15,7 +16,7 @@ pub fn select_rows(table: &Tensor, indices: &[u32]) -> Result<Tensor> {
     if let Some(index) = indices.iter().find(|i| **i as usize >= rows) {
         bail!("row {index} is outside a table of {rows} rows");
     }
-    if !table.device().is_cpu() || !table.track_op() {
+    if is_composed(table.device()) || !table.track_op() {
         let indices = Tensor::from_slice(indices, indices.len(), table.device())?;
         return table.index_select(&indices, 0);
     }

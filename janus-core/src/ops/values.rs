@@ -7,8 +7,61 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
+use crate::kernel::Element;
+
+use super::composed::require_fast;
+
 /// Elements per parallel piece: below this the pool costs more than it gives.
 const CHUNK: usize = 1 << 15;
+
+/// A type of values that candle stores.
+pub(crate) trait Stored: Element + candle_core::WithDType {
+    /// The values of a storage, if it holds this type.
+    fn values(storage: &CpuStorage) -> Option<&[Self]>;
+
+    /// A storage of such values.
+    fn storage(values: Vec<Self>) -> CpuStorage;
+}
+
+impl Stored for f32 {
+    fn values(storage: &CpuStorage) -> Option<&[Self]> {
+        match storage {
+            CpuStorage::F32(values) => Some(values),
+            _ => None,
+        }
+    }
+
+    fn storage(values: Vec<Self>) -> CpuStorage {
+        CpuStorage::F32(values)
+    }
+}
+
+impl Stored for bf16 {
+    fn values(storage: &CpuStorage) -> Option<&[Self]> {
+        match storage {
+            CpuStorage::BF16(values) => Some(values),
+            _ => None,
+        }
+    }
+
+    fn storage(values: Vec<Self>) -> CpuStorage {
+        CpuStorage::BF16(values)
+    }
+}
+
+/// Calls `f` with the values of contiguous tensors on the processor, in order.
+pub(crate) fn with_slices<E: Stored, T>(tensors: &[&Tensor], f: impl FnOnce(&[&[E]]) -> Result<T>) -> Result<T> {
+    let held: Vec<_> = tensors.iter().map(|tensor| tensor.storage_and_layout()).collect();
+    let mut slices = Vec::with_capacity(held.len());
+    for (storage, layout) in &held {
+        let Storage::Cpu(storage) = &**storage else { bail!("expected values on the processor") };
+        let (Some(values), Some((start, end))) = (E::values(storage), layout.contiguous_offsets()) else {
+            bail!("expected contiguous {:?} values of shape {:?}", E::DTYPE, layout.dims());
+        };
+        slices.push(&values[start..end]);
+    }
+    f(&slices)
+}
 
 /// Widens bf16 values to f32, exactly.
 pub(crate) fn widen(source: &[bf16], target: &mut [f32]) {
@@ -33,6 +86,7 @@ pub(crate) fn narrow(source: &[f32]) -> Vec<bf16> {
 
 /// The values of a storage in row-major order as f32; borrowed where they already are that.
 pub(crate) fn read<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Cow<'a, [f32]>> {
+    require_fast()?;
     Ok(match (storage, layout.contiguous_offsets()) {
         (CpuStorage::F32(values), Some((start, end))) => Cow::Borrowed(&values[start..end]),
         (CpuStorage::F32(values), None) => {

@@ -22,29 +22,15 @@ pub struct PaddedBatch {
 
 /// Pads on the left, as generation needs it.
 pub fn left_pad<R: AsRef<[u32]>>(rows: &[R], pad: u32) -> PaddedBatch {
-    padded(rows.iter().map(|row| (row.as_ref(), None)), pad, true)
-}
-
-/// Pads on the right, as training likes it: what is attended starts at position 0.
-pub fn right_pad<R: AsRef<[u32]>>(rows: &[R], pad: u32) -> PaddedBatch {
-    padded(rows.iter().map(|row| (row.as_ref(), None)), pad, false)
+    padded(rows.iter().map(|row| (row.as_ref(), None)), pad)
 }
 
 /// Pads samples on the left, labels with them.
 pub fn left_pad_samples(samples: &[Sample], pad: u32) -> PaddedBatch {
-    padded(samples.iter().map(|sample| (sample.ids.as_slice(), Some(sample.labels.as_slice()))), pad, true)
+    padded(samples.iter().map(|sample| (sample.ids.as_slice(), Some(sample.labels.as_slice()))), pad)
 }
 
-/// Pads samples on the right, labels with them.
-pub fn right_pad_samples(samples: &[Sample], pad: u32) -> PaddedBatch {
-    padded(samples.iter().map(|sample| (sample.ids.as_slice(), Some(sample.labels.as_slice()))), pad, false)
-}
-
-fn padded<'a>(
-    rows: impl ExactSizeIterator<Item = (&'a [u32], Option<&'a [i64]>)> + Clone,
-    pad: u32,
-    left: bool,
-) -> PaddedBatch {
+fn padded<'a>(rows: impl ExactSizeIterator<Item = (&'a [u32], Option<&'a [i64]>)> + Clone, pad: u32) -> PaddedBatch {
     let count = rows.len();
     let len = rows.clone().map(|(ids, _)| ids.len()).max().unwrap_or(0);
     let with_labels = count > 0 && rows.clone().all(|(_, labels)| labels.is_some());
@@ -56,7 +42,7 @@ fn padded<'a>(
         len,
     };
     for (row, (ids, labels)) in rows.enumerate() {
-        let start = row * len + if left { len - ids.len() } else { 0 };
+        let start = row * len + len - ids.len();
         batch.ids[start..start + ids.len()].copy_from_slice(ids);
         batch.mask[start..start + ids.len()].fill(1);
         if let (Some(all), Some(labels)) = (&mut batch.labels, labels) {
@@ -122,15 +108,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_filled_on_the_side_asked_for() {
+    fn rows_are_filled_on_the_left() {
         let rows = [vec![5, 6, 7], vec![8]];
         let left = left_pad(&rows, 9);
         assert_eq!((left.ids.as_slice(), left.mask.as_slice()), (&[5, 6, 7, 9, 9, 8][..], &[1, 1, 1, 0, 0, 1][..]));
         assert_eq!(left.positions(), [0, 1, 2, 0, 0, 0]);
-        assert_eq!((left.rows, left.len, left.labels), (2, 3, None));
-        let right = right_pad(&rows, 9);
-        assert_eq!(right.ids, [5, 6, 7, 8, 9, 9]);
-        assert_eq!(right.mask_tensor(&Device::Cpu).unwrap().to_vec2::<u8>().unwrap(), [[1, 1, 1], [1, 0, 0]]);
+        assert_eq!((left.rows, left.len, &left.labels), (2, 3, &None));
+        assert_eq!(left.mask_tensor(&Device::Cpu).unwrap().to_vec2::<u8>().unwrap(), [[1, 1, 1], [0, 0, 1]]);
         assert!(left_pad::<Vec<u32>>(&[], 9).positions().is_empty());
     }
 
@@ -139,7 +123,7 @@ mod tests {
         let sample = |ids: &[u32], labels: &[i64]| Sample { ids: ids.into(), labels: labels.into() };
         let samples = [sample(&[1, 2], &[-100, 2]), sample(&[3], &[3])];
         assert_eq!(left_pad_samples(&samples, 9).labels.unwrap(), [-100, 2, -100, 3]);
-        let labels = right_pad_samples(&samples, 9).labels_tensor(&Device::Cpu).unwrap().unwrap();
-        assert_eq!(labels.to_vec2::<i64>().unwrap(), [[-100, 2], [3, -100]]);
+        let labels = left_pad_samples(&samples, 9).labels_tensor(&Device::Cpu).unwrap().unwrap();
+        assert_eq!(labels.to_vec2::<i64>().unwrap(), [[-100, 2], [-100, 3]]);
     }
 }

@@ -22,7 +22,7 @@ mod resize;
 mod testing;
 mod tokenizer;
 
-pub use batch::{PaddedBatch, left_pad, left_pad_samples, right_pad, right_pad_samples};
+pub use batch::{PaddedBatch, left_pad, left_pad_samples};
 pub use chat::{
     ChatPart, ChatStyle, DEFAULT_SYSTEM_PROMPT, IMAGE_PLACEHOLDER, Message, Role, render, render_transformers,
 };

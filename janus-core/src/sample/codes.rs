@@ -59,12 +59,26 @@ pub fn generate_codes(
     options: &CodeOptions,
     observe: &mut dyn FnMut(CodeStep<'_>),
 ) -> Result<Vec<Vec<u32>>> {
+    generate_first_codes(model, pass, prompts, options, model.codes_per_image(), observe)
+}
+
+/// As [`generate_codes`], but only the first `count` codes of each image.
+///
+/// # Errors
+/// As [`generate_codes`].
+pub fn generate_first_codes(
+    model: &Janus,
+    pass: &Pass,
+    prompts: &CodePrompts,
+    options: &CodeOptions,
+    count: usize,
+    observe: &mut dyn FnMut(CodeStep<'_>),
+) -> Result<Vec<Vec<u32>>> {
     let CodePrompts { conditional, unconditional, mask, rows: batch } = prompts;
     let batch = *batch;
     let (decoder, generation) = (model.decoder(), model.generation()?);
     let guided = options.guidance != 1.0;
     let rows = if guided { 2 * batch } else { batch };
-    let count = model.codes_per_image();
     let sequence = conditional.len() / batch.max(1);
     let mut cache = decoder.cache(sequence + count);
     let mut sampler = Sampler::new(batch, options.temperature, options.seed);

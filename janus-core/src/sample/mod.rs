@@ -3,12 +3,12 @@
 mod codes;
 mod text;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use candle_transformers::generation::{LogitsProcessor, Sampling};
 
 use crate::error::Result;
 
-pub use codes::{CodeOptions, CodePrompts, CodeStep, generate_codes};
+pub use codes::{CodeOptions, CodePrompts, CodeStep, generate_codes, generate_first_codes};
 pub use text::{TextOptions, generate_text};
 
 /// Draws one token a step from rows of logits, each row with its own sequence of random numbers.
@@ -27,6 +27,8 @@ impl Sampler {
 
     /// `logits: [rows, classes]`; returns one class a row.
     fn draw(&mut self, logits: &Tensor) -> Result<Vec<u32>> {
+        // On the processor, so that equal logits draw equal tokens wherever they were computed.
+        let logits = logits.to_device(&Device::Cpu)?;
         let mut drawn = Vec::with_capacity(self.0.len());
         for (row, sampler) in self.0.iter_mut().enumerate() {
             drawn.push(sampler.sample(&logits.get(row)?)?);

@@ -6,6 +6,7 @@ use super::*;
 use crate::error::Error;
 use crate::model::Janus;
 use crate::model::decoder::Placement;
+use crate::ops::with_composed;
 use crate::pass::Pass;
 use crate::testing::tiny;
 
@@ -177,10 +178,32 @@ fn guidance_of_one_is_the_conditional_row_alone() {
 }
 
 #[test]
+fn the_first_codes_are_the_beginning_of_all() {
+    let model = tiny();
+    let all = codes(&model, &UNCONDITIONAL, 3.0, 1.0, 8);
+    let options = CodeOptions { guidance: 3.0, temperature: 1.0, seed: 8 };
+    let (prompts, mut steps) = (prompts(&PROMPTS, &UNCONDITIONAL), 0);
+    let first = generate_first_codes(&model, &Pass::inference(), &prompts, &options, 3, &mut |_| steps += 1).unwrap();
+    assert_eq!((first, steps), (all.iter().map(|codes| codes[..3].to_vec()).collect(), 3));
+}
+
+#[test]
 fn the_same_seed_draws_the_same_codes() {
     let model = tiny();
     assert_eq!(codes(&model, &UNCONDITIONAL, 3.0, 1.0, 8), codes(&model, &UNCONDITIONAL, 3.0, 1.0, 8));
     assert_ne!(codes(&model, &UNCONDITIONAL, 3.0, 1.0, 8), codes(&model, &UNCONDITIONAL, 3.0, 1.0, 9));
+}
+
+#[test]
+fn a_composed_pass_draws_the_same_tokens_and_codes() {
+    let model = tiny();
+    for temperature in [0.0, 1.0] {
+        let options = TextOptions { temperature, seed: 2, ..text_options() };
+        let text = || answers(&model, &PROMPTS, &MASK, &options).0;
+        assert_eq!(with_composed(text), text());
+        let image = || codes(&model, &UNCONDITIONAL, 3.0, temperature, 8);
+        assert_eq!(with_composed(image), image());
+    }
 }
 
 #[test]

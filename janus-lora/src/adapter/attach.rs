@@ -26,8 +26,8 @@ impl LoraCorrection {
 }
 
 impl Correction for LoraCorrection {
-    fn terms(&self) -> &[LowRank] {
-        &self.terms
+    fn terms(&self) -> Option<&[LowRank]> {
+        Some(&self.terms)
     }
 }
 

@@ -71,7 +71,7 @@ fn an_attached_adapter_computes_with_the_shifted_weight() {
         let projection = model.projections().get(path).unwrap();
         let weight = model.parameters().get(&format!("{path}.weight")).unwrap().frozen().clone();
         let correction = projection.correction().unwrap();
-        assert_eq!(correction.terms()[0].scale, 0.75, "1.5 of the adapter, halved");
+        assert_eq!(correction.terms().unwrap()[0].scale, 0.75, "1.5 of the adapter, halved");
         assert_eq!(pair.scale, 1.5);
         shifted.push((path, correction.fold(projection.site(), weight).unwrap()));
     }
@@ -94,7 +94,7 @@ fn several_adapters_add_up() {
     let other = trained(&spec(&[QUERY], &["language_model.norm"]));
     attach(&model, &[(&one, 2.0), (&other, -1.0)]).unwrap();
     let correction = model.projections().get(QUERY).unwrap().correction().unwrap();
-    let scales: Vec<f64> = correction.terms().iter().map(|term| term.scale).collect();
+    let scales: Vec<f64> = correction.terms().unwrap().iter().map(|term| term.scale).collect();
     assert_eq!(scales, [3.0, -1.5]);
     // The two have the same factors at that site: twice the one less once the other is the one.
     let sum = outputs(&model);

@@ -19,10 +19,13 @@ use crate::error::{Error, Result};
 #[derive(Clone)]
 pub struct Image(Arc<Inner>);
 
+#[derive(Default)]
 struct Inner {
     encoded: Option<Encoded>,
     /// `[3, side, side]`.
     pixels: OnceLock<Tensor>,
+    /// The aligner's output where it is given instead of pixels, `[1, patches, hidden]`.
+    features: Option<Tensor>,
     /// What was read for one key.
     read: Mutex<Option<(Digest, Tensor)>>,
 }
@@ -45,12 +48,12 @@ impl Image {
     pub fn encoded(cache: &Arc<ImageCache>, image: EncodedImage) -> Self {
         let digest = digest(&image.bytes);
         let encoded = Some(Encoded { cache: cache.clone(), image, digest });
-        Self(Arc::new(Inner { encoded, pixels: OnceLock::new(), read: Mutex::default() }))
+        Self(Arc::new(Inner { encoded, ..Inner::default() }))
     }
 
     /// From pixels `[3, side, side]`, of which nothing is kept.
     pub fn from_pixels(pixels: Tensor) -> Self {
-        Self(Arc::new(Inner { encoded: None, pixels: pixels.into(), read: Mutex::default() }))
+        Self(Arc::new(Inner { pixels: pixels.into(), ..Inner::default() }))
     }
 
     /// From the pixels of a batch, `[images, 3, side, side]`.
@@ -61,17 +64,30 @@ impl Image {
         (0..pixels.dim(0)?).map(|number| Ok(Self::from_pixels(pixels.get(number)?))).collect()
     }
 
+    /// From the aligner's outputs for a batch, `[images, patches, hidden]`: good for models in which nothing of the
+    /// vision part is trained or adapted.
+    ///
+    /// # Errors
+    /// The tensor engine's.
+    pub fn each_of_features(features: &Tensor) -> Result<Vec<Self>> {
+        let image = |number| {
+            let features = Some(features.narrow(0, number, 1)?);
+            Ok(Self(Arc::new(Inner { features, ..Inner::default() })))
+        };
+        (0..features.dim(0)?).map(image).collect()
+    }
+
     /// The picture as the vision tower gets it, F32 `[3, side, side]`.
     ///
     /// # Errors
-    /// An image that cannot be decoded.
+    /// An image that cannot be decoded, or that is known by its features alone.
     pub fn pixels(&self) -> Result<Tensor> {
         if let (None, Some(encoded)) = (self.0.pixels.get(), &self.0.encoded) {
             let pixels = encoded.cache.processor.understanding(&decode_image(&encoded.image.bytes)?)?;
             // Of two threads the second finds the same there.
             let _ = self.0.pixels.set(pixels);
         }
-        let missing = || Error::from(janus_core::ModelError::NotLoaded { part: "image" });
+        let missing = || Error::from(janus_core::ModelError::NotLoaded { part: "image's pixels" });
         self.0.pixels.get().cloned().ok_or_else(missing)
     }
 
@@ -86,11 +102,15 @@ impl Image {
     /// # Errors
     /// An image that cannot be decoded.
     pub fn prepare(&self, model: &Janus) -> Result<()> {
-        if let Some(point) = highest_point(model)
-            && let Some((key, encoded)) = self.key(model, point)?
-            && self.read(encoded, model, point, key).is_some()
-        {
-            return Ok(());
+        if let Some(point) = highest_point(model) {
+            if self.given(point).is_some() {
+                return Ok(());
+            }
+            if let Some((key, encoded)) = self.key(model, point)?
+                && self.read(encoded, model, point, key).is_some()
+            {
+                return Ok(());
+            }
         }
         self.pixels().map(|_| ())
     }
@@ -101,6 +121,9 @@ impl Image {
     /// # Errors
     /// An image that cannot be decoded or does not fit the model.
     pub(super) fn hidden(&self, model: &Janus, pass: &Pass, point: VisionPoint) -> Result<Tensor> {
+        if let Some(features) = self.given(point) {
+            return Ok(features.to_device(model.device())?);
+        }
         let key = self.key(model, point)?;
         if let Some((key, encoded)) = key
             && let Some(hidden) = self.read(encoded, model, point, key)
@@ -116,6 +139,11 @@ impl Image {
             encoded.cache.keep_features(&key, model, point, &hidden)?;
         }
         Ok(hidden)
+    }
+
+    /// The given features, where they are those of this point.
+    fn given(&self, point: VisionPoint) -> Option<&Tensor> {
+        self.0.features.as_ref().filter(|_| point == VisionPoint::Aligner)
     }
 
     /// What is kept of the image at a point is known by this; `None` where nothing is kept.

@@ -1,6 +1,7 @@
 //! What an entry is known by: everything that its bytes depend on, hashed.
 
 use candle_core::{Device, DeviceLocation};
+use janus_core::ops::is_composed;
 use janus_core::processing::{ImageProcessor, ShortEdge};
 use sha2::{Digest as _, Sha256};
 
@@ -53,8 +54,10 @@ impl Key {
             .field("short_edge", rule.as_bytes())
     }
 
-    /// With what the numbers are computed on: another processor, or another number of threads, may round otherwise.
+    /// With what the numbers are computed on and by: another processor, another number of threads, or operations composed
+    /// of others, may round otherwise.
     pub(super) fn engine(self, device: &Device) -> Self {
+        let path = if is_composed(device) { "composed" } else { "fused" };
         let device = match device.location() {
             DeviceLocation::Cpu => "cpu",
             DeviceLocation::Cuda { .. } => "cuda",
@@ -62,6 +65,7 @@ impl Key {
         };
         let threads = rayon::current_num_threads() as u64;
         self.field("device", device.as_bytes())
+            .field("path", path.as_bytes())
             .field("processor", processor_features().as_bytes())
             .field("threads", &threads.to_le_bytes())
     }
@@ -80,6 +84,9 @@ fn processor_features() -> String {
         ("avx2", std::arch::is_x86_feature_detected!("avx2")),
         ("fma", std::arch::is_x86_feature_detected!("fma")),
         ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
+        ("avx512bw", std::arch::is_x86_feature_detected!("avx512bw")),
+        ("avx512dq", std::arch::is_x86_feature_detected!("avx512dq")),
+        ("avx512vl", std::arch::is_x86_feature_detected!("avx512vl")),
         ("avx512bf16", std::arch::is_x86_feature_detected!("avx512bf16")),
     ] {
         if there {

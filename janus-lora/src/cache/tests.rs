@@ -5,6 +5,7 @@ use fs_err as fs;
 use janus_core::checkpoint::init_checkpoint;
 use janus_core::config::{JanusConfig, Layout};
 use janus_core::model::vision::VisionPoint;
+use janus_core::ops::with_composed;
 use janus_core::pass::{NoiseKey, Pass};
 use janus_core::site::LowRank;
 use janus_core::{Janus, Parts};
@@ -60,7 +61,7 @@ impl Place {
 }
 
 fn model(base: &Base, dtype: DType) -> Janus {
-    base.model(dtype, Parts { vision: true, ..Parts::default() }, &Silent).unwrap()
+    base.model(dtype, &Device::Cpu, Parts { vision: true, ..Parts::default() }, &Silent).unwrap()
 }
 
 fn picture(seed: u32) -> EncodedImage {
@@ -128,6 +129,41 @@ fn cold_warm_and_off_give_the_same_bits() {
         assert_eq!(run(&off, &model).1, 3);
     }
     assert_eq!(place.entries().len(), 6, "another type has entries of its own");
+}
+
+#[test]
+fn a_composed_pass_has_entries_of_its_own() {
+    let place = Place::new();
+    let base = place.base();
+    let model = model(&base, DType::F32);
+    assert_eq!(run(&base, &model).1, 3);
+    let composed = || with_composed(|| run(&place.base(), &model));
+    let (cold, computed, read) = composed();
+    assert_eq!((computed, read), (3, 0));
+    assert_eq!(composed(), (cold, 0, 3));
+    assert_eq!(place.entries().len(), 6);
+}
+
+#[test]
+fn given_features_stand_for_an_image_while_the_vision_part_is_frozen() {
+    let place = Place::new();
+    let base = place.base();
+    let model = model(&base, DType::F32);
+    let pass = Pass::inference();
+    let images: Vec<Image> = (0..3).map(|seed| base.image(&picture(seed))).collect();
+    let truth = features(&model, &pass, &images).unwrap().unwrap();
+    let given = Image::each_of_features(&truth).unwrap();
+    for image in &given {
+        image.prepare(&model).unwrap();
+    }
+    let of = |order: [usize; 2]| features(&model, &pass, &order.map(|i| given[i].clone()));
+    let expected = Tensor::cat(&[truth.get(2).unwrap(), truth.get(0).unwrap()], 0).unwrap();
+    assert_eq!(bits(&of([2, 0]).unwrap().unwrap()), bits(&expected));
+
+    adapt(&model, ALIGNER);
+    assert!(given[0].prepare(&model).is_err());
+    let error = of([0, 1]).unwrap_err();
+    assert!(error.to_string().contains("pixels"), "{error}");
 }
 
 #[test]
@@ -285,7 +321,7 @@ fn codes_are_computed_once_and_the_tokenizer_is_opened_for_them_only() {
     assert!(first.len() == 16 && first != second);
     assert_eq!((of(&cold, 1), counts(&cold), opened(&cold)), (first.clone(), (2, 0), true));
 
-    let model = cold.model(DType::F32, Parts::all(), &Silent).unwrap();
+    let model = cold.model(DType::F32, &Device::Cpu, Parts::all(), &Silent).unwrap();
     let pixels = janus_core::processing::decode_image(&picture(1).bytes).unwrap();
     let pixels = cold.images().generation_target(&pixels).unwrap().unsqueeze(0).unwrap();
     let truth = model.image_tokenizer().unwrap().encode(&Pass::inference(), &pixels).unwrap().concat();

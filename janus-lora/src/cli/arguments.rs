@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use clap::Args;
-use janus_core::{Janus, Parts};
+use janus_core::{DeviceChoice, Janus, Parts};
 
 use crate::adapter::{self, Adapter};
 use crate::base::Base;
@@ -57,6 +57,21 @@ pub(super) fn attach(model: &Janus, adapters: &[(Adapter, f64)]) -> Result<()> {
     Ok(adapter::attach(model, &adapters)?)
 }
 
+/// Where to compute.
+#[derive(Debug, Args)]
+pub(super) struct DeviceArgument {
+    /// cpu, cuda, cuda:N, metal, or auto: the GPU this program was built for, where there is one
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    pub(super) device: DeviceChoice,
+}
+
+impl DeviceArgument {
+    /// The device, or why there is none: asked for before anything else, so that it is told at once.
+    pub(super) fn open(&self) -> Result<Device> {
+        Ok(self.device.open()?)
+    }
+}
+
 /// How a base is computed.
 #[derive(Debug, Args)]
 pub(super) struct TypeArgument {
@@ -71,6 +86,7 @@ impl TypeArgument {
         &self,
         base: &Base,
         adapters: &[(Adapter, f64)],
+        device: &Device,
         parts: Parts,
         status: &dyn Status,
     ) -> Result<Janus> {
@@ -80,7 +96,7 @@ impl TypeArgument {
             let message = "weights are computed in f32 or bf16, not in f16".to_owned();
             return Err(Error::Usage { message, hint: "leave `--dtype` out, or give f32 or bf16".into() });
         }
-        let model = base.model(dtype, parts, status)?;
+        let model = base.model(dtype, device, parts, status)?;
         attach(&model, adapters)?;
         Ok(model)
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use super::arguments::{attach, read_adapter};
+use super::arguments::{DeviceArgument, attach, read_adapter};
 use super::report;
 use super::status::Terminal;
 use crate::cache::CacheSettings;
@@ -28,6 +28,8 @@ pub(super) struct Eval {
     /// Adapter folder, with a factor on its scale after a colon; several add up
     #[arg(long = "adapter", value_name = "DIR[:SCALE]")]
     adapters: Vec<String>,
+    #[command(flatten)]
+    device: DeviceArgument,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -40,6 +42,7 @@ impl Eval {
             let message = format!("`{}` names no rows to evaluate", self.recipe.display());
             return Err(Error::Usage { message, hint: "set `eval` in a `[[data]]` section".into() });
         }
+        let device = self.device.open()?;
         let run::Prepared { recipe, base, tables, .. } = run::prepare(recipe, &Terminal)?;
         let adapters = self.adapters.iter().map(|a| read_adapter(a, &base, &Terminal)).collect::<Result<Vec<_>>>()?;
         let parts = parts(&tables);
@@ -47,7 +50,7 @@ impl Eval {
         if settings.is_on() && (parts.vision || parts.generation) {
             base.cache().keep(&base.fingerprint(&Terminal)?, &settings);
         }
-        let model = base.model(compute_type(&recipe), parts, &Terminal)?;
+        let model = base.model(compute_type(&recipe), &device, parts, &Terminal)?;
         let batch_size = recipe.train.batch_size as usize;
         let before = evaluate(&model, &base, &tables, batch_size, &Terminal)?;
         let after = if adapters.is_empty() {

@@ -10,7 +10,7 @@ use janus_core::processing::pixels_to_images;
 use janus_core::sample::{CodeOptions, CodePrompts, generate_codes};
 use serde_json::json;
 
-use super::arguments::{BaseArguments, TypeArgument};
+use super::arguments::{BaseArguments, DeviceArgument, TypeArgument};
 use super::report;
 use super::status::Terminal;
 use super::understand::check_temperature;
@@ -31,6 +31,8 @@ pub(super) struct Generate {
     base: BaseArguments,
     #[command(flatten)]
     dtype: TypeArgument,
+    #[command(flatten)]
+    device: DeviceArgument,
     /// What to draw
     prompt: String,
     /// PNG file; with --count above 1 a number is put before its extension
@@ -72,11 +74,12 @@ impl Generate {
             let message = format!("`{}` is not named `.png`", self.out.display());
             return Err(Error::Usage { message, hint: "pictures are written as PNG".into() });
         }
+        let device = self.device.open()?;
         let (base, adapters) = self.base.open(&Terminal)?;
         let conditional = base.prompts().generation_prompt(&self.prompt)?;
         let unconditional = base.prompts().unconditional(&conditional);
         let parts = Parts { generation: true, image_tokenizer: true, ..Parts::default() };
-        let model = self.dtype.model(&base, &adapters, parts, &Terminal)?;
+        let model = self.dtype.model(&base, &adapters, &device, parts, &Terminal)?;
         let count = self.count as usize;
         let bar = Terminal.items("drawing", model.codes_per_image() as u64);
         let options = CodeOptions { guidance: self.guidance, temperature: self.temperature, seed: self.seed };

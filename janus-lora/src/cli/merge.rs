@@ -7,7 +7,7 @@ use clap::Args;
 use janus_core::config::Layout;
 use janus_core::output::require_new_folder;
 
-use super::arguments::{BaseArguments, parse_dtype};
+use super::arguments::{BaseArguments, DeviceArgument, parse_dtype};
 use super::report;
 use super::status::Terminal;
 use crate::error::{Error, Result};
@@ -30,6 +30,8 @@ pub(super) struct Merge {
     /// native or deepseek; by default the base's own
     #[arg(long, value_parser = parse_layout)]
     layout: Option<Layout>,
+    #[command(flatten)]
+    device: DeviceArgument,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -54,9 +56,10 @@ impl Merge {
                 hint: "give `--adapter DIR`; `janus base convert` copies a base".into(),
             });
         }
+        let device = self.device.open()?;
         let (base, adapters) = self.base.open(&Terminal)?;
         let options = MergeOptions { dtype: self.dtype, layout: self.layout };
-        let done = merge(&base, &adapters, options, &self.out, &Terminal)?;
+        let done = merge(&base, &adapters, options, &device, &self.out, &Terminal)?;
         if self.json {
             report::json(&done);
             return Ok(());

@@ -5,6 +5,7 @@
 mod adapter;
 mod arguments;
 mod base;
+mod bench;
 mod data;
 mod eval;
 mod generate;
@@ -13,6 +14,7 @@ mod probe;
 mod recipe;
 mod report;
 mod status;
+mod threads;
 mod train;
 mod understand;
 
@@ -26,6 +28,9 @@ use crate::error::Result;
 #[derive(Debug, Parser)]
 #[command(name = "janus", version, about, max_term_width = 110, propagate_version = true)]
 struct Arguments {
+    /// Threads to compute with [default: `JANUS_THREADS`, else one per physical core]
+    #[arg(long, global = true, value_name = "N", value_parser = threads::parse)]
+    threads: Option<usize>,
     #[command(subcommand)]
     command: Command,
 }
@@ -47,6 +52,9 @@ enum Command {
     /// Look through Parquet data.
     #[command(subcommand)]
     Data(data::DataCommand),
+    /// Measure speed and memory on random weights of a known shape, without a download.
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// List and check recipes.
     #[command(subcommand)]
     Recipe(recipe::RecipeCommand),
@@ -64,16 +72,25 @@ impl Command {
             Command::Adapter(command) => command.run(),
             Command::Base(command) => command.run(),
             Command::Data(command) => command.run(),
+            Command::Bench(command) => command.run(),
             Command::Recipe(command) => command.run(),
         }
     }
 }
 
 /// Runs the program on the process's arguments.
+///
+/// It makes the process's pool of threads and changes its environment: call it first of all in `main`, while the process
+/// has one thread.
 pub fn main() -> ExitCode {
     report::tell_panics_as_errors();
-    let arguments = Arguments::parse();
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| arguments.command.run())) {
+    let Arguments { threads, command } = Arguments::parse();
+    if let Err(error) = threads::set_up(threads) {
+        return report::failure(&error);
+    }
+    // On a thread of the pool: work that is handed out again and again does not begin with waking one each time.
+    let run = || rayon::scope(|_| command.run());
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => report::failure(&error),
         Err(_) => ExitCode::from(report::INTERNAL),

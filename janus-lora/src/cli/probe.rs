@@ -6,7 +6,7 @@ use candle_core::{DType, Tensor};
 use clap::Args;
 use janus_core::output::write_file;
 
-use super::arguments::{BaseArguments, attach};
+use super::arguments::{BaseArguments, DeviceArgument, attach};
 use super::status::Terminal;
 use crate::error::{Error, Result};
 use crate::probe::{ProbeInput, probe};
@@ -24,6 +24,8 @@ use crate::train::trainable::Trainables;
 pub(super) struct Probe {
     #[command(flatten)]
     base: BaseArguments,
+    #[command(flatten)]
+    device: DeviceArgument,
     /// safetensors file to read
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
@@ -41,9 +43,10 @@ impl Probe {
             let message = format!("`--gradients` needs one adapter, {} are given", self.base.adapters.len());
             return Err(Error::Usage { message, hint: "give one `--adapter DIR`".into() });
         }
+        let device = self.device.open()?;
         let input = ProbeInput::read(&self.input)?;
         let (base, mut adapters) = self.base.open(&Terminal)?;
-        let model = base.model(DType::F32, input.parts(), &Terminal)?;
+        let model = base.model(DType::F32, &device, input.parts(), &Terminal)?;
         let trainables = if self.gradients {
             let (mut adapter, scale) = adapters.remove(0);
             // What lies in parts that this pass does not run has no gradient.

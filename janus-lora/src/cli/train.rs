@@ -6,6 +6,7 @@ use clap::Args;
 use janus_core::output::require_new_folder;
 use serde_json::json;
 
+use super::arguments::DeviceArgument;
 use super::report;
 use super::status::Terminal;
 use crate::error::Result;
@@ -24,6 +25,8 @@ pub(super) struct Train {
     /// Keys of the recipe to set, as `section.key=value`
     #[arg(value_name = "KEY=VALUE")]
     overrides: Vec<String>,
+    #[command(flatten)]
+    device: DeviceArgument,
     /// Print the plan and write nothing
     #[arg(long)]
     dry_run: bool,
@@ -44,6 +47,7 @@ impl Train {
             // Told at once, not after all rows were looked through.
             require_new_folder(&recipe.output.dir)?;
         }
+        let device = self.device.open()?;
         let prepared = run::prepare(recipe, &Terminal)?;
         if self.dry_run {
             if self.json {
@@ -54,7 +58,7 @@ impl Train {
             return Ok(());
         }
         eprintln!("{}", plan_text(&prepared));
-        let summary = run::train(&prepared, &Terminal)?;
+        let summary = run::train(&prepared, &device, &Terminal)?;
         if self.json {
             report::json(&json!({
                 "dir": summary.folder,

@@ -6,7 +6,7 @@ use clap::Args;
 use janus_core::Parts;
 use serde_json::json;
 
-use super::arguments::{BaseArguments, TypeArgument};
+use super::arguments::{BaseArguments, DeviceArgument, TypeArgument};
 use super::report;
 use super::status::Terminal;
 use crate::data::EncodedImage;
@@ -25,6 +25,8 @@ pub(super) struct Understand {
     base: BaseArguments,
     #[command(flatten)]
     dtype: TypeArgument,
+    #[command(flatten)]
+    device: DeviceArgument,
     /// Picture (png, jpeg, webp, bmp, gif, tiff); several are told in order
     #[arg(long = "image", value_name = "FILE")]
     images: Vec<PathBuf>,
@@ -58,6 +60,7 @@ impl Understand {
         check_temperature(self.temperature)?;
         let pictures =
             self.images.iter().map(|path| super::generate::read_picture(path)).collect::<Result<Vec<_>>>()?;
+        let device = self.device.open()?;
         let (base, adapters) = self.base.open(&Terminal)?;
         let prompt = base.prompts().understanding_prompt(&self.question, pictures.len(), true)?;
         let images: Vec<_> = pictures.into_iter().map(|bytes| base.image(&EncodedImage { bytes })).collect();
@@ -66,7 +69,7 @@ impl Understand {
             image.pixels()?;
         }
         let parts = Parts { text_head: true, vision: !images.is_empty(), ..Parts::default() };
-        let model = self.dtype.model(&base, &adapters, parts, &Terminal)?;
+        let model = self.dtype.model(&base, &adapters, &device, parts, &Terminal)?;
         let question = Question { prompt, images, answer: String::new() };
         let limit = self.max_new_tokens as usize;
         let answers = answer(&model, &base, &[question], limit, self.temperature, self.seed)?;

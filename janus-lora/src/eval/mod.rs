@@ -101,7 +101,7 @@ pub fn evaluate_table(
         let samples = chunk.iter().map(|row| task.sample(context, row)).collect::<Result<Vec<_>>>()?;
         let batch = Batch::collate(base, &samples)?;
         batch.count_labels(&mut counts);
-        let loss = batch.loss(model, &pass, true)?;
+        let loss = batch.loss(model, &pass)?;
         sum += f64::from(loss.sum.to_scalar::<f32>()?);
         tokens += loss.tokens;
         correct += loss.correct;

@@ -1,28 +1,33 @@
 //! Batches and their losses: what `janus train`, `eval` and `probe` all run.
+//!
+//! The rows of a batch are packed: laid one behind the other in one sequence, each seen by itself alone
+//! ([`Placement::packed`]), so that no padding is computed. Only what comes padded from outside stays so.
 
-use candle_core::{D, DType, Tensor};
+use candle_core::Tensor;
 use janus_core::Janus;
 use janus_core::model::decoder::Placement;
-use janus_core::ops;
+use janus_core::ops::{self, HeadLoss};
 use janus_core::pass::Pass;
-use janus_core::processing::{PaddedBatch, right_pad_samples};
+use janus_core::processing::Sample as TextSample;
 
 use super::Sample;
 use crate::base::Base;
 use crate::cache::{self, Image};
 use crate::error::Result;
 
-/// Text around images, padded to one length.
+/// Text around images.
 #[derive(Debug, Clone)]
 pub struct TextBatch {
     /// Ids, `rows · len`.
     pub ids: Vec<u32>,
-    /// Which are tokens, `rows · len`.
-    pub mask: Vec<bool>,
-    /// Labels by place, negative where none, `rows · len`.
-    pub labels: Vec<i64>,
-    /// Rows.
+    /// Rows of the rectangle; packed samples share one.
     pub rows: usize,
+    /// Where the tokens stand and what they see.
+    pub placement: Placement,
+    /// Places in `ids` from which a label is predicted: one before the label's own.
+    pub places: Vec<u32>,
+    /// The label of each place.
+    pub labels: Vec<u32>,
     /// All images in reading order.
     pub images: Vec<Image>,
     /// The id that image features replace.
@@ -34,12 +39,10 @@ pub struct TextBatch {
 pub struct CodeBatch {
     /// Ids up to and with `<begin_of_image>`, one row each.
     pub prompts: Vec<Vec<u32>>,
-    /// As many codes in every row.
+    /// The codes of each row, at least one.
     pub codes: Vec<Vec<u32>>,
-    /// What fills shorter rows at the end.
-    pub pad: u32,
-    /// Pixels of images in the prompts, in reading order, `[images, 3, side, side]`.
-    pub pixels: Option<Tensor>,
+    /// Images of the prompts, in reading order.
+    pub images: Vec<Image>,
     /// The id that image features replace.
     pub placeholder: u32,
 }
@@ -60,12 +63,12 @@ pub struct Loss {
     pub sum: Tensor,
     /// Tokens in the sum.
     pub tokens: usize,
-    /// Tokens that the largest logit names, where asked for.
+    /// Tokens that the largest logit names.
     pub correct: usize,
 }
 
 impl Batch {
-    /// Samples of one task as a batch, padded on the right.
+    /// Samples of one task as a packed batch.
     ///
     /// # Errors
     /// Images of different sizes.
@@ -88,23 +91,15 @@ impl Batch {
         }
         if texts.is_empty() {
             let placeholder = special.image_placeholder;
-            return Ok(Batch::Codes(CodeBatch { prompts, codes, pad: special.pad, pixels: None, placeholder }));
+            return Ok(Batch::Codes(CodeBatch { prompts, codes, images, placeholder }));
         }
-        let padded: PaddedBatch = right_pad_samples(&texts, special.pad);
-        Ok(Batch::Text(TextBatch {
-            mask: padded.mask.iter().map(|m| *m != 0).collect(),
-            labels: padded.labels.unwrap_or_default(),
-            rows: padded.rows,
-            ids: padded.ids,
-            images,
-            placeholder: special.image_placeholder,
-        }))
+        Ok(Batch::Text(TextBatch::packed(&texts, images, special.image_placeholder)))
     }
 
     /// Tokens that count in the loss.
     pub fn supervised(&self) -> usize {
         match self {
-            Batch::Text(batch) => batch.labels.iter().filter(|label| **label >= 0).count(),
+            Batch::Text(batch) => batch.labels.len(),
             Batch::Codes(batch) => batch.codes.iter().map(Vec::len).sum(),
         }
     }
@@ -112,7 +107,7 @@ impl Batch {
     /// Adds each label to its count.
     pub fn count_labels(&self, counts: &mut std::collections::HashMap<u32, usize>) {
         let labels: Vec<u32> = match self {
-            Batch::Text(batch) => batch.labels.iter().filter_map(|label| u32::try_from(*label).ok()).collect(),
+            Batch::Text(batch) => batch.labels.clone(),
             Batch::Codes(batch) => batch.codes.concat(),
         };
         for label in labels {
@@ -120,26 +115,62 @@ impl Batch {
         }
     }
 
-    /// The summed loss; `count_correct` also compares the largest logits with the labels.
+    /// The summed loss.
     ///
     /// # Errors
     /// Ids, labels or images that do not fit the model.
-    pub fn loss(&self, model: &Janus, pass: &Pass, count_correct: bool) -> Result<Loss> {
-        let (logits, labels) = match self {
-            Batch::Text(batch) => batch.supervised_logits(model, pass)?,
-            Batch::Codes(batch) => batch.supervised_logits(model, pass)?,
-        };
-        let correct = if count_correct { count_matches(&logits, &labels)? } else { 0 };
-        Ok(Loss { sum: ops::cross_entropy(&logits, &labels)?, tokens: labels.len(), correct })
+    pub fn loss(&self, model: &Janus, pass: &Pass) -> Result<Loss> {
+        match self {
+            Batch::Text(batch) => {
+                let features = batch.features(model, pass)?;
+                let embeds = batch.embed(model, pass, features.as_ref())?;
+                let hidden = model.decoder().forward_tokens(pass, &embeds, &batch.placement, &batch.places)?;
+                batch.loss_of_places(model, pass, &hidden)
+            }
+            Batch::Codes(batch) => {
+                let (hidden, labels) = (batch.hidden(model, pass)?, batch.codes.concat());
+                Ok(Loss::of(model.generation()?.loss(pass, &hidden, &labels)?, labels.len()))
+            }
+        }
     }
 }
 
-fn count_matches(logits: &Tensor, labels: &[u32]) -> Result<usize> {
-    let best: Vec<u32> = logits.detach().to_dtype(DType::F32)?.argmax(D::Minus1)?.to_vec1()?;
-    Ok(best.iter().zip(labels).filter(|(a, b)| a == b).count())
+impl Loss {
+    fn of(loss: HeadLoss, tokens: usize) -> Self {
+        Self { sum: loss.sum, tokens, correct: loss.correct }
+    }
 }
 
 impl TextBatch {
+    /// Samples one behind the other, with all their images in reading order.
+    pub fn packed(samples: &[TextSample], images: Vec<Image>, placeholder: u32) -> Self {
+        let (mut ids, mut places, mut labels) = (Vec::new(), Vec::new(), Vec::new());
+        for sample in samples {
+            predict(&sample.labels, ids.len(), &mut places, &mut labels);
+            ids.extend_from_slice(&sample.ids);
+        }
+        let lengths: Vec<usize> = samples.iter().map(|sample| sample.ids.len()).collect();
+        Self { ids, rows: 1, placement: Placement::packed(&lengths), places, labels, images, placeholder }
+    }
+
+    /// `rows` rows of equal length as they are, padding included: `ids`, `mask` (true = a token) and `labels` (negative
+    /// where there is none) are `[rows, len]`; `labels` may be empty.
+    pub fn padded(
+        ids: Vec<u32>,
+        mask: &[bool],
+        labels: &[i64],
+        rows: usize,
+        images: Vec<Image>,
+        placeholder: u32,
+    ) -> Self {
+        let (mut places, mut targets) = (Vec::new(), Vec::new());
+        let length = ids.len() / rows.max(1);
+        for (row, labels) in labels.chunks(length.max(1)).enumerate() {
+            predict(labels, row * length, &mut places, &mut targets);
+        }
+        Self { ids, rows, placement: Placement::masked(mask, rows), places, labels: targets, images, placeholder }
+    }
+
     /// Tokens of a row, padding included.
     pub fn len(&self) -> usize {
         self.ids.len() / self.rows.max(1)
@@ -163,95 +194,91 @@ impl TextBatch {
     /// # Errors
     /// Ids or images that do not fit the model.
     pub fn hidden(&self, model: &Janus, pass: &Pass, features: Option<&Tensor>) -> Result<Tensor> {
-        let embeds = model.embed_with_images(pass, &self.ids, self.rows, self.placeholder, features)?;
-        Ok(model.decoder().forward(pass, &embeds, &Placement::masked(&self.mask, self.rows), None)?)
+        let embeds = self.embed(model, pass, features)?;
+        Ok(model.decoder().forward(pass, &embeds, &self.placement, None)?)
     }
 
-    /// Logits of the places before each label, `[labels, vocabulary]`, and the labels.
-    fn supervised_logits(&self, model: &Janus, pass: &Pass) -> Result<(Tensor, Vec<u32>)> {
-        let features = self.features(model, pass)?;
-        let hidden = self.hidden(model, pass, features.as_ref())?;
-        let (places, labels) = self.supervised_places();
-        let hidden = ops::select_rows(&hidden.flatten_to(1)?, &places)?;
-        Ok((model.decoder().text_logits(pass, &hidden)?, labels))
+    fn embed(&self, model: &Janus, pass: &Pass, features: Option<&Tensor>) -> Result<Tensor> {
+        Ok(model.embed_with_images(pass, &self.ids, self.rows, self.placeholder, features)?)
     }
 
-    /// Summed loss and supervised tokens, given the hidden states; `None` where nothing is labelled.
+    /// The loss of the labels, given the hidden states.
     ///
     /// # Errors
     /// Labels beyond the vocabulary.
-    pub fn loss_of_hidden(&self, model: &Janus, pass: &Pass, hidden: &Tensor) -> Result<Option<(Tensor, usize)>> {
-        let (places, labels) = self.supervised_places();
-        if labels.is_empty() {
-            return Ok(None);
-        }
-        let hidden = ops::select_rows(&hidden.flatten_to(1)?, &places)?;
-        let logits = model.decoder().text_logits(pass, &hidden)?;
-        Ok(Some((ops::cross_entropy(&logits, &labels)?, labels.len())))
+    pub fn loss_of_hidden(&self, model: &Janus, pass: &Pass, hidden: &Tensor) -> Result<Loss> {
+        self.loss_of_places(model, pass, &ops::select_rows(&hidden.flatten_to(1)?, &self.places)?)
     }
 
-    /// The place before each label, and the labels.
-    fn supervised_places(&self) -> (Vec<u32>, Vec<u32>) {
-        let length = self.len();
-        let labelled = self.labels.iter().enumerate().filter_map(|(place, label)| {
-            // A label in the first column has no place before it, as in transformers' shifted loss.
-            let label = u32::try_from(*label).ok().filter(|_| place % length != 0)?;
-            Some((place as u32 - 1, label))
-        });
-        labelled.unzip()
+    /// The loss of the labels, given the hidden states of their places, `[labels, hidden]`.
+    fn loss_of_places(&self, model: &Janus, pass: &Pass, hidden: &Tensor) -> Result<Loss> {
+        Ok(Loss::of(model.decoder().text_loss(pass, hidden, &self.labels)?, self.labels.len()))
+    }
+}
+
+/// Adds the places and labels of one row, whose first token stands at `start`.
+fn predict(row: &[i64], start: usize, places: &mut Vec<u32>, labels: &mut Vec<u32>) {
+    // A row's first label has no place before it, as in transformers' shifted loss.
+    for (place, label) in row.iter().enumerate().skip(1) {
+        if let Ok(label) = u32::try_from(*label) {
+            places.push((start + place - 1) as u32);
+            labels.push(label);
+        }
     }
 }
 
 impl CodeBatch {
-    /// Logits of every code, `[rows · codes, classes]`.
+    /// Aligned image features, `[images, patches, hidden]`, if there are images.
     ///
     /// # Errors
-    /// Ids or codes beyond the model's, or rows of codes that differ in length.
-    pub fn logits(&self, model: &Janus, pass: &Pass) -> Result<Tensor> {
-        let rows = self.prompts.len();
-        let count = self.codes.first().map_or(0, Vec::len);
-        let longest = self.prompts.iter().map(Vec::len).max().unwrap_or(0);
-        let length = longest + count.saturating_sub(1);
-        if let Some(other) = self.codes.iter().find(|codes| codes.len() != count || count == 0) {
-            let expected = format!("[{rows}, {count}], at least one code a row");
-            return Err(janus_core::ModelError::Shape { what: "image codes", expected, got: vec![other.len()] }.into());
-        }
-        let generation = model.generation()?;
-        // One row of text embeddings per prompt, its padding included; the padding also stands for the end of short rows.
-        let mut ids = Vec::with_capacity(rows * (longest + 1));
-        for prompt in &self.prompts {
-            ids.extend_from_slice(prompt);
-            ids.resize(ids.len() + longest + 1 - prompt.len(), self.pad);
-        }
-        let features = match &self.pixels {
-            Some(pixels) => Some(model.vision()?.forward(pass, pixels)?),
-            None => None,
-        };
-        let text = model.embed_with_images(pass, &ids, rows, self.placeholder, features.as_ref())?.flatten_to(1)?;
-        let inputs: Vec<u32> = self.codes.iter().flat_map(|codes| codes[..count - 1].iter().copied()).collect();
-        let table = if inputs.is_empty() {
-            text.clone()
-        } else {
-            Tensor::cat(&[text.clone(), generation.embed(pass, &inputs, rows)?.flatten_to(1)?], 0)?
-        };
-        let (mut order, mut mask, mut places) = (Vec::new(), Vec::new(), Vec::new());
-        for (row, prompt) in self.prompts.iter().enumerate() {
-            let text_start = row * (longest + 1);
-            let code_start = rows * (longest + 1) + row * (count - 1);
-            let used = prompt.len() + count - 1;
-            order.extend((0..prompt.len()).map(|i| (text_start + i) as u32));
-            order.extend((0..count - 1).map(|i| (code_start + i) as u32));
-            order.extend((used..length).map(|_| (text_start + longest) as u32));
-            mask.extend((0..length).map(|i| i < used));
-            places.extend((0..count).map(|k| (row * length + prompt.len() - 1 + k) as u32));
-        }
-        let hidden_size = table.dim(1)?;
-        let embeds = ops::select_rows(&table, &order)?.reshape((rows, length, hidden_size))?;
-        let hidden = model.decoder().forward(pass, &embeds, &Placement::masked(&mask, rows), None)?;
-        Ok(generation.logits(pass, &ops::select_rows(&hidden.flatten_to(1)?, &places)?)?)
+    /// As [`TextBatch::features`].
+    pub fn features(&self, model: &Janus, pass: &Pass) -> Result<Option<Tensor>> {
+        cache::features(model, pass, &self.images)
     }
 
-    fn supervised_logits(&self, model: &Janus, pass: &Pass) -> Result<(Tensor, Vec<u32>)> {
-        Ok((self.logits(model, pass)?, self.codes.concat()))
+    /// Normed hidden states from which each code is predicted, `[Σ codes, hidden]`.
+    fn hidden(&self, model: &Janus, pass: &Pass) -> Result<Tensor> {
+        let rows = self.prompts.len();
+        let empty = self.prompts.iter().chain(&self.codes).any(Vec::is_empty);
+        if empty || self.codes.len() != rows {
+            let expected = format!("{rows} rows of at least one prompt token and one code");
+            let got = self.prompts.iter().chain(&self.codes).map(Vec::len).collect();
+            return Err(janus_core::ModelError::Shape { what: "prompts and image codes", expected, got }.into());
+        }
+        let ids = self.prompts.concat();
+        let features = self.features(model, pass)?;
+        let text = model.embed_with_images(pass, &ids, 1, self.placeholder, features.as_ref())?.flatten_to(1)?;
+        // The last code of a row predicts nothing.
+        let inputs: Vec<u32> = self.codes.iter().flat_map(|codes| &codes[..codes.len() - 1]).copied().collect();
+        let table = if inputs.is_empty() {
+            text
+        } else {
+            Tensor::cat(&[text, model.generation()?.embed(pass, &inputs, 1)?.flatten_to(1)?], 0)?
+        };
+        let (mut order, mut lengths, mut places) = (Vec::new(), Vec::with_capacity(rows), Vec::new());
+        let (mut text_start, mut code_start) = (0, ids.len());
+        for (prompt, codes) in self.prompts.iter().zip(&self.codes) {
+            let last = order.len() + prompt.len() - 1;
+            places.extend((last..last + codes.len()).map(|place| place as u32));
+            order.extend((text_start..text_start + prompt.len()).map(|row| row as u32));
+            order.extend((code_start..code_start + codes.len() - 1).map(|row| row as u32));
+            lengths.push(prompt.len() + codes.len() - 1);
+            text_start += prompt.len();
+            code_start += codes.len() - 1;
+        }
+        let embeds = ops::select_rows(&table, &order)?.unsqueeze(0)?;
+        Ok(model.decoder().forward_tokens(pass, &embeds, &Placement::packed(&lengths), &places)?)
+    }
+
+    /// Logits of every code, row after row: `[Σ codes, classes]`.
+    ///
+    /// # Errors
+    /// Ids or codes beyond the model's, or a row without prompt or codes.
+    pub fn logits(&self, model: &Janus, pass: &Pass) -> Result<Tensor> {
+        Ok(model.generation()?.logits(pass, &self.hidden(model, pass)?)?)
     }
 }
+
+#[cfg(test)]
+#[path = "forward_tests.rs"]
+mod tests;

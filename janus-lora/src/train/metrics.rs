@@ -22,7 +22,7 @@ pub struct StepLine {
     pub lr: f64,
     /// Norm of all gradients before clipping.
     pub grad_norm: f64,
-    /// Tokens the decoder read, padding left out.
+    /// Tokens the decoder read; batches are packed, so that there is no padding beside them.
     pub tokens: u64,
     /// The same per second of the step.
     pub tokens_per_second: f64,

@@ -7,7 +7,6 @@ use janus_core::Parts;
 use janus_core::checkpoint::expected_tensors;
 use janus_core::config::JanusConfig;
 use janus_core::model::vision::VisionPoint;
-use janus_core::pass::Part;
 use janus_core::site::{Site, SiteKind, sites};
 use serde::Serialize;
 
@@ -18,7 +17,7 @@ use crate::adapter::AdapterSpec;
 use crate::base::Base;
 use crate::cache::CacheSettings;
 use crate::error::Result;
-use crate::recipe::{BaseDtype, Recipe};
+use crate::recipe::{BaseDtype, Recipe, Recompute};
 use crate::target::{self, Origin};
 
 /// Rows of one table.
@@ -47,6 +46,8 @@ pub struct Plan {
     pub rows: usize,
     /// Optimiser steps.
     pub steps: u64,
+    /// Whether blocks compute again in the backward what they would have kept.
+    pub recompute: bool,
     /// Estimate of the largest resident memory.
     pub predicted_peak_bytes: u64,
     /// Each table.
@@ -136,7 +137,14 @@ impl Plan {
         let touched = chosen.iter().map(AsRef::as_ref).chain(saved.iter().map(String::as_str));
         let point = VisionPoint::highest(config.vision.num_hidden_layers, touched);
         let cached = if CacheSettings::from_environment()?.is_on() { cached(parts(tables), point) } else { Vec::new() };
-        let predicted_peak_bytes = predicted_peak_bytes(recipe, config, parts(tables), trainable_parameters);
+        let memory = Memory::of(recipe, config, parts(tables), trainable_parameters, &chosen);
+        let recompute = match recipe.train.recompute {
+            Recompute::On => true,
+            Recompute::Off => false,
+            // Where this machine tells, only a run that would not fit otherwise pays for computing twice.
+            Recompute::Auto => available_bytes().is_some_and(|available| memory.peak_bytes(false) > available),
+        };
+        let predicted_peak_bytes = memory.peak_bytes(recompute);
         let tables: Vec<TablePlan> = tables
             .iter()
             .map(|table| TablePlan {
@@ -152,6 +160,7 @@ impl Plan {
             total_parameters,
             rows: tables.iter().map(|table| table.rows).sum(),
             steps,
+            recompute,
             predicted_peak_bytes,
             tables,
             sites: chosen,
@@ -215,52 +224,82 @@ fn saved_parameters(config: &JanusConfig, modules: &[String]) -> Result<Vec<Stri
     Ok(names)
 }
 
-/// Weights of the parts that are loaded, the trainable tensors with gradients and moments, and the activations that one
-/// micro-batch keeps for its backward.
-fn predicted_peak_bytes(recipe: &Recipe, config: &JanusConfig, parts: Parts, trainable: u64) -> u64 {
-    let size = compute_type(recipe).size_in_bytes() as u64;
-    let elements = |shape: &[usize]| shape.iter().map(|n| *n as u64).product::<u64>();
-    let weights: u64 = expected_tensors(config, true)
-        .iter()
-        .map(|tensor| {
-            let name = tensor.name.as_str();
-            let (loaded, size) = if name.starts_with("model.vqmodel.") {
-                // Opened for the codes of images that the cache does not have yet.
-                (parts.generation, 4)
-            } else if name.starts_with("model.vision_model.") || name.starts_with("model.aligner.") {
-                (parts.vision, size)
-            } else if name.starts_with("model.generation_") {
-                (parts.generation, size)
-            } else if name == "lm_head.weight" {
-                (parts.text_head, size)
-            } else {
-                (true, size)
-            };
-            if loaded { elements(&tensor.shape) * size } else { 0 }
-        })
-        .sum();
-    // Value, gradient of the micro-batch, summed gradient and two moments, all f32.
-    let state = trainable * 4 * 5;
-    // A guess at the text around an image; lengths are only known when rows are read.
-    const TEXT_TOKENS: u64 = 64;
-    let patches = config.vision.num_patches() as u64;
-    let rows = recipe.train.batch_size;
-    let tokens = rows * (patches + TEXT_TOKENS);
-    let text = &config.text;
-    // Kept by the graph per token and block: about fourteen tensors of the width and four of the inner width.
-    let decoder = (14 * text.hidden_size + 4 * text.intermediate_size) as u64 * size * text.num_hidden_layers as u64;
-    let vision = (12 * config.vision.hidden_size + 3 * config.vision.intermediate_size) as u64
-        * size
-        * config.vision.num_hidden_layers as u64;
-    // Each pair widens its input to f32 and adds an f32 output.
-    let pairs = |part: Part| -> u64 {
-        let sites = sites(config);
-        let own = sites.iter().filter(|s| s.part == part && matches!(s.kind, SiteKind::Linear));
-        own.map(|s| 4 * (s.input + 2 * s.output) as u64).sum()
+/// Resident memory of a run by what holds it, in bytes.
+struct Memory {
+    /// The process before anything is loaded.
+    process: u64,
+    /// Parameters of the parts that are loaded.
+    weights: u64,
+    /// Trainable values, their gradients of the micro-batch and of the step, and two moments.
+    state: u64,
+    /// What the blocks of one micro-batch keep for their backward.
+    kept: u64,
+    /// The inputs of the same blocks, which stay in any case.
+    inputs: u64,
+    /// What one block holds while it is computed.
+    block: u64,
+    /// What the image tokenizer holds while it encodes an image.
+    tokenizer: u64,
+}
+
+impl Memory {
+    fn of(recipe: &Recipe, config: &JanusConfig, parts: Parts, trainable: u64, chosen: &[Arc<str>]) -> Self {
+        // A guess at the text around an image; lengths are only known when rows are read.
+        const TEXT_TOKENS: u64 = 64;
+        // No part of the model: opened for the codes of images that the cache does not have yet.
+        let parts = Parts { image_tokenizer: parts.generation, ..parts };
+        let size = compute_type(recipe).size_in_bytes() as u64;
+        let expected = expected_tensors(config, true);
+        let weights = expected.iter().map(|tensor| loaded_bytes(&tensor.name, &tensor.shape, parts, size));
+        let patches = config.vision.num_patches() as u64;
+        let rows = recipe.train.batch_size;
+        let (text, vision) = (&config.text, &config.vision);
+        let (hidden, inner) = (text.hidden_size as u64, text.intermediate_size as u64);
+        let kv = (text.num_key_value_heads * text.head_dim) as u64;
+        let decoder_tokens = rows * (patches + TEXT_TOKENS) * size;
+        // Queries, keys, values, attention's output, the second norm's input, gate and up.
+        let mut kept = decoder_tokens * text.num_hidden_layers as u64 * (3 * hidden + 2 * kv + 2 * inner);
+        let mut inputs = decoder_tokens * text.num_hidden_layers as u64 * hidden;
+        // Their gradients, the activation, the normed input, and the slack of buffers that wait.
+        let block = decoder_tokens * (8 * hidden + 2 * kv + 5 * inner);
+        if chosen.iter().any(|path| path.starts_with("model.vision_model.")) {
+            let (width, inner) = (vision.hidden_size as u64, vision.intermediate_size as u64);
+            let tokens = rows * patches * size * vision.num_hidden_layers as u64;
+            kept += tokens * (5 * width + inner);
+            inputs += tokens * width;
+        }
+        let pixels = (vision.image_size * vision.image_size) as u64;
+        // The finest level in f32: about six of its tensors at once.
+        let tokenizer = if parts.image_tokenizer { 6 * 4 * pixels * config.vq.base_channels as u64 } else { 0 };
+        Self { process: 64 << 20, weights: weights.sum(), state: trainable * 4 * 5, kept, inputs, block, tokenizer }
+    }
+
+    fn peak_bytes(&self, recompute: bool) -> u64 {
+        // With recomputation one block's share of what is kept exists at a time, which `block` leaves room for.
+        let kept = if recompute { self.block / 2 } else { self.kept };
+        self.process + self.weights + self.state + (self.inputs + kept + self.block).max(self.tokenizer)
+    }
+}
+
+/// Bytes of one parameter in memory, none where its part is not loaded.
+fn loaded_bytes(name: &str, shape: &[usize], parts: Parts, size: u64) -> u64 {
+    let (loaded, size) = if name.starts_with("model.vqmodel.") {
+        (parts.image_tokenizer, 4)
+    } else if name.starts_with("model.vision_model.") || name.starts_with("model.aligner.") {
+        (parts.vision, size)
+    } else if name.starts_with("model.generation_") {
+        (parts.generation, size)
+    } else if name == "lm_head.weight" {
+        (parts.text_head, size)
+    } else {
+        (true, size)
     };
-    let vision_tokens = if parts.vision { rows * patches } else { 0 };
-    let adapted_vision =
-        if recipe.adapter.targets.iter().any(|t| t != "decoder") { vision + pairs(Part::Vision) } else { 0 };
-    const PROCESS_BYTES: u64 = 64 << 20;
-    PROCESS_BYTES + weights + state + tokens * (decoder + pairs(Part::Decoder)) + vision_tokens * adapted_vision
+    if loaded { shape.iter().map(|n| *n as u64).product::<u64>() * size } else { 0 }
+}
+
+/// Memory that the machine can give without swapping, where it tells (`MemAvailable` of proc(5)).
+fn available_bytes() -> Option<u64> {
+    let told = fs_err::read_to_string("/proc/meminfo").ok()?;
+    let line = told.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use fs_err as fs;
 use janus_core::Janus;
 use janus_core::checkpoint::tensor_digest;
@@ -72,16 +72,16 @@ pub fn prepare(recipe: Recipe, status: &dyn Status) -> Result<Prepared> {
     Ok(Prepared { recipe, base, tables, plan })
 }
 
-/// Runs a recipe from the first step to the saved adapter.
+/// Runs a recipe on `device`, from the first step to the saved adapter.
 ///
 /// # Errors
 /// Before the first step: anything wrong with the input, and nothing is written. Later: what the step met.
-pub fn train(prepared: &Prepared, status: &dyn Status) -> Result<Summary> {
+pub fn train(prepared: &Prepared, device: &Device, status: &dyn Status) -> Result<Summary> {
     let Prepared { recipe, base, tables, plan } = prepared;
     let folder = recipe.output.dir.as_path();
     require_new_folder(folder)?;
     let cache_settings = CacheSettings::from_environment()?;
-    let model = base.model(compute_type(recipe), parts(tables), status)?;
+    let model = base.model(compute_type(recipe), device, parts(tables), status)?;
     let fingerprint = base.fingerprint(status)?;
     base.cache().keep(&fingerprint, &cache_settings);
     let frozen = digests(&model)?;
@@ -93,7 +93,7 @@ pub fn train(prepared: &Prepared, status: &dyn Status) -> Result<Summary> {
     note.base = Some(BaseNote { name: Some(base.name().to_owned()), fingerprint });
     note.recipe = Some(to_toml(recipe));
     adapter.note = Some(note);
-    let mut stepper = stepper(recipe, tables, Trainables::attach(&model, adapter)?);
+    let mut stepper = stepper(recipe, tables, Trainables::attach(&model, adapter)?).with_recompute(plan.recompute);
     check_coverage(recipe, base, tables, &model, &stepper)?;
 
     let mut files = RunFiles::create(folder, recipe, tables)?;

@@ -54,6 +54,7 @@ pub struct Stepper {
     accumulation: Accumulation,
     clip_norm: f64,
     seed: u64,
+    recompute: bool,
 }
 
 impl Stepper {
@@ -67,7 +68,12 @@ impl Stepper {
         seed: u64,
     ) -> Self {
         let optimizer = AdamW::new(config, trainables.len());
-        Self { trainables, optimizer, tables, accumulation, clip_norm, seed }
+        Self { trainables, optimizer, tables, accumulation, clip_norm, seed, recompute: false }
+    }
+
+    /// With blocks that keep their input alone and compute the rest again in the backward: the same bits, less memory.
+    pub fn with_recompute(self, recompute: bool) -> Self {
+        Self { recompute, ..self }
     }
 
     /// Sums of gradients over `batches` and the losses, without moving anything.
@@ -92,7 +98,9 @@ impl Stepper {
         let mut sums: Vec<Option<Vec<f32>>> = vec![None; self.trainables.len()];
         let mut losses: Vec<Option<f64>> = vec![None; self.tables.len()];
         for (number, TableBatch { table, batch }) in batches.iter().enumerate() {
-            let pass = Pass::training(NoiseKey { seed: self.seed, step, micro_batch: number as u64 });
+            let noise = NoiseKey { seed: self.seed, step, micro_batch: number as u64 };
+            let mut pass = Pass::training(noise);
+            pass.recompute = self.recompute;
             let own = batch.supervised();
             if own == 0 {
                 continue;
@@ -101,7 +109,7 @@ impl Stepper {
                 Accumulation::Tokens => 1.0 / supervised[*table] as f64,
                 Accumulation::Mean => 1.0 / (own * counts[*table]) as f64,
             };
-            let loss = batch.loss(model, &pass, false)?;
+            let loss = batch.loss(model, &pass)?;
             let value = f64::from(loss.sum.to_scalar::<f32>()?) * share;
             let table_loss = &self.tables[*table];
             if !value.is_finite() {

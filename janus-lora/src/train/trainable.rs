@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use janus_core::Janus;
 use janus_core::noise;
 use janus_core::site::LowRank;
@@ -28,7 +28,8 @@ pub struct Trainables {
 }
 
 impl Trainables {
-    /// Turns every tensor of the adapter into a variable and attaches them all, with the adapter's dropout.
+    /// Turns every tensor of the adapter into a variable on the model's device and attaches them all, with the adapter's
+    /// dropout.
     ///
     /// # Errors
     /// A site or parameter that the model lacks.
@@ -36,7 +37,7 @@ impl Trainables {
         let mut list = Vec::new();
         let mut vars = BTreeMap::new();
         for (name, tensor) in adapter.tensors() {
-            let var = Var::from_tensor(&tensor.to_dtype(DType::F32)?.contiguous()?)?;
+            let var = Var::from_tensor(&tensor.to_device(model.device())?.to_dtype(DType::F32)?.contiguous()?)?;
             vars.insert(name.clone(), var.as_tensor().clone());
             list.push(Trainable { name, var });
         }
@@ -72,7 +73,7 @@ impl Trainables {
         self.list.is_empty()
     }
 
-    /// The adapter with the variables' present values.
+    /// The adapter with the variables' present values, on the processor.
     ///
     /// # Errors
     /// The tensor engine's.
@@ -81,7 +82,7 @@ impl Trainables {
         let values: BTreeMap<&str, Tensor> = self
             .list
             .iter()
-            .map(|t| Ok((t.name.as_str(), t.var.as_detached_tensor().copy()?)))
+            .map(|t| Ok((t.name.as_str(), t.var.as_detached_tensor().copy()?.to_device(&Device::Cpu)?)))
             .collect::<Result<_>>()?;
         let value = |name: &str| values.get(name).cloned().expect("an adapter lists its own tensors");
         for pair in adapter.pairs.values_mut() {

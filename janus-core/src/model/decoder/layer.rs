@@ -5,8 +5,10 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 
 use super::cache::LayerCache;
+use crate::block::{Block, Extent, Mlp};
 use crate::config::TextConfig;
 use crate::error::Result;
+use crate::kernel::attention::Heads;
 use crate::model::loader::Loader;
 use crate::model::norm::RmsNorm;
 use crate::ops::rotary::Rotary;
@@ -67,6 +69,32 @@ impl DecoderLayer {
         mask: &AttentionMask,
         cache: Option<&mut LayerCache>,
     ) -> Result<Tensor> {
+        self.forward_kept(pass, x, rotary, mask, cache, None)
+    }
+
+    /// As [`DecoderLayer::forward`]; with `kept`, only these tokens (rows of `batch · sequence`) leave the block, as
+    /// `[kept, hidden]`, and nothing after the attention is computed for the others.
+    pub(super) fn forward_kept(
+        &self,
+        pass: &Pass,
+        x: &Tensor,
+        rotary: &Rotary,
+        mask: &AttentionMask,
+        cache: Option<&mut LayerCache>,
+        kept: Option<Arc<[u32]>>,
+    ) -> Result<Tensor> {
+        if let Some(block) = self.fused(pass, x, mask)? {
+            return Ok(match (cache, kept) {
+                (Some(cache), None) => block.forward_cached(x, rotary, cache)?,
+                (Some(cache), Some(kept)) => {
+                    ops::select_rows(&block.forward_cached(x, rotary, cache)?.flatten_to(1)?, &kept)?
+                }
+                (None, kept) => {
+                    let (batch, mask, recompute) = (x.dim(0)?, mask.clone(), pass.recompute);
+                    block.forward(x, Extent { rotary: Some(rotary.clone()), batch, mask, kept, recompute })?
+                }
+            });
+        }
         let (batch, sequence, _) = x.dims3()?;
         let normed = self.input_layernorm.forward(x)?;
         let split = |projection: &Projection, heads: usize| -> Result<Tensor> {
@@ -80,6 +108,13 @@ impl DecoderLayer {
             None => (k, v),
         };
         let attended = ops::attention(&q, &k, &v, mask)?.reshape((batch, sequence, ()))?;
+        let (x, attended) = match &kept {
+            Some(kept) => {
+                let some = |t: &Tensor| ops::select_rows(&t.flatten_to(1)?, kept);
+                (some(x)?, some(&attended)?)
+            }
+            None => (x.clone(), attended),
+        };
         let h = (x + self.o_proj.forward(pass, &attended)?)?;
 
         let normed = self.post_attention_layernorm.forward(&h)?;
@@ -87,5 +122,17 @@ impl DecoderLayer {
         let up = self.up_proj.forward(pass, &normed)?;
         let inner = ops::activation::silu_gate(&gate, &up)?;
         Ok((&h + self.down_proj.forward(pass, &inner)?)?)
+    }
+
+    /// The block in one piece, where nothing in it asks for the operation by operation path.
+    fn fused(&self, pass: &Pass, x: &Tensor, mask: &AttentionMask) -> Result<Option<Block>> {
+        if mask.keys.is_some() {
+            return Ok(None);
+        }
+        let Self { heads, kv_heads, head_dim, .. } = *self;
+        let norms = [self.input_layernorm.parts(), self.post_attention_layernorm.parts()];
+        let attention = [&*self.q_proj, &*self.k_proj, &*self.v_proj, &*self.o_proj];
+        let mlp = Mlp::Gated([&*self.gate_proj, &*self.up_proj, &*self.down_proj]);
+        Block::of(pass, x, norms, attention, mlp, Heads { heads, kv_heads, head_dim, causal: mask.causal })
     }
 }

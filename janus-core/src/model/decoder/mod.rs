@@ -9,14 +9,15 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 
 pub use cache::Cache;
+pub(crate) use cache::{Cached, HeadMajor, LayerCache};
 pub use layer::DecoderLayer;
 
 use super::loader::Loader;
 use super::norm::RmsNorm;
 use crate::config::TextConfig;
 use crate::error::{ModelError, Result};
-use crate::ops::AttentionMask;
 use crate::ops::rotary::Rotary;
+use crate::ops::{AttentionMask, HeadLoss};
 use crate::pass::Pass;
 use crate::site::Projection;
 
@@ -48,7 +49,19 @@ impl Placement {
             }
         }
         let keys = if mask.iter().all(|m| *m) { None } else { Some(mask.into()) };
-        Self { positions, mask: AttentionMask { causal: true, keys } }
+        Self { positions, mask: AttentionMask { keys, ..AttentionMask::causal() } }
+    }
+
+    /// Rows of these lengths one behind the other as the only row of a batch, `[1, Σ lengths]`: positions begin anew with
+    /// each, and none sees another.
+    pub fn packed(lengths: &[usize]) -> Self {
+        let positions = lengths.iter().flat_map(|length| (0..*length).map(|p| p as u32)).collect();
+        let ends = lengths.iter().scan(0, |end, length| {
+            *end += length;
+            Some(*end)
+        });
+        let segments = if lengths.len() > 1 { Some(std::iter::once(0).chain(ends).collect()) } else { None };
+        Self { positions, mask: AttentionMask { segments, ..AttentionMask::causal() } }
     }
 
     /// The last `length` tokens of each row of `mask`, which covers what a cache holds and them.
@@ -108,6 +121,7 @@ impl Decoder {
             }
             .into());
         }
+        // The site looks ids up by their values: they stay on the processor wherever the table lies.
         let ids = Tensor::from_slice(ids, (batch, sequence), &candle_core::Device::Cpu)?;
         self.embed_tokens.forward(pass, &ids)
     }
@@ -135,19 +149,45 @@ impl Decoder {
         placement: &Placement,
         cache: Option<&mut Cache>,
     ) -> Result<Tensor> {
+        self.run(pass, embeds, placement, cache, None)
+    }
+
+    /// As [`Decoder::forward`] of whole sequences, for some of their tokens (rows of `batch · sequence`) only:
+    /// `[tokens, hidden]`. What the others would cost after the last attention is not computed.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or a token beyond the batch.
+    pub fn forward_tokens(
+        &self,
+        pass: &Pass,
+        embeds: &Tensor,
+        placement: &Placement,
+        tokens: &[u32],
+    ) -> Result<Tensor> {
+        let count = embeds.dim(0)? * embeds.dim(1)?;
+        if let Some(token) = tokens.iter().find(|token| **token as usize >= count) {
+            let expected = format!("tokens below {count}");
+            return Err(ModelError::Shape { what: "tokens", expected, got: vec![*token as usize] }.into());
+        }
+        self.run(pass, embeds, placement, None, Some(tokens.into()))
+    }
+
+    fn run(
+        &self,
+        pass: &Pass,
+        embeds: &Tensor,
+        placement: &Placement,
+        cache: Option<&mut Cache>,
+        kept: Option<Arc<[u32]>>,
+    ) -> Result<Tensor> {
         let rotary = self.rotary(&placement.positions, embeds.dim(0)?);
         let mut x = embeds.clone();
-        match cache {
-            Some(cache) => {
-                for (layer, cache) in self.layers.iter().zip(cache.layers()) {
-                    x = layer.forward(pass, &x, &rotary, &placement.mask, Some(cache))?;
-                }
-            }
-            None => {
-                for layer in &self.layers {
-                    x = layer.forward(pass, &x, &rotary, &placement.mask, None)?;
-                }
-            }
+        let mut caches = cache.map(|cache| cache.layers().iter_mut());
+        let last = self.layers.len().saturating_sub(1);
+        for (number, layer) in self.layers.iter().enumerate() {
+            let kept = kept.clone().filter(|_| number == last);
+            let cache = caches.as_mut().and_then(Iterator::next);
+            x = layer.forward_kept(pass, &x, &rotary, &placement.mask, cache, kept)?;
         }
         self.final_norm(&x)
     }
@@ -165,8 +205,20 @@ impl Decoder {
     /// # Errors
     /// The text head was not loaded.
     pub fn text_logits(&self, pass: &Pass, hidden: &Tensor) -> Result<Tensor> {
-        let head = self.lm_head.as_ref().ok_or(ModelError::NotLoaded { part: "text head" })?;
-        head.forward(pass, hidden)
+        self.text_head()?.forward(pass, hidden)
+    }
+
+    /// Summed loss of normed hidden states `[rows, hidden]` against one label each, without holding all logits where the
+    /// text head is frozen.
+    ///
+    /// # Errors
+    /// The text head was not loaded, or a label beyond the vocabulary.
+    pub fn text_loss(&self, pass: &Pass, hidden: &Tensor, labels: &[u32]) -> Result<HeadLoss> {
+        self.text_head()?.loss(pass, hidden, labels)
+    }
+
+    fn text_head(&self) -> Result<&Projection> {
+        Ok(self.lm_head.as_ref().ok_or(ModelError::NotLoaded { part: "text head" })?)
     }
 
     /// An empty cache for up to `capacity` tokens a row; it grows beyond if need be.

@@ -9,7 +9,7 @@ use super::loader::Loader;
 use super::projector::Projector;
 use crate::config::VqConfig;
 use crate::error::{ModelError, Result};
-use crate::ops;
+use crate::ops::{self, HeadLoss};
 use crate::pass::Pass;
 use crate::site::Projection;
 
@@ -58,7 +58,20 @@ impl Generation {
     /// # Errors
     /// Shapes that do not fit.
     pub fn logits(&self, pass: &Pass, hidden: &Tensor) -> Result<Tensor> {
-        let inner = ops::activation::gelu(&self.proj_out.forward(pass, hidden)?)?;
-        self.vision_head.forward(pass, &inner)
+        self.vision_head.forward(pass, &self.inner(pass, hidden)?)
+    }
+
+    /// Summed loss of normed hidden states `[rows, hidden]` against one code each, without holding all logits where the
+    /// head's last map is frozen.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or a label that is no code.
+    pub fn loss(&self, pass: &Pass, hidden: &Tensor, labels: &[u32]) -> Result<HeadLoss> {
+        self.vision_head.loss(pass, &self.inner(pass, hidden)?, labels)
+    }
+
+    /// What the head's last map reads.
+    fn inner(&self, pass: &Pass, hidden: &Tensor) -> Result<Tensor> {
+        Ok(ops::activation::gelu(&self.proj_out.forward(pass, hidden)?)?)
     }
 }

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 
+use crate::block::{Block, Extent, Mlp};
 use crate::config::VisionConfig;
 use crate::error::Result;
+use crate::kernel::attention::Heads;
 use crate::model::loader::Loader;
 use crate::model::norm::LayerNorm;
 use crate::ops::{self, AttentionMask};
@@ -51,6 +53,10 @@ impl VisionLayer {
     /// # Errors
     /// Shapes that do not fit.
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
+        if let Some(block) = self.fused(pass, x)? {
+            let (batch, mask, recompute) = (x.dim(0)?, AttentionMask::full(), pass.recompute);
+            return Ok(block.forward(x, Extent { rotary: None, batch, mask, kept: None, recompute })?);
+        }
         let (images, patches, width) = x.dims3()?;
         let normed = self.layer_norm1.forward(x)?;
         let split = |projection: &Projection| -> Result<Tensor> {
@@ -62,5 +68,15 @@ impl VisionLayer {
 
         let inner = self.fc1.forward(pass, &self.layer_norm2.forward(&x)?)?;
         Ok((&x + self.fc2.forward(pass, &ops::activation::gelu(&inner)?)?)?)
+    }
+
+    /// The block in one piece, where nothing in it asks for the operation by operation path.
+    fn fused(&self, pass: &Pass, x: &Tensor) -> Result<Option<Block>> {
+        let heads = self.heads;
+        let norms = [self.layer_norm1.parts(), self.layer_norm2.parts()];
+        let attention = [&*self.q_proj, &*self.k_proj, &*self.v_proj, &*self.projection_layer];
+        let mlp = Mlp::Gelu([&*self.fc1, &*self.fc2]);
+        let head_dim = self.q_proj.site().output / heads;
+        Block::of(pass, x, norms, attention, mlp, Heads { heads, kv_heads: heads, head_dim, causal: false })
     }
 }

@@ -54,7 +54,7 @@ impl Vision {
         })
     }
 
-    /// Patches plus positions: `pixels: [images, 3, side, side]` in f32 to `[images, patches, width]`.
+    /// Patches plus positions: `pixels: [images, 3, side, side]` in f32, on any device, to `[images, patches, width]`.
     ///
     /// # Errors
     /// Pixels of another size than the model's.
@@ -67,7 +67,8 @@ impl Vision {
                 return Err(ModelError::Shape { what: "pixel_values", expected, got: other.to_vec() }.into());
             }
         }
-        let patches = self.patch_embedding.forward(pass, &pixels.to_dtype(self.dtype)?)?;
+        let pixels = pixels.to_dtype(self.dtype)?.to_device(self.position_embedding.frozen().device())?;
+        let patches = self.patch_embedding.forward(pass, &pixels)?;
         let patches = patches.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
         Ok(patches.broadcast_add(&self.position_embedding.value().to_dtype(patches.dtype())?)?)
     }

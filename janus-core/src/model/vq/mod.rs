@@ -56,7 +56,7 @@ impl ImageTokenizer {
         })
     }
 
-    /// What the encoder gives, before `quant_conv`: `[images, 3, side, side]` in [-1, 1] to
+    /// What the encoder gives, before `quant_conv`: `[images, 3, side, side]` in [-1, 1], on any device, to
     /// `[images, latent_channels, grid, grid]`.
     ///
     /// # Errors
@@ -69,7 +69,7 @@ impl ImageTokenizer {
                 return Err(ModelError::Shape { what: "pixels", expected, got: other.to_vec() }.into());
             }
         }
-        self.encoder.forward(pass, &pixels.to_dtype(DTYPE)?)
+        self.encoder.forward(pass, &pixels.to_dtype(DTYPE)?.to_device(self.quantizer.device())?)
     }
 
     /// Latents before quantisation: pixels as in [`ImageTokenizer::encoder_output`] to `[images, embed_dim, grid, grid]`.

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{D, Tensor};
+use candle_core::{D, Device, Tensor};
 use rayon::prelude::*;
 
 use super::DTYPE;
@@ -34,6 +34,11 @@ impl Quantizer {
     pub(super) fn load(loader: &mut Loader<'_>, path: &str, config: &VqConfig) -> Result<Self> {
         let embedding = loader.parameter(&format!("{path}.embedding.weight"), DTYPE)?;
         Ok(Self { embedding, codes: config.num_embeddings, width: config.embed_dim })
+    }
+
+    /// Where the codebook lies.
+    pub(super) fn device(&self) -> &Device {
+        self.embedding.frozen().device()
     }
 
     /// The nearest code of each latent: `[images, embed_dim, grid, grid]` to one row of codes per image, raster order.

@@ -15,15 +15,11 @@ struct Stretched {
 }
 
 impl Correction for Stretched {
-    fn terms(&self) -> &[LowRank] {
-        &self.terms
-    }
-
     fn apply(&self, pass: &Pass, x: &Tensor, base: &BaseView<'_>) -> Result<Tensor> {
         self.seen.lock().unwrap().push((base.site().clone(), base.weight(), pass.noise));
         let product = base.forward_without_bias(x)?;
         let bias = (base.forward(x)? - &product)?;
-        let terms = (base.forward_with(pass, x, self.terms())? - base.forward(x)?)?;
+        let terms = (base.forward_with(pass, x, &self.terms)? - base.forward(x)?)?;
         Ok((((product * self.factor)? + bias)? + terms)?)
     }
 }

@@ -1,8 +1,10 @@
 //! Tests of the seam: projections of each kind by themselves, then all sites of a small model.
 
+mod composed;
 mod corrections;
 mod dropout;
 mod gradients;
+mod loss;
 mod model;
 mod routes;
 mod terms;
@@ -17,8 +19,8 @@ use crate::ops::check;
 struct Terms(Vec<LowRank>);
 
 impl Correction for Terms {
-    fn terms(&self) -> &[LowRank] {
-        &self.0
+    fn terms(&self) -> Option<&[LowRank]> {
+        Some(&self.0)
     }
 }
 

@@ -12,7 +12,7 @@ use crate::pass::Route;
 use crate::testing::{largest_difference, named_tensor, same_bits, tied_tiny, tiny};
 
 /// What the model gives on fixed inputs: text logits of a prompt with a picture, logits over codes, latents, pixels.
-struct Outputs {
+pub(super) struct Outputs {
     logits: Tensor,
     image_logits: Tensor,
     latents: Tensor,
@@ -21,7 +21,7 @@ struct Outputs {
 
 const PICTURE: u32 = 261;
 
-fn outputs(model: &Janus) -> Outputs {
+pub(super) fn outputs(model: &Janus) -> Outputs {
     let pass = Pass::inference();
     let (decoder, generation) = (model.decoder(), model.generation().unwrap());
     let picture = named_tensor("picture", &[1, 3, 32, 32]);
@@ -45,7 +45,7 @@ fn outputs(model: &Janus) -> Outputs {
 }
 
 impl Outputs {
-    fn named(&self) -> [(&'static str, &Tensor); 4] {
+    pub(super) fn named(&self) -> [(&'static str, &Tensor); 4] {
         [
             ("logits", &self.logits),
             ("image logits", &self.image_logits),
@@ -68,7 +68,7 @@ fn reached(path: &str) -> Vec<&'static str> {
 }
 
 /// A term with factors of the site's name, large enough to see and small enough to keep the model's outputs in size.
-fn term_of(site: &Site) -> LowRank {
+pub(super) fn term_of(site: &Site) -> LowRank {
     let (a, b) = factor_shapes(site, 2);
     let (a, b) = (named_tensor(&format!("{}.a", site.path), &a), named_tensor(&format!("{}.b", site.path), &b));
     let fan_in: usize = if site.kind == SiteKind::Embedding { 1 } else { a.dims()[1..].iter().product() };
@@ -225,7 +225,7 @@ fn two_requests_in_one_pass_through_the_model_equal_two_passes() {
 }
 
 /// `Σ logits·g + Σ image logits·g`, `g` fixed and uneven.
-fn objective(model: &Janus) -> Tensor {
+pub(super) fn objective(model: &Janus) -> Tensor {
     let Outputs { logits, image_logits, .. } = outputs(model);
     let weighed = |y: Tensor, name: &str| (&y * named_tensor(name, y.dims())).unwrap().sum_all().unwrap();
     (weighed(logits, "logits") + weighed(image_logits, "image logits")).unwrap()

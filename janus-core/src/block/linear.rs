@@ -1,0 +1,122 @@
+//! One site with its low-rank terms as a node of the tape: for sites outside of blocks.
+
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
+use half::bf16;
+
+use super::backward::Sites;
+use super::forward::sites;
+use super::node::dense;
+use super::thin::ThinPlan;
+use super::view::{BlockView, LinearView};
+use crate::kernel::{Matrix, Rows};
+use crate::ops::is_composed;
+use crate::ops::values::{Stored, with_slices};
+use crate::site::LowRank;
+
+/// `x·Wᵀ + b + Σ terms`, `x: [.., input]` and the weight `[output, input]` of one type; each term comes with the key of
+/// its dropout in training. `None` where only the operation by operation path will do.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub(crate) fn corrected_linear(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    terms: Vec<(LowRank, Option<u64>)>,
+) -> Result<Option<Tensor>> {
+    let dtype = x.dtype();
+    let fits = weight.dtype() == dtype && bias.is_none_or(|bias| bias.dtype() == dtype);
+    if is_composed(x.device()) || !fits || !matches!(dtype, DType::F32 | DType::BF16) {
+        return Ok(None);
+    }
+    let (output, input) = weight.dims2()?;
+    if x.dims().last() != Some(&input) {
+        bail!("input of shape {:?} does not fit a weight of shape [{output}, {input}]", x.dims());
+    }
+    let (thin, flat) = ThinPlan::of(&[(input, output, terms)])?;
+    let Some(flat) = flat else { return Ok(None) };
+    let node = CorrectedLinear { weight: weight.contiguous()?, bias: bias.cloned(), thin };
+    let x = x.contiguous()?;
+    let tracked = x.track_op() || flat.track_op();
+    Ok(Some(if tracked { x.apply_op2(&flat, node)? } else { x.apply_op2_no_bwd(&flat, &node)? }))
+}
+
+struct CorrectedLinear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    thin: ThinPlan,
+}
+
+impl CorrectedLinear {
+    /// Calls `f` with the site as a block of one map.
+    fn with_view<E: Stored, T>(&self, f: impl FnOnce(&BlockView<'_, E>) -> Result<T>) -> Result<T> {
+        let (output, input) = self.weight.dims2()?;
+        let mut parameters = vec![&self.weight];
+        parameters.extend(&self.bias);
+        with_slices::<E, _>(&parameters, |slices| {
+            let weight = Rows::dense(slices[0], output, input);
+            f(&BlockView { norms: None, linears: vec![LinearView { weight, bias: slices.get(1).copied() }] })
+        })
+    }
+
+    fn forward<E: Stored>(&self, x: &[E], flat: &[f32], dims: &[usize]) -> Result<(CpuStorage, Shape)> {
+        self.with_view::<E, _>(|view| {
+            let weight = view.linears[0].weight;
+            let x = Rows::dense(x, x.len() / weight.width().max(1), weight.width());
+            let ([y], _) = sites(view, &self.thin.read(flat), 0, x, None);
+            let mut dims = dims.to_vec();
+            if let Some(last) = dims.last_mut() {
+                *last = weight.count();
+            }
+            Ok((E::storage(dense(y)), Shape::from(dims)))
+        })
+    }
+
+    fn backward<E: Stored>(&self, x: &Tensor, flat: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Vec<f32>)> {
+        let dy = dy.contiguous()?;
+        let mut gradients = vec![0f32; self.thin.len()];
+        let dx = self.with_view::<E, _>(|view| {
+            with_slices::<E, _>(&[x, &dy], |slices| {
+                with_slices::<f32, _>(&[flat], |flat| {
+                    let weight = view.linears[0].weight;
+                    let rows = slices[0].len() / weight.width().max(1);
+                    let x_rows = Rows::dense(slices[0], rows, weight.width());
+                    let dy = Matrix::copy_of(Rows::dense(slices[1], rows, weight.count()));
+                    let thin = self.thin.read(flat[0]);
+                    let hidden: Vec<_> = thin.iter().map(|thin| thin.as_ref().map(|t| t.hidden(x_rows))).collect();
+                    let sites = Sites { view, thin: &thin, hidden: &hidden, first: 0 };
+                    Ok(sites.backward(&[dy], || Matrix::copy_of(x_rows), &mut gradients, x.track_op()))
+                })
+            })
+        })?;
+        let dx = dx.map(|dx| Tensor::from_vec(dense(dx), x.shape(), x.device())).transpose()?;
+        Ok((dx, gradients))
+    }
+}
+
+impl CustomOp2 for CorrectedLinear {
+    fn name(&self) -> &'static str {
+        "corrected-linear"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, flat: &CpuStorage, lf: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (CpuStorage::F32(flat), Some((first, last))) = (flat, lf.contiguous_offsets()) else {
+            bail!("a site's factors are f32 without gaps");
+        };
+        let Some((start, end)) = lx.contiguous_offsets() else { bail!("a site's input has gaps") };
+        match x {
+            CpuStorage::F32(x) => self.forward(&x[start..end], &flat[first..last], lx.dims()),
+            CpuStorage::BF16(x) => self.forward(&x[start..end], &flat[first..last], lx.dims()),
+            _ => bail!("a site computes in f32 or bf16"),
+        }
+    }
+
+    fn bwd(&self, x: &Tensor, flat: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (dx, gradients) = match x.dtype() {
+            DType::F32 => self.backward::<f32>(x, flat, dy)?,
+            _ => self.backward::<bf16>(x, flat, dy)?,
+        };
+        let gradients = Tensor::from_vec(gradients, flat.shape(), flat.device())?;
+        Ok((dx, flat.track_op().then_some(gradients)))
+    }
+}

@@ -1,0 +1,368 @@
+//! A block as one node of candle's tape.
+
+use std::any::Any;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
+use half::bf16;
+
+use super::backward::backward;
+use super::forward::{Angles, Keep, Plan, Saved, forward};
+use super::thin::ThinPlan;
+use super::view::{BlockView, LinearView, NormView};
+use crate::kernel::attention::{Heads, KeyValues, Segment};
+use crate::kernel::{Matrix, Rows};
+use crate::model::decoder::{Cached, HeadMajor, LayerCache};
+use crate::ops::rotary::Rotary;
+use crate::ops::values::{Stored, with_slices};
+use crate::ops::{AttentionMask, is_composed};
+use crate::parameter::Parameter;
+use crate::pass::Pass;
+use crate::site::Projection;
+
+/// A norm of a block.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BlockNorm<'a> {
+    /// `[width]`.
+    pub(crate) weight: &'a Parameter,
+    /// `[width]`; a layer norm has one, a root-mean-square norm none.
+    pub(crate) bias: Option<&'a Parameter>,
+    /// Added to the variance.
+    pub(crate) eps: f64,
+}
+
+/// The maps of a block's MLP.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Mlp<'a> {
+    /// `down(silu(gate)·up)`.
+    Gated([&'a Projection; 3]),
+    /// `fc2(gelu(fc1))`.
+    Gelu([&'a Projection; 2]),
+}
+
+impl<'a> Mlp<'a> {
+    fn maps(&self) -> &[&'a Projection] {
+        match self {
+            Mlp::Gated(maps) => maps,
+            Mlp::Gelu(maps) => maps,
+        }
+    }
+}
+
+/// The tokens of one pass: where they stand and whom they see.
+#[derive(Debug, Clone)]
+pub(crate) struct Extent {
+    /// Rotary tables of the decoder.
+    pub(crate) rotary: Option<Rotary>,
+    /// Rows of the batch.
+    pub(crate) batch: usize,
+    /// Whom a token sees.
+    pub(crate) mask: AttentionMask,
+    /// Tokens (rows of `batch · sequence`) that leave the block; all where absent.
+    pub(crate) kept: Option<Arc<[u32]>>,
+    /// Whether what the backward needs is computed again there instead of kept.
+    pub(crate) recompute: bool,
+}
+
+/// A block whose frozen parameters stand as loaded and whose corrections are low-rank terms, ready to be computed.
+#[derive(Debug)]
+pub(crate) struct Block {
+    /// Weight and perhaps bias of both norms.
+    norms: [(Tensor, Option<Tensor>, f32); 2],
+    /// Weight and perhaps bias of q, k, v, o and the MLP's maps.
+    linears: Vec<(Tensor, Option<Tensor>)>,
+    thin: ThinPlan,
+    factors: Option<Tensor>,
+    heads: Heads,
+    dtype: DType,
+}
+
+impl Block {
+    /// The block, or `None` where only the operation by operation path will do: another device or a composed pass, a
+    /// trainable copy of a parameter, a correction that is more than low-rank terms, or terms for one request.
+    ///
+    /// # Errors
+    /// Factors that cannot be laid out.
+    pub(crate) fn of(
+        pass: &Pass,
+        x: &Tensor,
+        norms: [BlockNorm<'_>; 2],
+        attention: [&Projection; 4],
+        mlp: Mlp<'_>,
+        heads: Heads,
+    ) -> crate::error::Result<Option<Self>> {
+        let dtype = x.dtype();
+        if is_composed(x.device()) || !matches!(dtype, DType::F32 | DType::BF16) {
+            return Ok(None);
+        }
+        let frozen = |parameter: &Parameter| parameter.as_loaded().filter(|value| value.dtype() == dtype);
+        let mut own_norms = Vec::with_capacity(2);
+        for norm in norms {
+            let Some(weight) = frozen(norm.weight) else { return Ok(None) };
+            let bias = match norm.bias.map(frozen) {
+                Some(None) => return Ok(None),
+                Some(bias) => bias,
+                None => None,
+            };
+            own_norms.push((weight, bias, norm.eps as f32));
+        }
+        let [first, second] = own_norms.try_into().expect("two norms were pushed");
+        let mut linears = Vec::with_capacity(7);
+        let mut sites = Vec::with_capacity(7);
+        for projection in attention.iter().chain(mlp.maps()) {
+            let Some(weight) = frozen(projection.weight()) else { return Ok(None) };
+            let bias = match projection.bias().map(frozen) {
+                Some(None) => return Ok(None),
+                Some(bias) => bias,
+                None => None,
+            };
+            linears.push((weight, bias));
+            let Some(terms) = projection.fusable_terms(pass) else { return Ok(None) };
+            sites.push((projection.site().input, projection.site().output, terms));
+        }
+        let (thin, factors) = ThinPlan::of(&sites)?;
+        Ok(Some(Self { norms: [first, second], linears, thin, factors, heads, dtype }))
+    }
+
+    /// `x: [batch, sequence, hidden]` to `[batch, sequence, hidden]`, or to `[kept, hidden]`.
+    pub(crate) fn forward(self, x: &Tensor, extent: Extent) -> Result<Tensor> {
+        let segments = segments(x, &extent)?;
+        let factors = self.factors.clone();
+        let tracked = x.track_op() || factors.as_ref().is_some_and(Tensor::track_op);
+        let x = &x.contiguous()?;
+        let node = Node { block: self, extent, segments, tracked, saved: Mutex::new(None) };
+        match (factors, tracked) {
+            (Some(factors), true) => x.apply_op2(&factors, Fused(node)),
+            (Some(factors), false) => x.apply_op2_no_bwd(&factors, &Fused(node)),
+            (None, true) => x.apply_op1(Fused(node)),
+            (None, false) => x.apply_op1_no_bwd(&Fused(node)),
+        }
+    }
+
+    /// As [`Block::forward`] without history, keys and values going through a cache: `x` continues what it holds.
+    pub(crate) fn forward_cached(&self, x: &Tensor, rotary: &Rotary, cache: &mut LayerCache) -> Result<Tensor> {
+        match self.dtype {
+            DType::F32 => self.cached_typed::<f32>(x, rotary, cache),
+            _ => self.cached_typed::<bf16>(x, rotary, cache),
+        }
+    }
+
+    fn cached_typed<E: Cached>(&self, x: &Tensor, rotary: &Rotary, cache: &mut LayerCache) -> Result<Tensor> {
+        let (batch, sequence, width) = x.dims3()?;
+        let (cosines, sines) = rotary.tables();
+        let plan = Plan { heads: &self.heads, segments: &[], angles: Some(Angles { cosines, sines }), kept: None };
+        let mut sink = Sink { store: E::store(cache, batch, self.heads.kv_heads, self.heads.head_dim)?, sequence };
+        let x = x.contiguous()?;
+        let y = self.with_view::<E, _>(&x, |view, x, flat| {
+            let x = Rows::dense(x, batch * sequence, width);
+            let (y, _) = forward(view, &self.thin.read(flat), &plan, x, &mut sink)?;
+            Ok(dense(y))
+        })?;
+        Tensor::from_vec(y, (batch, sequence, width), x.device())
+    }
+
+    /// Calls `f` with the block's parameters.
+    fn with_parameters<E: Stored, T>(&self, f: impl FnOnce(&BlockView<'_, E>) -> Result<T>) -> Result<T> {
+        let mut tensors = Vec::with_capacity(18);
+        for (weight, bias, _) in &self.norms {
+            tensors.extend([weight].into_iter().chain(bias));
+        }
+        for (weight, bias) in &self.linears {
+            tensors.extend([weight].into_iter().chain(bias));
+        }
+        with_slices::<E, _>(&tensors, |slices| {
+            let mut slices = slices.iter().copied();
+            let mut next = || slices.next().expect("one slice for every tensor");
+            let norms = [0, 1].map(|which| {
+                let (_, bias, eps) = &self.norms[which];
+                NormView { weight: next(), bias: bias.as_ref().map(|_| next()), eps: *eps }
+            });
+            let mut linears = Vec::with_capacity(self.linears.len());
+            for (weight, bias) in &self.linears {
+                let (output, input) = weight.dims2()?;
+                let weight = Rows::dense(next(), output, input);
+                linears.push(LinearView { weight, bias: bias.as_ref().map(|_| next()) });
+            }
+            f(&BlockView { norms: Some(norms), linears })
+        })
+    }
+
+    /// Calls `f` with the block's parameters, the values of `x`, and the flat factors.
+    fn with_view<E: Stored, T>(
+        &self,
+        x: &Tensor,
+        f: impl FnOnce(&BlockView<'_, E>, &[E], &[f32]) -> Result<T>,
+    ) -> Result<T> {
+        let factors: Vec<&Tensor> = self.factors.iter().collect();
+        self.with_parameters::<E, _>(|view| {
+            with_slices::<E, _>(&[x], |x| {
+                with_slices::<f32, _>(&factors, |flat| f(view, x[0], flat.first().copied().unwrap_or(&[])))
+            })
+        })
+    }
+}
+
+/// The rows of a matrix without gaps.
+pub(super) fn dense<E: Stored>(matrix: Matrix<E>) -> Vec<E> {
+    let mut values = Vec::with_capacity(matrix.rows() * matrix.width());
+    (0..matrix.rows()).for_each(|i| values.extend_from_slice(matrix.row(i)));
+    values
+}
+
+/// Puts keys and values into a cache and reads all of them back.
+struct Sink<'a, E> {
+    store: &'a mut HeadMajor<E>,
+    sequence: usize,
+}
+
+impl<E: Stored> Keep<E> for Sink<'_, E> {
+    fn keep(&mut self, keys: &Matrix<E>, values: &Matrix<E>) -> Result<()> {
+        self.store.append(keys.view(), values.view(), self.sequence)
+    }
+
+    fn all(&self) -> Option<(KeyValues<'_, E>, Vec<Segment>)> {
+        let (keys, values, capacity) = self.store.matrices();
+        let segment = |row: usize| Segment {
+            queries: row * self.sequence..(row + 1) * self.sequence,
+            keys: row * capacity..row * capacity + self.store.len(),
+        };
+        let segments = (0..self.store.batch()).map(segment).collect();
+        Some((KeyValues::head_major(keys, values, capacity), segments))
+    }
+}
+
+/// Tokens that see each other, from a mask without key holes.
+fn segments(x: &Tensor, extent: &Extent) -> Result<Vec<Segment>> {
+    if extent.mask.keys.is_some() {
+        bail!("a fused block takes no mask over keys");
+    }
+    let tokens = x.elem_count() / x.dim(candle_core::D::Minus1)?.max(1);
+    let own = |range: std::ops::Range<usize>| Segment { queries: range.clone(), keys: range };
+    Ok(match &extent.mask.segments {
+        Some(bounds) => bounds.windows(2).map(|b| own(b[0]..b[1])).filter(|s| !s.keys.is_empty()).collect(),
+        None => {
+            let sequence = tokens / extent.batch.max(1);
+            (0..extent.batch).map(|row| own(row * sequence..(row + 1) * sequence)).collect()
+        }
+    })
+}
+
+/// A block met by a batch.
+struct Node {
+    block: Block,
+    extent: Extent,
+    segments: Vec<Segment>,
+    /// Whether a backward may follow.
+    tracked: bool,
+    /// What the forward left, a [`Saved`] of the block's type; taken by the backward, absent when it is to recompute.
+    saved: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+impl Node {
+    fn plan(&self) -> Plan<'_> {
+        Plan {
+            heads: &self.block.heads,
+            segments: &self.segments,
+            angles: self.extent.rotary.as_ref().map(|rotary| {
+                let (cosines, sines) = rotary.tables();
+                Angles { cosines, sines }
+            }),
+            kept: self.extent.kept.as_deref(),
+        }
+    }
+
+    fn forward<E: Stored>(&self, x: &[E], flat: &[f32], layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let dims = layout.dims();
+        let width = dims.last().copied().unwrap_or(0);
+        // Parameters are read again here: the tape hands storages, not tensors, to a forward.
+        let y = self.block.with_parameters::<E, _>(|view| {
+            let x = Rows::dense(x, x.len() / width.max(1), width);
+            let (y, saved) = forward(view, &self.block.thin.read(flat), &self.plan(), x, &mut ())?;
+            if self.tracked && !self.extent.recompute {
+                *self.saved.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(saved));
+            }
+            Ok(y)
+        })?;
+        let shape = match &self.extent.kept {
+            Some(kept) => Shape::from((kept.len(), width)),
+            None => Shape::from(dims),
+        };
+        Ok((E::storage(dense(y)), shape))
+    }
+
+    fn forward_any(&self, x: &CpuStorage, layout: &Layout, flat: &[f32]) -> Result<(CpuStorage, Shape)> {
+        let Some((start, end)) = layout.contiguous_offsets() else { bail!("a block's input has gaps") };
+        match x {
+            CpuStorage::F32(x) => self.forward(&x[start..end], flat, layout),
+            CpuStorage::BF16(x) => self.forward(&x[start..end], flat, layout),
+            _ => bail!("a block computes in f32 or bf16"),
+        }
+    }
+
+    /// Gradients of the input, where it wants one, and of the factors.
+    fn backward(&self, x: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Vec<f32>)> {
+        match self.block.dtype {
+            DType::F32 => self.backward_typed::<f32>(x, dy),
+            _ => self.backward_typed::<bf16>(x, dy),
+        }
+    }
+
+    fn backward_typed<E: Stored>(&self, x: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Vec<f32>)> {
+        let dy = dy.contiguous()?;
+        let width = x.dim(candle_core::D::Minus1)?;
+        let plan = self.plan();
+        let saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut gradients = vec![0f32; self.block.thin.len()];
+        let dx = self.block.with_view::<E, _>(x, |view, x_values, flat| {
+            with_slices::<E, _>(&[&dy], |dy| {
+                let thin = self.block.thin.read(flat);
+                let x_rows = Rows::dense(x_values, x_values.len() / width.max(1), width);
+                let saved: Box<Saved<E>> = match saved.and_then(|saved| saved.downcast().ok()) {
+                    Some(saved) => saved,
+                    None => Box::new(forward(view, &thin, &plan, x_rows, &mut ())?.1),
+                };
+                let dy = Rows::dense(dy[0], dy[0].len() / width.max(1), width);
+                Ok(backward(view, &thin, &plan, x_rows, &saved, dy, &mut gradients, x.track_op()))
+            })
+        })?;
+        let dx = dx.map(|dx| Tensor::from_vec(dense(dx), x.shape(), x.device())).transpose()?;
+        Ok((dx, gradients))
+    }
+}
+
+/// The node as candle sees it.
+struct Fused(Node);
+
+impl CustomOp1 for Fused {
+    fn name(&self) -> &'static str {
+        "block"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.0.forward_any(x, layout, &[])
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        Ok(self.0.backward(x, dy)?.0)
+    }
+}
+
+impl CustomOp2 for Fused {
+    fn name(&self) -> &'static str {
+        "block"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, flat: &CpuStorage, lf: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (CpuStorage::F32(flat), Some((start, end))) = (flat, lf.contiguous_offsets()) else {
+            bail!("a block's factors are f32 without gaps");
+        };
+        self.0.forward_any(x, lx, &flat[start..end])
+    }
+
+    fn bwd(&self, x: &Tensor, flat: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (dx, gradients) = self.0.backward(x, dy)?;
+        let gradients =
+            if flat.track_op() { Some(Tensor::from_vec(gradients, flat.shape(), flat.device())?) } else { None };
+        Ok((dx, gradients))
+    }
+}

@@ -1,0 +1,472 @@
+//! Attention and its backward, one head and one block at a time: the score matrix of a head never exists.
+//!
+//! Forward in blocks of queries against all keys they may see; backward in blocks of keys, the scores transposed, with each
+//! query's log-partition kept from the forward (as in Dao, arXiv:2307.08691, without the online softmax).
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::element::Element;
+use super::matrix::Matrix;
+use super::product::{Finish, Rows, Term, product_alone};
+use super::vector::{exp, sum, vectorized};
+
+/// Queries or keys of a block, a multiple of a tile's rows: its scores over a thousand keys stay in the second-level cache.
+const BLOCK: usize = 96;
+
+/// Tokens that see each other and no others: rows of the queries and of the keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Segment {
+    /// Rows of the queries.
+    pub(crate) queries: Range<usize>,
+    /// Rows of keys and values; the last query stands at the last key.
+    pub(crate) keys: Range<usize>,
+}
+
+/// Sizes of the heads, and who sees whom.
+#[derive(Debug, Clone)]
+pub(crate) struct Heads {
+    /// Query heads.
+    pub(crate) heads: usize,
+    /// Key and value heads, of which `heads` is a multiple.
+    pub(crate) kv_heads: usize,
+    /// Width of a head.
+    pub(crate) head_dim: usize,
+    /// Whether a query sees only keys up to its own place.
+    pub(crate) causal: bool,
+}
+
+impl Heads {
+    fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+
+    fn columns(&self, head: usize) -> Range<usize> {
+        head * self.head_dim..(head + 1) * self.head_dim
+    }
+
+    fn kv_head(&self, head: usize) -> usize {
+        head / (self.heads / self.kv_heads)
+    }
+}
+
+impl Segment {
+    /// Keys before the first query's own.
+    fn offset(&self) -> usize {
+        self.keys.len() - self.queries.len()
+    }
+
+    /// Keys that some query of a block sees.
+    fn reach(&self, causal: bool, block: &Range<usize>) -> usize {
+        if causal { self.offset() + block.end } else { self.keys.len() }
+    }
+}
+
+/// Blocks of at most [`BLOCK`] of `count`.
+fn blocks(count: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..count).step_by(BLOCK).map(move |start| start..(start + BLOCK).min(count))
+}
+
+/// Keys and values, by token or by head.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct KeyValues<'a, E> {
+    keys: Rows<'a, E>,
+    values: Rows<'a, E>,
+    /// Tokens that a head of a batch row has room for, where rows are `[batch, kv_heads, capacity]`.
+    capacity: Option<usize>,
+}
+
+impl<'a, E: Element> KeyValues<'a, E> {
+    /// `[tokens, kv_heads · head_dim]` each.
+    pub(crate) fn of(keys: Rows<'a, E>, values: Rows<'a, E>) -> Self {
+        Self { keys, values, capacity: None }
+    }
+
+    /// `[batch · kv_heads · capacity, head_dim]` each; a segment's keys begin at a multiple of the capacity.
+    pub(crate) fn head_major(keys: Rows<'a, E>, values: Rows<'a, E>, capacity: usize) -> Self {
+        Self { keys, values, capacity: Some(capacity) }
+    }
+
+    /// Keys and values of one head for a range of tokens.
+    fn part(&self, heads: &Heads, kv_head: usize, tokens: Range<usize>) -> (Rows<'a, E>, Rows<'a, E>) {
+        let (rows, columns) = match self.capacity {
+            None => (tokens, heads.columns(kv_head)),
+            Some(capacity) => {
+                let row = tokens.start / capacity.max(1);
+                let first = (row * heads.kv_heads + kv_head) * capacity + (tokens.start - row * capacity);
+                (first..first + tokens.len(), 0..heads.head_dim)
+            }
+        };
+        (self.keys.part(rows.clone(), columns.clone()), self.values.part(rows, columns))
+    }
+}
+
+/// What the forward leaves: the output `[tokens, heads · head_dim]`, and each query's log-partition, `[heads, tokens]`.
+#[derive(Debug)]
+pub(crate) struct Attended<E: Element> {
+    pub(crate) out: Matrix<E>,
+    pub(crate) log_partitions: Vec<f32>,
+}
+
+/// `softmax(q·kᵀ / sqrt(head_dim) + mask)·v` of `q: [tokens, heads · head_dim]`.
+pub(crate) fn forward<E: Element>(
+    q: Rows<'_, E>,
+    all: KeyValues<'_, E>,
+    heads: &Heads,
+    segments: &[Segment],
+) -> Attended<E> {
+    let tokens = q.count();
+    let items: Vec<(&Segment, usize, Range<usize>)> = segments
+        .iter()
+        .flat_map(|s| (0..heads.heads).flat_map(move |head| blocks(s.queries.len()).map(move |block| (s, head, block))))
+        .collect();
+    let pieces: Vec<(Vec<E>, Vec<f32>)> = items
+        .par_iter()
+        .map_init(Vec::new, |scores: &mut Vec<f32>, (segment, head, block)| {
+            let reach = segment.reach(heads.causal, block);
+            let keys = segment.keys.start..segment.keys.start + reach;
+            let (keys, values) = all.part(heads, heads.kv_head(*head), keys);
+            let rows = segment.queries.start + block.start..segment.queries.start + block.end;
+            scores.resize(scores.len().max(block.len() * reach), 0.0);
+            let scores = &mut scores[..block.len() * reach];
+            let finish = Finish { factor: heads.scale(), ..Finish::default() };
+            let product = Term::transposed(q.part(rows, heads.columns(*head)), keys);
+            product_alone(&[product], finish, scores, reach);
+            let mut probabilities = vec![E::default(); scores.len()];
+            let mut partitions = Vec::with_capacity(block.len());
+            for (i, (scores, probabilities)) in
+                scores.chunks_exact_mut(reach).zip(probabilities.chunks_exact_mut(reach)).enumerate()
+            {
+                let end = if heads.causal { segment.offset() + block.start + i + 1 } else { reach };
+                partitions.push(softmax(&mut scores[..end], &mut probabilities[..end]));
+            }
+            let mut out = vec![E::default(); block.len() * heads.head_dim];
+            let probabilities = Rows::dense(&probabilities, block.len(), reach);
+            let product = Term::plain(probabilities, values);
+            product_alone(&[product], Finish::default(), &mut out, heads.head_dim);
+            (out, partitions)
+        })
+        .collect();
+    let mut out = Matrix::new(tokens, heads.heads * heads.head_dim);
+    let mut log_partitions = vec![0f32; heads.heads * tokens];
+    for ((segment, head, block), (piece, partitions)) in items.into_iter().zip(pieces) {
+        let first = segment.queries.start + block.start;
+        put(&mut out, first, heads.columns(head), &piece);
+        log_partitions[head * tokens + first..][..block.len()].copy_from_slice(&partitions);
+    }
+    Attended { out, log_partitions }
+}
+
+/// Gradients of [`forward`]'s inputs: `dq` as `q`, `dk` and `dv` as `k`.
+///
+/// With `p = exp(s - log-partition)`: `dv = pᵀ·do`, `ds = p·(do·vᵀ - Σ do·o)/sqrt(head_dim)`, `dq = ds·k`, `dk = dsᵀ·q`.
+pub(crate) fn backward<E: Element>(
+    [q, k, v]: [Rows<'_, E>; 3],
+    attended: &Attended<E>,
+    d_out: Rows<'_, E>,
+    heads: &Heads,
+    segments: &[Segment],
+) -> [Matrix<E>; 3] {
+    let groups = heads.heads / heads.kv_heads;
+    let items: Vec<(&Segment, usize)> =
+        segments.iter().flat_map(|s| (0..heads.kv_heads).map(move |kv_head| (s, kv_head))).collect();
+    let pieces: Vec<(Vec<Vec<E>>, Vec<f32>, Vec<f32>)> = items
+        .par_iter()
+        .map_init(Buffers::default, |buffers, (segment, kv_head)| {
+            let size = segment.keys.len() * heads.head_dim;
+            let (mut dk, mut dv) = (vec![0f32; size], vec![0f32; size]);
+            let columns = heads.columns(*kv_head);
+            let keys = k.part(segment.keys.clone(), columns.clone());
+            let values = v.part(segment.keys.clone(), columns);
+            let turned_keys = turned(keys);
+            let own = (kv_head * groups..(kv_head + 1) * groups)
+                .map(|head| {
+                    let rows = |of: Rows<'_, E>| -> Vec<E> {
+                        // Without gaps: the head's rows are met once for every block of keys.
+                        let part = of.part(segment.queries.clone(), heads.columns(head));
+                        (0..part.count()).flat_map(|i| part.row(i).iter().copied()).collect()
+                    };
+                    let (q, d_out) = (rows(q), rows(d_out));
+                    let count = segment.queries.len();
+                    let partitions =
+                        &attended.log_partitions[head * attended.out.rows() + segment.queries.start..][..count];
+                    let out = attended.out.view().part(segment.queries.clone(), heads.columns(head));
+                    let head = Head {
+                        q: Rows::dense(&q, count, heads.head_dim),
+                        d_out: Rows::dense(&d_out, count, heads.head_dim),
+                        keys,
+                        values,
+                        turned_keys: &turned_keys,
+                        partitions,
+                        deltas: (0..count)
+                            .map(|i| dot(out.row(i), &d_out[i * heads.head_dim..][..heads.head_dim]))
+                            .collect(),
+                    };
+                    head.gradients(heads, segment, buffers, &mut dk, &mut dv)
+                })
+                .collect();
+            (own, dk, dv)
+        })
+        .collect();
+    let mut dq = Matrix::new(q.count(), q.width());
+    let (mut dk, mut dv) = (Matrix::new(k.count(), k.width()), Matrix::new(k.count(), k.width()));
+    for ((segment, kv_head), (own, own_dk, own_dv)) in items.into_iter().zip(pieces) {
+        for (head, own) in (kv_head * groups..).zip(own) {
+            put(&mut dq, segment.queries.start, heads.columns(head), &own);
+        }
+        let narrow = |values: &[f32]| -> Vec<E> { values.iter().map(|v| E::narrow(*v)).collect() };
+        put(&mut dk, segment.keys.start, heads.columns(kv_head), &narrow(&own_dk));
+        put(&mut dv, segment.keys.start, heads.columns(kv_head), &narrow(&own_dv));
+    }
+    [dq, dk, dv]
+}
+
+/// Scores and their gradients of one block of keys.
+struct Buffers<E> {
+    scores: Vec<f32>,
+    d_probabilities: Vec<f32>,
+    probabilities: Vec<E>,
+    d_scores: Vec<E>,
+}
+
+impl<E> Default for Buffers<E> {
+    fn default() -> Self {
+        Self { scores: Vec::new(), d_probabilities: Vec::new(), probabilities: Vec::new(), d_scores: Vec::new() }
+    }
+}
+
+/// One query head of one segment.
+struct Head<'a, E> {
+    q: Rows<'a, E>,
+    d_out: Rows<'a, E>,
+    keys: Rows<'a, E>,
+    values: Rows<'a, E>,
+    /// `[head_dim, keys]`.
+    turned_keys: &'a [E],
+    partitions: &'a [f32],
+    /// `Σ do·o` of each query.
+    deltas: Vec<f32>,
+}
+
+impl<E: Element> Head<'_, E> {
+    /// Adds the head's share to `dk` and `dv` (`[keys, head_dim]`) and returns its `dq` (`[queries, head_dim]`).
+    fn gradients(
+        &self,
+        heads: &Heads,
+        segment: &Segment,
+        buffers: &mut Buffers<E>,
+        dk: &mut [f32],
+        dv: &mut [f32],
+    ) -> Vec<E> {
+        let (queries, dim, scale) = (self.q.count(), heads.head_dim, heads.scale());
+        let mut turned_dq = vec![0f32; dim * queries];
+        for block in blocks(self.keys.count()) {
+            // The first query that sees a key of the block.
+            let first = if heads.causal { block.start.saturating_sub(segment.offset()).min(queries) } else { 0 };
+            let count = queries - first;
+            if count == 0 {
+                continue;
+            }
+            let size = block.len() * count;
+            let Buffers { scores, d_probabilities, probabilities, d_scores } = buffers;
+            scores.resize(size.max(scores.len()), 0.0);
+            d_probabilities.resize(size.max(d_probabilities.len()), 0.0);
+            probabilities.resize(size.max(probabilities.len()), E::default());
+            d_scores.resize(size.max(d_scores.len()), E::default());
+            let (q, d_out) = (self.q.part(first..queries, 0..dim), self.d_out.part(first..queries, 0..dim));
+            let product = Term::transposed(self.keys.part(block.clone(), 0..dim), q);
+            product_alone(&[product], Finish { factor: scale, ..Finish::default() }, &mut scores[..size], count);
+            let product = Term::transposed(self.values.part(block.clone(), 0..dim), d_out);
+            product_alone(&[product], Finish::default(), &mut d_probabilities[..size], count);
+            for (j, key) in block.clone().enumerate() {
+                let row = j * count..(j + 1) * count;
+                let hidden = if heads.causal { key.saturating_sub(segment.offset() + first).min(count) } else { 0 };
+                gradients_of_scores(
+                    &scores[row.clone()],
+                    &d_probabilities[row.clone()],
+                    &self.partitions[first..],
+                    &self.deltas[first..],
+                    scale,
+                    hidden,
+                    &mut probabilities[row.clone()],
+                    &mut d_scores[row],
+                );
+            }
+            let probabilities = Rows::dense(&probabilities[..size], block.len(), count);
+            let d_scores = Rows::dense(&d_scores[..size], block.len(), count);
+            let add = Finish { accumulate: true, ..Finish::default() };
+            let own = block.start * dim..block.end * dim;
+            product_alone(&[Term::plain(probabilities, d_out)], add, &mut dv[own.clone()], dim);
+            product_alone(&[Term::plain(d_scores, q)], add, &mut dk[own], dim);
+            let turned_keys = Rows::dense(self.turned_keys, dim, self.keys.count()).part(0..dim, block);
+            product_alone(&[Term::plain(turned_keys, d_scores)], add, &mut turned_dq[first..], queries);
+        }
+        let turned_dq = Rows::dense(&turned_dq, dim, queries);
+        turned(turned_dq).into_iter().map(E::narrow).collect()
+    }
+}
+
+/// The rows of a matrix as columns, without gaps.
+fn turned<T: Element>(matrix: Rows<'_, T>) -> Vec<T> {
+    const SIDE: usize = 16;
+    let (count, width) = (matrix.count(), matrix.width());
+    let mut turned = vec![T::default(); count * width];
+    for top in (0..count).step_by(SIDE) {
+        for left in (0..width).step_by(SIDE) {
+            for i in top..(top + SIDE).min(count) {
+                let row = &matrix.row(i)[left..(left + SIDE).min(width)];
+                for (j, value) in row.iter().enumerate() {
+                    turned[(left + j) * count + i] = *value;
+                }
+            }
+        }
+    }
+    turned
+}
+
+/// Copies a piece without gaps into rows from `first` on.
+fn put<E: Element>(matrix: &mut Matrix<E>, first: usize, columns: Range<usize>, piece: &[E]) {
+    let stride = matrix.stride();
+    for (i, piece) in piece.chunks_exact(columns.len().max(1)).enumerate() {
+        let at = (first + i) * stride;
+        matrix.values_mut()[at + columns.start..at + columns.end].copy_from_slice(piece);
+    }
+}
+
+vectorized! {
+    /// Writes the softmax of a row of scores and returns its log-partition.
+    fn softmax<E>(scores: &mut [f32], probabilities: &mut [E]) -> f32 {
+        let mut lanes = [f32::NEG_INFINITY; 16];
+        let mut blocks = scores.chunks_exact(16);
+        for block in &mut blocks {
+            for (lane, score) in lanes.iter_mut().zip(block) {
+                *lane = if *score > *lane { *score } else { *lane };
+            }
+        }
+        let largest = lanes.iter().chain(blocks.remainder()).copied().fold(f32::NEG_INFINITY, f32::max);
+        for score in scores.iter_mut() {
+            *score = exp(*score - largest);
+        }
+        let total = sum(scores.len(), |i| scores[i]);
+        let share = 1.0 / total;
+        for (p, score) in probabilities.iter_mut().zip(scores.iter()) {
+            *p = E::narrow(*score * share);
+        }
+        largest + total.ln()
+    }
+
+    /// Probabilities of one key's row of transposed scores and the scores' gradients; the first `hidden` queries do not
+    /// see the key.
+    fn gradients_of_scores<E>(
+        scores: &[f32],
+        d_probabilities: &[f32],
+        partitions: &[f32],
+        deltas: &[f32],
+        scale: f32,
+        hidden: usize,
+        probabilities: &mut [E],
+        d_scores: &mut [E],
+    ) {
+        let count = scores.len();
+        probabilities[..hidden].fill(E::default());
+        d_scores[..hidden].fill(E::default());
+        let (scores, d_probabilities) = (&scores[hidden..], &d_probabilities[hidden..count]);
+        let (partitions, deltas) = (&partitions[hidden..count], &deltas[hidden..count]);
+        let (probabilities, d_scores) = (&mut probabilities[hidden..count], &mut d_scores[hidden..count]);
+        for i in 0..scores.len() {
+            let p = exp(scores[i] - partitions[i]);
+            probabilities[i] = E::narrow(p);
+            d_scores[i] = E::narrow(p * (d_probabilities[i] - deltas[i]) * scale);
+        }
+    }
+
+    /// Dot product of two rows.
+    fn dot<E>(a: &[E], b: &[E]) -> f32 {
+        let b = &b[..a.len()];
+        sum(a.len(), |i| a[i].widen() * b[i].widen())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::kernel::testing::{close, values};
+
+    /// Output and gradients of `Σ out·d_out` by the definition, in f64.
+    #[allow(clippy::type_complexity)]
+    fn truth([q, k, v]: [&[f32]; 3], d_out: &[f32], heads: &Heads, segments: &[Segment]) -> (Vec<f32>, [Vec<f32>; 3]) {
+        let (dim, width, kv_width) = (heads.head_dim, heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);
+        let mut out = vec![0f64; q.len()];
+        let (mut dq, mut dk, mut dv) = (vec![0f64; q.len()], vec![0f64; k.len()], vec![0f64; v.len()]);
+        let scale = 1.0 / (dim as f64).sqrt();
+        for s in segments {
+            for head in 0..heads.heads {
+                let kv = heads.kv_head(head) * dim;
+                for i in 0..s.queries.len() {
+                    let at = (s.queries.start + i) * width + head * dim;
+                    let end = if heads.causal { s.offset() + i + 1 } else { s.keys.len() };
+                    let key = |j: usize| (s.keys.start + j) * kv_width + kv;
+                    let dot = |a: &[f32], at: usize, b: &[f32], bt: usize| -> f64 {
+                        (0..dim).map(|d| f64::from(a[at + d]) * f64::from(b[bt + d])).sum()
+                    };
+                    let scores: Vec<f64> = (0..end).map(|j| dot(q, at, k, key(j)) * scale).collect();
+                    let total: f64 = scores.iter().map(|s| s.exp()).sum();
+                    let p: Vec<f64> = scores.iter().map(|s| s.exp() / total).collect();
+                    let dp: Vec<f64> = (0..end).map(|j| dot(d_out, at, v, key(j))).collect();
+                    let mean: f64 = p.iter().zip(&dp).map(|(p, d)| p * d).sum();
+                    for j in 0..end {
+                        let ds = p[j] * (dp[j] - mean) * scale;
+                        for d in 0..dim {
+                            out[at + d] += p[j] * f64::from(v[key(j) + d]);
+                            dv[key(j) + d] += p[j] * f64::from(d_out[at + d]);
+                            dq[at + d] += ds * f64::from(k[key(j) + d]);
+                            dk[key(j) + d] += ds * f64::from(q[at + d]);
+                        }
+                    }
+                }
+            }
+        }
+        let narrow = |v: Vec<f64>| v.into_iter().map(|v| v as f32).collect();
+        (narrow(out), [narrow(dq), narrow(dk), narrow(dv)])
+    }
+
+    fn agree<E: Element>(bound: f32, heads: &Heads, segments: &[Segment]) {
+        let tokens = segments.iter().map(|s| s.queries.end).max().unwrap_or(0);
+        let keys = segments.iter().map(|s| s.keys.end).max().unwrap_or(0);
+        let (width, kv_width) = (heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);
+        let q: Vec<E> = values(tokens * width, 1);
+        let (k, v): (Vec<E>, Vec<E>) = (values(keys * kv_width, 2), values(keys * kv_width, 3));
+        let d_out: Vec<E> = values(tokens * width, 4);
+        let wide = |v: &[E]| -> Vec<f32> { v.iter().map(|v| v.widen()).collect() };
+        let rows = [Rows::dense(&q, tokens, width), Rows::dense(&k, keys, kv_width), Rows::dense(&v, keys, kv_width)];
+        let attended = forward(rows[0], KeyValues::of(rows[1], rows[2]), heads, segments);
+        let gradients = backward(rows, &attended, Rows::dense(&d_out, tokens, width), heads, segments);
+        let (out, truth) = truth([&wide(&q), &wide(&k), &wide(&v)], &wide(&d_out), heads, segments);
+        let dense = |m: &Matrix<E>| -> Vec<f32> {
+            (0..m.rows()).flat_map(|i| m.row(i).iter().map(|v| v.widen()).collect::<Vec<_>>()).collect()
+        };
+        close(&dense(&attended.out), &out, bound);
+        for (got, truth) in gradients.iter().zip(&truth) {
+            close(&dense(got), truth, bound * 4.0);
+        }
+    }
+
+    #[test]
+    fn both_directions_agree_with_the_definition() {
+        let segment = |queries: Range<usize>, keys: Range<usize>| Segment { queries, keys };
+        for causal in [true, false] {
+            let grouped = Heads { heads: 6, kv_heads: 2, head_dim: 10, causal };
+            let packed = [segment(0..7, 0..7), segment(7..8, 7..8), segment(8..141, 8..141)];
+            agree::<f32>(1e-5, &grouped, &packed);
+            agree::<bf16>(2e-2, &grouped, &packed);
+            // Continued sequences: fewer queries than keys.
+            let heads = Heads { heads: 3, kv_heads: 3, head_dim: 16, causal };
+            let continued = [segment(0..5, 0..110), segment(5..6, 110..130)];
+            agree::<f32>(1e-5, &heads, &continued);
+            agree::<bf16>(2e-2, &heads, &continued);
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! What the processor can do, asked once at run time.
+
+use std::sync::OnceLock;
+
+/// Instruction sets a product is written for, least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Level {
+    /// Whatever the target always has.
+    Plain,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL.
+    Avx512,
+    /// These and AVX512-BF16.
+    Avx512Bf16,
+}
+
+/// The highest level of this processor.
+pub(crate) fn level() -> Level {
+    static LEVEL: OnceLock<Level> = OnceLock::new();
+    *LEVEL.get_or_init(detect)
+}
+
+/// Every level this processor can run, least first.
+#[cfg(test)]
+pub(crate) fn levels() -> Vec<Level> {
+    let all = [Level::Plain, Level::Avx2, Level::Avx512, Level::Avx512Bf16];
+    all.into_iter().filter(|l| *l <= level()).collect()
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detect() -> Level {
+    let has512 = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl");
+    if has512 && is_x86_feature_detected!("avx512bf16") {
+        Level::Avx512Bf16
+    } else if has512 {
+        Level::Avx512
+    } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        Level::Avx2
+    } else {
+        Level::Plain
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn detect() -> Level {
+    Level::Plain
+}

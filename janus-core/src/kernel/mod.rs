@@ -1,0 +1,41 @@
+//! Products, loops and attention on the processor: what the operations and the fused blocks stand on.
+//!
+//! A product is cut into blocks of 64 result columns. For each, the matching part of the weight is laid out as panels in
+//! the core's own cache and met by tiles of rows, so a weight stays in memory as the checkpoint has it, row by row, and
+//! serves both directions: `x·Wᵀ` forward and `dy·W` backward. Sums are f32 in the order of the inner index, whatever the
+//! number of threads or rows. Why weights are not packed at load: `docs/decisions/0007-row-major-weights.md`.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | [`level`] | what the processor can do, asked once |
+//! | [`element`] | f32 and bf16 values |
+//! | [`product`] | the driver: blocks, panels, threads, what is added before rounding |
+//! | [`panel`] | a block of a weight as panels |
+//! | [`tile`] | rows times a panel, plain Rust, the slow truth |
+//! | `avx512` | the same by AVX-512 and AVX512-BF16 |
+//! | [`few_rows`] | one to sixteen rows: dot products at memory speed |
+//! | [`low_rank`] | products with thin f32 factors |
+//! | [`attention`] | attention and its backward, head by head in blocks |
+//! | [`vector`] | loops compiled for each level, elementary functions |
+//! | [`matrix`] | a matrix of its own memory, reused |
+//! | [`pages`] | large pages for weights |
+
+pub(crate) mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+pub(crate) mod element;
+mod few_rows;
+pub(crate) mod level;
+pub(crate) mod low_rank;
+pub(crate) mod matrix;
+pub(crate) mod pages;
+mod panel;
+pub(crate) mod product;
+#[cfg(test)]
+pub(crate) mod testing;
+mod tile;
+pub(crate) mod vector;
+
+pub(crate) use element::Element;
+pub(crate) use matrix::Matrix;
+pub(crate) use product::{Finish, Job, Rows, Term, product, products};

@@ -1,0 +1,191 @@
+//! `janus bench`.
+
+use candle_core::DType;
+use clap::{Args, Subcommand};
+use janus_core::config::JanusConfig;
+use serde::Serialize;
+
+use super::report;
+use super::status::Terminal;
+use crate::base::shape_hint;
+use crate::bench::{self, Figures, GenerateOptions, Model, TrainOptions, UnderstandOptions};
+use crate::error::{Error, Result};
+use crate::nearest::nearest;
+use crate::recipe::Task;
+
+/// Rows of one step at most: each keeps its activations.
+const MAX_BATCH: i64 = 1024;
+/// Steps, rounds and tokens at most.
+const MAX_COUNT: i64 = 16_384;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum BenchCommand {
+    /// Optimiser steps of a LoRA adapter of rank 8: one image and 64 text tokens, 32 of them supervised
+    #[command(after_help = "Examples:
+  janus bench train --shape janus-pro-1b --dtype bf16 --json
+  janus bench train --shape janus-pro-1b --targets decoder,vision,aligner
+  janus bench train --shape janus-pro-1b --cached-features --steps 8
+  janus bench train --shape janus-small --dtype f32 --task generate --batch 4")]
+    Train {
+        #[command(flatten)]
+        model: ModelArguments,
+        /// What a row teaches: understand, generate (a prompt of 32 tokens and an image's codes) or text
+        #[arg(long, default_value = "understand")]
+        task: String,
+        /// Presets (decoder, vision, aligner, generation, all) or path patterns, with commas between them
+        #[arg(long, value_delimiter = ',', default_value = "decoder")]
+        targets: Vec<String>,
+        /// Optimiser steps; the first is left out of the median
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(2..=MAX_COUNT))]
+        steps: u32,
+        /// Rows of a step
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_BATCH))]
+        batch: u32,
+        /// Compute the image's features once before the first step, as later epochs find them
+        #[arg(long)]
+        cached_features: bool,
+        /// Keep the inputs of blocks alone and compute the rest again in the backward
+        #[arg(long)]
+        recompute: bool,
+    },
+    /// Answers about one image and 64 text tokens: time to the first token, then tokens per second
+    #[command(after_help = "Examples:
+  janus bench understand --shape janus-pro-1b --dtype bf16 --json
+  janus bench understand --shape janus-small --tokens 8 --rounds 5")]
+    Understand {
+        #[command(flatten)]
+        model: ModelArguments,
+        /// Tokens drawn after the first
+        #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=MAX_COUNT))]
+        tokens: u32,
+        /// Answers; the first is left out where there are several
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=MAX_COUNT))]
+        rounds: u32,
+    },
+    /// The codes of one image with guidance 5, and its decoding
+    #[command(after_help = "Examples:
+  janus bench generate --shape janus-pro-1b --dtype bf16 --json
+  janus bench generate --shape janus-pro-1b --tokens 32")]
+    Generate {
+        #[command(flatten)]
+        model: ModelArguments,
+        /// Codes to draw; without it all codes of an image
+        #[arg(long, value_parser = clap::value_parser!(u32).range(2..=MAX_COUNT))]
+        tokens: Option<u32>,
+    },
+}
+
+/// What is measured, and how it is told.
+#[derive(Debug, Args)]
+pub(super) struct ModelArguments {
+    /// janus-tiny, janus-small, janus-1.3b, janus-pro-1b or janus-pro-7b
+    #[arg(long, default_value = "janus-pro-1b")]
+    shape: String,
+    /// What the frozen weights are computed in: f32 or bf16
+    #[arg(long, value_name = "TYPE", default_value = "bf16")]
+    dtype: String,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl ModelArguments {
+    fn model(&self) -> Result<Model> {
+        let shape = self.shape.clone();
+        let config = JanusConfig::shape(&shape).ok_or_else(|| Error::Usage {
+            message: format!("there is no shape `{shape}`"),
+            hint: shape_hint(&shape),
+        })?;
+        let dtype = match self.dtype.as_str() {
+            "f32" => DType::F32,
+            "bf16" => DType::BF16,
+            other => return Err(unknown("computed type", other, &["f32", "bf16"])),
+        };
+        Ok(Model { shape, config, dtype })
+    }
+
+    /// Prints a report: one JSON object, or a table of its `rows` and what every measurement tells.
+    fn tell(&self, report: &impl Serialize, figures: &Figures, rows: Vec<(&str, String)>) {
+        if self.json {
+            return report::json(report);
+        }
+        let model = format!("{} in {}, {} threads", figures.shape, figures.dtype, figures.threads);
+        let mut lines = vec![("model", model), ("weights drawn in", seconds(figures.opening_seconds))];
+        lines.extend(rows);
+        lines.push(("peak memory", report::bytes(figures.peak_rss_bytes)));
+        let lines: Vec<Vec<String>> = lines.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
+        println!("{}", report::table(&["measured", "value"], &lines));
+    }
+}
+
+/// A word that is none of `legal`.
+fn unknown(what: &str, got: &str, legal: &[&str]) -> Error {
+    let hint = match nearest(got, legal.iter().copied()) {
+        Some(name) => format!("did you mean `{name}`?"),
+        None => format!("one of {}", legal.join(", ")),
+    };
+    Error::Usage { message: format!("there is no {what} `{got}`"), hint }
+}
+
+fn seconds(value: f64) -> String {
+    if value < 1.0 { format!("{:.2} ms", value * 1e3) } else { format!("{value:.2} s") }
+}
+
+impl BenchCommand {
+    pub(super) fn run(self) -> Result<()> {
+        match self {
+            BenchCommand::Train { model, task, targets, steps, batch, cached_features, recompute } => {
+                let task = Task::from_name(&task).ok_or_else(|| unknown("task", &task, Task::CHOICES.names))?;
+                let (steps, batch) = (steps as usize, batch as usize);
+                let options = TrainOptions { task, targets, steps, batch, cached_features, recompute };
+                let report = bench::train(&model.model()?, &options, &Terminal)?;
+                let tokens = format!("{}, {} supervised", report.tokens, report.supervised_tokens);
+                let figures = &report.figures;
+                let rows = vec![
+                    ("task", report.task.clone()),
+                    ("targets", report.targets.join(", ")),
+                    ("trainable values", report::count(report.trainable_parameters as u64)),
+                    ("tokens of a step", tokens),
+                    ("first step", seconds(report.first_step_seconds)),
+                    ("step", seconds(figures.step_seconds)),
+                    ("tokens per second", format!("{:.1}", figures.tokens_per_second)),
+                ];
+                model.tell(&report, figures, rows);
+            }
+            BenchCommand::Understand { model, tokens, rounds } => {
+                let options = UnderstandOptions { tokens: tokens as usize, rounds: rounds as usize };
+                let report = bench::understand(&model.model()?, &options, &Terminal)?;
+                let figures = &report.figures;
+                let rate = |bytes_per_second: f64| format!("{:.1} GB/s", bytes_per_second / 1e9);
+                let rows = vec![
+                    ("tokens of the prompt", report.prompt_tokens.to_string()),
+                    ("vision tower", seconds(report.vision_seconds)),
+                    ("first token", seconds(report.first_token_seconds)),
+                    ("each further token", seconds(figures.step_seconds)),
+                    ("tokens per second", format!("{:.2}", figures.tokens_per_second)),
+                    ("weights read per token", report::bytes(report.weight_bytes_per_token)),
+                    ("memory bandwidth", rate(report.memory_bandwidth_bytes_per_second)),
+                    ("share of it", format!("{:.1} %", 100.0 * report.memory_bandwidth_share)),
+                ];
+                model.tell(&report, figures, rows);
+            }
+            BenchCommand::Generate { model, tokens } => {
+                let options = GenerateOptions { tokens: tokens.map(|tokens| tokens as usize) };
+                let report = bench::generate(&model.model()?, &options, &Terminal)?;
+                let figures = &report.figures;
+                let whole = report.image_seconds.map_or_else(|| "not all codes were drawn".to_owned(), seconds);
+                let rows = vec![
+                    ("codes drawn", format!("{} of {}", report.codes, report.codes_per_image)),
+                    ("first code", seconds(report.first_code_seconds)),
+                    ("each further code", seconds(figures.step_seconds)),
+                    ("codes per second", format!("{:.2}", figures.tokens_per_second)),
+                    ("all drawn codes", seconds(report.codes_seconds)),
+                    ("image decoder", seconds(report.vq_decode_seconds)),
+                    ("the whole image", whole),
+                ];
+                model.tell(&report, figures, rows);
+            }
+        }
+        Ok(())
+    }
+}
