@@ -383,8 +383,9 @@ unsafe fn block<E: Element, const M: usize>(
         let mut k = 0;
         while k + STEP <= length {
             let weights: [__m512i; TOGETHER] = std::array::from_fn(|r| {
-                // A weight row is often one page, where the hardware's own prefetching ends.
-                _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(r * ahead_stride + k).cast());
+                // A weight row is often one page, where the hardware's own prefetching ends. Into the second level: the first
+                // has too few lines under way at a time.
+                _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(r * ahead_stride + k).cast());
                 _mm512_loadu_si512(weight[r].as_ptr().add(k).cast())
             });
             for (x, sums) in x.iter().zip(&mut sums) {

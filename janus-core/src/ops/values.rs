@@ -51,6 +51,7 @@ impl Stored for bf16 {
 
 /// Calls `f` with the values of contiguous tensors on the processor, in order.
 pub(crate) fn with_slices<E: Stored, T>(tensors: &[&Tensor], f: impl FnOnce(&[&[E]]) -> Result<T>) -> Result<T> {
+    require_fast()?;
     let held: Vec<_> = tensors.iter().map(|tensor| tensor.storage_and_layout()).collect();
     let mut slices = Vec::with_capacity(held.len());
     for (storage, layout) in &held {
