@@ -11,6 +11,8 @@ use janus_core::output::StagedFolder;
 use janus_core::processing::{ImageProcessor, JanusTokenizer, PromptBuilder};
 use janus_core::{Diagnose, Fault, Janus, Parts};
 
+use crate::cache::{Image, ImageCache};
+use crate::data::EncodedImage;
 use crate::error::Result;
 use crate::fingerprint::PendingFingerprint;
 use crate::nearest::nearest;
@@ -87,6 +89,7 @@ pub struct Base {
     checkpoint: Arc<Checkpoint>,
     prompts: PromptBuilder,
     images: ImageProcessor,
+    cache: Arc<ImageCache>,
 }
 
 impl Base {
@@ -117,7 +120,8 @@ impl Base {
         tokenizer.check_vocabulary(config.text.vocab_size)?;
         let images = ImageProcessor::from_folder(folder, config.vision.image_size)?;
         let prompts = PromptBuilder::new(tokenizer, config.vision.num_patches());
-        Ok(Self { name: name.to_owned(), checkpoint, prompts, images })
+        let cache = Arc::new(ImageCache::new(images.clone()));
+        Ok(Self { name: name.to_owned(), checkpoint, prompts, images, cache })
     }
 
     /// What the user called it.
@@ -148,6 +152,16 @@ impl Base {
     /// Pictures to tensors.
     pub fn images(&self) -> &ImageProcessor {
         &self.images
+    }
+
+    /// What is computed of images.
+    pub fn cache(&self) -> &Arc<ImageCache> {
+        &self.cache
+    }
+
+    /// An image for a sample.
+    pub fn image(&self, image: &EncodedImage) -> Image {
+        Image::encoded(&self.cache, image.clone())
     }
 
     /// Ids that the tokenizer knows.

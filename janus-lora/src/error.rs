@@ -9,6 +9,7 @@ use janus_core::{DeviceError, Diagnose, Fault, ModelError};
 
 use crate::adapter::AdapterError;
 use crate::base::BaseError;
+use crate::cache::CacheError;
 use crate::data::DataError;
 use crate::probe::ProbeError;
 use crate::recipe::RecipeError;
@@ -25,6 +26,9 @@ pub enum Error {
     /// A base that cannot be used.
     #[error(transparent)]
     Base(#[from] BaseError),
+    /// Settings of the cache that cannot be used.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     /// Rows that cannot be used.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -58,6 +62,7 @@ impl Diagnose for Error {
         match self {
             Error::Core(e) => e.fault(),
             Error::Base(e) => e.fault(),
+            Error::Cache(e) => e.fault(),
             Error::Data(e) => e.fault(),
             Error::Recipe(e) => e.fault(),
             Error::Adapter(e) => e.fault(),
@@ -72,6 +77,7 @@ impl Diagnose for Error {
         match self {
             Error::Core(e) => e.hints(),
             Error::Base(e) => e.hints(),
+            Error::Cache(e) => e.hints(),
             Error::Data(e) => e.hints(),
             Error::Recipe(e) => e.hints(),
             Error::Adapter(e) => e.hints(),

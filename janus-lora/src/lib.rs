@@ -10,12 +10,14 @@
 //! 5. [`merge`] folds them into a new checkpoint, [`probe`] compares with other implementations, [`bench`] measures speed
 //!    and memory.
 //!
-//! [`base`] opens a checkpoint with its tokenizer and image processor, [`fingerprint`] names it, [`status`] is how long work reports progress,
+//! [`base`] opens a checkpoint with its tokenizer and image processor, [`fingerprint`] names it, [`cache`] keeps what is
+//! computed once of each image, [`status`] is how long work reports progress,
 //! and [`cli`] is the `janus` program.
 
 pub mod adapter;
 pub mod base;
 pub mod bench;
+pub mod cache;
 pub mod cli;
 pub mod data;
 pub mod error;

@@ -20,6 +20,7 @@ use serde::Serialize;
 
 use crate::adapter::{self, Adapter, LoraCorrection};
 use crate::base::Base;
+use crate::cache::Image;
 use crate::error::{Error, Result};
 use crate::status::Status;
 use crate::tasks::{CodeBatch, TextBatch};
@@ -147,10 +148,10 @@ fn check_logits(base: &Base, model: &Janus) -> Result<Vec<Tensor>> {
     let special = base.tokenizer().special();
     let side = base.config().vision.image_size;
     let pixels: Vec<f32> = (0..3 * side * side).map(|i| (noise::uniform(1, i as u64) * 2.0 - 1.0) as f32).collect();
-    let pixels = Tensor::from_vec(pixels, (1, 3, side, side), model.device())?;
+    let pixels = Tensor::from_vec(pixels, (3, side, side), model.device())?;
     let ids = base.prompts().understanding_prompt("What does the image show?", 1, true)?;
     let question = Sample { ids, labels: Vec::new() };
-    let text = TextBatch::packed(&[question], Some(pixels), special.image_placeholder);
+    let text = TextBatch::packed(&[question], vec![Image::from_pixels(pixels)], special.image_placeholder);
     let features = text.features(model, &pass)?;
     let hidden = text.hidden(model, &pass, features.as_ref())?;
     let last = hidden.narrow(1, text.len() - 1, 1)?;
@@ -159,7 +160,7 @@ fn check_logits(base: &Base, model: &Janus) -> Result<Vec<Tensor>> {
     let drawn = CodeBatch {
         prompts: vec![base.prompts().generation_prompt("a picture")?],
         codes: vec![(0..count).map(|i| (noise::mix(i) % codes) as u32).collect()],
-        pixels: None,
+        images: Vec::new(),
         placeholder: special.image_placeholder,
     };
     let logits = [model.decoder().text_logits(&pass, &last)?, drawn.logits(model, &pass)?];

@@ -10,6 +10,7 @@ use janus_core::pass::Pass;
 use janus_core::{Diagnose, Janus, Parts};
 
 use crate::base::Base;
+use crate::cache::Image;
 use crate::error::Result;
 use crate::tasks::{CodeBatch, TextBatch};
 use crate::train::trainable::Trainables;
@@ -265,16 +266,12 @@ pub fn probe(
     let mut out: Vec<(String, Tensor)> = Vec::new();
     let special = base.tokenizer().special();
     let placeholder = special.image_placeholder;
+    let images = input.pixels.as_ref().map(Image::each_of).transpose()?.unwrap_or_default();
     let loss = match &input.codes {
         Some(codes) => {
-            let batch = CodeBatch {
-                prompts: attended(input)?,
-                codes: codes.clone(),
-                pixels: input.pixels.clone(),
-                placeholder,
-            };
-            if let Some(pixels) = &input.pixels {
-                out.push(("image_features".into(), model.vision()?.forward(&pass, pixels)?));
+            let batch = CodeBatch { prompts: attended(input)?, codes: codes.clone(), images, placeholder };
+            if let Some(features) = batch.features(model, &pass)? {
+                out.push(("image_features".into(), features));
             }
             let logits = batch.logits(model, &pass)?;
             let (rows, count) = (codes.len(), codes.first().map_or(0, Vec::len));
@@ -284,8 +281,7 @@ pub fn probe(
         }
         None => {
             let labels = input.labels.as_deref().unwrap_or_default();
-            let (ids, pixels) = (input.ids.clone(), input.pixels.clone());
-            let batch = TextBatch::padded(ids, &input.mask, labels, input.rows, pixels, placeholder);
+            let batch = TextBatch::padded(input.ids.clone(), &input.mask, labels, input.rows, images, placeholder);
             let features = batch.features(model, &pass)?;
             let hidden = batch.hidden(model, &pass, features.as_ref())?;
             let logits = model.decoder().text_logits(&pass, &hidden)?;

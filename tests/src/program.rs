@@ -83,6 +83,16 @@ pub fn janus(folder: &Path, arguments: &[&str]) -> Done {
     run(command(folder, arguments))
 }
 
+/// [`janus`] with more variables in its environment.
+///
+/// # Panics
+/// It cannot be started.
+pub fn janus_with(folder: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Done {
+    let mut command = command(folder, arguments);
+    command.envs(environment.iter().copied());
+    run(command)
+}
+
 /// Runs the program and waits for its end.
 ///
 /// # Panics

@@ -6,6 +6,7 @@ use std::path::Path;
 use janus_core::ops::with_composed;
 use janus_core::processing::Sample;
 use janus_lora::adapter::Adapter;
+use janus_lora::cache::Image;
 use janus_lora::recipe::{Accumulation, Schedule};
 use janus_lora::tasks::{Batch, CodeBatch, TextBatch};
 use janus_lora::train::optimizer::AdamWConfig;
@@ -32,8 +33,8 @@ fn understanding(data: &Expected, k: usize) -> Batch {
         Sample { ids: places.iter().map(|p| ids[*p]).collect(), labels: places.iter().map(|p| labels[*p]).collect() }
     });
     let samples: Vec<Sample> = samples.collect();
-    let pixels = data.tensor(&format!("{k}.pixel_values")).clone();
-    Batch::Text(TextBatch::packed(&samples, Some(pixels), PLACEHOLDER))
+    let images = Image::each_of(data.tensor(&format!("{k}.pixel_values"))).unwrap();
+    Batch::Text(TextBatch::packed(&samples, images, PLACEHOLDER))
 }
 
 /// The prompt ends with `<begin_of_image>`, where the first label's predecessor stands.
@@ -47,7 +48,7 @@ fn generation(data: &Expected, k: usize) -> Batch {
     Batch::Codes(CodeBatch {
         prompts: prompts.collect(),
         codes: data.ids(&format!("{k}.image_tokens")),
-        pixels: None,
+        images: Vec::new(),
         placeholder: PLACEHOLDER,
     })
 }

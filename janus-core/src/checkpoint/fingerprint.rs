@@ -170,7 +170,9 @@ impl TensorDigests {
                 let (mine, others): (Vec<_>, Vec<_>) = self.tensors.iter().partition(|tensor| tensor.take());
                 let known = others.iter().filter(|tensor| tensor.digest.get().is_some());
                 let _ = sender.send(known.map(|tensor| checkpoint.tensors[tensor.index].bytes).sum());
-                mine.par_iter().with_max_len(1).try_for_each_with(sender.clone(), |sender, tensor| work(sender, tensor))?;
+                mine.par_iter()
+                    .with_max_len(1)
+                    .try_for_each_with(sender.clone(), |sender, tensor| work(sender, tensor))?;
                 let missing: Vec<_> = others.into_iter().filter(|tensor| tensor.digest.get().is_none()).collect();
                 missing.par_iter().with_max_len(1).try_for_each_with(sender, |sender, tensor| work(sender, tensor))
             });

@@ -26,7 +26,7 @@ pub fn with_composed<T>(f: impl FnOnce() -> T) -> T {
 }
 
 /// Whether an operation on tensors of `device` has to be composed of candle's own.
-pub(crate) fn is_composed(device: &Device) -> bool {
+pub fn is_composed(device: &Device) -> bool {
     !device.is_cpu() || FORCED.get()
 }
 

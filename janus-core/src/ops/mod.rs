@@ -37,8 +37,7 @@ pub mod select_rows;
 pub(crate) mod values;
 
 pub use attention::{AttentionMask, attention};
-pub(crate) use composed::is_composed;
-pub use composed::with_composed;
+pub use composed::{is_composed, with_composed};
 pub use cross_entropy::cross_entropy;
 pub use dropout::dropout;
 pub use group_norm::group_norm;

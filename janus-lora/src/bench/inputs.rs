@@ -6,6 +6,7 @@ use janus_core::noise;
 use janus_core::processing::Sample;
 
 use super::SEED;
+use crate::cache::Image;
 use crate::error::Result;
 use crate::recipe::Task;
 use crate::tasks::{Batch, CodeBatch, TextBatch};
@@ -72,13 +73,13 @@ pub(super) fn batch(config: &JanusConfig, task: Task, rows: usize, codes_per_ima
                 Sample { labels: ids.iter().enumerate().map(label).collect(), ids }
             };
             let samples: Vec<Sample> = (0..rows).map(sample).collect();
-            let pixels = if task == Task::Understand { Some(pixels(config, rows)?) } else { None };
-            Batch::Text(TextBatch::packed(&samples, pixels, placeholder(config)))
+            let images = if task == Task::Understand { Image::each_of(&pixels(config, rows)?)? } else { Vec::new() };
+            Batch::Text(TextBatch::packed(&samples, images, placeholder(config)))
         }
         Task::Generate => Batch::Codes(CodeBatch {
             prompts: (0..rows).map(|row| text_ids(config, &row_name(row), PROMPT_TOKENS)).collect(),
             codes: (0..rows).map(|row| codes(config, &row_name(row), codes_per_image)).collect(),
-            pixels: None,
+            images: Vec::new(),
             placeholder: placeholder(config),
         }),
     };

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::inputs;
 use super::{Figures, Model, SEED};
 use crate::adapter::{Adapter, AdapterSpec};
+use crate::cache::Image;
 use crate::error::{Error, Result};
 use crate::recipe::{Accumulation, Columns, DataSection, Task as TaskName};
 use crate::status::Status;
@@ -170,8 +171,9 @@ fn chosen_sites(model: &Model, options: &TrainOptions, task: &dyn Task) -> Resul
 fn with_features(janus: &Janus, batch: Batch) -> Result<Batch> {
     Ok(match batch {
         Batch::Text(mut text) => {
-            text.features = text.features(janus, &Pass::inference())?;
-            text.pixels = None;
+            if let Some(features) = text.features(janus, &Pass::inference())? {
+                text.images = Image::each_of_features(&features)?;
+            }
             Batch::Text(text)
         }
         codes => codes,

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::arguments::{DeviceArgument, attach, read_adapter};
 use super::report;
 use super::status::Terminal;
+use crate::cache::CacheSettings;
 use crate::error::{Error, Result};
 use crate::eval::{Metrics, evaluate};
 use crate::train::plan::{compute_type, parts};
@@ -44,7 +45,12 @@ impl Eval {
         let device = self.device.open()?;
         let run::Prepared { recipe, base, tables, .. } = run::prepare(recipe, &Terminal)?;
         let adapters = self.adapters.iter().map(|a| read_adapter(a, &base, &Terminal)).collect::<Result<Vec<_>>>()?;
-        let model = base.model(compute_type(&recipe), &device, parts(&tables), &Terminal)?;
+        let parts = parts(&tables);
+        let settings = CacheSettings::from_environment()?;
+        if settings.is_on() && (parts.vision || parts.generation) {
+            base.cache().keep(&base.fingerprint(&Terminal)?, &settings);
+        }
+        let model = base.model(compute_type(&recipe), &device, parts, &Terminal)?;
         let batch_size = recipe.train.batch_size as usize;
         let before = evaluate(&model, &base, &tables, batch_size, &Terminal)?;
         let after = if adapters.is_empty() {
@@ -53,6 +59,7 @@ impl Eval {
             attach(&model, &adapters)?;
             evaluate(&model, &base, &tables, batch_size, &Terminal)?
         };
+        base.cache().tell(&Terminal);
         if self.json {
             let mut result = json!({ "before": before });
             if !adapters.is_empty() {

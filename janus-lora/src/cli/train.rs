@@ -113,6 +113,9 @@ fn plan_text(prepared: &Prepared) -> String {
             table.name, table.task, table.rows, table.eval_rows
         ));
     }
+    if !plan.cached.is_empty() {
+        lines.push(format!("cached     {}", plan.cached.join(", ")));
+    }
     lines.push(format!(
         "run        {} steps, about {} of memory",
         plan.steps,

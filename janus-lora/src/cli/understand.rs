@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 use janus_core::Parts;
-use janus_core::processing::decode_image;
 use serde_json::json;
 
 use super::arguments::{BaseArguments, DeviceArgument, TypeArgument};
 use super::report;
 use super::status::Terminal;
+use crate::data::EncodedImage;
 use crate::error::{Error, Result};
 use crate::eval::answer;
 use crate::tasks::Question;
@@ -63,13 +63,14 @@ impl Understand {
         let device = self.device.open()?;
         let (base, adapters) = self.base.open(&Terminal)?;
         let prompt = base.prompts().understanding_prompt(&self.question, pictures.len(), true)?;
-        let pixels = pictures
-            .iter()
-            .map(|bytes| Ok(base.images().understanding(&decode_image(bytes)?)?))
-            .collect::<Result<Vec<_>>>()?;
-        let parts = Parts { text_head: true, vision: !pixels.is_empty(), ..Parts::default() };
+        let images: Vec<_> = pictures.into_iter().map(|bytes| base.image(&EncodedImage { bytes })).collect();
+        for image in &images {
+            // Told before the weights are read.
+            image.pixels()?;
+        }
+        let parts = Parts { text_head: true, vision: !images.is_empty(), ..Parts::default() };
         let model = self.dtype.model(&base, &adapters, &device, parts, &Terminal)?;
-        let question = Question { prompt, pixels, answer: String::new() };
+        let question = Question { prompt, images, answer: String::new() };
         let limit = self.max_new_tokens as usize;
         let answers = answer(&model, &base, &[question], limit, self.temperature, self.seed)?;
         for answer in answers {

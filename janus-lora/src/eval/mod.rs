@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 
-use candle_core::Tensor;
 use janus_core::Janus;
 use janus_core::pass::Pass;
 use janus_core::processing::left_pad;
@@ -13,6 +12,7 @@ use janus_core::sample::{TextOptions, generate_text};
 use serde::Serialize;
 
 use crate::base::Base;
+use crate::cache::{self, Image};
 use crate::data::Row;
 use crate::error::Result;
 use crate::status::Status;
@@ -173,9 +173,8 @@ pub fn answer(
     let special = base.tokenizer().special();
     let prompts: Vec<&[u32]> = questions.iter().map(|q| q.prompt.as_slice()).collect();
     let padded = left_pad(&prompts, special.pad);
-    let pixels: Vec<Tensor> = questions.iter().flat_map(|q| q.pixels.iter().cloned()).collect();
-    let features =
-        if pixels.is_empty() { None } else { Some(model.vision()?.forward(&pass, &Tensor::stack(&pixels, 0)?)?) };
+    let images: Vec<Image> = questions.iter().flat_map(|q| q.images.iter().cloned()).collect();
+    let features = cache::features(model, &pass, &images)?;
     let embeds =
         model.embed_with_images(&pass, &padded.ids, padded.rows, special.image_placeholder, features.as_ref())?;
     let mask: Vec<bool> = padded.mask.iter().map(|m| *m != 0).collect();

@@ -12,6 +12,7 @@ use janus_core::processing::Sample as TextSample;
 
 use super::Sample;
 use crate::base::Base;
+use crate::cache::{self, Image};
 use crate::error::Result;
 
 /// Text around images.
@@ -27,10 +28,8 @@ pub struct TextBatch {
     pub places: Vec<u32>,
     /// The label of each place.
     pub labels: Vec<u32>,
-    /// Pixels of all images in reading order, `[images, 3, side, side]`.
-    pub pixels: Option<Tensor>,
-    /// Aligned features of all images where they are known already, `[images, patches, hidden]`: pixels are not read then.
-    pub features: Option<Tensor>,
+    /// All images in reading order.
+    pub images: Vec<Image>,
     /// The id that image features replace.
     pub placeholder: u32,
 }
@@ -42,8 +41,8 @@ pub struct CodeBatch {
     pub prompts: Vec<Vec<u32>>,
     /// The codes of each row, at least one.
     pub codes: Vec<Vec<u32>>,
-    /// Pixels of images in the prompts, in reading order, `[images, 3, side, side]`.
-    pub pixels: Option<Tensor>,
+    /// Images of the prompts, in reading order.
+    pub images: Vec<Image>,
     /// The id that image features replace.
     pub placeholder: u32,
 }
@@ -76,13 +75,13 @@ impl Batch {
     pub fn collate(base: &Base, samples: &[Sample]) -> Result<Self> {
         let special = base.tokenizer().special();
         let mut texts = Vec::new();
-        let mut pixels = Vec::new();
+        let mut images = Vec::new();
         let (mut prompts, mut codes) = (Vec::new(), Vec::new());
         for sample in samples {
             match sample {
-                Sample::Text { tokens, pixels: own } => {
+                Sample::Text { tokens, images: own } => {
                     texts.push(tokens.clone());
-                    pixels.extend(own.iter().cloned());
+                    images.extend(own.iter().cloned());
                 }
                 Sample::Codes { prompt, codes: own } => {
                     prompts.push(prompt.clone());
@@ -92,10 +91,9 @@ impl Batch {
         }
         if texts.is_empty() {
             let placeholder = special.image_placeholder;
-            return Ok(Batch::Codes(CodeBatch { prompts, codes, pixels: None, placeholder }));
+            return Ok(Batch::Codes(CodeBatch { prompts, codes, images, placeholder }));
         }
-        let pixels = if pixels.is_empty() { None } else { Some(Tensor::stack(&pixels, 0)?) };
-        Ok(Batch::Text(TextBatch::packed(&texts, pixels, special.image_placeholder)))
+        Ok(Batch::Text(TextBatch::packed(&texts, images, special.image_placeholder)))
     }
 
     /// Tokens that count in the loss.
@@ -144,24 +142,15 @@ impl Loss {
 }
 
 impl TextBatch {
-    /// Samples one behind the other. `pixels` are those of all images in reading order.
-    pub fn packed(samples: &[TextSample], pixels: Option<Tensor>, placeholder: u32) -> Self {
+    /// Samples one behind the other, with all their images in reading order.
+    pub fn packed(samples: &[TextSample], images: Vec<Image>, placeholder: u32) -> Self {
         let (mut ids, mut places, mut labels) = (Vec::new(), Vec::new(), Vec::new());
         for sample in samples {
             predict(&sample.labels, ids.len(), &mut places, &mut labels);
             ids.extend_from_slice(&sample.ids);
         }
         let lengths: Vec<usize> = samples.iter().map(|sample| sample.ids.len()).collect();
-        Self {
-            ids,
-            rows: 1,
-            placement: Placement::packed(&lengths),
-            places,
-            labels,
-            pixels,
-            features: None,
-            placeholder,
-        }
+        Self { ids, rows: 1, placement: Placement::packed(&lengths), places, labels, images, placeholder }
     }
 
     /// `rows` rows of equal length as they are, padding included: `ids`, `mask` (true = a token) and `labels` (negative
@@ -171,7 +160,7 @@ impl TextBatch {
         mask: &[bool],
         labels: &[i64],
         rows: usize,
-        pixels: Option<Tensor>,
+        images: Vec<Image>,
         placeholder: u32,
     ) -> Self {
         let (mut places, mut targets) = (Vec::new(), Vec::new());
@@ -179,16 +168,7 @@ impl TextBatch {
         for (row, labels) in labels.chunks(length.max(1)).enumerate() {
             predict(labels, row * length, &mut places, &mut targets);
         }
-        Self {
-            ids,
-            rows,
-            placement: Placement::masked(mask, rows),
-            places,
-            labels: targets,
-            pixels,
-            features: None,
-            placeholder,
-        }
+        Self { ids, rows, placement: Placement::masked(mask, rows), places, labels: targets, images, placeholder }
     }
 
     /// Tokens of a row, padding included.
@@ -204,13 +184,9 @@ impl TextBatch {
     /// Aligned image features, `[images, patches, hidden]`, if there are images.
     ///
     /// # Errors
-    /// Pixels of another size than the model's.
+    /// Images that cannot be decoded, or pixels of another size than the model's.
     pub fn features(&self, model: &Janus, pass: &Pass) -> Result<Option<Tensor>> {
-        Ok(match (&self.features, &self.pixels) {
-            (Some(features), _) => Some(features.clone()),
-            (None, Some(pixels)) => Some(model.vision()?.forward(pass, pixels)?),
-            (None, None) => None,
-        })
+        cache::features(model, pass, &self.images)
     }
 
     /// Normed hidden states, `[rows, len, hidden]`.
@@ -252,6 +228,14 @@ fn predict(row: &[i64], start: usize, places: &mut Vec<u32>, labels: &mut Vec<u3
 }
 
 impl CodeBatch {
+    /// Aligned image features, `[images, patches, hidden]`, if there are images.
+    ///
+    /// # Errors
+    /// As [`TextBatch::features`].
+    pub fn features(&self, model: &Janus, pass: &Pass) -> Result<Option<Tensor>> {
+        cache::features(model, pass, &self.images)
+    }
+
     /// Normed hidden states from which each code is predicted, `[Σ codes, hidden]`.
     fn hidden(&self, model: &Janus, pass: &Pass) -> Result<Tensor> {
         let rows = self.prompts.len();
@@ -262,10 +246,7 @@ impl CodeBatch {
             return Err(janus_core::ModelError::Shape { what: "prompts and image codes", expected, got }.into());
         }
         let ids = self.prompts.concat();
-        let features = match &self.pixels {
-            Some(pixels) => Some(model.vision()?.forward(pass, pixels)?),
-            None => None,
-        };
+        let features = self.features(model, pass)?;
         let text = model.embed_with_images(pass, &ids, 1, self.placeholder, features.as_ref())?.flatten_to(1)?;
         // The last code of a row predicts nothing.
         let inputs: Vec<u32> = self.codes.iter().flat_map(|codes| &codes[..codes.len() - 1]).copied().collect();

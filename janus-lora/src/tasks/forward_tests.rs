@@ -114,7 +114,7 @@ fn row(seed: u64, length: usize, images: usize, patches: usize) -> TextSample {
 }
 
 /// The samples as a rectangle, filled up on the left or on the right.
-fn rectangle(samples: &[TextSample], pixels: Option<Tensor>, left: bool) -> TextBatch {
+fn rectangle(samples: &[TextSample], images: Vec<Image>, left: bool) -> TextBatch {
     let length = samples.iter().map(|sample| sample.ids.len()).max().unwrap();
     let (mut ids, mut mask, mut labels) = (Vec::new(), Vec::new(), Vec::new());
     for sample in samples {
@@ -126,7 +126,7 @@ fn rectangle(samples: &[TextSample], pixels: Option<Tensor>, left: bool) -> Text
         let labelled = [vec![-100], sample.labels[1..].to_vec()].concat();
         labels.extend([vec![-100; before], labelled, vec![-100; after]].concat());
     }
-    TextBatch::padded(ids, &mask, &labels, samples.len(), pixels, PLACEHOLDER)
+    TextBatch::padded(ids, &mask, &labels, samples.len(), images, PLACEHOLDER)
 }
 
 /// Compares rows of these lengths and numbers of images, packed, with each alone and with rectangles.
@@ -138,7 +138,8 @@ fn check_text(rows: &[(usize, usize)]) -> Outcome {
         rows.iter().enumerate().map(|(i, (length, images))| row(i as u64, *length, *images, patches)).collect();
     let all: usize = rows.iter().map(|(_, images)| images).sum();
     let pixels = drawn("pixels", &[all.max(1), 3, side, side], 0.5);
-    let of = |from: usize, count: usize| if count > 0 { Some(pixels.narrow(0, from, count).unwrap()) } else { None };
+    let pictures = Image::each_of(&pixels).unwrap();
+    let of = |from: usize, count: usize| pictures[from..from + count].to_vec();
     let outcome = |batch: TextBatch| Outcome::of(&model, &trainables, &Batch::Text(batch));
 
     let packed = outcome(TextBatch::packed(&samples, of(0, all), PLACEHOLDER));
@@ -172,7 +173,7 @@ fn packed_codes_are_their_rows_alone() {
     let codes: Vec<Vec<u32>> = [6, 3, 1, 11].iter().map(|n| (0..*n).map(|i| (5 * i + n) % 60).collect()).collect();
     let batch = |prompts: &[Vec<u32>], codes: &[Vec<u32>]| {
         let (prompts, codes) = (prompts.to_vec(), codes.to_vec());
-        Batch::Codes(CodeBatch { prompts, codes, pixels: None, placeholder: PLACEHOLDER })
+        Batch::Codes(CodeBatch { prompts, codes, images: Vec::new(), placeholder: PLACEHOLDER })
     };
     let packed = Outcome::of(&model, &trainables, &batch(&prompts, &codes));
     let alone = prompts.chunks(1).zip(codes.chunks(1));
@@ -194,7 +195,7 @@ fn a_row_without_prompt_or_codes_is_an_error() {
         (vec![vec![3], vec![1]], vec![vec![1], vec![]]),
         (vec![vec![3]], vec![]),
     ] {
-        let batch = Batch::Codes(CodeBatch { prompts, codes, pixels: None, placeholder: PLACEHOLDER });
+        let batch = Batch::Codes(CodeBatch { prompts, codes, images: Vec::new(), placeholder: PLACEHOLDER });
         let error = batch.loss(&model, &Pass::inference()).unwrap_err();
         assert!(error.to_string().contains("prompts and image codes"), "{error}");
     }

@@ -2,8 +2,9 @@
 
 use janus_core::{ModelError, Parts};
 
-use super::{CodeCache, Context, Question, Sample, Task, within};
+use super::{Context, Question, Sample, Task, within};
 use crate::base::Base;
+use crate::cache::codes;
 use crate::data::{ColumnKind, ColumnRequest, Row};
 use crate::error::Result;
 use crate::recipe::Columns;
@@ -21,18 +22,18 @@ const REACHED: &[&str] = &[
 pub(super) struct Generate {
     columns: Columns,
     prompt_dropout: f64,
-    codes: CodeCache,
 }
 
 impl Generate {
     pub(super) fn new(columns: &Columns, prompt_dropout: f64) -> Self {
-        Self { columns: columns.clone(), prompt_dropout, codes: CodeCache::default() }
+        Self { columns: columns.clone(), prompt_dropout }
     }
 }
 
 impl Task for Generate {
     fn parts(&self) -> Parts {
-        Parts { generation: true, image_tokenizer: true, ..Parts::default() }
+        // The image tokenizer is opened apart, and only where an image's codes are not known yet.
+        Parts { generation: true, ..Parts::default() }
     }
 
     fn reaches(&self, path: &str) -> bool {
@@ -56,7 +57,7 @@ impl Task for Generate {
             prompt = context.base.prompts().unconditional(&prompt);
         }
         let image = row.image("image").ok_or(ModelError::NotLoaded { part: "row's image" })?;
-        Ok(Sample::Codes { prompt, codes: self.codes.codes(context, row, &image.bytes)? })
+        Ok(Sample::Codes { prompt, codes: codes(context.base, context.model.device(), &image.bytes)? })
     }
 
     fn question(&self, _base: &Base, _row: &Row) -> Result<Option<Question>> {

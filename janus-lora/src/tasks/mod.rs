@@ -8,16 +8,14 @@ mod generate;
 mod text;
 mod understand;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use candle_core::Tensor;
-use janus_core::pass::Pass;
 use janus_core::processing::{Message, Role, Sample as TextSample};
 use janus_core::{Janus, Parts};
 
 use crate::base::Base;
-use crate::data::{ColumnRequest, Row, RowId};
+use crate::cache::Image;
+use crate::data::{ColumnRequest, Row};
 use crate::error::{Error, Result};
 use crate::recipe::{DataSection, Task as TaskName};
 
@@ -30,8 +28,8 @@ pub enum Sample {
     Text {
         /// Ids and labels.
         tokens: TextSample,
-        /// Pixels of each image, `[3, side, side]`.
-        pixels: Vec<Tensor>,
+        /// The images, in reading order.
+        images: Vec<Image>,
     },
     /// A prompt and the codes of its image.
     Codes {
@@ -68,9 +66,9 @@ impl Sample {
 /// What making a sample needs besides the row.
 #[derive(Debug, Clone, Copy)]
 pub struct Context<'a> {
-    /// Tokenizer and image processor.
+    /// Tokenizer, image processor and image tokenizer.
     pub base: &'a Base,
-    /// The image tokenizer, for codes.
+    /// The model that the sample is for: images are made ready as far as it needs them.
     pub model: &'a Janus,
     /// A number in [0, 1) for this row at this place in the run, `None` outside training.
     pub draw: Option<f64>,
@@ -81,8 +79,8 @@ pub struct Context<'a> {
 pub struct Question {
     /// Ids of the prompt.
     pub prompt: Vec<u32>,
-    /// Pixels of each image, `[3, side, side]`.
-    pub pixels: Vec<Tensor>,
+    /// The images, in reading order.
+    pub images: Vec<Image>,
     /// The expected answer.
     pub answer: String,
 }
@@ -165,41 +163,24 @@ fn check_turns(base: &Base, turns: std::result::Result<Vec<Message>, String>) ->
 }
 
 /// Turns as a labelled sample around images.
-fn text_sample(base: &Base, turns: std::result::Result<Vec<Message>, String>, pixels: Vec<Tensor>) -> Result<Sample> {
+fn text_sample(base: &Base, turns: std::result::Result<Vec<Message>, String>, images: Vec<Image>) -> Result<Sample> {
     let tokens = base.prompts().conversation_sample(&turns.map_err(unusable)?, true)?;
-    Ok(Sample::Text { tokens, pixels })
+    Ok(Sample::Text { tokens, images })
 }
 
 /// Turns but the last as a question, the last as its answer.
 fn text_question(
     base: &Base,
     turns: std::result::Result<Vec<Message>, String>,
-    pixels: Vec<Tensor>,
+    images: Vec<Image>,
 ) -> Result<Option<Question>> {
     let mut turns = turns.map_err(unusable)?;
     let Some(answer) = turns.pop() else { return Ok(None) };
     let prompt = base.prompts().conversation_prompt(&turns, true)?;
-    Ok(Some(Question { prompt, pixels, answer: answer.text }))
+    Ok(Some(Question { prompt, images, answer: answer.text }))
 }
 
 /// A row that was good when it was scanned and is not any more.
 fn unusable(reason: String) -> Error {
     Error::Usage { message: reason, hint: "the data changed while it was read".into() }
-}
-
-/// Codes of images by row, computed once.
-#[derive(Debug, Default)]
-struct CodeCache(Mutex<HashMap<RowId, Arc<[u32]>>>);
-
-impl CodeCache {
-    fn codes(&self, context: Context<'_>, row: &Row, bytes: &[u8]) -> Result<Arc<[u32]>> {
-        if let Some(codes) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&row.id) {
-            return Ok(codes.clone());
-        }
-        let image = janus_core::processing::decode_image(bytes)?;
-        let pixels = context.base.images().generation_target(&image)?.unsqueeze(0)?;
-        let codes: Arc<[u32]> = context.model.image_tokenizer()?.encode(&Pass::inference(), &pixels)?.concat().into();
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(row.id.clone(), codes.clone());
-        Ok(codes)
-    }
 }

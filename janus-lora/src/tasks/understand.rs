@@ -1,10 +1,11 @@
 //! Images and a question to an answer: the answer's tokens and its EOS are supervised.
 
 use janus_core::Parts;
-use janus_core::processing::{Message, decode_image};
+use janus_core::processing::Message;
 
 use super::{Context, Question, Sample, Task, check_turns, text_question, text_sample, turns, within};
 use crate::base::Base;
+use crate::cache::Image;
 use crate::data::{ColumnKind, ColumnRequest, Row};
 use crate::error::Result;
 use crate::recipe::Columns;
@@ -37,11 +38,6 @@ impl Understand {
         let question = row.text("question").unwrap_or(DEFAULT_QUESTION);
         let answer = row.text("answer").unwrap_or_default();
         Ok(vec![Message::user(question, images), Message::assistant(answer)])
-    }
-
-    fn pixels(&self, base: &Base, row: &Row) -> Result<Vec<candle_core::Tensor>> {
-        let images = self.images(row).iter();
-        images.map(|image| Ok(base.images().understanding(&decode_image(&image.bytes)?)?)).collect()
     }
 }
 
@@ -81,10 +77,15 @@ impl Task for Understand {
     }
 
     fn sample(&self, context: Context<'_>, row: &Row) -> Result<Sample> {
-        text_sample(context.base, self.conversation(row), self.pixels(context.base, row)?)
+        let images: Vec<Image> = self.images(row).iter().map(|image| context.base.image(image)).collect();
+        for image in &images {
+            image.prepare(context.model)?;
+        }
+        text_sample(context.base, self.conversation(row), images)
     }
 
     fn question(&self, base: &Base, row: &Row) -> Result<Option<Question>> {
-        text_question(base, self.conversation(row), self.pixels(base, row)?)
+        let images = self.images(row).iter().map(|image| base.image(image)).collect();
+        text_question(base, self.conversation(row), images)
     }
 }

@@ -6,6 +6,7 @@ use candle_core::DType;
 use janus_core::Parts;
 use janus_core::checkpoint::expected_tensors;
 use janus_core::config::JanusConfig;
+use janus_core::model::vision::VisionPoint;
 use janus_core::site::{Site, SiteKind, sites};
 use serde::Serialize;
 
@@ -14,6 +15,7 @@ use super::mixture::Mixer;
 use super::tables::RecipeTable;
 use crate::adapter::AdapterSpec;
 use crate::base::Base;
+use crate::cache::CacheSettings;
 use crate::error::Result;
 use crate::recipe::{BaseDtype, Recipe, Recompute};
 use crate::target::{self, Origin};
@@ -60,6 +62,8 @@ pub struct Plan {
     pub saved_parameters: Vec<String>,
     /// Rows per step and table, on average.
     pub rows_per_step: Vec<f64>,
+    /// What is computed once of each image and kept in the cache.
+    pub cached: Vec<String>,
 }
 
 /// The type of a recipe.
@@ -79,7 +83,7 @@ impl Plan {
     /// Works out a run.
     ///
     /// # Errors
-    /// Targets that match nothing, that no task uses, or that leave nothing to train.
+    /// Targets that match nothing, that no task uses, or that leave nothing to train; a limit of the cache that is none.
     pub fn new(recipe: &Recipe, base: &Base, tables: &[RecipeTable]) -> Result<Self> {
         let config = base.config();
         let all_sites = sites(config);
@@ -130,6 +134,9 @@ impl Plan {
                 (epochs.unwrap_or(1) as f64 * rows as f64 / per_step).ceil().max(1.0) as u64
             }
         };
+        let touched = chosen.iter().map(AsRef::as_ref).chain(saved.iter().map(String::as_str));
+        let point = VisionPoint::highest(config.vision.num_hidden_layers, touched);
+        let cached = if CacheSettings::from_environment()?.is_on() { cached(parts(tables), point) } else { Vec::new() };
         let memory = Memory::of(recipe, config, parts(tables), trainable_parameters, &chosen);
         let recompute = match recipe.train.recompute {
             Recompute::On => true,
@@ -160,6 +167,7 @@ impl Plan {
             unused_sites: unused,
             saved_parameters: saved,
             rows_per_step,
+            cached,
         })
     }
 
@@ -174,6 +182,12 @@ impl Plan {
             base_name: Some(base.name().to_owned()),
         }
     }
+}
+
+/// What of a recipe's images is kept, in words.
+fn cached(parts: Parts, point: Option<VisionPoint>) -> Vec<String> {
+    let features = point.filter(|_| parts.vision).map(|point| format!("vision features at {point}"));
+    features.into_iter().chain(parts.generation.then(|| "image codes".to_owned())).collect()
 }
 
 /// Values of one low-rank pair.
@@ -232,6 +246,8 @@ impl Memory {
     fn of(recipe: &Recipe, config: &JanusConfig, parts: Parts, trainable: u64, chosen: &[Arc<str>]) -> Self {
         // A guess at the text around an image; lengths are only known when rows are read.
         const TEXT_TOKENS: u64 = 64;
+        // No part of the model: opened for the codes of images that the cache does not have yet.
+        let parts = Parts { image_tokenizer: parts.generation, ..parts };
         let size = compute_type(recipe).size_in_bytes() as u64;
         let expected = expected_tensors(config, true);
         let weights = expected.iter().map(|tensor| loaded_bytes(&tensor.name, &tensor.shape, parts, size));

@@ -22,6 +22,7 @@ use super::tables::{RecipeTable, SampleStream, open_tables};
 use super::trainable::Trainables;
 use crate::adapter::{Adapter, BaseNote, Note};
 use crate::base::Base;
+use crate::cache::CacheSettings;
 use crate::data::rejected::write_rejected;
 use crate::error::Result;
 use crate::eval::{Metrics, evaluate};
@@ -79,8 +80,14 @@ pub fn train(prepared: &Prepared, device: &Device, status: &dyn Status) -> Resul
     let Prepared { recipe, base, tables, plan } = prepared;
     let folder = recipe.output.dir.as_path();
     require_new_folder(folder)?;
+    let cache_settings = CacheSettings::from_environment()?;
     let model = base.model(compute_type(recipe), device, parts(tables), status)?;
     let fingerprint = base.start_fingerprint();
+    let own_parts = parts(tables);
+    if cache_settings.is_on() && (own_parts.vision || own_parts.generation) {
+        // What is kept of images is known by it.
+        base.cache().keep(fingerprint.wait(status)?, &cache_settings);
+    }
 
     let read = |name: &str| Ok(base.checkpoint().read(name, DType::F32)?);
     let spec = plan.adapter_spec(recipe, base);
@@ -109,12 +116,14 @@ pub fn train(prepared: &Prepared, device: &Device, status: &dyn Status) -> Resul
     };
     let epoch_rows = plan.tables.iter().zip(&plan.rows_per_step).map(|(table, rows)| table.rows as f64 / rows);
     let steps_per_epoch = epoch_rows.fold(1.0, f64::max);
+    base.cache().warn(status);
     let bar = status.items("training", plan.steps);
     for step in 0..plan.steps {
         let clock = Instant::now();
         let (batches, tokens) = feeder.next(base, &model)?;
         let learning_rate = rate.at(step);
         let report = stepper.step(&model, step, learning_rate, &batches)?;
+        base.cache().warn(status);
         let tokens_per_second = tokens as f64 / clock.elapsed().as_secs_f64();
         bar.message(&format!("loss {:.4}  {tokens_per_second:.0} tokens/s", report.loss));
         bar.advance(1);
@@ -152,6 +161,7 @@ pub fn train(prepared: &Prepared, device: &Device, status: &dyn Status) -> Resul
         files.metrics.write(&json!({ "step": plan.steps, "eval": { "before": before, "after": after } }))?;
         files.evaluated(plan.steps, &after);
     }
+    base.cache().tell(status);
     let mut adapter = trained(&stepper, base, &fingerprint, status)?;
     if let Some(note) = &mut adapter.note {
         note.metrics = Some(json!({ "steps": plan.steps, "before": before, "after": after }));
@@ -163,12 +173,7 @@ pub fn train(prepared: &Prepared, device: &Device, status: &dyn Status) -> Resul
 }
 
 /// The adapter as it stands, with a note of its base: here at the latest the fingerprint has to be known.
-fn trained(
-    stepper: &Stepper,
-    base: &Base,
-    fingerprint: &PendingFingerprint,
-    status: &dyn Status,
-) -> Result<Adapter> {
+fn trained(stepper: &Stepper, base: &Base, fingerprint: &PendingFingerprint, status: &dyn Status) -> Result<Adapter> {
     let mut adapter = stepper.trainables.adapter()?;
     let fingerprint = fingerprint.wait(status)?.to_owned();
     let note = adapter.note.get_or_insert_default();

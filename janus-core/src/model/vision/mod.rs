@@ -2,12 +2,14 @@
 //! Source: `modeling_janus.py` of transformers 5.23.0.
 
 mod layer;
+mod point;
 
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 
 pub use layer::VisionLayer;
+pub use point::VisionPoint;
 
 use super::loader::Loader;
 use super::norm::LayerNorm;
@@ -81,11 +83,7 @@ impl Vision {
     /// # Errors
     /// Pixels of another size than the model's.
     pub fn encode(&self, pass: &Pass, pixels: &Tensor) -> Result<Tensor> {
-        let mut x = self.embed(pass, pixels)?;
-        for layer in &self.layers {
-            x = layer.forward(pass, &x)?;
-        }
-        self.post_layernorm.forward(&x)
+        self.forward_to(pass, VisionPoint::Tower, pixels)
     }
 
     /// Tower and aligner: pixels as in [`Vision::embed`] to `[images, patches, hidden]`.
@@ -93,6 +91,46 @@ impl Vision {
     /// # Errors
     /// Pixels of another size than the model's.
     pub fn forward(&self, pass: &Pass, pixels: &Tensor) -> Result<Tensor> {
-        self.aligner.forward(pass, &self.encode(pass, pixels)?)
+        self.forward_to(pass, VisionPoint::Aligner, pixels)
+    }
+
+    /// From pixels as in [`Vision::embed`] up to a point: `[images, patches, width]`, at the aligner
+    /// `[images, patches, hidden]`.
+    ///
+    /// # Errors
+    /// Pixels of another size than the model's.
+    pub fn forward_to(&self, pass: &Pass, point: VisionPoint, pixels: &Tensor) -> Result<Tensor> {
+        let blocks = match point {
+            VisionPoint::Blocks(count) => count,
+            VisionPoint::Tower | VisionPoint::Aligner => self.layers.len(),
+        };
+        let mut x = self.embed(pass, pixels)?;
+        for layer in self.layers.iter().take(blocks) {
+            x = layer.forward(pass, &x)?;
+        }
+        match point {
+            VisionPoint::Blocks(_) => Ok(x),
+            VisionPoint::Tower => self.post_layernorm.forward(&x),
+            VisionPoint::Aligner => self.aligner.forward(pass, &self.post_layernorm.forward(&x)?),
+        }
+    }
+
+    /// From what [`Vision::forward_to`] gave at a point to `[images, patches, hidden]`; both together are
+    /// [`Vision::forward`].
+    ///
+    /// # Errors
+    /// Another shape than that point's.
+    pub fn forward_from(&self, pass: &Pass, point: VisionPoint, hidden: &Tensor) -> Result<Tensor> {
+        let mut x = hidden.clone();
+        if let VisionPoint::Blocks(count) = point {
+            for layer in self.layers.iter().skip(count) {
+                x = layer.forward(pass, &x)?;
+            }
+            x = self.post_layernorm.forward(&x)?;
+        }
+        if point != VisionPoint::Aligner {
+            x = self.aligner.forward(pass, &x)?;
+        }
+        Ok(x)
     }
 }

@@ -8,12 +8,13 @@ mod quantizer;
 
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use self::decoder::Decoder;
 use self::encoder::Encoder;
 use self::quantizer::Quantizer;
 use super::loader::Loader;
+use crate::checkpoint::Checkpoint;
 use crate::config::VqConfig;
 use crate::error::{ModelError, Result};
 use crate::pass::Pass;
@@ -34,6 +35,15 @@ pub struct ImageTokenizer {
 }
 
 impl ImageTokenizer {
+    /// Opens the image tokenizer alone, without a model around it: nothing can change what it computes. `progress` is
+    /// told the bytes of each tensor as it arrives.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn open(checkpoint: &Checkpoint, device: &Device, progress: &mut dyn FnMut(u64)) -> Result<Self> {
+        Self::load(&mut Loader::new(checkpoint, device, progress), &checkpoint.config().vq)
+    }
+
     pub(crate) fn load(loader: &mut Loader<'_>, config: &VqConfig) -> Result<Self> {
         let path = "model.vqmodel";
         Ok(Self {

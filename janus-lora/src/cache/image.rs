@@ -1,0 +1,168 @@
+//! An image of a sample.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use candle_core::Tensor;
+use janus_core::Janus;
+use janus_core::model::vision::VisionPoint;
+use janus_core::pass::Pass;
+use janus_core::processing::decode_image;
+
+use super::features::highest_point;
+use super::key::{Digest, digest};
+use super::{ImageCache, count};
+use crate::data::EncodedImage;
+use crate::error::{Error, Result};
+
+/// An image as a sample carries it: decoded and resized only where no kept features make that needless.
+#[derive(Clone)]
+pub struct Image(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    encoded: Option<Encoded>,
+    /// `[3, side, side]`.
+    pixels: OnceLock<Tensor>,
+    /// The aligner's output where it is given instead of pixels, `[1, patches, hidden]`.
+    features: Option<Tensor>,
+    /// What was read for one key.
+    read: Mutex<Option<(Digest, Tensor)>>,
+}
+
+struct Encoded {
+    cache: Arc<ImageCache>,
+    image: EncodedImage,
+    digest: Digest,
+}
+
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let image = self.0.encoded.as_ref().map(|encoded| &encoded.image);
+        f.debug_struct("Image").field("encoded", &image).field("pixels", &self.0.pixels.get()).finish_non_exhaustive()
+    }
+}
+
+impl Image {
+    /// From a picture's file.
+    pub fn encoded(cache: &Arc<ImageCache>, image: EncodedImage) -> Self {
+        let digest = digest(&image.bytes);
+        let encoded = Some(Encoded { cache: cache.clone(), image, digest });
+        Self(Arc::new(Inner { encoded, ..Inner::default() }))
+    }
+
+    /// From pixels `[3, side, side]`, of which nothing is kept.
+    pub fn from_pixels(pixels: Tensor) -> Self {
+        Self(Arc::new(Inner { pixels: pixels.into(), ..Inner::default() }))
+    }
+
+    /// From the pixels of a batch, `[images, 3, side, side]`.
+    ///
+    /// # Errors
+    /// The tensor engine's.
+    pub fn each_of(pixels: &Tensor) -> Result<Vec<Self>> {
+        (0..pixels.dim(0)?).map(|number| Ok(Self::from_pixels(pixels.get(number)?))).collect()
+    }
+
+    /// From the aligner's outputs for a batch, `[images, patches, hidden]`: good for models in which nothing of the
+    /// vision part is trained or adapted.
+    ///
+    /// # Errors
+    /// The tensor engine's.
+    pub fn each_of_features(features: &Tensor) -> Result<Vec<Self>> {
+        let image = |number| {
+            let features = Some(features.narrow(0, number, 1)?);
+            Ok(Self(Arc::new(Inner { features, ..Inner::default() })))
+        };
+        (0..features.dim(0)?).map(image).collect()
+    }
+
+    /// The picture as the vision tower gets it, F32 `[3, side, side]`.
+    ///
+    /// # Errors
+    /// An image that cannot be decoded, or that is known by its features alone.
+    pub fn pixels(&self) -> Result<Tensor> {
+        if let (None, Some(encoded)) = (self.0.pixels.get(), &self.0.encoded) {
+            let pixels = encoded.cache.processor.understanding(&decode_image(&encoded.image.bytes)?)?;
+            // Of two threads the second finds the same there.
+            let _ = self.0.pixels.set(pixels);
+        }
+        let missing = || Error::from(janus_core::ModelError::NotLoaded { part: "image's pixels" });
+        self.0.pixels.get().cloned().ok_or_else(missing)
+    }
+
+    /// Whether its pixels were made.
+    #[cfg(test)]
+    pub(super) fn is_decoded(&self) -> bool {
+        self.0.pixels.get().is_some()
+    }
+
+    /// Makes ready what this model needs of the image: what is kept of it, else its pixels.
+    ///
+    /// # Errors
+    /// An image that cannot be decoded.
+    pub fn prepare(&self, model: &Janus) -> Result<()> {
+        if let Some(point) = highest_point(model) {
+            if self.given(point).is_some() {
+                return Ok(());
+            }
+            if let Some((key, encoded)) = self.key(model, point)?
+                && self.read(encoded, model, point, key).is_some()
+            {
+                return Ok(());
+            }
+        }
+        self.pixels().map(|_| ())
+    }
+
+    /// What the vision part gives at a point with nothing trainable below it: `[1, patches, width]`, at the aligner
+    /// `[1, patches, hidden]`.
+    ///
+    /// # Errors
+    /// An image that cannot be decoded or does not fit the model.
+    pub(super) fn hidden(&self, model: &Janus, pass: &Pass, point: VisionPoint) -> Result<Tensor> {
+        if let Some(features) = self.given(point) {
+            return Ok(features.to_device(model.device())?);
+        }
+        let key = self.key(model, point)?;
+        if let Some((key, encoded)) = key
+            && let Some(hidden) = self.read(encoded, model, point, key)
+        {
+            return Ok(hidden);
+        }
+        let pixels = self.pixels()?.unsqueeze(0)?.to_device(model.device())?;
+        let hidden = model.vision()?.forward_to(pass, point, &pixels)?;
+        if let Some(encoded) = &self.0.encoded {
+            count(&encoded.cache.counters.features_computed);
+        }
+        if let Some((key, encoded)) = key {
+            encoded.cache.keep_features(&key, model, point, &hidden)?;
+        }
+        Ok(hidden)
+    }
+
+    /// The given features, where they are those of this point.
+    fn given(&self, point: VisionPoint) -> Option<&Tensor> {
+        self.0.features.as_ref().filter(|_| point == VisionPoint::Aligner)
+    }
+
+    /// What is kept of the image at a point is known by this; `None` where nothing is kept.
+    fn key(&self, model: &Janus, point: VisionPoint) -> Result<Option<(Digest, &Encoded)>> {
+        let Some(encoded) = &self.0.encoded else { return Ok(None) };
+        let key = encoded.cache.features_key(model, point, &encoded.digest)?;
+        Ok(key.map(|key| (key, encoded)))
+    }
+
+    fn read(&self, encoded: &Encoded, model: &Janus, point: VisionPoint, key: Digest) -> Option<Tensor> {
+        let mut read = self.0.read.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, hidden)) = read.as_ref()
+            && *known == key
+        {
+            return Some(hidden.clone());
+        }
+        let hidden = encoded.cache.kept_features(&key, model, point)?;
+        *read = Some((key, hidden.clone()));
+        count(&encoded.cache.counters.features_read);
+        Some(hidden)
+    }
+}
