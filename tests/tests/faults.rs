@@ -829,7 +829,7 @@ fn usage() {
 #[test]
 fn help_of_every_command() {
     let place = Workplace::empty();
-    let commands: [&[&str]; 19] = [
+    let commands: [&[&str]; 23] = [
         &[],
         &["train"],
         &["eval"],
@@ -846,6 +846,10 @@ fn help_of_every_command() {
         &["base", "init"],
         &["data"],
         &["data", "check"],
+        &["bench"],
+        &["bench", "train"],
+        &["bench", "understand"],
+        &["bench", "generate"],
         &["recipe"],
         &["recipe", "list"],
         &["recipe", "check"],

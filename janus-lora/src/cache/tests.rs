@@ -274,9 +274,13 @@ fn trained_copies_move_the_point_and_frozen_ones_are_in_the_key() {
 
     substitute(Some(value(2.0)));
     assert_eq!(highest_point(&model), Some(VisionPoint::Aligner));
-    assert_eq!(run(&base, &model), (trained.clone(), 3, 0), "not the base's entries");
+    let (frozen, computed, read) = run(&base, &model);
+    assert_eq!((computed, read), (3, 0), "not the base's entries");
+    // One image is few enough rows to be summed in another order than three.
+    let near = |(a, b): (&u32, &u32)| (f32::from_bits(*a) - f32::from_bits(*b)).abs() < 1e-5;
+    assert!(frozen.len() == trained.len() && frozen.iter().zip(&trained).all(near));
     substitute(Some(value(2.0)));
-    assert_eq!(run(&base, &model), (trained.clone(), 0, 3), "by value");
+    assert_eq!(run(&base, &model), (frozen, 0, 3), "by value");
     substitute(Some(value(3.0)));
     let (other, computed, _) = run(&base, &model);
     assert!(computed == 3 && other != trained && other != plain);

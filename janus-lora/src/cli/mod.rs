@@ -88,9 +88,7 @@ pub fn main() -> ExitCode {
     if let Err(error) = threads::set_up(threads) {
         return report::failure(&error);
     }
-    // On a thread of the pool: work that is handed out again and again does not begin with waking one each time.
-    let run = || rayon::scope(|_| command.run());
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| command.run())) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => report::failure(&error),
         Err(_) => ExitCode::from(report::INTERNAL),

@@ -10,8 +10,6 @@ use crate::error::{Error, Result};
 
 /// Where the number comes from when `--threads` is not given.
 const VARIABLE: &str = "JANUS_THREADS";
-/// Stack of a thread: commands run on one, and a tape is taken down by recursion.
-const STACK_BYTES: usize = 16 << 20;
 /// More threads than any machine has cores; beyond, the system may refuse to start them.
 const MOST: usize = 1024;
 
@@ -37,7 +35,6 @@ pub(super) fn set_up(asked: Option<usize>) -> Result<()> {
         unsafe { std::env::set_var(name, value) };
     }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("janus-{i}"));
-    let pool = pool.stack_size(STACK_BYTES);
     pool.build_global().map_err(|e| Error::Usage {
         message: format!("cannot start {threads} threads: {e}"),
         hint: "give fewer with `--threads`".into(),

@@ -17,7 +17,7 @@ use super::norm::RmsNorm;
 use crate::config::TextConfig;
 use crate::error::{ModelError, Result};
 use crate::ops::rotary::Rotary;
-use crate::ops::{AttentionMask, HeadLoss};
+use crate::ops::{AttentionMask, HeadLoss, is_composed};
 use crate::pass::Pass;
 use crate::site::Projection;
 
@@ -194,6 +194,21 @@ impl Decoder {
     }
 
     fn run(
+        &self,
+        pass: &Pass,
+        embeds: &Tensor,
+        placement: &Placement,
+        cache: Option<&mut Cache>,
+        kept: Option<Arc<[u32]>>,
+    ) -> Result<Tensor> {
+        if is_composed(embeds.device()) {
+            return self.run_here(pass, embeds, placement, cache, kept);
+        }
+        // On a thread of the pool: the many small pieces of work of a short pass do not begin with waking one each time.
+        rayon::scope(|_| self.run_here(pass, embeds, placement, cache, kept))
+    }
+
+    fn run_here(
         &self,
         pass: &Pass,
         embeds: &Tensor,
