@@ -41,11 +41,11 @@ CASES = [
         [(*SPEED, 2.4), (*MEMORY, None)],
     ),
     case(
-        "train-bf16-recompute", "training step, bf16, recompute against none", [*TRAIN, "--recompute", "on"], PEER_TRAIN,
+        "train-bf16-recompute", "training step, bf16, recompute against none", [*TRAIN, "--recompute"], PEER_TRAIN,
         [(*SPEED, 1.5), (*MEMORY, 0.5)],
     ),
     case(
-        "train-bf16-recompute-both", "training step, bf16, recompute on both sides", [*TRAIN, "--recompute", "on"],
+        "train-bf16-recompute-both", "training step, bf16, recompute on both sides", [*TRAIN, "--recompute"],
         [*PEER_TRAIN, "--recompute"], [(*SPEED, None), (*MEMORY, None)],
     ),
     case(

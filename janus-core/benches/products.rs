@@ -1,8 +1,8 @@
 //! Matrix products with frozen weights and attention, at the sizes of Janus-Pro-1B: GFLOP/s, and the share of a peak.
 //!
 //! `cargo bench --workspace --bench products`, with a part of a name after `--` to run only what has it, such as
-//! `-- bf16/forward`. The peak is the best product measured in the same run: shares are of what was reached, not of what the
-//! processor could do.
+//! `-- bf16/forward`. The peak is measured first: a loop on registers alone of the widest instruction that multiplies and adds
+//! values of the type; where the processor has none of those known here, the best product of the run stands in.
 #![allow(clippy::print_stdout, reason = "a benchmark prints its results")]
 
 use std::cell::RefCell;
@@ -61,17 +61,77 @@ impl Rates {
         }
     }
 
-    fn table(&self) -> String {
+    fn table(&self, peak: &dyn Fn(&str) -> Option<f64>) -> String {
         let rates = self.0.borrow();
         let gflops = |flop: u64, seconds: f64| flop as f64 / seconds / 1e9;
-        let peak = rates.iter().map(|(_, flop, seconds)| gflops(*flop, *seconds)).fold(0.0, f64::max);
+        let best = rates.iter().map(|(_, flop, seconds)| gflops(*flop, *seconds)).fold(0.0, f64::max);
         let line = |(name, flop, seconds): &(String, u64, f64)| {
             let rate = gflops(*flop, *seconds);
-            format!("| {name} | {rate:.1} | {:.1} % |", 100.0 * rate / peak)
+            format!("| {name} | {rate:.1} | {:.1} % |", 100.0 * rate / peak(name).unwrap_or(best))
         };
-        let mut lines = vec!["| product | GFLOP/s | of the best here |".to_owned(), "| --- | ---: | ---: |".to_owned()];
+        let mut lines = vec!["| product | GFLOP/s | of the peak |".to_owned(), "| --- | ---: | ---: |".to_owned()];
         lines.extend(rates.iter().map(line));
         lines.join("\n")
+    }
+}
+
+/// What all threads together multiply and add on registers alone, in GFLOP/s: bf16 and f32, where it can be told.
+#[cfg(target_arch = "x86_64")]
+mod register {
+    use std::arch::x86_64::*;
+    use std::hint::black_box;
+    use std::time::Instant;
+
+    /// Sums that are independent of each other: more than the instruction's latency in cycles.
+    const SUMS: usize = 24;
+    const ROUNDS: usize = 4_000_000;
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn paired() -> f32 {
+        let value = _mm512_set1_epi32(black_box(0x3f80_3f80));
+        // SAFETY: both types are 64 bytes of any bits.
+        let value = unsafe { std::mem::transmute::<__m512i, __m512bh>(value) };
+        let mut sums = [_mm512_setzero_ps(); SUMS];
+        for _ in 0..ROUNDS {
+            sums = sums.map(|sum| _mm512_dpbf16_ps(sum, value, value));
+        }
+        sums.into_iter().map(|sum| _mm512_reduce_add_ps(sum)).sum()
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn single() -> f32 {
+        let value = _mm512_set1_ps(black_box(1.0));
+        let mut sums = [_mm512_setzero_ps(); SUMS];
+        for _ in 0..ROUNDS {
+            sums = sums.map(|sum| _mm512_fmadd_ps(value, value, sum));
+        }
+        sums.into_iter().map(|sum| _mm512_reduce_add_ps(sum)).sum()
+    }
+
+    /// The best of five runs on all threads; `flop` are those of one instruction.
+    fn rate(flop: usize, run: fn() -> f32) -> f64 {
+        let threads = rayon::current_num_threads();
+        let seconds = (0..5).map(|_| {
+            let clock = Instant::now();
+            rayon::broadcast(|_| black_box(run()));
+            clock.elapsed().as_secs_f64()
+        });
+        (threads * ROUNDS * SUMS * flop) as f64 / seconds.fold(f64::INFINITY, f64::min) / 1e9
+    }
+
+    pub(super) fn peaks() -> (Option<f64>, Option<f64>) {
+        let wide = is_x86_feature_detected!("avx512f");
+        let bf16 = wide && is_x86_feature_detected!("avx512bf16");
+        // SAFETY: the processor has the instructions where they are asked for.
+        let (paired, single) = (|| unsafe { paired() }, || unsafe { single() });
+        (bf16.then(|| rate(64, paired)), wide.then(|| rate(32, single)))
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+mod register {
+    pub(super) fn peaks() -> (Option<f64>, Option<f64>) {
+        (None, None)
     }
 }
 
@@ -132,10 +192,13 @@ fn main() {
         .measurement_time(Duration::from_secs(3))
         .configure_from_args();
     let rates = Rates::default();
+    let (bf16, f32) = register::peaks();
     for dtype in [DType::BF16, DType::F32] {
         products(&mut criterion, &rates, dtype);
         attentions(&mut criterion, &rates, dtype);
     }
     criterion.final_summary();
-    println!("{}", rates.table());
+    let told = |peak: Option<f64>| peak.map_or("unknown".to_owned(), |peak| format!("{peak:.0} GFLOP/s"));
+    println!("peak on registers: bf16 {}, f32 {}", told(bf16), told(f32));
+    println!("{}", rates.table(&|name| if name.contains("bf16") { bf16 } else { f32 }));
 }
