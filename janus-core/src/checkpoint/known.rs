@@ -46,7 +46,8 @@ impl Checkpoint {
             hasher.update((tensor.name.len() as u64).to_le_bytes());
             hasher.update(tensor.name.as_bytes());
             hasher.update((tensor.shape.len() as u64).to_le_bytes());
-            for number in tensor.shape.iter().map(|side| *side as u64).chain([tensor.file_index as u64, tensor.offset]) {
+            for number in tensor.shape.iter().map(|side| *side as u64).chain([tensor.file_index as u64, tensor.offset])
+            {
                 hasher.update(number.to_le_bytes());
             }
             hasher.update(tensor.dtype.as_str().as_bytes());
@@ -107,3 +108,7 @@ fn entry(fingerprint: &str, identity: &FilesIdentity) -> String {
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+#[path = "known_tests.rs"]
+mod tests;

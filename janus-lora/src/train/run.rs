@@ -163,12 +163,7 @@ pub fn train(prepared: &Prepared, device: &Device, status: &dyn Status) -> Resul
 }
 
 /// The adapter as it stands, with a note of its base: here at the latest the fingerprint has to be known.
-fn trained(
-    stepper: &Stepper,
-    base: &Base,
-    fingerprint: &PendingFingerprint,
-    status: &dyn Status,
-) -> Result<Adapter> {
+fn trained(stepper: &Stepper, base: &Base, fingerprint: &PendingFingerprint, status: &dyn Status) -> Result<Adapter> {
     let mut adapter = stepper.trainables.adapter()?;
     let fingerprint = fingerprint.wait(status)?.to_owned();
     let note = adapter.note.get_or_insert_default();
