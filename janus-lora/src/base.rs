@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use janus_core::checkpoint::{Checkpoint, init_checkpoint};
+use janus_core::checkpoint::{Checkpoint, KnownFingerprints, init_checkpoint};
 use janus_core::config::{JanusConfig, Layout};
 use janus_core::hub::{self, Progress};
 use janus_core::output::StagedFolder;
@@ -186,7 +186,7 @@ impl Base {
     /// # Errors
     /// A file that cannot be read.
     pub fn fingerprint(&self, status: &dyn Status) -> Result<String> {
-        Ok(PendingFingerprint::new(self.checkpoint.clone(), true).wait(status)?.to_owned())
+        Ok(self.pending_fingerprint(true).wait(status)?.to_owned())
     }
 
     /// The base's fingerprint from its weights themselves, whatever is known.
@@ -194,12 +194,17 @@ impl Base {
     /// # Errors
     /// A file that cannot be read.
     pub fn read_fingerprint(&self, status: &dyn Status) -> Result<String> {
-        Ok(PendingFingerprint::new(self.checkpoint.clone(), false).wait(status)?.to_owned())
+        Ok(self.pending_fingerprint(false).wait(status)?.to_owned())
     }
 
-    /// The base's fingerprint for later: if it is not known, a thread works on it while processors are idle.
+    /// The base's fingerprint for later: if it is not known, a thread of the lowest priority works on it.
     pub fn start_fingerprint(&self) -> PendingFingerprint {
-        PendingFingerprint::new(self.checkpoint.clone(), true).work_beside()
+        self.pending_fingerprint(true).work_beside()
+    }
+
+    fn pending_fingerprint(&self, look_up: bool) -> PendingFingerprint {
+        let known = KnownFingerprints::new(cache_folder().join("fingerprints"));
+        PendingFingerprint::new(self.checkpoint.clone(), known, look_up)
     }
 
     /// Proves that the frozen values of a model are still those of the files it was loaded from, by reading these again.
@@ -258,4 +263,71 @@ fn random_base(spec: &str, status: &dyn Status) -> Result<PathBuf> {
         bar.finish();
     }
     Ok(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+    use crate::status::Silent;
+
+    fn tiny(folder: &Path, stored: DType) -> Base {
+        let config = JanusConfig::shape("janus-tiny").unwrap();
+        init_checkpoint(&config, 5, stored, folder, Layout::Native, &mut |_, _| ()).unwrap();
+        Base::open_folder("tiny", folder).unwrap()
+    }
+
+    fn refusal(base: &Base, model: &Janus) -> BaseError {
+        match base.verify(model, &Silent) {
+            Err(Error::Base(error)) => error,
+            other => panic!("expected a refusal, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_frozen_value_that_changed_is_found_by_name() {
+        for (stored, computed) in [(DType::BF16, DType::BF16), (DType::F32, DType::BF16), (DType::BF16, DType::F32)] {
+            let folder = tempfile::tempdir().unwrap();
+            let base = tiny(folder.path(), stored);
+            let open = || base.model(computed, &Device::Cpu, Parts::all(), &Silent).unwrap();
+            base.verify(&open(), &Silent).unwrap();
+            for name in ["lm_head.weight", "model.vqmodel.quantize.embedding.weight"] {
+                let model = open();
+                let frozen = model.parameters().get(name).unwrap().frozen().clone();
+                let (rows, columns) = frozen.dims2().unwrap();
+                let last = frozen.narrow(0, rows - 1, 1).unwrap();
+                let moved = (last.to_dtype(DType::F32).unwrap() + 1.0).unwrap().to_dtype(frozen.dtype()).unwrap();
+                assert_eq!(moved.dims(), [1, columns]);
+                frozen.slice_set(&moved, 0, rows - 1).unwrap();
+                let error = refusal(&base, &model);
+                assert!(matches!(&error, BaseError::Changed { name: found } if found == name), "{error}");
+                assert_eq!(error.fault(), Fault::Internal);
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_overwritten_in_a_run_is_told_from_a_value_that_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let base = tiny(folder.path(), DType::BF16);
+        let model = base.model(DType::BF16, &Device::Cpu, Parts::all(), &Silent).unwrap();
+        let path = folder.path().join("model.safetensors");
+        let bytes = fs_err::read(&path).unwrap();
+
+        // Renamed into place, the new weights leave the open file as it was.
+        fs_err::write(folder.path().join("new"), &bytes[..bytes.len() / 2]).unwrap();
+        fs_err::rename(folder.path().join("new"), &path).unwrap();
+        #[cfg(unix)]
+        base.verify(&model, &Silent).unwrap();
+
+        fs_err::write(&path, &bytes).unwrap();
+        let base = Base::open_folder("tiny", folder.path()).unwrap();
+        base.verify(&model, &Silent).unwrap();
+        let file = fs_err::OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(bytes.len() as u64 / 2).unwrap();
+        let error = refusal(&base, &model);
+        assert!(matches!(&error, BaseError::Rewritten { file } if *file == path), "{error}");
+        assert_eq!(error.fault(), Fault::Input);
+        assert!(!error.hints().is_empty());
+    }
 }

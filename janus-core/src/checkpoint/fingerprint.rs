@@ -208,3 +208,52 @@ impl Checkpoint {
         TensorDigests::new(self).finish(self, progress)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::init_checkpoint;
+    use crate::config::{JanusConfig, Layout};
+
+    #[test]
+    fn digests_worked_out_here_and_there_give_one_fingerprint() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = JanusConfig::shape("janus-tiny").unwrap();
+        init_checkpoint(&config, 7, DType::BF16, folder.path(), Layout::DeepSeek, &mut |_, _| ()).unwrap();
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        // In order and one after the other: nothing of the parallel way.
+        let mut truth = Fingerprint::new();
+        for info in checkpoint.tensors() {
+            truth.add(&info.name, &checkpoint.read(&info.name, DType::F32).unwrap()).unwrap();
+        }
+        let truth = truth.finish();
+        let total = checkpoint.tensors().map(|info| info.bytes).sum::<u64>();
+        let finish = |digests: &TensorDigests| {
+            let mut heard = Vec::new();
+            let fingerprint = digests.finish(&checkpoint, &mut |done, of| heard.push((done, of))).unwrap();
+            assert!(heard.is_sorted() && heard.last() == Some(&(total, total)), "{heard:?}");
+            fingerprint
+        };
+        assert_eq!(finish(&TensorDigests::new(&checkpoint)), truth);
+
+        let digests = TensorDigests::new(&checkpoint);
+        for _ in 0..5 {
+            assert!(digests.advance(&checkpoint).unwrap());
+        }
+        // A thread that took one and never came back.
+        assert!(digests.tensors[5].take());
+        assert!(digests.advance(&checkpoint).unwrap());
+        let done = digests.tensors.iter().filter(|tensor| tensor.digest.get().is_some()).count();
+        assert_eq!(done, 6);
+        assert_eq!(finish(&digests), truth);
+        assert!(!digests.advance(&checkpoint).unwrap(), "nothing is left");
+        assert_eq!(finish(&digests), truth, "asked again");
+
+        // Beside another thread.
+        let digests = TensorDigests::new(&checkpoint);
+        std::thread::scope(|scope| {
+            scope.spawn(|| while digests.advance(&checkpoint).unwrap() {});
+            assert_eq!(finish(&digests), truth);
+        });
+    }
+}

@@ -108,3 +108,7 @@ fn entry(fingerprint: &str, identity: &FilesIdentity) -> String {
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+#[path = "known_tests.rs"]
+mod tests;

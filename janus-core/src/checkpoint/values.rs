@@ -9,13 +9,11 @@ use rayon::prelude::*;
 
 use super::CheckpointError;
 use super::file::WeightsFile;
-use crate::kernel::pages::prefer_large;
 
 /// Bytes read or converted at once: small enough for the cache of a core, large enough to hide the calls.
 const CHUNK_BYTES: usize = 1 << 18;
 
-/// Bytes in memory that one thread fills before it takes the next: of the size of a large page, so that threads seldom
-/// touch the same one first.
+/// Bytes in memory that one thread fills before it takes the next: matrices of megabytes are shared out evenly.
 const PART_BYTES: usize = 1 << 21;
 
 /// A type that weights can have.
@@ -144,7 +142,6 @@ impl Extent<'_> {
     fn read_values<S: Value, T: Value>(&self) -> Result<Vec<T>, CheckpointError> {
         // The extent was checked to lie within its file, so this is bounded by what is on disk.
         let mut values = T::zeros((self.bytes / S::BYTES as u64) as usize);
-        prefer_large(&mut values);
         let part = PART_BYTES / T::BYTES;
         let parts = values.par_chunks_mut(part).enumerate();
         // The first in the file of all that go wrong, whichever thread met it.
@@ -330,3 +327,7 @@ pub(crate) fn write_values(
 ) -> Result<(), CheckpointError> {
     for_each_encoded(name, tensor, dtype, &mut |bytes| to.write_all(bytes).map_err(&io_error))
 }
+
+#[cfg(test)]
+#[path = "values_tests.rs"]
+mod tests;
