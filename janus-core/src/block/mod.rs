@@ -15,6 +15,8 @@
 //! | [`node`] | the block as an operation on the tape |
 //! | [`linear`] | a single site likewise, for those outside of blocks |
 
+#![allow(clippy::too_many_arguments, reason = "a block's parameters, plan, values and gradients are its interface")]
+
 mod backward;
 mod forward;
 mod linear;

@@ -12,6 +12,9 @@ use crate::kernel::{Element, Matrix, Rows};
 use crate::noise;
 use crate::site::LowRank;
 
+/// The terms of one site, each with the key of its dropout in training.
+pub(crate) type KeyedTerms = Vec<(LowRank, Option<u64>)>;
+
 /// Where the factors of one site lie, and how they enter.
 #[derive(Debug, Clone)]
 struct SitePlan {
@@ -48,7 +51,7 @@ impl ThinPlan {
     ///
     /// # Errors
     /// Factors that do not fit their site or each other.
-    pub(super) fn of(sites: &[(usize, usize, Vec<(LowRank, Option<u64>)>)]) -> Result<(Self, Option<Tensor>)> {
+    pub(super) fn of(sites: &[(usize, usize, KeyedTerms)]) -> Result<(Self, Option<Tensor>)> {
         let mut plan = Self { sites: Vec::with_capacity(sites.len()), len: 0 };
         let mut parts = Vec::new();
         for (input, output, terms) in sites {

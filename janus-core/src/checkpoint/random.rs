@@ -15,7 +15,6 @@ use super::names::{EMBED_TOKENS, LM_HEAD, expected_tensors};
 use super::{CheckpointError, init};
 use crate::config::JanusConfig;
 use crate::error::{ModelError, Result};
-use crate::kernel::pages::prefer_large;
 use crate::noise;
 
 /// Standard deviation of every matrix, kernel and table: the usual first value of transformers' `initializer_range`.
@@ -82,14 +81,12 @@ fn uniform(key: u64, shape: &[usize], dtype: DType) -> candle_core::Result<Tenso
     }
     // A vector of zero bits costs nothing until it is written, one of bf16 zeros would be written twice.
     let mut bits = vec![0_u16; count];
-    prefer_large(&mut bits);
     draw(key, &mut bits, |value| bf16::from_f32(value).to_bits());
     Tensor::from_vec(bits.reinterpret_into::<bf16>(), shape, &Device::Cpu)
 }
 
 fn uniform_values(key: u64, count: usize) -> Vec<f32> {
     let mut values = vec![0_f32; count];
-    prefer_large(&mut values);
     draw(key, &mut values, |value| value);
     values
 }

@@ -102,6 +102,9 @@ impl<'a, E: Element> KeyValues<'a, E> {
     }
 }
 
+/// Each query head's `dq`, and `dk` and `dv` of the key head they share, without gaps.
+type GroupGradients<E> = (Vec<Vec<E>>, Vec<f32>, Vec<f32>);
+
 /// What the forward leaves: the output `[tokens, heads · head_dim]`, and each query's log-partition, `[heads, tokens]`.
 #[derive(Debug)]
 pub(crate) struct Attended<E: Element> {
@@ -171,7 +174,7 @@ pub(crate) fn backward<E: Element>(
     let groups = heads.heads / heads.kv_heads;
     let items: Vec<(&Segment, usize)> =
         segments.iter().flat_map(|s| (0..heads.kv_heads).map(move |kv_head| (s, kv_head))).collect();
-    let pieces: Vec<(Vec<Vec<E>>, Vec<f32>, Vec<f32>)> = items
+    let pieces: Vec<GroupGradients<E>> = items
         .par_iter()
         .map_init(Buffers::default, |buffers, (segment, kv_head)| {
             let size = segment.keys.len() * heads.head_dim;

@@ -101,6 +101,7 @@ unsafe fn by_rows<E: Element>(
     macro_rules! of {
         ($($count:literal)*) => {
             match rows {
+                // SAFETY: as the caller's.
                 $($count => unsafe { fixed::<E, $count>(a, a_stride, panel, c, c_stride, add) },)*
                 _ => unreachable!("a tile has 1 to 12 rows"),
             }

@@ -7,7 +7,6 @@ use super::level::Level;
 use super::product::Rows;
 
 /// `sums[i][j] (+)= x[rows.start + i] · weight[columns.start + j]`, rows of `sums` being `stride` apart.
-#[allow(clippy::too_many_arguments)]
 pub(super) fn dots<E: Element>(
     level: Level,
     x: Rows<'_, E>,
@@ -65,7 +64,6 @@ fn dots_avx2<E: Element>(
 }
 
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 fn dots_plain<E: Element>(
     fused: impl Fn(f32, f32, f32) -> f32 + Copy,
     x: Rows<'_, E>,

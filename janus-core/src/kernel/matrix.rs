@@ -64,7 +64,7 @@ impl<E: Element> Drop for Matrix<E> {
 impl<E: Element> Matrix<E> {
     /// A matrix of any values, to be overwritten.
     pub(crate) fn new(rows: usize, width: usize) -> Self {
-        let crowded = width * size_of::<E>() % 2048 == 0;
+        let crowded = (width * size_of::<E>()).is_multiple_of(2048);
         let stride = if crowded { width + SPREAD } else { width };
         Self { values: E::spares().take(rows * stride), rows, width, stride }
     }

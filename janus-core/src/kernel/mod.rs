@@ -18,7 +18,8 @@
 //! | [`attention`] | attention and its backward, head by head in blocks |
 //! | [`vector`] | loops compiled for each level, elementary functions |
 //! | [`matrix`] | a matrix of its own memory, reused |
-//! | [`pages`] | large pages for weights |
+
+#![allow(clippy::too_many_arguments, reason = "a kernel's slices, sizes and strides are its interface")]
 
 pub(crate) mod attention;
 #[cfg(target_arch = "x86_64")]
@@ -28,7 +29,6 @@ mod few_rows;
 pub(crate) mod level;
 pub(crate) mod low_rank;
 pub(crate) mod matrix;
-pub(crate) mod pages;
 mod panel;
 pub(crate) mod product;
 #[cfg(test)]

@@ -66,7 +66,7 @@ impl<'a, E: Element> Rows<'a, E> {
 
     /// Whether so many rows so far apart meet in the same few cache sets that a copy pays over `columns` results.
     fn crowded(&self, columns: usize) -> bool {
-        self.count > 1 && columns >= 256 && self.stride * size_of::<E>() % 2048 == 0
+        self.count > 1 && columns >= 256 && (self.stride * size_of::<E>()).is_multiple_of(2048)
     }
 
     /// Some rows and some columns of it.
@@ -402,7 +402,6 @@ impl Block {
     }
 
     /// Adds the rows of one chunk times its panels to the sums.
-    #[allow(clippy::too_many_arguments)]
     fn tiles<'p, E: Element>(
         &self,
         level: Level,

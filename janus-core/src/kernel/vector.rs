@@ -58,7 +58,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     p = p * r + 8.333_452e-3;
     p = p * r + 4.166_579_6e-2;
     p = p * r + 1.666_666_5e-1;
-    p = p * r + 5.000_000_1e-1;
+    p = p * r + 0.5;
     let power = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
     (p * r * r + r + 1.0) * power
 }
@@ -77,12 +77,12 @@ fn erf(x: f32) -> f32 {
     const ONE_FROM: f32 = 3.92;
     let x = x.clamp(-4.0, 4.0);
     let s = x * x;
-    let mut p = -2.726_142_2e-10;
+    let mut p = -2.726_142e-10;
     p = p * s + 2.770_681_4e-8;
     p = p * s + -2.101_024e-6;
     p = p * s + -5.692_506_4e-5;
     p = p * s + -7.349_906_3e-4;
-    p = p * s + -2.954_599_8e-3;
+    p = p * s + -2.954_6e-3;
     p = p * s + -1.609_603_3e-2;
     let mut q = -1.456_607_2e-5;
     q = q * s + -2.133_740_6e-4;
