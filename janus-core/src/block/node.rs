@@ -106,14 +106,14 @@ impl Block {
             return Ok(None);
         }
         let frozen = |parameter: &Parameter| parameter.as_loaded().filter(|value| value.dtype() == dtype);
+        let frozen_bias = |bias: Option<&Parameter>| match bias {
+            Some(bias) => frozen(bias).map(Some),
+            None => Some(None),
+        };
         let mut own_norms = Vec::with_capacity(2);
         for norm in norms {
             let Some(weight) = frozen(norm.weight) else { return Ok(None) };
-            let bias = match norm.bias.map(frozen) {
-                Some(None) => return Ok(None),
-                Some(bias) => bias,
-                None => None,
-            };
+            let Some(bias) = frozen_bias(norm.bias) else { return Ok(None) };
             own_norms.push((weight, bias, norm.eps as f32));
         }
         let [first, second] = own_norms.try_into().expect("two norms were pushed");
@@ -121,11 +121,7 @@ impl Block {
         let mut sites = Vec::with_capacity(7);
         for projection in attention.iter().chain(mlp.maps()) {
             let Some(weight) = frozen(projection.weight()) else { return Ok(None) };
-            let bias = match projection.bias().map(frozen) {
-                Some(None) => return Ok(None),
-                Some(bias) => bias,
-                None => None,
-            };
+            let Some(bias) = frozen_bias(projection.bias()) else { return Ok(None) };
             linears.push((weight, bias));
             let Some(terms) = projection.fusable_terms(pass) else { return Ok(None) };
             sites.push((projection.site().input, projection.site().output, terms));

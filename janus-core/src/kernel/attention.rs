@@ -9,7 +9,8 @@ use rayon::prelude::*;
 
 use super::element::Element;
 use super::matrix::Matrix;
-use super::product::{Finish, Rows, Term, product_alone};
+use super::product::{Finish, Term, product_alone};
+use super::rows::Rows;
 use super::vector::{exp, sum, vectorized};
 
 /// Queries or keys of a block, a multiple of a tile's rows: its scores over a thousand keys stay in the second-level cache.

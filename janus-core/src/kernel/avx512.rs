@@ -11,7 +11,8 @@ use half::bf16;
 
 use super::element::Element;
 use super::panel::{LANES, LINES, Line, Panel, Side};
-use super::product::{Rows, TILE_ROWS};
+use super::product::TILE_ROWS;
+use super::rows::Rows;
 
 /// Adds lane by lane the product (f32) or the dot product of pairs (bf16) of two words.
 #[inline(always)]

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::element::Element;
 use super::level::Level;
-use super::product::Rows;
+use super::rows::Rows;
 
 /// `sums[i][j] (+)= x[rows.start + i] · weight[columns.start + j]`, rows of `sums` being `stride` apart.
 pub(super) fn dots<E: Element>(

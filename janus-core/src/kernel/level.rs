@@ -2,6 +2,9 @@
 
 use std::sync::OnceLock;
 
+#[cfg(target_arch = "x86_64")]
+use super::element::Element;
+
 /// Instruction sets a product is written for, least first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Level {
@@ -13,6 +16,14 @@ pub(crate) enum Level {
     Avx512,
     /// These and AVX512-BF16.
     Avx512Bf16,
+}
+
+impl Level {
+    /// Whether the AVX-512 panels and tiles serve values of this type: paired ones need the bf16 dot product.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn has_tiles<E: Element>(self) -> bool {
+        self >= if E::PAIRED { Level::Avx512Bf16 } else { Level::Avx512 }
+    }
 }
 
 /// The highest level of this processor.

@@ -6,7 +6,8 @@
 use half::bf16;
 
 use super::element::Element;
-use super::product::{Finish, Rows, Term, product};
+use super::product::{Finish, Term, product};
+use super::rows::Rows;
 
 /// `x·Aᵀ` in f32: `x: [m, width]`, `a: [rank, width]`; returns `[m, rank]`.
 pub(crate) fn down<E: Element>(x: Rows<'_, E>, a: Rows<'_, f32>) -> Vec<f32> {

@@ -6,7 +6,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::element::Element;
-use super::product::{Rows, SPREAD};
+use super::rows::{Rows, SPREAD};
 
 /// Bytes the store keeps at most, about the activations of one micro-batch.
 const STORE_BYTES: usize = 1 << 30;

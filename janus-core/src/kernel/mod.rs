@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | [`level`] | what the processor can do, asked once |
 //! | [`element`] | f32 and bf16 values |
+//! | [`rows`] | matrices as rows inside a slice |
 //! | [`product`] | the driver: blocks, panels, threads, what is added before rounding |
 //! | [`panel`] | a block of a weight as panels |
 //! | [`tile`] | rows times a panel, plain Rust, the slow truth |
@@ -31,6 +32,7 @@ pub(crate) mod low_rank;
 pub(crate) mod matrix;
 mod panel;
 pub(crate) mod product;
+mod rows;
 #[cfg(test)]
 pub(crate) mod testing;
 mod tile;
@@ -38,4 +40,5 @@ pub(crate) mod vector;
 
 pub(crate) use element::Element;
 pub(crate) use matrix::Matrix;
-pub(crate) use product::{Finish, Job, Rows, Term, product, products};
+pub(crate) use product::{Finish, Job, Term, product, products};
+pub(crate) use rows::Rows;

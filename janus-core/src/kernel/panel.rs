@@ -4,7 +4,7 @@
 //! bf16 dot product takes them.
 
 use super::element::Element;
-use super::product::Rows;
+use super::rows::Rows;
 
 /// Result columns of a panel.
 pub(super) const LANES: usize = 32;

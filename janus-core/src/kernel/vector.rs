@@ -4,22 +4,18 @@
 macro_rules! vectorized {
     ($($(#[$doc:meta])* fn $name:ident<$e:ident>($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block)*) => {$(
         $(#[$doc])*
-        #[allow(clippy::too_many_arguments)]
         pub(crate) fn $name<$e: $crate::kernel::Element>($($argument: $type),*) $(-> $result)? {
             #[inline(always)]
-            #[allow(clippy::too_many_arguments)]
             fn body<$e: $crate::kernel::Element>($($argument: $type),*) $(-> $result)? $body
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-            #[allow(clippy::too_many_arguments)]
             fn avx512<$e: $crate::kernel::Element>($($argument: $type),*) $(-> $result)? {
                 body::<$e>($($argument),*)
             }
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
-            #[allow(clippy::too_many_arguments)]
             fn avx2<$e: $crate::kernel::Element>($($argument: $type),*) $(-> $result)? {
                 body::<$e>($($argument),*)
             }

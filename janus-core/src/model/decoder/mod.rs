@@ -201,31 +201,23 @@ impl Decoder {
         cache: Option<&mut Cache>,
         kept: Option<Arc<[u32]>>,
     ) -> Result<Tensor> {
+        let layers = || {
+            let rotary = self.rotary(&placement.positions, embeds.dim(0)?);
+            let mut x = embeds.clone();
+            let mut caches = cache.map(|cache| cache.layers().iter_mut());
+            let last = self.layers.len().saturating_sub(1);
+            for (number, layer) in self.layers.iter().enumerate() {
+                let kept = kept.clone().filter(|_| number == last);
+                let cache = caches.as_mut().and_then(Iterator::next);
+                x = layer.forward_kept(pass, &x, &rotary, &placement.mask, cache, kept)?;
+            }
+            self.final_norm(&x)
+        };
         if is_composed(embeds.device()) {
-            return self.run_here(pass, embeds, placement, cache, kept);
+            return layers();
         }
         // On a thread of the pool: the many small pieces of work of a short pass do not begin with waking one each time.
-        rayon::scope(|_| self.run_here(pass, embeds, placement, cache, kept))
-    }
-
-    fn run_here(
-        &self,
-        pass: &Pass,
-        embeds: &Tensor,
-        placement: &Placement,
-        cache: Option<&mut Cache>,
-        kept: Option<Arc<[u32]>>,
-    ) -> Result<Tensor> {
-        let rotary = self.rotary(&placement.positions, embeds.dim(0)?);
-        let mut x = embeds.clone();
-        let mut caches = cache.map(|cache| cache.layers().iter_mut());
-        let last = self.layers.len().saturating_sub(1);
-        for (number, layer) in self.layers.iter().enumerate() {
-            let kept = kept.clone().filter(|_| number == last);
-            let cache = caches.as_mut().and_then(Iterator::next);
-            x = layer.forward_kept(pass, &x, &rotary, &placement.mask, cache, kept)?;
-        }
-        self.final_norm(&x)
+        rayon::scope(|_| layers())
     }
 
     /// The norm that both heads read through.

@@ -1,0 +1,161 @@
+//! Products of every level against their definition.
+
+use half::bf16;
+
+use super::*;
+use crate::kernel::level::levels;
+use crate::kernel::testing::{close, values};
+
+fn run_at<E: Element>(
+    level: Level,
+    parallel: bool,
+    terms: &[Term<'_, E>],
+    finish: Finish<'_, E>,
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    products_at(level, parallel, vec![Job { terms: terms.to_vec(), finish, out, out_stride }]);
+}
+
+#[test]
+fn products_made_together_are_those_made_alone() {
+    let (m, inner) = (30, 70);
+    let x: Vec<bf16> = values(m * inner, 1);
+    let sizes = [5, 130, 64];
+    let weights: Vec<Vec<bf16>> = sizes.iter().map(|n| values(n * inner, *n as u64)).collect();
+    let term = |i: usize| Term::transposed(Rows::dense(&x, m, inner), Rows::dense(&weights[i], sizes[i], inner));
+    let mut together: Vec<Vec<f32>> = sizes.iter().map(|n| vec![0.0; m * n]).collect();
+    let jobs = together.iter_mut().enumerate().map(|(i, out)| Job {
+        terms: vec![term(i)],
+        finish: Finish::default(),
+        out,
+        out_stride: sizes[i],
+    });
+    products(jobs.collect());
+    for (i, together) in together.iter().enumerate() {
+        let mut alone = vec![0f32; m * sizes[i]];
+        product(&[term(i)], Finish::default(), &mut alone, sizes[i]);
+        assert_eq!(*together, alone);
+    }
+}
+
+/// One product by its definition; `at` reads the matrix at (inner, column).
+fn slow<E: Element>(x: Rows<'_, E>, n: usize, at: impl Fn(usize, usize) -> f32) -> Vec<f32> {
+    let mut out = Vec::with_capacity(x.count() * n);
+    for i in 0..x.count() {
+        for j in 0..n {
+            let sum: f64 = x.row(i).iter().enumerate().map(|(k, v)| f64::from(v.widen()) * f64::from(at(k, j))).sum();
+            out.push(sum as f32);
+        }
+    }
+    out
+}
+
+/// Rows, inner steps and columns: odd ones, one row, one column, more than a chunk, more than a block of rows.
+const SHAPES: [(usize, usize, usize); 10] = [
+    (1, 7, 5),
+    (3, 33, 70),
+    (13, 64, 33),
+    (17, 65, 129),
+    (25, 2100, 65),
+    (9, 1, 1),
+    (16, 129, 67),
+    (100, 31, 130),
+    (5, 2, 64),
+    (800, 3, 2),
+];
+
+fn agree<E: Element>() {
+    for level in levels() {
+        for (m, inner, n) in SHAPES {
+            let x: Vec<E> = values(m * (inner + 3), 1);
+            let weight: Vec<E> = values(n * (inner + 1), 2);
+            let plain: Vec<E> = values(inner * (n + 2), 3);
+            let x = Rows::new(&x, m, inner, inner + 3);
+            let (weight, plain) = (Rows::new(&weight, n, inner, inner + 1), Rows::new(&plain, inner, n, n + 2));
+            let forward = slow(x, n, |k, j| weight.row(j)[k].widen());
+            let backward = slow(x, n, |k, j| plain.row(k)[j].widen());
+            let both: Vec<f32> = forward.iter().zip(&backward).map(|(a, b)| a + b).collect();
+            let bound = 1e-5 * (inner as f32).sqrt().max(1.0) * 4.0;
+            for parallel in [true, false] {
+                let run = |terms: &[Term<'_, E>]| {
+                    let stride = n + 5;
+                    let mut out = vec![9f32; m * stride];
+                    run_at(level, parallel, terms, Finish::default(), &mut out, stride);
+                    let gap = out.chunks(stride).all(|row| row[n..].iter().all(|v| *v == 9.0));
+                    assert!(gap, "{level:?} wrote between the rows");
+                    out.chunks(stride).flat_map(|row| row[..n].to_vec()).collect::<Vec<f32>>()
+                };
+                let (t, p) = (Term::transposed(x, weight), Term::plain(x, plain));
+                close(&run(&[t]), &forward, bound);
+                close(&run(&[p]), &backward, bound);
+                close(&run(&[p, t]), &both, bound * 2.0);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_level_agrees_with_the_definition_in_f32() {
+    agree::<f32>();
+}
+
+#[test]
+fn every_level_agrees_with_the_definition_in_bf16() {
+    agree::<bf16>();
+}
+
+#[test]
+fn what_is_added_is_added_before_rounding() {
+    for level in levels() {
+        for (m, inner, n) in [(2, 40, 70), (23, 40, 70)] {
+            let (x, weight): (Vec<bf16>, Vec<bf16>) = (values(m * inner, 1), values(n * inner, 2));
+            let (bias, add): (Vec<bf16>, Vec<bf16>) = (values(n, 3), values(m * n, 4));
+            let (left, right) = (values::<f32>(m * 3, 5), values::<f32>(3 * n, 6));
+            let x = Rows::dense(&x, m, inner);
+            let finish = Finish {
+                factor: 0.5,
+                bias: Some(&bias),
+                low_rank: Some((Rows::dense(&left, m, 3), Rows::dense(&right, 3, n))),
+                add: Some(Rows::dense(&add, m, n)),
+                accumulate: true,
+            };
+            let mut out: Vec<f32> = vec![0.25; m * n];
+            let weight = Rows::dense(&weight, n, inner);
+            run_at(level, true, &[Term::transposed(x, weight)], finish, &mut out, n);
+            let mut expected = slow(x, n, |k, j| weight.row(j)[k].widen());
+            for (at, value) in expected.iter_mut().enumerate() {
+                let (i, j) = (at / n, at % n);
+                let low: f32 = (0..3).map(|r| left[i * 3 + r] * right[r * n + j]).sum();
+                *value = *value * 0.5 + bias[j].widen() + low + add[at].widen() + 0.25;
+            }
+            close(&out, &expected, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn sums_do_not_depend_on_rows_or_threads() {
+    let (m, inner, n) = (50, 300, 90);
+    let (x, weight): (Vec<bf16>, Vec<bf16>) = (values(m * inner, 1), values(n * inner, 2));
+    let weight = Rows::dense(&weight, n, inner);
+    let run = |x: Rows<'_, bf16>, parallel: bool| {
+        let mut out = vec![0f32; x.count() * n];
+        run_at(level(), parallel, &[Term::transposed(x, weight)], Finish::default(), &mut out, n);
+        out
+    };
+    let x = Rows::dense(&x, m, inner);
+    let whole = run(x, true);
+    assert_eq!(whole, run(x, false));
+    assert_eq!(whole[20 * n..], run(x.part(20..50, 0..inner), true));
+}
+
+#[test]
+fn nothing_times_anything_is_zero() {
+    let empty: Vec<f32> = Vec::new();
+    let mut out = vec![1f32; 6];
+    product(&[Term::plain(Rows::new(&empty, 2, 0, 0), Rows::new(&empty, 0, 3, 3))], Finish::default(), &mut out, 3);
+    assert_eq!(out, [0.0; 6]);
+    product(&[Term::plain(Rows::new(&empty, 0, 4, 4), Rows::dense(&[1.0; 12], 4, 3))], Finish::default(), &mut out, 3);
+    assert_eq!(out, [0.0; 6]);
+}

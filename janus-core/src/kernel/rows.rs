@@ -1,0 +1,83 @@
+//! Matrices as rows inside a slice.
+
+use std::ops::Range;
+
+use super::element::Element;
+
+/// Values between rows that keep them out of each other's cache sets: a line or two.
+pub(crate) const SPREAD: usize = 32;
+
+/// A matrix by rows inside a slice: `count` rows of `width` values, `stride` apart.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rows<'a, E> {
+    pub(super) values: &'a [E],
+    pub(super) count: usize,
+    pub(super) width: usize,
+    pub(super) stride: usize,
+}
+
+impl<'a, E: Element> Rows<'a, E> {
+    /// A matrix whose rows are `stride` values apart.
+    pub(crate) fn new(values: &'a [E], count: usize, width: usize, stride: usize) -> Self {
+        assert!(extent(count, width, stride) <= values.len(), "matrix reaches beyond its values");
+        Self { values, count, width, stride }
+    }
+
+    /// A matrix without gaps.
+    pub(crate) fn dense(values: &'a [E], count: usize, width: usize) -> Self {
+        Self::new(values, count, width, width)
+    }
+
+    /// Number of rows.
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Values of a row.
+    pub(crate) fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Values from one row to the next.
+    pub(super) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// Whether so many rows so far apart meet in the same few cache sets that a copy pays over `columns` results.
+    pub(super) fn crowded(&self, columns: usize) -> bool {
+        self.count > 1 && columns >= 256 && (self.stride * size_of::<E>()).is_multiple_of(2048)
+    }
+
+    /// Some rows and some columns of it.
+    pub(crate) fn part(&self, rows: Range<usize>, columns: Range<usize>) -> Self {
+        assert!(rows.end <= self.count && columns.end <= self.width, "part beyond its matrix");
+        let start = if rows.is_empty() || columns.is_empty() { 0 } else { rows.start * self.stride + columns.start };
+        Self { values: &self.values[start..], count: rows.len(), width: columns.len(), stride: self.stride }
+    }
+
+    /// The same rows, [`SPREAD`] values between them.
+    pub(super) fn spread(&self) -> Vec<E> {
+        let mut values = Vec::with_capacity(self.count * (self.width + SPREAD));
+        for i in 0..self.count {
+            values.extend_from_slice(self.row(i));
+            values.resize(values.len() + SPREAD, E::default());
+        }
+        values
+    }
+
+    /// Where the values begin.
+    pub(super) fn as_ptr(&self) -> *const E {
+        self.values.as_ptr()
+    }
+
+    /// Row `i`.
+    #[inline(always)]
+    pub(crate) fn row(&self, i: usize) -> &'a [E] {
+        &self.values[i * self.stride..][..self.width]
+    }
+}
+
+/// Values from the first of a strided matrix to its last.
+pub(super) fn extent(count: usize, width: usize, stride: usize) -> usize {
+    if count == 0 || width == 0 { 0 } else { (count - 1) * stride + width }
+}
