@@ -416,22 +416,21 @@ unsafe fn block<E: Element, const M: usize>(
     }
 }
 
-/// Asks for the lines of a block of a matrix, from line `from` to line `to` of all its lines, to be brought near.
-pub(super) fn bring<E: Element>(
-    matrix: Rows<'_, E>,
-    rows: &Range<usize>,
-    columns: &Range<usize>,
-    from: usize,
-    to: usize,
-) {
-    let per_line = 64 / size_of::<E>();
-    let lines = columns.len().div_ceil(per_line).max(1);
-    for line in from..to {
-        let (row, column) = (rows.start + line / lines, columns.start + line % lines * per_line);
-        if row < rows.end {
+/// Asks for the lines of a block of a matrix to be brought near.
+pub(super) fn bring<E: Element>(matrix: Rows<'_, E>, rows: Range<usize>, columns: Range<usize>) {
+    for row in rows {
+        for column in columns.clone().step_by(64 / size_of::<E>()) {
             let at = matrix.as_ptr().wrapping_add(row * matrix.stride() + column);
             // SAFETY: a prefetch touches nothing, whatever its address.
             unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
         }
+    }
+}
+
+/// Asks for lines that are about to be written.
+pub(super) fn bring_lines(lines: &[Line], count: usize) {
+    for line in lines.iter().take(count) {
+        // SAFETY: a prefetch touches nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_ET1>(std::ptr::from_ref(line).cast()) };
     }
 }

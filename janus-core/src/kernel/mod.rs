@@ -11,6 +11,7 @@
 //! | [`element`] | f32 and bf16 values |
 //! | [`rows`] | matrices as rows inside a slice |
 //! | [`product`] | the driver: blocks, panels, threads, what is added before rounding |
+//! | [`chunk`] | what one filling of the panels holds, laid out while the tiles before it run |
 //! | [`panel`] | a block of a weight as panels |
 //! | [`tile`] | rows times a panel, plain Rust, the slow truth |
 //! | `avx512` | the same by AVX-512 and AVX512-BF16 |
@@ -25,6 +26,7 @@
 pub(crate) mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod chunk;
 pub(crate) mod element;
 mod few_rows;
 pub(crate) mod level;

@@ -2,20 +2,19 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
+use super::chunk::{Chunk, Filling};
 use super::element::Element;
 use super::level::{Level, level};
-use super::panel::{self, LANES, LINES, Line, Panel, Side};
+use super::panel::{LANES, Line, Panel, Side};
 use super::rows::{Rows, SPREAD, extent};
 use super::{few_rows, tile};
 
 /// Result columns of a block: two panels.
 const BLOCK_COLUMNS: usize = 2 * LANES;
-
-/// Bytes of one panel's chunk: two of them and a block of sums share a core's second-level cache.
-const PANEL_BYTES: usize = 128 << 10;
 
 /// Rows of a block of sums, a multiple of every tile's rows.
 const BLOCK_ROWS: usize = 768;
@@ -29,9 +28,9 @@ pub(crate) const FEW_ROWS: usize = 16;
 /// One product of a sum: `x: [m, inner]` times a matrix walked one way or the other.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Term<'a, E> {
-    x: Rows<'a, E>,
-    matrix: Rows<'a, E>,
-    side: Side,
+    pub(super) x: Rows<'a, E>,
+    pub(super) matrix: Rows<'a, E>,
+    pub(super) side: Side,
 }
 
 impl<'a, E: Element> Term<'a, E> {
@@ -54,26 +53,18 @@ impl<'a, E: Element> Term<'a, E> {
         }
     }
 
-    /// Where the matrix holds some inner steps of some result columns.
-    fn area(&self, inner: Range<usize>, columns: Range<usize>) -> Area<'a, E> {
+    /// Rows and columns of the matrix that hold some inner steps of some result columns.
+    pub(super) fn area(&self, inner: Range<usize>, columns: Range<usize>) -> (Range<usize>, Range<usize>) {
         match self.side {
-            Side::Transposed => Area { matrix: self.matrix, rows: columns, columns: inner },
-            Side::Plain => Area { matrix: self.matrix, rows: inner, columns },
+            Side::Transposed => (columns, inner),
+            Side::Plain => (inner, columns),
         }
     }
-}
 
-/// A block of a matrix, by its own rows and columns.
-struct Area<'a, E> {
-    matrix: Rows<'a, E>,
-    rows: Range<usize>,
-    columns: Range<usize>,
-}
-
-impl<E> Area<'_, E> {
-    /// Cache lines in it.
-    fn lines(&self) -> usize {
-        self.rows.len() * (self.columns.len() * size_of::<E>()).div_ceil(64)
+    /// Whether dot products serve, by the whole product's rows, so that a row's sums do not depend on how rows were shared
+    /// out.
+    fn is_few_rows(&self) -> bool {
+        self.x.count <= FEW_ROWS && self.side == Side::Transposed
     }
 }
 
@@ -147,16 +138,40 @@ fn products_at<E: Element, O: Element>(level: Level, parallel: bool, mut jobs: V
             Some(*end)
         })
         .collect();
-    let one = |index: usize| {
+    let count = ends.last().copied().unwrap_or(0);
+    let place = |index: usize| {
         let which = ends.partition_point(|end| *end <= index);
         let first = if which == 0 { 0 } else { ends[which - 1] };
-        prepared[which].block(level, index - first);
+        (&prepared[which], prepared[which].block(index - first))
     };
-    let count = ends.last().copied().unwrap_or(0);
-    if parallel {
-        (0..count).into_par_iter().for_each(one);
+    let workers = if parallel { rayon::current_num_threads().min(count) } else { 1 };
+    let claimed = AtomicUsize::new(0);
+    let claim = |limit: usize| {
+        let next =
+            claimed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| (next < limit).then_some(next + 1));
+        next.ok().map(place)
+    };
+    let work = || {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let mut current = claim(count);
+            let mut is_ready = false;
+            while let Some((job, block)) = current {
+                // The last blocks go to whoever is free; the others are claimed in time to be laid out ahead.
+                let next = claim(count.saturating_sub(workers));
+                let ahead = next.as_ref().and_then(|(job, block)| block.chunks(level, &job.terms).next());
+                block.sum(level, &job.terms, is_ready, ahead.as_ref(), scratch);
+                // SAFETY: the assertions of `of` keep every block inside `out`, which is borrowed mutably for as long as
+                // this product exists, and each block, claimed once, has a place of its own.
+                unsafe { block.write(level, &job.finish, &mut scratch.sums, &job.out) };
+                is_ready = ahead.is_some();
+                current = next.or_else(|| claim(count));
+            }
+        });
+    };
+    if workers > 1 {
+        (0..workers).into_par_iter().with_max_len(1).for_each(|_| work());
     } else {
-        (0..count).for_each(one);
+        work();
     }
 }
 
@@ -223,17 +238,11 @@ impl<'a, E: Element, O: Element> Prepared<'a, E, O> {
         })
     }
 
-    /// Computes one of the blocks.
-    fn block(&self, level: Level, index: usize) {
+    /// Where one of the blocks lies.
+    fn block(&self, index: usize) -> Block {
         let (column, row) = (index / self.row_blocks * BLOCK_COLUMNS, index % self.row_blocks * self.block_rows);
         let (end_row, end_column) = ((row + self.block_rows).min(self.m), (column + BLOCK_COLUMNS).min(self.n));
-        let block = Block { rows: row..end_row, columns: column..end_column };
-        SCRATCH.with_borrow_mut(|scratch| {
-            block.sum(level, &self.terms, scratch);
-            // SAFETY: the assertions of `of` keep every block inside `out`, which is borrowed mutably for as long as this
-            // product exists, and each index, met once, has a block of its own.
-            unsafe { block.write(level, &self.finish, &mut scratch.sums, &self.out) };
-        });
+        Block { rows: row..end_row, columns: column..end_column }
     }
 }
 
@@ -243,13 +252,16 @@ struct Shared<O> {
     stride: usize,
 }
 
-// SAFETY: threads write disjoint blocks only (see `Prepared::block`).
+// SAFETY: threads write disjoint blocks only (see `products_at`).
 unsafe impl<O: Send> Sync for Shared<O> {}
 
 /// Buffers of one thread, kept from product to product.
 #[derive(Default)]
 struct Scratch {
+    /// Panels of the chunk under the tiles.
     panels: Vec<Line>,
+    /// Panels of the chunk after it.
+    ahead: Vec<Line>,
     /// `[rows, BLOCK_COLUMNS]`.
     sums: Vec<f32>,
     /// Rows of x widened to f32, for levels without a bf16 dot product.
@@ -266,95 +278,106 @@ struct Block {
 }
 
 impl Block {
-    /// Fills the block's sums, `[rows, BLOCK_COLUMNS]`.
-    fn sum<E: Element>(&self, level: Level, terms: &[Term<'_, E>], scratch: &mut Scratch) {
-        let Scratch { panels, sums, wide } = scratch;
-        sums.resize(self.rows.len().max(1) * BLOCK_COLUMNS, 0.0);
+    /// What its panels hold, one filling after the other.
+    fn chunks<'a, E: Element>(&self, level: Level, terms: &[Term<'a, E>]) -> impl Iterator<Item = Chunk<'a, E>> {
+        let columns = self.columns.clone();
+        let paneled = terms.iter().filter(|term| !term.is_few_rows());
+        paneled.flat_map(move |term| Chunk::of(level, *term, columns.clone()))
+    }
+
+    /// Fills the block's sums, `[rows, BLOCK_COLUMNS]`. `is_ready` says that the first chunk is laid out; `ahead` is laid out
+    /// afterwards.
+    fn sum<E: Element>(
+        &self,
+        level: Level,
+        terms: &[Term<'_, E>],
+        is_ready: bool,
+        ahead: Option<&Chunk<'_, E>>,
+        scratch: &mut Scratch,
+    ) {
+        scratch.sums.resize(self.rows.len() * BLOCK_COLUMNS, 0.0);
         let mut add = false;
-        for (number, term) in terms.iter().enumerate() {
-            // By the whole product's rows, so that a row's sums do not depend on how rows were shared out.
-            if term.x.count <= FEW_ROWS && term.side == Side::Transposed {
-                few_rows::dots(
-                    level,
-                    term.x,
-                    self.rows.clone(),
-                    term.matrix,
-                    self.columns.clone(),
-                    sums,
-                    BLOCK_COLUMNS,
-                    add,
-                );
-                add = true;
-                continue;
+        for term in terms.iter().filter(|term| term.is_few_rows()) {
+            let sums = &mut scratch.sums;
+            few_rows::dots(
+                level,
+                term.x,
+                self.rows.clone(),
+                term.matrix,
+                self.columns.clone(),
+                sums,
+                BLOCK_COLUMNS,
+                add,
+            );
+            add = true;
+        }
+        let mut chunks = self.chunks(level, terms).peekable();
+        if !is_ready && let Some(first) = chunks.peek() {
+            Filling::new(level, first, &mut scratch.panels).complete();
+        }
+        while let Some(chunk) = chunks.next() {
+            let next = chunks.peek().or(ahead);
+            self.tiles(level, &chunk, next, scratch, add);
+            if next.is_some() {
+                std::mem::swap(&mut scratch.panels, &mut scratch.ahead);
             }
-            let paired = E::PAIRED && level == Level::Avx512Bf16;
-            let steps_of = |depth: usize| if paired { depth.div_ceil(2) } else { depth };
-            let chunk = PANEL_BYTES / (LANES * 4) * if paired { 2 } else { 1 };
-            for start in (0..term.x.width).step_by(chunk) {
-                let inner = start..(start + chunk).min(term.x.width);
-                let lines = steps_of(inner.len()) * LINES;
-                let count = self.columns.len().div_ceil(LANES);
-                if panels.len() < count * lines {
-                    panels.resize(count * lines, Line([0; 16]));
-                }
-                for (number, lines) in panels.chunks_exact_mut(lines).take(count).enumerate() {
-                    let first = self.columns.start + number * LANES;
-                    let columns = first..(first + LANES).min(self.columns.end);
-                    pack(level, term.matrix, term.side, inner.clone(), columns, lines);
-                }
-                let panels = panels.chunks_exact(lines).take(count).map(|lines| Panel { lines, depth: inner.len() });
-                let next = if inner.end < term.x.width {
-                    Some((term, inner.end..(inner.end + chunk).min(term.x.width), self.columns.clone()))
-                } else if number + 1 < terms.len() {
-                    let term = &terms[number + 1];
-                    Some((term, 0..chunk.min(term.x.width), self.columns.clone()))
-                } else {
-                    // Most likely this thread's next block.
-                    let columns = self.columns.end..(self.columns.end + BLOCK_COLUMNS).min(terms[0].columns());
-                    Some((&terms[0], 0..chunk.min(terms[0].x.width), columns))
-                        .filter(|(_, _, columns)| !columns.is_empty())
-                };
-                let next = next.map(|(term, inner, columns)| term.area(inner, columns));
-                self.tiles(level, term.x, &inner, panels, next, sums, wide, add);
-                add = true;
-            }
+            add = true;
         }
         if !add {
-            sums.fill(0.0);
+            scratch.sums.fill(0.0);
         }
     }
 
-    /// Adds the rows of one chunk times its panels to the sums.
-    fn tiles<'p, E: Element>(
+    /// Adds the rows of one chunk times its panels to the sums, and lays out the panels of the next one.
+    fn tiles<E: Element>(
         &self,
         level: Level,
-        x: Rows<'_, E>,
-        inner: &Range<usize>,
-        panels: impl Iterator<Item = Panel<'p>> + Clone,
-        next: Option<Area<'_, E>>,
-        sums: &mut [f32],
-        wide: &mut Vec<f32>,
+        chunk: &Chunk<'_, E>,
+        next: Option<&Chunk<'_, E>>,
+        scratch: &mut Scratch,
         add: bool,
     ) {
+        let Scratch { panels, ahead, sums, wide } = scratch;
+        let mut filling = next.map(|next| Filling::new(level, next, ahead));
+        let (x, inner) = (chunk.term.x, &chunk.inner);
+        let laid_out = chunk.laid_out(level, panels);
         #[cfg(target_arch = "x86_64")]
         if level.has_tiles::<E>() {
-            let share = next.as_ref().map_or(0, |next| next.lines().div_ceil(self.rows.len().div_ceil(TILE_ROWS)));
-            for start in (0..self.rows.len()).step_by(TILE_ROWS) {
-                if let Some(Area { matrix, rows, columns }) = &next {
-                    // The memory is slow and the tiles leave it idle: what is packed next comes near meanwhile.
-                    let from = start / TILE_ROWS * share;
-                    super::avx512::bring(*matrix, rows, columns, from, from + share);
+            let tiles = self.rows.len().div_ceil(TILE_ROWS);
+            for tile in 0..tiles {
+                if let Some(filling) = &mut filling {
+                    filling.advance(tile, tiles);
                 }
+                let start = tile * TILE_ROWS;
                 let count = TILE_ROWS.min(self.rows.len() - start);
                 let values = &x.values[(self.rows.start + start) * x.stride + inner.start..];
-                for (number, panel) in panels.clone().enumerate() {
+                for (number, panel) in laid_out.clone().enumerate() {
                     let sums = &mut sums[start * BLOCK_COLUMNS + number * LANES..];
                     // SAFETY: the processor has the instructions of `level`.
                     unsafe { super::avx512::tile(count, values, x.stride, panel, sums, BLOCK_COLUMNS, add) };
                 }
             }
-            return;
+        } else {
+            self.portable_tiles(level, x, inner, laid_out, sums, wide, add);
         }
+        #[cfg(not(target_arch = "x86_64"))]
+        self.portable_tiles(level, x, inner, laid_out, sums, wide, add);
+        if let Some(mut filling) = filling {
+            filling.complete();
+        }
+    }
+
+    /// As [`Block::tiles`] without AVX-512.
+    fn portable_tiles<'p, E: Element>(
+        &self,
+        level: Level,
+        x: Rows<'_, E>,
+        inner: &Range<usize>,
+        panels: impl Iterator<Item = Panel<'p>> + Clone,
+        sums: &mut [f32],
+        wide: &mut Vec<f32>,
+        add: bool,
+    ) {
         for start in (0..self.rows.len()).step_by(tile::ROWS) {
             let count = tile::ROWS.min(self.rows.len() - start);
             wide.clear();
@@ -468,29 +491,6 @@ impl Block {
             }
         }
     }
-}
-
-/// Lays out one panel by the best way of `level`.
-fn pack<E: Element>(
-    level: Level,
-    matrix: Rows<'_, E>,
-    side: Side,
-    inner: Range<usize>,
-    columns: Range<usize>,
-    lines: &mut [Line],
-) {
-    #[cfg(target_arch = "x86_64")]
-    if level.has_tiles::<E>() {
-        let whole = match side {
-            Side::Transposed => columns.end <= matrix.count && inner.end <= matrix.width,
-            Side::Plain => columns.end <= matrix.width && inner.end <= matrix.count,
-        };
-        assert!(whole && lines.len() >= inner.len().div_ceil(if E::PAIRED { 2 } else { 1 }) * LINES);
-        // SAFETY: the processor has the instructions of `level`, the block lies inside the matrix, and the lines hold it.
-        unsafe { super::avx512::pack(matrix.values, matrix.stride, side, inner, columns, lines) };
-        return;
-    }
-    panel::wide(matrix, side, inner, columns, lines);
 }
 
 #[cfg(test)]

@@ -19,23 +19,32 @@ fn run_at<E: Element>(
 
 #[test]
 fn products_made_together_are_those_made_alone() {
-    let (m, inner) = (30, 70);
-    let x: Vec<bf16> = values(m * inner, 1);
-    let sizes = [5, 130, 64];
-    let weights: Vec<Vec<bf16>> = sizes.iter().map(|n| values(n * inner, *n as u64)).collect();
-    let term = |i: usize| Term::transposed(Rows::dense(&x, m, inner), Rows::dense(&weights[i], sizes[i], inner));
-    let mut together: Vec<Vec<f32>> = sizes.iter().map(|n| vec![0.0; m * n]).collect();
-    let jobs = together.iter_mut().enumerate().map(|(i, out)| Job {
-        terms: vec![term(i)],
-        finish: Finish::default(),
-        out,
-        out_stride: sizes[i],
-    });
-    products(jobs.collect());
-    for (i, together) in together.iter().enumerate() {
-        let mut alone = vec![0f32; m * sizes[i]];
-        product(&[term(i)], Finish::default(), &mut alone, sizes[i]);
-        assert_eq!(*together, alone);
+    // The panels of one block are laid out under the tiles of the block before, whichever job that belongs to.
+    let m = 30;
+    let shapes = [(5, 70), (330, 2100), (200, 33), (64, 4100), (1, 1)];
+    let x: Vec<Vec<bf16>> = shapes.iter().map(|(_, inner)| values(m * inner, *inner as u64)).collect();
+    let weights: Vec<Vec<bf16>> = shapes.iter().map(|(n, inner)| values(n * inner, *n as u64)).collect();
+    let term = |i: usize| {
+        let (n, inner) = shapes[i];
+        let x = Rows::dense(&x[i], m, inner);
+        match i % 2 {
+            0 => Term::transposed(x, Rows::dense(&weights[i], n, inner)),
+            _ => Term::plain(x, Rows::dense(&weights[i], inner, n)),
+        }
+    };
+    let jobs = |out: &mut [Vec<f32>], parallel| {
+        let job = |(i, out)| Job { terms: vec![term(i)], finish: Finish::default(), out, out_stride: shapes[i].0 };
+        let jobs = out.iter_mut().map(Vec::as_mut_slice).enumerate().map(job).collect();
+        products_at(level(), parallel, jobs);
+    };
+    for parallel in [false, true] {
+        let mut together: Vec<Vec<f32>> = shapes.iter().map(|(n, _)| vec![0.0; m * n]).collect();
+        jobs(&mut together, parallel);
+        for (i, together) in together.iter().enumerate() {
+            let mut alone = vec![0f32; together.len()];
+            run_at(Level::Plain, false, &[term(i)], Finish::default(), &mut alone, shapes[i].0);
+            close(together, &alone, 1e-3);
+        }
     }
 }
 

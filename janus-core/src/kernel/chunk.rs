@@ -1,0 +1,150 @@
+//! What one filling of the panels holds, laid out while the tiles of the filling before still run.
+
+use std::ops::Range;
+
+use super::element::Element;
+use super::level::Level;
+use super::panel::{self, LANES, LINES, Line, Panel};
+use super::product::Term;
+
+/// Bytes of one panel's chunk: those of two fillings and a block of sums share a core's second-level cache.
+const PANEL_BYTES: usize = 128 << 10;
+
+/// Words of inner values laid out at a time: a line of a row of the matrix.
+const UNIT_WORDS: usize = 16;
+
+/// Tiles of a block during whose run the next chunk is laid out.
+const LATE_TILES: usize = 10;
+
+/// Some inner steps of a term under the result columns of a block.
+#[derive(Debug, Clone)]
+pub(super) struct Chunk<'a, E> {
+    pub(super) term: Term<'a, E>,
+    pub(super) inner: Range<usize>,
+    pub(super) columns: Range<usize>,
+}
+
+impl<'a, E: Element> Chunk<'a, E> {
+    /// The chunks of a term, in the order of the inner index.
+    pub(super) fn of(level: Level, term: Term<'a, E>, columns: Range<usize>) -> impl Iterator<Item = Self> {
+        let (width, depth) = (term.x.width(), PANEL_BYTES / (LANES * 4) * per_word::<E>(level));
+        (0..width).step_by(depth).map(move |start| Self {
+            term,
+            inner: start..(start + depth).min(width),
+            columns: columns.clone(),
+        })
+    }
+
+    fn panels(&self) -> usize {
+        self.columns.len().div_ceil(LANES)
+    }
+
+    /// Lines of one of its panels.
+    fn lines(&self, level: Level) -> usize {
+        self.inner.len().div_ceil(per_word::<E>(level)) * LINES
+    }
+
+    fn units(&self, level: Level) -> usize {
+        self.inner.len().div_ceil(UNIT_WORDS * per_word::<E>(level))
+    }
+
+    /// Inner steps of a unit.
+    fn unit(&self, level: Level, unit: usize) -> Range<usize> {
+        let values = UNIT_WORDS * per_word::<E>(level);
+        let start = self.inner.start + unit * values;
+        start..(start + values).min(self.inner.end)
+    }
+
+    /// Its panels in `lines`, which hold them.
+    pub(super) fn laid_out<'p>(&self, level: Level, lines: &'p [Line]) -> impl Iterator<Item = Panel<'p>> + Clone {
+        let depth = self.inner.len();
+        lines.chunks_exact(self.lines(level)).take(self.panels()).map(move |lines| Panel { lines, depth })
+    }
+}
+
+/// Values in a word of a panel.
+fn per_word<E: Element>(level: Level) -> usize {
+    if E::PAIRED && level == Level::Avx512Bf16 { 2 } else { 1 }
+}
+
+/// A chunk on its way into the panels.
+#[derive(Debug)]
+pub(super) struct Filling<'c, 'a, E> {
+    chunk: &'c Chunk<'a, E>,
+    level: Level,
+    lines: &'c mut Vec<Line>,
+    units: usize,
+    /// Units asked for from memory.
+    asked: usize,
+    /// Units laid out.
+    done: usize,
+}
+
+impl<'c, 'a, E: Element> Filling<'c, 'a, E> {
+    /// Nothing is laid out yet.
+    pub(super) fn new(level: Level, chunk: &'c Chunk<'a, E>, lines: &'c mut Vec<Line>) -> Self {
+        let needed = chunk.panels() * chunk.lines(level);
+        if lines.len() < needed {
+            lines.resize(needed, Line([0; 16]));
+        }
+        Self { chunk, level, lines, units: chunk.units(level), asked: 0, done: 0 }
+    }
+
+    /// Called before each of `count` tiles. During the last of them it lays out what it asked for at the call before and
+    /// asks for more, until all is asked for.
+    ///
+    /// The memory is slow and the tiles leave it idle. Not earlier, because the rows that stream by would push out what is
+    /// laid out too soon; and little is under way at a time, because rows whole pages apart meet in the same few sets of the
+    /// cache.
+    pub(super) fn advance(&mut self, call: usize, count: usize) {
+        let late = LATE_TILES.min(count);
+        let Some(call) = (call + late).checked_sub(count) else { return };
+        let asked = self.asked;
+        self.lay_out(asked);
+        self.asked = (self.units * (call + 1)).div_ceil(late).min(self.units);
+        #[cfg(target_arch = "x86_64")]
+        if self.level.has_tiles::<E>() {
+            let panel_lines = self.chunk.lines(self.level);
+            for unit in asked..self.asked {
+                let (rows, columns) =
+                    self.chunk.term.area(self.chunk.unit(self.level, unit), self.chunk.columns.clone());
+                super::avx512::bring(self.chunk.term.matrix, rows, columns);
+                for lines in self.lines.chunks_exact(panel_lines).take(self.chunk.panels()) {
+                    super::avx512::bring_lines(&lines[unit * UNIT_WORDS * LINES..], UNIT_WORDS * LINES);
+                }
+            }
+        }
+    }
+
+    /// Lays out all that is missing.
+    pub(super) fn complete(&mut self) {
+        self.lay_out(self.units);
+    }
+
+    fn lay_out(&mut self, end: usize) {
+        let panel_lines = self.chunk.lines(self.level);
+        for unit in self.done..end {
+            let inner = self.chunk.unit(self.level, unit);
+            for (number, lines) in self.lines.chunks_exact_mut(panel_lines).take(self.chunk.panels()).enumerate() {
+                let first = self.chunk.columns.start + number * LANES;
+                let columns = first..(first + LANES).min(self.chunk.columns.end);
+                pack(self.level, self.chunk.term, inner.clone(), columns, &mut lines[unit * UNIT_WORDS * LINES..]);
+            }
+        }
+        self.done = self.done.max(end);
+    }
+}
+
+/// Lays out inner steps of at most [`LANES`] result columns by the best way of `level`.
+fn pack<E: Element>(level: Level, term: Term<'_, E>, inner: Range<usize>, columns: Range<usize>, lines: &mut [Line]) {
+    #[cfg(target_arch = "x86_64")]
+    if level.has_tiles::<E>() {
+        let (rows, across) = term.area(inner.clone(), columns.clone());
+        assert!(rows.end <= term.matrix.count() && across.end <= term.matrix.width());
+        assert!(lines.len() >= inner.len().div_ceil(per_word::<E>(level)) * LINES);
+        // SAFETY: the processor has the instructions of `level`, the block lies inside the matrix, and the lines hold it.
+        unsafe { super::avx512::pack(term.matrix.values, term.matrix.stride, term.side, inner, columns, lines) };
+        return;
+    }
+    panel::wide(term.matrix, term.side, inner, columns, lines);
+}
