@@ -78,12 +78,38 @@ impl CustomOp1 for FrozenLinear {
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let gradient = gradient.contiguous()?;
-        Ok(Some(match x.dtype() {
-            DType::F32 => self.backward::<f32>(x, &gradient)?,
-            _ => self.backward::<bf16>(x, &gradient)?,
-        }))
+        Ok(Some(frozen_linear_gradient(gradient, &self.weight)?.reshape(x.shape())?))
     }
+}
+
+/// `dy·W` with `dy: [.., out]` and `weight: [out, in]` of one type; returns `[rows, in]`: the gradient of the product's input.
+///
+/// # Errors
+/// Shapes that do not fit, types that differ, or other types than f32 and bf16.
+pub fn frozen_linear_gradient(dy: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let (dy, weight) = (dy.detach().contiguous()?, weight.detach().contiguous()?);
+    match (dy.dtype(), weight.dtype()) {
+        (DType::F32, DType::F32) => gradient_in::<f32>(&dy, &weight),
+        (DType::BF16, DType::BF16) => gradient_in::<bf16>(&dy, &weight),
+        (dy, weight) => {
+            bail!("a gradient of type {dy:?} and a weight of type {weight:?}: one of f32 and bf16 is wanted")
+        }
+    }
+}
+
+fn gradient_in<E: Stored>(dy: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let (out, input) = weight.dims2()?;
+    let rows = dy.elem_count() / out.max(1);
+    if dy.dims().last() != Some(&out) {
+        bail!("a gradient of shape {:?} does not fit a weight of shape [{out}, {input}]", dy.dims());
+    }
+    let mut dx = vec![E::default(); rows * input];
+    with_slices::<E, _>(&[dy, weight], |slices| {
+        let term = Term::plain(Rows::dense(slices[0], rows, out), Rows::dense(slices[1], out, input));
+        product(&[term], Finish::default(), &mut dx, input);
+        Ok(())
+    })?;
+    Tensor::from_vec(dx, (rows, input), dy.device())
 }
 
 impl FrozenLinear {
@@ -108,18 +134,6 @@ impl FrozenLinear {
             *last = out;
         }
         Ok((E::storage(y), Shape::from(dims)))
-    }
-
-    fn backward<E: Stored>(&self, x: &Tensor, gradient: &Tensor) -> Result<Tensor> {
-        let (out, input) = self.weight.dims2()?;
-        let rows = gradient.elem_count() / out.max(1);
-        let mut dx = vec![E::default(); rows * input];
-        with_slices::<E, _>(&[gradient, &self.weight], |slices| {
-            let term = Term::plain(Rows::dense(slices[0], rows, out), Rows::dense(slices[1], out, input));
-            product(&[term], Finish::default(), &mut dx, input);
-            Ok(())
-        })?;
-        Tensor::from_vec(dx, x.shape(), x.device())
     }
 }
 
@@ -171,5 +185,7 @@ mod tests {
         let x = Tensor::zeros((2, 5), DType::F32, &Device::Cpu).unwrap();
         let weight = Tensor::zeros((3, 7), DType::F32, &Device::Cpu).unwrap();
         assert!(frozen_linear(&x, &weight, None).is_err());
+        assert!(frozen_linear_gradient(&x, &weight).is_err());
+        assert!(frozen_linear_gradient(&x, &weight.to_dtype(DType::BF16).unwrap()).is_err());
     }
 }
