@@ -12,7 +12,7 @@ pub(super) const LANES: usize = 32;
 /// One cache line.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Line(pub(super) [u32; 16]);
+pub(crate) struct Line(pub(super) [u32; 16]);
 
 /// Lines of one step: 32 values of 4 bytes.
 pub(super) const LINES: usize = LANES / 16;

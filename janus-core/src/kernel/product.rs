@@ -470,8 +470,33 @@ impl Block {
     }
 }
 
+/// `sums = x·panel` for `rows` rows of `panel.depth` values, `stride` apart; `sums: [rows, LANES]`.
+pub(super) fn multiply(level: Level, rows: usize, x: &[f32], stride: usize, panel: Panel<'_>, sums: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if level.has_tiles::<f32>() {
+        for start in (0..rows).step_by(TILE_ROWS) {
+            let count = TILE_ROWS.min(rows - start);
+            let (x, sums) = (&x[start * stride..], &mut sums[start * LANES..]);
+            // SAFETY: the processor has the instructions of `level`.
+            unsafe { super::avx512::tile(count, x, stride, panel, sums, LANES, false) };
+        }
+        return;
+    }
+    for start in (0..rows).step_by(tile::ROWS) {
+        let count = tile::ROWS.min(rows - start);
+        let (x, sums) = (&x[start * stride..], &mut sums[start * LANES..]);
+        #[cfg(target_arch = "x86_64")]
+        if level >= Level::Avx2 {
+            // SAFETY: the processor has AVX2 and FMA.
+            unsafe { tile::avx2(count, x, stride, panel, sums, LANES, false) };
+            continue;
+        }
+        tile::plain(count, x, stride, panel, sums, LANES, false);
+    }
+}
+
 /// Lays out one panel by the best way of `level`.
-fn pack<E: Element>(
+pub(super) fn pack<E: Element>(
     level: Level,
     matrix: Rows<'_, E>,
     side: Side,
