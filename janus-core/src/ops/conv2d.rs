@@ -159,7 +159,7 @@ fn by_winograd(
 /// By candle's convolution. Its backward fails unless the last step leaves as many rows unread as columns, so where there
 /// are steps, what is unread is cut off first.
 fn composed(x: &Tensor, kernel: &Tensor, bias: Option<&Tensor>, stride: usize, padding: usize) -> Result<Tensor> {
-    let (wide, kernel) = (x.to_dtype(DType::F32)?, kernel.to_dtype(DType::F32)?);
+    let (wide, kernel) = (x.to_dtype(DType::F32)?.contiguous()?, kernel.to_dtype(DType::F32)?);
     let y = if stride == 1 {
         wide.conv2d(&kernel, padding, 1, 1, 1)?
     } else {
