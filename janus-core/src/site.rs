@@ -16,6 +16,8 @@ use crate::checkpoint::expected_tensors;
 use crate::config::JanusConfig;
 use crate::error::{ModelError, Result};
 use crate::noise;
+use crate::ops::channels_last;
+use crate::ops::conv2d::Around;
 use crate::ops::{self, HeadLoss};
 use crate::parameter::Parameter;
 use crate::pass::{Part, Pass};
@@ -201,7 +203,7 @@ impl BaseView<'_> {
             });
         }
         match sum {
-            Some(sum) => Ok((&y + sum.to_dtype(y.dtype())?)?),
+            Some(sum) => Ok(channels_last::sum(&y, &sum.to_dtype(y.dtype())?)?),
             None => Ok(y),
         }
     }
@@ -298,6 +300,20 @@ impl Projection {
         }
     }
 
+    /// A convolution with what stands around it, in one piece where nothing corrects it.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub(crate) fn forward_within(&self, pass: &Pass, x: &Tensor, around: &Around<'_>) -> Result<Tensor> {
+        match (self.correction(), self.site.kind) {
+            (None, SiteKind::Conv2d { stride, padding, .. }) => {
+                let bias = self.bias.as_ref().map(|bias| bias.value());
+                Ok(ops::conv2d::conv2d_within(x, &self.weight.value(), bias.as_ref(), stride, padding, around)?)
+            }
+            _ => Ok(around.behind(self.forward(pass, &around.before(x)?)?)?),
+        }
+    }
+
     /// Cross-entropy of a head's logits against labels, summed: `x: [rows, input]`, one label a row.
     ///
     /// Where the head is frozen and nothing corrects it, its logits are never held whole.
@@ -376,7 +392,7 @@ impl Projection {
                 }
                 let x = dropped(x.to_dtype(DType::F32)?)?;
                 let hidden = ops::conv2d::conv2d(&x, &term.a, None, stride, padding)?;
-                return Ok(Some((ops::conv2d::conv2d(&hidden, &term.b, None, 1, 0)? * term.scale)?));
+                return Ok(Some(ops::conv2d::conv2d(&hidden, &(&term.b * term.scale)?, None, 1, 0)?));
             }
         };
         let mut delta = (hidden.matmul(&term.b.t()?)? * term.scale)?;

@@ -128,23 +128,10 @@ impl<'c, 'a, E: Element> Filling<'c, 'a, E> {
             for (number, lines) in self.lines.chunks_exact_mut(panel_lines).take(self.chunk.panels()).enumerate() {
                 let first = self.chunk.columns.start + number * LANES;
                 let columns = first..(first + LANES).min(self.chunk.columns.end);
-                pack(self.level, self.chunk.term, inner.clone(), columns, &mut lines[unit * UNIT_WORDS * LINES..]);
+                let (Term { matrix, side, .. }, lines) = (self.chunk.term, &mut lines[unit * UNIT_WORDS * LINES..]);
+                panel::pack(self.level, matrix, side, inner.clone(), columns, lines);
             }
         }
         self.done = self.done.max(end);
     }
-}
-
-/// Lays out inner steps of at most [`LANES`] result columns by the best way of `level`.
-fn pack<E: Element>(level: Level, term: Term<'_, E>, inner: Range<usize>, columns: Range<usize>, lines: &mut [Line]) {
-    #[cfg(target_arch = "x86_64")]
-    if level.has_tiles::<E>() {
-        let (rows, across) = term.area(inner.clone(), columns.clone());
-        assert!(rows.end <= term.matrix.count() && across.end <= term.matrix.width());
-        assert!(lines.len() >= inner.len().div_ceil(per_word::<E>(level)) * LINES);
-        // SAFETY: the processor has the instructions of `level`, the block lies inside the matrix, and the lines hold it.
-        unsafe { super::avx512::pack(term.matrix.values, term.matrix.stride, term.side, inner, columns, lines) };
-        return;
-    }
-    panel::wide(term.matrix, term.side, inner, columns, lines);
 }

@@ -16,6 +16,8 @@
 //! | [`tile`] | rows times a panel, plain Rust, the slow truth |
 //! | `avx512` | the same by AVX-512 and AVX512-BF16 |
 //! | [`few_rows`] | one to sixteen rows: dot products at memory speed |
+//! | [`picture`] | pictures with their channels side by side, group norm |
+//! | [`winograd`] | 3 x 3 convolutions |
 //! | [`low_rank`] | products with thin f32 factors |
 //! | [`attention`] | attention and its backward, head by head in blocks |
 //! | [`vector`] | loops compiled for each level, elementary functions |
@@ -33,12 +35,14 @@ pub(crate) mod level;
 pub(crate) mod low_rank;
 pub(crate) mod matrix;
 mod panel;
+pub(crate) mod picture;
 pub(crate) mod product;
 mod rows;
 #[cfg(test)]
 pub(crate) mod testing;
 mod tile;
 pub(crate) mod vector;
+pub(crate) mod winograd;
 
 pub(crate) use element::Element;
 pub(crate) use matrix::Matrix;

@@ -386,13 +386,7 @@ impl Block {
             }
             for (number, panel) in panels.clone().enumerate() {
                 let sums = &mut sums[start * BLOCK_COLUMNS + number * LANES..];
-                #[cfg(target_arch = "x86_64")]
-                if level >= Level::Avx2 {
-                    // SAFETY: the processor has AVX2 and FMA.
-                    unsafe { tile::avx2(count, wide, inner.len(), panel, sums, BLOCK_COLUMNS, add) };
-                    continue;
-                }
-                tile::plain(count, wide, inner.len(), panel, sums, BLOCK_COLUMNS, add);
+                tile::portable(level, count, wide, inner.len(), panel, sums, BLOCK_COLUMNS, add);
             }
         }
     }
@@ -490,6 +484,25 @@ impl Block {
                 out.iter_mut().zip(&*sums).for_each(|(o, s)| *o = O::narrow(*s));
             }
         }
+    }
+}
+
+/// `sums = x·panel` for `rows` rows of `panel.depth` values, `stride` apart; `sums: [rows, LANES]`.
+pub(super) fn multiply(level: Level, rows: usize, x: &[f32], stride: usize, panel: Panel<'_>, sums: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if level.has_tiles::<f32>() {
+        for start in (0..rows).step_by(TILE_ROWS) {
+            let count = TILE_ROWS.min(rows - start);
+            let (x, sums) = (&x[start * stride..], &mut sums[start * LANES..]);
+            // SAFETY: the processor has the instructions of `level`.
+            unsafe { super::avx512::tile(count, x, stride, panel, sums, LANES, false) };
+        }
+        return;
+    }
+    for start in (0..rows).step_by(tile::ROWS) {
+        let count = tile::ROWS.min(rows - start);
+        let (x, sums) = (&x[start * stride..], &mut sums[start * LANES..]);
+        tile::portable(level, count, x, stride, panel, sums, LANES, false);
     }
 }
 

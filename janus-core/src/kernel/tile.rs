@@ -1,5 +1,6 @@
 //! Rows times a panel in plain Rust: the path of processors without AVX-512, and the slow truth of the tests.
 
+use super::level::Level;
 use super::panel::{LANES, Panel};
 
 /// Rows of a plain tile.
@@ -41,8 +42,9 @@ fn tile(
     }
 }
 
-/// As [`tile`], by what the target always has.
-pub(super) fn plain(
+/// As [`tile`], by AVX2 where `level` has it.
+pub(super) fn portable(
+    level: Level,
     rows: usize,
     a: &[f32],
     a_stride: usize,
@@ -51,6 +53,16 @@ pub(super) fn plain(
     c_stride: usize,
     add: bool,
 ) {
+    #[cfg(target_arch = "x86_64")]
+    if level >= Level::Avx2 {
+        // SAFETY: the processor has AVX2 and FMA.
+        return unsafe { avx2(rows, a, a_stride, panel, c, c_stride, add) };
+    }
+    plain(rows, a, a_stride, panel, c, c_stride, add);
+}
+
+/// As [`tile`], by what the target always has.
+fn plain(rows: usize, a: &[f32], a_stride: usize, panel: Panel<'_>, c: &mut [f32], c_stride: usize, add: bool) {
     // Where the target has no fused instruction, `mul_add` would be a library call.
     if cfg!(any(target_arch = "aarch64", target_feature = "fma")) {
         tile(f32::mul_add, rows, a, a_stride, panel, c, c_stride, add);
@@ -62,14 +74,6 @@ pub(super) fn plain(
 /// As [`plain`], compiled for AVX2 and FMA.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn avx2(
-    rows: usize,
-    a: &[f32],
-    a_stride: usize,
-    panel: Panel<'_>,
-    c: &mut [f32],
-    c_stride: usize,
-    add: bool,
-) {
+fn avx2(rows: usize, a: &[f32], a_stride: usize, panel: Panel<'_>, c: &mut [f32], c_stride: usize, add: bool) {
     tile(f32::mul_add, rows, a, a_stride, panel, c, c_stride, add);
 }

@@ -1,58 +1,165 @@
-//! Convolution with a frozen kernel: patches unrolled into columns, a band of rows at a time, and one matrix product.
+//! Convolution with a frozen kernel.
 //!
-//! candle's own convolution is several times slower on the processor; it serves where a gradient is wanted.
+//! 3 x 3 kernels with a margin of one go through [`crate::kernel::winograd`], with what stands around them; all others are
+//! one matrix product, of the pixels themselves or of patches unrolled a band of rows at a time. candle's own convolution is
+//! several times slower on the processor; it serves where a gradient is wanted.
 
 use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
+use super::channels_last;
 use super::composed::is_composed;
+use super::group_norm::{GroupNorm, group_norm_silu};
 use super::values;
-use crate::kernel::{Finish, Rows, Term, product};
+use crate::kernel::picture::Picture;
+use crate::kernel::{Finish, Rows, Term, product, winograd};
 
 /// Values of unrolled patches held at a time: 4 MiB.
 const BAND_VALUES: usize = 1 << 20;
 
+/// Input channels from which transforming tiles pays.
+const LEAST_CHANNELS: usize = 16;
+
+/// What is computed together with a convolution, in this order.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Around<'a> {
+    /// Group norm of the input and `x · sigmoid(x)`.
+    pub(crate) norm: Option<GroupNorm<'a>>,
+    /// Whether every pixel becomes two by two before the convolution.
+    pub(crate) doubled: bool,
+    /// Added to the result, of its shape.
+    pub(crate) add: Option<&'a Tensor>,
+}
+
+impl Around<'_> {
+    /// What the convolution itself reads.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub(crate) fn before(&self, x: &Tensor) -> Result<Tensor> {
+        let x = match self.norm {
+            Some(norm) => group_norm_silu(x, norm)?,
+            None => x.clone(),
+        };
+        if self.doubled { channels_last::doubled(&x) } else { Ok(x) }
+    }
+
+    /// The convolution's result with what is added to it.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub(crate) fn behind(&self, y: Tensor) -> Result<Tensor> {
+        match self.add {
+            Some(add) => add + y,
+            None => Ok(y),
+        }
+    }
+}
+
 /// `x: [batch, in, height, width]`, `kernel: [out, in, kh, kw]`, `bias: [out]`, equal stride and padding on both axes;
 /// returns `[batch, out, height', width']` in `x`'s type.
 ///
-/// Where `x`, `kernel` or `bias` carry a graph, candle's differentiable convolution is used.
+/// Where `x`, `kernel` or `bias` carry a graph, candle's differentiable convolution is used; elsewhere the result is a view
+/// of `[batch, height', width', out]`, and an `x` that is such a view is read without a copy.
 ///
 /// # Errors
 /// Shapes that do not fit.
 pub fn conv2d(x: &Tensor, kernel: &Tensor, bias: Option<&Tensor>, stride: usize, padding: usize) -> Result<Tensor> {
+    conv2d_within(x, kernel, bias, stride, padding, &Around::default())
+}
+
+/// [`conv2d`] with what stands around it, `x: [batch, in, height, width]` before the pixels are doubled.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub(crate) fn conv2d_within(
+    x: &Tensor,
+    kernel: &Tensor,
+    bias: Option<&Tensor>,
+    stride: usize,
+    padding: usize,
+    around: &Around<'_>,
+) -> Result<Tensor> {
     let (batch, input, height, width) = x.dims4()?;
     let (out, kernel_input, kh, kw) = kernel.dims4()?;
-    if input != kernel_input || stride == 0 || height + 2 * padding < kh || width + 2 * padding < kw {
+    let factor = if around.doubled { 2 } else { 1 };
+    let (wide, high) = (width * factor + 2 * padding, height * factor + 2 * padding);
+    let bias_fits = bias.is_none_or(|bias| bias.dims() == [out]);
+    if input != kernel_input || stride == 0 || kh == 0 || kw == 0 || high < kh || wide < kw || !bias_fits {
         candle_core::bail!("input {:?} does not fit a kernel {:?} with stride {stride}", x.dims(), kernel.dims());
     }
-    let tracked = x.track_op() || kernel.track_op() || bias.is_some_and(Tensor::track_op);
-    if tracked || is_composed(x.device()) {
-        return composed(x, kernel, bias, stride, padding);
+    let (out_height, out_width) = ((high - kh) / stride + 1, (wide - kw) / stride + 1);
+    let dims = [batch, out, out_height, out_width];
+    if around.add.is_some_and(|add| add.dims() != dims) {
+        candle_core::bail!("the addend {:?} does not fit a result {dims:?}", around.add.map(Tensor::dims));
     }
-    let geometry = Geometry {
-        input,
-        height,
-        width,
-        kh,
-        kw,
-        stride,
-        padding,
-        out_height: (height + 2 * padding - kh) / stride + 1,
-        out_width: (width + 2 * padding - kw) / stride + 1,
+    let parameters_tracked = kernel.track_op() || bias.is_some_and(Tensor::track_op);
+    let tracked = x.track_op() || parameters_tracked || around.add.is_some_and(Tensor::track_op);
+    let norm_is_fast = match &around.norm {
+        Some(norm) => norm.is_fast(x)?,
+        None => true,
     };
-    let y = values::with_values(x, |x| {
-        values::with_values(&kernel.contiguous()?, |kernel| match bias {
-            Some(bias) => values::with_values(bias, |bias| Ok(geometry.run(batch, out, x, kernel, Some(bias)))),
-            None => Ok(geometry.run(batch, out, x, kernel, None)),
+    if tracked || !norm_is_fast || is_composed(x.device()) {
+        return around.behind(composed(&around.before(x)?, kernel, bias, stride, padding)?);
+    }
+    let winograd = [kh, kw, stride, padding] == [3, 3, 1, 1] && input >= LEAST_CHANNELS;
+    let before = if winograd { x.clone() } else { around.before(x)? };
+    let bias = bias.map(|bias| values::with_values(bias, |bias| Ok(bias.to_vec()))).transpose()?;
+    let y = channels_last::with_pixels(&before, |pixels| {
+        values::with_values(&kernel.contiguous()?, |kernel| {
+            let run = |add: Option<&[f32]>| {
+                if winograd {
+                    let sizes = [batch, height, width, input];
+                    return by_winograd(pixels, sizes, kernel, out, bias.as_deref(), around, add);
+                }
+                let geometry = Geometry {
+                    input,
+                    height: height * factor,
+                    width: width * factor,
+                    kh,
+                    kw,
+                    stride,
+                    padding,
+                    out_height,
+                    out_width,
+                };
+                Ok(geometry.run(batch, out, pixels, kernel, bias.as_deref(), add))
+            };
+            match around.add {
+                Some(add) => channels_last::with_pixels(add, |add| run(Some(add))),
+                None => run(None),
+            }
         })
     })?;
-    values::tensor(y, (batch, out, geometry.out_height, geometry.out_width), x)
+    channels_last::tensor(y, dims, x)
+}
+
+/// Pictures one by one through one kernel.
+fn by_winograd(
+    pixels: &[f32],
+    [batch, height, width, input]: [usize; 4],
+    kernel: &[f32],
+    out: usize,
+    bias: Option<&[f32]>,
+    around: &Around<'_>,
+    add: Option<&[f32]>,
+) -> Result<Vec<f32>> {
+    let kernel = winograd::Kernel::new(kernel, out, input, around.doubled);
+    let size = height * width * if around.doubled { 4 } else { 1 } * out;
+    let mut y = vec![0f32; batch * size];
+    let pictures = pixels.chunks_exact((height * width * input).max(1));
+    for (i, (pixels, y)) in pictures.zip(y.chunks_exact_mut(size.max(1))).enumerate() {
+        let picture = Picture::new(pixels, height, width, input);
+        let norm = around.norm.map(|norm| norm.of(picture)).transpose()?;
+        winograd::convolve(picture, norm.as_ref(), &kernel, bias, add.map(|add| &add[i * size..][..size]), y);
+    }
+    Ok(y)
 }
 
 /// By candle's convolution. Its backward fails unless the last step leaves as many rows unread as columns, so where there
 /// are steps, what is unread is cut off first.
 fn composed(x: &Tensor, kernel: &Tensor, bias: Option<&Tensor>, stride: usize, padding: usize) -> Result<Tensor> {
-    let (wide, kernel) = (x.to_dtype(DType::F32)?, kernel.to_dtype(DType::F32)?);
+    let (wide, kernel) = (x.to_dtype(DType::F32)?.contiguous()?, kernel.to_dtype(DType::F32)?);
     let y = if stride == 1 {
         wide.conv2d(&kernel, padding, 1, 1, 1)?
     } else {
@@ -87,46 +194,76 @@ struct Geometry {
 }
 
 impl Geometry {
-    fn run(&self, batch: usize, out: usize, x: &[f32], kernel: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+    /// `x: [batch, height, width, input]`, `kernel: [out, input, kh, kw]`; returns `[batch, out_height, out_width, out]`.
+    fn run(
+        &self,
+        batch: usize,
+        out: usize,
+        x: &[f32],
+        kernel: &[f32],
+        bias: Option<&[f32]>,
+        add: Option<&[f32]>,
+    ) -> Vec<f32> {
         let depth = self.input * self.kh * self.kw;
         let area = self.out_height * self.out_width;
+        let mut y = vec![0f32; batch * area * out];
+        let mut multiply = |rows: Rows<'_, f32>, kernel: &[f32], first: usize| {
+            let places = first * out..(first + rows.count()) * out;
+            let add = add.map(|add| Rows::dense(&add[places.clone()], rows.count(), out));
+            let term = Term::transposed(rows, Rows::dense(kernel, out, depth));
+            product(&[term], Finish { bias, add, ..Finish::default() }, &mut y[places], out);
+        };
+        if [self.kh, self.kw, self.stride, self.padding] == [1, 1, 1, 0] {
+            multiply(Rows::dense(x, batch * area, depth), kernel, 0);
+            return y;
+        }
+        let kernel = self.channels_last(kernel);
         let band = (BAND_VALUES / (depth * self.out_width).max(1)).clamp(1, self.out_height.max(1));
-        let mut y = vec![0f32; batch * out * area];
-        let mut columns = vec![0f32; depth * band * self.out_width];
-        for (x, y) in x.chunks_exact(self.input * self.height * self.width).zip(y.chunks_exact_mut((out * area).max(1)))
-        {
+        let mut patches = vec![0f32; depth * band * self.out_width];
+        for (i, x) in x.chunks_exact((self.height * self.width * self.input).max(1)).enumerate() {
             for first in (0..self.out_height).step_by(band) {
-                let rows = band.min(self.out_height - first);
-                let count = rows * self.out_width;
-                columns[..depth * count]
-                    .par_chunks_mut(count)
-                    .enumerate()
-                    .for_each(|(d, column)| self.unroll(x, d, first, column));
-                let term = Term::plain(Rows::dense(kernel, out, depth), Rows::dense(&columns, depth, count));
-                product(&[term], Finish::default(), &mut y[first * self.out_width..], area);
-            }
-            if let Some(bias) = bias {
-                y.chunks_exact_mut(area).zip(bias).for_each(|(y, b)| y.iter_mut().for_each(|y| *y += b));
+                let count = band.min(self.out_height - first) * self.out_width;
+                let patches = &mut patches[..depth * count];
+                patches.par_chunks_mut((depth * self.out_width).max(1)).enumerate().for_each(|(row, patches)| {
+                    self.unroll(x, first + row, patches);
+                });
+                multiply(Rows::dense(patches, count, depth), &kernel, i * area + first * self.out_width);
             }
         }
         y
     }
 
-    /// Fills the values that kernel cell `d` meets at the output places from row `first` on.
-    fn unroll(&self, x: &[f32], d: usize, first: usize, column: &mut [f32]) {
-        let (channel, ky, kx) = (d / (self.kh * self.kw), d / self.kw % self.kh, d % self.kw);
-        let plane = &x[channel * self.height * self.width..(channel + 1) * self.height * self.width];
-        for (row, cells) in column.chunks_exact_mut(self.out_width).enumerate() {
-            let y = ((first + row) * self.stride + ky).wrapping_sub(self.padding);
-            if y >= self.height {
+    /// `[out, input, kh, kw]` as `[out, kh, kw, input]`.
+    fn channels_last(&self, kernel: &[f32]) -> Vec<f32> {
+        let taps = self.kh * self.kw;
+        let mut turned = vec![0f32; kernel.len()];
+        let size = (taps * self.input).max(1);
+        for (turned, kernel) in turned.chunks_exact_mut(size).zip(kernel.chunks_exact(size)) {
+            for (i, value) in kernel.iter().enumerate() {
+                turned[i % taps * self.input + i / taps] = *value;
+            }
+        }
+        turned
+    }
+
+    /// Fills the patches of the output's row `row`, `[out_width, kh, kw, input]`.
+    fn unroll(&self, x: &[f32], row: usize, patches: &mut [f32]) {
+        let line = self.kw * self.input;
+        for (i, cells) in patches.chunks_exact_mut(line.max(1)).enumerate() {
+            let (place, ky) = (i / self.kh, i % self.kh);
+            let y = (row * self.stride + ky).wrapping_sub(self.padding);
+            // Pixels of this line that lie in the picture: from `left` to `right` of the kernel's cells.
+            let start = place * self.stride;
+            let left = self.padding.saturating_sub(start).min(self.kw);
+            let right = (self.width + self.padding).saturating_sub(start).min(self.kw);
+            if y >= self.height || left >= right {
                 cells.fill(0.0);
                 continue;
             }
-            let line = &plane[y * self.width..(y + 1) * self.width];
-            for (i, cell) in cells.iter_mut().enumerate() {
-                let x = (i * self.stride + kx).wrapping_sub(self.padding);
-                *cell = line.get(x).copied().unwrap_or(0.0);
-            }
+            let from = (y * self.width + start + left - self.padding) * self.input;
+            cells[..left * self.input].fill(0.0);
+            cells[left * self.input..right * self.input].copy_from_slice(&x[from..from + (right - left) * self.input]);
+            cells[right * self.input..].fill(0.0);
         }
     }
 }
@@ -134,19 +271,55 @@ impl Geometry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::check;
+    use crate::ops::{check, with_composed};
 
     #[test]
     fn the_unrolled_convolution_agrees_with_candle() -> Result<()> {
         for (height, width, k, stride, padding) in
-            [(9, 7, 3, 1, 1), (8, 10, 3, 2, 0), (12, 12, 4, 4, 0), (5, 6, 1, 1, 0)]
+            [(9, 7, 3, 1, 1), (8, 10, 3, 2, 0), (7, 9, 3, 2, 1), (12, 12, 4, 4, 0), (5, 6, 1, 1, 0), (3, 2, 5, 1, 2)]
         {
-            let x = check::tensor(&[2, 3, height, width], 1);
-            let kernel = check::tensor(&[5, 3, k, k], 2);
-            let bias = check::tensor(&[5], 3);
-            let fast = conv2d(&x, &kernel, Some(&bias), stride, padding)?;
-            check::close(&fast, &composed(&x, &kernel, Some(&bias), stride, padding)?, 1e-5);
+            for input in [3, 18] {
+                let x = check::tensor(&[2, input, height, width], 1);
+                let kernel = check::tensor(&[5, input, k, k], 2);
+                let bias = check::tensor(&[5], 3);
+                let fast = conv2d(&x, &kernel, Some(&bias), stride, padding)?;
+                check::close(&fast, &composed(&x, &kernel, Some(&bias), stride, padding)?, 1e-5);
+            }
         }
+        Ok(())
+    }
+
+    #[test]
+    fn what_stands_around_is_the_same_fused_and_step_by_step() -> Result<()> {
+        for (input, k, stride, padding) in [(24, 3, 1, 1), (6, 3, 1, 1), (24, 1, 1, 0), (18, 3, 2, 0)] {
+            for doubled in [false, true] {
+                let x = check::tensor(&[2, input, 9, 11], 1);
+                let (kernel, bias) = (check::tensor(&[7, input, k, k], 2), check::tensor(&[7], 3));
+                let (weight, shift) = (check::tensor(&[input], 4), check::tensor(&[input], 5));
+                let norm = GroupNorm { weight: &weight, bias: &shift, groups: 6, eps: 1e-6 };
+                let around = Around { norm: Some(norm), doubled, add: None };
+                let slow = with_composed(|| conv2d_within(&x, &kernel, Some(&bias), stride, padding, &around))?;
+                check::close(&conv2d_within(&x, &kernel, Some(&bias), stride, padding, &around)?, &slow, 2e-5);
+                let add = check::tensor(slow.dims(), 6);
+                for norm in [Some(norm), None] {
+                    let around = Around { norm, doubled, add: Some(&add) };
+                    let slow = with_composed(|| conv2d_within(&x, &kernel, Some(&bias), stride, padding, &around))?;
+                    check::close(&conv2d_within(&x, &kernel, Some(&bias), stride, padding, &around)?, &slow, 2e-5);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn channels_last_or_not_the_result_is_the_same() -> Result<()> {
+        let (x, kernel) = (check::tensor(&[2, 20, 6, 5], 1), check::tensor(&[3, 20, 3, 3], 2));
+        let turned = x.permute((0, 2, 3, 1))?.contiguous()?.permute((0, 3, 1, 2))?;
+        check::close(&conv2d(&x, &kernel, None, 1, 1)?, &conv2d(&turned, &kernel, None, 1, 1)?, 0.0);
+        check::close(&composed(&x, &kernel, None, 1, 1)?, &composed(&turned, &kernel, None, 1, 1)?, 1e-5);
+        check::close(&channels_last::doubled(&x)?, &x.upsample_nearest2d(12, 10)?, 0.0);
+        let padded = x.pad_with_zeros(3, 0, 1)?.pad_with_zeros(2, 0, 2)?;
+        check::close(&channels_last::padded(&turned, 2, 1)?, &padded, 0.0);
         Ok(())
     }
 
@@ -166,6 +339,11 @@ mod tests {
                 conv2d(&t[0], &t[1], Some(&t[2]), stride, padding)
             });
         }
+        check::gradients(&[&[2, 4, 2, 3], &[3, 4, 3, 3], &[3], &[4], &[4], &[2, 3, 4, 6]], |t| {
+            let norm = GroupNorm { weight: &t[3], bias: &t[4], groups: 2, eps: 1e-2 };
+            let around = Around { norm: Some(norm), doubled: true, add: Some(&t[5]) };
+            conv2d_within(&t[0], &t[1], Some(&t[2]), 1, 1, &around)
+        });
     }
 
     #[test]

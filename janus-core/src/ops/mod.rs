@@ -22,6 +22,7 @@
 
 pub mod activation;
 pub mod attention;
+pub(crate) mod channels_last;
 mod composed;
 pub mod conv2d;
 pub mod cross_entropy;
@@ -40,7 +41,7 @@ pub use attention::{AttentionMask, attention};
 pub use composed::{is_composed, with_composed};
 pub use cross_entropy::cross_entropy;
 pub use dropout::dropout;
-pub use group_norm::group_norm;
+pub use group_norm::{GroupNorm, group_norm, group_norm_silu};
 pub use head_loss::{HeadLoss, head_loss};
 pub use layer_norm::layer_norm;
 pub use rms_norm::rms_norm;

@@ -1,4 +1,5 @@
-//! The blocks of the image tokenizer's encoder and decoder. All tensors are `[images, channels, height, width]`.
+//! The blocks of the image tokenizer's encoder and decoder. All tensors are `[images, channels, height, width]`, in
+//! memory with the channels side by side.
 
 use std::sync::Arc;
 
@@ -7,6 +8,7 @@ use candle_core::Tensor;
 use super::DTYPE;
 use crate::error::Result;
 use crate::model::loader::Loader;
+use crate::ops::conv2d::Around;
 use crate::ops::{self, AttentionMask};
 use crate::parameter::Parameter;
 use crate::pass::Pass;
@@ -30,12 +32,21 @@ impl GroupNorm {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(ops::group_norm(x, &self.weight.value(), &self.bias.value(), GROUPS, EPS)?)
+        let (weight, bias) = (self.weight.value(), self.bias.value());
+        Ok(ops::group_norm(x, ops::GroupNorm { weight: &weight, bias: &bias, groups: GROUPS, eps: EPS })?)
     }
 
-    /// The norm, then `x · sigmoid(x)`.
-    pub(super) fn forward_activated(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(self.forward(x)?.silu()?)
+    /// The norm, `x · sigmoid(x)`, a convolution, and the sum with `add`.
+    pub(super) fn forward_into(
+        &self,
+        pass: &Pass,
+        conv: &Projection,
+        x: &Tensor,
+        add: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let (weight, bias) = (self.weight.value(), self.bias.value());
+        let norm = ops::GroupNorm { weight: &weight, bias: &bias, groups: GROUPS, eps: EPS };
+        conv.forward_within(pass, x, &Around { norm: Some(norm), doubled: false, add })
     }
 }
 
@@ -66,12 +77,12 @@ impl ResidualBlock {
     }
 
     pub(super) fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
-        let h = self.conv1.forward(pass, &self.norm1.forward_activated(x)?)?;
-        let h = self.conv2.forward(pass, &self.norm2.forward_activated(&h)?)?;
-        Ok(match &self.nin_shortcut {
-            Some(shortcut) => (shortcut.forward(pass, x)? + h)?,
-            None => (x + h)?,
-        })
+        let h = self.norm1.forward_into(pass, &self.conv1, x, None)?;
+        let shortcut = match &self.nin_shortcut {
+            Some(shortcut) => shortcut.forward(pass, x)?,
+            None => x.clone(),
+        };
+        self.norm2.forward_into(pass, &self.conv2, &h, Some(&shortcut))
     }
 }
 
@@ -103,11 +114,11 @@ impl AttentionBlock {
         let normed = self.norm.forward(x)?;
         let places = |projection: &Projection| -> Result<Tensor> {
             let y = projection.forward(pass, &normed)?;
-            Ok(y.reshape((images, channels, 1, height * width))?.permute((0, 3, 2, 1))?.contiguous()?)
+            Ok(y.permute((0, 2, 3, 1))?.reshape((images, height * width, 1, channels))?)
         };
         let attended = ops::attention(&places(&self.q)?, &places(&self.k)?, &places(&self.v)?, &AttentionMask::full())?;
-        let attended = attended.permute((0, 3, 2, 1))?.reshape((images, channels, height, width))?;
-        Ok((x + self.proj_out.forward(pass, &attended)?)?)
+        let attended = attended.reshape((images, height, width, channels))?.permute((0, 3, 1, 2))?;
+        self.proj_out.forward_within(pass, &attended, &Around { add: Some(x), ..Around::default() })
     }
 }
 

@@ -9,6 +9,7 @@ use super::blocks::{AttentionBlock, GroupNorm, Level, Middle, ResidualBlock};
 use crate::config::VqConfig;
 use crate::error::Result;
 use crate::model::loader::Loader;
+use crate::ops::conv2d::Around;
 use crate::pass::Pass;
 use crate::site::Projection;
 
@@ -62,17 +63,9 @@ impl Decoder {
         for level in &self.up {
             x = level.forward(pass, &x)?;
             if let Some(conv) = &level.resample {
-                x = conv.forward(pass, &double(&x)?)?;
+                x = conv.forward_within(pass, &x, &Around { doubled: true, ..Around::default() })?;
             }
         }
-        self.conv_out.forward(pass, &self.norm_out.forward_activated(&x)?)
+        self.norm_out.forward_into(pass, &self.conv_out, &x, None)
     }
-}
-
-/// Each pixel four times. By views, not by `upsample_nearest2d`, whose backward overwrites a gradient already summed.
-fn double(x: &Tensor) -> Result<Tensor> {
-    let (images, channels, height, width) = x.dims4()?;
-    let x = x.reshape((images * channels, height, 1, width, 1))?;
-    let x = x.broadcast_as((images * channels, height, 2, width, 2))?;
-    Ok(x.reshape((images, channels, 2 * height, 2 * width))?)
 }

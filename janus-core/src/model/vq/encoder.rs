@@ -9,6 +9,7 @@ use super::blocks::{AttentionBlock, GroupNorm, Level, Middle, ResidualBlock};
 use crate::config::VqConfig;
 use crate::error::Result;
 use crate::model::loader::Loader;
+use crate::ops::channels_last;
 use crate::pass::Pass;
 use crate::site::Projection;
 
@@ -61,11 +62,10 @@ impl Encoder {
             x = level.forward(pass, &x)?;
             if let Some(conv) = &level.resample {
                 // One column right and one row below only, so that the stride meets every pixel pair.
-                let padded = x.pad_with_zeros(3, 0, 1)?.pad_with_zeros(2, 0, 1)?;
-                x = conv.forward(pass, &padded)?;
+                x = conv.forward(pass, &channels_last::padded(&x, 1, 1)?)?;
             }
         }
         let x = self.mid.forward(pass, &x)?;
-        self.conv_out.forward(pass, &self.norm_out.forward_activated(&x)?)
+        self.norm_out.forward_into(pass, &self.conv_out, &x, None)
     }
 }

@@ -109,6 +109,6 @@ impl ImageTokenizer {
     /// # Errors
     /// Rows that are no square, or a code beyond the codebook.
     pub fn decode(&self, pass: &Pass, codes: &[Vec<u32>]) -> Result<Tensor> {
-        self.decoder.forward(pass, &self.post_quant(pass, codes)?)
+        Ok(self.decoder.forward(pass, &self.post_quant(pass, codes)?)?.contiguous()?)
     }
 }

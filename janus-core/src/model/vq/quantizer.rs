@@ -81,6 +81,6 @@ impl Quantizer {
         }
         let indices = codes.concat();
         let rows = crate::ops::select_rows(&unit(&self.embedding.value())?, &indices)?;
-        Ok(rows.reshape((codes.len(), grid, grid, self.width))?.permute((0, 3, 1, 2))?.contiguous()?)
+        Ok(rows.reshape((codes.len(), grid, grid, self.width))?.permute((0, 3, 1, 2))?)
     }
 }
