@@ -3,9 +3,16 @@
 //! The mixer is the finaliser of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014):
 //! stable across platforms and versions, unlike the generators of `rand`.
 
-/// Mixes 64 bits thoroughly.
-pub fn mix(mut z: u64) -> u64 {
-    z = z.wrapping_add(0x9e37_79b9_7f4a_7c15);
+/// What SplitMix64's counter goes on by: 2⁶⁴ over the golden ratio.
+pub const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// SplitMix64's output for a counter one step before: [`finalise`] of the next.
+pub fn mix(z: u64) -> u64 {
+    finalise(z.wrapping_add(STEP))
+}
+
+/// The finaliser: a bijection of 64 bits whose output bits each depend on all input bits.
+pub fn finalise(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)

@@ -80,6 +80,25 @@ impl Pass {
         self
     }
 
+    /// The pass over some of a part's rows, in this order: each is routed as it was.
+    pub(crate) fn picked(&self, part: Part, rows: impl Iterator<Item = usize> + Clone) -> Self {
+        if self.routes(part).is_empty() {
+            return self.clone();
+        }
+        let mut routes: Vec<Route> = Vec::new();
+        for Route { tokens, request } in self.routes(part) {
+            let own = rows.clone().enumerate().filter(|(_, row)| tokens.contains(row)).map(|(place, _)| place);
+            let first = routes.len();
+            for place in own {
+                match routes[first..].last_mut() {
+                    Some(last) if last.tokens.end == place => last.tokens.end += 1,
+                    _ => routes.push(Route { tokens: place..place + 1, request: *request }),
+                }
+            }
+        }
+        self.clone().with_routes(part, routes)
+    }
+
     /// The table of a part; empty where all tokens are of one request.
     pub fn routes(&self, part: Part) -> &[Route] {
         match part {

@@ -166,3 +166,31 @@ fn a_small_limit_is_kept() {
     let total: u64 = entries(place.folder()).iter().map(|path| path.metadata().unwrap().len()).sum();
     assert!((1..=10_000).contains(&total), "{total}");
 }
+
+#[test]
+fn questions_and_pictures_together_are_those_asked_for_alone() {
+    let place = place();
+    place.write("picture.png", picture(40, 28, 1));
+    let run = |arguments: &[&str]| -> Vec<serde_json::Value> {
+        let done = place.janus(&[arguments, &["--base", "base", "--json"]].concat()).expect_success();
+        done.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let understand = ["understand", "--image", "picture.png", "--max-new-tokens", "6"];
+    let questions = ["Part 3?", "Is there a defect, and if so, where is it?", "Part 3?"];
+    let together = run(&[&understand[..], &questions].concat());
+    for (answer, question) in together.iter().zip(questions) {
+        assert_eq!(run(&[&understand[..], &[question]].concat()), std::slice::from_ref(answer));
+    }
+    assert_eq!((together.len(), &together[0]), (3, &together[2]));
+    assert_ne!(together[0], together[1]);
+
+    let generate = |seed: &str, count: &str| {
+        run(&["generate", "a part of kind 3", "--out", "drawn.png", "--seed", seed, "--count", count])[0]["codes"]
+            .clone()
+    };
+    let together = generate("5", "3");
+    for (number, seed) in ["5", "6", "7"].into_iter().enumerate() {
+        assert_eq!(together[number], generate(seed, "1")[0]);
+    }
+    assert_ne!(together[0], together[1]);
+}

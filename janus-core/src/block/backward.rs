@@ -1,12 +1,16 @@
 //! A block backward: from the gradient of its output to those of its input and of its low-rank factors.
 
-use std::borrow::Borrow;
-
 use super::forward::{Plan, Saved, activate};
 use super::rows::{gather, gelu_backward, norm, norm_backward, rotate, scatter, silu_gate_backward};
 use super::thin::{Thin, beside};
 use super::view::{BlockView, MLP, O, Q};
 use crate::kernel::{Element, Finish, Matrix, Rows, Term, attention, product};
+
+/// The input of sites: where it lies, or made again.
+pub(super) enum Input<'a, E: Element> {
+    Held(Rows<'a, E>),
+    Made(Matrix<E>),
+}
 
 /// One or several sites that share their input.
 pub(super) struct Sites<'a, E> {
@@ -21,27 +25,30 @@ pub(super) struct Sites<'a, E> {
 impl<E: Element> Sites<'_, E> {
     /// Writes the factors' gradients into `flat` and returns the gradient of the shared input where it is wanted.
     ///
-    /// `x` makes the input again; it is called only where a site has factors.
-    pub(super) fn backward<X: Borrow<Matrix<E>>>(
+    /// `x` is called only where a site has factors.
+    pub(super) fn backward<'x>(
         &self,
-        dy: &[Matrix<E>],
-        x: impl FnOnce() -> X,
+        dy: &[Rows<'_, E>],
+        x: impl FnOnce() -> Input<'x, E>,
         flat: &mut [f32],
         wanted: bool,
     ) -> Option<Matrix<E>> {
         let sites = self.first..self.first + dy.len();
         let thin = &self.thin[sites.clone()];
-        let m = dy[0].rows();
+        let m = dy[0].count();
         let d_hidden: Vec<Option<Vec<f32>>> =
-            thin.iter().zip(dy).map(|(thin, dy)| thin.as_ref().map(|thin| thin.d_hidden(dy.view()))).collect();
+            thin.iter().zip(dy).map(|(thin, dy)| thin.as_ref().map(|thin| thin.d_hidden(*dy))).collect();
         if thin.iter().any(Option::is_some) {
             let x = x();
-            let x = x.borrow();
+            let x = match &x {
+                Input::Held(x) => *x,
+                Input::Made(x) => x.view(),
+            };
             for (site, (thin, dy)) in thin.iter().zip(dy).enumerate() {
                 if let (Some(thin), Some(d_hidden), Some(hidden)) =
                     (thin, &d_hidden[site], &self.hidden[self.first + site])
                 {
-                    thin.gradients(x.view(), dy.view(), hidden, d_hidden, flat);
+                    thin.gradients(x, *dy, hidden, d_hidden, flat);
                 }
             }
         }
@@ -49,7 +56,7 @@ impl<E: Element> Sites<'_, E> {
             return None;
         }
         let terms: Vec<Term<'_, E>> =
-            sites.clone().zip(dy).map(|(site, dy)| Term::plain(dy.view(), self.view.linears[site].weight)).collect();
+            sites.clone().zip(dy).map(|(site, dy)| Term::plain(*dy, self.view.linears[site].weight)).collect();
         // Terms behind a dropout are added masked, the others beside the sums.
         let (mut direct, mut masked) = (Vec::new(), Vec::new());
         for (thin, d_hidden) in thin.iter().zip(&d_hidden) {
@@ -92,24 +99,25 @@ pub(super) fn backward<E: Element>(
 
     let into_inner = below_mlp || thin[MLP..last].iter().any(Option::is_some);
     let own_dy = Matrix::copy_of(dy);
-    let d_activated = sites(last).backward(&[own_dy], || activate(&saved.inner), flat, into_inner)?;
+    let activated = || Input::Made(activate(&saved.inner));
+    let d_activated = sites(last).backward(&[own_dy.view()], activated, flat, into_inner)?;
+    drop(own_dy);
     let d_inner: Vec<Matrix<E>> = match saved.inner.as_slice() {
         [gate, up] => silu_gate_backward(gate.view(), up.view(), d_activated.view()).into(),
         [inner] => vec![gelu_backward(inner.view(), d_activated.view())],
         _ => unreachable!("a block's MLP has two or three maps"),
     };
     drop(d_activated);
-    let renormed = || norm(saved.middle.view(), second_norm);
-    let d_normed = sites(MLP).backward(&d_inner, renormed, flat, below_mlp)?;
+    let renormed = || Input::Made(norm(saved.middle.view(), second_norm));
+    let d_inner_rows: Vec<Rows<'_, E>> = d_inner.iter().map(Matrix::view).collect();
+    let d_normed = sites(MLP).backward(&d_inner_rows, renormed, flat, below_mlp)?;
     drop(d_inner);
     let d_middle = norm_backward(saved.middle.view(), second_norm, d_normed.view(), dy);
     drop(d_normed);
 
     let gathered = plan.kept.map(|kept| gather(saved.attended.out.view(), kept));
-    let attended = gathered.as_ref().unwrap_or(&saved.attended.out);
-    let d_middle = [d_middle];
-    let d_out = sites(O).backward(&d_middle, || attended, flat, below_attention)?;
-    let [d_middle] = d_middle;
+    let attended = || Input::Held(gathered.as_ref().unwrap_or(&saved.attended.out).view());
+    let d_out = sites(O).backward(&[d_middle.view()], attended, flat, below_attention)?;
     let (d_middle, d_out) = match plan.kept {
         Some(kept) => (scatter(d_middle.view(), kept, x.count()), scatter(d_out.view(), kept, x.count())),
         None => (d_middle, d_out),
@@ -122,6 +130,7 @@ pub(super) fn backward<E: Element>(
         rotate(&mut dq, plan.heads.head_dim, angles.cosines, angles.sines, -1.0);
         rotate(&mut dk, plan.heads.head_dim, angles.cosines, angles.sines, -1.0);
     }
-    let d_normed = sites(Q).backward(&[dq, dk, dv], || norm(x, first_norm), flat, wanted)?;
+    let renormed = || Input::Made(norm(x, first_norm));
+    let d_normed = sites(Q).backward(&[dq.view(), dk.view(), dv.view()], renormed, flat, wanted)?;
     Some(norm_backward(x, first_norm, d_normed.view(), d_middle.view()))
 }

@@ -3,11 +3,11 @@
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
 use half::bf16;
 
-use super::backward::Sites;
+use super::backward::{Input, Sites};
 use super::forward::sites;
 use super::thin::ThinPlan;
 use super::view::{BlockView, LinearView};
-use crate::kernel::{Matrix, Rows};
+use crate::kernel::Rows;
 use crate::ops::is_composed;
 use crate::ops::values::{Stored, with_slices};
 use crate::site::LowRank;
@@ -80,11 +80,11 @@ impl CorrectedLinear {
                     let weight = view.linears[0].weight;
                     let rows = slices[0].len() / weight.width().max(1);
                     let x_rows = Rows::dense(slices[0], rows, weight.width());
-                    let dy = Matrix::copy_of(Rows::dense(slices[1], rows, weight.count()));
+                    let dy = Rows::dense(slices[1], rows, weight.count());
                     let thin = self.thin.read(flat[0]);
                     let hidden: Vec<_> = thin.iter().map(|thin| thin.as_ref().map(|t| t.hidden(x_rows))).collect();
                     let sites = Sites { view, thin: &thin, hidden: &hidden, first: 0 };
-                    Ok(sites.backward(&[dy], || Matrix::copy_of(x_rows), &mut gradients, x.track_op()))
+                    Ok(sites.backward(&[dy], || Input::Held(x_rows), &mut gradients, x.track_op()))
                 })
             })
         })?;

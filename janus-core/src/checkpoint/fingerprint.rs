@@ -18,11 +18,13 @@
 //! tying or storing the same head makes no difference.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{OnceLock, mpsc};
+use std::sync::mpsc::{self, RecvTimeoutError, TryRecvError};
+use std::time::Duration;
 
 use candle_core::{DType, Tensor};
-use rayon::prelude::*;
+use rayon::Yield;
 use sha2::{Digest, Sha256};
 
 use super::names::{EMBED_TOKENS, LM_HEAD};
@@ -146,7 +148,7 @@ impl TensorDigests {
     /// Works out what is missing, several tensors at a time, and returns the fingerprint. `progress` hears of bytes done and
     /// in total; `checkpoint` is that of [`TensorDigests::new`].
     ///
-    /// A tensor that another thread has taken comes last, and is worked out here as well if that thread is still not
+    /// It may be called on any thread, the only one of a pool too. A tensor that another thread has taken comes last, and is worked out here as well if that thread is still not
     /// done with it: it may have been given little time.
     ///
     /// # Errors
@@ -157,36 +159,32 @@ impl TensorDigests {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<String, CheckpointError> {
         let total = checkpoint.tensors().map(|tensor| tensor.bytes).sum();
-        let (sender, receiver) = mpsc::channel::<u64>();
-        let work = |sender: &mut mpsc::Sender<u64>, tensor: &PendingDigest| {
-            tensor.work_out(checkpoint)?;
-            // Nobody listens only when the thread below is gone, and with it the wish to know.
-            let _ = sender.send(checkpoint.tensors[tensor.index].bytes);
-            Ok(())
+        let (sender, receiver) = mpsc::channel::<Result<u64, CheckpointError>>();
+        let failed = AtomicBool::new(false);
+        let work = |tensor: &PendingDigest, sender: mpsc::Sender<_>| {
+            if failed.load(Ordering::Relaxed) {
+                return;
+            }
+            let bytes = checkpoint.tensors[tensor.index].bytes;
+            let done = if tensor.digest.get().is_some() { Ok(()) } else { tensor.work_out(checkpoint) };
+            failed.fetch_or(done.is_err(), Ordering::Relaxed);
+            // Somebody listens until all are done or one has failed.
+            let _ = sender.send(done.map(|()| bytes));
         };
-        let done = std::thread::scope(|scope| {
-            let worker = scope.spawn(|| {
-                let sender = sender;
-                let (mine, others): (Vec<_>, Vec<_>) = self.tensors.iter().partition(|tensor| tensor.take());
-                let known = others.iter().filter(|tensor| tensor.digest.get().is_some());
-                let _ = sender.send(known.map(|tensor| checkpoint.tensors[tensor.index].bytes).sum());
-                mine.par_iter()
-                    .with_max_len(1)
-                    .try_for_each_with(sender.clone(), |sender, tensor| work(sender, tensor))?;
-                let missing: Vec<_> = others.into_iter().filter(|tensor| tensor.digest.get().is_none()).collect();
-                missing.par_iter().with_max_len(1).try_for_each_with(sender, |sender, tensor| work(sender, tensor))
-            });
+        let (mine, others): (Vec<_>, Vec<_>) = self.tensors.iter().partition(|tensor| tensor.take());
+        rayon::in_place_scope_fifo(|scope| {
+            for tensor in mine.into_iter().chain(others) {
+                let sender = sender.clone();
+                scope.spawn_fifo(move |_| work(tensor, sender));
+            }
+            drop(sender);
             let mut done = 0;
-            for bytes in receiver {
-                done += bytes;
+            while let Some(bytes) = next(&receiver) {
+                done += bytes?;
                 progress(done, total);
             }
-            worker.join()
-        });
-        match done {
-            Ok(done) => done?,
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
+            Ok::<_, CheckpointError>(())
+        })?;
         progress(total, total);
         let mut fingerprint = Fingerprint::new();
         for tensor in &self.tensors {
@@ -195,6 +193,28 @@ impl TensorDigests {
             fingerprint.add_digest(&info.name, &info.shape, *digest);
         }
         Ok(fingerprint.finish())
+    }
+}
+
+/// What comes next, `None` after the last. A thread of the pool works meanwhile: it may be the only one.
+fn next<T>(receiver: &mpsc::Receiver<T>) -> Option<T> {
+    const PATIENCE: Duration = Duration::from_millis(1);
+    loop {
+        match receiver.try_recv() {
+            Ok(next) => return Some(next),
+            Err(TryRecvError::Disconnected) => return None,
+            Err(TryRecvError::Empty) => {}
+        }
+        match rayon::yield_now() {
+            Some(Yield::Executed) => {}
+            // The others have taken what there was, and may yet leave some of it.
+            Some(Yield::Idle) => match receiver.recv_timeout(PATIENCE) {
+                Ok(next) => return Some(next),
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => {}
+            },
+            None => return receiver.recv().ok(),
+        }
     }
 }
 
@@ -211,6 +231,8 @@ impl Checkpoint {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::checkpoint::init_checkpoint;
     use crate::config::{JanusConfig, Layout};
@@ -220,7 +242,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let config = JanusConfig::shape("janus-tiny").unwrap();
         init_checkpoint(&config, 7, DType::BF16, folder.path(), Layout::DeepSeek, &mut |_, _| ()).unwrap();
-        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        let checkpoint = Arc::new(Checkpoint::open(folder.path()).unwrap());
         // In order and one after the other: nothing of the parallel way.
         let mut truth = Fingerprint::new();
         for info in checkpoint.tensors() {
@@ -248,6 +270,16 @@ mod tests {
         assert_eq!(finish(&digests), truth);
         assert!(!digests.advance(&checkpoint).unwrap(), "nothing is left");
         assert_eq!(finish(&digests), truth, "asked again");
+
+        // On a thread of a pool, which may be its only one.
+        for threads in [1, 2] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let (sender, receiver) = mpsc::channel();
+            let checkpoint = checkpoint.clone();
+            // Not waited for: it would never end.
+            std::thread::spawn(move || sender.send(pool.install(|| checkpoint.fingerprint(&mut |_, _| ()).unwrap())));
+            assert_eq!(receiver.recv_timeout(Duration::from_secs(60)).as_deref(), Ok(&*truth), "{threads} threads");
+        }
 
         // Beside another thread.
         let digests = TensorDigests::new(&checkpoint);

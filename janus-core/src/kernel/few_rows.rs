@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::element::Element;
 use super::level::Level;
 use super::rows::Rows;
+use super::vector::by_level;
 
 /// `sums[i][j] (+)= x[rows.start + i] · weight[columns.start + j]`, rows of `sums` being `stride` apart.
 pub(super) fn dots<E: Element>(
@@ -23,70 +24,30 @@ pub(super) fn dots<E: Element>(
             // SAFETY: the processor has AVX512-BF16.
             return unsafe { super::avx512::dots(x, rows, weight, columns, sums, stride, add) };
         }
-        if level >= Level::Avx512 {
-            // SAFETY: the processor has AVX-512.
-            return unsafe { dots_avx512(x, rows, weight, columns, sums, stride, add) };
-        }
-        if level >= Level::Avx2 {
-            // SAFETY: the processor has AVX2 and FMA.
-            return unsafe { dots_avx2(x, rows, weight, columns, sums, stride, add) };
-        }
     }
-    dots_plain(|a, b, c| a * b + c, x, rows, weight, columns, sums, stride, add);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn dots_avx512<E: Element>(
-    x: Rows<'_, E>,
-    rows: Range<usize>,
-    weight: Rows<'_, E>,
-    columns: Range<usize>,
-    sums: &mut [f32],
-    stride: usize,
-    add: bool,
-) {
-    dots_plain(f32::mul_add, x, rows, weight, columns, sums, stride, add);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn dots_avx2<E: Element>(
-    x: Rows<'_, E>,
-    rows: Range<usize>,
-    weight: Rows<'_, E>,
-    columns: Range<usize>,
-    sums: &mut [f32],
-    stride: usize,
-    add: bool,
-) {
-    dots_plain(f32::mul_add, x, rows, weight, columns, sums, stride, add);
-}
-
-#[inline(always)]
-fn dots_plain<E: Element>(
-    fused: impl Fn(f32, f32, f32) -> f32 + Copy,
-    x: Rows<'_, E>,
-    rows: Range<usize>,
-    weight: Rows<'_, E>,
-    columns: Range<usize>,
-    sums: &mut [f32],
-    stride: usize,
-    add: bool,
-) {
-    for (j, column) in columns.enumerate() {
-        let weight = weight.row(column);
-        for (i, row) in rows.clone().enumerate() {
-            let dot = dot(fused, x.row(row), weight);
-            let sum = &mut sums[i * stride + j];
-            *sum = if add { *sum + dot } else { dot };
+    by_level!(level, |fused| fn<E>(
+        x: Rows<'_, E>,
+        rows: Range<usize>,
+        weight: Rows<'_, E>,
+        columns: Range<usize>,
+        sums: &mut [f32],
+        stride: usize,
+        add: bool,
+    ) {
+        for (j, column) in columns.enumerate() {
+            let weight = weight.row(column);
+            for (i, row) in rows.clone().enumerate() {
+                let dot = dot(fused, x.row(row), weight);
+                let sum = &mut sums[i * stride + j];
+                *sum = if add { *sum + dot } else { dot };
+            }
         }
-    }
+    })
 }
 
 /// Sum of products over 64 running sums, which the compiler keeps in vector registers.
 #[inline(always)]
-fn dot<E: Element>(fused: impl Fn(f32, f32, f32) -> f32, x: &[E], weight: &[E]) -> f32 {
+fn dot<E: Element>(fused: bool, x: &[E], weight: &[E]) -> f32 {
     const LANES: usize = 64;
     let mut sums = [0f32; LANES];
     let (x_blocks, weight_blocks) = (x.chunks_exact(LANES), weight.chunks_exact(LANES));
@@ -94,7 +55,8 @@ fn dot<E: Element>(fused: impl Fn(f32, f32, f32) -> f32, x: &[E], weight: &[E]) 
         x_blocks.remainder().iter().zip(weight_blocks.remainder()).map(|(x, w)| x.widen() * w.widen()).sum();
     for (x, weight) in x_blocks.zip(weight_blocks) {
         for ((sum, x), weight) in sums.iter_mut().zip(x).zip(weight) {
-            *sum = fused(x.widen(), weight.widen(), *sum);
+            let (x, weight) = (x.widen(), weight.widen());
+            *sum = if fused { x.mul_add(weight, *sum) } else { x * weight + *sum };
         }
     }
     total += sums.iter().sum::<f32>();

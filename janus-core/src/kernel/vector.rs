@@ -1,42 +1,57 @@
 //! Loops over rows, compiled for each level of the processor, and the elementary functions they use.
 
+/// Calls the best of one body's compilations for a level of the processor: in the body, `fused` says whether `mul_add` is an
+/// instruction.
+macro_rules! by_level {
+    ($level:expr, |$fused:ident| fn<$e:ident>($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {{
+        #[inline(always)]
+        fn body<$e: $crate::kernel::Element>($fused: bool, $($argument: $type),*) $(-> $result)? $body
+
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+        fn avx512<$e: $crate::kernel::Element>($($argument: $type),*) $(-> $result)? {
+            body::<$e>(true, $($argument),*)
+        }
+
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2,fma")]
+        fn avx2<$e: $crate::kernel::Element>($($argument: $type),*) $(-> $result)? {
+            body::<$e>(true, $($argument),*)
+        }
+
+        use $crate::kernel::level::Level;
+        let level: Level = $level;
+        #[cfg(target_arch = "x86_64")]
+        {
+            if level >= Level::Avx512 {
+                // SAFETY: the processor has these instructions.
+                return unsafe { avx512::<$e>($($argument),*) };
+            }
+            if level >= Level::Avx2 {
+                // SAFETY: the processor has these instructions.
+                return unsafe { avx2::<$e>($($argument),*) };
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = level;
+        body::<$e>(false, $($argument),*)
+    }};
+}
+
 /// Functions over slices whose loops are compiled for every level and chosen at run time.
 macro_rules! vectorized {
     ($($(#[$doc:meta])* fn $name:ident<$e:ident>($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block)*) => {$(
         $(#[$doc])*
         pub(crate) fn $name<$e: $crate::kernel::Element>($($argument: $type),*) $(-> $result)? {
-            #[inline(always)]
-            fn body<$e: $crate::kernel::Element>($($argument: $type),*) $(-> $result)? $body
-
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-            fn avx512<$e: $crate::kernel::Element>($($argument: $type),*) $(-> $result)? {
-                body::<$e>($($argument),*)
-            }
-
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
-            fn avx2<$e: $crate::kernel::Element>($($argument: $type),*) $(-> $result)? {
-                body::<$e>($($argument),*)
-            }
-
-            #[cfg(target_arch = "x86_64")]
-            {
-                use $crate::kernel::level::{Level, level};
-                if level() >= Level::Avx512 {
-                    // SAFETY: the processor has these instructions.
-                    return unsafe { avx512::<$e>($($argument),*) };
-                }
-                if level() >= Level::Avx2 {
-                    // SAFETY: the processor has these instructions.
-                    return unsafe { avx2::<$e>($($argument),*) };
-                }
-            }
-            body::<$e>($($argument),*)
+            $crate::kernel::vector::by_level!(
+                $crate::kernel::level::level(),
+                |_fused| fn<$e>($($argument: $type),*) $(-> $result)? $body
+            )
         }
     )*};
 }
 
+pub(crate) use by_level;
 pub(crate) use vectorized;
 
 /// `eˣ` to about two units in the last place, without branches; below -87.3 the least normal numbers, above 88.3 the largest.

@@ -41,7 +41,7 @@ impl AttentionMask {
     }
 
     /// Whether the query at `place` of `row` sees `key` of the same segment. A query that would see nothing (padding)
-    /// sees itself, so that its output is finite.
+    /// sees the key of its own place, so that its output is finite.
     fn sees(&self, row: usize, keys: usize, place: usize, key: usize) -> bool {
         let open = |key: usize| self.keys.as_ref().is_none_or(|open| open[row * keys + key]);
         if self.causal && key > place {
@@ -55,13 +55,14 @@ impl AttentionMask {
     }
 
     /// Tokens that see each other and no others, as rows of `batch · queries` and of `batch · keys`; `None` where the keys
-    /// that may be seen of some row are no single run, or the mask is of another size.
+    /// that may be seen of some row are no single run, or the mask does not fit.
     pub(crate) fn spans(&self, batch: usize, queries: usize, keys: usize) -> Option<Vec<Segment>> {
         let segments_fit = self.segments.as_ref().is_none_or(|bounds| {
             let whole = bounds.first() == Some(&0) && bounds.last() == Some(&keys);
             batch == 1 && queries == keys && whole && bounds.is_sorted()
         });
-        if !segments_fit || self.keys.as_ref().is_some_and(|open| open.len() != batch * keys) {
+        let mask_fits = self.keys.as_ref().is_none_or(|open| open.len() == batch * keys);
+        if !segments_fit || !mask_fits || !visible(self.causal, batch * queries, queries, keys) {
             return None;
         }
         let mut spans = Vec::new();
@@ -87,22 +88,25 @@ impl AttentionMask {
                 spans.push(Segment { queries: all, keys: run });
                 continue;
             }
-            // Places of the queries: the last one stands at the last key.
-            let first_place = keys - queries.min(keys);
-            let within = start.max(first_place).min(end)..end.max(first_place);
+            if run.is_empty() {
+                let alone = |query: usize| {
+                    let key = first_key + place(queries, keys, query);
+                    Segment { queries: first_query + query..first_query + query + 1, keys: key..key + 1 }
+                };
+                spans.extend((0..queries).map(alone));
+                continue;
+            }
+            // Places of the queries, which are no more than the keys: the last one stands at the last key.
+            let first_place = keys - queries;
             let alone = |place: usize| {
                 let query = first_query + place - first_place;
                 // Before the run a query sees itself, behind it the whole run.
-                let keys = if place < start || run.is_empty() {
-                    first_key + place..first_key + place + 1
-                } else {
-                    run.clone()
-                };
+                let keys = if place < start { first_key + place..first_key + place + 1 } else { run.clone() };
                 Segment { queries: query..query + 1, keys }
             };
-            spans.extend((first_place..within.start.max(first_place)).map(alone));
-            if within.start.max(first_place) < end {
-                let from = within.start.max(first_place);
+            let from = start.max(first_place).min(end.max(first_place));
+            spans.extend((first_place..from).map(alone));
+            if from < end {
                 let queries = first_query + from - first_place..first_query + end - first_place;
                 spans.push(Segment { queries, keys: run.clone() });
             }
@@ -112,13 +116,24 @@ impl AttentionMask {
     }
 }
 
+/// Place of query `i` among the keys: the last query stands at the last key. Where there are more queries than keys, which
+/// only those may be that see each other's future, the first stands at the first key, and those beyond the last at the last.
+fn place(queries: usize, keys: usize, i: usize) -> usize {
+    (keys.saturating_sub(queries) + i).min(keys.saturating_sub(1))
+}
+
+/// Whether every query has a key to see.
+fn visible(causal: bool, all_queries: usize, queries: usize, keys: usize) -> bool {
+    all_queries == 0 || (keys > 0 && (!causal || queries <= keys))
+}
+
 /// `softmax(q·kᵀ / sqrt(head_dim) + mask)·v`.
 ///
 /// `q: [batch, queries, heads, head_dim]`, `k` and `v`: `[batch, keys, kv_heads, head_dim]`, where `heads` is a multiple
 /// of `kv_heads`; returns `q`'s shape and type. Softmax in f32.
 ///
 /// # Errors
-/// Shapes that do not fit.
+/// Shapes that do not fit, or queries without any key.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: &AttentionMask) -> Result<Tensor> {
     let shape = AttentionShape::of(q.dims(), k.dims(), v.dims(), mask)?;
     let one_type = k.dtype() == q.dtype() && v.dtype() == q.dtype();
@@ -153,7 +168,7 @@ impl AttentionShape {
             batch == 1 && queries == keys && whole && bounds.is_sorted()
         });
         let mask_fits = mask.keys.as_ref().is_none_or(|open| open.len() == batch * keys) && segments_fit;
-        if !fits || !mask_fits || (mask.causal && queries > keys) {
+        if !fits || !mask_fits || !visible(mask.causal, batch * queries, queries, keys) {
             bail!("attention over q {q:?}, k {k:?}, v {v:?} does not fit its mask or itself");
         }
         Ok(Self { batch, queries, keys, heads, kv_heads, head_dim })
@@ -161,11 +176,6 @@ impl AttentionShape {
 
     fn scale(&self) -> f32 {
         1.0 / (self.head_dim as f32).sqrt()
-    }
-
-    /// Place of query `i` among the keys.
-    fn place(&self, i: usize) -> usize {
-        self.keys - self.queries.min(self.keys) + i
     }
 }
 
@@ -200,7 +210,7 @@ fn composed(q: &Tensor, k: &Tensor, v: &Tensor, mask: &AttentionMask, s: &Attent
     for row in 0..s.batch {
         for i in 0..s.queries {
             for key in 0..s.keys {
-                if !mask.sees(row, s.keys, s.place(i), key) {
+                if !mask.sees(row, s.keys, place(s.queries, s.keys, i), key) {
                     bias[(row * s.queries + i) * s.keys + key] = f32::NEG_INFINITY;
                 }
             }
@@ -315,8 +325,8 @@ impl CustomOp3 for Attention {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::check;
-    use candle_core::Var;
+    use crate::ops::{check, with_composed};
+    use candle_core::{Device, Var};
 
     /// Left-padded, right-padded and hollow key masks for a batch of three.
     fn padded(keys: usize, causal: bool) -> AttentionMask {
@@ -356,6 +366,46 @@ mod tests {
         let mask = AttentionMask { causal: true, keys: Some([false, false, true, true].into()), segments: None };
         let out = attention(&q, &k, &v, &mask)?;
         check::close(&out.narrow(1, 0, 2)?, &v.narrow(1, 0, 2)?, 0.0);
+        Ok(())
+    }
+
+    #[test]
+    fn more_queries_than_keys_are_all_answered() -> Result<()> {
+        for open in [[true; 3], [false; 3], [false, true, true]] {
+            let q = Var::from_tensor(&check::tensor(&[2, 5, 4, 8], 1))?;
+            let k = Var::from_tensor(&check::tensor(&[2, 3, 2, 8], 2))?;
+            let v = Var::from_tensor(&check::tensor(&[2, 3, 2, 8], 3))?;
+            let g = check::tensor(&[2, 5, 4, 8], 4);
+            let keys = Some([open, [true, true, false]].concat().into());
+            let mask = AttentionMask { keys, ..AttentionMask::full() };
+            let spans = mask.spans(2, 5, 3).unwrap();
+            let answered: Vec<usize> = spans.into_iter().flat_map(|span| span.queries).collect();
+            assert_eq!(answered, (0..10).collect::<Vec<_>>());
+            let shape = AttentionShape::of(q.dims(), k.dims(), v.dims(), &mask)?;
+            let (fast, slow) = (attention(&q, &k, &v, &mask)?, composed(&q, &k, &v, &mask, &shape)?);
+            check::close(&fast, &slow, 2e-6);
+            let (fast, slow) = ((fast * &g)?.sum_all()?.backward()?, (slow * &g)?.sum_all()?.backward()?);
+            for var in [&q, &k, &v] {
+                check::close(fast.get(var).unwrap(), slow.get(var).unwrap(), 2e-5);
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn queries_without_keys_are_refused_and_no_queries_are_not() -> Result<()> {
+        let tensor = |tokens: usize, heads: usize| Tensor::zeros((2, tokens, heads, 4), DType::F32, &Device::Cpu);
+        let masked = AttentionMask { keys: Some([].into()), ..AttentionMask::full() };
+        for mask in [AttentionMask::full(), AttentionMask::causal(), masked.clone()] {
+            let (none, some) = (tensor(0, 1)?, tensor(3, 2)?);
+            let given = || attention(&some, &none, &none, &mask);
+            for error in [given().unwrap_err(), with_composed(given).unwrap_err()] {
+                assert!(error.to_string().contains("[2, 0, 1, 4]"), "{error}");
+            }
+            assert!(mask.spans(2, 3, 0).is_none());
+            assert_eq!(attention(&none, &none, &none, &mask)?.dims(), [2, 0, 1, 4]);
+        }
+        assert!(attention(&tensor(3, 1)?, &tensor(2, 1)?, &tensor(2, 1)?, &AttentionMask::causal()).is_err());
         Ok(())
     }
 

@@ -5,6 +5,7 @@
 use candle_core::{DType, Tensor};
 
 use super::Sampler;
+use super::prefill::{following, prefill};
 use crate::error::Result;
 use crate::model::Janus;
 use crate::model::decoder::Placement;
@@ -50,6 +51,9 @@ pub struct CodePrompts {
 
 /// Codes of one image per prompt; `observe` is told each step's logits.
 ///
+/// The decoder's table of `pass` is that of the prompts' tokens, and each row goes on with the requests of its last one;
+/// the generation side's is that of one code a row. The unconditional rows, where there are any, stand behind the others.
+///
 /// # Errors
 /// An id beyond the vocabulary, or a part that was not loaded.
 pub fn generate_codes(
@@ -80,17 +84,18 @@ pub fn generate_first_codes(
     let guided = options.guidance != 1.0;
     let rows = if guided { 2 * batch } else { batch };
     let sequence = conditional.len() / batch.max(1);
-    let mut cache = decoder.cache(sequence + count);
     let mut sampler = Sampler::new(batch, options.temperature, options.seed);
     let doubled = |values: &[bool]| if guided { [values, values].concat() } else { values.to_vec() };
     let mut mask: Vec<Vec<bool>> = doubled(mask).chunks_exact(sequence.max(1)).map(<[bool]>::to_vec).collect();
     let ids = if guided { [conditional.as_slice(), unconditional].concat() } else { conditional.clone() };
-    let mut input = decoder.embed(pass, &ids, rows)?;
     let mut images = vec![Vec::with_capacity(count); batch];
+    if count == 0 {
+        return Ok(images);
+    }
+    let embeds = decoder.embed(pass, &ids, rows)?;
+    let (mut last, mut cache) = prefill(decoder, pass, &embeds, &mask, sequence + count)?;
+    let pass = &following(pass, rows, sequence);
     for step in 0..count {
-        let length = input.dim(1)?;
-        let placement = Placement::continued(&mask, length);
-        let last = decoder.forward_last(pass, &input, &placement, &mut cache)?;
         let logits = generation.logits(pass, &last)?.to_dtype(DType::F32)?;
         let cond = logits.narrow(0, 0, batch)?;
         let drawn = if guided {
@@ -107,8 +112,9 @@ pub fn generate_first_codes(
         }
         if step + 1 < count {
             let next = if guided { [drawn.as_slice(), &drawn].concat() } else { drawn };
-            input = generation.embed(pass, &next, rows)?;
+            let input = generation.embed(pass, &next, rows)?;
             mask.iter_mut().for_each(|row| row.push(true));
+            last = decoder.forward_last(pass, &input, &Placement::continued(&mask, 1), &mut cache)?;
         }
     }
     Ok(images)

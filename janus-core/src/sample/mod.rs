@@ -1,6 +1,9 @@
 //! Drawing tokens: answers from the text head, image codes from the generation head.
+//!
+//! What rows of a batch have in common is computed once (`prefill`).
 
 mod codes;
+mod prefill;
 mod text;
 
 use candle_core::{Device, Tensor};

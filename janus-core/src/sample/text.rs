@@ -3,6 +3,7 @@
 use candle_core::{DType, Tensor};
 
 use super::Sampler;
+use super::prefill::{following, prefill};
 use crate::error::Result;
 use crate::model::Janus;
 use crate::model::decoder::Placement;
@@ -28,6 +29,8 @@ pub struct TextOptions {
 /// Continues left-padded prompts. `embeds: [batch, sequence, hidden]`, `mask: [batch · sequence]` (true = a token).
 /// Returns one row of ids per prompt, up to and with its stop token; `on_token` is told each step's ids.
 ///
+/// The decoder's table of `pass` is that of the prompts' tokens; each row goes on with the requests of its last one.
+///
 /// # Errors
 /// Shapes that do not fit.
 pub fn generate_text(
@@ -40,16 +43,16 @@ pub fn generate_text(
 ) -> Result<Vec<Vec<u32>>> {
     let (batch, sequence, _) = embeds.dims3()?;
     let decoder = model.decoder();
-    let mut cache = decoder.cache(sequence + options.max_new_tokens);
     let mut sampler = Sampler::new(batch, options.temperature, options.seed);
     let mut mask: Vec<Vec<bool>> = mask.chunks_exact(sequence.max(1)).map(<[bool]>::to_vec).collect();
     let mut answers = vec![Vec::new(); batch];
     let mut finished = vec![false; batch];
-    let mut input = embeds.clone();
-    for _ in 0..options.max_new_tokens {
-        let length = input.dim(1)?;
-        let placement = Placement::continued(&mask, length);
-        let last = decoder.forward_last(pass, &input, &placement, &mut cache)?;
+    if options.max_new_tokens == 0 {
+        return Ok(answers);
+    }
+    let (mut last, mut cache) = prefill(decoder, pass, embeds, &mask, sequence + options.max_new_tokens)?;
+    let pass = &following(pass, batch, sequence);
+    for step in 1..=options.max_new_tokens {
         let mut logits = decoder.text_logits(pass, &last)?.to_dtype(DType::F32)?;
         if options.temperature > 0.0 && options.vocabulary < logits.dim(1)? {
             logits = logits.narrow(1, 0, options.vocabulary)?.contiguous()?;
@@ -64,11 +67,12 @@ pub fn generate_text(
             }
         }
         on_token(&drawn);
-        if finished.iter().all(|f| *f) {
+        if step == options.max_new_tokens || finished.iter().all(|f| *f) {
             break;
         }
         mask.iter_mut().for_each(|row| row.push(true));
-        input = decoder.embed(pass, &drawn, batch)?;
+        let input = decoder.embed(pass, &drawn, batch)?;
+        last = decoder.forward_last(pass, &input, &Placement::continued(&mask, 1), &mut cache)?;
     }
     Ok(answers)
 }

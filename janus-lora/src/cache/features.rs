@@ -7,7 +7,7 @@ use half::bf16;
 use janus_core::Janus;
 use janus_core::checkpoint::tensor_digest;
 use janus_core::model::vision::VisionPoint;
-use janus_core::pass::Pass;
+use janus_core::pass::{Part, Pass};
 
 use super::image::Image;
 use super::key::{Digest, Key};
@@ -29,7 +29,7 @@ pub fn highest_point(model: &Janus) -> Option<VisionPoint> {
 /// Aligned features of images in order, `[images, patches, hidden]`; `None` without images.
 ///
 /// Up to the highest point each image is computed alone, or read; from there on, and where there is no such point, all
-/// together.
+/// together. An image that comes several times is computed once, unless each time has noise or requests of its own.
 ///
 /// # Errors
 /// Images that cannot be decoded or do not fit the model.
@@ -37,14 +37,35 @@ pub fn features(model: &Janus, pass: &Pass, images: &[Image]) -> Result<Option<T
     if images.is_empty() {
         return Ok(None);
     }
+    if pass.train || !pass.routes(Part::Vision).is_empty() {
+        return each(model, pass, images).map(Some);
+    }
+    let mut distinct: Vec<Image> = Vec::new();
+    let mut order = Vec::with_capacity(images.len());
+    for image in images {
+        let known = distinct.iter().position(|other| other.is(image));
+        order.push(known.unwrap_or(distinct.len()) as u32);
+        if known.is_none() {
+            distinct.push(image.clone());
+        }
+    }
+    let features = each(model, pass, &distinct)?;
+    if distinct.len() == images.len() {
+        return Ok(Some(features));
+    }
+    let order = Tensor::from_vec(order, images.len(), features.device())?;
+    Ok(Some(features.contiguous()?.index_select(&order, 0)?))
+}
+
+fn each(model: &Janus, pass: &Pass, images: &[Image]) -> Result<Tensor> {
     let vision = model.vision()?;
     let Some(point) = highest_point(model) else {
         let pixels = images.iter().map(Image::pixels).collect::<Result<Vec<_>>>()?;
         let pixels = Tensor::stack(&pixels, 0)?.to_device(model.device())?;
-        return Ok(Some(vision.forward(pass, &pixels)?));
+        return Ok(vision.forward(pass, &pixels)?);
     };
     let hidden = images.iter().map(|image| image.hidden(model, pass, point)).collect::<Result<Vec<_>>>()?;
-    Ok(Some(vision.forward_from(pass, point, &Tensor::cat(&hidden, 0)?)?))
+    Ok(vision.forward_from(pass, point, &Tensor::cat(&hidden, 0)?)?)
 }
 
 impl ImageCache {

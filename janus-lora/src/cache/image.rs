@@ -77,6 +77,15 @@ impl Image {
         (0..features.dim(0)?).map(image).collect()
     }
 
+    /// Whether this is known to be the same picture.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        let same_file = match (&self.0.encoded, &other.0.encoded) {
+            (Some(own), Some(other)) => own.digest == other.digest && Arc::ptr_eq(&own.cache, &other.cache),
+            _ => false,
+        };
+        same_file || Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// The picture as the vision tower gets it, F32 `[3, side, side]`.
     ///
     /// # Errors

@@ -132,6 +132,40 @@ fn cold_warm_and_off_give_the_same_bits() {
 }
 
 #[test]
+fn a_picture_that_comes_again_is_computed_once() {
+    let place = Place::new();
+    for trained in [false, true] {
+        let base = place.base_without_cache();
+        let model = model(&base, DType::F32);
+        if trained {
+            // Above the point up to which features are kept: here they are computed together.
+            adapt(&model, BLOCK_1);
+        }
+        let images: Vec<Image> = [0, 1, 0, 0, 1].map(|seed| base.image(&picture(seed))).into();
+        let counted = |pass: &Pass, images: &[Image]| {
+            let before = base.cache().counts().features_computed;
+            let features = features(&model, pass, images).unwrap().unwrap();
+            (features, base.cache().counts().features_computed - before)
+        };
+        let (together, count) = counted(&Pass::inference(), &images);
+        assert_eq!((together.dims(), count), (&[5, PATCHES, 48][..], 2));
+        for (number, image) in images.iter().enumerate() {
+            let (alone, _) = counted(&Pass::inference(), std::slice::from_ref(image));
+            assert_eq!(bits(&together.get(number).unwrap()), bits(&alone.get(0).unwrap()));
+        }
+        assert_ne!(bits(&together.get(0).unwrap()), bits(&together.get(1).unwrap()));
+        // Each time with noise, and with corrections, of its own.
+        let (trained_features, count) = counted(&Pass::training(NoiseKey::default()), &images);
+        assert_eq!(count, 5);
+        let same = bits(&trained_features.get(0).unwrap()) == bits(&trained_features.get(2).unwrap());
+        assert_eq!(same, !trained);
+        let route = janus_core::pass::Route { tokens: 0..PATCHES, request: 1 };
+        let routed = Pass::inference().with_routes(janus_core::pass::Part::Vision, vec![route]);
+        assert_eq!(counted(&routed, &images).1, 5);
+    }
+}
+
+#[test]
 fn a_composed_pass_has_entries_of_its_own() {
     let place = Place::new();
     let base = place.base();

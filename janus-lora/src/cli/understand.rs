@@ -14,11 +14,12 @@ use crate::error::{Error, Result};
 use crate::eval::answer;
 use crate::tasks::Question;
 
-/// Answer a question about images.
+/// Answer questions about images.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   janus understand --base deepseek-ai/Janus-Pro-1B --image part.jpg \"Is there a defect?\"
   janus understand --base base --adapter runs/inspection --image a.png --image b.png \"What differs?\" --json
+  janus understand --base base --image part.jpg \"What is it?\" \"Is there a defect?\"
   janus understand --base base --adapter runs/a:0.5 --adapter runs/b \"Only text\" --temperature 0.7 --seed 3")]
 pub(super) struct Understand {
     #[command(flatten)]
@@ -30,18 +31,19 @@ pub(super) struct Understand {
     /// Picture (png, jpeg, webp, bmp, gif, tiff); several are told in order
     #[arg(long = "image", value_name = "FILE")]
     images: Vec<PathBuf>,
-    /// The question
-    question: String,
+    /// The question; several are answered together, each of its own about the same pictures
+    #[arg(required = true, value_name = "QUESTION")]
+    questions: Vec<String>,
     /// Tokens of the answer at most
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=16384))]
     max_new_tokens: u32,
     /// 0 takes the best token each time
     #[arg(long, default_value_t = 0.0)]
     temperature: f64,
-    /// Seed of the draws
+    /// Seed of the draws; each further question has the next one
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Print one JSON object: text, token_ids
+    /// Print one JSON object a question: text, token_ids
     #[arg(long)]
     json: bool,
 }
@@ -62,7 +64,8 @@ impl Understand {
             self.images.iter().map(|path| super::generate::read_picture(path)).collect::<Result<Vec<_>>>()?;
         let device = self.device.open()?;
         let (base, adapters) = self.base.open(&Terminal)?;
-        let prompt = base.prompts().understanding_prompt(&self.question, pictures.len(), true)?;
+        let prompt = |question: &String| base.prompts().understanding_prompt(question, pictures.len(), true);
+        let prompts = self.questions.iter().map(prompt).collect::<std::result::Result<Vec<_>, _>>()?;
         let images: Vec<_> = pictures.into_iter().map(|bytes| base.image(&EncodedImage { bytes })).collect();
         for image in &images {
             // Told before the weights are read.
@@ -70,9 +73,10 @@ impl Understand {
         }
         let parts = Parts { text_head: true, vision: !images.is_empty(), ..Parts::default() };
         let model = self.dtype.model(&base, &adapters, &device, parts, &Terminal)?;
-        let question = Question { prompt, images, answer: String::new() };
+        let question = |prompt| Question { prompt, images: images.clone(), answer: String::new() };
+        let questions: Vec<Question> = prompts.into_iter().map(question).collect();
         let limit = self.max_new_tokens as usize;
-        let answers = answer(&model, &base, &[question], limit, self.temperature, self.seed)?;
+        let answers = answer(&model, &base, &questions, limit, self.temperature, self.seed)?;
         for answer in answers {
             if self.json {
                 report::json(&json!({ "text": answer.text, "token_ids": answer.token_ids }));

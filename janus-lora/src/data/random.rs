@@ -1,8 +1,11 @@
 //! A random stream that is the same on every platform and in every version of this program.
 //!
 //! SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014): a counter stepped by
-//! the golden ratio and a bijective finaliser. Row orders and drawn data are promises to users (a resumed run must see
-//! the rows it would have seen), so they rest on these twenty lines and on no crate's default generator.
+//! the golden ratio and a bijective finaliser, those of [`janus_core::noise`]. Row orders and drawn data are promises to
+//! users (a resumed run must see the rows it would have seen), so they rest on these few lines and on no crate's default
+//! generator.
+
+use janus_core::noise::{STEP, finalise, mix};
 
 /// The stream's state.
 #[derive(Debug, Clone)]
@@ -10,28 +13,17 @@ pub(crate) struct Random {
     state: u64,
 }
 
-const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
-
-/// The finaliser: a bijection of 64 bits whose output bits each depend on all input bits.
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
-}
-
 impl Random {
     /// The stream that belongs to a seed and a path of numbers below it (purpose, epoch, window, ...).
     pub(crate) fn new(seed: u64, path: &[u64]) -> Self {
-        let state = path.iter().fold(mix(seed.wrapping_add(GOLDEN)), |state, &step| {
-            mix(state.wrapping_add(GOLDEN) ^ mix(step.wrapping_add(GOLDEN)))
-        });
-        Self { state }
+        let below = |state: u64, &step: &u64| finalise(state.wrapping_add(STEP) ^ mix(step));
+        Self { state: path.iter().fold(mix(seed), below) }
     }
 
     /// 64 even bits.
     pub(crate) fn bits(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(GOLDEN);
-        mix(self.state)
+        self.state = self.state.wrapping_add(STEP);
+        finalise(self.state)
     }
 
     /// Even in `0..bound`, without the bias of a plain remainder (Lemire, "Fast random integer generation in an

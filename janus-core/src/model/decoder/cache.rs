@@ -3,6 +3,8 @@
 //! On the processor they lie in buffers of their own, head by head, and attention reads them where they are. Elsewhere
 //! candle's cache holds them.
 
+use std::ops::Range;
+
 use candle_core::{DType, Result, Tensor, bail};
 use candle_nn::kv_cache::KvCache;
 use half::bf16;
@@ -10,6 +12,15 @@ use half::bf16;
 use crate::kernel::Rows;
 use crate::ops::is_composed;
 use crate::ops::values::{Stored, with_slices};
+
+/// Some of the tokens that a cache holds of one of its rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Held {
+    /// The row of the batch.
+    pub(crate) row: usize,
+    /// Which of its tokens.
+    pub(crate) tokens: Range<usize>,
+}
 
 /// Keys and values of one layer.
 #[derive(Debug, Clone)]
@@ -127,6 +138,46 @@ impl LayerCache {
         }
         Ok(())
     }
+
+    fn picked(&self, parts: &[Held], length: usize, capacity: usize) -> Result<Self> {
+        let held = self.len();
+        if let Some(part) = parts.iter().find(|part| part.tokens.end > held || part.tokens.len() > length) {
+            bail!("{part:?} is no part of a cache of {held} tokens a row, or more than {length} tokens");
+        }
+        let capacity = capacity.max(length).max(1);
+        let store = match &self.store {
+            Store::Empty => Store::Empty,
+            Store::F32(store) => Store::F32(store.picked(parts, length, capacity)?),
+            Store::BF16(store) => Store::BF16(store.picked(parts, length, capacity)?),
+            Store::Device(cache) => {
+                let mut picked = KvCache::new(1, capacity);
+                if let (Some(keys), Some(values)) = (cache.k()?, cache.v()?) {
+                    picked.append(&picked_rows(&keys, parts, length)?, &picked_rows(&values, parts, length)?)?;
+                }
+                Store::Device(picked)
+            }
+        };
+        Ok(Self { capacity, store })
+    }
+}
+
+/// Of `[batch, tokens, kv_heads, head_dim]` these parts as `[parts, length, kv_heads, head_dim]`, zeros before each.
+fn picked_rows(all: &Tensor, parts: &[Held], length: usize) -> Result<Tensor> {
+    let (batch, tokens, kv_heads, head_dim) = all.dims4()?;
+    let flat = all.contiguous()?.reshape((batch * tokens, kv_heads, head_dim))?;
+    let table = Tensor::cat(&[&flat, &Tensor::zeros((1, kv_heads, head_dim), all.dtype(), all.device())?], 0)?;
+    let mut order = vec![(batch * tokens) as u32; parts.len() * length];
+    for (row, part) in order.chunks_exact_mut(length.max(1)).zip(parts) {
+        if part.row >= batch {
+            bail!("{part:?} is no part of a cache of {batch} rows");
+        }
+        let first = part.row * tokens;
+        for (place, token) in row[length - part.tokens.len()..].iter_mut().zip(part.tokens.clone()) {
+            *place = (first + token) as u32;
+        }
+    }
+    let order = Tensor::from_vec(order, parts.len() * length, all.device())?;
+    table.index_select(&order, 0)?.reshape((parts.len(), length, kv_heads, head_dim))
 }
 
 /// Keys and values on the processor, `[batch, kv_heads, capacity, head_dim]` each, of which the first `len` tokens are
@@ -186,6 +237,25 @@ impl<E: Stored> HeadMajor<E> {
         Ok(())
     }
 
+    /// These parts as rows of `length` tokens, zeros before each.
+    fn picked(&self, parts: &[Held], length: usize, capacity: usize) -> Result<Self> {
+        let mut picked = Self::new(parts.len(), self.kv_heads, self.head_dim, capacity);
+        picked.len = length;
+        for (row, part) in parts.iter().enumerate() {
+            if part.row >= self.batch {
+                bail!("{part:?} is no part of a cache of {} rows", self.batch);
+            }
+            let size = part.tokens.len() * self.head_dim;
+            for head in 0..self.kv_heads {
+                let from = ((part.row * self.kv_heads + head) * self.capacity + part.tokens.start) * self.head_dim;
+                let to = ((row * self.kv_heads + head + 1) * capacity - (capacity - length)) * self.head_dim - size;
+                picked.keys[to..to + size].copy_from_slice(&self.keys[from..from + size]);
+                picked.values[to..to + size].copy_from_slice(&self.values[from..from + size]);
+            }
+        }
+        Ok(picked)
+    }
+
     fn grow(&mut self, capacity: usize) {
         let (old, new) = (self.capacity * self.head_dim, capacity * self.head_dim);
         for values in [&mut self.keys, &mut self.values] {
@@ -220,6 +290,16 @@ impl Cache {
     /// Whether nothing is held yet.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Another cache, with room for `capacity` tokens a row, whose rows end in these parts of this one's and hold `length`
+    /// tokens each; what stands before a part is zero and has to be masked.
+    ///
+    /// # Errors
+    /// A part that is not held or longer than `length`.
+    pub(crate) fn picked(&self, parts: &[Held], length: usize, capacity: usize) -> crate::error::Result<Self> {
+        let layers = self.0.iter().map(|layer| layer.picked(parts, length, capacity));
+        Ok(Self(layers.collect::<Result<_>>()?))
     }
 
     /// Forgets all tokens from `length` on, so that another continuation of the same beginning can follow.

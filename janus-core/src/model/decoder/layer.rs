@@ -83,10 +83,8 @@ impl DecoderLayer {
         cache: Option<&mut LayerCache>,
         kept: Option<Arc<[u32]>>,
     ) -> Result<Tensor> {
-        // A cache knows rows of a batch only, no segments of one.
-        let fusable = cache.is_none() || mask.segments.is_none();
         let held = cache.as_ref().map_or(0, |cache| cache.len());
-        if let Some(block) = if fusable { self.fused(pass, x, mask, held)? } else { None } {
+        if let Some(block) = self.fused(pass, x, mask, held)? {
             let (rotary, mask) = (Some(rotary.clone()), mask.clone());
             let extent = Extent { rotary, mask, kept, recompute: pass.recompute };
             return Ok(match cache {

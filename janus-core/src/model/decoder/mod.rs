@@ -9,7 +9,7 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 
 pub use cache::Cache;
-pub(crate) use cache::{Cached, HeadMajor, LayerCache};
+pub(crate) use cache::{Cached, HeadMajor, Held, LayerCache};
 pub use layer::DecoderLayer;
 
 use super::loader::Loader;
