@@ -1,4 +1,5 @@
-//! One to sixteen rows times a weight: dot products that read each weight row once, at the speed of the memory.
+//! Few rows times a matrix, which is read once where it lies, at the speed of the memory: one to sixteen rows by dot products
+//! with its rows, one to four by sums of its rows.
 
 use std::ops::Range;
 
@@ -45,10 +46,63 @@ pub(super) fn dots<E: Element>(
     })
 }
 
+/// Running sums that stay in registers.
+const LANES: usize = 64;
+
+/// `sums[i][j] (+)= Σ_k x[rows.start + i][k] · matrix[k][columns.start + j]`, rows of `sums` being `stride` apart.
+pub(super) fn row_sums<E: Element>(
+    level: Level,
+    x: Rows<'_, E>,
+    rows: Range<usize>,
+    matrix: Rows<'_, E>,
+    columns: Range<usize>,
+    sums: &mut [f32],
+    stride: usize,
+    add: bool,
+) {
+    by_level!(level, |fused| fn<E>(
+        x: Rows<'_, E>,
+        rows: Range<usize>,
+        matrix: Rows<'_, E>,
+        columns: Range<usize>,
+        sums: &mut [f32],
+        stride: usize,
+        add: bool,
+    ) {
+        for (i, row) in rows.enumerate() {
+            for start in columns.clone().step_by(LANES) {
+                let count = LANES.min(columns.end - start);
+                let kept = &mut sums[i * stride + start - columns.start..][..count];
+                let mut lanes = [0f32; LANES];
+                if add {
+                    lanes[..count].copy_from_slice(kept);
+                }
+                for (k, factor) in x.row(row).iter().enumerate() {
+                    let (factor, values) = (factor.widen(), &matrix.row(k)[start..start + count]);
+                    if let Ok(values) = <&[E; LANES]>::try_from(values) {
+                        weighted(fused, factor, values, &mut lanes);
+                    } else {
+                        weighted(fused, factor, values, &mut lanes[..count]);
+                    }
+                }
+                kept.copy_from_slice(&lanes[..count]);
+            }
+        }
+    })
+}
+
+/// Adds `factor · values` to the sums.
+#[inline(always)]
+fn weighted<E: Element>(fused: bool, factor: f32, values: &[E], sums: &mut [f32]) {
+    for (sum, value) in sums.iter_mut().zip(values) {
+        let value = value.widen();
+        *sum = if fused { factor.mul_add(value, *sum) } else { factor * value + *sum };
+    }
+}
+
 /// Sum of products over 64 running sums, which the compiler keeps in vector registers.
 #[inline(always)]
 fn dot<E: Element>(fused: bool, x: &[E], weight: &[E]) -> f32 {
-    const LANES: usize = 64;
     let mut sums = [0f32; LANES];
     let (x_blocks, weight_blocks) = (x.chunks_exact(LANES), weight.chunks_exact(LANES));
     let mut total: f32 =

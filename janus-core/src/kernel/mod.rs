@@ -15,7 +15,7 @@
 //! | [`panel`] | a block of a weight as panels |
 //! | [`tile`] | rows times a panel, plain Rust, the slow truth |
 //! | `avx512` | the same by AVX-512 and AVX512-BF16 |
-//! | [`few_rows`] | one to sixteen rows: dot products at memory speed |
+//! | [`few_rows`] | few rows: the matrix read once where it lies, at memory speed |
 //! | [`picture`] | pictures with their channels side by side, group norm |
 //! | [`winograd`] | 3 x 3 convolutions |
 //! | [`low_rank`] | products with thin f32 factors |

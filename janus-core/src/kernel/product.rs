@@ -25,6 +25,9 @@ pub(super) const TILE_ROWS: usize = 12;
 /// Rows up to which a product is made of dot products that read the weight once, without panels.
 pub(crate) const FEW_ROWS: usize = 16;
 
+/// The same where rows of the matrix are summed: more of them are better off with panels.
+const FEW_ROWS_PLAIN: usize = 4;
+
 /// One product of a sum: `x: [m, inner]` times a matrix walked one way or the other.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Term<'a, E> {
@@ -61,10 +64,13 @@ impl<'a, E: Element> Term<'a, E> {
         }
     }
 
-    /// Whether dot products serve, by the whole product's rows, so that a row's sums do not depend on how rows were shared
-    /// out.
+    /// Whether the matrix is read where it lies, by the whole product's rows, so that a row's sums do not depend on how rows
+    /// were shared out.
     fn is_few_rows(&self) -> bool {
-        self.x.count <= FEW_ROWS && self.side == Side::Transposed
+        match self.side {
+            Side::Transposed => self.x.count <= FEW_ROWS,
+            Side::Plain => self.x.count <= FEW_ROWS_PLAIN,
+        }
     }
 }
 
@@ -299,16 +305,11 @@ impl Block {
         let mut add = false;
         for term in terms.iter().filter(|term| term.is_few_rows()) {
             let sums = &mut scratch.sums;
-            few_rows::dots(
-                level,
-                term.x,
-                self.rows.clone(),
-                term.matrix,
-                self.columns.clone(),
-                sums,
-                BLOCK_COLUMNS,
-                add,
-            );
+            let few = match term.side {
+                Side::Transposed => few_rows::dots,
+                Side::Plain => few_rows::row_sums,
+            };
+            few(level, term.x, self.rows.clone(), term.matrix, self.columns.clone(), sums, BLOCK_COLUMNS, add);
             add = true;
         }
         let mut chunks = self.chunks(level, terms).peekable();
