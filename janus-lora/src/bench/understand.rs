@@ -8,10 +8,13 @@ use janus_core::pass::Pass;
 use janus_core::sample::{TextOptions, generate_text};
 use serde::Serialize;
 
-use super::bandwidth::memory_bandwidth_bytes_per_second;
+use super::bandwidth::Memory;
 use super::{Figures, Model, gaps, inputs, median};
 use crate::error::Result;
 use crate::status::Status;
+
+/// Tokens of the last answer from one pass over the memory to the next.
+const TOKENS_PER_PASS: usize = 4;
 
 /// What is asked.
 #[derive(Debug, Clone)]
@@ -38,11 +41,13 @@ pub struct UnderstandReport {
     pub tokens: usize,
     /// Answers, the first included.
     pub rounds: usize,
-    /// Measured in the same run by reading a large buffer with every thread.
+    /// Of reading a large buffer with every thread: median of a pass after every fourth token of a last answer, as neighbours
+    /// on the same memory come and go.
     pub memory_bandwidth_bytes_per_second: f64,
     /// Bytes of weights that every drawn token has to read.
     pub weight_bytes_per_token: u64,
-    /// Share of the bandwidth that reading the weights took up.
+    /// Share of the bandwidth that reading the weights took up: median over the tokens of that answer, each against
+    /// the pass before it.
     pub memory_bandwidth_share: f64,
 }
 
@@ -88,9 +93,22 @@ pub fn understand(model: &Model, options: &UnderstandOptions, status: &dyn Statu
     bar.finish();
     // Before the buffer of the bandwidth, which is no part of what is measured.
     let figures = Figures::new(model, 1, &steps, opening_seconds);
-    let memory_bandwidth_bytes_per_second = memory_bandwidth_bytes_per_second();
     let weight_bytes_per_token = weight_bytes_per_token(model);
-    let read_per_second = weight_bytes_per_token as f64 * figures.tokens_per_second;
+    let memory = Memory::new();
+    let features = janus.vision()?.forward(&pass, &pixels)?;
+    let embeds = janus.embed_with_images(&pass, &ids, 1, inputs::placeholder(config), Some(&features))?;
+    let (mut clock, mut bandwidths, mut shares, mut drawn_tokens) = (Instant::now(), Vec::new(), Vec::new(), 0);
+    generate_text(&janus, &pass, &embeds, &mask, &text_options, &mut |_| {
+        let token_seconds = clock.elapsed().as_secs_f64();
+        match (drawn_tokens % TOKENS_PER_PASS, bandwidths.last()) {
+            (0, _) => bandwidths.push(memory.bytes_per_second()),
+            // What the pass pushed out of the caches is of no token's cost.
+            (1, _) | (_, None) => {}
+            (_, Some(bandwidth)) => shares.push(weight_bytes_per_token as f64 / token_seconds / bandwidth),
+        }
+        drawn_tokens += 1;
+        clock = Instant::now();
+    })?;
     Ok(UnderstandReport {
         figures,
         first_token_seconds: median(&first),
@@ -98,9 +116,9 @@ pub fn understand(model: &Model, options: &UnderstandOptions, status: &dyn Statu
         prompt_tokens: ids.len(),
         tokens: drawn.saturating_sub(1),
         rounds: options.rounds,
-        memory_bandwidth_bytes_per_second,
+        memory_bandwidth_bytes_per_second: median(&bandwidths),
         weight_bytes_per_token,
-        memory_bandwidth_share: read_per_second / memory_bandwidth_bytes_per_second,
+        memory_bandwidth_share: median(&shares),
     })
 }
 
