@@ -220,6 +220,8 @@ shuffle = true
 recompute = "auto"
 checkpoint_every = 200
 eval_every = 0
+keep_checkpoints = 3
+max_skipped_steps = 10
 
 [output]
 dir = "/runs/x"
