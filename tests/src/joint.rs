@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -143,8 +143,31 @@ pub fn lines(place: &Workplace, run: &str) -> usize {
 ///
 /// # Panics
 /// There is no `kill`.
-pub fn signal(child: &Child, name: &str) {
+pub fn signal(child: &mut Child, name: &str) {
+    if name == "KILL" {
+        return child.kill().unwrap();
+    }
     Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).stderr(Stdio::null()).status().unwrap();
+}
+
+/// Starts a run and sends it a signal as soon as `is_so`; gives how it ended. Where the run was over before the signal came,
+/// it is begun anew.
+///
+/// # Panics
+/// It ends before it `is_so`.
+#[track_caller]
+pub fn stopped(place: &Workplace, run: &str, more: &[&str], name: &str, is_so: &dyn Fn() -> bool) -> ExitStatus {
+    loop {
+        let mut child = spawn(place, run, more);
+        assert!(wait_until(&mut child, is_so), "{}", log(place, run));
+        signal(&mut child, name);
+        let ended = child.wait().unwrap();
+        if !place.path(&format!("{run}/{WEIGHTS}")).exists() {
+            return ended;
+        }
+        std::fs::remove_dir_all(place.path(run)).unwrap();
+        std::fs::remove_file(place.path(&format!("{run}.log"))).unwrap();
+    }
 }
 
 /// Steps of the checkpoints of a run, rising.

@@ -13,7 +13,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use janus_tests::joint::{
-    checkpoints, difference, lines, log, place, run, signal, spawn, start, wait_until, write_rows,
+    checkpoints, difference, lines, log, place, run, signal, spawn, start, stopped, wait_until, write_rows,
 };
 use janus_tests::program::{self, Done};
 use janus_tests::tiny::{Workplace, tree};
@@ -76,11 +76,15 @@ impl Campaign {
     /// A run stopped by SIGTERM after some steps: one with a checkpoint to go on from.
     #[track_caller]
     fn stopped(&self, folder: &str, after: usize) -> u64 {
-        let mut child = spawn(&self.place, folder, &[]);
-        assert!(wait_until(&mut child, || lines(&self.place, folder) >= after), "{}", log(&self.place, folder));
-        signal(&child, "TERM");
-        assert_eq!(child.wait().unwrap().code(), Some(143), "{}", log(&self.place, folder));
+        self.left(folder, "TERM", 143, after);
         *checkpoints(&self.place, folder).last().unwrap()
+    }
+
+    /// A run that a signal makes leave, after some steps, with this code.
+    #[track_caller]
+    fn left(&self, folder: &str, name: &str, code: i32, after: usize) {
+        let ended = stopped(&self.place, folder, &[], name, &|| lines(&self.place, folder) >= after);
+        assert_eq!(ended.code(), Some(code), "{}", log(&self.place, folder));
     }
 
     fn gone(&self, folder: &str) {
@@ -192,10 +196,7 @@ fn chosen_kills(campaign: &mut Campaign) {
 fn signals(campaign: &mut Campaign) {
     for (name, code) in [("TERM", 143), ("INT", 130)] {
         let folder = format!("signal-{name}");
-        let mut child = spawn(&campaign.place, &folder, &[]);
-        assert!(wait_until(&mut child, || lines(&campaign.place, &folder) >= 8));
-        signal(&child, name);
-        assert_eq!(child.wait().unwrap().code(), Some(code), "{}", log(&campaign.place, &folder));
+        campaign.left(&folder, name, code, 8);
         let saved = *checkpoints(&campaign.place, &folder).last().unwrap();
         campaign.resumes(&folder);
         campaign
@@ -261,10 +262,7 @@ fn damaged_checkpoints(campaign: &mut Campaign, random: &mut Random) {
         ["adapter_config.json", "adapter_model.safetensors", "checksums.json", "optimizer.safetensors", "state.json"];
     for (number, file) in files.iter().enumerate() {
         let folder = format!("damaged-{number}");
-        let mut child = spawn(&campaign.place, &folder, &[]);
-        assert!(wait_until(&mut child, || checkpoints(&campaign.place, &folder).len() >= 2));
-        child.kill().unwrap();
-        child.wait().unwrap();
+        stopped(&campaign.place, &folder, &[], "KILL", &|| checkpoints(&campaign.place, &folder).len() >= 2);
         let there = checkpoints(&campaign.place, &folder);
         let (newest, before) = (there[there.len() - 1], there[there.len() - 2]);
         let path = campaign.place.path(&format!("{folder}/checkpoints/step-{newest}/{file}"));
@@ -345,10 +343,10 @@ fn folders(campaign: &mut Campaign) {
 
     let mut child = spawn(&campaign.place, "held", &[]);
     assert!(wait_until(&mut child, || lines(&campaign.place, "held") >= 1));
-    signal(&child, "STOP");
+    signal(&mut child, "STOP");
     let done = run(&campaign.place, "held", &["--resume"]);
     campaign.fails("held", &done, 2, &["another process is at work in `"]);
-    signal(&child, "CONT");
+    signal(&mut child, "CONT");
     assert_eq!(child.wait().unwrap().code(), Some(0), "{}", log(&campaign.place, "held"));
     assert_eq!(difference(&campaign.place, WHOLE, "held"), None);
     campaign.tell("a second process on the run folder", "exit 2, the first goes on; the same bytes".into());

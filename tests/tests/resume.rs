@@ -3,17 +3,16 @@
 #![allow(clippy::unwrap_used)]
 
 use janus_tests::joint::{
-    STEPS, WEIGHTS, checkpoints, difference, lines, log, metrics, place, run, signal, spawn, wait_until, write_rows,
+    STEPS, WEIGHTS, checkpoints, difference, lines, log, metrics, place, run, signal, spawn, stopped, wait_until,
+    write_rows,
 };
 use janus_tests::tiny::{Workplace, tree};
 use serde_json::Value;
 
 /// Starts a run, stops it by a signal once it has written so many lines, and gives the exit code.
-fn stopped(place: &Workplace, folder: &str, name: &str, after: usize) -> Option<i32> {
-    let mut child = spawn(place, folder, &[]);
-    assert!(wait_until(&mut child, || lines(place, folder) >= after), "{}", log(place, folder));
-    signal(&child, name);
-    child.wait().unwrap().code()
+#[track_caller]
+fn left(place: &Workplace, folder: &str, name: &str, after: usize) -> Option<i32> {
+    stopped(place, folder, &[], name, &|| lines(place, folder) >= after).code()
 }
 
 #[track_caller]
@@ -29,7 +28,7 @@ fn a_signal_saves_and_the_resumed_run_ends_with_the_same_bytes() {
     assert_eq!(checkpoints(&place, "whole"), [9, 12, 14], "the last three");
     for (name, code, after) in [("TERM", 143, 4), ("INT", 130, 9)] {
         let folder = name.to_lowercase();
-        assert_eq!(stopped(&place, &folder, name, after), Some(code), "{}", log(&place, &folder));
+        assert_eq!(left(&place, &folder, name, after), Some(code), "{}", log(&place, &folder));
         let said = log(&place, &folder);
         assert!(said.contains("a second signal leaves at once"), "{said}");
         let saved = *checkpoints(&place, &folder).last().unwrap();
@@ -76,7 +75,7 @@ fn a_checkpoint_is_an_adapter_by_itself() {
 #[test]
 fn what_differs_is_refused_by_name() {
     let place = place();
-    assert_eq!(stopped(&place, "run", "TERM", 6), Some(143));
+    assert_eq!(left(&place, "run", "TERM", 6), Some(143));
     for (key, said) in [
         ("train.learning_rate=1e-3", "`train.learning_rate` was 0.005 and is 0.001"),
         ("adapter.rank=4", "`adapter.rank` was 3 and is 4"),
@@ -105,10 +104,8 @@ fn a_constant_rate_can_go_on_for_longer() {
     let place = place();
     let constant = "train.schedule=constant";
     run(&place, "whole", &[constant]).expect_success();
-    let mut child = spawn(&place, "run", &[constant, "train.steps=9"]);
-    assert!(wait_until(&mut child, || lines(&place, "run") >= 5));
-    signal(&child, "TERM");
-    assert_eq!(child.wait().unwrap().code(), Some(143));
+    let ended = stopped(&place, "run", &[constant, "train.steps=9"], "TERM", &|| lines(&place, "run") >= 5);
+    assert_eq!(ended.code(), Some(143), "{}", log(&place, "run"));
     run(&place, "run", &["--resume", constant]).expect_success();
     assert_eq!(difference(&place, "whole", "run"), None);
 }
@@ -117,10 +114,7 @@ fn a_constant_rate_can_go_on_for_longer() {
 fn damaged_checkpoints_are_passed_over() {
     let place = place();
     run(&place, "whole", &[]).expect_success();
-    let mut child = spawn(&place, "run", &[]);
-    assert!(wait_until(&mut child, || checkpoints(&place, "run").len() >= 3));
-    child.kill().unwrap();
-    child.wait().unwrap();
+    stopped(&place, "run", &[], "KILL", &|| checkpoints(&place, "run").len() >= 3);
     let there = checkpoints(&place, "run");
     let (newest, one_before) = (there[there.len() - 1], there[there.len() - 2]);
     let state = format!("run/checkpoints/step-{newest}/state.json");
@@ -138,7 +132,7 @@ fn damaged_checkpoints_are_passed_over() {
     assert!(done.stderr.contains(&format!("going on after step {one_before} of")), "{}", done.stderr);
     assert_eq!(difference(&place, "whole", "run"), None);
 
-    assert_eq!(stopped(&place, "none", "TERM", 6), Some(143));
+    assert_eq!(left(&place, "none", "TERM", 6), Some(143));
     for step in checkpoints(&place, "none") {
         std::fs::remove_file(place.path(&format!("none/checkpoints/step-{step}/optimizer.safetensors"))).unwrap();
     }
@@ -153,10 +147,7 @@ fn resuming_where_there_is_nothing_starts() {
     let place = place();
     run(&place, "whole", &["--resume"]).expect_success();
     // Killed before the first checkpoint.
-    let mut child = spawn(&place, "run", &["train.checkpoint_every=0"]);
-    assert!(wait_until(&mut child, || lines(&place, "run") >= 3));
-    child.kill().unwrap();
-    child.wait().unwrap();
+    stopped(&place, "run", &["train.checkpoint_every=0"], "KILL", &|| lines(&place, "run") >= 3);
     assert!(checkpoints(&place, "run").is_empty() && place.path("run/metrics.jsonl").exists());
     run(&place, "run", &["--resume"]).expect_success();
     assert_eq!(difference(&place, "whole", "run"), None);
@@ -214,10 +205,7 @@ fn the_best_evaluation_is_kept_and_taken() {
     let note: Value = serde_json::from_slice(&place.read("run/janus_adapter.json")).unwrap();
     assert_eq!(note["metrics"]["best_step"].as_u64(), Some(best));
 
-    let mut child = spawn(&place, "again", &settings);
-    assert!(wait_until(&mut child, || checkpoints(&place, "again").last() > Some(&best)), "{}", log(&place, "again"));
-    child.kill().unwrap();
-    child.wait().unwrap();
+    stopped(&place, "again", &settings, "KILL", &|| checkpoints(&place, "again").last() > Some(&best));
     run(&place, "again", &[&settings[..], &["--resume"]].concat()).expect_success();
     assert_eq!(difference(&place, "run", "again"), None);
 
@@ -294,11 +282,8 @@ fn a_step_left_between_two_batches_starts_over() {
     let place = place();
     let long = ["train.grad_accumulation=500", "train.steps=2", "train.eval_every=0"];
     run(&place, "whole", &long).expect_success();
-    let mut child = spawn(&place, "run", &long);
-    assert!(wait_until(&mut child, || lines(&place, "run") >= 1), "{}", log(&place, "run"));
-    signal(&child, "INT");
-    let code = child.wait().unwrap().code();
-    assert_eq!((code, checkpoints(&place, "run")), (Some(130), vec![0]), "{}", log(&place, "run"));
+    let ended = stopped(&place, "run", &long, "INT", &|| lines(&place, "run") >= 1);
+    assert_eq!((ended.code(), checkpoints(&place, "run")), (Some(130), vec![0]), "{}", log(&place, "run"));
     run(&place, "run", &[&["--resume"], &long[..]].concat()).expect_success();
     assert_eq!(difference(&place, "whole", "run"), None);
 }
@@ -310,9 +295,9 @@ fn a_second_signal_leaves_at_once() {
     let long = ["train.batch_size=4000", "train.grad_accumulation=1", "train.steps=1"];
     let mut child = spawn(&place, "run", &long);
     assert!(wait_until(&mut child, || lines(&place, "run") >= 1), "{}", log(&place, "run"));
-    signal(&child, "TERM");
+    signal(&mut child, "TERM");
     assert!(wait_until(&mut child, || log(&place, "run").contains("a second signal leaves at once")));
-    signal(&child, "TERM");
+    signal(&mut child, "TERM");
     let ended = child.wait().unwrap();
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&ended), Some(15), "{}", log(&place, "run"));
     assert_eq!((lines(&place, "run"), checkpoints(&place, "run")), (1, vec![]));

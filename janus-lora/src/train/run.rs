@@ -235,12 +235,9 @@ impl Run<'_> {
     fn steps(&mut self) -> Result<()> {
         let Prepared { recipe, base, plan, .. } = self.prepared;
         let train = &recipe.train;
-        if self.step == 0 && self.saved_step.is_none() && !self.progress.before.is_empty() {
+        if self.saved_step.is_none() && !self.progress.before.is_empty() {
             self.files.metrics.write(&json!({ "step": 0, "eval": { "before": self.progress.before } }))?;
-        }
-        if self.saved_step.is_none() {
-            let before = self.progress.before.clone();
-            self.files.evaluated(0, &before);
+            self.files.evaluated(0, &self.progress.before);
         }
         let rate = LearningRate {
             peak: train.learning_rate,
@@ -422,10 +419,19 @@ impl Run<'_> {
             }
             best = self.progress.best.clone();
         }
-        if let Some(best) = best.as_ref().filter(|best| best.step != self.step) {
-            checkpoint::open(self.folder.path(), best.step)?.restore_adapter(&self.stepper, base)?;
-            after = best.metrics.clone();
-            self.status.note(&format!("the adapter is that of step {}, the best evaluation", best.step));
+        let earlier = best.as_ref().filter(|best| best.step != self.step);
+        if let Some((step, metrics)) = earlier.map(|best| (best.step, best.metrics.clone())) {
+            match checkpoint::open(self.folder.path(), step) {
+                Ok(checkpoint) => {
+                    checkpoint.restore_adapter(&self.stepper, base)?;
+                    after = metrics;
+                    self.status.note(&format!("the adapter is that of step {step}, the best evaluation"));
+                }
+                Err(error) => {
+                    best = None;
+                    self.status.warn(&format!("{error}; the adapter is that of the last step, not the best one"));
+                }
+            }
         }
         base.cache().tell(self.status);
         let mut adapter = self.adapter()?;
