@@ -79,7 +79,7 @@ pub fn place() -> Workplace {
 /// They cannot be written.
 pub fn write_rows(path: &Path, first: u32, rows: u32) {
     let pictures: Vec<_> = (0..rows).map(|i| Some(picture(40, 32, first + i))).collect();
-    let answer = |i: u32| format!("part {}", "abcdefghijkl".get(..=i as usize % 12).unwrap());
+    let answer = |i: u32| format!("part {}", "abcdefghijkZ".get(..=i as usize % 12).unwrap());
     let columns = vec![
         ("image", images(&pictures)),
         ("question", texts((0..rows).map(|i| format!("Part {}?", first + i)))),
