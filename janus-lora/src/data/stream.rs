@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::error::DataError;
 use super::index::{Index, Table};
-use super::row::Row;
+use super::row::{Row, RowId};
 use super::shuffle::EpochOrder;
 
 /// A place in the endless stream of rows. What a checkpoint keeps to go on with the same rows.
@@ -78,6 +78,18 @@ impl RowStream {
         // Rows already given out of the window may be asked for again.
         self.window = None;
         Ok(())
+    }
+
+    /// The names of `count` rows from `from` on, without reading them.
+    pub fn row_ids(&self, from: Position, count: usize) -> Vec<RowId> {
+        let mut ids = Vec::with_capacity(count);
+        let Position { mut epoch, mut index } = from;
+        while ids.len() < count {
+            let order = EpochOrder::new(&self.index, epoch, self.seed, self.shuffle);
+            ids.extend(order.row_ids(&self.table, &self.index).skip(index).take(count - ids.len()));
+            (epoch, index) = (epoch.wrapping_add(1), 0);
+        }
+        ids
     }
 
     fn go_to(&mut self, position: Position) {
@@ -223,6 +235,10 @@ mod tests {
             let names: Vec<_> = order.row_ids(&table, &index).collect();
             let read: Vec<_> = (0..rows).map(|_| stream.next_row().unwrap().id).collect();
             assert_eq!(names, read);
+            let from = Position { epoch: 4, index: rows - 2 };
+            stream.seek(from).unwrap();
+            let read: Vec<_> = (0..5).map(|_| stream.next_row().unwrap().id).collect();
+            assert_eq!(stream.row_ids(from, 5), read, "over the end of an epoch");
         }
     }
 

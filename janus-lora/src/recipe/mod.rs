@@ -29,8 +29,8 @@ pub use error::RecipeError;
 pub use fault::{Problem, RecipeFault};
 pub use location::{Location, Origin};
 pub use types::{
-    Accumulation, AdapterMethod, AdapterSection, BaseDtype, BaseSection, Columns, DataLimits, DataSection, Mixture,
-    OutputSection, Recipe, Recompute, Schedule, Task, TrainSection,
+    Accumulation, AdapterMethod, AdapterSection, BaseDtype, BaseSection, Columns, DataLimits, DataSection,
+    EarlyStopping, Goal, Mixture, OutputSection, Recipe, Recompute, Schedule, Task, TrainSection,
 };
 pub use write::to_toml;
 

@@ -6,10 +6,13 @@ use std::sync::Arc;
 use janus_core::Janus;
 use janus_core::noise;
 use janus_core::processing::{decode_image, image_dimensions};
+use serde::{Deserialize, Serialize};
 
 use super::TrainError;
 use crate::base::{Base, cache_folder};
-use crate::data::{BadRowLimit, ImageChecks, Index, Row, RowStream, ScanOptions, Split, Table, locate};
+use crate::data::{
+    BadRowLimit, DataError, ImageChecks, Index, Position, Row, RowId, RowStream, ScanOptions, Split, Table, locate,
+};
 use crate::error::Result;
 use crate::recipe::{DataSection, Recipe};
 use crate::status::Status;
@@ -94,6 +97,16 @@ pub fn open_tables(recipe: &Recipe, base: &Base, status: &dyn Status) -> Result<
     Ok(tables)
 }
 
+/// A place in a stream of samples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SampleState {
+    /// Where the next row stands.
+    pub position: Position,
+    /// Samples given so far.
+    pub count: u64,
+}
+
 /// Endless samples of one table, in the order that the seed gives.
 #[derive(Debug)]
 pub struct SampleStream {
@@ -112,6 +125,31 @@ impl SampleStream {
         let key = noise::combine(seed, noise::key_of(&table.section.name));
         let rows = RowStream::new(table.train.table.clone(), table.train.index.clone(), key, shuffle)?;
         Ok(Self { rows, task: table.task.clone(), key: noise::combine(key, 1), count: 0 })
+    }
+
+    /// Where the next sample stands.
+    pub fn state(&self) -> SampleState {
+        SampleState { position: self.rows.position(), count: self.count }
+    }
+
+    /// Goes on from a place that [`SampleStream::state`] gave, here or in another process.
+    ///
+    /// # Errors
+    /// [`DataError::NoPosition`]: the table has no such place, or not after so many samples.
+    pub fn restore(&mut self, state: SampleState) -> Result<()> {
+        let rows = self.rows.rows_per_epoch();
+        let Position { epoch, index } = state.position;
+        if u128::from(epoch) * rows as u128 + index as u128 != u128::from(state.count) {
+            return Err(DataError::NoPosition { index, rows }.into());
+        }
+        self.rows.seek(state.position)?;
+        self.count = state.count;
+        Ok(())
+    }
+
+    /// The rows of the `count` samples from a place on.
+    pub fn row_ids(&self, from: SampleState, count: usize) -> Vec<RowId> {
+        self.rows.row_ids(from.position, count)
     }
 
     /// The next sample.
