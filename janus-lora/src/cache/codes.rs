@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 
 use candle_core::Device;
+use janus_core::ModelError;
 use janus_core::model::vq::ImageTokenizer;
 use janus_core::pass::Pass;
-use janus_core::processing::decode_image;
 
-use super::key::{Digest, Key, digest};
+use super::image::Image;
+use super::key::{Digest, Key};
 use super::store::Kind;
 use super::{ImageCache, Kept, count};
 use crate::base::Base;
@@ -29,30 +30,30 @@ pub(super) struct CodesInMemory {
 ///
 /// # Errors
 /// An image that cannot be decoded, or weights that cannot be read.
-pub fn codes(base: &Base, device: &Device, bytes: &[u8]) -> Result<Arc<[u32]>> {
+pub fn codes(base: &Base, device: &Device, image: &Image) -> Result<Arc<[u32]>> {
     let cache = base.cache();
-    let image = digest(bytes);
+    let Some(digest) = image.digest() else { return Err(ModelError::NotLoaded { part: "image's bytes" }.into()) };
     let in_memory = || cache.codes.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(codes) = in_memory().by_image.get(&image) {
+    if let Some(codes) = in_memory().by_image.get(digest) {
         return Ok(codes.clone());
     }
-    let codes = match cache.kept_codes(base, device, &image) {
+    let codes = match cache.kept_codes(base, device, digest) {
         Some(codes) => {
             count(&cache.counters.codes_read);
             codes
         }
         None => {
-            let pixels = cache.processor.generation_target(&decode_image(bytes)?)?.unsqueeze(0)?.to_device(device)?;
+            let pixels = image.target()?.unsqueeze(0)?.to_device(device)?;
             let codes = cache.tokenizer(base, device)?.encode(&Pass::inference(), &pixels)?.concat();
             count(&cache.counters.codes_computed);
-            cache.keep_codes(device, &image, &codes);
+            cache.keep_codes(device, digest, &codes);
             codes
         }
     };
     let codes: Arc<[u32]> = codes.into();
     let mut in_memory = in_memory();
     let bytes = size_of_val(&*codes);
-    if in_memory.bytes + bytes <= MAX_BYTES_IN_MEMORY && in_memory.by_image.insert(image, codes.clone()).is_none() {
+    if in_memory.bytes + bytes <= MAX_BYTES_IN_MEMORY && in_memory.by_image.insert(*digest, codes.clone()).is_none() {
         in_memory.bytes += bytes;
     }
     Ok(codes)

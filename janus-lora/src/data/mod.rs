@@ -32,7 +32,7 @@ pub mod synth;
 #[cfg(test)]
 mod table_tests;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use error::DataError;
 pub use index::{ImageChecks, Index, ScanOptions, ScanProgress, Table};

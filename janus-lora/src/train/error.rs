@@ -63,6 +63,12 @@ pub enum TrainError {
         /// Why.
         source: std::io::Error,
     },
+    /// The thread that reads rows ahead cannot work.
+    #[error("no thread to read rows with: {reason}")]
+    Thread {
+        /// Why.
+        reason: String,
+    },
     /// A plot that cannot be drawn.
     #[error("cannot draw the loss: {reason}")]
     Plot {
@@ -84,7 +90,10 @@ fn listed(names: &[String]) -> String {
 impl Diagnose for TrainError {
     fn fault(&self) -> Fault {
         match self {
-            TrainError::NoGradient { .. } | TrainError::Write { .. } | TrainError::Plot { .. } => Fault::Internal,
+            TrainError::NoGradient { .. }
+            | TrainError::Write { .. }
+            | TrainError::Thread { .. }
+            | TrainError::Plot { .. } => Fault::Internal,
             _ => Fault::Input,
         }
     }
@@ -105,7 +114,7 @@ impl Diagnose for TrainError {
                 "tables of more than {FULL_DECODE_ROWS} rows are not decoded beforehand; `janus data check` tells of every row's header and text"
             )],
             TrainError::NotFinite { .. } => vec!["lower `train.learning_rate`, or set `train.clip_norm`".into()],
-            TrainError::Write { .. } | TrainError::Plot { .. } => Vec::new(),
+            TrainError::Write { .. } | TrainError::Thread { .. } | TrainError::Plot { .. } => Vec::new(),
         }
     }
 }

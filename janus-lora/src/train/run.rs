@@ -16,6 +16,7 @@ use super::mixture::Mixer;
 use super::optimizer::AdamWConfig;
 use super::plan::{Plan, compute_type, parts};
 use super::plot::{Curve, loss_plot};
+use super::prefetch::rows_ahead;
 use super::schedule::LearningRate;
 use super::step::{Stepper, TableBatch, TableLoss};
 use super::tables::{RecipeTable, SampleStream, open_tables};
@@ -59,6 +60,8 @@ pub struct Summary {
     pub peak_rss_bytes: u64,
     /// Seconds of the steps alone.
     pub training_seconds: f64,
+    /// Seconds of them in which steps waited for rows to be read and decoded.
+    pub wait_seconds: f64,
 }
 
 /// Opens what a recipe names and works out its run. Writes nothing.
@@ -136,6 +139,7 @@ pub fn train(prepared: &Prepared, device: &Device, status: &dyn Status) -> Resul
             grad_norm: report.grad_norm,
             tokens,
             tokens_per_second,
+            wait_seconds: feeder.take_wait_seconds(),
             peak_rss_bytes: peak_rss_bytes(),
             losses: losses.filter_map(|(table, loss)| Some((table.section.name.clone(), json!((*loss)?)))).collect(),
         };
@@ -154,6 +158,7 @@ pub fn train(prepared: &Prepared, device: &Device, status: &dyn Status) -> Resul
     }
     bar.finish();
     let training_seconds = started.elapsed().as_secs_f64();
+    let wait_seconds = feeder.wait_seconds;
 
     base.verify(&model, status)?;
     let after = evaluate(&model, base, tables, batch_size, status)?;
@@ -169,7 +174,8 @@ pub fn train(prepared: &Prepared, device: &Device, status: &dyn Status) -> Resul
     adapter.write(folder)?;
     loss_plot(&files.curves, &folder.join("loss.png"))?;
     let folder = folder.to_path_buf();
-    Ok(Summary { folder, steps: plan.steps, before, after, peak_rss_bytes: peak_rss_bytes(), training_seconds })
+    let peak_rss_bytes = peak_rss_bytes();
+    Ok(Summary { folder, steps: plan.steps, before, after, peak_rss_bytes, training_seconds, wait_seconds })
 }
 
 /// The adapter as it stands, with a note of its base: here at the latest the fingerprint has to be known.
@@ -222,18 +228,32 @@ struct Feeder {
     streams: Vec<SampleStream>,
     batch_size: usize,
     accumulation: u64,
+    /// Seconds that steps waited for rows so far.
+    wait_seconds: f64,
 }
 
 impl Feeder {
     fn new(recipe: &Recipe, tables: &[RecipeTable]) -> Result<Self> {
         let weights: Vec<f64> = tables.iter().map(|table| table.section.weight).collect();
-        let stream = |table| SampleStream::new(table, recipe.train.seed, recipe.train.shuffle);
+        let rows_ahead = rows_ahead(recipe);
+        let stream = |table| {
+            let stream = SampleStream::new(table, recipe.train.seed, recipe.train.shuffle)?;
+            Ok(stream.with_rows_ahead(rows_ahead))
+        };
         Ok(Self {
             mixer: Mixer::new(recipe.train.mixture, &weights),
             streams: tables.iter().map(stream).collect::<Result<_>>()?,
             batch_size: recipe.train.batch_size as usize,
             accumulation: recipe.train.grad_accumulation,
+            wait_seconds: 0.0,
         })
+    }
+
+    /// Seconds that were spent waiting for rows since the last call.
+    fn take_wait_seconds(&mut self) -> f64 {
+        let seconds = self.streams.iter_mut().map(|stream| stream.take_waited().as_secs_f64()).sum();
+        self.wait_seconds += seconds;
+        seconds
     }
 
     /// The batches of one step and the tokens in them.
