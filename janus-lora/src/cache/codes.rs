@@ -15,8 +15,10 @@ use super::{ImageCache, Kept, count};
 use crate::base::Base;
 use crate::error::Result;
 
-/// Codes beyond this size are not held in memory: 576 of an image are 2.3 kB.
+/// Codes beyond this size are not held in memory: 576 of an image are 2.3 kB. Where they are on disk, too, memory is for the
+/// images that come often, and does not grow with a large table.
 const MAX_BYTES_IN_MEMORY: usize = 256 << 20;
+const MAX_BYTES_BESIDE_DISK: usize = 8 << 20;
 
 /// Codes by their image.
 #[derive(Debug, Default)]
@@ -53,7 +55,8 @@ pub fn codes(base: &Base, device: &Device, image: &Image) -> Result<Arc<[u32]>> 
     let codes: Arc<[u32]> = codes.into();
     let mut in_memory = in_memory();
     let bytes = size_of_val(&*codes);
-    if in_memory.bytes + bytes <= MAX_BYTES_IN_MEMORY && in_memory.by_image.insert(*digest, codes.clone()).is_none() {
+    let limit = if cache.kept.get().is_some() { MAX_BYTES_BESIDE_DISK } else { MAX_BYTES_IN_MEMORY };
+    if in_memory.bytes + bytes <= limit && in_memory.by_image.insert(*digest, codes.clone()).is_none() {
         in_memory.bytes += bytes;
     }
     Ok(codes)

@@ -121,13 +121,7 @@ impl RowStream {
 
     /// Another stream of the same rows, which stands at the same place.
     pub fn fork(&self) -> Self {
-        Self {
-            table: self.table.clone(),
-            index: self.index.clone(),
-            order: self.order.clone(),
-            window: None,
-            ..*self
-        }
+        Self { table: self.table.clone(), index: self.index.clone(), order: self.order.clone(), window: None, ..*self }
     }
 
     fn load(&self, number: usize) -> Result<LoadedWindow, DataError> {

@@ -41,8 +41,9 @@ impl Place {
 
     fn tables(&self, task: &str) -> Vec<RecipeTable> {
         let path = self.folder.path().join(format!("{task}.toml"));
-        let text =
-            format!("[base]\npath = \"x\"\n[[data]]\ntask = \"{task}\"\ntrain = \"rows.parquet\"\n[train]\nsteps = 1\n");
+        let text = format!(
+            "[base]\npath = \"x\"\n[[data]]\ntask = \"{task}\"\ntrain = \"rows.parquet\"\n[train]\nsteps = 1\n"
+        );
         std::fs::write(&path, text).unwrap();
         let recipe = crate::recipe::load(&path, &[], Path::new(".")).unwrap();
         open_tables(&recipe, &self.base, &Silent).unwrap()
@@ -61,9 +62,8 @@ fn picture(number: usize) -> Vec<u8> {
 fn shown(sample: &Sample) -> String {
     match sample {
         Sample::Text { tokens, images } => {
-            let values = |image: &crate::cache::Image| {
-                image.pixels().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
-            };
+            let values =
+                |image: &crate::cache::Image| image.pixels().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
             let pixels: Vec<Vec<f32>> = images.iter().map(values).collect();
             format!("{tokens:?} {pixels:?}")
         }
