@@ -3,6 +3,7 @@
 pub mod base;
 pub mod compare;
 pub mod expected;
+pub mod hub;
 pub mod program;
 pub mod rows;
 pub mod tiny;

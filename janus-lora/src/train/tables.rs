@@ -11,11 +11,11 @@ use janus_core::processing::{decode_image, image_dimensions};
 use super::TrainError;
 use super::prefetch::{Drafted, Drafts, Place, ReadAhead, draft};
 use crate::base::{Base, cache_folder};
-use crate::data::{BadRowLimit, ImageChecks, Index, Row, RowStream, ScanOptions, Split, Table, locate};
+use crate::data::{BadRowLimit, ImageChecks, Index, Row, RowId, RowStream, ScanOptions, Split, Table, locate};
 use crate::error::Result;
 use crate::recipe::{DataSection, Recipe};
 use crate::status::Status;
-use crate::tasks::{self, Sample, Task};
+use crate::tasks::{self, Draft, Sample, Task};
 
 /// Rows of one split.
 #[derive(Debug, Clone)]
@@ -39,8 +39,9 @@ impl Source {
         limit: Option<BadRowLimit>,
         status: &dyn Status,
     ) -> Result<Self> {
-        let files = locate(spec, Path::new("."), &cache_folder().join("data"), split)?;
-        let table = Table::open(&files, &task.columns())?;
+        let downloads = status.download();
+        let files = locate(spec, Path::new("."), &cache_folder().join("data"), split, downloads.as_ref())?;
+        let table = Table::open_sources(&files, &task.columns())?;
         let images = ImageChecks {
             dimensions: |bytes| image_dimensions(bytes).map_err(|e| e.to_string()),
             decode: |bytes| decode_image(bytes).map(|_| ()).map_err(|e| e.to_string()),
@@ -157,6 +158,15 @@ impl SampleStream {
             ahead.tell(took_pixels);
         }
         sample.map_err(|source| TrainError::Row { row, source: Box::new(source) }.into())
+    }
+
+    /// The next sample as far as it needs no model, and its row; without reading ahead.
+    ///
+    /// # Errors
+    /// As [`SampleStream::next`], where nothing needs decoding.
+    pub fn draft(&mut self, base: &Base) -> Result<(RowId, Draft)> {
+        let Drafted { row, draft } = self.next_draft(base)?;
+        Ok((row, draft))
     }
 
     fn next_draft(&mut self, base: &Base) -> Result<Drafted> {
