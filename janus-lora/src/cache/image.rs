@@ -106,7 +106,7 @@ impl Image {
     ///
     /// # Errors
     /// As [`Image::pixels`].
-    pub(super) fn target(&self) -> Result<Tensor> {
+    pub(crate) fn target(&self) -> Result<Tensor> {
         self.0.needed.store(true, Ordering::Relaxed);
         self.make_target()?;
         let missing = || Error::from(janus_core::ModelError::NotLoaded { part: "image's bytes" });

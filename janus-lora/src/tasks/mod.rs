@@ -109,6 +109,14 @@ impl Draft {
         }
     }
 
+    /// Tokens that the decoder reads, and those that count in the loss, where an image has `codes_per_image` codes.
+    pub fn lengths(&self, codes_per_image: usize) -> (usize, usize) {
+        match self {
+            Draft::Text { tokens, .. } => (tokens.ids.len(), tokens.labels.iter().filter(|label| **label >= 0).count()),
+            Draft::Codes { prompt, .. } => (prompt.len() + codes_per_image.saturating_sub(1), codes_per_image),
+        }
+    }
+
     /// Whether a finished one took pixels; `None` without images.
     pub fn took_pixels(&self) -> Option<bool> {
         match self {
