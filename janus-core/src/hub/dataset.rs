@@ -189,7 +189,7 @@ impl Shard {
         let is_ours = !cache.blob(&metadata.etag).exists();
         if is_ours {
             let keep = |repository: &RepoId, at: &str, name: &str| {
-                repository == id && at == commit && in_use.iter().any(|used| used == name)
+                repository.repository() == id.repository() && at == commit && in_use.iter().any(|used| used == name)
             };
             let record = ShardRecord::new(id, commit, &self.name, &metadata.etag);
             evict(&options.cache_dir, limit_bytes.saturating_sub(metadata.size_bytes.unwrap_or(0)), &keep)?;

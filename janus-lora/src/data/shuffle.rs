@@ -40,15 +40,15 @@ pub(crate) struct Window {
     pub(crate) rows: Range<usize>,
 }
 
-/// Numbers of the index's blocks in an epoch's order.
-fn block_order(index: &Index, epoch: u64, seed: u64, shuffle: bool) -> Vec<usize> {
+/// Numbers of the index's blocks in an epoch's order, and the places in it where a window has to begin.
+fn block_order(index: &Index, epoch: u64, seed: u64, shuffle: bool) -> (Vec<usize>, Vec<usize>) {
     let mut blocks: Vec<usize> = (0..index.blocks().len()).collect();
     if !shuffle {
-        return blocks;
+        return (blocks, Vec::new());
     }
     if index.files_together() == 0 {
         Random::new(seed, &[epoch, BLOCK_STREAM]).shuffle(&mut blocks);
-        return blocks;
+        return (blocks, Vec::new());
     }
     let mut files: Vec<Vec<usize>> = Vec::new();
     let mut last = None;
@@ -60,19 +60,20 @@ fn block_order(index: &Index, epoch: u64, seed: u64, shuffle: bool) -> Vec<usize
         files.last_mut().into_iter().for_each(|file| file.push(block));
     }
     Random::new(seed, &[epoch, FILE_STREAM]).shuffle(&mut files);
-    let mut order = Vec::new();
+    let (mut order, mut begins) = (Vec::new(), Vec::new());
     for (number, together) in files.chunks(index.files_together()).enumerate() {
         let mut blocks = together.concat();
         Random::new(seed, &[epoch, BLOCK_STREAM, number as u64]).shuffle(&mut blocks);
+        begins.push(order.len());
         order.extend(blocks);
     }
-    order
+    (order, begins)
 }
 
 impl EpochOrder {
     /// The order of epoch `epoch` (from 0); without `shuffle`, the table's own order in every epoch.
     pub fn new(index: &Index, epoch: u64, seed: u64, shuffle: bool) -> Self {
-        let blocks = block_order(index, epoch, seed, shuffle);
+        let (blocks, begins) = block_order(index, epoch, seed, shuffle);
         let mut windows: Vec<Window> = Vec::new();
         let mut bytes = 0u64;
         let mut row = 0;
@@ -81,6 +82,7 @@ impl EpochOrder {
             let joined = windows.last_mut().filter(|window| {
                 // Rows of a window in the table's own order need not wait for one another.
                 shuffle
+                    && begins.binary_search(&place).is_err()
                     && window.rows.len() + block.accepted <= WINDOW_ROWS
                     && bytes.saturating_add(block.bytes) <= WINDOW_BYTES
             });
