@@ -18,7 +18,7 @@ use serde_json::Value;
 
 fn recipe_text(task: &str, more: &str) -> String {
     format!(
-        "[base]\npath = \"base\"\n[[data]]\ntask = \"{task}\"\ntrain = \"rows.parquet\"\n{more}[train]\nsteps = 1\nshuffle = false\n"
+        "[base]\npath = \"base\"\n[[data]]\ntask = \"{task}\"\ntrain = \"rows.parquet\"\n{more}[train]\nsteps = 1\nshuffle = false\n[output]\ndir = \"run\"\n"
     )
 }
 

@@ -177,7 +177,8 @@ fn a_file_that_is_no_parquet_is_refused_by_its_name() {
 fn a_run_streams_its_rows_and_repeats_without_a_network() {
     let folder = tempfile::tempdir().unwrap();
     let files = shards(folder.path());
-    let hub = hub(&files, rude());
+    // The program waits a second after each failure.
+    let hub = hub(&files, Manners { busy_every: 11, cut_every: 13, ..rude() });
     fs_err::write(
         folder.path().join("recipe.toml"),
         "[base]\npath = \"init:janus-tiny?seed=1\"\n[adapter]\nrank = 2\ntargets = [\"decoder\"]\n[[data]]\ntask = \"text\"\n\

@@ -27,8 +27,8 @@ pub fn preview(recipe: &Recipe, base: &Base, tables: &[RecipeTable], rows: usize
             let (row, draft) = stream.draft(base)?;
             let (tokens, learnt) = draft.lengths(codes_per_image(base));
             let name = row.file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let title = format!("{}: row {} of row group {} in {name}", table.section.name, row.row, row.row_group);
-            let subtitle = format!("{tokens} tokens, {learnt} learnt");
+            let title = format!("{}: row {} of row group {}", table.section.name, row.row, row.row_group);
+            let subtitle = format!("{tokens} tokens, {learnt} learnt, {name}");
             cells.push(Cell { title, subtitle, images: pictures(base, &draft)?, text: pieces(base, &draft)? });
         }
     }

@@ -71,12 +71,12 @@ pub(super) fn lines_of(pieces: &[Piece], letters: usize, lines: usize) -> Vec<Ve
                 column = 0;
             }
             // A line break is shown, for it is a token.
-            let letter = if is_break {
-                '↵'
-            } else if letter.is_control() {
-                '·'
-            } else {
-                letter
+            let letter = match letter {
+                '\n' => '↵',
+                // The bars of special tokens, which the font does not have in full width.
+                '｜' => '|',
+                letter if letter.is_control() => '·',
+                letter => letter,
             };
             if let Some(line) = all.last_mut() {
                 match line.last_mut() {

@@ -42,7 +42,7 @@ impl Place {
     fn tables(&self, task: &str) -> Vec<RecipeTable> {
         let path = self.folder.path().join(format!("{task}.toml"));
         let text = format!(
-            "[base]\npath = \"x\"\n[[data]]\ntask = \"{task}\"\ntrain = \"rows.parquet\"\n[train]\nsteps = 1\n"
+            "[base]\npath = \"x\"\n[[data]]\ntask = \"{task}\"\ntrain = \"rows.parquet\"\n[train]\nsteps = 1\n[output]\ndir = \"run\"\n"
         );
         std::fs::write(&path, text).unwrap();
         let recipe = crate::recipe::load(&path, &[], Path::new(".")).unwrap();
