@@ -349,7 +349,7 @@ fn gradients_above_the_point_are_those_of_the_whole() {
 #[test]
 fn codes_are_computed_once_and_the_tokenizer_is_opened_for_them_only() {
     let place = Place::new();
-    let of = |base: &Base, seed| codes(base, &Device::Cpu, &picture(seed).bytes).unwrap();
+    let of = |base: &Base, seed| codes(base, &Device::Cpu, &base.image(&picture(seed))).unwrap();
     let counts = |base: &Base| (base.cache().counts().codes_computed, base.cache().counts().codes_read);
     let opened = |base: &Base| base.cache().tokenizer.lock().unwrap().is_some();
 

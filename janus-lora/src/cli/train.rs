@@ -90,15 +90,17 @@ impl Train {
                 "after": summary.after,
                 "peak_rss_bytes": summary.peak_rss_bytes,
                 "training_seconds": summary.training_seconds,
+                "wait_seconds": summary.wait_seconds,
             }));
             return Ok(());
         }
         println!("{}", super::eval::table(&summary.before, &summary.after));
         println!(
-            "\nadapter in {}: {} steps in {:.0} s, peak memory {}",
+            "\nadapter in {}: {} steps in {:.0} s ({:.1} % of it waiting for rows), peak memory {}",
             summary.folder.display(),
             summary.steps,
             summary.training_seconds,
+            100.0 * summary.wait_seconds / summary.training_seconds.max(f64::MIN_POSITIVE),
             report::bytes(summary.peak_rss_bytes)
         );
         if summary.skipped_steps > 0 {

@@ -105,7 +105,7 @@ impl RowStream {
     /// # Errors
     /// A file that was good when it was scanned cannot be read any more; the position then stays.
     pub fn next_row(&mut self) -> Result<Row, DataError> {
-        let Position { epoch, index } = self.position;
+        let Position { index, .. } = self.position;
         let windows = self.order.windows();
         let number = windows.partition_point(|window| window.rows.end <= index);
         let offset = index - windows[number].rows.start;
@@ -116,13 +116,24 @@ impl RowStream {
         }
         let row = self.window.as_mut().and_then(|window| window.rows[window.permutation[offset]].take());
         let row = row.expect("a row is given out once: seeking drops the window");
+        self.skip_row();
+        Ok(row)
+    }
+
+    /// Passes over the next row without reading it.
+    pub fn skip_row(&mut self) {
+        let Position { epoch, index } = self.position;
         let next = index + 1;
-        self.go_to(if next == self.rows_per_epoch() {
+        self.go_to(if next >= self.rows_per_epoch() {
             Position { epoch: epoch.wrapping_add(1), index: 0 }
         } else {
             Position { epoch, index: next }
         });
-        Ok(row)
+    }
+
+    /// Another stream of the same rows, which stands at the same place.
+    pub fn fork(&self) -> Self {
+        Self { table: self.table.clone(), index: self.index.clone(), order: self.order.clone(), window: None, ..*self }
     }
 
     fn load(&self, number: usize) -> Result<LoadedWindow, DataError> {

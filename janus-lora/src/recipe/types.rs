@@ -196,6 +196,11 @@ impl Columns {
         self.given.contains_key(role)
     }
 
+    /// Columns by role.
+    pub fn new(given: BTreeMap<String, String>) -> Self {
+        Self { given }
+    }
+
     /// Roles and columns as given, by role.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.given.iter().map(|(role, column)| (role.as_str(), column.as_str()))

@@ -154,6 +154,12 @@ pub enum TrainError {
         /// Why.
         source: std::io::Error,
     },
+    /// The thread that reads rows ahead cannot work.
+    #[error("no thread to read rows with: {reason}")]
+    Thread {
+        /// Why.
+        reason: String,
+    },
     /// A plot that cannot be drawn.
     #[error("cannot draw the loss: {reason}")]
     Plot {
@@ -187,6 +193,7 @@ impl Diagnose for TrainError {
         match self {
             TrainError::NoGradient { .. }
             | TrainError::Write { .. }
+            | TrainError::Thread { .. }
             | TrainError::Plot { .. }
             | TrainError::Stopped { .. } => Fault::Internal,
             _ => Fault::Input,
@@ -229,6 +236,7 @@ impl Diagnose for TrainError {
             TrainError::Stopped { .. }
             | TrainError::Write { .. }
             | TrainError::Read { .. }
+            | TrainError::Thread { .. }
             | TrainError::Plot { .. } => Vec::new(),
         }
     }

@@ -4,6 +4,7 @@ use janus_core::Janus;
 use serde::{Deserialize, Serialize};
 
 use super::mixture::Mixer;
+use super::prefetch::rows_ahead;
 use super::signals;
 use super::step::TableBatch;
 use super::tables::{RecipeTable, SampleState, SampleStream};
@@ -35,13 +36,22 @@ pub(super) struct Feeder {
 impl Feeder {
     pub(super) fn new(recipe: &Recipe, tables: &[RecipeTable]) -> Result<Self> {
         let weights: Vec<f64> = tables.iter().map(|table| table.section.weight).collect();
-        let stream = |table| SampleStream::new(table, recipe.train.seed, recipe.train.shuffle);
+        let rows_ahead = rows_ahead(recipe);
+        let stream = |table| {
+            let stream = SampleStream::new(table, recipe.train.seed, recipe.train.shuffle)?;
+            Ok(stream.with_rows_ahead(rows_ahead))
+        };
         Ok(Self {
             mixer: Mixer::new(recipe.train.mixture, &weights),
             streams: tables.iter().map(stream).collect::<Result<_>>()?,
             batch_size: recipe.train.batch_size as usize,
             accumulation: recipe.train.grad_accumulation,
         })
+    }
+
+    /// Seconds that were spent waiting for rows since the last call.
+    pub(super) fn take_wait_seconds(&mut self) -> f64 {
+        self.streams.iter_mut().map(|stream| stream.take_waited().as_secs_f64()).sum()
     }
 
     /// Where the next step begins.

@@ -35,6 +35,8 @@ pub struct Progress {
     pub watch: LossWatch,
     /// Seconds of the steps, evaluations and checkpoints so far.
     pub training_seconds: f64,
+    /// Seconds of them in which steps waited for rows to be read and decoded.
+    pub wait_seconds: f64,
 }
 
 /// The best evaluation of a run.

@@ -36,6 +36,8 @@ pub struct StepLine {
     pub tokens: u64,
     /// The same per second of the step.
     pub tokens_per_second: f64,
+    /// Seconds of the step in which it waited for rows to be read and decoded.
+    pub wait_seconds: f64,
     /// Largest resident memory of the process so far.
     pub peak_rss_bytes: u64,
     /// Loss of each table that the step had rows of.

@@ -1,7 +1,7 @@
 //! Training: a recipe becomes a plan, the plan a run, the run an adapter.
 //!
 //! The way of one step: [`mixture`] says from which table each row comes, [`tables`] hands out the rows, the tasks make
-//! samples and batches of them, [`step`] runs forward and backward, clips and lets [`optimizer`] move the
+//! samples and batches of them (`prefetch` reads and decodes ahead), [`step`] runs forward and backward, clips and lets [`optimizer`] move the
 //! [`trainable`] tensors at the rate of [`schedule`]. [`plan`] is what is known before the first step, [`coverage`] the
 //! proof that every tensor learns, [`run`] the loop with its `files` in a [`folder`] of its own.
 //!
@@ -23,6 +23,9 @@ mod moments;
 pub mod optimizer;
 pub mod plan;
 mod plot;
+mod prefetch;
+#[cfg(test)]
+mod prefetch_tests;
 pub mod run;
 pub mod schedule;
 pub mod signals;

@@ -72,6 +72,8 @@ pub struct Summary {
     pub peak_rss_bytes: u64,
     /// Seconds of the steps alone.
     pub training_seconds: f64,
+    /// Seconds of them in which steps waited for rows to be read and decoded.
+    pub wait_seconds: f64,
 }
 
 /// Opens what a recipe names and works out its run. Writes nothing.
@@ -310,6 +312,8 @@ impl Run<'_> {
         let tokens_per_second = tokens as f64 / clock.elapsed().as_secs_f64();
         let losses = tables.iter().zip(&report.losses);
         let epoch_rows = plan.tables.iter().zip(&plan.rows_per_step).map(|(table, rows)| table.rows as f64 / rows);
+        let wait_seconds = self.feeder.take_wait_seconds();
+        self.progress.wait_seconds += wait_seconds;
         let line = StepLine {
             step: step + 1,
             epoch: (step + 1) as f64 / epoch_rows.fold(1.0, f64::max),
@@ -318,6 +322,7 @@ impl Run<'_> {
             grad_norm: report.grad_norm,
             tokens,
             tokens_per_second,
+            wait_seconds,
             peak_rss_bytes: peak_rss_bytes(),
             losses: losses.filter_map(|(table, loss)| Some((table.section.name.clone(), json!((*loss)?)))).collect(),
             skipped,
@@ -454,6 +459,7 @@ impl Run<'_> {
             after,
             peak_rss_bytes: peak_rss_bytes(),
             training_seconds: self.progress.training_seconds,
+            wait_seconds: self.progress.wait_seconds,
         })
     }
 }
