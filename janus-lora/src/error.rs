@@ -13,6 +13,7 @@ use crate::cache::CacheError;
 use crate::data::DataError;
 use crate::probe::ProbeError;
 use crate::recipe::RecipeError;
+use crate::report::ReportError;
 use crate::target::TargetError;
 use crate::train::TrainError;
 
@@ -47,6 +48,9 @@ pub enum Error {
     /// Inputs that cannot be probed.
     #[error(transparent)]
     Probe(#[from] ProbeError),
+    /// A report that cannot be made.
+    #[error(transparent)]
+    Report(#[from] ReportError),
     /// What was typed does not make sense.
     #[error("{message}")]
     Usage {
@@ -69,6 +73,7 @@ impl Diagnose for Error {
             Error::Target(e) => e.fault(),
             Error::Train(e) => e.fault(),
             Error::Probe(e) => e.fault(),
+            Error::Report(e) => e.fault(),
             Error::Usage { .. } => Fault::Input,
         }
     }
@@ -84,6 +89,7 @@ impl Diagnose for Error {
             Error::Target(e) => e.hints(),
             Error::Train(e) => e.hints(),
             Error::Probe(e) => e.hints(),
+            Error::Report(e) => e.hints(),
             Error::Usage { hint, .. } => vec![hint.clone()],
         }
     }

@@ -66,19 +66,21 @@ impl Train {
                 "before": summary.before,
                 "after": summary.after,
                 "peak_rss_bytes": summary.peak_rss_bytes,
+                "predicted_peak_bytes": prepared.plan.predicted_peak_bytes,
                 "training_seconds": summary.training_seconds,
             }));
             return Ok(());
         }
         println!("{}", super::eval::table(&summary.before, &summary.after));
         println!(
-            "\nadapter in {}: {} steps in {:.0} s, peak memory {}",
+            "\nadapter in {}: {} steps in {:.0} s, peak memory {} (predicted {})",
             summary.folder.display(),
             summary.steps,
             summary.training_seconds,
-            report::bytes(summary.peak_rss_bytes)
+            report::bytes(summary.peak_rss_bytes),
+            report::bytes(prepared.plan.predicted_peak_bytes)
         );
-        println!("loss over the steps: {}", summary.folder.join("loss.png").display());
+        println!("what happened: {}", summary.folder.join("report.html").display());
         Ok(())
     }
 }
@@ -121,6 +123,10 @@ fn plan_text(prepared: &Prepared) -> String {
         plan.steps,
         report::bytes(plan.predicted_peak_bytes)
     ));
+    let parts = plan.predicted_memory.parts();
+    let parts = parts.iter().filter(|(_, bytes)| *bytes > 0);
+    let parts: Vec<String> = parts.map(|(name, bytes)| format!("{name} {}", report::bytes(*bytes))).collect();
+    lines.push(format!("           {}", parts.join(", ")));
     lines.push(format!("output     {}", recipe.output.dir.display()));
     lines.join("\n")
 }

@@ -303,6 +303,9 @@ section! {
         pub checkpoint_every: u64, STEPS_OR_NONE, default(200);
         /// Optimiser steps between evaluations. 0 evaluates at the start and at the end only.
         pub eval_every: u64, STEPS_OR_NONE, default(0);
+        /// Optimiser steps between sample answers and pictures of the first rows to evaluate, at the start too. 0 makes them
+        /// at the end only, which takes about as long as two or three steps.
+        pub sample_every: u64, STEPS_OR_NONE, default(0);
     }
 }
 

@@ -28,6 +28,7 @@ use crate::error::Result;
 use crate::eval::{Metrics, evaluate};
 use crate::fingerprint::PendingFingerprint;
 use crate::recipe::{Recipe, to_toml};
+use crate::report::Sight;
 use crate::status::Status;
 use crate::tasks::Batch;
 
@@ -99,12 +100,15 @@ pub fn train(prepared: &Prepared, device: &Device, status: &dyn Status) -> Resul
     check_coverage(recipe, base, tables, &model, &stepper)?;
 
     let mut files = RunFiles::create(folder, recipe, tables)?;
+    let mut sight = Sight::open(folder, recipe, plan, tables, 0, device, status)?;
     let batch_size = recipe.train.batch_size as usize;
     let before = evaluate(&model, base, tables, batch_size, status)?;
     if !before.is_empty() {
         files.metrics.write(&json!({ "step": 0, "eval": { "before": before } }))?;
         files.evaluated(0, &before);
+        sight.evaluated(0, false, &before, status);
     }
+    sight.sample(0, &model, base, &mut files.metrics, status)?;
 
     let started = Instant::now();
     let mut feeder = Feeder::new(recipe, tables)?;
@@ -117,7 +121,7 @@ pub fn train(prepared: &Prepared, device: &Device, status: &dyn Status) -> Resul
     let epoch_rows = plan.tables.iter().zip(&plan.rows_per_step).map(|(table, rows)| table.rows as f64 / rows);
     let steps_per_epoch = epoch_rows.fold(1.0, f64::max);
     base.cache().warn(status);
-    let bar = status.items("training", plan.steps);
+    let live = status.training(plan.steps, 0, plan.predicted_peak_bytes);
     for step in 0..plan.steps {
         let clock = Instant::now();
         let (batches, tokens) = feeder.next(base, &model)?;
@@ -125,8 +129,6 @@ pub fn train(prepared: &Prepared, device: &Device, status: &dyn Status) -> Resul
         let report = stepper.step(&model, step, learning_rate, &batches)?;
         base.cache().warn(status);
         let tokens_per_second = tokens as f64 / clock.elapsed().as_secs_f64();
-        bar.message(&format!("loss {:.4}  {tokens_per_second:.0} tokens/s", report.loss));
-        bar.advance(1);
         let losses = tables.iter().zip(&report.losses);
         let line = StepLine {
             step: step + 1,
@@ -141,18 +143,25 @@ pub fn train(prepared: &Prepared, device: &Device, status: &dyn Status) -> Resul
         };
         files.stepped(step + 1, &report.losses);
         files.metrics.write(&line)?;
+        sight.stepped(&line, status);
+        live.stepped(&line);
         let due = |every: u64| every > 0 && (step + 1) % every == 0 && step + 1 < plan.steps;
         if due(recipe.train.checkpoint_every) {
             let adapter = trained(&stepper, base, &fingerprint, status)?;
             save_checkpoint(folder, step + 1, &adapter)?;
+            sight.report(status);
         }
         if due(recipe.train.eval_every) {
             let now = evaluate(&model, base, tables, batch_size, status)?;
             files.metrics.write(&json!({ "step": step + 1, "eval": { "after": now } }))?;
             files.evaluated(step + 1, &now);
+            sight.evaluated(step + 1, true, &now, status);
+        }
+        if step + 1 < plan.steps {
+            sight.sample(step + 1, &model, base, &mut files.metrics, status)?;
         }
     }
-    bar.finish();
+    live.finish();
     let training_seconds = started.elapsed().as_secs_f64();
 
     base.verify(&model, status)?;
@@ -160,7 +169,9 @@ pub fn train(prepared: &Prepared, device: &Device, status: &dyn Status) -> Resul
     if !after.is_empty() {
         files.metrics.write(&json!({ "step": plan.steps, "eval": { "before": before, "after": after } }))?;
         files.evaluated(plan.steps, &after);
+        sight.evaluated(plan.steps, true, &after, status);
     }
+    sight.sample(plan.steps, &model, base, &mut files.metrics, status)?;
     base.cache().tell(status);
     let mut adapter = trained(&stepper, base, &fingerprint, status)?;
     if let Some(note) = &mut adapter.note {
@@ -168,8 +179,10 @@ pub fn train(prepared: &Prepared, device: &Device, status: &dyn Status) -> Resul
     }
     adapter.write(folder)?;
     loss_plot(&files.curves, &folder.join("loss.png"))?;
+    let peak_rss_bytes = peak_rss_bytes();
+    sight.finish(peak_rss_bytes, status)?;
     let folder = folder.to_path_buf();
-    Ok(Summary { folder, steps: plan.steps, before, after, peak_rss_bytes: peak_rss_bytes(), training_seconds })
+    Ok(Summary { folder, steps: plan.steps, before, after, peak_rss_bytes, training_seconds })
 }
 
 /// The adapter as it stands, with a note of its base: here at the latest the fingerprint has to be known.
