@@ -103,7 +103,8 @@ impl TrainingView for Live {
                 drawn.header.set_position(self.done + state.taken);
             }
             None => {
-                let quiet = self.started.elapsed() < QUIET || state.told.is_some_and(|told| told.elapsed() < LINE_EVERY);
+                let quiet =
+                    self.started.elapsed() < QUIET || state.told.is_some_and(|told| told.elapsed() < LINE_EVERY);
                 if quiet {
                     return;
                 }
@@ -185,8 +186,11 @@ impl Curve {
 
     /// The stretches as a row of heights.
     fn drawn(&self, blocks: bool) -> String {
-        let heights: &[char] =
-            if blocks { &['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'] } else { &['_', '.', '-', '=', '+', '*', '#'] };
+        let heights: &[char] = if blocks {
+            &['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█']
+        } else {
+            &['_', '.', '-', '=', '+', '*', '#']
+        };
         let finite = || self.means.iter().copied().filter(|mean| mean.is_finite());
         let (low, high) = (finite().fold(f64::INFINITY, f64::min), finite().fold(f64::NEG_INFINITY, f64::max));
         let height = |mean: &f64| {

@@ -14,6 +14,17 @@ const MAX_POINTS: usize = 480;
 /// Values this many times apart are drawn on a logarithmic scale where a chart allows it.
 const LOGARITHMIC_FROM: f64 = 100.0;
 
+/// How a curve is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Style {
+    /// As it is.
+    Exact,
+    /// Its mean over the points around each, before the values themselves.
+    Smooth,
+    /// Dots joined by a thin line, for values that are far apart.
+    Dots,
+}
+
 /// One curve.
 #[derive(Debug, Clone)]
 pub(super) struct Series {
@@ -21,8 +32,8 @@ pub(super) struct Series {
     pub name: String,
     /// Step and value, in order.
     pub points: Vec<(f64, f64)>,
-    /// Drawn as dots joined by a thin line, for values that are far apart.
-    pub dots: bool,
+    /// How it is drawn.
+    pub style: Style,
 }
 
 /// A chart over the steps.
@@ -66,28 +77,27 @@ impl Chart {
         }
         for (number, series) in self.series.iter().enumerate() {
             let stretches = stretches(&series.points);
-            if !series.dots && stretches.iter().any(|s| s.low < s.high) {
+            if series.style != Style::Dots && stretches.iter().any(|s| s.low < s.high) {
                 let upper = stretches.iter().map(|s| (s.step, s.high));
                 let lower = stretches.iter().rev().map(|s| (s.step, s.low));
                 let band: Vec<String> = upper.chain(lower).map(|(s, v)| format!("{:.1},{:.1}", x(s), y(v))).collect();
                 draw(format_args!("<polygon class=\"band c{number}\" points=\"{}\"/>", band.join(" ")));
             }
-            if !series.dots && series.points.len() > 30 {
-                let raw: Vec<String> =
-                    stretches.iter().map(|s| format!("{:.1},{:.1}", x(s.step), y(s.mean))).collect();
+            if series.style == Style::Smooth && series.points.len() > 60 {
+                let raw: Vec<String> = stretches.iter().map(|s| format!("{:.1},{:.1}", x(s.step), y(s.mean))).collect();
                 draw(format_args!("<polyline class=\"raw c{number}\" points=\"{}\"/>", raw.join(" ")));
             }
-            let shown = if series.dots { stretches } else { smooth(stretches) };
+            let shown = if series.style == Style::Smooth { smooth(&stretches) } else { stretches };
             let points: Vec<String> = shown.iter().map(|s| format!("{:.1},{:.1}", x(s.step), y(s.mean))).collect();
             let told: Vec<String> = shown.iter().map(|s| format!("{:.0}:{}", s.step, short(s.mean))).collect();
-            let kind = if series.dots { "thin" } else { "line" };
+            let kind = if series.style == Style::Dots { "thin" } else { "line" };
             draw(format_args!(
                 "<polyline class=\"{kind} c{number}\" data-name=\"{}\" data-told=\"{}\" points=\"{}\"/>",
                 escape(&series.name),
                 told.join(" "),
                 points.join(" ")
             ));
-            if series.dots || shown.len() == 1 {
+            if series.style == Style::Dots || shown.len() == 1 {
                 for s in &shown {
                     let (x, y) = (x(s.step), y(s.mean));
                     draw(format_args!("<circle class=\"dot c{number}\" cx={x:.1} cy={y:.1} r=4 />"));
@@ -97,7 +107,7 @@ impl Chart {
         let keys: Vec<String> = (self.series.iter().enumerate())
             .filter_map(|(number, s)| {
                 let last = s.points.iter().rev().find(|p| p.1.is_finite())?;
-                let kind = if s.dots { "dots" } else { "" };
+                let kind = if s.style == Style::Dots { "dots" } else { "" };
                 let name = escape(&s.name);
                 Some(format!("<span class=\"key c{number} {kind}\"><i></i>{name} <b>{}</b></span>", short(last.1)))
             })
@@ -137,7 +147,11 @@ impl Scale {
         let low = if chart.from_zero { low.min(0.0) } else { low };
         let room = if high > low { (high - low) * 0.06 } else { (high.abs() * 0.1).max(1e-9) };
         let bottom = if low >= 0.0 { (low - room).max(0.0) } else { low - room };
-        Some(Self { low: if chart.from_zero && low >= 0.0 { 0.0 } else { bottom }, high: high + room, logarithmic: false })
+        Some(Self {
+            low: if chart.from_zero && low >= 0.0 { 0.0 } else { bottom },
+            high: high + room,
+            logarithmic: false,
+        })
     }
 
     fn place(&self, value: f64) -> f64 {
@@ -195,16 +209,16 @@ fn stretches(points: &[(f64, f64)]) -> Vec<Stretch> {
         .collect()
 }
 
-/// Running mean with a span of about a thirtieth of the curve.
-fn smooth(mut points: Vec<Stretch>) -> Vec<Stretch> {
-    let weight = 1.0 / (points.len() as f64 / 30.0).max(1.0);
-    let mut mean: Option<f64> = None;
-    for point in &mut points {
-        let next = mean.map_or(point.mean, |mean| mean + weight * (point.mean - mean));
-        mean = Some(next);
-        point.mean = next;
-    }
-    points
+/// The mean of what stands around each point, over about a thirtieth of the curve.
+fn smooth(points: &[Stretch]) -> Vec<Stretch> {
+    let reach = points.len() / 60;
+    let around = |place: usize| {
+        // As far to both sides: a window cut at one of them alone would lag or lead.
+        let reach = reach.min(place).min(points.len() - 1 - place);
+        let window = &points[place - reach..=place + reach];
+        window.iter().map(|point| point.mean).sum::<f64>() / window.len() as f64
+    };
+    points.iter().enumerate().map(|(place, point)| Stretch { mean: around(place), ..*point }).collect()
 }
 
 /// A number in few characters.
@@ -254,7 +268,7 @@ mod tests {
     use super::*;
 
     fn chart(points: Vec<(f64, f64)>) -> Chart {
-        let series = Series { name: "a\"><script>".into(), points, dots: false };
+        let series = Series { name: "a\"><script>".into(), points, style: Style::Smooth };
         Chart { title: "t</h3>".into(), series: vec![series], may_be_logarithmic: true, from_zero: false }
     }
 
@@ -286,6 +300,16 @@ mod tests {
         assert_eq!(ticks(1.0, 150.0, 6), [50.0, 100.0, 150.0]);
         assert_eq!(label(0.6000000000000001), "0.6");
         assert_eq!([label(20_000.0), label(0.0), label(2e-4)], ["20k", "0", "2e-4"]);
+    }
+
+    #[test]
+    fn a_smooth_line_stays_a_line_and_a_smooth_curve_neither_lags_nor_leads() {
+        let line: Vec<(f64, f64)> = (0..300).map(|step| (f64::from(step), 7.0 - 0.5 * f64::from(step))).collect();
+        let smoothed = smooth(&stretches(&line));
+        assert!(smoothed.iter().zip(&line).all(|(s, (_, value))| (s.mean - value).abs() < 1e-9));
+        let zigzag: Vec<(f64, f64)> = (0..300).map(|step| (f64::from(step), f64::from(step % 2))).collect();
+        assert!(smooth(&stretches(&zigzag))[20..280].iter().all(|s| (s.mean - 0.5).abs() < 0.1));
+        assert!(smooth(&[]).is_empty());
     }
 
     #[test]

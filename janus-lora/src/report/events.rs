@@ -148,7 +148,8 @@ fn value_message(tag: &str, value: Summary<'_>) -> Message {
             message.message(summary::IMAGE, &image)
         }
         Summary::Text(text) => {
-            let one = Message::new().message(tensor::SHAPE_DIMENSION, &Message::new().varint(tensor::DIMENSION_SIZE, 1));
+            let one =
+                Message::new().message(tensor::SHAPE_DIMENSION, &Message::new().varint(tensor::DIMENSION_SIZE, 1));
             let tensor = Message::new()
                 .varint(tensor::DTYPE, tensor::STRING)
                 .message(tensor::SHAPE, &one)
@@ -253,7 +254,8 @@ fn host() -> String {
     let told = fs::read_to_string("/proc/sys/kernel/hostname").ok();
     let variable = |name: &str| std::env::var(name).ok();
     let name = told.or_else(|| variable("HOSTNAME")).or_else(|| variable("COMPUTERNAME")).unwrap_or_default();
-    let name: String = name.trim().chars().filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c)).take(64).collect();
+    let name: String =
+        name.trim().chars().filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c)).take(64).collect();
     if name.trim_matches('.').is_empty() { "localhost".to_owned() } else { name }
 }
 

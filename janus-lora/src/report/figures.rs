@@ -46,7 +46,7 @@ impl Pictures {
     pub(super) fn img(&mut self, record: &Record, name: &str, alternative: &str) -> String {
         let source = record.picture(name).and_then(|picture| self.source(&picture));
         match source {
-            Some(source) => format!("<img src=\"{source}\" alt=\"{}\" loading=lazy>", escape(alternative)),
+            Some(source) => format!("<img src=\"{source}\" alt=\"{}\">", escape(alternative)),
             None => "<span class=none>no picture</span>".into(),
         }
     }
@@ -55,7 +55,8 @@ impl Pictures {
 /// The confusion matrix of a table's figures: `confusion`, counts by true class and answered class, and `labels`, the
 /// classes' names.
 pub(super) fn confusion(table: &str, figures: &Map<String, Value>) -> Option<String> {
-    let labels: Vec<&str> = figures.get("labels")?.as_array()?.iter().map(|label| label.as_str().unwrap_or("")).collect();
+    let labels: Vec<&str> =
+        figures.get("labels")?.as_array()?.iter().map(|label| label.as_str().unwrap_or("")).collect();
     let rows = figures.get("confusion")?.as_array()?;
     let counts: Vec<Vec<f64>> = rows
         .iter()
@@ -155,7 +156,11 @@ pub(super) fn memory(parts: &[(String, u64)], measured: u64) -> Option<String> {
         html.push_str(&format!("<span>predicted</span><b>{}</b><div class=bar>", bytes(predicted)));
         for (number, (name, part)) in shown() {
             let (name, told) = (escape(name), bytes(*part));
-            html.push_str(&format!("<i class=p{} style=\"width:{:.2}%\" title=\"{name} {told}\"></i>", number % 6, share(*part)));
+            html.push_str(&format!(
+                "<i class=p{} style=\"width:{:.2}%\" title=\"{name} {told}\"></i>",
+                number % 6,
+                share(*part)
+            ));
         }
         html.push_str("</div>");
     }
@@ -165,7 +170,12 @@ pub(super) fn memory(parts: &[(String, u64)], measured: u64) -> Option<String> {
         share(measured)
     ));
     for (number, (name, part)) in shown() {
-        html.push_str(&format!("<span class=\"key p{}\"><i></i>{} <b>{}</b></span>", number % 6, escape(name), bytes(*part)));
+        html.push_str(&format!(
+            "<span class=\"key p{}\"><i></i>{} <b>{}</b></span>",
+            number % 6,
+            escape(name),
+            bytes(*part)
+        ));
     }
     html.push_str("</div></figure>\n");
     Some(html)
@@ -219,10 +229,14 @@ mod tests {
 
     #[test]
     fn memory_is_drawn_on_one_scale() {
-        let html = memory(&[("base".into(), 600_000_000), ("cache".into(), 0), ("moments".into(), 200_000_000)], 400_000_000);
+        let html =
+            memory(&[("base".into(), 600_000_000), ("cache".into(), 0), ("moments".into(), 200_000_000)], 400_000_000);
         let html = html.unwrap();
         assert!(html.contains("predicted</span><b>800.0 MB") && html.contains("measured</span><b>400.0 MB"), "{html}");
-        assert!(html.contains("class=p0 style=\"width:75.00%\"") && html.contains("class=m style=\"width:50.00%\""), "{html}");
+        assert!(
+            html.contains("class=p0 style=\"width:75.00%\"") && html.contains("class=m style=\"width:50.00%\""),
+            "{html}"
+        );
         assert!(!html.contains("cache"), "{html}");
         assert!(memory(&[], 0).is_none());
         assert!(memory(&[("a".into(), u64::MAX), ("b".into(), u64::MAX)], 1).is_some());

@@ -7,7 +7,7 @@ use janus_core::output::write_file;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::chart::{Chart, Series, escape, short};
+use super::chart::{Chart, Series, Style, escape, short};
 use super::figures::{Pictures, boxes, bytes, confusion, memory};
 use super::record::{Record, Step};
 use super::samples::Sample;
@@ -54,7 +54,9 @@ pub fn page(record: &Record) -> String {
     ];
     let left_out = match pictures.left_out {
         0 => String::new(),
-        count => format!("<p>{count} pictures are left out, for the page would be too large; they lie in <code>samples</code>.</p>"),
+        count => format!(
+            "<p>{count} pictures are left out, for the page would be too large; they lie in <code>samples</code>.</p>"
+        ),
     };
     // The policy lets this one script run and loads nothing: whatever a row holds stays text.
     format!(
@@ -130,7 +132,8 @@ fn lead(record: &Record, title: &str) -> String {
         cards.push(format!("<div><dt>loss in training</dt><dd><s>{first} → </s>{last}</dd></div>"));
     }
     cards.push(format!("<div><dt>steps</dt><dd>{done}</dd></div>"));
-    let seconds: f64 = record.steps.iter().map(|step| step.tokens / step.tokens_per_second).filter(|s| s.is_finite()).sum();
+    let seconds: f64 =
+        record.steps.iter().map(|step| step.tokens / step.tokens_per_second).filter(|s| s.is_finite()).sum();
     if seconds > 0.0 {
         cards.push(format!("<div><dt>time in steps</dt><dd>{}</dd></div>", duration(seconds)));
     }
@@ -159,9 +162,9 @@ fn curves(record: &Record) -> String {
             let loss = figures.and_then(|figures| figures.get(table)?.get("loss")?.as_f64());
             held_out.extend(loss.map(|loss| (evaluation.step as f64, loss)));
         }
-        let mut series = vec![Series { name: "training".into(), points, dots: false }];
+        let mut series = vec![Series { name: "training".into(), points, style: Style::Smooth }];
         if !held_out.is_empty() {
-            series.push(Series { name: "held out".into(), points: held_out, dots: true });
+            series.push(Series { name: "held out".into(), points: held_out, style: Style::Dots });
         }
         let chart = Chart { title: table.clone(), series, may_be_logarithmic: false, from_zero: false };
         charts.extend(chart.html());
@@ -171,15 +174,15 @@ fn curves(record: &Record) -> String {
 
 /// Learning rate, gradient norm, throughput.
 fn rates(record: &Record) -> String {
-    let chart = |title: &str, value: fn(&Step) -> f64, may_be_logarithmic: bool, from_zero: bool| {
+    let chart = |title: &str, value: fn(&Step) -> f64, style: Style, may_be_logarithmic: bool| {
         let points = record.steps.iter().map(|step| (step.step as f64, value(step))).collect();
-        let series = vec![Series { name: title.to_lowercase(), points, dots: false }];
-        Chart { title: title.to_owned(), series, may_be_logarithmic, from_zero }.html()
+        let series = vec![Series { name: "last".into(), points, style }];
+        Chart { title: title.to_owned(), series, may_be_logarithmic, from_zero: true }.html()
     };
     let charts: Vec<String> = [
-        chart("Learning rate", |step| step.lr, false, true),
-        chart("Gradient norm", |step| step.grad_norm, true, true),
-        chart("Tokens per second", |step| step.tokens_per_second, false, true),
+        chart("Learning rate", |step| step.lr, Style::Exact, false),
+        chart("Gradient norm", |step| step.grad_norm, Style::Smooth, true),
+        chart("Tokens per second", |step| step.tokens_per_second, Style::Smooth, false),
     ]
     .into_iter()
     .flatten()
@@ -203,7 +206,9 @@ fn more_is_better(metric: &str) -> Option<bool> {
     match metric {
         _ if metric == "frequency_loss" => None,
         _ if named(&["loss", "perplexity", "lpips", "fid", "error"]) => Some(false),
-        _ if named(&["accuracy", "match", "dice", "rouge", "bleu", "iou", "map", "recall", "precision", "f1"]) => Some(true),
+        _ if named(&["accuracy", "match", "dice", "rouge", "bleu", "iou", "map", "recall", "precision", "f1"]) => {
+            Some(true)
+        }
         _ => None,
     }
 }
@@ -227,7 +232,11 @@ fn evaluations(record: &Record) -> String {
                         Some(_) => "bad",
                         None => "soft",
                     };
-                    format!("<span class={kind}>{}{}</span>", if now > was { "+" } else { "−" }, short((now - was).abs()))
+                    format!(
+                        "<span class={kind}>{}{}</span>",
+                        if now > was { "+" } else { "−" },
+                        short((now - was).abs())
+                    )
                 }
                 _ => String::new(),
             };
@@ -292,7 +301,8 @@ fn samples(record: &Record, pictures: &mut Pictures) -> String {
             let Some(answer) = &sample.answer else { continue };
             let matches = sample.expected.as_deref().is_some_and(|expected| expected.trim() == answer.trim());
             let kind = if matches { " class=match" } else { "" };
-            let answer = if answer.trim().is_empty() { "<span class=soft>nothing</span>".into() } else { escape(answer) };
+            let answer =
+                if answer.trim().is_empty() { "<span class=soft>nothing</span>".into() } else { escape(answer) };
             said.push_str(&format!("<tr><th>step {step}</th><td{kind}>{answer}</td></tr>"));
         }
         let mut drawn = String::new();
@@ -346,16 +356,17 @@ fn about(record: &Record) -> String {
     ];
     let facts: Vec<String> = named
         .into_iter()
-        .filter_map(|(name, path)| {
-            Some(format!("<dt>{name}</dt><dd>{}</dd>", escape(&fact_text(record, path)?)))
-        })
+        .filter_map(|(name, path)| Some(format!("<dt>{name}</dt><dd>{}</dd>", escape(&fact_text(record, path)?))))
         .collect();
     let mut html = String::new();
     if let Some(recipe) = &record.recipe {
         html.push_str(&format!("<details><summary>Recipe</summary><pre>{}</pre></details>", escape(recipe.trim_end())));
     }
     if !facts.is_empty() {
-        html.push_str(&format!("<details open><summary>Versions and machine</summary><dl class=facts>{}</dl></details>", facts.concat()));
+        html.push_str(&format!(
+            "<details open><summary>Versions and machine</summary><dl class=facts>{}</dl></details>",
+            facts.concat()
+        ));
     }
     section("How it was made", &html) + "</main>\n"
 }
@@ -443,7 +454,8 @@ mod tests {
         assert_eq!(page.matches("<img").count(), 0, "no picture is there");
         assert!(!page.contains('\u{202e}') && !page.contains("'><"));
         assert!(page.matches("&lt;/script&gt;").count() >= 12, "the texts are shown");
-        for section in ["Loss by table", "Along", "Memory", "Held-out", "Confusion", "Boxes", "says", "left out", "How"] {
+        for section in ["Loss by table", "Along", "Memory", "Held-out", "Confusion", "Boxes", "says", "left out", "How"]
+        {
             assert!(page.contains(section), "no section {section}");
         }
         for outside in ["http:", "https:", "//cdn", "@import", "url("] {

@@ -299,7 +299,9 @@ mod tests {
         let record = Record::read(&folder).unwrap();
         assert_eq!(record.picture("samples/step-1/0-0.png").unwrap().dimensions(), (3, 2));
         let absolute = outer.path().join("secret.png");
-        for name in ["samples/../../secret.png", absolute.to_str().unwrap(), "loss.png", "samples/../loss.png", "samples"] {
+        for name in
+            ["samples/../../secret.png", absolute.to_str().unwrap(), "loss.png", "samples/../loss.png", "samples"]
+        {
             assert!(record.picture(name).is_none(), "{name}");
         }
         #[cfg(unix)]

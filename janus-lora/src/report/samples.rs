@@ -137,7 +137,13 @@ impl Sampler {
 impl TableRows {
     fn sample(&self, row: usize) -> Sample {
         let prompt = self.rows.get(row).map(asked).unwrap_or_default();
-        Sample { table: self.name.clone(), task: self.kind.clone(), row, prompt: shortened(&prompt), ..Sample::default() }
+        Sample {
+            table: self.name.clone(),
+            task: self.kind.clone(),
+            row,
+            prompt: shortened(&prompt),
+            ..Sample::default()
+        }
     }
 
     fn answers(&self, model: &Janus, base: &Base) -> Result<Vec<Sample>> {

@@ -91,7 +91,8 @@ impl Sight {
         let mut values = Vec::new();
         for (table, figures) in metrics {
             for (metric, value) in figures.as_object().into_iter().flatten() {
-                values.extend(value.as_f64().map(|value| (format!("{group}/{table}/{metric}"), Summary::Scalar(value))));
+                values
+                    .extend(value.as_f64().map(|value| (format!("{group}/{table}/{metric}"), Summary::Scalar(value))));
             }
         }
         self.event(step, values, status);
