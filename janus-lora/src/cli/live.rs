@@ -90,13 +90,12 @@ impl TrainingView for Live {
                     let text = format!("  {name:<widest$}  {:>9.4}  {}", curve.last, curve.drawn(has_blocks()));
                     drawn.tables[number].set_message(text);
                 }
+                // Whole on a terminal of 80 columns.
                 drawn.rates.set_message(format!(
-                    "  learning rate {:.2e}  gradient {:.3}  {:.0} tokens/s  memory {}, peak {} of {} predicted",
+                    "  learning rate {:.2e}  {:.0} tokens/s  memory {} ({} predicted)",
                     step.lr,
-                    step.grad_norm,
                     step.tokens_per_second,
                     bytes(resident),
-                    bytes(step.peak_rss_bytes),
                     bytes(self.predicted_peak_bytes)
                 ));
                 drawn.header.set_message(format!(", {left} left"));
