@@ -226,7 +226,7 @@ pub(super) fn short(value: f64) -> String {
     match value.abs() {
         _ if !value.is_finite() => "–".into(),
         0.0 => "0".into(),
-        size if size >= 1e7 || size < 1e-3 => format!("{value:.2e}"),
+        size if !(1e-3..1e7).contains(&size) => format!("{value:.2e}"),
         size if size >= 1e3 || (value.fract() == 0.0 && size >= 1.0) => format!("{value:.0}"),
         _ => format!("{value:.4}"),
     }

@@ -90,7 +90,7 @@ impl Record {
         if rejected.is_file() {
             let failed = |source| ReportError::Read { path: rejected.clone(), source };
             lines(&rejected, &mut |line| {
-                let Some(Ok(line)) = line.map(|line| serde_json::from_slice::<Value>(line)) else { return };
+                let Some(Ok(line)) = line.map(serde_json::from_slice::<Value>) else { return };
                 let mut reason = general(line.get("reason").and_then(Value::as_str).unwrap_or("no reason given"));
                 if reasons.len() >= MAX_NAMES && !reasons.contains_key(&reason) {
                     reason = "other reasons".into();

@@ -232,7 +232,7 @@ impl TableRows {
 fn asked(row: &Row) -> String {
     let last_turn = || {
         let turns = row.messages.values().flatten();
-        turns.filter(|turn| turn.role == "user").map(|turn| turn.content.as_str()).last()
+        turns.filter(|turn| turn.role == "user").map(|turn| turn.content.as_str()).next_back()
     };
     row.text("question").or_else(|| row.text("prompt")).or_else(last_turn).unwrap_or_default().to_owned()
 }
