@@ -14,6 +14,7 @@ use crate::data::DataError;
 use crate::probe::ProbeError;
 use crate::recipe::RecipeError;
 use crate::survey::SurveyError;
+use crate::report::ReportError;
 use crate::target::TargetError;
 use crate::train::TrainError;
 
@@ -51,6 +52,9 @@ pub enum Error {
     /// Inputs that cannot be probed.
     #[error(transparent)]
     Probe(#[from] ProbeError),
+    /// A report that cannot be made.
+    #[error(transparent)]
+    Report(#[from] ReportError),
     /// What was typed does not make sense.
     #[error("{message}")]
     Usage {
@@ -74,6 +78,7 @@ impl Diagnose for Error {
             Error::Train(e) => e.fault(),
             Error::Probe(e) => e.fault(),
             Error::Survey(e) => e.fault(),
+            Error::Report(e) => e.fault(),
             Error::Usage { .. } => Fault::Input,
         }
     }
@@ -90,6 +95,7 @@ impl Diagnose for Error {
             Error::Train(e) => e.hints(),
             Error::Probe(e) => e.hints(),
             Error::Survey(e) => e.hints(),
+            Error::Report(e) => e.hints(),
             Error::Usage { hint, .. } => vec![hint.clone()],
         }
     }

@@ -7,7 +7,7 @@
 //!    shows beforehand what they come to;
 //! 3. [`adapter`] holds low-rank pairs and copies, reads and writes them as PEFT does, and attaches them to a base
 //!    through the core's seam;
-//! 4. [`train`] moves them, [`eval`] measures them;
+//! 4. [`train`] moves them, [`eval`] measures them, [`report`] shows what happens and happened;
 //! 5. [`merge`] folds them into a new checkpoint, [`probe`] compares with other implementations, [`bench`] measures speed
 //!    and memory.
 //!
@@ -28,6 +28,7 @@ pub mod merge;
 mod nearest;
 pub mod probe;
 pub mod recipe;
+pub mod report;
 pub mod status;
 pub mod survey;
 pub mod target;

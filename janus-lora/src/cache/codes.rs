@@ -63,7 +63,11 @@ pub fn codes(base: &Base, device: &Device, image: &Image) -> Result<Arc<[u32]>> 
 }
 
 impl ImageCache {
-    fn tokenizer(&self, base: &Base, device: &Device) -> Result<Arc<ImageTokenizer>> {
+    /// The base's image tokenizer, opened on first use and kept.
+    ///
+    /// # Errors
+    /// Weights that cannot be read.
+    pub fn tokenizer(&self, base: &Base, device: &Device) -> Result<Arc<ImageTokenizer>> {
         let mut opened = self.tokenizer.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(tokenizer) = &*opened {
             return Ok(tokenizer.clone());

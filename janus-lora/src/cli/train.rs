@@ -89,6 +89,8 @@ impl Train {
                 "before": summary.before,
                 "after": summary.after,
                 "peak_rss_bytes": summary.peak_rss_bytes,
+                "predicted_peak_bytes": prepared.plan.predicted_peak_bytes,
+                "opening_seconds": summary.opening_seconds,
                 "training_seconds": summary.training_seconds,
                 "wait_seconds": summary.wait_seconds,
             }));
@@ -96,17 +98,18 @@ impl Train {
         }
         println!("{}", super::eval::table(&summary.before, &summary.after));
         println!(
-            "\nadapter in {}: {} steps in {:.0} s ({:.1} % of it waiting for rows), peak memory {}",
+            "\nadapter in {}: {} steps in {:.0} s ({:.1} % of it waiting for rows), peak memory {} (predicted {})",
             summary.folder.display(),
             summary.steps,
             summary.training_seconds,
             100.0 * summary.wait_seconds / summary.training_seconds.max(f64::MIN_POSITIVE),
-            report::bytes(summary.peak_rss_bytes)
+            report::bytes(summary.peak_rss_bytes),
+            report::bytes(prepared.plan.predicted_peak_bytes)
         );
         if summary.skipped_steps > 0 {
             println!("{} steps gave no finite loss and gradient and were skipped", summary.skipped_steps);
         }
-        println!("loss over the steps: {}", summary.folder.join("loss.png").display());
+        println!("what happened: {}", summary.folder.join("report.html").display());
         Ok(())
     }
 }
@@ -149,6 +152,10 @@ fn plan_text(prepared: &Prepared) -> String {
         plan.steps,
         report::bytes(plan.predicted_peak_bytes)
     ));
+    let parts = plan.predicted_memory.parts();
+    let parts = parts.iter().filter(|(_, bytes)| *bytes > 0);
+    let parts: Vec<String> = parts.map(|(name, bytes)| format!("{name} {}", report::bytes(*bytes))).collect();
+    lines.push(format!("           {}", parts.join(", ")));
     lines.push(format!("output     {}", recipe.output.dir.display()));
     lines.join("\n")
 }

@@ -337,6 +337,9 @@ section! {
         pub early_stopping: Option<EarlyStopping>, Rule::EarlyStopping, default(None);
         /// Steps that may give no finite loss and gradient; they move nothing. One more stops the run.
         pub max_skipped_steps: u64, STEPS_OR_NONE, default(10);
+        /// Optimiser steps between sample answers and pictures of the first rows to evaluate, at the start too. 0 makes them
+        /// at the end only, which takes about as long as two or three steps.
+        pub sample_every: u64, STEPS_OR_NONE, default(0);
     }
 }
 

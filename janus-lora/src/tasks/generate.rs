@@ -62,4 +62,8 @@ impl Task for Generate {
     fn question(&self, _base: &Base, _row: &Row) -> Result<Option<Question>> {
         Ok(None)
     }
+
+    fn drawing(&self, base: &Base, row: &Row) -> Result<Option<Vec<u32>>> {
+        Ok(Some(base.prompts().generation_prompt(row.text("prompt").unwrap_or_default())?))
+    }
 }

@@ -186,6 +186,14 @@ pub trait Task: std::fmt::Debug + Send + Sync {
     /// # Errors
     /// As [`Task::sample`].
     fn question(&self, base: &Base, row: &Row) -> Result<Option<Question>>;
+
+    /// The ids of a row's prompt up to and with `<begin_of_image>`, for tasks that answer with a picture.
+    ///
+    /// # Errors
+    /// Text that makes no prompt.
+    fn drawing(&self, _base: &Base, _row: &Row) -> Result<Option<Vec<u32>>> {
+        Ok(None)
+    }
 }
 
 /// The task of a table.

@@ -23,6 +23,8 @@ pub struct Progress {
     pub before: Metrics,
     /// The last step after which an evaluation was due and done.
     pub evaluated_step: u64,
+    /// The last step after which there were samples.
+    pub sampled_step: Option<u64>,
     /// Steps without a finite loss and gradient.
     pub skipped_steps: u64,
     /// The best evaluation so far by the recipe's `early_stopping`.

@@ -26,6 +26,7 @@ const FREE_KEYS: &[&str] = &[
     "train.keep_checkpoints",
     "train.max_skipped_steps",
     "train.recompute",
+    "train.sample_every",
     "train.steps",
 ];
 

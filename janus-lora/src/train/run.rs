@@ -35,6 +35,7 @@ use crate::error::{Error, Result};
 use crate::eval::{Metrics, evaluate};
 use crate::fingerprint::PendingFingerprint;
 use crate::recipe::{Recipe, to_toml};
+use crate::report::Sight;
 use crate::status::Status;
 use crate::tasks::Batch;
 
@@ -49,6 +50,8 @@ pub struct Prepared {
     pub tables: Vec<RecipeTable>,
     /// What will be done.
     pub plan: Plan,
+    /// When its opening began.
+    started: Instant,
 }
 
 /// What a run came to.
@@ -70,6 +73,8 @@ pub struct Summary {
     pub after: Metrics,
     /// Largest resident memory.
     pub peak_rss_bytes: u64,
+    /// Seconds from opening the base to the first pass through the model.
+    pub opening_seconds: f64,
     /// Seconds of the steps alone.
     pub training_seconds: f64,
     /// Seconds of them in which steps waited for rows to be read and decoded.
@@ -81,10 +86,11 @@ pub struct Summary {
 /// # Errors
 /// Anything wrong with base, data or targets.
 pub fn prepare(recipe: Recipe, status: &dyn Status) -> Result<Prepared> {
+    let started = Instant::now();
     let base = Base::open(&recipe.base.path, status)?;
     let tables = open_tables(&recipe, &base, status)?;
     let plan = Plan::new(&recipe, &base, &tables)?;
-    Ok(Prepared { recipe, base, tables, plan })
+    Ok(Prepared { recipe, base, tables, plan, started })
 }
 
 /// What the run in the folder of a recipe came to, if it is over: metrics as in `janus_adapter.json`.
@@ -98,7 +104,7 @@ pub fn finished(recipe: &Recipe) -> Result<Option<Value>> {
     }
     let note = Note::read(folder)?.unwrap_or_default();
     if let Some(was) = &note.recipe {
-        let is_free = ["output.dir", "train.checkpoint_every", "train.keep_checkpoints"];
+        let is_free = ["output.dir", "train.checkpoint_every", "train.keep_checkpoints", "train.sample_every"];
         let differences = recipe_differences(was, &to_toml(recipe), &is_free);
         if !differences.is_empty() {
             return Err(TrainError::OtherRun { folder: folder.to_path_buf(), differences }.into());
@@ -114,7 +120,7 @@ pub fn finished(recipe: &Recipe) -> Result<Option<Value>> {
 /// Before the first step: anything wrong with the input, and nothing is written. Later: what the step met, the last checkpoint
 /// staying as it is; [`TrainError::Stopped`] after [`signals::listen`] and a signal, with a checkpoint of what was done.
 pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status: &dyn Status) -> Result<Summary> {
-    let Prepared { recipe, base, tables, plan } = prepared;
+    let Prepared { recipe, base, tables, plan, .. } = prepared;
     let cache_settings = CacheSettings::from_environment()?;
     let fingerprint = base.start_fingerprint();
     let mut identity = RunIdentity::new(recipe, plan, tables)?;
@@ -144,6 +150,7 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
     note.recipe = Some(to_toml(recipe));
     adapter.note = Some(note);
     let mut stepper = stepper(recipe, tables, Trainables::attach(&model, adapter)?).with_recompute(plan.recompute);
+    let opening_seconds = prepared.started.elapsed().as_secs_f64();
     check_coverage(recipe, base, tables, &model, &stepper)?;
 
     let mut feeder = Feeder::new(recipe, tables)?;
@@ -176,6 +183,8 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
             "`metrics.jsonl` was shorter than when the checkpoint was written: lines of earlier steps are missing",
         );
     }
+    let first_step = saved_step.unwrap_or_default();
+    let sight = Sight::open(folder.path(), recipe, plan, tables, first_step, device, status)?;
     let mut run = Run {
         prepared,
         model: &model,
@@ -186,9 +195,11 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
         stepper,
         feeder,
         files,
+        sight,
         step,
         progress,
         saved_step,
+        opening_seconds,
     };
     run.whole(saved_step)
 }
@@ -204,11 +215,13 @@ struct Run<'a> {
     stepper: Stepper,
     feeder: Feeder,
     files: RunFiles,
+    sight: Sight,
     /// Steps done.
     step: u64,
     progress: Progress,
     /// The step of the newest checkpoint.
     saved_step: Option<u64>,
+    opening_seconds: f64,
 }
 
 impl Run<'_> {
@@ -233,6 +246,7 @@ impl Run<'_> {
             done => done,
         }
     }
+    sight.sample(0, &model, base, &mut files.metrics, status)?;
 
     fn steps(&mut self) -> Result<()> {
         let Prepared { recipe, base, plan, .. } = self.prepared;
@@ -240,6 +254,7 @@ impl Run<'_> {
         if self.saved_step.is_none() && !self.progress.before.is_empty() {
             self.files.metrics.write(&json!({ "step": 0, "eval": { "before": self.progress.before } }))?;
             self.files.evaluated(0, &self.progress.before);
+            self.sight.evaluated(0, false, &self.progress.before, self.status);
         }
         let rate = LearningRate {
             peak: train.learning_rate,
@@ -248,8 +263,7 @@ impl Run<'_> {
             steps: plan.steps,
         };
         base.cache().warn(self.status);
-        let bar = self.status.items("training", plan.steps);
-        bar.set(self.step, plan.steps);
+        let live = self.status.training(plan.steps, self.step, plan.predicted_peak_bytes);
         loop {
             signals::check()?;
             let clock = Instant::now();
@@ -261,6 +275,9 @@ impl Run<'_> {
                 best = self.evaluate()?;
             }
             let ended = ended || self.progress.stopped_early;
+            if due(train.sample_every) && !ended && self.progress.sampled_step != Some(self.step) {
+                self.sample()?;
+            }
             self.progress.training_seconds += clock.elapsed().as_secs_f64();
             if self.step > 0 && (save_due || best || ended) && self.saved_step != Some(self.step) {
                 self.save()?;
@@ -269,17 +286,15 @@ impl Run<'_> {
                 break;
             }
             let clock = Instant::now();
-            let tokens_per_second = self.one_step(&rate)?;
-            bar.message(&tokens_per_second);
-            bar.advance(1);
+            live.stepped(&self.one_step(&rate)?);
             self.progress.training_seconds += clock.elapsed().as_secs_f64();
         }
-        bar.finish();
+        live.finish();
         Ok(())
     }
 
-    /// One step with its line in the metrics; gives what there is to say beside the bar.
-    fn one_step(&mut self, rate: &LearningRate) -> Result<String> {
+    /// One step; gives its line in the metrics.
+    fn one_step(&mut self, rate: &LearningRate) -> Result<StepLine> {
         let Prepared { base, tables, plan, .. } = self.prepared;
         let (step, clock) = (self.step, Instant::now());
         let learning_rate = rate.at(step);
@@ -331,7 +346,16 @@ impl Run<'_> {
         self.step += 1;
         self.files.stepped(self.step, &report.losses);
         self.files.metrics.write(&line)?;
-        Ok(format!("loss {:.4}  {tokens_per_second:.0} tokens/s", report.loss))
+        self.sight.stepped(&line, self.status);
+        Ok(line)
+    }
+
+    /// Answers and pictures of the first rows to evaluate, as the adapter stands.
+    fn sample(&mut self) -> Result<()> {
+        let base = &self.prepared.base;
+        self.sight.sample(self.step, self.model, base, &mut self.files.metrics, self.status)?;
+        self.progress.sampled_step = Some(self.step);
+        Ok(())
     }
 
     /// Counts a step that moved nothing, and tells of it.
@@ -380,6 +404,7 @@ impl Run<'_> {
         let now = self.evaluation()?;
         self.files.metrics.write(&json!({ "step": self.step, "eval": { "after": now } }))?;
         self.files.evaluated(self.step, &now);
+        self.sight.evaluated(self.step, true, &now, self.status);
         self.progress.evaluated_step = self.step;
         let rule = self.prepared.recipe.train.early_stopping.as_ref();
         Ok(rule.is_some_and(|rule| self.progress.judge(rule, self.step, &now)))
@@ -394,7 +419,9 @@ impl Run<'_> {
         let adapter = self.adapter()?;
         checkpoint::write(self.folder.path(), &state, &adapter, &self.stepper)?;
         self.saved_step = Some(self.step);
-        checkpoint::prune(self.folder.path(), self.step, self.prepared.recipe.train.keep_checkpoints)
+        checkpoint::prune(self.folder.path(), self.step, self.prepared.recipe.train.keep_checkpoints)?;
+        self.sight.report(self.status);
+        Ok(())
     }
 
     /// The adapter as it stands, with a note of its base: here at the latest the fingerprint has to be known.
@@ -415,6 +442,7 @@ impl Run<'_> {
         if !after.is_empty() {
             self.files.metrics.write(&json!({ "step": self.step, "eval": { "before": before, "after": after } }))?;
             self.files.evaluated(self.step, &after);
+            self.sight.evaluated(self.step, true, &after, self.status);
         }
         let mut best = None;
         if let Some(rule) = &recipe.train.early_stopping {
@@ -438,6 +466,7 @@ impl Run<'_> {
                 }
             }
         }
+        self.sample()?;
         base.cache().tell(self.status);
         let mut adapter = self.adapter()?;
         let mut metrics = json!({ "steps": self.step, "before": before, "after": after });
@@ -448,6 +477,8 @@ impl Run<'_> {
             note.metrics = Some(metrics);
         }
         self.files.finish()?;
+        let peak_rss_bytes = peak_rss_bytes();
+        self.sight.finish(peak_rss_bytes, self.status)?;
         adapter.write(self.folder.path())?;
         Ok(Summary {
             folder: self.folder.path().to_path_buf(),
@@ -457,7 +488,8 @@ impl Run<'_> {
             best,
             before,
             after,
-            peak_rss_bytes: peak_rss_bytes(),
+            peak_rss_bytes,
+            opening_seconds: self.opening_seconds,
             training_seconds: self.progress.training_seconds,
             wait_seconds: self.progress.wait_seconds,
         })
