@@ -82,8 +82,8 @@ pub fn shape_hint(shape: &str) -> String {
     }
 }
 
-/// A checkpoint with what belongs to it.
-#[derive(Debug)]
+/// A checkpoint with what belongs to it. Copies share everything.
+#[derive(Debug, Clone)]
 pub struct Base {
     name: String,
     checkpoint: Arc<Checkpoint>,

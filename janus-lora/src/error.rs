@@ -13,6 +13,8 @@ use crate::cache::CacheError;
 use crate::data::DataError;
 use crate::probe::ProbeError;
 use crate::recipe::RecipeError;
+use crate::survey::SurveyError;
+use crate::report::ReportError;
 use crate::target::TargetError;
 use crate::train::TrainError;
 
@@ -44,9 +46,15 @@ pub enum Error {
     /// A run that cannot start or go on.
     #[error(transparent)]
     Train(#[from] TrainError),
+    /// A picture of data that cannot be made.
+    #[error(transparent)]
+    Survey(#[from] SurveyError),
     /// Inputs that cannot be probed.
     #[error(transparent)]
     Probe(#[from] ProbeError),
+    /// A report that cannot be made.
+    #[error(transparent)]
+    Report(#[from] ReportError),
     /// What was typed does not make sense.
     #[error("{message}")]
     Usage {
@@ -69,6 +77,8 @@ impl Diagnose for Error {
             Error::Target(e) => e.fault(),
             Error::Train(e) => e.fault(),
             Error::Probe(e) => e.fault(),
+            Error::Survey(e) => e.fault(),
+            Error::Report(e) => e.fault(),
             Error::Usage { .. } => Fault::Input,
         }
     }
@@ -84,6 +94,8 @@ impl Diagnose for Error {
             Error::Target(e) => e.hints(),
             Error::Train(e) => e.hints(),
             Error::Probe(e) => e.hints(),
+            Error::Survey(e) => e.hints(),
+            Error::Report(e) => e.hints(),
             Error::Usage { hint, .. } => vec![hint.clone()],
         }
     }

@@ -3,10 +3,11 @@
 //! The way of the data is the order of the rooms:
 //!
 //! 1. [`recipe`] says what is trained, from what, on what and how; [`target`] which sites;
-//! 2. [`data`] reads rows from Parquet, [`tasks`] makes samples and batches of them and computes their loss;
+//! 2. [`data`] reads rows from Parquet, [`tasks`] makes samples and batches of them and computes their loss, [`survey`]
+//!    shows beforehand what they come to;
 //! 3. [`adapter`] holds low-rank pairs and copies, reads and writes them as PEFT does, and attaches them to a base
 //!    through the core's seam;
-//! 4. [`train`] moves them, [`eval`] measures them;
+//! 4. [`train`] moves them, [`eval`] measures them, [`report`] shows what happens and happened;
 //! 5. [`merge`] folds them into a new checkpoint, [`probe`] compares with other implementations, [`bench`] measures speed
 //!    and memory.
 //!
@@ -27,7 +28,9 @@ pub mod merge;
 mod nearest;
 pub mod probe;
 pub mod recipe;
+pub mod report;
 pub mod status;
+pub mod survey;
 pub mod target;
 pub mod tasks;
 pub mod train;

@@ -2,6 +2,8 @@
 
 use janus_core::hub::Progress;
 
+use crate::train::metrics::StepLine;
+
 /// One piece of work with a known or growing extent.
 pub trait Bar: Send + Sync {
     /// So much more is done.
@@ -14,12 +16,22 @@ pub trait Bar: Send + Sync {
     fn finish(&self);
 }
 
+/// The steps of a run as they go by.
+pub trait TrainingView: Send + Sync {
+    /// A step is done.
+    fn stepped(&self, line: &StepLine);
+    /// The steps are over.
+    fn finish(&self);
+}
+
 /// Where progress and remarks go.
 pub trait Status: Send + Sync {
     /// Work counted in bytes.
     fn bytes(&self, what: &str, total_bytes: u64) -> Box<dyn Bar>;
     /// Work counted in items.
     fn items(&self, what: &str, total: u64) -> Box<dyn Bar>;
+    /// The steps of a run, of which `done` were taken at an earlier start, with the memory that is expected.
+    fn training(&self, steps: u64, done: u64, predicted_peak_bytes: u64) -> Box<dyn TrainingView>;
     /// A download.
     fn download(&self) -> Box<dyn Progress>;
     /// A remark for the user.
@@ -39,12 +51,21 @@ impl Bar for Silent {
     fn finish(&self) {}
 }
 
+impl TrainingView for Silent {
+    fn stepped(&self, _line: &StepLine) {}
+    fn finish(&self) {}
+}
+
 impl Status for Silent {
     fn bytes(&self, _what: &str, _total_bytes: u64) -> Box<dyn Bar> {
         Box::new(Silent)
     }
 
     fn items(&self, _what: &str, _total: u64) -> Box<dyn Bar> {
+        Box::new(Silent)
+    }
+
+    fn training(&self, _steps: u64, _done: u64, _predicted_peak_bytes: u64) -> Box<dyn TrainingView> {
         Box::new(Silent)
     }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use janus_lora::recipe;
 use janus_tests::program::janus;
+use janus_tests::tiny::Workplace;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("recipes")
@@ -72,4 +73,34 @@ fn the_program_lists_and_checks_them_all() {
         let path = format!("recipes/{}.toml", name.display());
         janus(work, &["recipe", "check", &path]).expect_success();
     }
+}
+
+#[test]
+fn a_recipe_is_copied_as_it_stands_and_over_nothing() {
+    let place = Workplace::empty();
+    let recipes = folder();
+    let recipes = recipes.to_str().unwrap();
+    let copy = |name: &str, out: &str| place.janus(&["recipe", "copy", name, out, "--folder", recipes]);
+    let done = copy("quickstart", "mine/first.toml").expect_success();
+    assert_eq!(done.stdout.trim(), "mine/first.toml");
+    assert!(!done.stderr.contains("reads"), "its rows are drawn, wherever it lies: {}", done.stderr);
+    assert_eq!(place.read("mine/first.toml"), fs_err::read(folder().join("quickstart.toml")).unwrap());
+    place.janus(&["recipe", "check", "mine/first.toml"]).expect_success();
+    // What this one reads lies beside the recipes.
+    let told = copy("grocery-joint", "joint.toml").expect_success().stderr;
+    assert!(told.contains("`data.0.train` reads") && told.contains("`data.1.eval` reads"), "{told}");
+    place.refuses_with_hint(&["recipe", "copy", "quickstart", "joint.toml", "--folder", recipes], &["exists"]);
+    place.refuses_with_hint(
+        &["recipe", "copy", "quickstrat", "new.toml", "--folder", recipes],
+        &["no recipe", "`quickstart`"],
+    );
+}
+
+#[test]
+fn the_schema_and_the_reference_page_are_printed() {
+    let place = Workplace::empty();
+    let schema = place.janus(&["recipe", "schema"]).expect_success().json();
+    assert_eq!(schema["properties"]["train"]["properties"]["sample_every"]["type"], "integer");
+    let page = place.janus(&["recipe", "schema", "--markdown"]).expect_success().stdout;
+    assert!(page.starts_with("# Recipe\n") && page.contains("| `rank` | "), "{page}");
 }

@@ -106,7 +106,15 @@ fn train(place: &Workplace, run: &str, overrides: &[&str]) -> Vec<u8> {
 fn metrics(place: &Workplace, run: &str) -> (Vec<Value>, Vec<Value>) {
     let text = String::from_utf8(place.read(&format!("{run}/metrics.jsonl"))).unwrap();
     let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    lines.partition(|line| line.get("eval").is_none())
+    let lines: Vec<Value> = lines.filter(|line| line.get("samples").is_none()).collect();
+    lines.into_iter().partition(|line| line.get("eval").is_none())
+}
+
+/// The lines of samples.
+fn samples(place: &Workplace, run: &str) -> Vec<Value> {
+    let text = String::from_utf8(place.read(&format!("{run}/metrics.jsonl"))).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines.filter(|line| line.get("samples").is_some()).collect()
 }
 
 fn losses(place: &Workplace, run: &str) -> Vec<f64> {
@@ -369,6 +377,7 @@ fn a_joint_run_from_end_to_end() {
     let done = place.janus(&arguments).expect_success();
     let summary = done.json();
     assert_eq!((summary["steps"].as_u64(), done.stdout.lines().count()), (Some(30), 1), "{summary}");
+    assert!(!done.stderr.contains('\u{1b}'), "escapes where no terminal is: {}", done.stderr);
 
     let (steps, evaluations) = metrics(&place, "run");
     assert_eq!(steps.len(), 30);
@@ -434,6 +443,77 @@ fn a_joint_run_from_end_to_end() {
     let elements: usize = tensors(&place.read(&format!("run/{WEIGHTS}"))).values().map(Tensor::elem_count).sum();
     assert_eq!(inspected["parameters"].as_u64(), Some(elements as u64));
     same_attached_and_merged(&place, "run");
+}
+
+#[test]
+fn a_run_shows_what_it_does() {
+    let place = place(&[UNDERSTAND, GENERATE]);
+    let evals = ["data.0.eval=rows.parquet", "data.1.eval=rows.parquet"];
+    let more = ["train.steps=4", "train.sample_every=2", "train.checkpoint_every=2", "train.learning_rate=1e-2"];
+    let sampled = train(&place, "run", &[&evals[..], &more].concat());
+    let lines = samples(&place, "run");
+    assert_eq!(lines.iter().map(|line| line["step"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 2, 4]);
+    for line in &lines {
+        let samples = line["samples"].as_array().unwrap();
+        let of = |table: &str| samples.iter().filter(|s| s["table"] == table).collect::<Vec<_>>();
+        let (answers, pictures) = (of("questions"), of("pictures"));
+        assert_eq!((answers.len(), pictures.len()), (4, 2), "{line}");
+        for (row, sample) in answers.iter().enumerate() {
+            assert_eq!(sample["prompt"], format!("Part {row}?"));
+            assert!(sample["expected"].as_str().unwrap().starts_with("part a") && sample["answer"].is_string());
+        }
+        for (row, sample) in pictures.iter().enumerate() {
+            assert_eq!(sample["prompt"], format!("a part of kind {row}"));
+            for name in [&sample["picture"], &sample["image"]] {
+                let bytes = place.read(&format!("run/{}", name.as_str().unwrap()));
+                assert!(image::load_from_memory(&bytes).unwrap().width() >= 8, "{sample}");
+            }
+        }
+        let stored = place.read(&format!("run/samples/step-{}/samples.json", line["step"]));
+        assert_eq!(serde_json::from_slice::<Value>(&stored).unwrap(), line["samples"]);
+    }
+    let drawn = |step: u64| place.read(&format!("run/samples/step-{step}/1-0.png"));
+    assert_ne!(drawn(0), drawn(4), "a learning rate of 1e-2 changes the picture");
+
+    // Samples change nothing, and are the same each time; without a number there are some at the end.
+    let plain = train(&place, "plain", &[&evals[..], &["train.steps=4", "train.learning_rate=1e-2"]].concat());
+    assert!(sampled == plain, "sampling moved the adapter");
+    let last = samples(&place, "plain");
+    assert_eq!((last.len(), &last[0]), (1, &lines[2]));
+    assert!(drawn(4) == place.read("plain/samples/step-4/1-0.png"));
+
+    let facts: Value = serde_json::from_slice(&place.read("run/run.json")).unwrap();
+    let predicted = facts["plan"]["predicted_memory"].as_object().unwrap();
+    let sum: u64 = predicted.values().map(|bytes| bytes.as_u64().unwrap()).sum();
+    assert_eq!(Some(sum), facts["plan"]["predicted_peak_bytes"].as_u64());
+    assert!(facts["measured_peak_bytes"].as_u64() > Some(1 << 20), "{facts}");
+    assert!(facts["candle"].as_str().unwrap().starts_with("0."), "{facts}");
+
+    // One event file, whose records hold together; one more record than steps, evaluations and samples: the version.
+    let names = tree(&place.path("run"));
+    let events: Vec<_> = names.iter().filter(|(name, _)| name.to_string_lossy().contains("tfevents")).collect();
+    let [(_, Some(events))] = events[..] else { panic!("{:?}", names.keys()) };
+    let (mut rest, mut records) = (events.as_slice(), 0);
+    while !rest.is_empty() {
+        let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
+        rest = &rest[16 + length..];
+        records += 1;
+    }
+    assert_eq!(records, 1 + 4 + 2 + 3);
+
+    // The report is made of the folder alone.
+    let report = place.read("run/report.html");
+    let text = String::from_utf8(report.clone()).unwrap();
+    for part in ["finished", "a part of kind 1", "Held-out rows", "data:image/", "predicted", "step 4"] {
+        assert!(text.contains(part), "no `{part}` in the report");
+    }
+    fs_err::remove_file(place.path("run/report.html")).unwrap();
+    fs_err::rename(place.path("base"), place.path("gone")).unwrap();
+    fs_err::rename(place.path("rows.parquet"), place.path("gone.parquet")).unwrap();
+    let told = place.janus(&["report", "run", "--json"]).expect_success().json();
+    assert_eq!(told["file"], "run/report.html");
+    assert!(report == place.read("run/report.html"));
+    place.refuses_with_hint(&["report", "gone"], &["`gone` is no run folder", "metrics.jsonl"]);
 }
 
 #[test]
@@ -570,6 +650,12 @@ fn a_dry_run_tells_and_writes_nothing() {
     let told = plan(&["output.dir=other"]);
     assert_eq!(told["trainable_parameters"].as_u64(), Some(elements as u64));
     let predicted = told["predicted_peak_bytes"].as_f64().unwrap();
+    let parts = told["predicted_memory"].as_object().unwrap();
+    for part in ["base", "adapters", "moments", "activations", "cache"] {
+        assert!(parts[part].is_u64(), "{told}");
+    }
+    assert_eq!(parts.values().map(|bytes| bytes.as_f64().unwrap()).sum::<f64>(), predicted);
+    assert!(text.stdout.contains("activations ") && text.stdout.contains("moments "), "{}", text.stdout);
     let ratio = run["peak_rss_bytes"].as_f64().unwrap() / predicted;
     assert!((0.2..5.0).contains(&ratio), "peak is {ratio} times the predicted {predicted}");
 }

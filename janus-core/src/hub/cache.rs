@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,15 +7,15 @@ use fs_err as fs;
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 
 use super::select::missing_in_snapshot;
-use super::{HubError, Progress, RepoId};
+use super::{HubError, Progress, RepoId, RepoKind};
 use crate::output::write_file;
 
 /// The part of the cache that belongs to one repository.
 pub(super) struct RepositoryCache<'a> {
     id: &'a RepoId,
-    /// `<cache>/models--owner--name`.
+    /// `<cache>/models--owner--name`, of a data set `<cache>/datasets--owner--name`.
     root: PathBuf,
-    /// `<cache>/.locks/models--owner--name`, where Python's `huggingface_hub` locks, too.
+    /// `<cache>/.locks/` and the same name, where Python's `huggingface_hub` locks, too.
     locks: PathBuf,
     repo: CacheRepo,
 }
@@ -34,7 +35,11 @@ pub(super) fn is_commit(text: &str) -> bool {
 
 impl<'a> RepositoryCache<'a> {
     pub(super) fn new(id: &'a RepoId, cache_dir: &Path) -> Self {
-        let repo = Repo::with_revision(id.repository().to_string(), RepoType::Model, id.revision().to_string());
+        let kind = match id.kind() {
+            RepoKind::Model => RepoType::Model,
+            RepoKind::Dataset => RepoType::Dataset,
+        };
+        let repo = Repo::with_revision(id.repository().to_string(), kind, id.revision().to_string());
         let root = cache_dir.join(repo.folder_name());
         let locks = cache_dir.join(".locks").join(repo.folder_name());
         Self { id, root, locks, repo: Cache::new(cache_dir.to_path_buf()).repo(repo) }
@@ -60,17 +65,50 @@ impl<'a> RepositoryCache<'a> {
         self.root.join("blobs").join(format!("{etag}.incomplete"))
     }
 
+    /// The repository's folder.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The folder of our own records of the repository, made if it is not there.
+    pub(super) fn records(&self) -> Result<PathBuf, HubError> {
+        self.plain_folders(".janus", None)
+    }
+
+    /// Names of the files of a commit that are there, relative to its snapshot.
+    pub(super) fn files_of(&self, commit: &str) -> BTreeSet<String> {
+        let base = self.snapshot_folder(commit);
+        let (mut folders, mut files) = (vec![base.clone()], BTreeSet::new());
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+                let path = entry.path();
+                // Folders behind links would lead out of the snapshot, or in a circle.
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    folders.push(path);
+                } else if path.is_file()
+                    && let Some(name) = path.strip_prefix(&base).ok().and_then(Path::to_str)
+                {
+                    files.insert(name.replace('\\', "/"));
+                }
+            }
+        }
+        files
+    }
+
+    /// The commit that the revision was when it was last looked up, else the name of what is missing.
+    pub(super) fn commit(&self) -> Result<String, String> {
+        let revision = self.id.revision();
+        if is_commit(revision) {
+            return Ok(revision.to_string());
+        }
+        let reference = format!("refs/{revision}");
+        let text = fs::read_to_string(self.root.join(&reference)).map_err(|_| reference.clone())?;
+        Ok(Some(text.trim()).filter(|text| is_commit(text)).ok_or(reference)?.to_string())
+    }
+
     /// The snapshot folder of the revision if the cache holds it whole, else the name of what is missing.
     pub(super) fn snapshot(&self) -> Result<PathBuf, String> {
-        let revision = self.id.revision();
-        let commit = if is_commit(revision) {
-            revision.to_string()
-        } else {
-            let reference = format!("refs/{revision}");
-            let text = fs::read_to_string(self.root.join(&reference)).map_err(|_| reference.clone())?;
-            Some(text.trim()).filter(|text| is_commit(text)).ok_or(reference)?.to_string()
-        };
-        let folder = self.snapshot_folder(&commit);
+        let folder = self.snapshot_folder(&self.commit()?);
         match missing_in_snapshot(self.id, &folder) {
             None => Ok(folder),
             Some(file) => Err(file),

@@ -176,12 +176,12 @@ impl Transfer<'_> {
 
 /// A `Content-Range` header: `bytes 5-9/10`, `bytes 5-9/*`, or, of a refused range, `bytes */10`.
 #[derive(Debug, PartialEq, Eq)]
-struct ContentRange {
-    start_bytes: Option<u64>,
-    total_bytes: Option<u64>,
+pub(super) struct ContentRange {
+    pub(super) start_bytes: Option<u64>,
+    pub(super) total_bytes: Option<u64>,
 }
 
-fn parse_content_range(text: &str) -> Option<ContentRange> {
+pub(super) fn parse_content_range(text: &str) -> Option<ContentRange> {
     let (range, total) = text.strip_prefix("bytes")?.trim().split_once('/')?;
     let start_bytes = match range.trim() {
         "*" => None,

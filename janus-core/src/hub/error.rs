@@ -1,7 +1,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::RepoId;
+use super::{RepoId, RepoKind};
 use crate::error::{Diagnose, Fault};
 use crate::output::OutputError;
 
@@ -277,7 +277,7 @@ impl HubError {
 }
 
 const RESUME_HINT: &str = "run the same command again: what is already there is kept and the download continues";
-const OFFLINE_HINT: &str = "without a network, give a local folder as base";
+const OFFLINE_HINT: &str = "without a network, give a local folder instead";
 
 impl Diagnose for HubError {
     fn fault(&self) -> Fault {
@@ -336,6 +336,9 @@ impl Diagnose for HubError {
                 hints
             }
             HubError::NoRevision { .. } => vec!["a revision is a branch, a tag or a whole commit hash".into()],
+            HubError::MissingFile { id, .. } if id.kind() == RepoKind::Dataset => {
+                vec!["the repository changed while it was read, or its list of files is out of date".into()]
+            }
             HubError::NoWeights { .. } | HubError::MissingFile { .. } => {
                 vec!["the repository must hold a Janus checkpoint: `config.json`, tokenizer and weights".into()]
             }

@@ -9,9 +9,20 @@ const DEFAULT_REVISION: &str = "main";
 /// Longest `owner/name` the hub allows, in bytes.
 const LONGEST_ID_BYTES: usize = 96;
 
-/// A model repository on a hub at a revision, written `owner/name` or `owner/name@revision`.
+/// What a repository holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RepoKind {
+    /// A model.
+    Model,
+    /// A data set.
+    Dataset,
+}
+
+/// A repository on a hub at a revision, written `owner/name` or `owner/name@revision`, after `datasets/` if it is a data
+/// set's.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RepoId {
+    kind: RepoKind,
     repository: String,
     revision: String,
 }
@@ -27,7 +38,29 @@ impl RepoId {
         &self.revision
     }
 
-    /// Reads an id, or tells the rule that `spec` breaks.
+    /// What the repository holds.
+    pub fn kind(&self) -> RepoKind {
+        self.kind
+    }
+
+    /// The id of a data set's repository.
+    ///
+    /// # Errors
+    /// `spec` is not `owner/name` or `owner/name@revision`.
+    pub fn dataset(spec: &str) -> Result<Self, HubError> {
+        let id = Self::parse(spec).map_err(|problem| HubError::Id { spec: spec.to_string(), problem })?;
+        Ok(Self { kind: RepoKind::Dataset, ..id })
+    }
+
+    /// Where the repository is below the hub's address: `owner/name` or `datasets/owner/name`.
+    pub(super) fn path(&self) -> String {
+        match self.kind {
+            RepoKind::Model => self.repository.clone(),
+            RepoKind::Dataset => format!("datasets/{}", self.repository),
+        }
+    }
+
+    /// Reads a model's id, or tells the rule that `spec` breaks.
     pub(super) fn parse(spec: &str) -> Result<Self, &'static str> {
         let (repository, revision) = spec.split_once('@').unwrap_or((spec, DEFAULT_REVISION));
         let (owner, name) = repository.split_once('/').ok_or("there is no `/` in it")?;
@@ -40,7 +73,8 @@ impl RepoId {
             return Err("the name ends in `.git`");
         }
         check_revision(revision)?;
-        Ok(Self { repository: repository.to_string(), revision: revision.to_string() })
+        let (repository, revision) = (repository.to_string(), revision.to_string());
+        Ok(Self { kind: RepoKind::Model, repository, revision })
     }
 }
 
@@ -87,7 +121,7 @@ fn check_revision(revision: &str) -> Result<(), &'static str> {
 
 impl fmt::Display for RepoId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.repository)?;
+        f.write_str(&self.path())?;
         if self.revision != DEFAULT_REVISION {
             write!(f, "@{}", self.revision)?;
         }

@@ -4,14 +4,19 @@
 //! The cache has the layout Python's `huggingface_hub` uses (`blobs/`, `refs/`, `snapshots/<commit>/`, `.locks/`), so
 //! what Python downloaded is found here and the other way round. Transfers continue where a cut connection left them,
 //! also across runs, and nothing is sent at all when `HF_HUB_OFFLINE` is set.
+//!
+//! Of a data set ([`DatasetRepository`]) each file is brought when it is needed, and given up again, the one used longest
+//! ago first, where all of them together are more than the cache may hold.
 
 mod cache;
+mod dataset;
 mod download;
 mod error;
 mod id;
 mod options;
 mod progress;
 mod select;
+mod shards;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
@@ -19,8 +24,9 @@ mod transport;
 
 use std::path::{Path, PathBuf};
 
+pub use dataset::{DatasetRepository, Shard};
 pub use error::HubError;
-pub use id::RepoId;
+pub use id::{RepoId, RepoKind};
 pub use options::{DEFAULT_ENDPOINT, HubOptions, Patience};
 pub use progress::{Progress, Silent};
 

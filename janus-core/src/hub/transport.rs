@@ -8,7 +8,8 @@ use ureq::http::{HeaderMap, HeaderValue, Method, Response, Uri, header};
 use ureq::{Agent, Body};
 
 use super::cache::is_commit;
-use super::{HubError, HubOptions, Patience, RepoId};
+use super::download::{ContentRange, parse_content_range};
+use super::{HubError, HubOptions, Patience, RepoId, RepoKind};
 
 /// A listing of ten thousand files is below 1 MB.
 const LARGEST_LISTING_BYTES: u64 = 64 << 20;
@@ -151,9 +152,13 @@ impl<'a> Transport<'a> {
         }
         let wrong = |problem: String| HubError::Listing { id: self.id.clone(), problem };
         let revision = percent_encode(self.id.revision(), false);
-        let url = format!("{}/api/models/{}/revision/{revision}", self.endpoint, self.id.repository());
+        let kind = match self.id.kind() {
+            RepoKind::Model => "models",
+            RepoKind::Dataset => "datasets",
+        };
+        let url = format!("{}/api/{kind}/{}/revision/{revision}", self.endpoint, self.id.repository());
         let text = self.patiently(attempts, || {
-            let mut answer = self.request(&Method::GET, &url, 0)?;
+            let mut answer = self.request(&Method::GET, &url, None)?;
             if answer.response.status() != 200 {
                 return Err(self.refusal(&answer, None));
             }
@@ -174,9 +179,9 @@ impl<'a> Transport<'a> {
     pub(super) fn metadata(&self, commit: &str, file: &str) -> Result<Metadata, HubError> {
         let url = self.file_url(commit, file);
         self.patiently(self.attempts(), || {
-            let mut answer = self.request(&Method::HEAD, &url, 0)?;
+            let mut answer = self.request(&Method::HEAD, &url, None)?;
             if matches!(answer.response.status().as_u16(), 405 | 501) {
-                answer = self.request(&Method::GET, &url, 0)?;
+                answer = self.request(&Method::GET, &url, None)?;
             }
             let status = answer.response.status();
             if !status.is_success() && !status.is_redirection() {
@@ -203,20 +208,55 @@ impl<'a> Transport<'a> {
 
     /// Asks once for a file from byte `offset` on. The answer has status 200, 206 or 416.
     pub(super) fn bytes_of(&self, commit: &str, file: &str, offset: u64) -> Result<Answer, HubError> {
-        let answer = self.request(&Method::GET, &self.file_url(commit, file), offset)?;
+        let range = (offset > 0).then(|| format!("bytes={offset}-"));
+        let answer = self.request(&Method::GET, &self.file_url(commit, file), range.as_deref())?;
         match answer.response.status().as_u16() {
             200 | 206 | 416 => Ok(answer),
             _ => Err(self.refusal(&answer, Some(file))),
         }
     }
 
+    /// The last `bytes` bytes of a file, all of a shorter one, and the file's size; `None` where the server sends no parts.
+    pub(super) fn tail_of(&self, commit: &str, file: &str, bytes: u64) -> Result<Option<(Vec<u8>, u64)>, HubError> {
+        let range = format!("bytes=-{bytes}");
+        self.patiently(self.attempts(), || {
+            let answer = self.request(&Method::GET, &self.file_url(commit, file), Some(&range))?;
+            match answer.response.status().as_u16() {
+                206 => {}
+                200 | 416 => return Ok(None),
+                _ => return Err(self.refusal(&answer, Some(file))),
+            }
+            let url = answer.url;
+            let got = text_of(answer.response.headers(), header::CONTENT_RANGE.as_str()).unwrap_or_default();
+            let Some(ContentRange { start_bytes: Some(start), total_bytes: Some(total) }) = parse_content_range(&got)
+            else {
+                return Ok(None);
+            };
+            if start != total.saturating_sub(bytes) {
+                return Err(HubError::Range { url, asked_bytes: total.saturating_sub(bytes), got });
+            }
+            let mut body = answer.response.into_body();
+            let tail =
+                body.with_config().limit(bytes.saturating_add(1)).read_to_vec().map_err(|error| match error {
+                    ureq::Error::BodyExceedsLimit(_) => {
+                        HubError::Range { url: url.clone(), asked_bytes: start, got: got.clone() }
+                    }
+                    error => cut_off(&url, error.into_io()),
+                })?;
+            if tail.len() as u64 != total.saturating_sub(start) {
+                return Err(cut_off(&url, io::ErrorKind::UnexpectedEof.into()));
+            }
+            Ok(Some((tail, total)))
+        })
+    }
+
     fn file_url(&self, commit: &str, file: &str) -> String {
-        format!("{}/{}/resolve/{commit}/{}", self.endpoint, self.id.repository(), percent_encode(file, true))
+        format!("{}/{}/resolve/{commit}/{}", self.endpoint, self.id.path(), percent_encode(file, true))
     }
 
     /// Makes a request and follows redirections. The token goes to the hub only. For `HEAD`, a redirection to another
     /// host ends the chain if the hub itself has told what is wanted.
-    fn request(&self, method: &Method, url: &str, offset: u64) -> Result<Answer, HubError> {
+    fn request(&self, method: &Method, url: &str, range: Option<&str>) -> Result<Answer, HubError> {
         let mut url = url.to_string();
         let mut linked_etag = None;
         let mut linked_size_bytes = None;
@@ -227,8 +267,8 @@ impl<'a> Transport<'a> {
                 Method::HEAD => self.agent.head(&url),
                 _ => self.agent.get(&url),
             };
-            if offset > 0 {
-                request = request.header(header::RANGE, format!("bytes={offset}-"));
+            if let Some(range) = range {
+                request = request.header(header::RANGE, range);
             }
             if let (true, Some(authorization)) = (from_hub, &self.authorization) {
                 request = request.header(header::AUTHORIZATION, authorization.clone());

@@ -71,16 +71,16 @@ impl Adapter {
 
     /// Writes the files of an adapter into an existing folder: `adapter_config.json`, `adapter_model.safetensors`, and
     /// `janus_adapter.json` where there is a note. Copies of the base's embedding are not written: PEFT loads without.
+    /// The weights come last: a folder that has them has everything.
     ///
     /// # Errors
     /// The system's.
     pub fn write(&self, into: &Path) -> Result<(), AdapterError> {
         write_text(into, CONFIG_FILE, &self.config.to_json())?;
-        write_weights(into, &self.tensors())?;
         if let Some(note) = &self.note {
             write_text(into, NOTE_FILE, &note.to_json())?;
         }
-        Ok(())
+        write_weights(into, &self.tensors())
     }
 
     /// All tensors of the weights file, by their names there, in order.

@@ -4,18 +4,21 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 
 use candle_core::Device;
+use janus_core::ModelError;
 use janus_core::model::vq::ImageTokenizer;
 use janus_core::pass::Pass;
-use janus_core::processing::decode_image;
 
-use super::key::{Digest, Key, digest};
+use super::image::Image;
+use super::key::{Digest, Key};
 use super::store::Kind;
 use super::{ImageCache, Kept, count};
 use crate::base::Base;
 use crate::error::Result;
 
-/// Codes beyond this size are not held in memory: 576 of an image are 2.3 kB.
+/// Codes beyond this size are not held in memory: 576 of an image are 2.3 kB. Where they are on disk, too, memory is for the
+/// images that come often, and does not grow with a large table.
 const MAX_BYTES_IN_MEMORY: usize = 256 << 20;
+const MAX_BYTES_BESIDE_DISK: usize = 8 << 20;
 
 /// Codes by their image.
 #[derive(Debug, Default)]
@@ -29,37 +32,42 @@ pub(super) struct CodesInMemory {
 ///
 /// # Errors
 /// An image that cannot be decoded, or weights that cannot be read.
-pub fn codes(base: &Base, device: &Device, bytes: &[u8]) -> Result<Arc<[u32]>> {
+pub fn codes(base: &Base, device: &Device, image: &Image) -> Result<Arc<[u32]>> {
     let cache = base.cache();
-    let image = digest(bytes);
+    let Some(digest) = image.digest() else { return Err(ModelError::NotLoaded { part: "image's bytes" }.into()) };
     let in_memory = || cache.codes.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(codes) = in_memory().by_image.get(&image) {
+    if let Some(codes) = in_memory().by_image.get(digest) {
         return Ok(codes.clone());
     }
-    let codes = match cache.kept_codes(base, device, &image) {
+    let codes = match cache.kept_codes(base, device, digest) {
         Some(codes) => {
             count(&cache.counters.codes_read);
             codes
         }
         None => {
-            let pixels = cache.processor.generation_target(&decode_image(bytes)?)?.unsqueeze(0)?.to_device(device)?;
+            let pixels = image.target()?.unsqueeze(0)?.to_device(device)?;
             let codes = cache.tokenizer(base, device)?.encode(&Pass::inference(), &pixels)?.concat();
             count(&cache.counters.codes_computed);
-            cache.keep_codes(device, &image, &codes);
+            cache.keep_codes(device, digest, &codes);
             codes
         }
     };
     let codes: Arc<[u32]> = codes.into();
     let mut in_memory = in_memory();
     let bytes = size_of_val(&*codes);
-    if in_memory.bytes + bytes <= MAX_BYTES_IN_MEMORY && in_memory.by_image.insert(image, codes.clone()).is_none() {
+    let limit = if cache.kept.get().is_some() { MAX_BYTES_BESIDE_DISK } else { MAX_BYTES_IN_MEMORY };
+    if in_memory.bytes + bytes <= limit && in_memory.by_image.insert(*digest, codes.clone()).is_none() {
         in_memory.bytes += bytes;
     }
     Ok(codes)
 }
 
 impl ImageCache {
-    fn tokenizer(&self, base: &Base, device: &Device) -> Result<Arc<ImageTokenizer>> {
+    /// The base's image tokenizer, opened on first use and kept.
+    ///
+    /// # Errors
+    /// Weights that cannot be read.
+    pub fn tokenizer(&self, base: &Base, device: &Device) -> Result<Arc<ImageTokenizer>> {
         let mut opened = self.tokenizer.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(tokenizer) = &*opened {
             return Ok(tokenizer.clone());

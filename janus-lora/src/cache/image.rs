@@ -1,6 +1,7 @@
 //! An image of a sample.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use candle_core::Tensor;
@@ -24,6 +25,10 @@ struct Inner {
     encoded: Option<Encoded>,
     /// `[3, side, side]`.
     pixels: OnceLock<Tensor>,
+    /// What the image tokenizer encodes, `[3, side, side]`.
+    target: OnceLock<Tensor>,
+    /// Whether a model asked for either.
+    needed: AtomicBool,
     /// The aligner's output where it is given instead of pixels, `[1, patches, hidden]`.
     features: Option<Tensor>,
     /// What was read for one key.
@@ -91,13 +96,58 @@ impl Image {
     /// # Errors
     /// An image that cannot be decoded, or that is known by its features alone.
     pub fn pixels(&self) -> Result<Tensor> {
+        self.0.needed.store(true, Ordering::Relaxed);
+        self.make_pixels()?;
+        let missing = || Error::from(janus_core::ModelError::NotLoaded { part: "image's pixels" });
+        self.0.pixels.get().cloned().ok_or_else(missing)
+    }
+
+    fn make_pixels(&self) -> Result<()> {
         if let (None, Some(encoded)) = (self.0.pixels.get(), &self.0.encoded) {
             let pixels = encoded.cache.processor.understanding(&decode_image(&encoded.image.bytes)?)?;
             // Of two threads the second finds the same there.
             let _ = self.0.pixels.set(pixels);
         }
-        let missing = || Error::from(janus_core::ModelError::NotLoaded { part: "image's pixels" });
-        self.0.pixels.get().cloned().ok_or_else(missing)
+        Ok(())
+    }
+
+    /// The picture as the image tokenizer gets it, F32 `[3, side, side]`.
+    ///
+    /// # Errors
+    /// As [`Image::pixels`].
+    pub(crate) fn target(&self) -> Result<Tensor> {
+        self.0.needed.store(true, Ordering::Relaxed);
+        self.make_target()?;
+        let missing = || Error::from(janus_core::ModelError::NotLoaded { part: "image's bytes" });
+        self.0.target.get().cloned().ok_or_else(missing)
+    }
+
+    fn make_target(&self) -> Result<()> {
+        if let (None, Some(encoded)) = (self.0.target.get(), &self.0.encoded) {
+            let target = encoded.cache.processor.generation_target(&decode_image(&encoded.image.bytes)?)?;
+            let _ = self.0.target.set(target);
+        }
+        Ok(())
+    }
+
+    /// Makes the pixels before a model asks for them. What is wrong with the picture comes out when one does.
+    pub(crate) fn pixels_ahead(&self) {
+        let _ = self.make_pixels();
+    }
+
+    /// Makes what the image tokenizer encodes before it is asked for, as [`Image::pixels_ahead`].
+    pub(crate) fn target_ahead(&self) {
+        let _ = self.make_target();
+    }
+
+    /// Whether a model asked for more than what is kept of the picture.
+    pub(crate) fn was_needed(&self) -> bool {
+        self.0.needed.load(Ordering::Relaxed)
+    }
+
+    /// What the picture's file is known by, `None` of one that came as numbers.
+    pub(super) fn digest(&self) -> Option<&Digest> {
+        self.0.encoded.as_ref().map(|encoded| &encoded.digest)
     }
 
     /// Whether its pixels were made.

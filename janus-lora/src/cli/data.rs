@@ -1,23 +1,34 @@
 //! `janus data`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use clap::Subcommand;
+use clap::{Subcommand, ValueEnum};
+use janus_core::output::write_file;
+use serde_json::json;
 
 use super::report;
 use super::status::Terminal;
 use crate::base::Base;
 use crate::data::{CheckReport, Split};
 use crate::error::{Error, Result};
+use crate::recipe::{Columns, DataSection, Task};
+use crate::survey::{self, Distribution, SurveyError, TableStats};
 use crate::tasks;
-use crate::train::tables::Source;
+use crate::train::tables::{Source, open_tables};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DataCommand {
     /// Look at every row of a recipe's tables and tell which ones a run would leave out, and why
-    #[command(after_help = "Examples:
+    #[command(
+        after_help = "Every row that would be left out is listed with file, row group, row and reason, beside how many
+`data_limits.max_bad_rows` allows; more than that is exit code 2.
+
+Examples:
   janus data check recipes/quickstart.toml
-  janus data check my.toml data.0.train=rows.parquet --json")]
+  janus data check my.toml data.0.train=rows.parquet --json
+  janus data check my.toml data.0.train=hf://datasets/owner/name/data data_limits.max_bad_rows=20"
+    )]
     Check {
         /// Recipe file
         recipe: PathBuf,
@@ -28,44 +39,223 @@ pub(super) enum DataCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Count rows, tokens, supervised tokens and pictures of a recipe's tables, or of one table
+    #[command(after_help = "Examples:
+  janus data stats recipes/quickstart.toml
+  janus data stats my.toml data.0.train=rows.parquet --json
+  janus data stats 'rows-*.parquet' --base deepseek-ai/Janus-Pro-1B --task generate --column prompt=caption
+  janus data stats hf://datasets/owner/name/data --base deepseek-ai/Janus-Pro-1B")]
+    Stats {
+        /// Recipe file (`*.toml`), or a table: a Parquet file, glob, folder, `hf://datasets/owner/name/...` or `synth:...`
+        #[arg(value_name = "RECIPE|TABLE")]
+        subject: String,
+        /// Keys of the recipe to set, as `section.key=value`
+        #[arg(value_name = "KEY=VALUE")]
+        overrides: Vec<String>,
+        /// Base whose tokenizer counts the rows of a table
+        #[arg(long)]
+        base: Option<String>,
+        /// What the rows of a table teach
+        #[arg(long, value_enum, default_value_t = TaskArgument::Understand)]
+        task: TaskArgument,
+        /// Column of a table for a role
+        #[arg(long = "column", value_name = "ROLE=COLUMN")]
+        columns: Vec<String>,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Draw the first rows of a run as the model sees them: pictures, and text with what is learnt set off
+    #[command(after_help = "Examples:
+  janus data preview recipes/quickstart.toml --out preview.png
+  janus data preview my.toml data.0.train=rows.parquet --rows 24 --out rows.png")]
+    Preview {
+        /// Recipe file
+        recipe: PathBuf,
+        /// Keys of the recipe to set, as `section.key=value`
+        #[arg(value_name = "KEY=VALUE")]
+        overrides: Vec<String>,
+        /// The PNG file to write
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// Rows, shared out among the tables
+        #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u16).range(1..=500))]
+        rows: u16,
+    },
+}
+
+/// What the rows of a table teach.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum TaskArgument {
+    Understand,
+    Generate,
+    Text,
 }
 
 impl DataCommand {
     pub(super) fn run(self) -> Result<()> {
-        let DataCommand::Check { recipe, overrides, json } = self;
-        let recipe = super::train::load(&recipe, &overrides)?;
-        let base = Base::open(&recipe.base.path, &Terminal)?;
-        let mut reports = serde_json::Map::new();
-        let mut bad = Vec::new();
-        for section in &recipe.data {
-            let task = tasks::task(section);
-            let splits = [(Some(&section.train), Split::Train, "train"), (section.eval.as_ref(), Split::Eval, "eval")];
-            for (spec, split, name) in splits {
-                let Some(spec) = spec else { continue };
-                let source = Source::open(spec, split, task.as_ref(), &base, None, &Terminal)?;
-                let report = CheckReport::new(&source.table, &source.index);
-                let title = format!("{} {name}", section.name);
-                if let Err(error) = source.index.enforce(recipe.data_limits.max_bad_rows) {
-                    bad.push((title.clone(), error));
-                }
-                if !json {
-                    println!("{title}: {} rows, {} good, {} left out", report.rows, report.accepted, report.rejected);
-                    for reason in &report.reasons {
-                        println!("  {} x {}", reason.rows, reason.reason);
-                        for row in &reason.first {
-                            println!("    {row}");
+        match self {
+            DataCommand::Check { recipe, overrides, json } => check(&recipe, &overrides, json),
+            DataCommand::Stats { subject, overrides, base, task, columns, json } => {
+                let stats = if subject.to_lowercase().ends_with(".toml") {
+                    for (name, given) in [("--base", base.is_some()), ("--column", !columns.is_empty())] {
+                        if given {
+                            return Err(usage(format!("`{name}` belongs to a table, the recipe says it itself")));
                         }
                     }
+                    stats_of_recipe(&PathBuf::from(&subject), &overrides)?
+                } else {
+                    if let Some(first) = overrides.first() {
+                        return Err(usage(format!("`{first}` sets a key of a recipe, and `{subject}` is a table")));
+                    }
+                    vec![("rows".to_owned(), stats_of_table(&subject, base, task, &columns)?)]
+                };
+                if json {
+                    report::json(&stats.into_iter().collect::<BTreeMap<_, _>>());
+                } else {
+                    let texts: Vec<String> = stats.iter().map(|(title, stats)| stats_text(title, stats)).collect();
+                    println!("{}", texts.join("\n\n"));
                 }
-                reports.insert(title, serde_json::to_value(report).expect("a report is plain data"));
+                Ok(())
+            }
+            DataCommand::Preview { recipe, overrides, out, rows } => {
+                let recipe = super::train::load(&recipe, &overrides)?;
+                let base = Base::open(&recipe.base.path, &Terminal)?;
+                let tables = open_tables(&recipe, &base, &Terminal)?;
+                let sheet = survey::preview(&recipe, &base, &tables, rows.into())?;
+                let mut bytes = std::io::Cursor::new(Vec::new());
+                let failed = |e: image::ImageError| SurveyError::Draw { reason: e.to_string() };
+                sheet.write_to(&mut bytes, image::ImageFormat::Png).map_err(failed)?;
+                write_file(&out, |file| file.write_all(bytes.get_ref()))?;
+                println!("{rows} rows, {} x {} pixels: {}", sheet.width(), sheet.height(), out.display());
+                Ok(())
             }
         }
-        if json {
-            report::json(&reports);
-        }
-        match bad.into_iter().next() {
-            Some((_, error)) => Err(Error::Data(error)),
-            None => Ok(()),
+    }
+}
+
+fn usage(message: String) -> Error {
+    Error::Usage { message, hint: "`janus data stats --help` has an example of each".into() }
+}
+
+/// The splits that a table names.
+fn splits(section: &DataSection) -> impl Iterator<Item = (&str, Split, String)> {
+    let train = (section.train.as_str(), Split::Train, format!("{} train", section.name));
+    let eval = section.eval.as_deref().map(|spec| (spec, Split::Eval, format!("{} eval", section.name)));
+    std::iter::once(train).chain(eval)
+}
+
+fn check(recipe: &std::path::Path, overrides: &[String], json: bool) -> Result<()> {
+    let recipe = super::train::load(recipe, overrides)?;
+    let base = Base::open(&recipe.base.path, &Terminal)?;
+    let limit = recipe.data_limits.max_bad_rows;
+    let mut reports = serde_json::Map::new();
+    let mut first_error = None;
+    for section in &recipe.data {
+        let task = tasks::task(section);
+        for (spec, split, title) in splits(section) {
+            let source = Source::open(spec, split, task.as_ref(), &base, None, &Terminal)?;
+            let report = CheckReport::new(&source.table, &source.index);
+            let error = source.index.enforce(limit).err();
+            let (allowed, verdict) = (limit.allowed(report.rows), if error.is_none() { "kept" } else { "exceeded" });
+            if !json {
+                println!("{title}: {} rows, {} good, {} left out", report.rows, report.accepted, report.rejected);
+                println!("  budget: {allowed} rows (max_bad_rows = {limit}), {verdict}");
+                for reason in &report.reasons {
+                    println!("  {} x {}", reason.rows, reason.reason);
+                }
+                for row in source.index.rejected() {
+                    println!("    {row}");
+                }
+            }
+            let mut value = serde_json::to_value(report).expect("a report is plain data");
+            value["rejected_rows"] = serde_json::to_value(source.index.rejected()).expect("rows are plain data");
+            value["budget"] = json!({ "max_bad_rows": limit, "rows": allowed, "kept": error.is_none() });
+            first_error = first_error.or(error);
+            reports.insert(title, value);
         }
     }
+    if json {
+        report::json(&reports);
+    }
+    first_error.map_or(Ok(()), |error| Err(Error::Data(error)))
+}
+
+fn stats_of_recipe(path: &std::path::Path, overrides: &[String]) -> Result<Vec<(String, TableStats)>> {
+    let recipe = super::train::load(path, overrides)?;
+    let base = Base::open(&recipe.base.path, &Terminal)?;
+    let mut all = Vec::new();
+    for section in &recipe.data {
+        let task = tasks::task(section);
+        for (spec, split, title) in splits(section) {
+            let source = Source::open(spec, split, task.as_ref(), &base, None, &Terminal)?;
+            let stats = TableStats::new(&source, task.as_ref(), &base, &title, &Terminal)?;
+            all.push((title, stats));
+        }
+    }
+    Ok(all)
+}
+
+fn stats_of_table(spec: &str, base: Option<String>, task: TaskArgument, columns: &[String]) -> Result<TableStats> {
+    let base = base.ok_or_else(|| usage("a table has no tokens without a tokenizer: `--base` names one".into()))?;
+    let task = match task {
+        TaskArgument::Understand => Task::Understand,
+        TaskArgument::Generate => Task::Generate,
+        TaskArgument::Text => Task::Text,
+    };
+    let mut given = BTreeMap::new();
+    for column in columns {
+        let (role, name) =
+            column.split_once('=').ok_or_else(|| usage(format!("`{column}` is not of the form `ROLE=COLUMN`")))?;
+        if !task.roles().contains(&role) {
+            return Err(usage(format!("`{role}` is no role of {}: {}", task.name(), task.roles().join(", "))));
+        }
+        given.insert(role.to_owned(), name.to_owned());
+    }
+    let section = DataSection {
+        name: "rows".into(),
+        task,
+        train: spec.into(),
+        eval: None,
+        weight: 1.0,
+        loss_weight: 1.0,
+        columns: Columns::new(given),
+        prompt_dropout: None,
+    };
+    let base = Base::open(&base, &Terminal)?;
+    let task = tasks::task(&section);
+    let source = Source::open(spec, Split::Train, task.as_ref(), &base, None, &Terminal)?;
+    TableStats::new(&source, task.as_ref(), &base, spec, &Terminal)
+}
+
+/// The counts of a table in words and columns.
+fn stats_text(title: &str, stats: &TableStats) -> String {
+    let mut lines = vec![format!("{title}: {} rows, {} good, {} left out", stats.rows, stats.accepted, stats.rejected)];
+    lines.extend(stats.reasons.iter().map(|(reason, rows)| format!("  {rows} x {reason}")));
+    if stats.images > 0 {
+        lines.push(format!(
+            "  {} images, {} of them repeat another one byte for byte",
+            stats.images, stats.repeated_images
+        ));
+    }
+    let line = |what: &str, found: Option<Distribution>| {
+        let Distribution { min, median, p95, max, mean, total } = found?;
+        let numbers = [min, median, p95, max].map(|number| number.to_string());
+        Some([vec![what.to_owned()], numbers.to_vec(), vec![format!("{mean:.1}"), total.to_string()]].concat())
+    };
+    let rows: Vec<Vec<String>> = [
+        ("tokens per row", stats.tokens),
+        ("supervised tokens per row", stats.supervised),
+        ("image width", stats.image_width),
+        ("image height", stats.image_height),
+        ("image bytes", stats.image_bytes),
+    ]
+    .into_iter()
+    .filter_map(|(what, found)| line(what, found))
+    .collect();
+    if !rows.is_empty() {
+        let table = report::table(&["", "min", "median", "p95", "max", "mean", "total"], &rows);
+        lines.extend(table.lines().map(|line| format!("  {line}")));
+    }
+    lines.join("\n")
 }

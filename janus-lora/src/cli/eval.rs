@@ -77,7 +77,7 @@ impl Eval {
 pub(super) fn table(before: &Metrics, after: &Metrics) -> String {
     let mut rows = Vec::new();
     for (name, metrics) in before {
-        for (metric, value) in metrics.as_object().into_iter().flatten() {
+        for (metric, value) in metrics.as_object().into_iter().flatten().filter(|(_, value)| value.is_number()) {
             let figure = |value: &serde_json::Value| match value.as_f64() {
                 Some(_) if value.is_u64() => value.to_string(),
                 Some(figure) => format!("{figure:.4}"),

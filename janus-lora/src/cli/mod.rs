@@ -9,10 +9,12 @@ mod bench;
 mod data;
 mod eval;
 mod generate;
+mod live;
 mod merge;
 mod probe;
 mod recipe;
 mod report;
+mod run_report;
 mod status;
 mod threads;
 mod train;
@@ -39,6 +41,7 @@ struct Arguments {
 enum Command {
     Train(train::Train),
     Eval(eval::Eval),
+    Report(run_report::RunReport),
     Understand(understand::Understand),
     Generate(generate::Generate),
     Merge(merge::Merge),
@@ -55,7 +58,7 @@ enum Command {
     /// Measure speed and memory on random weights of a known shape, without a download.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
-    /// List and check recipes.
+    /// List, copy, check and describe recipes.
     #[command(subcommand)]
     Recipe(recipe::RecipeCommand),
 }
@@ -69,6 +72,7 @@ impl Command {
             Command::Generate(command) => command.run(),
             Command::Merge(command) => command.run(),
             Command::Probe(command) => command.run(),
+            Command::Report(command) => command.run(),
             Command::Adapter(command) => command.run(),
             Command::Base(command) => command.run(),
             Command::Data(command) => command.run(),

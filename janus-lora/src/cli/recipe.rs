@@ -3,11 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
+use janus_core::output::write_file;
 use serde_json::json;
 
 use super::report;
-use crate::error::Result;
-use crate::recipe::{catalog, to_toml};
+use super::status::Terminal;
+use crate::error::{Error, Result};
+use crate::nearest::nearest;
+use crate::recipe::{catalog, json_schema, reference_page, to_toml};
+use crate::status::Status;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum RecipeCommand {
@@ -34,6 +38,28 @@ pub(super) enum RecipeCommand {
         #[arg(value_name = "KEY=VALUE")]
         overrides: Vec<String>,
     },
+    /// Copy a recipe as a start for one of your own
+    #[command(after_help = "Examples:
+  janus recipe copy quickstart my.toml
+  janus recipe copy understand inspection.toml --folder recipes")]
+    Copy {
+        /// The recipe's name, as `janus recipe list` has it
+        name: String,
+        /// File to write, which must be new
+        out: PathBuf,
+        /// Folder of recipes
+        #[arg(long, default_value = "recipes")]
+        folder: PathBuf,
+    },
+    /// Print the keys of a recipe as JSON Schema, for editors
+    #[command(after_help = "Examples:
+  janus recipe schema > recipe.schema.json
+  janus recipe schema --markdown")]
+    Schema {
+        /// Print the reference page instead
+        #[arg(long)]
+        markdown: bool,
+    },
 }
 
 impl RecipeCommand {
@@ -45,8 +71,55 @@ impl RecipeCommand {
                 print!("{}", to_toml(&recipe));
                 Ok(())
             }
+            RecipeCommand::Copy { name, out, folder } => copy(&name, &out, &folder),
+            RecipeCommand::Schema { markdown: true } => {
+                print!("{}", reference_page());
+                Ok(())
+            }
+            RecipeCommand::Schema { markdown: false } => {
+                println!("{:#}", json_schema());
+                Ok(())
+            }
         }
     }
+}
+
+/// Copies a recipe as it stands, comments included, and tells which inputs are found elsewhere from there.
+fn copy(name: &str, out: &Path, folder: &Path) -> Result<()> {
+    let entries = catalog(folder, Path::new("."))?;
+    let Some(entry) = entries.iter().find(|entry| entry.name == name) else {
+        let message = format!("`{}` has no recipe `{name}`", folder.display());
+        let names: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
+        let hint = match nearest(name, names.iter().copied()) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => format!("recipes: {}", names.join(", ")),
+        };
+        return Err(Error::Usage { message, hint });
+    };
+    if out.exists() {
+        let message = format!("`{}` exists", out.display());
+        return Err(Error::Usage { message, hint: "give the path of a new file".into() });
+    }
+    let text = fs_err::read(&entry.path).map_err(|e| Error::Usage {
+        message: format!("cannot read the recipe: {e}"),
+        hint: "`janus recipe list` tells which recipes can be read".into(),
+    })?;
+    write_file(out, |file| file.write_all(&text))?;
+    println!("{}", out.display());
+    if let (Ok(before), Ok(after)) = (super::train::load(&entry.path, &[]), super::train::load(out, &[])) {
+        let told = |key: &str, before: &str, after: &str| {
+            if before != after {
+                Terminal.note(&format!("`{key}` reads `{after}` now, not `{before}`"));
+            }
+        };
+        told("base.path", &before.base.path, &after.base.path);
+        for (number, (before, after)) in before.data.iter().zip(&after.data).enumerate() {
+            told(&format!("data.{number}.train"), &before.train, &after.train);
+            let eval = |data: &crate::recipe::DataSection| data.eval.clone().unwrap_or_default();
+            told(&format!("data.{number}.eval"), &eval(before), &eval(after));
+        }
+    }
+    Ok(())
 }
 
 fn list(folder: &Path, json: bool) -> Result<()> {

@@ -7,6 +7,7 @@ use janus_core::{Diagnose, Fault};
 use serde::Serialize;
 
 use crate::error::Error;
+use crate::train::TrainError;
 
 /// The input was wrong; nothing was written.
 const INPUT: u8 = 2;
@@ -15,7 +16,14 @@ pub(super) const INTERNAL: u8 = 1;
 
 /// Prints one error chain with its hints and gives the exit code.
 pub(super) fn failure(error: &Error) -> ExitCode {
-    let mut text = format!("error: {error}");
+    let stopped = match error {
+        Error::Train(TrainError::Stopped { signal, .. }) => Some(*signal),
+        _ => None,
+    };
+    let mut text = match stopped {
+        Some(_) => error.to_string(),
+        None => format!("error: {error}"),
+    };
     let mut source = error.source();
     while let Some(cause) = source {
         text.push_str(&format!("\n  caused by: {cause}"));
@@ -25,6 +33,9 @@ pub(super) fn failure(error: &Error) -> ExitCode {
         text.push_str(&format!("\nhint: {hint}"));
     }
     eprintln!("{text}");
+    if let Some(signal) = stopped {
+        return ExitCode::from(signal.exit_code());
+    }
     match error.fault() {
         Fault::Input => ExitCode::from(INPUT),
         Fault::Internal => ExitCode::from(INTERNAL),

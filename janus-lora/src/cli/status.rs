@@ -1,17 +1,43 @@
 //! Progress bars on stderr, with time left; plain lines where stderr is no terminal.
 
-use std::sync::Mutex;
+use std::io::IsTerminal;
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use janus_core::hub::Progress;
 
-use crate::status::{Bar, Status};
+use super::live::Live;
+use crate::status::{Bar, Status, TrainingView};
 
 /// Work shorter than this shows no plain line.
-const QUIET: Duration = Duration::from_secs(2);
+pub(super) const QUIET: Duration = Duration::from_secs(2);
 /// Plain lines come this far apart.
-const LINE_EVERY: Duration = Duration::from_secs(10);
+pub(super) const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Whether stderr is a terminal whose lines can be drawn again.
+pub(super) fn on_terminal() -> bool {
+    static ON_TERMINAL: OnceLock<bool> = OnceLock::new();
+    *ON_TERMINAL.get_or_init(|| std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|t| t != "dumb"))
+}
+
+/// All bars of the program, drawn together.
+pub(super) fn bars() -> &'static MultiProgress {
+    static BARS: OnceLock<MultiProgress> = OnceLock::new();
+    BARS.get_or_init(|| {
+        let target = if on_terminal() { ProgressDrawTarget::stderr_with_hz(8) } else { ProgressDrawTarget::hidden() };
+        MultiProgress::with_draw_target(target)
+    })
+}
+
+/// A line on stderr, above the bars.
+pub(super) fn say(line: &str) {
+    if on_terminal() {
+        bars().suspend(|| eprintln!("{line}"));
+    } else {
+        eprintln!("{line}");
+    }
+}
 
 /// Draws on stderr.
 #[derive(Debug, Clone, Copy, Default)]
@@ -30,12 +56,16 @@ impl Status for Terminal {
         Box::new(Download(Mutex::new(None)))
     }
 
+    fn training(&self, steps: u64, done: u64, predicted_peak_bytes: u64) -> Box<dyn TrainingView> {
+        Box::new(Live::new(steps, done, predicted_peak_bytes))
+    }
+
     fn note(&self, text: &str) {
-        eprintln!("{text}");
+        say(text);
     }
 
     fn warn(&self, text: &str) {
-        eprintln!("warning: {text}");
+        say(&format!("warning: {text}"));
     }
 }
 
@@ -56,8 +86,8 @@ impl TerminalBar {
         } else {
             "{prefix} {bar:28} {pos}/{len}  {eta} left  {msg}"
         };
-        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(8));
-        let plain = bar.is_hidden();
+        let bar = bars().add(ProgressBar::new(total));
+        let plain = !on_terminal();
         bar.set_style(ProgressStyle::with_template(template).expect("a fixed template").progress_chars("=> "));
         bar.set_prefix(what.to_owned());
         let (message, last_line) = (Mutex::default(), Mutex::new(None));
@@ -87,7 +117,7 @@ impl TerminalBar {
                 self.started.elapsed().as_secs_f64() * total.saturating_sub(done) as f64 / done as f64
             ),
         };
-        eprintln!("{}: {} of {}{left}  {message}", self.what, self.amount(done), self.amount(total));
+        say(&format!("{}: {} of {}{left}  {message}", self.what, self.amount(done), self.amount(total)));
     }
 }
 
@@ -110,15 +140,12 @@ impl Bar for TerminalBar {
 
     fn finish(&self) {
         self.bar.finish_and_clear();
+        bars().remove(&self.bar);
         let message = self.message.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let seconds = self.started.elapsed();
         if seconds >= QUIET {
-            eprintln!(
-                "{}: {} in {:.1} s  {message}",
-                self.what,
-                self.amount(self.bar.position()),
-                seconds.as_secs_f64()
-            );
+            let amount = self.amount(self.bar.position());
+            say(&format!("{}: {amount} in {:.1} s  {message}", self.what, seconds.as_secs_f64()));
         }
     }
 }
@@ -146,6 +173,6 @@ impl Progress for Download {
     }
 
     fn note(&self, message: &str) {
-        eprintln!("{message}");
+        say(message);
     }
 }

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use janus_core::output::require_new_folder;
 use serde_json::json;
 
 use super::arguments::DeviceArgument;
@@ -11,13 +10,16 @@ use super::report;
 use super::status::Terminal;
 use crate::error::Result;
 use crate::recipe::{self, Recipe};
+use crate::train::folder::RunFolder;
 use crate::train::run::{self, Prepared};
+use crate::train::signals;
 
 /// Train an adapter as a recipe says.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   janus train recipes/quickstart.toml
   janus train recipes/quickstart.toml --dry-run
+  janus train recipes/quickstart.toml --resume
   janus train my.toml train.learning_rate=1e-4 adapter.rank=16 data.0.train=rows.parquet output.dir=runs/second")]
 pub(super) struct Train {
     /// Recipe file
@@ -30,6 +32,9 @@ pub(super) struct Train {
     /// Print the plan and write nothing
     #[arg(long)]
     dry_run: bool,
+    /// Go on with the run in `output.dir` from its last checkpoint; start where there is none
+    #[arg(long)]
+    resume: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -43,42 +48,68 @@ pub(super) fn load(path: &std::path::Path, overrides: &[String]) -> Result<Recip
 impl Train {
     pub(super) fn run(self) -> Result<()> {
         let recipe = load(&self.recipe, &self.overrides)?;
-        if !self.dry_run {
-            // Told at once, not after all rows were looked through.
-            require_new_folder(&recipe.output.dir)?;
+        if self.resume
+            && !self.dry_run
+            && let Some(metrics) = run::finished(&recipe)?
+        {
+            let dir = &recipe.output.dir;
+            if self.json {
+                report::json(&json!({ "dir": dir, "finished": true, "metrics": metrics }));
+            } else {
+                println!("the run in {} is finished: nothing to do", dir.display());
+            }
+            return Ok(());
         }
+        // Told at once, not after all rows were looked through.
+        let folder = match (self.dry_run, self.resume) {
+            (true, _) => None,
+            (false, false) => Some(RunFolder::fresh(&recipe.output.dir)?),
+            (false, true) => Some(RunFolder::resume(&recipe.output.dir)?),
+        };
         let device = self.device.open()?;
         let prepared = run::prepare(recipe, &Terminal)?;
-        if self.dry_run {
+        let Some(folder) = folder else {
             if self.json {
                 report::json(&prepared.plan);
             } else {
                 println!("{}", plan_text(&prepared));
             }
             return Ok(());
-        }
+        };
         eprintln!("{}", plan_text(&prepared));
-        let summary = run::train(&prepared, &device, &Terminal)?;
+        signals::listen();
+        let summary = run::train(&prepared, folder, &device, &Terminal)?;
         if self.json {
             report::json(&json!({
                 "dir": summary.folder,
                 "steps": summary.steps,
+                "resumed_from": summary.resumed_from,
+                "skipped_steps": summary.skipped_steps,
+                "best": summary.best,
                 "before": summary.before,
                 "after": summary.after,
                 "peak_rss_bytes": summary.peak_rss_bytes,
+                "predicted_peak_bytes": prepared.plan.predicted_peak_bytes,
+                "opening_seconds": summary.opening_seconds,
                 "training_seconds": summary.training_seconds,
+                "wait_seconds": summary.wait_seconds,
             }));
             return Ok(());
         }
         println!("{}", super::eval::table(&summary.before, &summary.after));
         println!(
-            "\nadapter in {}: {} steps in {:.0} s, peak memory {}",
+            "\nadapter in {}: {} steps in {:.0} s ({:.1} % of it waiting for rows), peak memory {} (predicted {})",
             summary.folder.display(),
             summary.steps,
             summary.training_seconds,
-            report::bytes(summary.peak_rss_bytes)
+            100.0 * summary.wait_seconds / summary.training_seconds.max(f64::MIN_POSITIVE),
+            report::bytes(summary.peak_rss_bytes),
+            report::bytes(prepared.plan.predicted_peak_bytes)
         );
-        println!("loss over the steps: {}", summary.folder.join("loss.png").display());
+        if summary.skipped_steps > 0 {
+            println!("{} steps gave no finite loss and gradient and were skipped", summary.skipped_steps);
+        }
+        println!("what happened: {}", summary.folder.join("report.html").display());
         Ok(())
     }
 }
@@ -121,6 +152,10 @@ fn plan_text(prepared: &Prepared) -> String {
         plan.steps,
         report::bytes(plan.predicted_peak_bytes)
     ));
+    let parts = plan.predicted_memory.parts();
+    let parts = parts.iter().filter(|(_, bytes)| *bytes > 0);
+    let parts: Vec<String> = parts.map(|(name, bytes)| format!("{name} {}", report::bytes(*bytes))).collect();
+    lines.push(format!("           {}", parts.join(", ")));
     lines.push(format!("output     {}", recipe.output.dir.display()));
     lines.join("\n")
 }

@@ -4,6 +4,7 @@ use std::fmt::{self, Write as _};
 use std::io;
 use std::path::PathBuf;
 
+use janus_core::hub::HubError;
 use janus_core::output::OutputError;
 use janus_core::{Diagnose, Fault};
 
@@ -54,6 +55,21 @@ pub enum DataError {
         /// Why not.
         reason: String,
     },
+    /// A data set on a hub without Parquet files where they were looked for.
+    #[error("no `.parquet` file in `{spec}`")]
+    NoHubFiles {
+        /// The source as the user wrote it.
+        spec: String,
+    },
+    /// A limit of the cache that is no number.
+    #[error("the environment variable `{variable}` is `{value}`, expected a number of bytes", variable = super::hub::LIMIT_VARIABLE)]
+    CacheLimit {
+        /// What it is.
+        value: String,
+    },
+    /// A hub that refuses or cannot be reached, or its cache.
+    #[error(transparent)]
+    Hub(#[from] HubError),
     /// The system refused to read.
     #[error("cannot read `{}`", path.display())]
     Io {
@@ -154,6 +170,7 @@ impl Diagnose for DataError {
     fn fault(&self) -> Fault {
         match self {
             DataError::Output(e) => e.fault(),
+            DataError::Hub(e) => e.fault(),
             DataError::Io { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::IsADirectory => Fault::Input,
                 _ => Fault::Internal,
@@ -174,6 +191,10 @@ impl Diagnose for DataError {
                 vec!["give a `.parquet` file, a glob, or a folder that holds such files".into()]
             }
             DataError::NoSplit { .. } => vec!["name the files with a glob, such as `folder/test-*.parquet`".into()],
+            DataError::NoHubFiles { .. } => vec![
+                "the hub keeps most other data sets as Parquet, too, under a revision of its own: `hf://datasets/owner/name@refs/convert/parquet`".into(),
+            ],
+            DataError::CacheLimit { .. } => vec!["for example 20000000000; without the variable it is 20 GiB".into()],
             DataError::Source { .. } | DataError::NoPosition { .. } | DataError::Io { .. } => Vec::new(),
             DataError::Unreadable { .. } => {
                 vec!["is the file whole? a download that was cut short or a git-lfs pointer looks like this".into()]
@@ -194,6 +215,7 @@ impl Diagnose for DataError {
                 ]
             }
             DataError::Output(e) => e.hints(),
+            DataError::Hub(e) => e.hints(),
         }
     }
 }

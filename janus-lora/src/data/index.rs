@@ -1,9 +1,11 @@
 //! A table of files, and one pass over it that tells good rows from bad ones.
 
-use janus_core::processing::{MAX_ASPECT_RATIO, MAX_PIXELS};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
+use janus_core::hub::{HubError, Silent};
+use janus_core::processing::{MAX_ASPECT_RATIO, MAX_PIXELS};
 use rayon::prelude::*;
 
 use super::error::{DataError, FIRST_REJECTED};
@@ -12,6 +14,7 @@ use super::reader::{Batch, DataFile};
 use super::rejected::{BadRowLimit, RejectedRow, RowFault};
 use super::row::{Row, RowId};
 use super::schema::ColumnRequest;
+use super::source::FileSource;
 
 /// Tables of at most so many rows have every image decoded by the scan, so that damaged pixels are known before the
 /// first step; beyond it, only headers are read.
@@ -22,6 +25,9 @@ pub const BLOCK_ROWS: usize = 1024;
 
 /// A [`Block`] ends with the row that brings its values to so many bytes.
 pub const BLOCK_BYTES: u64 = 32 << 20;
+
+/// Rows of so many files on a hub are mixed at a time, so that the rest need not be in the cache meanwhile.
+pub const HUB_FILES_TOGETHER: usize = 4;
 
 /// Files of the same columns, in order.
 #[derive(Debug)]
@@ -68,7 +74,15 @@ impl Table {
     /// A file that cannot be read or is not Parquet; columns that are missing or of another type (all of a file's at
     /// once); an optional column that only some files have.
     pub fn open(files: &[PathBuf], requests: &[ColumnRequest]) -> Result<Self, DataError> {
-        let files = files.iter().map(|path| DataFile::open(path, requests)).collect::<Result<Vec<_>, _>>()?;
+        Self::open_sources(&files.iter().cloned().map(FileSource::Local).collect::<Vec<_>>(), requests)
+    }
+
+    /// As [`Table::open`], of files that may be on a hub; of those, only the descriptions are read.
+    ///
+    /// # Errors
+    /// As [`Table::open`]; a hub that refuses or cannot be reached.
+    pub fn open_sources(files: &[FileSource], requests: &[ColumnRequest]) -> Result<Self, DataError> {
+        let files = files.iter().map(|file| DataFile::open(file, requests)).collect::<Result<Vec<_>, _>>()?;
         for (number, request) in requests.iter().enumerate() {
             let with = files.iter().find(|file| file.has(number));
             let without = files.iter().find(|file| !file.has(number));
@@ -115,7 +129,8 @@ impl Table {
         place.is_some_and(|number| self.files.iter().any(|file| file.has(number)))
     }
 
-    /// Looks at every row once, row group by row group, rows of a batch in parallel.
+    /// Looks at every row once, row group by row group, rows of a batch in parallel. Of files on a hub the next one is
+    /// downloaded meanwhile.
     ///
     /// # Errors
     /// A damaged row group; too many bad rows, or no good one, where `options.limit` is given.
@@ -123,8 +138,21 @@ impl Table {
         let of = self.claimed_rows();
         let fully_decoded = of <= FULL_DECODE_ROWS;
         let kept = options.limit.map_or(usize::MAX, |limit| limit.allowed(usize::try_from(of).unwrap_or(usize::MAX)));
-        let mut index = Index { fully_decoded, ..Index::default() };
+        let files_together = if self.files.iter().any(|file| file.shard().is_some()) { HUB_FILES_TOGETHER } else { 0 };
+        let mut index = Index { fully_decoded, files_together, ..Index::default() };
+        let mut ahead: Option<JoinHandle<Result<PathBuf, HubError>>> = None;
         for (file_number, file) in self.files.iter().enumerate() {
+            if let Some(shard) = file.shard() {
+                match ahead.take().map(JoinHandle::join) {
+                    Some(Ok(fetched)) => fetched?,
+                    // The first file, or a thread that came to nothing.
+                    None | Some(Err(_)) => shard.fetch(&Silent)?,
+                };
+            }
+            if let Some(next) = self.files.get(file_number + 1).and_then(DataFile::shard) {
+                let next = next.clone();
+                ahead = std::thread::Builder::new().spawn(move || next.fetch(&Silent)).ok();
+            }
             for row_group in 0..file.row_groups() {
                 let claimed = usize::try_from(file.claimed_rows(row_group)).unwrap_or(usize::MAX);
                 let mut block = Block::new(file_number, row_group, 0);
@@ -268,9 +296,16 @@ pub struct Index {
     rejected: Vec<RejectedRow>,
     rejected_rows: usize,
     fully_decoded: bool,
+    /// Blocks are shuffled within so many files at a time, 0 over all.
+    files_together: usize,
 }
 
 impl Index {
+    /// How many files an epoch's order mixes at a time; 0 for all of them.
+    pub(crate) fn files_together(&self) -> usize {
+        self.files_together
+    }
+
     /// Rows looked at.
     pub fn rows(&self) -> usize {
         self.rows

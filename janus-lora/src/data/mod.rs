@@ -5,7 +5,7 @@
 //! good rows from bad ones, and hands them out in an order that depends on the seed and the epoch alone.
 //!
 //! The way of a row:
-//! 1. [`source`]: a path, glob, folder or `synth:` spec becomes an ordered list of files.
+//! 1. [`source`] and [`hub`]: a path, glob, folder, `hf://` or `synth:` spec becomes an ordered list of files.
 //! 2. [`schema`]: requested columns are found and their types checked in every file.
 //! 3. `reader`: one row group's requested columns, batch by batch, become [`Row`]s; damaged files are errors, never panics.
 //! 4. [`index`]: one pass over the table marks the good rows in small [`index::Block`]s and lists the bad ones.
@@ -17,6 +17,7 @@
 
 pub mod error;
 mod guard;
+pub mod hub;
 pub mod index;
 mod pages;
 mod random;
@@ -32,7 +33,7 @@ pub mod synth;
 #[cfg(test)]
 mod table_tests;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use error::DataError;
 pub use index::{ImageChecks, Index, ScanOptions, ScanProgress, Table};
@@ -41,5 +42,5 @@ pub use report::CheckReport;
 pub use row::{EncodedImage, Message, Row, RowId};
 pub use schema::{ColumnKind, ColumnRequest};
 pub use shuffle::EpochOrder;
-pub use source::{Split, locate};
+pub use source::{FileSource, Split, locate};
 pub use stream::{Position, RowStream};

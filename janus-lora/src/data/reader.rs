@@ -13,11 +13,12 @@ use arrow::buffer::NullBuffer;
 use arrow::compute::cast;
 use arrow::datatypes::DataType;
 use arrow::error::ArrowError;
+use janus_core::hub::{Shard, Silent};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
-use parquet::file::metadata::ColumnChunkMetaData;
+use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaDataReader};
 
 use super::error::DataError;
 use super::guard;
@@ -25,6 +26,7 @@ use super::pages;
 use super::rejected::RowFault;
 use super::row::{EncodedImage, Message, Row, RowId};
 use super::schema::{ColumnKind, ColumnRequest, bind, type_name};
+use super::source::FileSource;
 
 /// Largest encoded image that is read, from a row or from a file it names.
 pub(crate) const MAX_IMAGE_BYTES: u64 = 256 << 20;
@@ -33,10 +35,21 @@ pub(crate) const MAX_IMAGE_BYTES: u64 = 256 << 20;
 const BATCH_BYTES: u64 = 16 << 20;
 const BATCH_ROWS: u64 = 128;
 
+/// The end of a file on a hub that is asked for at first: more than the description of most.
+const TAIL_BYTES: u64 = 128 << 10;
+
+/// Largest description of a file on a hub that is read.
+const MAX_DESCRIPTION_BYTES: u64 = 256 << 20;
+
+/// Length of a description, and `PAR1`.
+const FOOTER_BYTES: usize = 8;
+
 /// A file whose requested columns are known to be there, of the right types.
 #[derive(Debug)]
 pub(crate) struct DataFile {
+    /// How messages name it.
     pub(crate) path: Arc<Path>,
+    source: FileSource,
     metadata: ArrowReaderMetadata,
     /// Column of the file per request; `None` for an optional one that is not there.
     columns: Vec<Option<usize>>,
@@ -44,13 +57,21 @@ pub(crate) struct DataFile {
 
 impl DataFile {
     /// Reads the file's description and checks it against the requests.
-    pub(crate) fn open(path: &Path, requests: &[ColumnRequest]) -> Result<Self, DataError> {
+    pub(crate) fn open(source: &FileSource, requests: &[ColumnRequest]) -> Result<Self, DataError> {
+        let path = source.shown();
+        let path = path.as_path();
         let unreadable = |reason: String| DataError::Unreadable { path: path.to_path_buf(), reason };
-        let file = open_regular(path)?;
-        let length = file.metadata().map_err(|source| DataError::Io { path: path.to_path_buf(), source })?.len();
-        let metadata = guard::catch(|| ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()))
-            .map_err(unreadable)?
-            .map_err(|e| unreadable(e.to_string()))?;
+        let (metadata, length) = match source {
+            FileSource::Local(path) => local_description(path)?,
+            FileSource::Hub(shard) => match shard.cached() {
+                Some(path) => local_description(&path)?,
+                None => match hub_description(shard)? {
+                    Some(Ok(described)) => described,
+                    Some(Err(reason)) => return Err(unreadable(reason)),
+                    None => local_description(&shard.fetch(&Silent)?)?,
+                },
+            },
+        };
         for (number, row_group) in metadata.metadata().row_groups().iter().enumerate() {
             if row_group.num_rows() < 0 {
                 return Err(unreadable(format!("row group {number} claims {} rows", row_group.num_rows())));
@@ -67,7 +88,36 @@ impl DataFile {
         }
         let columns = bind(metadata.schema(), requests)
             .map_err(|faults| DataError::Columns { path: path.to_path_buf(), faults })?;
-        Ok(Self { path: path.into(), metadata, columns })
+        Ok(Self { path: path.into(), source: source.clone(), metadata, columns })
+    }
+
+    /// The file's bytes, brought here first if they are on a hub.
+    fn file(&self) -> Result<std::fs::File, DataError> {
+        match &self.source {
+            FileSource::Local(path) => open_regular(path),
+            FileSource::Hub(shard) => {
+                // Another run may give the file up before it is open.
+                const ATTEMPTS: usize = 3;
+                let mut opened = open_regular(&shard.fetch(&Silent)?);
+                for _ in 1..ATTEMPTS {
+                    match opened {
+                        Err(DataError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                            opened = open_regular(&shard.fetch(&Silent)?);
+                        }
+                        _ => break,
+                    }
+                }
+                opened
+            }
+        }
+    }
+
+    /// The file, if it is on a hub.
+    pub(crate) fn shard(&self) -> Option<&Shard> {
+        match &self.source {
+            FileSource::Local(_) => None,
+            FileSource::Hub(shard) => Some(shard),
+        }
     }
 
     /// Number of row groups.
@@ -92,7 +142,7 @@ impl DataFile {
 
     /// Starts to read rows `rows` of a row group.
     pub(crate) fn batches(&self, row_group: usize, rows: Range<usize>) -> Result<Batches<'_>, DataError> {
-        let file = open_regular(&self.path)?;
+        let file = self.file()?;
         let (roots, mask) = self.projection();
         let batch_rows = self.batch_rows(row_group, &mask);
         let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone())
@@ -109,7 +159,7 @@ impl DataFile {
 
     /// Checks that the requested columns' pages are of plausible sizes, before anything makes room for them.
     pub(crate) fn check_pages(&self, row_group: usize) -> Result<(), DataError> {
-        let file = open_regular(&self.path)?;
+        let file = self.file()?;
         let (_, mask) = self.projection();
         let columns = self.metadata.metadata().row_group(row_group).columns().iter().enumerate();
         for (_, column) in columns.filter(|(leaf, _)| mask.leaf_included(*leaf)) {
@@ -146,6 +196,50 @@ impl DataFile {
 fn chunk_range(column: &ColumnChunkMetaData) -> Option<(u64, u64)> {
     let start = column.dictionary_page_offset().unwrap_or_else(|| column.data_page_offset());
     u64::try_from(start).ok().zip(u64::try_from(column.compressed_size()).ok())
+}
+
+/// A file's account of itself, and the file's length in bytes.
+fn local_description(path: &Path) -> Result<(ArrowReaderMetadata, u64), DataError> {
+    let unreadable = |reason: String| DataError::Unreadable { path: path.to_path_buf(), reason };
+    let file = open_regular(path)?;
+    let length = file.metadata().map_err(|source| DataError::Io { path: path.to_path_buf(), source })?.len();
+    let metadata = guard::catch(|| ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()))
+        .map_err(unreadable)?
+        .map_err(|e| unreadable(e.to_string()))?;
+    Ok((metadata, length))
+}
+
+/// The same from the end of a file on a hub, or why it is none; nothing where the hub sends no parts of files.
+#[allow(clippy::type_complexity, reason = "three outcomes beside a failing hub")]
+fn hub_description(shard: &Shard) -> Result<Option<Result<(ArrowReaderMetadata, u64), String>>, DataError> {
+    let Some((mut tail, length)) = shard.tail(TAIL_BYTES)? else { return Ok(None) };
+    let Some(footer) = tail.last_chunk::<FOOTER_BYTES>() else {
+        return Ok(Some(Err(format!("it has {length} bytes"))));
+    };
+    let [a, b, c, d, magic @ ..] = *footer;
+    if magic != *b"PAR1" {
+        return Ok(Some(Err("it does not end as a Parquet file does".into())));
+    }
+    let described = u64::from(u32::from_le_bytes([a, b, c, d]));
+    let needed = described + FOOTER_BYTES as u64;
+    if needed > length || described > MAX_DESCRIPTION_BYTES {
+        return Ok(Some(Err(format!("it claims a description of {described} bytes"))));
+    }
+    if needed > tail.len() as u64 {
+        match shard.tail(needed)? {
+            Some((longer, same)) if same == length => tail = longer,
+            _ => return Ok(None),
+        }
+    }
+    let end = tail.len() - FOOTER_BYTES;
+    let Some(bytes) = end.checked_sub(described as usize).and_then(|start| tail.get(start..end)) else {
+        return Ok(None);
+    };
+    let read = guard::catch(|| {
+        let metadata = ParquetMetaDataReader::decode_metadata(bytes)?;
+        ArrowReaderMetadata::try_new(Arc::new(metadata), ArrowReaderOptions::new())
+    });
+    Ok(Some(read.and_then(|read| read.map_err(|e| e.to_string())).map(|metadata| (metadata, length))))
 }
 
 /// Opens a regular file; a device or pipe under a data file's name would hang the reader.
@@ -196,7 +290,10 @@ impl Batches<'_> {
         });
         Ok(Batch {
             file: self.file.path.clone(),
-            folder: self.file.path.parent().map(Path::to_path_buf).unwrap_or_default(),
+            folder: match &self.file.source {
+                FileSource::Local(path) => Some(path.parent().map(Path::to_path_buf).unwrap_or_default()),
+                FileSource::Hub(_) => None,
+            },
             row_group: self.row_group,
             first_row: self.next_row,
             rows: batch.num_rows(),
@@ -208,7 +305,8 @@ impl Batches<'_> {
 /// Some rows of a row group, decoded as columns.
 pub(crate) struct Batch {
     file: Arc<Path>,
-    folder: PathBuf,
+    /// Where paths of images start; `None` where there are no files beside the table's own.
+    folder: Option<PathBuf>,
     row_group: usize,
     pub(crate) first_row: usize,
     pub(crate) rows: usize,
@@ -246,7 +344,7 @@ impl Batch {
                         Ok(())
                     }
                 },
-                Values::Image(images) => match images.read(index, column, &self.folder)? {
+                Values::Image(images) => match images.read(index, column, self.folder.as_deref())? {
                     None => Err(null()),
                     Some(image) => {
                         row.images.insert(*role, vec![image]);
@@ -256,7 +354,7 @@ impl Batch {
                 Values::ImageList(list, images) => {
                     let mut found = Vec::new();
                     for item in list.range(index) {
-                        found.push(images.read(item, column, &self.folder)?.ok_or_else(null)?);
+                        found.push(images.read(item, column, self.folder.as_deref())?.ok_or_else(null)?);
                     }
                     if found.is_empty() {
                         Err(null())
@@ -386,7 +484,7 @@ impl Images {
         Ok(Self { nulls: None, bytes, path })
     }
 
-    fn read(&self, index: usize, column: &str, folder: &Path) -> Result<Option<EncodedImage>, RowFault> {
+    fn read(&self, index: usize, column: &str, folder: Option<&Path>) -> Result<Option<EncodedImage>, RowFault> {
         if self.nulls.as_ref().is_some_and(|nulls| nulls.is_null(index)) {
             return Ok(None);
         }
@@ -403,8 +501,11 @@ impl Images {
     }
 }
 
-fn read_image_file(path: &str, column: &str, folder: &Path) -> Result<EncodedImage, RowFault> {
+fn read_image_file(path: &str, column: &str, folder: Option<&Path>) -> Result<EncodedImage, RowFault> {
     let failed = |reason: String| RowFault::NoImageFile { column: column.into(), path: path.into(), reason };
+    let Some(folder) = folder else {
+        return Err(failed("of a table on a hub, only images inside the table are read".into()));
+    };
     let full = folder.join(path);
     let metadata = std::fs::metadata(&full).map_err(|e| failed(e.to_string()))?;
     if !metadata.is_file() {

@@ -1,6 +1,6 @@
 //! The order of an epoch's rows: a matter of the seed, the epoch and the index alone.
 //!
-//! Blocks are permuted over the whole table; consecutive blocks of that order make a window as large as memory allows
+//! Blocks are permuted over the whole table, of a table on a hub over a few files at a time, themselves in a permuted order; consecutive blocks of that order make a window as large as memory allows
 //! (at least one block), and rows are permuted within their window. A table that fits one window is shuffled evenly.
 
 use std::ops::Range;
@@ -18,6 +18,7 @@ pub const WINDOW_BYTES: u64 = 128 << 20;
 /// Streams of random numbers that an epoch uses.
 const BLOCK_STREAM: u64 = 0;
 const ROW_STREAM: u64 = 1;
+const FILE_STREAM: u64 = 2;
 
 /// The order of one epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,13 +40,40 @@ pub(crate) struct Window {
     pub(crate) rows: Range<usize>,
 }
 
+/// Numbers of the index's blocks in an epoch's order, and the places in it where a window has to begin.
+fn block_order(index: &Index, epoch: u64, seed: u64, shuffle: bool) -> (Vec<usize>, Vec<usize>) {
+    let mut blocks: Vec<usize> = (0..index.blocks().len()).collect();
+    if !shuffle {
+        return (blocks, Vec::new());
+    }
+    if index.files_together() == 0 {
+        Random::new(seed, &[epoch, BLOCK_STREAM]).shuffle(&mut blocks);
+        return (blocks, Vec::new());
+    }
+    let mut files: Vec<Vec<usize>> = Vec::new();
+    let mut last = None;
+    for block in blocks {
+        let file = index.blocks()[block].file;
+        if last.replace(file) != Some(file) {
+            files.push(Vec::new());
+        }
+        files.last_mut().into_iter().for_each(|file| file.push(block));
+    }
+    Random::new(seed, &[epoch, FILE_STREAM]).shuffle(&mut files);
+    let (mut order, mut begins) = (Vec::new(), Vec::new());
+    for (number, together) in files.chunks(index.files_together()).enumerate() {
+        let mut blocks = together.concat();
+        Random::new(seed, &[epoch, BLOCK_STREAM, number as u64]).shuffle(&mut blocks);
+        begins.push(order.len());
+        order.extend(blocks);
+    }
+    (order, begins)
+}
+
 impl EpochOrder {
     /// The order of epoch `epoch` (from 0); without `shuffle`, the table's own order in every epoch.
     pub fn new(index: &Index, epoch: u64, seed: u64, shuffle: bool) -> Self {
-        let mut blocks: Vec<usize> = (0..index.blocks().len()).collect();
-        if shuffle {
-            Random::new(seed, &[epoch, BLOCK_STREAM]).shuffle(&mut blocks);
-        }
+        let (blocks, begins) = block_order(index, epoch, seed, shuffle);
         let mut windows: Vec<Window> = Vec::new();
         let mut bytes = 0u64;
         let mut row = 0;
@@ -54,6 +82,7 @@ impl EpochOrder {
             let joined = windows.last_mut().filter(|window| {
                 // Rows of a window in the table's own order need not wait for one another.
                 shuffle
+                    && begins.binary_search(&place).is_err()
                     && window.rows.len() + block.accepted <= WINDOW_ROWS
                     && bytes.saturating_add(block.bytes) <= WINDOW_BYTES
             });

@@ -1,6 +1,6 @@
 //! From what a recipe says (`data.train`, `data.eval`) to an ordered list of files.
 //!
-//! A source is the path of a file, a glob, a folder, or a `synth:` spec. A folder stands for every `.parquet` file
+//! A source is the path of a file, a glob, a folder, a `synth:` spec, or the same on a hub ([`super::hub`]). A folder stands for every `.parquet` file
 //! below it; where its files are named for splits as on the Hugging Face hub (`train-00000-of-00001.parquet`,
 //! `validation.parquet`, `data/test/0000.parquet`), only those of the asked split are taken.
 
@@ -8,9 +8,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
+use janus_core::hub::{Progress, Shard};
 
 use super::error::DataError;
-use super::synth;
+use super::{hub, synth};
 
 /// Folders are followed so deep; also what ends a walk in a circle of links.
 const MAX_DEPTH: usize = 16;
@@ -24,6 +25,25 @@ pub enum Split {
     Eval,
 }
 
+/// One file of a table.
+#[derive(Debug, Clone)]
+pub enum FileSource {
+    /// On this machine.
+    Local(PathBuf),
+    /// On a hub, here when it is needed.
+    Hub(Shard),
+}
+
+impl FileSource {
+    /// How messages name it: its path, or `hf://datasets/owner/name@revision/path`.
+    pub fn shown(&self) -> PathBuf {
+        match self {
+            FileSource::Local(path) => path.clone(),
+            FileSource::Hub(shard) => PathBuf::from(format!("hf://{}/{}", shard.repository().id(), shard.name())),
+        }
+    }
+}
+
 /// A split as file names spell it.
 const SPLITS: [(&str, &[&str]); 3] = [
     ("train", &["train", "training"]),
@@ -31,15 +51,26 @@ const SPLITS: [(&str, &[&str]); 3] = [
     ("test", &["test", "testing"]),
 ];
 
-/// The files of a source, `synth:` specs included; those are drawn into `cache_folder` on first use.
+/// The files of a source of any kind; `synth:` specs are drawn into `cache_folder` on first use.
 ///
 /// # Errors
-/// As [`resolve`]; a `synth:` spec that is not understood or cannot be written.
-pub fn locate(spec: &str, base_folder: &Path, cache_folder: &Path, split: Split) -> Result<Vec<PathBuf>, DataError> {
-    if synth::is_spec(spec) {
-        return Ok(vec![synth::synthesize(spec, cache_folder)?]);
+/// As [`resolve`] and [`hub::locate`]; a `synth:` spec that is not understood or cannot be written.
+pub fn locate(
+    spec: &str,
+    base_folder: &Path,
+    cache_folder: &Path,
+    split: Split,
+    progress: &dyn Progress,
+) -> Result<Vec<FileSource>, DataError> {
+    if hub::is_spec(spec) {
+        return hub::locate(spec, split, progress);
     }
-    resolve_split(spec, base_folder, Some(split))
+    let files = if synth::is_spec(spec) {
+        vec![synth::synthesize(spec, cache_folder)?]
+    } else {
+        resolve_split(spec, base_folder, Some(split))?
+    };
+    Ok(files.into_iter().map(FileSource::Local).collect())
 }
 
 /// The files of a path, glob or folder (every split of it), in order of their names; relative ones start at `base_folder`.
@@ -58,9 +89,6 @@ pub fn resolve_split(spec: &str, base_folder: &Path, split: Option<Split>) -> Re
     let refuse = |reason: &str| DataError::Source { spec: spec.into(), reason: reason.into() };
     if spec.trim().is_empty() {
         return Err(refuse("it is empty"));
-    }
-    if spec.starts_with("hf://") {
-        return Err(refuse("reading data from the hub is not supported yet, download the files and give their folder"));
     }
     if let Some((scheme, _)) = spec.split_once("://") {
         return Err(refuse(&format!("`{scheme}://` is not supported, give a file, a glob or a folder")));
@@ -95,9 +123,7 @@ fn glob_files(spec: &str, base_folder: &Path) -> Result<Vec<PathBuf>, DataError>
         })?;
         format!("{}/{spec}", glob::Pattern::escape(base))
     };
-    let options =
-        glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
-    let found = glob::glob_with(&pattern, options).map_err(|e| refuse(format!("malformed pattern: {e}")))?;
+    let found = glob::glob_with(&pattern, pattern_options()).map_err(|e| refuse(format!("malformed pattern: {e}")))?;
     let mut files = Vec::new();
     for entry in found {
         let path = entry.map_err(|e| DataError::Io { path: e.path().to_path_buf(), source: e.into() })?;
@@ -112,6 +138,11 @@ fn glob_files(spec: &str, base_folder: &Path) -> Result<Vec<PathBuf>, DataError>
     Ok(files)
 }
 
+/// How globs match, here and on a hub.
+pub(super) fn pattern_options() -> glob::MatchOptions {
+    glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true }
+}
+
 fn folder_files(folder: &Path, split: Option<Split>) -> Result<Vec<PathBuf>, DataError> {
     let mut files = Vec::new();
     walk(folder, 0, &mut files)?;
@@ -120,8 +151,16 @@ fn folder_files(folder: &Path, split: Option<Split>) -> Result<Vec<PathBuf>, Dat
     }
     files.sort();
     let Some(split) = split else { return Ok(files) };
-    let named: Vec<(Option<&'static str>, PathBuf)> =
-        files.into_iter().map(|file| (split_of(file.strip_prefix(folder).unwrap_or(&file)), file)).collect();
+    let named = files.into_iter().map(|file| (split_of(file.strip_prefix(folder).unwrap_or(&file)), file)).collect();
+    of_split(folder, named, split)
+}
+
+/// Of a folder's files, those of a split; all where none is named for a split.
+pub(super) fn of_split<T>(
+    folder: &Path,
+    named: Vec<(Option<&'static str>, T)>,
+    split: Split,
+) -> Result<Vec<T>, DataError> {
     let found: Vec<&'static str> =
         SPLITS.iter().map(|(name, _)| *name).filter(|name| named.iter().any(|(of, _)| of == &Some(*name))).collect();
     if found.is_empty() {
@@ -138,7 +177,7 @@ fn folder_files(folder: &Path, split: Option<Split>) -> Result<Vec<PathBuf>, Dat
 }
 
 /// The split a file below a folder is named for: by a folder on its way, else by the start of its own name.
-fn split_of(file: &Path) -> Option<&'static str> {
+pub(super) fn split_of(file: &Path) -> Option<&'static str> {
     let by_name = |name: &str| SPLITS.iter().find(|(_, spellings)| spellings.contains(&name)).map(|(split, _)| *split);
     let folders = file.parent().into_iter().flat_map(Path::components);
     for folder in folders {
@@ -255,9 +294,10 @@ mod tests {
         assert!(matches!(resolve("empty", base), Err(DataError::EmptyFolder { .. })));
         assert!(matches!(resolve("empty/notes.txt/x.parquet", base), Err(DataError::NotFound { .. })));
         assert!(matches!(resolve("a[", base), Err(DataError::Source { .. })));
-        let hub = resolve("hf://datasets/owner/name/train.parquet", base).unwrap_err();
-        assert!(hub.to_string().contains("reading data from the hub is not supported yet"), "{hub}");
         assert!(matches!(resolve("s3://bucket/x.parquet", base), Err(DataError::Source { .. })));
-        assert!(matches!(locate("synth:nothing", base, base, Split::Train), Err(DataError::Source { .. })));
+        assert!(matches!(
+            locate("synth:nothing", base, base, Split::Train, &janus_core::hub::Silent),
+            Err(DataError::Source { .. })
+        ));
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::error::DataError;
 use super::index::{Index, Table};
-use super::row::Row;
+use super::row::{Row, RowId};
 use super::shuffle::EpochOrder;
 
 /// A place in the endless stream of rows. What a checkpoint keeps to go on with the same rows.
@@ -80,6 +80,18 @@ impl RowStream {
         Ok(())
     }
 
+    /// The names of `count` rows from `from` on, without reading them.
+    pub fn row_ids(&self, from: Position, count: usize) -> Vec<RowId> {
+        let mut ids = Vec::with_capacity(count);
+        let Position { mut epoch, mut index } = from;
+        while ids.len() < count {
+            let order = EpochOrder::new(&self.index, epoch, self.seed, self.shuffle);
+            ids.extend(order.row_ids(&self.table, &self.index).skip(index).take(count - ids.len()));
+            (epoch, index) = (epoch.wrapping_add(1), 0);
+        }
+        ids
+    }
+
     fn go_to(&mut self, position: Position) {
         if position.epoch != self.position.epoch {
             self.order = EpochOrder::new(&self.index, position.epoch, self.seed, self.shuffle);
@@ -93,7 +105,7 @@ impl RowStream {
     /// # Errors
     /// A file that was good when it was scanned cannot be read any more; the position then stays.
     pub fn next_row(&mut self) -> Result<Row, DataError> {
-        let Position { epoch, index } = self.position;
+        let Position { index, .. } = self.position;
         let windows = self.order.windows();
         let number = windows.partition_point(|window| window.rows.end <= index);
         let offset = index - windows[number].rows.start;
@@ -104,13 +116,24 @@ impl RowStream {
         }
         let row = self.window.as_mut().and_then(|window| window.rows[window.permutation[offset]].take());
         let row = row.expect("a row is given out once: seeking drops the window");
+        self.skip_row();
+        Ok(row)
+    }
+
+    /// Passes over the next row without reading it.
+    pub fn skip_row(&mut self) {
+        let Position { epoch, index } = self.position;
         let next = index + 1;
-        self.go_to(if next == self.rows_per_epoch() {
+        self.go_to(if next >= self.rows_per_epoch() {
             Position { epoch: epoch.wrapping_add(1), index: 0 }
         } else {
             Position { epoch, index: next }
         });
-        Ok(row)
+    }
+
+    /// Another stream of the same rows, which stands at the same place.
+    pub fn fork(&self) -> Self {
+        Self { table: self.table.clone(), index: self.index.clone(), order: self.order.clone(), window: None, ..*self }
     }
 
     fn load(&self, number: usize) -> Result<LoadedWindow, DataError> {
@@ -223,6 +246,10 @@ mod tests {
             let names: Vec<_> = order.row_ids(&table, &index).collect();
             let read: Vec<_> = (0..rows).map(|_| stream.next_row().unwrap().id).collect();
             assert_eq!(names, read);
+            let from = Position { epoch: 4, index: rows - 2 };
+            stream.seek(from).unwrap();
+            let read: Vec<_> = (0..5).map(|_| stream.next_row().unwrap().id).collect();
+            assert_eq!(stream.row_ids(from, 5), read, "over the end of an epoch");
         }
     }
 

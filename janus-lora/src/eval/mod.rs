@@ -17,6 +17,7 @@ use crate::data::Row;
 use crate::error::Result;
 use crate::status::Status;
 use crate::tasks::{Batch, Context, Question, Task};
+use crate::train::signals;
 use crate::train::tables::{RecipeTable, Source};
 
 /// Tokens an answer may have beyond the expected one's.
@@ -98,6 +99,7 @@ pub fn evaluate_table(
         if !ended && chunk.len() < batch_size {
             continue;
         }
+        signals::check()?;
         let samples = chunk.iter().map(|row| task.sample(context, row)).collect::<Result<Vec<_>>>()?;
         let batch = Batch::collate(base, &samples)?;
         batch.count_labels(&mut counts);

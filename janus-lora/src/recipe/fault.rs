@@ -114,6 +114,14 @@ pub enum Problem {
         /// The task it belongs to.
         belongs_to: &'static str,
     },
+    /// A metric of an evaluation that the recipe does not have.
+    #[error("`train.early_stopping.metric` is `{metric}`, but {problem}")]
+    NoEvaluation {
+        /// The metric.
+        metric: String,
+        /// What keeps it from being there.
+        problem: String,
+    },
     /// Two data tables of one name.
     #[error("the name `{name}` is taken by `data.{first}`")]
     DuplicateName {
@@ -218,6 +226,9 @@ impl Problem {
             Problem::Conflict { first, second } => Some(format!("leave `{first}` or `{second}` out")),
             Problem::NoData => Some("add a [[data]] table with `task` and `train`".into()),
             Problem::NotForTask { key, belongs_to, .. } => Some(format!("`{key}` is for task `{belongs_to}`")),
+            Problem::NoEvaluation { .. } => {
+                Some("name a metric as `table.metric`, for a table with `eval`, and set `train.eval_every`".into())
+            }
             Problem::DuplicateName { .. } => Some("give each [[data]] table a `name` of its own".into()),
             Problem::UnknownScheme { .. } => Some(
                 "a source is a path, a glob, a folder, `hf://datasets/owner/name/...` or `synth:name?rows=512&seed=1`"

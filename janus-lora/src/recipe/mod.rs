@@ -4,13 +4,16 @@
 //! `overrides`), checks every key and value against the sections declared in `types` (`value`, `read`), makes input
 //! paths absolute (`resolve`) and gives a [`Recipe`], or every fault at once, each with its line and what is wrong in it
 //! (`fault`, `location`, `error`). [`to_toml`] writes a recipe that reads back equal; [`catalog()`] lists a folder's.
+//! [`json_schema()`] and [`reference_page`] tell of the same keys to editors and readers.
 
 mod catalog;
 mod error;
 mod fault;
+mod json_schema;
 mod location;
 mod overrides;
 mod read;
+mod reference;
 mod resolve;
 pub mod schema;
 mod tree;
@@ -27,10 +30,12 @@ use std::path::Path;
 pub use catalog::{CatalogEntry, catalog};
 pub use error::RecipeError;
 pub use fault::{Problem, RecipeFault};
+pub use json_schema::json_schema;
 pub use location::{Location, Origin};
+pub use reference::markdown as reference_page;
 pub use types::{
-    Accumulation, AdapterMethod, AdapterSection, BaseDtype, BaseSection, Columns, DataLimits, DataSection, Mixture,
-    OutputSection, Recipe, Recompute, Schedule, Task, TrainSection,
+    Accumulation, AdapterMethod, AdapterSection, BaseDtype, BaseSection, Columns, DataLimits, DataSection,
+    EarlyStopping, Goal, Mixture, OutputSection, Recipe, Recompute, Schedule, Task, TrainSection,
 };
 pub use write::to_toml;
 

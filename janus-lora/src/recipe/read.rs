@@ -25,6 +25,9 @@ pub(crate) fn read_recipe(root: &Table, folders: &Folders, faults: &mut Faults) 
     let data_limits = DataLimits::read(&mut reader(root, DataLimits::SECTION, faults));
     let train = read_train(root, faults);
     let output = read_output(root, folders, faults);
+    if let (Some(train), Some(data)) = (&train, &data) {
+        check_early_stopping(root, train, data, faults);
+    }
     Some(Recipe {
         base: base?,
         adapter: adapter?,
@@ -167,6 +170,26 @@ fn read_train(root: &Table, faults: &mut Faults) -> Option<TrainSection> {
         train.epochs = Some(DEFAULT_EPOCHS);
     }
     Some(train)
+}
+
+/// Refuses to stop by an evaluation that is never made.
+fn check_early_stopping(root: &Table, train: &TrainSection, data: &[DataSection], faults: &mut Faults) {
+    let Some(rule) = &train.early_stopping else { return };
+    let table = rule.metric.rsplit_once('.').map(|(table, _)| table);
+    let problem = match table.and_then(|name| data.iter().find(|table| table.name == name)) {
+        None => {
+            let names: Vec<String> = data.iter().map(|table| format!("`{}`", table.name)).collect();
+            format!("the tables are {}", names.join(", "))
+        }
+        Some(table) if table.eval.is_none() => format!("`{}` has no `eval`", table.name),
+        Some(_) if train.eval_every == 0 => "`train.eval_every` is 0".into(),
+        Some(_) => return,
+    };
+    let place = match root.get("train").map(|entry| &entry.node.value) {
+        Some(Value::Table(table)) => table.get("early_stopping").map(|entry| entry.node.place.clone()),
+        _ => None,
+    };
+    faults.push(place, Problem::NoEvaluation { metric: quotable(&rule.metric), problem });
 }
 
 fn read_output(root: &Table, folders: &Folders, faults: &mut Faults) -> Option<OutputSection> {

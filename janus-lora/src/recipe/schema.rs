@@ -80,6 +80,8 @@ pub enum Rule {
     Columns,
     /// A share as a float from 0 to 1, or a count as an integer.
     BadRows,
+    /// A table with the keys of [`EarlyStopping`](super::EarlyStopping).
+    EarlyStopping,
 }
 
 impl fmt::Display for Rule {
@@ -102,6 +104,9 @@ impl fmt::Display for Rule {
             }
             Rule::TextList => f.write_str("an array of strings that are not empty"),
             Rule::Columns => f.write_str("a table of column names, such as { image = \"photo\" }"),
+            Rule::EarlyStopping => {
+                f.write_str("a table such as { metric = \"table.loss\", patience = 3, mode = \"min\" }")
+            }
             Rule::BadRows => f.write_str("a share from 0.0 to 1.0, or a count of rows as an integer"),
         }
     }
@@ -173,6 +178,9 @@ pub(crate) const FOREIGN_NAMES: &[(&str, &str)] = &[
     ("gradient_checkpointing", "train.recompute"),
     ("save_steps", "train.checkpoint_every"),
     ("eval_steps", "train.eval_every"),
+    ("save_total_limit", "train.keep_checkpoints"),
+    ("metric_for_best_model", "train.early_stopping"),
+    ("early_stopping_patience", "train.early_stopping"),
     ("output_dir", "output.dir"),
     ("directory", "output.dir"),
     ("validation", "data.0.eval"),

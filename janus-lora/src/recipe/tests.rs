@@ -220,11 +220,50 @@ shuffle = true
 recompute = "auto"
 checkpoint_every = 200
 eval_every = 0
+keep_checkpoints = 3
+max_skipped_steps = 10
 
 [output]
 dir = "/runs/x"
 "#;
     assert_eq!(text, expected);
+}
+
+#[test]
+fn early_stopping_is_a_table_with_keys_of_its_own() {
+    let text = LEAST.replace("train = \"t.parquet\"", "train = \"t.parquet\"\neval = \"e.parquet\"");
+    let with = |value: &str| format!("train.early_stopping={value}");
+    let read = |overrides: &[&str]| good(&text, overrides).train.early_stopping;
+    assert_eq!(read(&[]), None);
+    let metric = "text.loss".to_owned();
+    let expected = EarlyStopping { metric: metric.clone(), patience: 3, mode: Goal::Min };
+    assert_eq!(read(&["train.eval_every=5", &with(r#"{ metric = "text.loss" }"#)]), Some(expected));
+    let given = with(r#"{ metric = "text.loss", patience = 0, mode = "max" }"#);
+    let recipe = good(&text, &["train.eval_every=5", &given]);
+    assert_eq!(recipe.train.early_stopping, Some(EarlyStopping { metric, patience: 0, mode: Goal::Max }));
+    let written = to_toml(&recipe);
+    assert!(
+        written.contains("early_stopping = { metric = \"text.loss\", patience = 0, mode = \"max\" }\n"),
+        "{written}"
+    );
+    assert_eq!(good(&written, &[]), recipe);
+    for (value, every, problem) in [
+        ("3", "5", "`train.early_stopping` must be a table such as"),
+        ("{ patience = 2 }", "5", "missing key `train.early_stopping.metric`"),
+        (
+            r#"{ metric = "text.loss", mdoe = "min" }"#,
+            "5",
+            "unknown key `mdoe` in [train.early_stopping]; did you mean `mode`?",
+        ),
+        (r#"{ metric = "text.loss", mode = "least" }"#, "5", "unknown value `least` for `train.early_stopping.mode`"),
+        (r#"{ metric = "txt.loss" }"#, "5", "`train.early_stopping.metric` is `txt.loss`, but the tables are `text`"),
+        (r#"{ metric = "text.loss" }"#, "0", "but `train.eval_every` is 0"),
+    ] {
+        let told = problems(&text, &[&format!("train.eval_every={every}"), &with(value)]);
+        assert!(told.len() == 1 && told[0].contains(problem), "{value}: {told:?}");
+    }
+    let told = problems(LEAST, &["train.eval_every=5", &with(r#"{ metric = "text.loss" }"#)]);
+    assert!(told[0].contains("`text` has no `eval`"), "{told:?}");
 }
 
 #[test]

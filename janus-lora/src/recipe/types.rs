@@ -196,6 +196,11 @@ impl Columns {
         self.given.contains_key(role)
     }
 
+    /// Columns by role.
+    pub fn new(given: BTreeMap<String, String>) -> Self {
+        Self { given }
+    }
+
     /// Roles and columns as given, by role.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.given.iter().map(|(role, column)| (role.as_str(), column.as_str()))
@@ -264,6 +269,29 @@ choice! {
     later []
 }
 
+choice! {
+    /// Which way a metric gets better.
+    pub enum Goal {
+        /// The less, the better.
+        Min = "min",
+        /// The more, the better.
+        Max = "max",
+    }
+    later []
+}
+
+section! {
+    /// By which evaluation a run keeps its best checkpoint, takes its adapter, and stops.
+    pub struct EarlyStopping = "train.early_stopping" once {
+        /// The metric, as `table.metric`: `bsdata.loss`.
+        pub metric: String, Rule::Text, required;
+        /// Evaluations without a better one after which the run stops. 0 never stops it.
+        pub patience: u64, STEPS_OR_NONE, default(3);
+        /// Which way the metric gets better.
+        pub mode: Goal, Rule::Choice(&Goal::CHOICES), default(Goal::Min);
+    }
+}
+
 section! {
     /// How it is trained.
     pub struct TrainSection = "train" once {
@@ -303,6 +331,15 @@ section! {
         pub checkpoint_every: u64, STEPS_OR_NONE, default(200);
         /// Optimiser steps between evaluations. 0 evaluates at the start and at the end only.
         pub eval_every: u64, STEPS_OR_NONE, default(0);
+        /// Checkpoints that are kept: the last so many, and the best by `early_stopping`.
+        pub keep_checkpoints: u64, COUNT, default(3);
+        /// By which evaluation the run keeps its best checkpoint, takes its adapter, and stops. Absent: the last step counts.
+        pub early_stopping: Option<EarlyStopping>, Rule::EarlyStopping, default(None);
+        /// Steps that may give no finite loss and gradient; they move nothing. One more stops the run.
+        pub max_skipped_steps: u64, STEPS_OR_NONE, default(10);
+        /// Optimiser steps between sample answers and pictures of the first rows to evaluate, at the start too. 0 makes them
+        /// at the end only, which takes about as long as two or three steps.
+        pub sample_every: u64, STEPS_OR_NONE, default(0);
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::fault::{Faults, Problem, quotable};
 use super::schema::{Choices, Field, NumberRange, Rule, Section};
 use super::tree::{Entry, Node, Place, Table, Value};
-use super::types::Columns;
+use super::types::{Columns, EarlyStopping};
 use crate::data::BadRowLimit;
 use crate::nearest::nearest;
 
@@ -272,6 +272,22 @@ impl FieldValue for BadRowLimit {
             BadRowLimit::Share(share) => write_number(*share),
             BadRowLimit::Count(count) => count.to_string(),
         })
+    }
+}
+
+impl FieldValue for EarlyStopping {
+    fn read(node: &Node, key: &str, rule: &Rule, faults: &mut Faults) -> Option<Self> {
+        if !matches!(node.value, Value::Table(_)) {
+            wrong_type(node, key, rule, faults);
+            return None;
+        }
+        Self::read(&mut SectionReader::new(key.into(), Self::SECTION, Some(node), faults))
+    }
+
+    fn write(&self) -> Option<String> {
+        let mut lines = String::new();
+        Self::write(self, &mut lines);
+        Some(format!("{{ {} }}", lines.trim_end().replace('\n', ", ")))
     }
 }
 

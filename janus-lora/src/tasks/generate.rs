@@ -2,9 +2,8 @@
 
 use janus_core::{ModelError, Parts};
 
-use super::{Context, Question, Sample, Task, within};
+use super::{Draft, Question, Task, within};
 use crate::base::Base;
-use crate::cache::codes;
 use crate::data::{ColumnKind, ColumnRequest, Row};
 use crate::error::Result;
 use crate::recipe::Columns;
@@ -51,16 +50,20 @@ impl Task for Generate {
         base.prompts().generation_prompt(row.text("prompt").unwrap_or_default()).map(|_| ()).map_err(|e| e.to_string())
     }
 
-    fn sample(&self, context: Context<'_>, row: &Row) -> Result<Sample> {
-        let mut prompt = context.base.prompts().generation_prompt(row.text("prompt").unwrap_or_default())?;
-        if context.draw.is_some_and(|draw| draw < self.prompt_dropout) {
-            prompt = context.base.prompts().unconditional(&prompt);
+    fn draft(&self, base: &Base, draw: Option<f64>, row: &Row) -> Result<Draft> {
+        let mut prompt = base.prompts().generation_prompt(row.text("prompt").unwrap_or_default())?;
+        if draw.is_some_and(|draw| draw < self.prompt_dropout) {
+            prompt = base.prompts().unconditional(&prompt);
         }
         let image = row.image("image").ok_or(ModelError::NotLoaded { part: "row's image" })?;
-        Ok(Sample::Codes { prompt, codes: codes(context.base, context.model.device(), &image.bytes)? })
+        Ok(Draft::Codes { prompt, image: base.image(image) })
     }
 
     fn question(&self, _base: &Base, _row: &Row) -> Result<Option<Question>> {
         Ok(None)
+    }
+
+    fn drawing(&self, base: &Base, row: &Row) -> Result<Option<Vec<u32>>> {
+        Ok(Some(base.prompts().generation_prompt(row.text("prompt").unwrap_or_default())?))
     }
 }

@@ -14,7 +14,7 @@ use janus_core::processing::{Message, Role, Sample as TextSample};
 use janus_core::{Janus, Parts};
 
 use crate::base::Base;
-use crate::cache::Image;
+use crate::cache::{Image, codes};
 use crate::data::{ColumnRequest, Row};
 use crate::error::{Error, Result};
 use crate::recipe::{DataSection, Task as TaskName};
@@ -63,6 +63,70 @@ impl Sample {
     }
 }
 
+/// A row made ready as far as that needs no model.
+#[derive(Debug, Clone)]
+pub enum Draft {
+    /// Labelled text around images.
+    Text {
+        /// Ids and labels.
+        tokens: TextSample,
+        /// The images, in reading order.
+        images: Vec<Image>,
+    },
+    /// A prompt and the image that is drawn for it.
+    Codes {
+        /// Ids up to and with `<begin_of_image>`.
+        prompt: Vec<u32>,
+        /// The image.
+        image: Image,
+    },
+}
+
+impl Draft {
+    /// Decodes and resizes its pictures before a model asks for them. What is wrong with one comes out then.
+    pub fn decode_ahead(&self) {
+        match self {
+            Draft::Text { images, .. } => images.iter().for_each(Image::pixels_ahead),
+            Draft::Codes { image, .. } => image.target_ahead(),
+        }
+    }
+
+    /// The sample for a model: what is kept of its images is read, codes are computed where none are kept.
+    ///
+    /// # Errors
+    /// An image that cannot be decoded.
+    pub fn finish(&self, base: &Base, model: &Janus) -> Result<Sample> {
+        match self {
+            Draft::Text { tokens, images } => {
+                for image in images {
+                    image.prepare(model)?;
+                }
+                Ok(Sample::Text { tokens: tokens.clone(), images: images.clone() })
+            }
+            Draft::Codes { prompt, image } => {
+                Ok(Sample::Codes { prompt: prompt.clone(), codes: codes(base, model.device(), image)? })
+            }
+        }
+    }
+
+    /// Tokens that the decoder reads, and those that count in the loss, where an image has `codes_per_image` codes.
+    pub fn lengths(&self, codes_per_image: usize) -> (usize, usize) {
+        match self {
+            Draft::Text { tokens, .. } => (tokens.ids.len(), tokens.labels.iter().filter(|label| **label >= 0).count()),
+            Draft::Codes { prompt, .. } => (prompt.len() + codes_per_image.saturating_sub(1), codes_per_image),
+        }
+    }
+
+    /// Whether a finished one took pixels; `None` without images.
+    pub fn took_pixels(&self) -> Option<bool> {
+        match self {
+            Draft::Text { images, .. } if images.is_empty() => None,
+            Draft::Text { images, .. } => Some(images.iter().any(Image::was_needed)),
+            Draft::Codes { image, .. } => Some(image.was_needed()),
+        }
+    }
+}
+
 /// What making a sample needs besides the row.
 #[derive(Debug, Clone, Copy)]
 pub struct Context<'a> {
@@ -102,17 +166,34 @@ pub trait Task: std::fmt::Debug + Send + Sync {
     /// The reason.
     fn check(&self, base: &Base, row: &Row) -> std::result::Result<(), String>;
 
+    /// A row as far as it needs no model; `draw` is a number in [0, 1) for it at this place in the run, `None` outside
+    /// training.
+    ///
+    /// # Errors
+    /// Text that makes no prompt.
+    fn draft(&self, base: &Base, draw: Option<f64>, row: &Row) -> Result<Draft>;
+
     /// A row as a sample.
     ///
     /// # Errors
     /// An image that cannot be decoded, or text that makes no prompt.
-    fn sample(&self, context: Context<'_>, row: &Row) -> Result<Sample>;
+    fn sample(&self, context: Context<'_>, row: &Row) -> Result<Sample> {
+        self.draft(context.base, context.draw, row)?.finish(context.base, context.model)
+    }
 
     /// A row as a question, for tasks that answer in text.
     ///
     /// # Errors
     /// As [`Task::sample`].
     fn question(&self, base: &Base, row: &Row) -> Result<Option<Question>>;
+
+    /// The ids of a row's prompt up to and with `<begin_of_image>`, for tasks that answer with a picture.
+    ///
+    /// # Errors
+    /// Text that makes no prompt.
+    fn drawing(&self, _base: &Base, _row: &Row) -> Result<Option<Vec<u32>>> {
+        Ok(None)
+    }
 }
 
 /// The task of a table.
@@ -162,10 +243,10 @@ fn check_turns(base: &Base, turns: std::result::Result<Vec<Message>, String>) ->
     base.prompts().conversation_sample(&turns?, true).map(|_| ()).map_err(|e| e.to_string())
 }
 
-/// Turns as a labelled sample around images.
-fn text_sample(base: &Base, turns: std::result::Result<Vec<Message>, String>, images: Vec<Image>) -> Result<Sample> {
+/// Turns as labelled text around images.
+fn text_draft(base: &Base, turns: std::result::Result<Vec<Message>, String>, images: Vec<Image>) -> Result<Draft> {
     let tokens = base.prompts().conversation_sample(&turns.map_err(unusable)?, true)?;
-    Ok(Sample::Text { tokens, images })
+    Ok(Draft::Text { tokens, images })
 }
 
 /// Turns but the last as a question, the last as its answer.

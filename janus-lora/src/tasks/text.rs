@@ -3,7 +3,7 @@
 use janus_core::Parts;
 use janus_core::processing::Message;
 
-use super::{Context, Question, Sample, Task, check_turns, text_question, text_sample, turns, within};
+use super::{Draft, Question, Task, check_turns, text_draft, text_question, turns, within};
 use crate::base::Base;
 use crate::data::{ColumnKind, ColumnRequest, Row};
 use crate::error::Result;
@@ -55,8 +55,8 @@ impl Task for Text {
         check_turns(base, self.conversation(row))
     }
 
-    fn sample(&self, context: Context<'_>, row: &Row) -> Result<Sample> {
-        text_sample(context.base, self.conversation(row), Vec::new())
+    fn draft(&self, base: &Base, _draw: Option<f64>, row: &Row) -> Result<Draft> {
+        text_draft(base, self.conversation(row), Vec::new())
     }
 
     fn question(&self, base: &Base, row: &Row) -> Result<Option<Question>> {

@@ -3,7 +3,7 @@
 use janus_core::Parts;
 use janus_core::processing::Message;
 
-use super::{Context, Question, Sample, Task, check_turns, text_question, text_sample, turns, within};
+use super::{Draft, Question, Task, check_turns, text_draft, text_question, turns, within};
 use crate::base::Base;
 use crate::cache::Image;
 use crate::data::{ColumnKind, ColumnRequest, Row};
@@ -76,12 +76,9 @@ impl Task for Understand {
         check_turns(base, self.conversation(row))
     }
 
-    fn sample(&self, context: Context<'_>, row: &Row) -> Result<Sample> {
-        let images: Vec<Image> = self.images(row).iter().map(|image| context.base.image(image)).collect();
-        for image in &images {
-            image.prepare(context.model)?;
-        }
-        text_sample(context.base, self.conversation(row), images)
+    fn draft(&self, base: &Base, _draw: Option<f64>, row: &Row) -> Result<Draft> {
+        let images: Vec<Image> = self.images(row).iter().map(|image| base.image(image)).collect();
+        text_draft(base, self.conversation(row), images)
     }
 
     fn question(&self, base: &Base, row: &Row) -> Result<Option<Question>> {

@@ -1,7 +1,10 @@
 //! What keeps a run from starting or from going on.
 
+use std::path::PathBuf;
+
 use janus_core::{Diagnose, Fault};
 
+use super::signals::StopSignal;
 use crate::data::RowId;
 use crate::data::index::FULL_DECODE_ROWS;
 
@@ -45,23 +48,117 @@ pub enum TrainError {
         /// Why.
         source: Box<crate::error::Error>,
     },
-    /// A loss that is no number.
-    #[error("the loss of table `{table}` is {loss} at step {step}")]
+    /// A loss or a gradient that is no number; nothing has moved.
+    #[error("step {} on table `{table}`: {what}", step + 1)]
     NotFinite {
         /// The table.
         table: String,
-        /// The loss.
-        loss: f64,
-        /// The step.
+        /// What is no number, and what it is.
+        what: String,
+        /// The step, from 0.
         step: u64,
+        /// Number of the step's batch, from 0; absent where only their sum is no number.
+        batch: Option<usize>,
+    },
+    /// More steps without a finite loss and gradient than the recipe puts up with.
+    #[error(
+        "{skipped} steps gave no finite loss and gradient, `train.max_skipped_steps` = {allowed}; the last, {reason}, on {}",
+        rows_listed(.rows)
+    )]
+    TooManySkipped {
+        /// Steps skipped.
+        skipped: u64,
+        /// Steps that may be.
+        allowed: u64,
+        /// What the last was.
+        reason: String,
+        /// Rows of the last.
+        rows: Vec<RowId>,
+    },
+    /// An evaluation without the figure that the recipe stops by.
+    #[error("`train.early_stopping.metric` is `{metric}`, and the evaluation gives {}", listed(.found))]
+    NoMetric {
+        /// What the recipe names.
+        metric: String,
+        /// What there is.
+        found: Vec<String>,
+    },
+    /// A signal asked the run to stop.
+    #[error("stopped by {signal}{}", .checkpoint.as_ref().map_or_else(
+        || " before anything was to be saved".to_owned(),
+        |(step, folder)| format!(" after step {step}, saved in `{}`", folder.display()),
+    ))]
+    Stopped {
+        /// Which.
+        signal: StopSignal,
+        /// Steps done and the checkpoint of them.
+        checkpoint: Option<(u64, PathBuf)>,
+    },
+    /// An output folder that holds a run.
+    #[error("output folder `{}` holds a run", folder.display())]
+    RunExists {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// A folder to resume in that holds something else.
+    #[error("output folder `{}` is not empty and holds no run", folder.display())]
+    NotARun {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// Another process works in the run folder.
+    #[error("another process is at work in `{}`", folder.display())]
+    Busy {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// A run to resume that was another one.
+    #[error("the run in `{}` cannot be gone on with: {}", folder.display(), differences.join("; "))]
+    OtherRun {
+        /// The run folder.
+        folder: PathBuf,
+        /// What differs, each with what it was and what it is.
+        differences: Vec<String>,
+    },
+    /// A checkpoint that is damaged or not of this run.
+    #[error("checkpoint `{}` cannot be used: {problem}", folder.display())]
+    Checkpoint {
+        /// The checkpoint folder.
+        folder: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// No checkpoint of several is whole.
+    #[error("none of the {count} checkpoints in `{}` can be used", folder.display())]
+    NoWholeCheckpoint {
+        /// The run folder.
+        folder: PathBuf,
+        /// How many there are.
+        count: usize,
+        /// What is wrong with the newest.
+        source: Box<crate::error::Error>,
     },
     /// A metrics file that cannot be written.
     #[error("cannot write `{}`", path.display())]
     Write {
         /// The file.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// A data file that cannot be read any more.
+    #[error("cannot read `{}`", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The thread that reads rows ahead cannot work.
+    #[error("no thread to read rows with: {reason}")]
+    Thread {
+        /// Why.
+        reason: String,
     },
     /// A plot that cannot be drawn.
     #[error("cannot draw the loss: {reason}")]
@@ -81,10 +178,24 @@ fn listed(names: &[String]) -> String {
     }
 }
 
+/// The first few of a list of rows.
+pub(super) fn rows_listed(rows: &[RowId]) -> String {
+    const SHOWN: usize = 8;
+    let shown: Vec<String> = rows.iter().take(SHOWN).map(RowId::to_string).collect();
+    match rows.len().checked_sub(SHOWN) {
+        Some(more) if more > 0 => format!("{} and {more} more rows", shown.join(", ")),
+        _ => shown.join(", "),
+    }
+}
+
 impl Diagnose for TrainError {
     fn fault(&self) -> Fault {
         match self {
-            TrainError::NoGradient { .. } | TrainError::Write { .. } | TrainError::Plot { .. } => Fault::Internal,
+            TrainError::NoGradient { .. }
+            | TrainError::Write { .. }
+            | TrainError::Thread { .. }
+            | TrainError::Plot { .. }
+            | TrainError::Stopped { .. } => Fault::Internal,
             _ => Fault::Input,
         }
     }
@@ -105,7 +216,28 @@ impl Diagnose for TrainError {
                 "tables of more than {FULL_DECODE_ROWS} rows are not decoded beforehand; `janus data check` tells of every row's header and text"
             )],
             TrainError::NotFinite { .. } => vec!["lower `train.learning_rate`, or set `train.clip_norm`".into()],
-            TrainError::Write { .. } | TrainError::Plot { .. } => Vec::new(),
+            TrainError::TooManySkipped { .. } => vec![
+                "look at these rows with `janus data check`".into(),
+                "lower `train.learning_rate`, or set `train.clip_norm`".into(),
+            ],
+            TrainError::NoMetric { .. } => vec!["name one of these, as `table.metric`".into()],
+            TrainError::Stopped { checkpoint: Some(_), .. } => vec!["`--resume` goes on from there".into()],
+            TrainError::RunExists { .. } => {
+                vec!["`--resume` goes on with it; a new run needs another `output.dir`".into()]
+            }
+            TrainError::NotARun { .. } => vec!["choose the folder of the run, or a new one".into()],
+            TrainError::Busy { .. } => vec!["wait for its end, or choose another `output.dir`".into()],
+            TrainError::OtherRun { .. } => {
+                vec!["resume with what the run began with, or start a new run in another `output.dir`".into()]
+            }
+            TrainError::Checkpoint { .. } | TrainError::NoWholeCheckpoint { .. } => {
+                vec!["without the folder `checkpoints`, `--resume` starts at step 0".into()]
+            }
+            TrainError::Stopped { .. }
+            | TrainError::Write { .. }
+            | TrainError::Read { .. }
+            | TrainError::Thread { .. }
+            | TrainError::Plot { .. } => Vec::new(),
         }
     }
 }

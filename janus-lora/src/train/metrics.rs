@@ -1,13 +1,23 @@
 //! `metrics.jsonl`: one line per step and per evaluation.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 use serde::Serialize;
 
 use super::TrainError;
+use super::guard::Spike;
 use crate::error::Result;
+
+/// A step that moved nothing.
+#[derive(Debug, Clone, Serialize)]
+pub struct SkippedStep {
+    /// What was no number.
+    pub reason: String,
+    /// The rows that gave it, as text.
+    pub rows: Vec<String>,
+}
 
 /// One line of a step.
 #[derive(Debug, Clone, Serialize)]
@@ -26,10 +36,18 @@ pub struct StepLine {
     pub tokens: u64,
     /// The same per second of the step.
     pub tokens_per_second: f64,
+    /// Seconds of the step in which it waited for rows to be read and decoded.
+    pub wait_seconds: f64,
     /// Largest resident memory of the process so far.
     pub peak_rss_bytes: u64,
     /// Loss of each table that the step had rows of.
     pub losses: serde_json::Map<String, serde_json::Value>,
+    /// Why the step moved nothing, where its loss or gradient was no number; `loss` and `grad_norm` are `null` then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<SkippedStep>,
+    /// Losses far above what was usual.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub spikes: Vec<Spike>,
 }
 
 /// The file, appended line by line.
@@ -37,17 +55,28 @@ pub struct StepLine {
 pub struct MetricsFile {
     path: PathBuf,
     file: fs::File,
+    bytes: u64,
 }
 
 impl MetricsFile {
-    /// Starts the file in a run folder.
+    /// Opens the file of a run folder after its first `bytes`, 0 for a new one; what comes later is cut off, `replay` is
+    /// given every line before that. Says, too, whether that much was there.
     ///
     /// # Errors
     /// The system's.
-    pub fn create(folder: &Path) -> Result<Self> {
+    pub fn open(folder: &Path, bytes: u64, replay: &mut dyn FnMut(&serde_json::Value)) -> Result<(Self, bool)> {
         let path = folder.join("metrics.jsonl");
-        let file = fs::File::create(&path).map_err(|source| TrainError::Write { path: path.clone(), source })?;
-        Ok(Self { path, file })
+        let mut open = || -> std::io::Result<(fs::File, u64, bool)> {
+            let options = || fs::OpenOptions::new();
+            let mut file = options().read(true).write(true).create(true).truncate(false).open(&path)?;
+            let there = file.metadata()?.len();
+            let kept = whole_lines(&file, bytes.min(there), replay)?;
+            file.set_len(kept)?;
+            file.seek(SeekFrom::Start(kept))?;
+            Ok((file, kept, kept == bytes))
+        };
+        let (file, bytes, whole) = open().map_err(|source| TrainError::Write { path: path.clone(), source })?;
+        Ok((Self { path, file, bytes }, whole))
     }
 
     /// Appends one object.
@@ -58,8 +87,35 @@ impl MetricsFile {
         let failed = |source| TrainError::Write { path: self.path.clone(), source };
         let mut text = serde_json::to_vec(line).map_err(|e| failed(e.into()))?;
         text.push(b'\n');
-        Ok(self.file.write_all(&text).map_err(failed)?)
+        self.file.write_all(&text).map_err(failed)?;
+        self.bytes += text.len() as u64;
+        Ok(())
     }
+
+    /// Makes what was written durable; gives the length of it.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn sync(&mut self) -> Result<u64> {
+        self.file.sync_data().map_err(|source| TrainError::Write { path: self.path.clone(), source })?;
+        Ok(self.bytes)
+    }
+}
+
+/// Length of the whole lines among the first `bytes` of a file, each of them given to `replay` where it is JSON.
+fn whole_lines(file: &fs::File, bytes: u64, replay: &mut dyn FnMut(&serde_json::Value)) -> std::io::Result<u64> {
+    let mut lines = BufReader::new(file.take(bytes));
+    let (mut kept, mut line) = (0, Vec::new());
+    while lines.read_until(b'\n', &mut line)? > 0 {
+        if line.last() == Some(&b'\n') {
+            kept += line.len() as u64;
+            if let Ok(value) = serde_json::from_slice(&line) {
+                replay(&value);
+            }
+        }
+        line.clear();
+    }
+    Ok(kept)
 }
 
 /// Largest resident memory of this process so far, in bytes; 0 where the system does not tell.
@@ -79,4 +135,44 @@ pub fn peak_rss_bytes() -> u64 {
     }
     #[cfg(not(unix))]
     0
+}
+
+/// Resident memory of this process now, in bytes; `None` where the system does not tell (`VmRSS` of proc(5)).
+pub fn resident_bytes() -> Option<u64> {
+    let told = fs::read_to_string("/proc/self/status").ok()?;
+    let line = told.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_file_goes_on_after_the_lines_that_count() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |bytes| {
+            let mut seen = Vec::new();
+            let (file, whole) = MetricsFile::open(folder.path(), bytes, &mut |line| seen.push(line.clone())).unwrap();
+            (file, whole, seen)
+        };
+        let text = || std::fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
+        let (mut file, whole, _) = open(0);
+        assert!(whole);
+        file.write(&json!({"step": 1})).unwrap();
+        let bytes = file.sync().unwrap();
+        file.write(&json!({"step": 2})).unwrap();
+        drop(file);
+        let (mut file, whole, seen) = open(bytes);
+        assert_eq!((whole, seen), (true, vec![json!({"step": 1})]));
+        file.write(&json!({"step": 3})).unwrap();
+        assert_eq!(text(), "{\"step\":1}\n{\"step\":3}\n");
+        // Shorter than it should be, and cut within a line.
+        std::fs::write(folder.path().join("metrics.jsonl"), "{\"step\":1}\n{\"st").unwrap();
+        let (mut file, whole, seen) = open(30);
+        assert_eq!((whole, seen.len()), (false, 1));
+        file.write(&json!({"step": 4})).unwrap();
+        assert_eq!(text(), "{\"step\":1}\n{\"step\":4}\n");
+    }
 }

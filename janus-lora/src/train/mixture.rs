@@ -38,6 +38,24 @@ impl Mixer {
         counts
     }
 
+    /// Rows given so far of each table; stays at zero where every table gives the same.
+    pub fn given(&self) -> &[u64] {
+        &self.given
+    }
+
+    /// Goes on after so many rows of each table. `false`, and nothing changes, where the numbers are not those of its
+    /// tables or too large to be counted on.
+    #[must_use]
+    pub fn restore(&mut self, given: &[u64]) -> bool {
+        let countable =
+            given.iter().try_fold(0u64, |sum, rows| sum.checked_add(*rows)).is_some_and(|sum| sum < 1 << 62);
+        let fits = given.len() == self.given.len() && countable;
+        if fits {
+            self.given.copy_from_slice(given);
+        }
+        fits
+    }
+
     /// Rows that table `table` gives to a step of `rows` rows, on average.
     pub fn rows_per_step(&self, table: usize, rows: usize) -> f64 {
         match self.mixture {
@@ -63,6 +81,21 @@ mod tests {
                 assert!((*total as f64 - share * (3 * batch) as f64).abs() <= 1.0 + 1e-9, "{totals:?} after {batch}");
             }
         }
+    }
+
+    #[test]
+    fn a_mixer_goes_on_where_another_stood() {
+        let mut whole = Mixer::new(Mixture::Sample, &[5.0, 1.0, 4.0]);
+        for _ in 0..7 {
+            whole.next(3);
+        }
+        let mut resumed = Mixer::new(Mixture::Sample, &[5.0, 1.0, 4.0]);
+        assert!(resumed.restore(whole.given()));
+        for _ in 0..20 {
+            assert_eq!(resumed.next(3), whole.next(3));
+        }
+        assert!(!resumed.restore(&[1, 2]) && !resumed.restore(&[u64::MAX, 1, 1]));
+        assert_eq!(resumed.given(), whole.given());
     }
 
     #[test]

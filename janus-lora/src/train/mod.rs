@@ -1,19 +1,34 @@
 //! Training: a recipe becomes a plan, the plan a run, the run an adapter.
 //!
 //! The way of one step: [`mixture`] says from which table each row comes, [`tables`] hands out the rows, the tasks make
-//! samples and batches of them, [`step`] runs forward and backward, clips and lets [`optimizer`] move the
+//! samples and batches of them (`prefetch` reads and decodes ahead), [`step`] runs forward and backward, clips and lets [`optimizer`] move the
 //! [`trainable`] tensors at the rate of [`schedule`]. [`plan`] is what is known before the first step, [`coverage`] the
-//! proof that every tensor learns, [`run`] the loop with its files.
+//! proof that every tensor learns, [`run`] the loop with its `files` in a [`folder`] of its own.
+//!
+//! What makes a run one that can be trusted: [`checkpoint`] writes and reads all that the same bits need (rows by `feeder`,
+//! `moments`, and what the run began with by [`identity`]), [`guard`] watches losses and evaluations, [`signals`] end a run
+//! between two steps.
 
+pub mod checkpoint;
 pub mod coverage;
 mod error;
+pub mod feeder;
+mod files;
+pub mod folder;
+pub mod guard;
+pub mod identity;
 pub mod metrics;
 pub mod mixture;
+mod moments;
 pub mod optimizer;
 pub mod plan;
 mod plot;
+mod prefetch;
+#[cfg(test)]
+mod prefetch_tests;
 pub mod run;
 pub mod schedule;
+pub mod signals;
 pub mod step;
 pub mod tables;
 pub mod trainable;

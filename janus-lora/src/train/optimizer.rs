@@ -24,6 +24,17 @@ struct Slot {
     steps: i32,
 }
 
+/// What AdamW knows of one tensor.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Moments<'a> {
+    /// Running mean of the gradient.
+    pub first: &'a [f32],
+    /// Running mean of its square.
+    pub second: &'a [f32],
+    /// Updates so far.
+    pub steps: i32,
+}
+
 /// AdamW over a fixed number of tensors.
 #[derive(Debug, Clone)]
 pub struct AdamW {
@@ -35,6 +46,19 @@ impl AdamW {
     /// For `tensors` tensors.
     pub fn new(config: AdamWConfig, tensors: usize) -> Self {
         Self { config, slots: vec![Slot::default(); tensors] }
+    }
+
+    /// Moments and count of one tensor, absent before its first update.
+    pub fn state(&self, tensor: usize) -> Option<Moments<'_>> {
+        let slot = self.slots.get(tensor).filter(|slot| slot.steps > 0)?;
+        Some(Moments { first: &slot.first, second: &slot.second, steps: slot.steps })
+    }
+
+    /// Puts back what [`AdamW::state`] gave.
+    pub fn restore(&mut self, tensor: usize, first: Vec<f32>, second: Vec<f32>, steps: i32) {
+        if let Some(slot) = self.slots.get_mut(tensor) {
+            *slot = Slot { first, second, steps };
+        }
     }
 
     /// Moves the values of one tensor against its gradient.

@@ -50,6 +50,8 @@ pub struct Plan {
     pub recompute: bool,
     /// Estimate of the largest resident memory.
     pub predicted_peak_bytes: u64,
+    /// The same by what holds it.
+    pub predicted_memory: PredictedMemory,
     /// Each table.
     pub tables: Vec<TablePlan>,
     /// Paths that get a low-rank pair.
@@ -64,6 +66,38 @@ pub struct Plan {
     pub rows_per_step: Vec<f64>,
     /// What is computed once of each image and kept in the cache.
     pub cached: Vec<String>,
+}
+
+/// Predicted resident memory by what holds it, in bytes; the parts add up to the predicted peak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct PredictedMemory {
+    /// The program before anything is loaded.
+    pub program: u64,
+    /// Frozen weights.
+    pub base: u64,
+    /// Trainable values with their gradients of a micro-batch and of a step.
+    pub adapters: u64,
+    /// The optimiser's two moments.
+    pub moments: u64,
+    /// What the blocks of a micro-batch keep, and what one of them holds while it is computed.
+    pub activations: u64,
+    /// What is needed beyond that to fill the cache of image codes.
+    pub cache: u64,
+}
+
+impl PredictedMemory {
+    /// The parts with their names, in the order in which a run takes them.
+    pub fn parts(&self) -> [(&'static str, u64); 6] {
+        let Self { program, base, adapters, moments, activations, cache } = *self;
+        [
+            ("program", program),
+            ("base", base),
+            ("adapters", adapters),
+            ("moments", moments),
+            ("activations", activations),
+            ("cache", cache),
+        ]
+    }
 }
 
 /// The type of a recipe.
@@ -162,6 +196,7 @@ impl Plan {
             steps,
             recompute,
             predicted_peak_bytes,
+            predicted_memory: memory.predicted(recompute),
             tables,
             sites: chosen,
             unused_sites: unused,
@@ -275,9 +310,23 @@ impl Memory {
     }
 
     fn peak_bytes(&self, recompute: bool) -> u64 {
+        self.predicted(recompute).parts().iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    fn predicted(&self, recompute: bool) -> PredictedMemory {
         // With recomputation one block's share of what is kept exists at a time, which `block` leaves room for.
         let kept = if recompute { self.block / 2 } else { self.kept };
-        self.process + self.weights + self.state + (self.inputs + kept + self.block).max(self.tokenizer)
+        let activations = self.inputs + kept + self.block;
+        // Of the five copies of the trainable values that `state` counts, two are moments.
+        let moments = self.state / 5 * 2;
+        PredictedMemory {
+            program: self.process,
+            base: self.weights,
+            adapters: self.state - moments,
+            moments,
+            activations,
+            cache: self.tokenizer.saturating_sub(activations),
+        }
     }
 }
 

@@ -1,33 +1,41 @@
 //! The run: everything that can be known is checked, then the run folder appears, then the steps.
+//!
+//! After each step come, where they are due, the evaluation and then the checkpoint, which knows of it. A run that is gone on
+//! with starts at that same place: an evaluation that was due and not done is done first. The last step always leaves a
+//! checkpoint, before the final evaluation and the files of the adapter.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use candle_core::{DType, Device};
-use fs_err as fs;
 use janus_core::Janus;
-use janus_core::output::{StagedFolder, require_new_folder, write_file};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::TrainError;
+use super::checkpoint::{self, State};
 use super::coverage::require_gradients;
-use super::metrics::{MetricsFile, StepLine, peak_rss_bytes};
-use super::mixture::Mixer;
+use super::error::rows_listed;
+use super::feeder::{Feeder, FeederState};
+use super::files::RunFiles;
+use super::folder::{RunFolder, is_finished};
+use super::guard::{Best, Progress, Spike, require_metric};
+use super::identity::{RunIdentity, recipe_differences};
+use super::metrics::{SkippedStep, StepLine, peak_rss_bytes};
 use super::optimizer::AdamWConfig;
 use super::plan::{Plan, compute_type, parts};
-use super::plot::{Curve, loss_plot};
 use super::schedule::LearningRate;
-use super::step::{Stepper, TableBatch, TableLoss};
+use super::step::{StepReport, Stepper, TableBatch, TableLoss};
 use super::tables::{RecipeTable, SampleStream, open_tables};
 use super::trainable::Trainables;
+use super::{TrainError, signals};
 use crate::adapter::{Adapter, BaseNote, Note};
 use crate::base::Base;
 use crate::cache::CacheSettings;
-use crate::data::rejected::write_rejected;
-use crate::error::Result;
+use crate::data::RowId;
+use crate::error::{Error, Result};
 use crate::eval::{Metrics, evaluate};
 use crate::fingerprint::PendingFingerprint;
 use crate::recipe::{Recipe, to_toml};
+use crate::report::Sight;
 use crate::status::Status;
 use crate::tasks::Batch;
 
@@ -42,6 +50,8 @@ pub struct Prepared {
     pub tables: Vec<RecipeTable>,
     /// What will be done.
     pub plan: Plan,
+    /// When its opening began.
+    started: Instant,
 }
 
 /// What a run came to.
@@ -51,14 +61,24 @@ pub struct Summary {
     pub folder: PathBuf,
     /// Optimiser steps.
     pub steps: u64,
+    /// Steps that an earlier process had done and saved.
+    pub resumed_from: Option<u64>,
+    /// Steps that moved nothing because a loss or gradient was no number.
+    pub skipped_steps: u64,
+    /// The evaluation that the adapter is of, where the recipe stops by one.
+    pub best: Option<Best>,
     /// Metrics without the adapter.
     pub before: Metrics,
     /// Metrics with it.
     pub after: Metrics,
     /// Largest resident memory.
     pub peak_rss_bytes: u64,
+    /// Seconds from opening the base to the first pass through the model.
+    pub opening_seconds: f64,
     /// Seconds of the steps alone.
     pub training_seconds: f64,
+    /// Seconds of them in which steps waited for rows to be read and decoded.
+    pub wait_seconds: f64,
 }
 
 /// Opens what a recipe names and works out its run. Writes nothing.
@@ -66,23 +86,57 @@ pub struct Summary {
 /// # Errors
 /// Anything wrong with base, data or targets.
 pub fn prepare(recipe: Recipe, status: &dyn Status) -> Result<Prepared> {
+    let started = Instant::now();
     let base = Base::open(&recipe.base.path, status)?;
     let tables = open_tables(&recipe, &base, status)?;
     let plan = Plan::new(&recipe, &base, &tables)?;
-    Ok(Prepared { recipe, base, tables, plan })
+    Ok(Prepared { recipe, base, tables, plan, started })
 }
 
-/// Runs a recipe on `device`, from the first step to the saved adapter.
+/// What the run in the folder of a recipe came to, if it is over: metrics as in `janus_adapter.json`.
 ///
 /// # Errors
-/// Before the first step: anything wrong with the input, and nothing is written. Later: what the step met.
-pub fn train(prepared: &Prepared, device: &Device, status: &dyn Status) -> Result<Summary> {
-    let Prepared { recipe, base, tables, plan } = prepared;
+/// [`TrainError::OtherRun`] where it was a run of another recipe.
+pub fn finished(recipe: &Recipe) -> Result<Option<Value>> {
     let folder = recipe.output.dir.as_path();
-    require_new_folder(folder)?;
+    if !is_finished(folder) {
+        return Ok(None);
+    }
+    let note = Note::read(folder)?.unwrap_or_default();
+    if let Some(was) = &note.recipe {
+        let is_free = ["output.dir", "train.checkpoint_every", "train.keep_checkpoints", "train.sample_every"];
+        let differences = recipe_differences(was, &to_toml(recipe), &is_free);
+        if !differences.is_empty() {
+            return Err(TrainError::OtherRun { folder: folder.to_path_buf(), differences }.into());
+        }
+    }
+    Ok(Some(note.metrics.unwrap_or_default()))
+}
+
+/// Runs a recipe on `device` into a folder, from the first step, or the last checkpoint of an earlier process, to the saved
+/// adapter.
+///
+/// # Errors
+/// Before the first step: anything wrong with the input, and nothing is written. Later: what the step met, the last checkpoint
+/// staying as it is; [`TrainError::Stopped`] after [`signals::listen`] and a signal, with a checkpoint of what was done.
+pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status: &dyn Status) -> Result<Summary> {
+    let Prepared { recipe, base, tables, plan, .. } = prepared;
     let cache_settings = CacheSettings::from_environment()?;
-    let model = base.model(compute_type(recipe), device, parts(tables), status)?;
     let fingerprint = base.start_fingerprint();
+    let mut identity = RunIdentity::new(recipe, plan, tables)?;
+    let resumed = match folder.is_resumed() {
+        true => checkpoint::newest(folder.path(), status)?,
+        false => None,
+    };
+    if let Some(checkpoint) = &resumed {
+        identity.base = fingerprint.wait(status)?.to_owned();
+        let State { identity: was, step, .. } = &checkpoint.state;
+        let differences = was.differences(&identity, recipe.train.schedule, *step);
+        if !differences.is_empty() {
+            return Err(TrainError::OtherRun { folder: folder.path().to_path_buf(), differences }.into());
+        }
+    }
+    let model = base.model(compute_type(recipe), device, parts(tables), status)?;
     let own_parts = parts(tables);
     if cache_settings.is_on() && (own_parts.vision || own_parts.generation) {
         // What is kept of images is known by it.
@@ -96,89 +150,350 @@ pub fn train(prepared: &Prepared, device: &Device, status: &dyn Status) -> Resul
     note.recipe = Some(to_toml(recipe));
     adapter.note = Some(note);
     let mut stepper = stepper(recipe, tables, Trainables::attach(&model, adapter)?).with_recompute(plan.recompute);
+    let opening_seconds = prepared.started.elapsed().as_secs_f64();
     check_coverage(recipe, base, tables, &model, &stepper)?;
 
-    let mut files = RunFiles::create(folder, recipe, tables)?;
-    let batch_size = recipe.train.batch_size as usize;
-    let before = evaluate(&model, base, tables, batch_size, status)?;
-    if !before.is_empty() {
-        files.metrics.write(&json!({ "step": 0, "eval": { "before": before } }))?;
-        files.evaluated(0, &before);
+    let mut feeder = Feeder::new(recipe, tables)?;
+    let mut saved_step = None;
+    let (step, progress, metrics_bytes) = match resumed {
+        Some(checkpoint) => {
+            checkpoint.restore(&mut stepper, base)?;
+            feeder.restore(&checkpoint.state.feeder).map_err(|problem| checkpoint.unusable(problem))?;
+            let State { step, progress, metrics_bytes, .. } = checkpoint.state;
+            status.note(&format!("going on after step {step} of {}", plan.steps));
+            saved_step = Some(step);
+            (step, progress, metrics_bytes)
+        }
+        None => {
+            let before = evaluate(&model, base, tables, recipe.train.batch_size as usize, status)?;
+            if let Some(rule) = &recipe.train.early_stopping {
+                require_metric(rule, &before)?;
+            }
+            (0, Progress::new(before), 0)
+        }
+    };
+    folder.claim()?;
+    if !folder.is_locked() {
+        let path = folder.path().display();
+        status.warn(&format!("the file system of `{path}` knows no locks: nothing keeps a second run out of it"));
+    }
+    let (files, whole) = RunFiles::open(folder.path(), recipe, tables, metrics_bytes)?;
+    if !whole {
+        status.warn(
+            "`metrics.jsonl` was shorter than when the checkpoint was written: lines of earlier steps are missing",
+        );
+    }
+    let first_step = saved_step.unwrap_or_default();
+    let sight = Sight::open(folder.path(), recipe, plan, tables, first_step, device, status)?;
+    let mut run = Run {
+        prepared,
+        model: &model,
+        status,
+        folder,
+        identity,
+        fingerprint,
+        stepper,
+        feeder,
+        files,
+        sight,
+        step,
+        progress,
+        saved_step,
+        opening_seconds,
+    };
+    run.whole(saved_step)
+}
+
+/// A run under way.
+struct Run<'a> {
+    prepared: &'a Prepared,
+    model: &'a Janus,
+    status: &'a dyn Status,
+    folder: RunFolder,
+    identity: RunIdentity,
+    fingerprint: PendingFingerprint,
+    stepper: Stepper,
+    feeder: Feeder,
+    files: RunFiles,
+    sight: Sight,
+    /// Steps done.
+    step: u64,
+    progress: Progress,
+    /// The step of the newest checkpoint.
+    saved_step: Option<u64>,
+    opening_seconds: f64,
+}
+
+impl Run<'_> {
+    /// Everything from here to the summary. On a signal, and there alone, what was done is saved before leaving.
+    fn whole(&mut self, resumed_from: Option<u64>) -> Result<Summary> {
+        let done = self.steps().and_then(|()| self.finish(resumed_from));
+        match done {
+            Err(Error::Train(TrainError::Stopped { signal, .. })) => {
+                if self.saved_step != Some(self.step) {
+                    self.save()?;
+                }
+                let folder = checkpoint::folder_of(self.folder.path(), self.step);
+                Err(TrainError::Stopped { signal, checkpoint: Some((self.step, folder)) }.into())
+            }
+            Err(error) => {
+                if let Some(step) = self.saved_step {
+                    let folder = checkpoint::folder_of(self.folder.path(), step);
+                    self.status.warn(&format!("the run ends; `--resume` goes on from `{}`", folder.display()));
+                }
+                Err(error)
+            }
+            done => done,
+        }
+    }
+    sight.sample(0, &model, base, &mut files.metrics, status)?;
+
+    fn steps(&mut self) -> Result<()> {
+        let Prepared { recipe, base, plan, .. } = self.prepared;
+        let train = &recipe.train;
+        if self.saved_step.is_none() && !self.progress.before.is_empty() {
+            self.files.metrics.write(&json!({ "step": 0, "eval": { "before": self.progress.before } }))?;
+            self.files.evaluated(0, &self.progress.before);
+            self.sight.evaluated(0, false, &self.progress.before, self.status);
+        }
+        let rate = LearningRate {
+            peak: train.learning_rate,
+            schedule: train.schedule,
+            warmup_steps: train.warmup_steps,
+            steps: plan.steps,
+        };
+        base.cache().warn(self.status);
+        let live = self.status.training(plan.steps, self.step, plan.predicted_peak_bytes);
+        loop {
+            signals::check()?;
+            let clock = Instant::now();
+            let due = |every: u64| every > 0 && self.step.is_multiple_of(every);
+            let ended = self.step >= plan.steps;
+            let (eval_due, save_due) = (due(train.eval_every) && !ended, due(train.checkpoint_every) || ended);
+            let mut best = false;
+            if eval_due && self.step > self.progress.evaluated_step {
+                best = self.evaluate()?;
+            }
+            let ended = ended || self.progress.stopped_early;
+            if due(train.sample_every) && !ended && self.progress.sampled_step != Some(self.step) {
+                self.sample()?;
+            }
+            self.progress.training_seconds += clock.elapsed().as_secs_f64();
+            if self.step > 0 && (save_due || best || ended) && self.saved_step != Some(self.step) {
+                self.save()?;
+            }
+            if ended {
+                break;
+            }
+            let clock = Instant::now();
+            live.stepped(&self.one_step(&rate)?);
+            self.progress.training_seconds += clock.elapsed().as_secs_f64();
+        }
+        live.finish();
+        Ok(())
     }
 
-    let started = Instant::now();
-    let mut feeder = Feeder::new(recipe, tables)?;
-    let rate = LearningRate {
-        peak: recipe.train.learning_rate,
-        schedule: recipe.train.schedule,
-        warmup_steps: recipe.train.warmup_steps,
-        steps: plan.steps,
-    };
-    let epoch_rows = plan.tables.iter().zip(&plan.rows_per_step).map(|(table, rows)| table.rows as f64 / rows);
-    let steps_per_epoch = epoch_rows.fold(1.0, f64::max);
-    base.cache().warn(status);
-    let bar = status.items("training", plan.steps);
-    for step in 0..plan.steps {
-        let clock = Instant::now();
-        let (batches, tokens) = feeder.next(base, &model)?;
+    /// One step; gives its line in the metrics.
+    fn one_step(&mut self, rate: &LearningRate) -> Result<StepLine> {
+        let Prepared { base, tables, plan, .. } = self.prepared;
+        let (step, clock) = (self.step, Instant::now());
         let learning_rate = rate.at(step);
-        let report = stepper.step(&model, step, learning_rate, &batches)?;
-        base.cache().warn(status);
+        let began = self.feeder.state();
+        let mut tokens = 0;
+        let outcome = self.feeder.next(base, self.model).and_then(|(batches, counted)| {
+            tokens = counted;
+            self.stepper.step(self.model, step, learning_rate, &batches)
+        });
+        let (report, skipped) = match outcome {
+            Ok(report) => (report, None),
+            Err(Error::Train(error @ TrainError::NotFinite { .. })) => {
+                let skipped = self.skip(&error, &began)?;
+                let none = vec![None; tables.len()];
+                let loss = f64::NAN;
+                let nothing =
+                    StepReport { loss, losses: none, grad_norm: loss, clip_factor: 1.0, supervised: Vec::new() };
+                (nothing, Some(skipped))
+            }
+            Err(error) => {
+                if matches!(error, Error::Train(TrainError::Stopped { .. })) {
+                    // Left between two batches: the step starts over with the same rows.
+                    self.feeder.restore(&began).map_err(|message| Error::Usage { message, hint: String::new() })?;
+                }
+                return Err(error);
+            }
+        };
+        base.cache().warn(self.status);
+        let spikes = self.spikes(&report.losses, &began);
         let tokens_per_second = tokens as f64 / clock.elapsed().as_secs_f64();
-        bar.message(&format!("loss {:.4}  {tokens_per_second:.0} tokens/s", report.loss));
-        bar.advance(1);
         let losses = tables.iter().zip(&report.losses);
+        let epoch_rows = plan.tables.iter().zip(&plan.rows_per_step).map(|(table, rows)| table.rows as f64 / rows);
+        let wait_seconds = self.feeder.take_wait_seconds();
+        self.progress.wait_seconds += wait_seconds;
         let line = StepLine {
             step: step + 1,
-            epoch: (step + 1) as f64 / steps_per_epoch,
+            epoch: (step + 1) as f64 / epoch_rows.fold(1.0, f64::max),
             loss: report.loss,
             lr: learning_rate,
             grad_norm: report.grad_norm,
             tokens,
             tokens_per_second,
+            wait_seconds,
             peak_rss_bytes: peak_rss_bytes(),
             losses: losses.filter_map(|(table, loss)| Some((table.section.name.clone(), json!((*loss)?)))).collect(),
+            skipped,
+            spikes,
         };
-        files.stepped(step + 1, &report.losses);
-        files.metrics.write(&line)?;
-        let due = |every: u64| every > 0 && (step + 1) % every == 0 && step + 1 < plan.steps;
-        if due(recipe.train.checkpoint_every) {
-            let adapter = trained(&stepper, base, &fingerprint, status)?;
-            save_checkpoint(folder, step + 1, &adapter)?;
-        }
-        if due(recipe.train.eval_every) {
-            let now = evaluate(&model, base, tables, batch_size, status)?;
-            files.metrics.write(&json!({ "step": step + 1, "eval": { "after": now } }))?;
-            files.evaluated(step + 1, &now);
-        }
+        self.step += 1;
+        self.files.stepped(self.step, &report.losses);
+        self.files.metrics.write(&line)?;
+        self.sight.stepped(&line, self.status);
+        Ok(line)
     }
-    bar.finish();
-    let training_seconds = started.elapsed().as_secs_f64();
 
-    base.verify(&model, status)?;
-    let after = evaluate(&model, base, tables, batch_size, status)?;
-    if !after.is_empty() {
-        files.metrics.write(&json!({ "step": plan.steps, "eval": { "before": before, "after": after } }))?;
-        files.evaluated(plan.steps, &after);
+    /// Answers and pictures of the first rows to evaluate, as the adapter stands.
+    fn sample(&mut self) -> Result<()> {
+        let base = &self.prepared.base;
+        self.sight.sample(self.step, self.model, base, &mut self.files.metrics, self.status)?;
+        self.progress.sampled_step = Some(self.step);
+        Ok(())
     }
-    base.cache().tell(status);
-    let mut adapter = trained(&stepper, base, &fingerprint, status)?;
-    if let Some(note) = &mut adapter.note {
-        note.metrics = Some(json!({ "steps": plan.steps, "before": before, "after": after }));
-    }
-    adapter.write(folder)?;
-    loss_plot(&files.curves, &folder.join("loss.png"))?;
-    let folder = folder.to_path_buf();
-    Ok(Summary { folder, steps: plan.steps, before, after, peak_rss_bytes: peak_rss_bytes(), training_seconds })
-}
 
-/// The adapter as it stands, with a note of its base: here at the latest the fingerprint has to be known.
-fn trained(stepper: &Stepper, base: &Base, fingerprint: &PendingFingerprint, status: &dyn Status) -> Result<Adapter> {
-    let mut adapter = stepper.trainables.adapter()?;
-    let fingerprint = fingerprint.wait(status)?.to_owned();
-    let note = adapter.note.get_or_insert_default();
-    note.base = Some(BaseNote { name: Some(base.name().to_owned()), fingerprint });
-    Ok(adapter)
+    /// Counts a step that moved nothing, and tells of it.
+    fn skip(&mut self, error: &TrainError, began: &FeederState) -> Result<SkippedStep> {
+        let allowed = self.prepared.recipe.train.max_skipped_steps;
+        let number = if let TrainError::NotFinite { batch, .. } = error { *batch } else { None };
+        let batches = self.feeder.rows_of_step(began).into_iter().enumerate();
+        let of_batch = batches.filter(|(batch, _)| number.is_none_or(|number| *batch == number));
+        let rows: Vec<RowId> = of_batch.flat_map(|(_, (_, rows))| rows).collect();
+        self.progress.skipped_steps += 1;
+        let (skipped, reason) = (self.progress.skipped_steps, error.to_string());
+        if skipped > allowed {
+            return Err(TrainError::TooManySkipped { skipped, allowed, reason, rows }.into());
+        }
+        self.status
+            .warn(&format!("{reason}; the step is skipped ({skipped} of at most {allowed}): {}", rows_listed(&rows)));
+        Ok(SkippedStep { reason, rows: rows.iter().map(RowId::to_string).collect() })
+    }
+
+    /// Losses far above what was usual, told with their rows.
+    fn spikes(&mut self, losses: &[Option<f64>], began: &FeederState) -> Vec<Spike> {
+        let found = self.progress.watch.observe(losses);
+        if found.is_empty() {
+            return Vec::new();
+        }
+        let batches = self.feeder.rows_of_step(began);
+        let spike = |(number, loss, mean): (usize, f64, f64)| {
+            let own = batches.iter().filter(|(table, _)| *table == number);
+            let rows: Vec<RowId> = own.flat_map(|(_, rows)| rows.iter().cloned()).collect();
+            let table = self.prepared.tables[number].section.name.clone();
+            let (step, listed) = (self.step + 1, rows_listed(&rows));
+            self.status
+                .warn(&format!("step {step}: the loss of `{table}` is {loss:.4} where {mean:.4} was usual: {listed}"));
+            Spike { number, table, loss, mean, rows: rows.iter().map(RowId::to_string).collect() }
+        };
+        found.into_iter().map(spike).collect()
+    }
+
+    fn evaluation(&self) -> Result<Metrics> {
+        let Prepared { recipe, base, tables, .. } = self.prepared;
+        evaluate(self.model, base, tables, recipe.train.batch_size as usize, self.status)
+    }
+
+    /// An evaluation on the way; whether it is the best so far.
+    fn evaluate(&mut self) -> Result<bool> {
+        let now = self.evaluation()?;
+        self.files.metrics.write(&json!({ "step": self.step, "eval": { "after": now } }))?;
+        self.files.evaluated(self.step, &now);
+        self.sight.evaluated(self.step, true, &now, self.status);
+        self.progress.evaluated_step = self.step;
+        let rule = self.prepared.recipe.train.early_stopping.as_ref();
+        Ok(rule.is_some_and(|rule| self.progress.judge(rule, self.step, &now)))
+    }
+
+    /// Writes a checkpoint of what is done, and removes those that are no longer kept.
+    fn save(&mut self) -> Result<()> {
+        self.identity.base = self.fingerprint.wait(self.status)?.to_owned();
+        let metrics_bytes = self.files.sync()?;
+        let state =
+            State::new(self.step, self.identity.clone(), self.feeder.state(), metrics_bytes, self.progress.clone());
+        let adapter = self.adapter()?;
+        checkpoint::write(self.folder.path(), &state, &adapter, &self.stepper)?;
+        self.saved_step = Some(self.step);
+        checkpoint::prune(self.folder.path(), self.step, self.prepared.recipe.train.keep_checkpoints)?;
+        self.sight.report(self.status);
+        Ok(())
+    }
+
+    /// The adapter as it stands, with a note of its base: here at the latest the fingerprint has to be known.
+    fn adapter(&self) -> Result<Adapter> {
+        let mut adapter = self.stepper.trainables.adapter()?;
+        let fingerprint = self.fingerprint.wait(self.status)?.to_owned();
+        let note = adapter.note.get_or_insert_default();
+        note.base = Some(BaseNote { name: Some(self.prepared.base.name().to_owned()), fingerprint });
+        Ok(adapter)
+    }
+
+    /// After the last step: the base is compared, the adapter evaluated and written, its weights last of all.
+    fn finish(&mut self, resumed_from: Option<u64>) -> Result<Summary> {
+        let Prepared { recipe, base, .. } = self.prepared;
+        base.verify(self.model, self.status)?;
+        let mut after = self.evaluation()?;
+        let before = self.progress.before.clone();
+        if !after.is_empty() {
+            self.files.metrics.write(&json!({ "step": self.step, "eval": { "before": before, "after": after } }))?;
+            self.files.evaluated(self.step, &after);
+            self.sight.evaluated(self.step, true, &after, self.status);
+        }
+        let mut best = None;
+        if let Some(rule) = &recipe.train.early_stopping {
+            let evaluated = self.progress.evaluated_step == self.step;
+            if !evaluated && self.progress.judge(rule, self.step, &after) {
+                self.status.note(&format!("the last evaluation is the best by `{}`", rule.metric));
+            }
+            best = self.progress.best.clone();
+        }
+        let earlier = best.as_ref().filter(|best| best.step != self.step);
+        if let Some((step, metrics)) = earlier.map(|best| (best.step, best.metrics.clone())) {
+            match checkpoint::open(self.folder.path(), step) {
+                Ok(checkpoint) => {
+                    checkpoint.restore_adapter(&self.stepper, base)?;
+                    after = metrics;
+                    self.status.note(&format!("the adapter is that of step {step}, the best evaluation"));
+                }
+                Err(error) => {
+                    best = None;
+                    self.status.warn(&format!("{error}; the adapter is that of the last step, not the best one"));
+                }
+            }
+        }
+        self.sample()?;
+        base.cache().tell(self.status);
+        let mut adapter = self.adapter()?;
+        let mut metrics = json!({ "steps": self.step, "before": before, "after": after });
+        if let Some(best) = &best {
+            metrics["best_step"] = json!(best.step);
+        }
+        if let Some(note) = &mut adapter.note {
+            note.metrics = Some(metrics);
+        }
+        self.files.finish()?;
+        let peak_rss_bytes = peak_rss_bytes();
+        self.sight.finish(peak_rss_bytes, self.status)?;
+        adapter.write(self.folder.path())?;
+        Ok(Summary {
+            folder: self.folder.path().to_path_buf(),
+            steps: self.step,
+            resumed_from,
+            skipped_steps: self.progress.skipped_steps,
+            best,
+            before,
+            after,
+            peak_rss_bytes,
+            opening_seconds: self.opening_seconds,
+            training_seconds: self.progress.training_seconds,
+            wait_seconds: self.progress.wait_seconds,
+        })
+    }
 }
 
 fn stepper(recipe: &Recipe, tables: &[RecipeTable], trainables: Trainables) -> Stepper {
@@ -208,80 +523,4 @@ fn check_coverage(
         batches.push(TableBatch { table, batch: Batch::collate(base, &[sample])? });
     }
     require_gradients(stepper, model, &batches)
-}
-
-fn save_checkpoint(folder: &Path, step: u64, adapter: &Adapter) -> Result<()> {
-    let staged = StagedFolder::create(&folder.join("checkpoints").join(format!("step-{step}")))?;
-    adapter.write(staged.path())?;
-    Ok(staged.commit()?)
-}
-
-/// Hands out the batches of each step.
-struct Feeder {
-    mixer: Mixer,
-    streams: Vec<SampleStream>,
-    batch_size: usize,
-    accumulation: u64,
-}
-
-impl Feeder {
-    fn new(recipe: &Recipe, tables: &[RecipeTable]) -> Result<Self> {
-        let weights: Vec<f64> = tables.iter().map(|table| table.section.weight).collect();
-        let stream = |table| SampleStream::new(table, recipe.train.seed, recipe.train.shuffle);
-        Ok(Self {
-            mixer: Mixer::new(recipe.train.mixture, &weights),
-            streams: tables.iter().map(stream).collect::<Result<_>>()?,
-            batch_size: recipe.train.batch_size as usize,
-            accumulation: recipe.train.grad_accumulation,
-        })
-    }
-
-    /// The batches of one step and the tokens in them.
-    fn next(&mut self, base: &Base, model: &Janus) -> Result<(Vec<TableBatch>, u64)> {
-        let (mut batches, mut tokens) = (Vec::new(), 0);
-        for _ in 0..self.accumulation {
-            for (table, rows) in self.mixer.next(self.batch_size).into_iter().enumerate() {
-                if rows == 0 {
-                    continue;
-                }
-                let stream = &mut self.streams[table];
-                let samples = (0..rows).map(|_| stream.next(base, model)).collect::<Result<Vec<_>>>()?;
-                tokens += samples.iter().map(|sample| sample.len() as u64).sum::<u64>();
-                batches.push(TableBatch { table, batch: Batch::collate(base, &samples)? });
-            }
-        }
-        Ok((batches, tokens))
-    }
-}
-
-/// What a run writes while it goes on.
-struct RunFiles {
-    metrics: MetricsFile,
-    curves: Vec<Curve>,
-}
-
-impl RunFiles {
-    /// The run folder with the resolved recipe and the rows left out.
-    fn create(folder: &Path, recipe: &Recipe, tables: &[RecipeTable]) -> Result<Self> {
-        let failed = |source| TrainError::Write { path: folder.to_path_buf(), source };
-        fs::create_dir_all(folder).map_err(failed)?;
-        write_file(&folder.join("recipe.toml"), |file| file.write_all(to_toml(recipe).as_bytes()))?;
-        let sources = tables.iter().flat_map(|table| std::iter::once(&table.train).chain(&table.eval));
-        write_rejected(&folder.join("rejected.jsonl"), sources.flat_map(|source| source.index.rejected()))?;
-        let curve = |table: &RecipeTable| Curve { name: table.section.name.clone(), ..Curve::default() };
-        Ok(Self { metrics: MetricsFile::create(folder)?, curves: tables.iter().map(curve).collect() })
-    }
-
-    fn stepped(&mut self, step: u64, losses: &[Option<f64>]) {
-        for (curve, loss) in self.curves.iter_mut().zip(losses) {
-            curve.points.extend(loss.map(|loss| (step as f64, loss)));
-        }
-    }
-
-    fn evaluated(&mut self, step: u64, metrics: &Metrics) {
-        for curve in &mut self.curves {
-            let loss = metrics.get(&curve.name).and_then(|m| m.get("loss")).and_then(serde_json::Value::as_f64);
-            curve.evals.extend(loss.map(|loss| (step as f64, loss)));
-        }
-    }
 }

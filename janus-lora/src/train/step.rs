@@ -6,6 +6,7 @@ use janus_core::pass::{NoiseKey, Pass};
 
 use super::TrainError;
 use super::optimizer::{self, AdamW};
+use super::signals;
 use super::trainable::Trainables;
 use crate::error::Result;
 use crate::recipe::Accumulation;
@@ -49,7 +50,8 @@ pub struct StepReport {
 pub struct Stepper {
     /// The tensors.
     pub trainables: Trainables,
-    optimizer: AdamW,
+    /// Their moments.
+    pub optimizer: AdamW,
     tables: Vec<TableLoss>,
     accumulation: Accumulation,
     clip_norm: f64,
@@ -82,7 +84,8 @@ impl Stepper {
     /// (`tokens`), or the mean over its batches of each batch's mean (`mean`).
     ///
     /// # Errors
-    /// Batches that do not fit the model, or a loss that is no number.
+    /// Batches that do not fit the model; [`TrainError::NotFinite`] with the number of the first batch whose loss or gradient
+    /// is no number; [`TrainError::Stopped`] between two batches.
     pub fn gradients(
         &self,
         model: &Janus,
@@ -98,6 +101,9 @@ impl Stepper {
         let mut sums: Vec<Option<Vec<f32>>> = vec![None; self.trainables.len()];
         let mut losses: Vec<Option<f64>> = vec![None; self.tables.len()];
         for (number, TableBatch { table, batch }) in batches.iter().enumerate() {
+            if number > 0 {
+                signals::check()?;
+            }
             let noise = NoiseKey { seed: self.seed, step, micro_batch: number as u64 };
             let mut pass = Pass::training(noise);
             pass.recompute = self.recompute;
@@ -112,19 +118,35 @@ impl Stepper {
             let loss = batch.loss(model, &pass)?;
             let value = f64::from(loss.sum.to_scalar::<f32>()?) * share;
             let table_loss = &self.tables[*table];
+            let not_finite = |what: String| TrainError::NotFinite {
+                table: table_loss.name.clone(),
+                what,
+                step,
+                batch: Some(number),
+            };
             if !value.is_finite() {
-                return Err(TrainError::NotFinite { table: table_loss.name.clone(), loss: value, step }.into());
+                return Err(not_finite(format!("the loss is {value}")).into());
             }
             *losses[*table].get_or_insert(0.0) += value;
             let mut gradients = (loss.sum * (share * table_loss.loss_weight))?.backward()?;
             for (sum, trainable) in sums.iter_mut().zip(self.trainables.iter()) {
                 if let Some(gradient) = take(&mut gradients, &trainable.var) {
-                    add(sum, &gradient?);
+                    let gradient = gradient?;
+                    if let Some(value) = gradient.iter().find(|value| !value.is_finite()) {
+                        return Err(not_finite(format!("the gradient of `{}` has a {value}", trainable.name)).into());
+                    }
+                    add(sum, &gradient);
                 }
             }
         }
         let loss = losses.iter().zip(&self.tables).filter_map(|(loss, table)| Some((*loss)? * table.loss_weight)).sum();
         let (grad_norm, clip_factor) = optimizer::clip(&sums, self.clip_norm);
+        if !grad_norm.is_finite() {
+            // Each batch is finite, their sum is not.
+            let tables: Vec<&str> = self.tables.iter().map(|table| table.name.as_str()).collect();
+            let what = format!("the norm of all gradients is {grad_norm}");
+            return Err(TrainError::NotFinite { table: tables.join("`, `"), what, step, batch: None }.into());
+        }
         Ok((sums, StepReport { loss, losses, grad_norm, clip_factor, supervised }))
     }
 

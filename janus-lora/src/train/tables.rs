@@ -2,18 +2,23 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use janus_core::Janus;
 use janus_core::noise;
 use janus_core::processing::{decode_image, image_dimensions};
+use serde::{Deserialize, Serialize};
 
 use super::TrainError;
+use super::prefetch::{Drafted, Drafts, ReadAhead, draft};
 use crate::base::{Base, cache_folder};
-use crate::data::{BadRowLimit, ImageChecks, Index, Row, RowStream, ScanOptions, Split, Table, locate};
+use crate::data::{
+    BadRowLimit, DataError, ImageChecks, Index, Position, Row, RowId, RowStream, ScanOptions, Split, Table, locate,
+};
 use crate::error::Result;
 use crate::recipe::{DataSection, Recipe};
 use crate::status::Status;
-use crate::tasks::{self, Context, Sample, Task};
+use crate::tasks::{self, Draft, Sample, Task};
 
 /// Rows of one split.
 #[derive(Debug, Clone)]
@@ -37,8 +42,9 @@ impl Source {
         limit: Option<BadRowLimit>,
         status: &dyn Status,
     ) -> Result<Self> {
-        let files = locate(spec, Path::new("."), &cache_folder().join("data"), split)?;
-        let table = Table::open(&files, &task.columns())?;
+        let downloads = status.download();
+        let files = locate(spec, Path::new("."), &cache_folder().join("data"), split, downloads.as_ref())?;
+        let table = Table::open_sources(&files, &task.columns())?;
         let images = ImageChecks {
             dimensions: |bytes| image_dimensions(bytes).map_err(|e| e.to_string()),
             decode: |bytes| decode_image(bytes).map(|_| ()).map_err(|e| e.to_string()),
@@ -94,13 +100,29 @@ pub fn open_tables(recipe: &Recipe, base: &Base, status: &dyn Status) -> Result<
     Ok(tables)
 }
 
+/// A place in a stream of samples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SampleState {
+    /// Where the next row stands.
+    pub position: Position,
+    /// Samples given so far.
+    pub count: u64,
+}
+
 /// Endless samples of one table, in the order that the seed gives.
+///
+/// Its place is that of the next row it gives out, whatever was read ahead of it.
 #[derive(Debug)]
 pub struct SampleStream {
     rows: RowStream,
     task: Arc<dyn Task>,
     key: u64,
     count: u64,
+    /// Rows that are read ahead on a thread of their own.
+    rows_ahead: usize,
+    ahead: Option<ReadAhead>,
+    waited: Duration,
 }
 
 impl SampleStream {
@@ -111,7 +133,53 @@ impl SampleStream {
     pub fn new(table: &RecipeTable, seed: u64, shuffle: bool) -> Result<Self> {
         let key = noise::combine(seed, noise::key_of(&table.section.name));
         let rows = RowStream::new(table.train.table.clone(), table.train.index.clone(), key, shuffle)?;
-        Ok(Self { rows, task: table.task.clone(), key: noise::combine(key, 1), count: 0 })
+        Ok(Self {
+            rows,
+            task: table.task.clone(),
+            key: noise::combine(key, 1),
+            count: 0,
+            rows_ahead: 0,
+            ahead: None,
+            waited: Duration::ZERO,
+        })
+    }
+
+    /// Reads, decodes and resizes so many rows ahead, from the first [`SampleStream::next`] on; 0 reads each when it is asked
+    /// for. The samples are the same.
+    #[must_use]
+    pub fn with_rows_ahead(mut self, rows: usize) -> Self {
+        (self.rows_ahead, self.ahead) = (rows, None);
+        self
+    }
+
+    /// Time that was spent waiting for rows to be read and decoded since the last call.
+    pub fn take_waited(&mut self) -> Duration {
+        std::mem::take(&mut self.waited)
+    }
+
+    /// Where the next sample stands.
+    pub fn state(&self) -> SampleState {
+        SampleState { position: self.rows.position(), count: self.count }
+    }
+
+    /// Goes on from a place that [`SampleStream::state`] gave, here or in another process.
+    ///
+    /// # Errors
+    /// [`DataError::NoPosition`]: the table has no such place, or not after so many samples.
+    pub fn restore(&mut self, state: SampleState) -> Result<()> {
+        let rows = self.rows.rows_per_epoch();
+        let Position { epoch, index } = state.position;
+        if u128::from(epoch) * rows as u128 + index as u128 != u128::from(state.count) {
+            return Err(DataError::NoPosition { index, rows }.into());
+        }
+        self.rows.seek(state.position)?;
+        self.count = state.count;
+        Ok(())
+    }
+
+    /// The rows of the `count` samples from a place on.
+    pub fn row_ids(&self, from: SampleState, count: usize) -> Vec<RowId> {
+        self.rows.row_ids(from.position, count)
     }
 
     /// The next sample.
@@ -119,10 +187,53 @@ impl SampleStream {
     /// # Errors
     /// A row that was good when it was looked through and is not any more.
     pub fn next(&mut self, base: &Base, model: &Janus) -> Result<Sample> {
-        let draw = Some(noise::uniform(self.key, self.count));
-        self.count += 1;
-        let row = self.rows.next_row()?;
-        let sample = self.task.sample(Context { base, model, draw }, &row);
-        sample.map_err(|source| TrainError::Row { row: row.id, source: Box::new(source) }.into())
+        let started = Instant::now();
+        let drafted = self.next_draft(base);
+        self.waited += started.elapsed();
+        let Drafted { row, draft } = drafted?;
+        let sample = draft.finish(base, model);
+        if let (Some(ahead), Some(took_pixels)) = (&self.ahead, draft.took_pixels()) {
+            ahead.tell(took_pixels);
+        }
+        sample.map_err(|source| TrainError::Row { row, source: Box::new(source) }.into())
+    }
+
+    /// The next sample as far as it needs no model, and its row; without reading ahead.
+    ///
+    /// # Errors
+    /// As [`SampleStream::next`], where nothing needs decoding.
+    pub fn draft(&mut self, base: &Base) -> Result<(RowId, Draft)> {
+        let Drafted { row, draft } = self.next_draft(base)?;
+        Ok((row, draft))
+    }
+
+    fn next_draft(&mut self, base: &Base) -> Result<Drafted> {
+        let place = self.state();
+        if self.rows_ahead == 0 {
+            let row = self.rows.next_row()?;
+            self.count += 1;
+            return draft(self.task.as_ref(), base, self.key, place.count, row);
+        }
+        // Also where the stream was moved since the last row.
+        if self.ahead.as_ref().is_none_or(|ahead| ahead.place() != place) {
+            // The old thread's rows go before new ones come.
+            self.ahead = None;
+            let source = Drafts { rows: self.rows.fork(), task: self.task.clone(), key: self.key, count: self.count };
+            self.ahead = Some(ReadAhead::start(source, base.clone(), self.rows_ahead)?);
+        }
+        let Some(ahead) = &mut self.ahead else { unreachable!("started above") };
+        let drafted = ahead.next();
+        match drafted {
+            Ok(drafted) => {
+                self.rows.skip_row();
+                self.count += 1;
+                ahead.moved_to(SampleState { position: self.rows.position(), count: self.count });
+                Ok(drafted)
+            }
+            Err(error) => {
+                self.ahead = None;
+                Err(error)
+            }
+        }
     }
 }

@@ -95,6 +95,27 @@ impl Trainables {
         Ok(adapter)
     }
 
+    /// Gives every variable the value that it has in `adapter`.
+    ///
+    /// # Errors
+    /// What does not fit; nothing has changed then.
+    pub fn set(&self, adapter: &Adapter) -> std::result::Result<(), String> {
+        let values: BTreeMap<String, Tensor> = adapter.tensors().into_iter().collect();
+        if values.len() != self.list.len() {
+            return Err(format!("its adapter has {} tensors, expected {}", values.len(), self.list.len()));
+        }
+        let mut fitting = Vec::with_capacity(self.list.len());
+        for Trainable { name, var } in &self.list {
+            let value = values.get(name).ok_or_else(|| format!("its adapter has no `{name}`"))?;
+            if value.dims() != var.dims() {
+                return Err(format!("`{name}` has shape {:?}, expected {:?}", value.dims(), var.dims()));
+            }
+            fitting.push((var, value));
+        }
+        let set = |(var, value): (&Var, &Tensor)| var.set(&value.to_device(var.device())?.contiguous()?);
+        fitting.into_iter().try_for_each(set).map_err(|e| e.to_string())
+    }
+
     /// Runs `f` while every factor that is all zeros holds small random values instead, then puts the zeros back: with
     /// B at zero, A has no gradient, cut graph or not.
     ///

@@ -105,7 +105,7 @@ fn usage() {
 #[test]
 fn help_of_every_command() {
     let place = Workplace::empty();
-    let commands: [&[&str]; 23] = [
+    let commands: [&[&str]; 25] = [
         &[],
         &["train"],
         &["eval"],
@@ -122,6 +122,8 @@ fn help_of_every_command() {
         &["base", "init"],
         &["data"],
         &["data", "check"],
+        &["data", "stats"],
+        &["data", "preview"],
         &["bench"],
         &["bench", "train"],
         &["bench", "understand"],

@@ -125,9 +125,17 @@ fn rows_left_out_are_counted_and_listed() {
     let check = check.expect_success().json();
     let table = check.as_object().unwrap().values().next().unwrap();
     assert_eq!((table["rows"].as_u64(), table["rejected"].as_u64()), (Some(10), Some(8)), "{check}");
+    assert_eq!(table["rejected_rows"].as_array(), Some(&lines), "every row, as in `rejected.jsonl`");
+    assert_eq!(table["budget"], serde_json::json!({ "max_bad_rows": 8, "rows": 8, "kept": true }));
     let over = place.janus(&["data", "check", "recipe.toml", "data_limits.max_bad_rows=0.5"]);
     assert_eq!(over.code, Some(2), "{}", over.stderr);
     assert!(over.stderr.contains("8 of 10 rows cannot be used"), "{}", over.stderr);
+    assert!(over.stdout.contains("budget: 5 rows (max_bad_rows = 0.5), exceeded"), "{}", over.stdout);
+    for (number, (_, reason)) in bad.iter().enumerate() {
+        let place = format!("row {} of row group {} in", (number + 1) % 2, (number + 1) / 2);
+        let is_told = |line: &str| line.contains(&place) && line.contains(reason);
+        assert!(over.stdout.lines().any(is_told), "no `{place}` with `{reason}`: {}", over.stdout);
+    }
 }
 
 #[test]

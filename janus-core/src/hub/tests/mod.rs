@@ -1,3 +1,4 @@
+mod datasets;
 mod faults;
 mod names;
 mod server;

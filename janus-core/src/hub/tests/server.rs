@@ -157,6 +157,10 @@ pub(super) struct Behaviour {
     pub(super) etag: Option<String>,
     /// Whether weights are sent in chunks of an unannounced number.
     pub(super) chunked: bool,
+    /// Whether the repository is a data set's.
+    pub(super) is_dataset: bool,
+    /// Silence before each reply.
+    pub(super) delay: Duration,
 }
 
 /// A hub with one repository, `owner/name`, below a path of the server.
@@ -187,9 +191,16 @@ impl Hub {
             storage: None,
             etag: None,
             chunked: false,
+            is_dataset: false,
+            delay: Duration::ZERO,
         }));
         let shared = behaviour.clone();
-        let server = Server::start(move |request| shared.lock().unwrap().answer(prefix, request));
+        let server = Server::start(move |request| {
+            let mut behaviour = shared.lock().unwrap();
+            let mut reply = behaviour.answer(prefix, request);
+            reply.delay = behaviour.delay;
+            reply
+        });
         Self { server, behaviour, prefix }
     }
 
@@ -212,13 +223,20 @@ pub(super) fn git_hash(bytes: &[u8]) -> String {
 }
 
 pub(super) fn is_weights(name: &str) -> bool {
-    name.ends_with(".safetensors") || name.ends_with(".bin")
+    [".safetensors", ".bin", ".parquet"].iter().any(|ending| name.ends_with(ending))
 }
 
 impl Behaviour {
     fn answer(&mut self, prefix: &str, request: &Seen) -> Reply {
         let nothing = || Reply::new(404, "nothing here").with("X-Error-Code", "RepoNotFound");
         let Some(path) = request.path.strip_prefix(prefix) else { return nothing() };
+        let path = match (self.is_dataset, path.strip_prefix("/api/datasets/"), path.strip_prefix("/datasets/")) {
+            (false, None, None) => path.to_string(),
+            (true, Some(rest), _) => format!("/api/models/{rest}"),
+            (true, _, Some(rest)) => format!("/{rest}"),
+            _ => return nothing(),
+        };
+        let path = path.as_str();
         if self.busy > 0 {
             self.busy -= 1;
             return Reply::new(503, "busy");
@@ -282,7 +300,11 @@ impl Behaviour {
 
 /// The part of a file that a request wants.
 pub(super) fn ranged(request: &Seen, bytes: &[u8], knows_ranges: bool) -> Reply {
-    let start = request.header("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
+    let range = request.header("range").and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));
+    let start = range.and_then(|(start, last)| match start {
+        "" => last.parse().ok().map(|count: usize| bytes.len().saturating_sub(count)),
+        start => start.parse().ok(),
+    });
     match start {
         Some(start) if knows_ranges && start < bytes.len() => Reply::new(206, &bytes[start..])
             .with("Content-Range", format!("bytes {start}-{}/{}", bytes.len() - 1, bytes.len())),

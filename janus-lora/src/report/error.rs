@@ -1,0 +1,55 @@
+//! What keeps a report from being written or read.
+
+use std::path::PathBuf;
+
+use janus_core::{Diagnose, Fault};
+
+/// A report that cannot be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReportError {
+    /// A folder in which no run left its metrics.
+    #[error("`{}` is no run folder: it has no `metrics.jsonl`", path.display())]
+    NoRun {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A file of the run that cannot be read.
+    #[error("cannot read `{}`", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file that cannot be written.
+    #[error("cannot write `{}`", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A picture that cannot be encoded.
+    #[error("cannot encode a picture: {reason}")]
+    Picture {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Diagnose for ReportError {
+    fn fault(&self) -> Fault {
+        match self {
+            ReportError::NoRun { .. } | ReportError::Read { .. } => Fault::Input,
+            ReportError::Write { .. } | ReportError::Picture { .. } => Fault::Internal,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            ReportError::NoRun { .. } => vec!["give the folder that a recipe names as `output.dir`".into()],
+            _ => Vec::new(),
+        }
+    }
+}

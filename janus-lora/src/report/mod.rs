@@ -1,0 +1,22 @@
+//! Sight: what a run shows while it goes on and leaves behind.
+//!
+//! [`Sight`] stands beside the loop and is told of every step and evaluation: it writes TensorBoard event files
+//! ([`events`]), samples answers and pictures at times ([`samples`]), notes what the run was made with ([`facts`]), and
+//! writes `report.html`. The page ([`page`], of charts from `chart`) is made from the run folder alone, which [`record`]
+//! reads back, so that it can be made again at any time. Everything in a run folder counts as hostile: texts are escaped,
+//! and no file outside it is read.
+
+mod chart;
+mod error;
+pub mod events;
+pub mod facts;
+mod figures;
+pub mod page;
+mod picture;
+pub mod record;
+pub mod samples;
+mod sight;
+
+pub use error::ReportError;
+pub use page::write_report;
+pub use sight::Sight;

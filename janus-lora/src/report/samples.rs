@@ -1,0 +1,245 @@
+//! Answers to and pictures of the first rows to evaluate, drawn alike each time: what the figures stand for.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use janus_core::Janus;
+use janus_core::output::write_file;
+use janus_core::pass::Pass;
+use janus_core::processing::{decode_image, left_pad, pixels_to_images};
+use janus_core::sample::{CodeOptions, CodePrompts, generate_codes};
+use serde::{Deserialize, Serialize};
+
+use super::picture::{png, thumbnail};
+use crate::base::Base;
+use crate::data::Row;
+use crate::error::Result;
+use crate::eval::answer;
+use crate::status::Status;
+use crate::tasks::Task;
+use crate::train::tables::RecipeTable;
+
+/// Rows of a table that are answered.
+const ANSWERS: usize = 4;
+/// Rows of a table that are drawn: a picture takes hundreds of passes.
+const PICTURES: usize = 2;
+/// Tokens of an answer at most.
+const MAX_ANSWER_TOKENS: usize = 256;
+/// Tokens an answer may have beyond the expected one's.
+const SPARE_TOKENS: usize = 8;
+/// Characters of a text that are kept.
+const MAX_CHARACTERS: usize = 2_000;
+/// Longer side of what is kept of a row's own picture, in pixels.
+const ROW_SIDE: u32 = 256;
+/// How pictures are drawn, as `janus generate` does unless told otherwise.
+const GUIDANCE: f64 = 5.0;
+const TEMPERATURE: f64 = 1.0;
+
+/// What a model made of one row. Files are named by their path in the run folder, parts joined by `/`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Sample {
+    /// The table's name.
+    pub table: String,
+    /// Its task.
+    pub task: String,
+    /// Which row to evaluate, from 0.
+    pub row: usize,
+    /// What was asked.
+    pub prompt: String,
+    /// The row's picture: what was asked about, or what a drawing should show.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// The answer that the row holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expected: Option<String>,
+    /// The model's answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
+    /// The model's picture.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub picture: Option<String>,
+}
+
+/// The rows that are sampled.
+#[derive(Debug)]
+pub struct Sampler {
+    seed: u64,
+    tables: Vec<TableRows>,
+}
+
+#[derive(Debug)]
+struct TableRows {
+    name: String,
+    kind: String,
+    task: Arc<dyn Task>,
+    rows: Vec<Row>,
+}
+
+impl Sampler {
+    /// Reads the first rows to evaluate of every table that has some.
+    ///
+    /// # Errors
+    /// Rows that cannot be read.
+    pub fn new(tables: &[RecipeTable], seed: u64) -> Result<Self> {
+        let mut sampled = Vec::new();
+        for table in tables {
+            let Some(source) = &table.eval else { continue };
+            sampled.push(TableRows {
+                name: table.section.name.clone(),
+                kind: table.section.task.to_string(),
+                task: table.task.clone(),
+                rows: source.rows()?.take(ANSWERS).collect::<Result<_>>()?,
+            });
+        }
+        Ok(Self { seed, tables: sampled })
+    }
+
+    /// Whether there is nothing to sample.
+    pub fn is_empty(&self) -> bool {
+        self.tables.is_empty()
+    }
+
+    /// Samples every row as the model stands after `step` steps; pictures and a list go to `samples/step-N/` of the run
+    /// folder, the rows' own pictures to `samples/rows/`.
+    ///
+    /// # Errors
+    /// Rows that make no prompt, or files that cannot be written.
+    pub fn sample(
+        &self,
+        model: &Janus,
+        base: &Base,
+        folder: &Path,
+        step: u64,
+        status: &dyn Status,
+    ) -> Result<Vec<Sample>> {
+        let mut samples = Vec::new();
+        let bar = status.items("sampling", self.tables.len() as u64);
+        for (number, table) in self.tables.iter().enumerate() {
+            samples.extend(table.answers(model, base)?);
+            samples.extend(table.pictures(model, base, self.seed, |row, bytes| {
+                let name = format!("samples/step-{step}/{number}-{row}.png");
+                write_file(&folder.join(&name), |file| file.write_all(bytes))?;
+                Ok(name)
+            })?);
+            for sample in samples.iter_mut().filter(|sample| sample.table == table.name) {
+                sample.image = table.row_picture(sample.row, folder, number)?;
+            }
+            bar.advance(1);
+        }
+        bar.finish();
+        let list = serde_json::to_vec_pretty(&samples).expect("samples are plain data");
+        write_file(&folder.join(format!("samples/step-{step}/samples.json")), |file| file.write_all(&list))?;
+        Ok(samples)
+    }
+}
+
+impl TableRows {
+    fn sample(&self, row: usize) -> Sample {
+        let prompt = self.rows.get(row).map(asked).unwrap_or_default();
+        Sample {
+            table: self.name.clone(),
+            task: self.kind.clone(),
+            row,
+            prompt: shortened(&prompt),
+            ..Sample::default()
+        }
+    }
+
+    fn answers(&self, model: &Janus, base: &Base) -> Result<Vec<Sample>> {
+        let (mut numbers, mut questions) = (Vec::new(), Vec::new());
+        for (number, row) in self.rows.iter().enumerate() {
+            if let Some(question) = self.task.question(base, row)? {
+                numbers.push(number);
+                questions.push(question);
+            }
+        }
+        if questions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut longest = 0;
+        for question in &questions {
+            longest = longest.max(base.tokenizer().encode_plain(&question.answer, "answer")?.len());
+        }
+        let limit = (longest + SPARE_TOKENS).min(MAX_ANSWER_TOKENS);
+        let answers = answer(model, base, &questions, limit, 0.0, 0)?;
+        let made = numbers.into_iter().zip(&questions).zip(answers);
+        Ok(made
+            .map(|((number, question), answer)| Sample {
+                expected: Some(shortened(&question.answer)),
+                answer: Some(shortened(&answer.text)),
+                ..self.sample(number)
+            })
+            .collect())
+    }
+
+    fn pictures(
+        &self,
+        model: &Janus,
+        base: &Base,
+        seed: u64,
+        mut write: impl FnMut(usize, &[u8]) -> Result<String>,
+    ) -> Result<Vec<Sample>> {
+        let (mut numbers, mut prompts) = (Vec::new(), Vec::new());
+        for (number, row) in self.rows.iter().enumerate().take(PICTURES) {
+            if let Some(prompt) = self.task.drawing(base, row)? {
+                numbers.push(number);
+                prompts.push(prompt);
+            }
+        }
+        if prompts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let pad = base.tokenizer().special().pad;
+        let conditional = left_pad(&prompts, pad);
+        let unconditional: Vec<Vec<u32>> = prompts.iter().map(|prompt| base.prompts().unconditional(prompt)).collect();
+        let prompts = CodePrompts {
+            conditional: conditional.ids,
+            unconditional: left_pad(&unconditional, pad).ids,
+            mask: conditional.mask.iter().map(|mask| *mask != 0).collect(),
+            rows: conditional.rows,
+        };
+        let pass = Pass::inference();
+        let options = CodeOptions { guidance: GUIDANCE, temperature: TEMPERATURE, seed };
+        let drawn = generate_codes(model, &pass, &prompts, &options, &mut |_| {})?;
+        let tokenizer = base.cache().tokenizer(base, model.device())?;
+        let mut samples = Vec::with_capacity(drawn.len());
+        for (number, codes) in numbers.into_iter().zip(drawn) {
+            // One at a time: the tokenizer's finest level is large.
+            for picture in pixels_to_images(&tokenizer.decode(&pass, &[codes])?)? {
+                let name = write(number, &png(&picture)?)?;
+                samples.push(Sample { picture: Some(name), ..self.sample(number) });
+            }
+        }
+        Ok(samples)
+    }
+
+    /// The row's own picture, kept once.
+    fn row_picture(&self, row: usize, folder: &Path, table: usize) -> Result<Option<String>> {
+        let first = self.rows.get(row).and_then(|row| row.images.values().flatten().next());
+        let Some(image) = first else { return Ok(None) };
+        let small = thumbnail(&decode_image(&image.bytes)?, ROW_SIDE)?;
+        let name = format!("samples/rows/{table}-{row}.{}", if small.kind == "image/png" { "png" } else { "jpg" });
+        let path = folder.join(&name);
+        if !path.exists() {
+            write_file(&path, |file| file.write_all(&small.bytes))?;
+        }
+        Ok(Some(name))
+    }
+}
+
+/// What a row asks, in its own words.
+fn asked(row: &Row) -> String {
+    let last_turn = || {
+        let turns = row.messages.values().flatten();
+        turns.filter(|turn| turn.role == "user").map(|turn| turn.content.as_str()).next_back()
+    };
+    row.text("question").or_else(|| row.text("prompt")).or_else(last_turn).unwrap_or_default().to_owned()
+}
+
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(MAX_CHARACTERS) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}

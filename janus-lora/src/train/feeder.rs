@@ -1,0 +1,126 @@
+//! From streams of samples to the batches of each step.
+
+use janus_core::Janus;
+use serde::{Deserialize, Serialize};
+
+use super::mixture::Mixer;
+use super::prefetch::rows_ahead;
+use super::signals;
+use super::step::TableBatch;
+use super::tables::{RecipeTable, SampleState, SampleStream};
+use crate::base::Base;
+use crate::data::RowId;
+use crate::error::Result;
+use crate::recipe::Recipe;
+use crate::tasks::Batch;
+
+/// Which rows come next.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FeederState {
+    /// Rows given of each table, as the mixture counts them.
+    pub given: Vec<u64>,
+    /// The place in each table.
+    pub streams: Vec<SampleState>,
+}
+
+/// Hands out the batches of each step.
+#[derive(Debug)]
+pub(super) struct Feeder {
+    mixer: Mixer,
+    streams: Vec<SampleStream>,
+    batch_size: usize,
+    accumulation: u64,
+}
+
+impl Feeder {
+    pub(super) fn new(recipe: &Recipe, tables: &[RecipeTable]) -> Result<Self> {
+        let weights: Vec<f64> = tables.iter().map(|table| table.section.weight).collect();
+        let rows_ahead = rows_ahead(recipe);
+        let stream = |table| {
+            let stream = SampleStream::new(table, recipe.train.seed, recipe.train.shuffle)?;
+            Ok(stream.with_rows_ahead(rows_ahead))
+        };
+        Ok(Self {
+            mixer: Mixer::new(recipe.train.mixture, &weights),
+            streams: tables.iter().map(stream).collect::<Result<_>>()?,
+            batch_size: recipe.train.batch_size as usize,
+            accumulation: recipe.train.grad_accumulation,
+        })
+    }
+
+    /// Seconds that were spent waiting for rows since the last call.
+    pub(super) fn take_wait_seconds(&mut self) -> f64 {
+        self.streams.iter_mut().map(|stream| stream.take_waited().as_secs_f64()).sum()
+    }
+
+    /// Where the next step begins.
+    pub(super) fn state(&self) -> FeederState {
+        let streams = self.streams.iter().map(SampleStream::state).collect();
+        FeederState { given: self.mixer.given().to_vec(), streams }
+    }
+
+    /// Goes on from a place that [`Feeder::state`] gave; says what is wrong with it otherwise.
+    pub(super) fn restore(&mut self, state: &FeederState) -> std::result::Result<(), String> {
+        let counts: Vec<u64> = state.streams.iter().map(|stream| stream.count).collect();
+        let counted = state.given.iter().all(|rows| *rows == 0) || counts == state.given;
+        if counts.len() != self.streams.len() || !counted || !self.mixer.restore(&state.given) {
+            return Err(format!("its rows are {:?} of the mixture and {counts:?} of the tables", state.given));
+        }
+        for (stream, state) in self.streams.iter_mut().zip(&state.streams) {
+            stream.restore(*state).map_err(|e| e.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// The batches of one step and the tokens in them.
+    ///
+    /// # Errors
+    /// A row that cannot be read any more; a signal to stop between two batches. The place is somewhere inside the step then.
+    pub(super) fn next(&mut self, base: &Base, model: &Janus) -> Result<(Vec<TableBatch>, u64)> {
+        let (mut batches, mut tokens) = (Vec::new(), 0);
+        for number in 0..self.accumulation {
+            if number > 0 {
+                signals::check()?;
+            }
+            for (table, rows) in self.mixer.next(self.batch_size).into_iter().enumerate() {
+                if rows == 0 {
+                    continue;
+                }
+                let stream = &mut self.streams[table];
+                let samples = (0..rows).map(|_| stream.next(base, model)).collect::<Result<Vec<_>>>()?;
+                tokens += samples.iter().map(|sample| sample.len() as u64).sum::<u64>();
+                batches.push(TableBatch { table, batch: Batch::collate(base, &samples)? });
+            }
+        }
+        Ok((batches, tokens))
+    }
+
+    /// Table and rows of every batch of the step that began at `state`.
+    pub(super) fn rows_of_step(&self, state: &FeederState) -> Vec<(usize, Vec<RowId>)> {
+        let mut mixer = self.mixer.clone();
+        let mut places = state.streams.clone();
+        if !mixer.restore(&state.given) {
+            return Vec::new();
+        }
+        // The rows of each table in their order, then cut into batches.
+        let counts: Vec<Vec<usize>> = (0..self.accumulation).map(|_| mixer.next(self.batch_size)).collect();
+        let ids: Vec<Vec<RowId>> = self
+            .streams
+            .iter()
+            .zip(&mut places)
+            .enumerate()
+            .map(|(table, (stream, place))| {
+                stream.row_ids(*place, counts.iter().filter_map(|counts| counts.get(table)).sum())
+            })
+            .collect();
+        let mut ids: Vec<_> = ids.into_iter().map(Vec::into_iter).collect();
+        let mut batches = Vec::new();
+        for counts in &counts {
+            for (table, rows) in counts.iter().enumerate().filter(|(_, rows)| **rows > 0) {
+                batches.push((table, ids[table].by_ref().take(*rows).collect()));
+            }
+        }
+        batches
+    }
+}

@@ -1,0 +1,83 @@
+//! What a run writes while it goes on.
+
+use std::path::{Path, PathBuf};
+
+use janus_core::output::write_file;
+use serde_json::Value;
+
+use super::metrics::MetricsFile;
+use super::plot::{Curve, loss_plot};
+use super::tables::RecipeTable;
+use crate::data::rejected::write_rejected;
+use crate::error::Result;
+use crate::eval::Metrics;
+use crate::recipe::{Recipe, to_toml};
+
+/// Files of the run folder beside checkpoints and adapter.
+pub(super) struct RunFiles {
+    pub(super) metrics: MetricsFile,
+    folder: PathBuf,
+    curves: Vec<Curve>,
+}
+
+impl RunFiles {
+    /// Writes the resolved recipe and the rows left out, and opens the metrics after their first `metrics_bytes`, what came
+    /// later being cut off; lines before that are gone through again for the curves.
+    pub(super) fn open(
+        folder: &Path,
+        recipe: &Recipe,
+        tables: &[RecipeTable],
+        metrics_bytes: u64,
+    ) -> Result<(Self, bool)> {
+        write_file(&folder.join("recipe.toml"), |file| file.write_all(to_toml(recipe).as_bytes()))?;
+        let sources = tables.iter().flat_map(|table| std::iter::once(&table.train).chain(&table.eval));
+        write_rejected(&folder.join("rejected.jsonl"), sources.flat_map(|source| source.index.rejected()))?;
+        let curve = |table: &RecipeTable| Curve { name: table.section.name.clone(), ..Curve::default() };
+        let mut curves: Vec<Curve> = tables.iter().map(curve).collect();
+        let (metrics, whole) = MetricsFile::open(folder, metrics_bytes, &mut |line| replay(&mut curves, line))?;
+        Ok((Self { metrics, folder: folder.to_path_buf(), curves }, whole))
+    }
+
+    pub(super) fn stepped(&mut self, step: u64, losses: &[Option<f64>]) {
+        for (curve, loss) in self.curves.iter_mut().zip(losses) {
+            curve.points.extend(loss.map(|loss| (step as f64, loss)));
+        }
+    }
+
+    pub(super) fn evaluated(&mut self, step: u64, metrics: &Metrics) {
+        evaluated(&mut self.curves, step, metrics);
+    }
+
+    /// Makes everything written so far durable; gives the length of the metrics.
+    pub(super) fn sync(&mut self) -> Result<u64> {
+        self.metrics.sync()
+    }
+
+    /// Draws what is drawn at the end.
+    pub(super) fn finish(&mut self) -> Result<()> {
+        self.sync()?;
+        loss_plot(&self.curves, &self.folder.join("loss.png"))
+    }
+}
+
+fn evaluated(curves: &mut [Curve], step: u64, metrics: &Metrics) {
+    for curve in curves {
+        let loss = metrics.get(&curve.name).and_then(|m| m.get("loss")).and_then(Value::as_f64);
+        curve.evals.extend(loss.map(|loss| (step as f64, loss)));
+    }
+}
+
+/// Puts a line of the metrics into the curves.
+fn replay(curves: &mut [Curve], line: &Value) {
+    let Some(step) = line.get("step").and_then(Value::as_u64) else { return };
+    if let Some(eval) = line.get("eval") {
+        if let Some(metrics) = eval.get("after").or(eval.get("before")).and_then(Value::as_object) {
+            evaluated(curves, step, metrics);
+        }
+        return;
+    }
+    for curve in curves {
+        let loss = line.get("losses").and_then(|losses| losses.get(&curve.name)).and_then(Value::as_f64);
+        curve.points.extend(loss.map(|loss| (step as f64, loss)));
+    }
+}

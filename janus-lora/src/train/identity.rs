@@ -1,0 +1,266 @@
+//! What a run is made of, kept in its checkpoints: a run is only gone on with where all of this is still the same.
+
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
+use fs_err as fs;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::TrainError;
+use super::checkpoint::hex;
+use super::plan::Plan;
+use super::tables::{RecipeTable, Source};
+use crate::error::Result;
+use crate::recipe::{Recipe, Schedule, to_toml};
+
+/// Keys that may change: they say where files lie, how often something is written, or how the same bits are computed.
+/// Files and base are compared by what is in them, epochs and steps by the steps they come to.
+const FREE_KEYS: &[&str] = &[
+    "base.path",
+    "data_limits.max_bad_rows",
+    "output.dir",
+    "train.checkpoint_every",
+    "train.epochs",
+    "train.eval_every",
+    "train.keep_checkpoints",
+    "train.max_skipped_steps",
+    "train.recompute",
+    "train.sample_every",
+    "train.steps",
+];
+
+/// Keys of a `[[data]]` table of which the same holds.
+const FREE_TABLE_KEYS: &[&str] = &["train", "eval"];
+
+/// Bytes at the end of a Parquet file that give the footer's length and the format's mark.
+const TAIL_BYTES: u64 = 8;
+
+/// Longest footer that is hashed.
+const FOOTER_LIMIT_BYTES: u64 = 1 << 30;
+
+/// What a run was started with.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunIdentity {
+    /// The resolved recipe, TOML.
+    pub recipe: String,
+    /// Optimiser steps of the whole run.
+    pub steps: u64,
+    /// The base's fingerprint.
+    pub base: String,
+    /// The tables.
+    pub tables: Vec<TableIdentity>,
+}
+
+/// What the files of a table are known by.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TableIdentity {
+    /// Its name.
+    pub name: String,
+    /// Rows to train on.
+    pub train: SourceIdentity,
+    /// Rows to evaluate on.
+    pub eval: Option<SourceIdentity>,
+}
+
+/// Files in their order, and what was found good in them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceIdentity {
+    /// The files.
+    pub files: Vec<FileIdentity>,
+    /// Good rows.
+    pub accepted_rows: usize,
+    /// Bad rows.
+    pub rejected_rows: usize,
+}
+
+/// A Parquet file, wherever it lies.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileIdentity {
+    /// Its name, for messages.
+    pub name: String,
+    /// Its length.
+    pub bytes: u64,
+    /// Rows.
+    pub rows: u64,
+    /// SHA-256 of its footer, which gives place, size and statistics of every column chunk.
+    pub footer: String,
+}
+
+impl RunIdentity {
+    /// Of a recipe with its tables; the base's fingerprint is yet to be filled in.
+    ///
+    /// # Errors
+    /// A file that cannot be read any more.
+    pub fn new(recipe: &Recipe, plan: &Plan, tables: &[RecipeTable]) -> Result<Self> {
+        let table = |table: &RecipeTable| {
+            let eval = table.eval.as_ref().map(source_identity).transpose()?;
+            Ok(TableIdentity { name: table.section.name.clone(), train: source_identity(&table.train)?, eval })
+        };
+        let tables = tables.iter().map(table).collect::<Result<_>>()?;
+        Ok(Self { recipe: to_toml(recipe), steps: plan.steps, base: String::new(), tables })
+    }
+
+    /// Whether a run that began as `self` and has done `step` steps may go on as `now`; what differs, otherwise.
+    pub fn differences(&self, now: &Self, schedule: Schedule, step: u64) -> Vec<String> {
+        let mut differences = recipe_differences(&self.recipe, &now.recipe, FREE_KEYS);
+        if self.steps != now.steps && (schedule != Schedule::Constant || now.steps < step) {
+            let why = match schedule {
+                Schedule::Constant => format!("{step} are done"),
+                schedule => format!("the schedule `{schedule}` spreads over all of them"),
+            };
+            differences.push(format!("it was to have {} steps and now {}, but {why}", self.steps, now.steps));
+        }
+        if self.base != now.base {
+            differences.push(format!("the base had fingerprint `{}` and has `{}`", self.base, now.base));
+        }
+        for (was, is) in self.tables.iter().zip(&now.tables) {
+            differences.extend(source_difference(&format!("`{}`", was.name), &was.train, &is.train));
+            let what = format!("the evaluation of `{}`", was.name);
+            match (&was.eval, &is.eval) {
+                (Some(was), Some(is)) => differences.extend(source_difference(&what, was, is)),
+                (None, None) => {}
+                (Some(_), None) => differences.push(format!("{what} had rows and has none")),
+                (None, Some(_)) => differences.push(format!("{what} had no rows and has some")),
+            }
+        }
+        differences
+    }
+}
+
+/// Keys of two recipes that differ, with both values, but for `free` ones.
+pub(super) fn recipe_differences(was: &str, is: &str, free: &[&str]) -> Vec<String> {
+    let (Ok(was), Ok(is)) = (toml::from_str::<toml::Table>(was), toml::from_str::<toml::Table>(is)) else {
+        return vec!["its recipe cannot be read".into()];
+    };
+    let (mut old, mut new) = (Vec::new(), Vec::new());
+    flatten("", &toml::Value::Table(was), &mut old);
+    flatten("", &toml::Value::Table(is), &mut new);
+    let is_free = |key: &str| {
+        let of_table = key.strip_prefix("data.").and_then(|rest| rest.split_once('.'));
+        free.contains(&key) || of_table.is_some_and(|(_, key)| FREE_TABLE_KEYS.contains(&key))
+    };
+    let value = |list: &[(String, String)], key: &str| {
+        list.iter().find(|(other, _)| other == key).map_or_else(|| "absent".to_owned(), |(_, value)| value.clone())
+    };
+    let mut keys: Vec<&String> = old.iter().map(|(key, _)| key).collect();
+    keys.extend(new.iter().map(|(key, _)| key).filter(|key| !old.iter().any(|(other, _)| other == *key)));
+    keys.into_iter()
+        .filter(|key| !is_free(key))
+        .map(|key| (key, value(&old, key), value(&new, key)))
+        .filter(|(_, was, is)| was != is)
+        .map(|(key, was, is)| format!("`{key}` was {was} and is {is}"))
+        .collect()
+}
+
+/// Every value by its full key.
+fn flatten(key: &str, value: &toml::Value, out: &mut Vec<(String, String)>) {
+    let below = |part: &str| if key.is_empty() { part.to_owned() } else { format!("{key}.{part}") };
+    match value {
+        toml::Value::Table(table) => table.iter().for_each(|(name, value)| flatten(&below(name), value, out)),
+        toml::Value::Array(items) if items.iter().any(toml::Value::is_table) => {
+            items.iter().enumerate().for_each(|(number, item)| flatten(&below(&number.to_string()), item, out));
+        }
+        value => out.push((key.to_owned(), value.to_string())),
+    }
+}
+
+fn source_difference(what: &str, was: &SourceIdentity, is: &SourceIdentity) -> Option<String> {
+    if was.files.len() != is.files.len() {
+        return Some(format!("{what} had {} files and has {}", was.files.len(), is.files.len()));
+    }
+    let content = |file: &FileIdentity| (file.bytes, file.rows, file.footer.clone());
+    if let Some((was, is)) = was.files.iter().zip(&is.files).find(|(was, is)| content(was) != content(is)) {
+        return Some(format!(
+            "{what} had the file `{}` of {} bytes and {} rows, and in its place is `{}` of {} bytes and {} rows with other content",
+            was.name, was.bytes, was.rows, is.name, is.bytes, is.rows
+        ));
+    }
+    let rows = |source: &SourceIdentity| (source.accepted_rows, source.rejected_rows);
+    (rows(was) != rows(is)).then(|| {
+        let ((was_good, was_bad), (good, bad)) = (rows(was), rows(is));
+        format!("{what} had {was_good} good rows and {was_bad} bad ones and has {good} and {bad}")
+    })
+}
+
+fn source_identity(source: &Source) -> Result<SourceIdentity> {
+    let file = |(path, _, rows): (&Path, usize, u64)| {
+        let (bytes, footer) =
+            footer(path).map_err(|error| TrainError::Read { path: path.to_path_buf(), source: error })?;
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        Ok(FileIdentity { name, bytes, rows, footer })
+    };
+    let files = source.table.files().map(file).collect::<Result<_>>()?;
+    let index = &source.index;
+    Ok(SourceIdentity { files, accepted_rows: index.accepted_rows(), rejected_rows: index.rejected_rows() })
+}
+
+/// Length of a file, and the hash of its footer.
+fn footer(path: &Path) -> std::io::Result<(u64, String)> {
+    let mut file = fs::File::open(path)?;
+    let bytes = file.metadata()?.len();
+    let mut tail = [0; TAIL_BYTES as usize];
+    file.seek(SeekFrom::Start(bytes.saturating_sub(TAIL_BYTES)))?;
+    file.read_exact(&mut tail)?;
+    let claimed = u64::from(u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]));
+    let footer = claimed.saturating_add(TAIL_BYTES).min(bytes).min(FOOTER_LIMIT_BYTES);
+    file.seek(SeekFrom::Start(bytes - footer))?;
+    let mut hasher = Sha256::new();
+    let mut rest = file.take(footer);
+    std::io::copy(&mut rest, &mut HashWriter(&mut hasher))?;
+    Ok((bytes, hex(&hasher.finalize())))
+}
+
+struct HashWriter<'a>(&'a mut Sha256);
+
+impl std::io::Write for HashWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(recipe: &str, steps: u64) -> RunIdentity {
+        RunIdentity { recipe: recipe.into(), steps, base: "ab".into(), tables: Vec::new() }
+    }
+
+    #[test]
+    fn what_matters_is_told_by_key_and_the_rest_is_free() {
+        let was =
+            "[base]\npath = \"a\"\n[[data]]\ntrain = \"x\"\nweight = 1.0\n[train]\nlearning_rate = 0.005\nsteps = 9\n";
+        let moved = was.replace("\"a\"", "\"b\"").replace("\"x\"", "\"y\"").replace("steps = 9", "epochs = 1");
+        assert_eq!(recipe_differences(was, &moved, FREE_KEYS), Vec::<String>::new());
+        let other = was.replace("0.005", "0.001").replace("weight = 1.0\n", "") + "seed = 3\n";
+        let expected = [
+            "`data.0.weight` was 1.0 and is absent",
+            "`train.learning_rate` was 0.005 and is 0.001",
+            "`train.seed` was absent and is 3",
+        ];
+        let mut differences = recipe_differences(was, &other, FREE_KEYS);
+        differences.sort();
+        assert_eq!(differences, expected);
+    }
+
+    #[test]
+    fn only_a_constant_rate_can_be_gone_on_with_for_longer() {
+        let (was, longer) = (identity("", 10), identity("", 20));
+        assert!(was.differences(&longer, Schedule::Constant, 10).is_empty());
+        assert_eq!(longer.differences(&was, Schedule::Constant, 11).len(), 1, "steps cannot be undone");
+        assert_eq!(was.differences(&longer, Schedule::Cosine, 5).len(), 1);
+        assert!(was.differences(&was, Schedule::Cosine, 5).is_empty());
+        let other = RunIdentity { base: "cd".into(), ..was.clone() };
+        assert!(was.differences(&other, Schedule::Constant, 5)[0].contains("fingerprint `ab`"));
+    }
+}

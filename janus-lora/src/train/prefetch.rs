@@ -1,0 +1,146 @@
+//! Rows read, decoded and resized ahead of the step that takes them, on a thread of their own.
+//!
+//! What needs the model, features and codes, stays with the step ([`Draft::finish`]). The rows come in the order in which
+//! they would come without the thread, and what is wrong with one comes out at its place.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use janus_core::noise;
+
+use super::TrainError;
+use super::tables::SampleState;
+use crate::base::Base;
+use crate::data::{Row, RowId, RowStream};
+use crate::error::Result;
+use crate::recipe::Recipe;
+use crate::tasks::{Draft, Task};
+
+/// Images in a row of which no pixels were taken, after which none are decoded ahead: all of them are in the cache.
+const IMAGES_WITHOUT_PIXELS: usize = 64;
+
+/// Rows of each table that are made ready ahead of the step: those of two steps, as far as a picture's 1.8 MB of pixels let
+/// that be little memory.
+pub(super) fn rows_ahead(recipe: &Recipe) -> usize {
+    const BOUNDS: (u64, u64) = (8, 64);
+    let rows = recipe.train.batch_size.saturating_mul(recipe.train.grad_accumulation).saturating_mul(2);
+    rows.clamp(BOUNDS.0, BOUNDS.1) as usize
+}
+
+/// A row as far as it needs no model.
+#[derive(Debug)]
+pub(super) struct Drafted {
+    pub(super) row: RowId,
+    pub(super) draft: Draft,
+}
+
+/// Makes the draft of the sample number `count` of a stream.
+pub(super) fn draft(task: &dyn Task, base: &Base, key: u64, count: u64, row: Row) -> Result<Drafted> {
+    match task.draft(base, Some(noise::uniform(key, count)), &row) {
+        Ok(draft) => Ok(Drafted { row: row.id, draft }),
+        Err(source) => Err(TrainError::Row { row: row.id, source: Box::new(source) }.into()),
+    }
+}
+
+/// Endless drafts of one table.
+#[derive(Debug)]
+pub(super) struct Drafts {
+    pub(super) rows: RowStream,
+    pub(super) task: Arc<dyn Task>,
+    pub(super) key: u64,
+    pub(super) count: u64,
+}
+
+impl Drafts {
+    fn next(&mut self, base: &Base) -> Result<Drafted> {
+        let row = self.rows.next_row()?;
+        let drafted = draft(self.task.as_ref(), base, self.key, self.count, row);
+        self.count += 1;
+        drafted
+    }
+}
+
+type Message = std::result::Result<Result<Drafted>, Box<dyn Any + Send>>;
+
+/// A thread that works ahead. It ends when this is dropped, at the latest with the row it is at.
+#[derive(Debug)]
+pub(super) struct ReadAhead {
+    drafts: Receiver<Message>,
+    place: SampleState,
+    /// Images since pixels were last taken.
+    without_pixels: Arc<AtomicUsize>,
+}
+
+impl ReadAhead {
+    /// Starts to work at most `rows` rows ahead.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub(super) fn start(mut source: Drafts, base: Base, rows: usize) -> Result<Self> {
+        let place = SampleState { position: source.rows.position(), count: source.count };
+        // The row that waits to be sent is one of them.
+        let (sender, drafts) = sync_channel::<Message>(rows.saturating_sub(1));
+        let without_pixels = Arc::new(AtomicUsize::new(0));
+        let counter = without_pixels.clone();
+        // A pool of one: what resizes pictures in parallel elsewhere stays on this thread, and the step's pool is left alone.
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(1)
+            .thread_name(|_| "rows".to_owned())
+            .build()
+            .map_err(|e| TrainError::Thread { reason: e.to_string() })?;
+        pool.spawn(move || work(&mut source, &base, &counter, &sender));
+        Ok(Self { drafts, place, without_pixels })
+    }
+
+    /// Where the next row stands.
+    pub(super) fn place(&self) -> SampleState {
+        self.place
+    }
+
+    /// Says where the row after the one just taken stands.
+    pub(super) fn moved_to(&mut self, place: SampleState) {
+        self.place = place;
+    }
+
+    /// The next row, as soon as it is there.
+    ///
+    /// # Errors
+    /// What is wrong with it; nothing comes after it.
+    pub(super) fn next(&mut self) -> Result<Drafted> {
+        match self.drafts.recv() {
+            Ok(Ok(drafted)) => drafted,
+            Ok(Err(panic)) => resume_unwind(panic),
+            Err(_) => Err(TrainError::Thread { reason: "it ended before its time".into() }.into()),
+        }
+    }
+
+    /// Tells whether the images of a row were decoded to any purpose.
+    pub(super) fn tell(&self, took_pixels: bool) {
+        if took_pixels {
+            self.without_pixels.store(0, Ordering::Relaxed);
+        } else {
+            self.without_pixels.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn work(source: &mut Drafts, base: &Base, without_pixels: &AtomicUsize, sender: &SyncSender<Message>) {
+    loop {
+        let drafted = catch_unwind(AssertUnwindSafe(|| {
+            let drafted = source.next(base);
+            if let Ok(drafted) = &drafted
+                && without_pixels.load(Ordering::Relaxed) < IMAGES_WITHOUT_PIXELS
+            {
+                drafted.draft.decode_ahead();
+            }
+            drafted
+        }));
+        let ends = !matches!(drafted, Ok(Ok(_)));
+        if sender.send(drafted).is_err() || ends {
+            break;
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! The fault campaign: a joint run is killed, starved and lied to; each time it is gone on with, and each time it ends with
+//! the bytes of the run that nothing happened to.
+//!
+//! The short form runs with the other tests. `JANUS_FAULT_KILLS=100 cargo test --release --test campaign -- --nocapture`
+//! is the long one: it kills that often and prints what was done and what became of it. `JANUS_FAULT_SEED` gives other
+//! instants.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use janus_tests::joint::{
+    checkpoints, difference, lines, log, place, run, signal, spawn, start, stopped, wait_until, write_rows,
+};
+use janus_tests::program::{self, Done};
+use janus_tests::tiny::{Workplace, tree};
+
+/// The run that nothing happens to.
+const WHOLE: &str = "whole";
+
+/// Kills of the short form.
+const FEW: usize = 6;
+
+/// Random numbers (splitmix64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % bound
+    }
+}
+
+fn number(variable: &str, otherwise: u64) -> u64 {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}
+
+struct Campaign {
+    place: Workplace,
+    rows: Vec<(String, String)>,
+}
+
+impl Campaign {
+    fn tell(&mut self, fault: &str, outcome: String) {
+        self.rows.push((fault.to_owned(), outcome));
+    }
+
+    /// Goes on with a run, which has to end as the one that nothing happened to.
+    #[track_caller]
+    fn resumes(&self, folder: &str) -> Done {
+        let done = run(&self.place, folder, &["--resume"]);
+        assert_eq!(done.code, Some(0), "`{folder}`: {}{}{}", log(&self.place, folder), done.stdout, done.stderr);
+        if let Some(difference) = difference(&self.place, WHOLE, folder) {
+            panic!("`{folder}`: {difference}\n{}\n{}", log(&self.place, folder), done.stderr);
+        }
+        done
+    }
+
+    /// Fails with one error that says this, and leaves the run's checkpoints as they are.
+    #[track_caller]
+    fn fails(&self, folder: &str, done: &Done, code: i32, said: &[&str]) {
+        assert_eq!(done.code, Some(code), "`{folder}`: {}", done.stderr);
+        assert_eq!(done.stderr.lines().filter(|line| line.starts_with("error:")).count(), 1, "{}", done.stderr);
+        assert!(!done.stderr.contains("panicked") && !done.stderr.contains("internal error"), "{}", done.stderr);
+        for part in said {
+            assert!(done.stderr.contains(part), "no `{part}`: {}", done.stderr);
+        }
+    }
+
+    /// A run stopped by SIGTERM after some steps: one with a checkpoint to go on from.
+    #[track_caller]
+    fn stopped(&self, folder: &str, after: usize) -> u64 {
+        self.left(folder, "TERM", 143, after);
+        *checkpoints(&self.place, folder).last().unwrap()
+    }
+
+    /// A run that a signal makes leave, after some steps, with this code.
+    #[track_caller]
+    fn left(&self, folder: &str, name: &str, code: i32, after: usize) {
+        let ended = stopped(&self.place, folder, &[], name, &|| lines(&self.place, folder) >= after);
+        assert_eq!(ended.code(), Some(code), "{}", log(&self.place, folder));
+    }
+
+    fn gone(&self, folder: &str) {
+        std::fs::remove_dir_all(self.place.path(folder)).unwrap();
+    }
+
+    /// What a kill found.
+    fn stage(&self, folder: &str) -> String {
+        let path = self.place.path(folder);
+        if !path.exists() {
+            return "before the run folder".into();
+        }
+        let steps = lines(&self.place, folder);
+        let name = |name: &str| path.join(name).exists();
+        if name("adapter_model.safetensors") {
+            return "after the end".into();
+        }
+        let half = tree(&path).keys().any(|name| name.to_string_lossy().contains(".tmp-"));
+        match (half, checkpoints(&self.place, folder).last()) {
+            (true, _) => "while something was written".into(),
+            (false, None) if steps == 0 => "before the first line".into(),
+            (false, None) => "before the first checkpoint".into(),
+            (false, Some(_)) if name("loss.png") => "while the adapter was written".into(),
+            (false, Some(_)) => "after a checkpoint".into(),
+        }
+    }
+}
+
+#[test]
+fn every_fault_ends_with_the_same_bytes() {
+    let kills = number("JANUS_FAULT_KILLS", FEW as u64) as usize;
+    let mut random = Random(number("JANUS_FAULT_SEED", 1));
+    let place = place();
+    let clock = Instant::now();
+    run(&place, WHOLE, &[]).expect_success();
+    let whole = clock.elapsed();
+    let mut campaign = Campaign { place, rows: Vec::new() };
+    random_kills(&mut campaign, kills, whole, &mut random);
+    chosen_kills(&mut campaign);
+    signals(&mut campaign);
+    full_disks(&mut campaign);
+    damaged_checkpoints(&mut campaign, &mut random);
+    data_files(&mut campaign);
+    folders(&mut campaign);
+    let width = campaign.rows.iter().map(|(fault, _)| fault.chars().count()).max().unwrap_or(0);
+    for (fault, outcome) in &campaign.rows {
+        println!("{fault:width$}  {outcome}");
+    }
+}
+
+/// Kills at instants spread over the whole run: half of them over its time, half over its steps.
+fn random_kills(campaign: &mut Campaign, kills: usize, whole: Duration, random: &mut Random) {
+    let mut stages: BTreeMap<String, usize> = BTreeMap::new();
+    for number in 0..kills {
+        let folder = format!("kill-{number}");
+        let mut child = spawn(&campaign.place, &folder, &[]);
+        if number % 2 == 0 {
+            std::thread::sleep(whole.mul_f64(random.below(1000) as f64 / 1000.0));
+        } else {
+            // Fourteen steps and five evaluations have a line each.
+            let after = 1 + random.below(19) as usize;
+            wait_until(&mut child, || lines(&campaign.place, &folder) >= after);
+            std::thread::sleep(Duration::from_micros(random.below(40_000)));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        *stages.entry(campaign.stage(&folder)).or_default() += 1;
+        if number % 5 == 4 {
+            // Once more while it goes on.
+            let mut child = spawn(&campaign.place, &folder, &["--resume"]);
+            std::thread::sleep(whole.mul_f64(random.below(700) as f64 / 1000.0));
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        campaign.resumes(&folder);
+        campaign.gone(&folder);
+    }
+    let stages: Vec<String> = stages.iter().map(|(stage, count)| format!("{count} {stage}")).collect();
+    campaign.tell(
+        &format!("SIGKILL at {kills} random instants"),
+        format!("{kills} of {kills} the same bytes: {}", stages.join(", ")),
+    );
+}
+
+/// Kills at instants that chance seldom finds.
+fn chosen_kills(campaign: &mut Campaign) {
+    let half_checkpoint = |path: &Path| {
+        let names = std::fs::read_dir(path.join("checkpoints")).into_iter().flatten().flatten();
+        names.into_iter().any(|entry| entry.file_name().to_string_lossy().contains(".tmp-"))
+    };
+    let cases: [(&str, &str, &dyn Fn(&Path) -> bool); 4] = [
+        ("kill-mark", "SIGKILL as the run folder appears", &|path| path.exists()),
+        ("kill-checkpoint", "SIGKILL while a checkpoint is written", &half_checkpoint),
+        ("kill-last", "SIGKILL after the last step's checkpoint", &|path| path.join("checkpoints/step-14").exists()),
+        ("kill-end", "SIGKILL while the adapter is written", &|path| path.join("adapter_config.json").exists()),
+    ];
+    for (folder, fault, is_so) in cases {
+        let path = campaign.place.path(folder);
+        let mut child = spawn(&campaign.place, folder, &[]);
+        assert!(wait_until(&mut child, || is_so(&path)), "{fault}");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let stage = campaign.stage(folder);
+        campaign.resumes(folder);
+        campaign.tell(fault, format!("{stage}; the same bytes"));
+    }
+}
+
+fn signals(campaign: &mut Campaign) {
+    for (name, code) in [("TERM", 143), ("INT", 130)] {
+        let folder = format!("signal-{name}");
+        campaign.left(&folder, name, code, 8);
+        let saved = *checkpoints(&campaign.place, &folder).last().unwrap();
+        campaign.resumes(&folder);
+        campaign
+            .tell(&format!("SIG{name}"), format!("left with {code} after step {saved}, nothing lost; the same bytes"));
+    }
+}
+
+/// Writes that end short: by a limit on the size of files, and on a disk that is full where one can be made.
+fn full_disks(campaign: &mut Campaign) {
+    let saved = campaign.stopped("short", 7);
+    let before = tree(&campaign.place.path("short/checkpoints"));
+    // The largest file a shell lets a process write, in blocks of 512 bytes; the signal that comes with it is ignored.
+    let command = start(&campaign.place, "short", &["--resume"]);
+    let mut limited = Command::new("sh");
+    limited.args(["-c", r#"ulimit -f 40; trap "" XFSZ; exec "$@""#, "sh"]).arg(command.get_program());
+    limited.args(command.get_args()).current_dir(campaign.place.folder());
+    limited.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let done = program::run(limited);
+    campaign.fails("short", &done, 1, &["cannot write `", "File too large", "`--resume` goes on from `"]);
+    assert!(tree(&campaign.place.path("short/checkpoints")) == before, "the last checkpoint is not as it was");
+    campaign.resumes("short");
+    campaign
+        .tell("short write (limit on file size)", format!("exit 1, checkpoint of step {saved} intact; the same bytes"));
+
+    let disk = campaign.place.path("full");
+    std::fs::create_dir(&disk).unwrap();
+    let mount = |options: &str| {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&disk).stderr(std::process::Stdio::null());
+        mount.status().is_ok_and(|status| status.success())
+    };
+    if !mount("size=1m") {
+        campaign.tell("full disk", "not tried: this user may not mount one".into());
+        campaign.tell("read-only folder", "not tried: this user may not mount one".into());
+        return;
+    }
+    let saved = campaign.stopped("full/run", 7);
+    // Whatever room is left, but for a little.
+    let ballast = std::fs::File::create(disk.join("ballast")).unwrap();
+    let mut filled = 0u64;
+    while std::os::unix::fs::FileExt::write_all_at(&ballast, &[0; 4096], filled).is_ok() {
+        filled += 4096;
+    }
+    ballast.set_len(filled.saturating_sub(16 * 4096)).unwrap();
+    let before = tree(&disk.join("run/checkpoints"));
+    let done = run(&campaign.place, "full/run", &["--resume"]);
+    campaign.fails("full/run", &done, 1, &["cannot write `", "No space left on device"]);
+    assert!(tree(&disk.join("run/checkpoints")) == before, "the last checkpoint is not as it was");
+    std::fs::remove_file(disk.join("ballast")).unwrap();
+    assert!(mount("remount,ro"));
+    let done = run(&campaign.place, "full/run", &["--resume"]);
+    campaign.fails("full/run", &done, 1, &["cannot write `", "Read-only file system"]);
+    assert!(mount("remount,rw,size=8m"));
+    campaign.resumes("full/run");
+    campaign.tell("full disk", format!("exit 1, checkpoint of step {saved} intact; the same bytes"));
+    campaign.tell("read-only folder", format!("exit 1, checkpoint of step {saved} intact; the same bytes"));
+    assert!(Command::new("umount").arg(&disk).status().unwrap().success());
+}
+
+/// A byte changed in each file of the newest checkpoint; files cut, gone, and not to be read.
+fn damaged_checkpoints(campaign: &mut Campaign, random: &mut Random) {
+    let files =
+        ["adapter_config.json", "adapter_model.safetensors", "checksums.json", "optimizer.safetensors", "state.json"];
+    for (number, file) in files.iter().enumerate() {
+        let folder = format!("damaged-{number}");
+        stopped(&campaign.place, &folder, &[], "KILL", &|| checkpoints(&campaign.place, &folder).len() >= 2);
+        let there = checkpoints(&campaign.place, &folder);
+        let (newest, before) = (there[there.len() - 1], there[there.len() - 2]);
+        let path = campaign.place.path(&format!("{folder}/checkpoints/step-{newest}/{file}"));
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = random.below(bytes.len() as u64) as usize;
+        let fault = match number % 4 {
+            0 | 1 => {
+                bytes[at] ^= 1 << random.below(7);
+                std::fs::write(&path, bytes).unwrap();
+                "a bit changed"
+            }
+            2 => {
+                std::fs::write(&path, &bytes[..at]).unwrap();
+                "cut short"
+            }
+            _ => {
+                // What the kernel answers with EIO.
+                std::fs::remove_file(&path).unwrap();
+                std::os::unix::fs::symlink("/proc/self/mem", &path).unwrap();
+                "EIO on read"
+            }
+        };
+        let done = campaign.resumes(&folder);
+        assert!(done.stderr.contains(&format!("step-{newest}` cannot be used: ")), "{}", done.stderr);
+        assert!(done.stderr.contains(&format!("going on after step {before} of")), "{}", done.stderr);
+        campaign.tell(
+            &format!("checkpoint's `{file}`: {fault}"),
+            format!("told, step {before} instead of {newest}; the same bytes"),
+        );
+    }
+}
+
+/// Data that is gone or cut between two processes, and under one.
+fn data_files(campaign: &mut Campaign) {
+    let rows = campaign.place.path("rows.parquet");
+    let whole = std::fs::read(&rows).unwrap();
+    let saved = campaign.stopped("data", 7);
+    let before = tree(&campaign.place.path("data"));
+    std::fs::remove_file(&rows).unwrap();
+    let done = run(&campaign.place, "data", &["--resume"]);
+    campaign.fails("data", &done, 2, &["rows.parquet"]);
+    std::fs::write(&rows, &whole[..whole.len() / 2]).unwrap();
+    let done = run(&campaign.place, "data", &["--resume"]);
+    campaign.fails("data", &done, 2, &["rows.parquet"]);
+    write_rows(&rows, 3, 9);
+    let done = run(&campaign.place, "data", &["--resume"]);
+    campaign.fails("data", &done, 2, &["rows.parquet", "cannot be gone on with"]);
+    assert!(tree(&campaign.place.path("data")) == before, "the run folder changed");
+    std::fs::write(&rows, &whole).unwrap();
+    campaign.resumes("data");
+    campaign.tell(
+        "data file gone, cut or replaced before resuming",
+        format!("exit 2, checkpoint of step {saved} intact; the same bytes"),
+    );
+
+    // Under a running process: cut in place, so that an open file is cut, too.
+    let mut child = spawn(&campaign.place, "cut", &[]);
+    assert!(wait_until(&mut child, || lines(&campaign.place, "cut") >= 6));
+    std::fs::File::options().write(true).open(&rows).unwrap().set_len(whole.len() as u64 / 3).unwrap();
+    let code = child.wait().unwrap().code();
+    let said = log(&campaign.place, "cut");
+    assert!(code == Some(2) && said.contains("error:") && said.contains("rows.parquet"), "{code:?} {said}");
+    let saved = checkpoints(&campaign.place, "cut");
+    std::fs::write(&rows, &whole).unwrap();
+    campaign.resumes("cut");
+    campaign.tell("data file cut under the run", format!("exit 2, checkpoints {saved:?} intact; the same bytes"));
+}
+
+/// Folders that cannot be written to, or that another process holds.
+fn folders(campaign: &mut Campaign) {
+    let saved = campaign.stopped("blocked", 7);
+    let target = campaign.place.path("blocked/checkpoints/step-9");
+    assert!(!target.exists());
+    std::fs::write(&target, "in the way").unwrap();
+    let done = campaign.resumes("blocked");
+    assert!(done.stderr.contains("step-9` cannot be used"), "{}", done.stderr);
+    campaign.tell("a file in a checkpoint's place", format!("told, step {saved} taken; the same bytes"));
+
+    let mut child = spawn(&campaign.place, "held", &[]);
+    assert!(wait_until(&mut child, || lines(&campaign.place, "held") >= 1));
+    signal(&mut child, "STOP");
+    let done = run(&campaign.place, "held", &["--resume"]);
+    campaign.fails("held", &done, 2, &["another process is at work in `"]);
+    signal(&mut child, "CONT");
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{}", log(&campaign.place, "held"));
+    assert_eq!(difference(&campaign.place, WHOLE, "held"), None);
+    campaign.tell("a second process on the run folder", "exit 2, the first goes on; the same bytes".into());
+}

@@ -1,0 +1,304 @@
+//! Runs that are stopped and gone on with: the same bits, the right refusals, what is kept.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used)]
+
+use janus_tests::joint::{
+    STEPS, WEIGHTS, checkpoints, difference, lines, log, metrics, place, run, signal, spawn, stopped, wait_until,
+    write_rows,
+};
+use janus_tests::tiny::{Workplace, tree};
+use serde_json::Value;
+
+/// Starts a run, stops it by a signal once it has written so many lines, and gives the exit code.
+#[track_caller]
+fn left(place: &Workplace, folder: &str, name: &str, after: usize) -> Option<i32> {
+    stopped(place, folder, &[], name, &|| lines(place, folder) >= after).code()
+}
+
+#[track_caller]
+fn refuses(place: &Workplace, folder: &str, more: &[&str], said: &[&str]) {
+    let output = format!("output.dir={folder}");
+    place.refuses_with_hint(&[&["train", "recipe.toml", &output], more].concat(), said);
+}
+
+#[test]
+fn a_signal_saves_and_the_resumed_run_ends_with_the_same_bytes() {
+    let place = place();
+    run(&place, "whole", &[]).expect_success();
+    assert_eq!(checkpoints(&place, "whole"), [9, 12, 14], "the last three");
+    for (name, code, after) in [("TERM", 143, 4), ("INT", 130, 9)] {
+        let folder = name.to_lowercase();
+        assert_eq!(left(&place, &folder, name, after), Some(code), "{}", log(&place, &folder));
+        let said = log(&place, &folder);
+        assert!(said.contains("a second signal leaves at once"), "{said}");
+        let saved = *checkpoints(&place, &folder).last().unwrap();
+        assert!(said.contains(&format!("stopped by SIG{name} after step {saved}, saved in `")), "{said}");
+        assert!(said.contains("hint: `--resume` goes on from there"), "{said}");
+        // Nothing is lost: the lines of the metrics are those of the steps saved.
+        let steps = metrics(&place, &folder).iter().filter(|line| line.get("eval").is_none()).count();
+        assert_eq!(steps as u64, saved);
+        refuses(&place, &folder, &[], &["holds a run", "`--resume` goes on with it"]);
+        let done = run(&place, &folder, &["--resume", "--json"]).expect_success();
+        assert!(done.stderr.contains(&format!("going on after step {saved} of {STEPS}")), "{}", done.stderr);
+        assert_eq!(done.json()["resumed_from"].as_u64(), Some(saved));
+        assert_eq!(difference(&place, "whole", &folder), None);
+    }
+}
+
+#[test]
+fn a_finished_run_is_left_as_it_is() {
+    let place = place();
+    run(&place, "run", &[]).expect_success();
+    let before = tree(&place.path("run"));
+    let done = run(&place, "run", &["--resume"]).expect_success();
+    assert!(done.stdout.contains("is finished: nothing to do"), "{}", done.stdout);
+    let told = run(&place, "run", &["--resume", "--json"]).expect_success().json();
+    assert_eq!((told["finished"].as_bool(), told["metrics"]["steps"].as_u64()), (Some(true), Some(STEPS)));
+    assert!(tree(&place.path("run")) == before, "something changed");
+    refuses(&place, "run", &[], &["holds a run"]);
+    refuses(&place, "run", &["--resume", "train.steps=20"], &["`train.steps` was 14 and is 20"]);
+}
+
+#[test]
+fn a_checkpoint_is_an_adapter_by_itself() {
+    let place = place();
+    run(&place, "run", &["train.steps=3"]).expect_success();
+    assert_eq!(place.read(&format!("run/checkpoints/step-3/{WEIGHTS}")), place.read(&format!("run/{WEIGHTS}")));
+    let inspect = ["adapter", "inspect", "run/checkpoints/step-3", "--base", "base", "--json"];
+    assert!(place.janus(&inspect).expect_success().json()["parameters"].as_u64() > Some(0));
+    let checksums: Value = serde_json::from_slice(&place.read("run/checkpoints/step-3/checksums.json")).unwrap();
+    let names: Vec<&str> = checksums.as_object().unwrap().keys().map(String::as_str).collect();
+    let expected = ["adapter_config.json", WEIGHTS, "janus_adapter.json", "optimizer.safetensors", "state.json"];
+    assert_eq!(names, expected);
+}
+
+#[test]
+fn what_differs_is_refused_by_name() {
+    let place = place();
+    assert_eq!(left(&place, "run", "TERM", 6), Some(143));
+    for (key, said) in [
+        ("train.learning_rate=1e-3", "`train.learning_rate` was 0.005 and is 0.001"),
+        ("adapter.rank=4", "`adapter.rank` was 3 and is 4"),
+        ("data.0.weight=1.0", "`data.0.weight` was 2.0 and is 1.0"),
+        ("train.steps=20", "it was to have 14 steps and now 20, but the schedule `cosine`"),
+    ] {
+        refuses(&place, "run", &["--resume", key], &["cannot be gone on with", said]);
+    }
+    let rows = place.read("rows.parquet");
+    write_rows(&place.path("rows.parquet"), 1, 9);
+    refuses(&place, "run", &["--resume"], &["`questions` had the file `rows.parquet`", "`pictures` had the file"]);
+    std::fs::remove_file(place.path("rows.parquet")).unwrap();
+    refuses(&place, "run", &["--resume"], &["rows.parquet"]);
+    // Elsewhere, and named otherwise: files are known by what is in them.
+    place.write("moved.parquet", rows);
+    let other = ["base", "init", "--shape", "janus-tiny", "--seed", "4", "--dtype", "f32", "--out", "other"];
+    place.janus(&other).expect_success();
+    let moved = ["--resume", "data.0.train=moved.parquet", "data.1.train=moved.parquet"];
+    refuses(&place, "run", &[&moved[..], &["base.path=other"]].concat(), &["the base had fingerprint `"]);
+    run(&place, "run", &[&moved[..], &["train.checkpoint_every=1"]].concat()).expect_success();
+    assert_eq!(checkpoints(&place, "run"), [12, 13, 14]);
+}
+
+#[test]
+fn a_constant_rate_can_go_on_for_longer() {
+    let place = place();
+    let constant = "train.schedule=constant";
+    run(&place, "whole", &[constant]).expect_success();
+    let ended = stopped(&place, "run", &[constant, "train.steps=9"], "TERM", &|| lines(&place, "run") >= 5);
+    assert_eq!(ended.code(), Some(143), "{}", log(&place, "run"));
+    run(&place, "run", &["--resume", constant]).expect_success();
+    assert_eq!(difference(&place, "whole", "run"), None);
+}
+
+#[test]
+fn damaged_checkpoints_are_passed_over() {
+    let place = place();
+    run(&place, "whole", &[]).expect_success();
+    stopped(&place, "run", &[], "KILL", &|| checkpoints(&place, "run").len() >= 3);
+    let there = checkpoints(&place, "run");
+    let (newest, one_before) = (there[there.len() - 1], there[there.len() - 2]);
+    let state = format!("run/checkpoints/step-{newest}/state.json");
+    let mut bytes = place.read(&state);
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    place.write(&state, bytes);
+    place.write(&format!("run/checkpoints/step-{newest}/half"), "");
+    let done = run(&place, "run", &["--resume"]).expect_success();
+    assert!(
+        done.stderr.contains(&format!("step-{newest}` cannot be used: `state.json` has checksum")),
+        "{}",
+        done.stderr
+    );
+    assert!(done.stderr.contains(&format!("going on after step {one_before} of")), "{}", done.stderr);
+    assert_eq!(difference(&place, "whole", "run"), None);
+
+    assert_eq!(left(&place, "none", "TERM", 6), Some(143));
+    for step in checkpoints(&place, "none") {
+        std::fs::remove_file(place.path(&format!("none/checkpoints/step-{step}/optimizer.safetensors"))).unwrap();
+    }
+    refuses(&place, "none", &["--resume"], &["none of the", "can be used"]);
+    std::fs::remove_dir_all(place.path("none/checkpoints")).unwrap();
+    run(&place, "none", &["--resume"]).expect_success();
+    assert_eq!(difference(&place, "whole", "none"), None);
+}
+
+#[test]
+fn resuming_where_there_is_nothing_starts() {
+    let place = place();
+    run(&place, "whole", &["--resume"]).expect_success();
+    // Killed before the first checkpoint.
+    stopped(&place, "run", &["train.checkpoint_every=0"], "KILL", &|| lines(&place, "run") >= 3);
+    assert!(checkpoints(&place, "run").is_empty() && place.path("run/metrics.jsonl").exists());
+    run(&place, "run", &["--resume"]).expect_success();
+    assert_eq!(difference(&place, "whole", "run"), None);
+
+    std::fs::create_dir(place.path("mine")).unwrap();
+    place.write("mine/metrics.jsonl", "{}\n");
+    refuses(&place, "mine", &["--resume"], &["mine` is not empty and holds no run"]);
+}
+
+#[test]
+fn one_folder_has_one_run() {
+    let place = place();
+    let mut child = spawn(&place, "run", &["train.steps=2000"]);
+    assert!(wait_until(&mut child, || lines(&place, "run") >= 2), "{}", log(&place, "run"));
+    let done = run(&place, "run", &["--resume", "train.steps=2000"]);
+    assert_eq!(done.code, Some(2), "{}", done.stderr);
+    assert!(done.stderr.contains("another process is at work in `"), "{}", done.stderr);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // The lock died with its process.
+    let mut again = spawn(&place, "run", &["--resume", "train.steps=2000"]);
+    let before = lines(&place, "run");
+    assert!(wait_until(&mut again, || lines(&place, "run") > before + 1), "{}", log(&place, "run"));
+    again.kill().unwrap();
+    again.wait().unwrap();
+}
+
+#[test]
+fn the_best_evaluation_is_kept_and_taken() {
+    let place = place();
+    // The rate is far too high: it gets worse soon.
+    let settings = [
+        "train.steps=200",
+        "train.schedule=constant",
+        "train.learning_rate=0.3",
+        "train.eval_every=2",
+        "train.checkpoint_every=1",
+        "train.keep_checkpoints=2",
+        r#"train.early_stopping={ metric = "questions.loss", patience = 4 }"#,
+    ];
+    let told = run(&place, "run", &[&settings[..], &["--json"]].concat()).expect_success().json();
+    let best = told["best"]["step"].as_u64().unwrap();
+    let steps = told["steps"].as_u64().unwrap();
+    assert_eq!(steps, best + 8, "four evaluations of every other step without a gain: {told}");
+    assert_eq!(checkpoints(&place, "run"), [best, steps - 1, steps]);
+    let weights = place.read(&format!("run/{WEIGHTS}"));
+    assert!(weights == place.read(&format!("run/checkpoints/step-{best}/{WEIGHTS}")), "the adapter is the best one");
+    let evals: Vec<(u64, f64)> = metrics(&place, "run")
+        .iter()
+        .filter_map(|line| Some((line["step"].as_u64()?, line["eval"]["after"]["questions"]["loss"].as_f64()?)))
+        .collect();
+    let least = evals.iter().map(|(_, loss)| *loss).fold(f64::INFINITY, f64::min);
+    assert!(evals.contains(&(best, least)), "{evals:?} {told}");
+    assert_eq!(told["after"]["questions"]["loss"].as_f64(), Some(least));
+    let note: Value = serde_json::from_slice(&place.read("run/janus_adapter.json")).unwrap();
+    assert_eq!(note["metrics"]["best_step"].as_u64(), Some(best));
+
+    stopped(&place, "again", &settings, "KILL", &|| checkpoints(&place, "again").last() > Some(&best));
+    run(&place, "again", &[&settings[..], &["--resume"]].concat()).expect_success();
+    assert_eq!(difference(&place, "run", "again"), None);
+
+    let stopping = |table: &str| format!("train.early_stopping={table}");
+    refuses(&place, "new", &[&stopping(r#"{ metric = "answers.loss" }"#)], &["the tables are `questions`, `pictures`"]);
+    refuses(&place, "new", &[&stopping(r#"{ metric = "questions.los" }"#)], &["the evaluation gives `questions."]);
+    refuses(
+        &place,
+        "new",
+        &[&stopping(r#"{ metric = "pictures.loss", pateince = 1 }"#)],
+        &["did you mean `patience`?"],
+    );
+    let never = [&*stopping(r#"{ metric = "pictures.loss" }"#), "train.eval_every=0"];
+    refuses(&place, "new", &never, &["`train.eval_every` is 0"]);
+}
+
+/// Makes the embedding of one letter infinite.
+fn spoil(place: &Workplace, letter: u8) {
+    use candle_core::{Device, Tensor, safetensors};
+    const EMBEDDINGS: &str = "model.language_model.embed_tokens.weight";
+    let path = place.path("base/model.safetensors");
+    let mut tensors = safetensors::load(&path, &Device::Cpu).unwrap();
+    let mut rows: Vec<Vec<f32>> = tensors[EMBEDDINGS].to_vec2().unwrap();
+    rows[usize::from(letter)][0] = f32::INFINITY;
+    tensors.insert(EMBEDDINGS.into(), Tensor::new(rows, &Device::Cpu).unwrap());
+    safetensors::save(&tensors, &path).unwrap();
+}
+
+#[test]
+fn a_row_without_a_finite_loss_is_skipped_told_and_at_last_refused() {
+    let place = place();
+    // The letter `Z` stands in no row but the last of twelve; nothing is shuffled.
+    write_rows(&place.path("rows.parquet"), 0, 12);
+    spoil(&place, b'Z');
+    let recipe = String::from_utf8(place.read("recipe.toml")).unwrap();
+    let tables = recipe.find("[[data]]\nname = \"pictures\"").unwrap()..recipe.find("[train]").unwrap();
+    place.write("recipe.toml", [&recipe[..tables.start], &recipe[tables.end..]].concat().replace("eval = ", "# "));
+    let settings = ["train.shuffle=false", "train.steps=7", "train.grad_accumulation=1"];
+    let done = run(&place, "run", &[&settings[..], &["--json"]].concat()).expect_success();
+    let row = "row 3 of row group 2 in `";
+    assert!(
+        done.stderr.contains("warning: step 6 on table `questions`: the loss is NaN; the step is skipped"),
+        "{}",
+        done.stderr
+    );
+    assert!(done.stderr.contains(row), "{}", done.stderr);
+    assert_eq!(done.json()["skipped_steps"].as_u64(), Some(1));
+    let all = metrics(&place, "run");
+    let steps: Vec<&Value> = all.iter().filter(|line| line.get("eval").is_none()).collect();
+    assert_eq!(steps.len(), 7);
+    for (number, line) in steps.iter().enumerate() {
+        assert_eq!(line.get("skipped").is_some(), number == 5, "{line}");
+        assert_eq!(line["loss"].is_null(), number == 5, "{line}");
+    }
+    let rows = steps[5]["skipped"]["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 2, "the batch: {}", steps[5]);
+    assert!(rows[1].as_str().unwrap().contains(row), "{}", steps[5]);
+
+    let done = run(&place, "none", &[&settings[..], &["train.max_skipped_steps=0"]].concat());
+    assert_eq!(done.code, Some(2), "{}", done.stderr);
+    assert!(
+        done.stderr.contains("1 steps gave no finite loss and gradient") && done.stderr.contains(row),
+        "{}",
+        done.stderr
+    );
+    assert_eq!(checkpoints(&place, "none"), [3], "the last checkpoint stays");
+    assert!(done.stderr.contains("`--resume` goes on from `"), "{}", done.stderr);
+    run(&place, "none", &[&settings[..], &["--resume"]].concat()).expect_success();
+    assert_eq!(place.read(&format!("none/{WEIGHTS}")), place.read(&format!("run/{WEIGHTS}")));
+}
+
+#[test]
+fn a_step_left_between_two_batches_starts_over() {
+    let place = place();
+    let long = ["train.grad_accumulation=60", "train.steps=2", "train.eval_every=0"];
+    run(&place, "whole", &long).expect_success();
+    let ended = stopped(&place, "run", &long, "INT", &|| lines(&place, "run") >= 1);
+    assert_eq!((ended.code(), checkpoints(&place, "run")), (Some(130), vec![0]), "{}", log(&place, "run"));
+    run(&place, "run", &[&["--resume"], &long[..]].concat()).expect_success();
+    assert_eq!(difference(&place, "whole", "run"), None);
+}
+
+#[test]
+fn a_second_signal_leaves_at_once() {
+    let place = place();
+    // One batch that takes seconds, in which there is no place to stop at.
+    let long = ["train.batch_size=4000", "train.grad_accumulation=1", "train.steps=1"];
+    let mut child = spawn(&place, "run", &long);
+    assert!(wait_until(&mut child, || lines(&place, "run") >= 1), "{}", log(&place, "run"));
+    signal(&mut child, "TERM");
+    assert!(wait_until(&mut child, || log(&place, "run").contains("a second signal leaves at once")));
+    signal(&mut child, "TERM");
+    let ended = child.wait().unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&ended), Some(15), "{}", log(&place, "run"));
+    assert_eq!((lines(&place, "run"), checkpoints(&place, "run")), (1, vec![]));
+}
