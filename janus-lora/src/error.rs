@@ -13,8 +13,8 @@ use crate::cache::CacheError;
 use crate::data::DataError;
 use crate::probe::ProbeError;
 use crate::recipe::RecipeError;
-use crate::survey::SurveyError;
 use crate::report::ReportError;
+use crate::survey::SurveyError;
 use crate::target::TargetError;
 use crate::train::TrainError;
 

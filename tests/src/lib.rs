@@ -3,8 +3,8 @@
 pub mod base;
 pub mod compare;
 pub mod expected;
-pub mod joint;
 pub mod hub;
+pub mod joint;
 pub mod program;
 pub mod rows;
 pub mod tiny;

@@ -175,7 +175,8 @@ fn chosen_kills(campaign: &mut Campaign) {
         let names = std::fs::read_dir(path.join("checkpoints")).into_iter().flatten().flatten();
         names.into_iter().any(|entry| entry.file_name().to_string_lossy().contains(".tmp-"))
     };
-    let cases: [(&str, &str, &dyn Fn(&Path) -> bool); 4] = [
+    type Seen<'a> = &'a dyn Fn(&Path) -> bool;
+    let cases: [(&str, &str, Seen<'_>); 4] = [
         ("kill-mark", "SIGKILL as the run folder appears", &|path| path.exists()),
         ("kill-checkpoint", "SIGKILL while a checkpoint is written", &half_checkpoint),
         ("kill-last", "SIGKILL after the last step's checkpoint", &|path| path.join("checkpoints/step-14").exists()),

@@ -246,7 +246,6 @@ impl Run<'_> {
             done => done,
         }
     }
-    sight.sample(0, &model, base, &mut files.metrics, status)?;
 
     fn steps(&mut self) -> Result<()> {
         let Prepared { recipe, base, plan, .. } = self.prepared;
@@ -267,7 +266,8 @@ impl Run<'_> {
         loop {
             signals::check()?;
             let clock = Instant::now();
-            let due = |every: u64| every > 0 && self.step.is_multiple_of(every);
+            let step = self.step;
+            let due = |every: u64| every > 0 && step.is_multiple_of(every);
             let ended = self.step >= plan.steps;
             let (eval_due, save_due) = (due(train.eval_every) && !ended, due(train.checkpoint_every) || ended);
             let mut best = false;
