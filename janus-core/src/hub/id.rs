@@ -23,8 +23,9 @@ pub enum RepoKind {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RepoId {
     kind: RepoKind,
-    repository: String,
-    revision: String,
+    // Boxed, for errors carry ids along.
+    repository: Box<str>,
+    revision: Box<str>,
 }
 
 impl RepoId {
@@ -55,7 +56,7 @@ impl RepoId {
     /// Where the repository is below the hub's address: `owner/name` or `datasets/owner/name`.
     pub(super) fn path(&self) -> String {
         match self.kind {
-            RepoKind::Model => self.repository.clone(),
+            RepoKind::Model => self.repository.to_string(),
             RepoKind::Dataset => format!("datasets/{}", self.repository),
         }
     }
@@ -73,7 +74,7 @@ impl RepoId {
             return Err("the name ends in `.git`");
         }
         check_revision(revision)?;
-        let (repository, revision) = (repository.to_string(), revision.to_string());
+        let (repository, revision) = (repository.into(), revision.into());
         Ok(Self { kind: RepoKind::Model, repository, revision })
     }
 }
@@ -122,7 +123,7 @@ fn check_revision(revision: &str) -> Result<(), &'static str> {
 impl fmt::Display for RepoId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.path())?;
-        if self.revision != DEFAULT_REVISION {
+        if *self.revision != *DEFAULT_REVISION {
             write!(f, "@{}", self.revision)?;
         }
         Ok(())
