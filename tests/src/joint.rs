@@ -188,7 +188,7 @@ pub fn metrics(place: &Workplace, run: &str) -> Vec<Value> {
     let text = String::from_utf8(place.read(&format!("{run}/metrics.jsonl"))).unwrap();
     let line = |line: &str| {
         let mut value: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
-        for key in ["tokens_per_second", "peak_rss_bytes"] {
+        for key in ["tokens_per_second", "wait_seconds", "peak_rss_bytes"] {
             value.as_object_mut().unwrap().remove(key);
         }
         value

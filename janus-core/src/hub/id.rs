@@ -23,6 +23,7 @@ pub enum RepoKind {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RepoId {
     kind: RepoKind,
+    // Boxed, for errors carry ids along.
     repository: Box<str>,
     revision: Box<str>,
 }

@@ -113,6 +113,11 @@ impl Table {
         })
     }
 
+    /// Where each file is, its bytes, and its rows, as it claims.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = (&FileSource, u64, u64)> {
+        self.files.iter().zip(self.files()).map(|(file, (_, _, rows))| (&file.source, file.length, rows))
+    }
+
     /// Every column of the first file: name and type.
     pub fn columns(&self) -> Vec<(String, String)> {
         self.files.first().into_iter().flat_map(|file| file.columns().map(|(name, kind)| (name.into(), kind))).collect()

@@ -49,7 +49,9 @@ const FOOTER_BYTES: usize = 8;
 pub(crate) struct DataFile {
     /// How messages name it.
     pub(crate) path: Arc<Path>,
-    source: FileSource,
+    pub(crate) source: FileSource,
+    /// Its size in bytes.
+    pub(crate) length: u64,
     metadata: ArrowReaderMetadata,
     /// Column of the file per request; `None` for an optional one that is not there.
     columns: Vec<Option<usize>>,
@@ -88,7 +90,7 @@ impl DataFile {
         }
         let columns = bind(metadata.schema(), requests)
             .map_err(|faults| DataError::Columns { path: path.to_path_buf(), faults })?;
-        Ok(Self { path: path.into(), source: source.clone(), metadata, columns })
+        Ok(Self { path: path.into(), source: source.clone(), length, metadata, columns })
     }
 
     /// The file's bytes, brought here first if they are on a hub.

@@ -222,6 +222,7 @@ checkpoint_every = 200
 eval_every = 0
 keep_checkpoints = 3
 max_skipped_steps = 10
+sample_every = 0
 
 [output]
 dir = "/runs/x"

@@ -12,6 +12,7 @@ use super::checkpoint::hex;
 use super::plan::Plan;
 use super::tables::{RecipeTable, Source};
 use crate::error::Result;
+use crate::data::FileSource;
 use crate::recipe::{Recipe, Schedule, to_toml};
 
 /// Keys that may change: they say where files lie, how often something is written, or how the same bits are computed.
@@ -87,7 +88,7 @@ pub struct FileIdentity {
     pub bytes: u64,
     /// Rows.
     pub rows: u64,
-    /// SHA-256 of its footer, which gives place, size and statistics of every column chunk.
+    /// SHA-256 of its footer, which gives place, size and statistics of every column chunk; of a file on a hub its name and commit.
     pub footer: String,
 }
 
@@ -188,13 +189,20 @@ fn source_difference(what: &str, was: &SourceIdentity, is: &SourceIdentity) -> O
 }
 
 fn source_identity(source: &Source) -> Result<SourceIdentity> {
-    let file = |(path, _, rows): (&Path, usize, u64)| {
-        let (bytes, footer) =
-            footer(path).map_err(|error| TrainError::Read { path: path.to_path_buf(), source: error })?;
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        Ok(FileIdentity { name, bytes, rows, footer })
+    let file = |(source, bytes, rows): (&FileSource, u64, u64)| match source {
+        FileSource::Local(path) => {
+            let (bytes, footer) =
+                footer(path).map_err(|error| TrainError::Read { path: path.clone(), source: error })?;
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            Ok(FileIdentity { name, bytes, rows, footer })
+        }
+        // A commit does not change.
+        FileSource::Hub(shard) => {
+            let footer = format!("{} at commit {}", shard.name(), shard.repository().commit());
+            Ok(FileIdentity { name: shard.name().to_owned(), bytes, rows, footer })
+        }
     };
-    let files = source.table.files().map(file).collect::<Result<_>>()?;
+    let files = source.table.sources().map(file).collect::<Result<_>>()?;
     let index = &source.index;
     Ok(SourceIdentity { files, accepted_rows: index.accepted_rows(), rejected_rows: index.rejected_rows() })
 }

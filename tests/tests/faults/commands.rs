@@ -105,7 +105,7 @@ fn usage() {
 #[test]
 fn help_of_every_command() {
     let place = Workplace::empty();
-    let commands: [&[&str]; 25] = [
+    let commands: [&[&str]; 28] = [
         &[],
         &["train"],
         &["eval"],
@@ -130,6 +130,9 @@ fn help_of_every_command() {
         &["bench", "generate"],
         &["recipe"],
         &["recipe", "list"],
+        &["recipe", "copy"],
+        &["recipe", "schema"],
+        &["report"],
         &["recipe", "check"],
     ];
     for command in commands {

@@ -132,7 +132,8 @@ fn rows_left_out_are_counted_and_listed() {
     assert!(over.stderr.contains("8 of 10 rows cannot be used"), "{}", over.stderr);
     assert!(over.stdout.contains("budget: 5 rows (max_bad_rows = 0.5), exceeded"), "{}", over.stdout);
     for (number, (_, reason)) in bad.iter().enumerate() {
-        let place = format!("row {} of row group {} in", (number + 1) % 2, (number + 1) / 2);
+        let row = number + 1;
+        let place = format!("row {} of row group {} in", row % 2, row / 2);
         let is_told = |line: &str| line.contains(&place) && line.contains(reason);
         assert!(over.stdout.lines().any(is_told), "no `{place}` with `{reason}`: {}", over.stdout);
     }
