@@ -1,9 +1,10 @@
 //! The prompts' pass, in which nothing is computed twice that rows have in common.
 //!
 //! Rows that are equal as a whole are computed once. Of the others the first columns are computed for one row of each
-//! beginning, and its keys and values are copied to the rows that share it, which the remaining columns then continue. Rows
-//! are equal where no bit of their tokens' embeddings and no request they are routed to differs: a token is the same text,
-//! the same patch of the same image, with the same corrections.
+//! beginning, and its keys and values are copied to the rows that share it, which the remaining columns then continue; a
+//! row that has nothing but padding there takes none. Rows are equal where no bit of their tokens' embeddings and no
+//! request they are routed to differs: a token is the same text, the same patch of the same image, with the same
+//! corrections.
 //!
 //! Each row's sums are made in the order they are made alone, so the results have the same bits, except where a product has
 //! at most sixteen rows on one way and more on the other and is made by another kernel, or by candle's own: there they

@@ -153,10 +153,11 @@ fn what_rows_share_is_computed_once() {
     let count = |rows: &[Vec<u32>]| computed(&model, &pass, &batch(rows));
     assert_eq!(count(&vec![text(7, 33); 4]), 33);
     assert_eq!(count(&[text(7, 33), text(8, 33), text(7, 33), text(8, 33)]), 66);
-    // Columns 0 to 41 of the first row, the third and the last one: the second's are in the first's. Then three of each.
-    let batch_of_questions = batch(&questions(0));
-    assert_eq!(batch_of_questions.length, 45);
-    assert_eq!(computed(&model, &pass, &batch_of_questions), 3 * 42 + 4 * 3);
+    // Columns 0 to 35 of the first row and the third: the second's are in the first's, and the last one has padding there.
+    // Then nine columns of each but the repeated row.
+    assert_eq!(count(&questions(0)), 2 * 36 + 4 * 9);
+    // Without the last one, columns 0 to 41.
+    assert_eq!(count(&questions(0)[..4]), 2 * 42 + 3 * 3);
     // Nothing in common, or too little for a pass of its own.
     assert_eq!(count(&[text(7, 33), text(8, 33)]), 66);
     let (a, b) = ([text(9, 5), text(7, 28)].concat(), [text(9, 5), text(8, 28)].concat());
@@ -240,7 +241,9 @@ fn rows_of_other_requests_share_nothing() {
     let model = tiny();
     let prompts = questions(0);
     // The first, second and fourth row share an image; the first and the fourth are equal.
-    let cases = [([1, 1, 1, 1, 1], 3 * 42 + 4 * 3), ([1, 1, 2, 2, 2], 4 * 42 + 5 * 3), ([1, 2, 1, 3, 1], 5 * 45)];
+    // The last one has nothing but padding in the columns up to 35.
+    let cases =
+        [([1, 1, 1, 1, 1], 2 * 36 + 4 * 9), ([1, 1, 2, 2, 2], 3 * 36 + 5 * 9), ([1, 2, 1, 3, 1], 4 * 36 + 5 * 9)];
     for (requests, count) in cases {
         attach(&model, &[Some(1), Some(2), Some(3)]);
         let batch = batch(&prompts);

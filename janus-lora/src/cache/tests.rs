@@ -151,7 +151,10 @@ fn a_picture_that_comes_again_is_computed_once() {
         assert_eq!((together.dims(), count), (&[5, PATCHES, 48][..], 2));
         for (number, image) in images.iter().enumerate() {
             let (alone, _) = counted(&Pass::inference(), std::slice::from_ref(image));
-            assert_eq!(bits(&together.get(number).unwrap()), bits(&alone.get(0).unwrap()));
+            let difference = (together.get(number).unwrap() - alone.get(0).unwrap()).unwrap().abs().unwrap();
+            // Sixteen rows of patches are multiplied by another kernel than more of them are.
+            let bound = if trained { 1e-5 } else { 0.0 };
+            assert!(difference.max_all().unwrap().to_scalar::<f32>().unwrap() <= bound, "{difference}");
         }
         assert_ne!(bits(&together.get(0).unwrap()), bits(&together.get(1).unwrap()));
         // Each time with noise, and with corrections, of its own.

@@ -13,7 +13,7 @@ use crate::model::loader::Loader;
 use crate::model::norm::RmsNorm;
 use crate::ops::rotary::Rotary;
 use crate::ops::{self, AttentionMask};
-use crate::pass::Pass;
+use crate::pass::{Part, Pass};
 use crate::site::Projection;
 
 /// `h = x + o(attention(norm(x)))`, `y = h + down(silu(gate(norm(h))) · up(norm(h)))`.
@@ -105,12 +105,14 @@ impl DecoderLayer {
             None => (k, v),
         };
         let attended = ops::attention(&q, &k, &v, mask)?.reshape((batch, sequence, ()))?;
-        let (x, attended) = match &kept {
+        let kept_pass;
+        let (x, attended, pass) = match &kept {
             Some(kept) => {
                 let some = |t: &Tensor| ops::select_rows(&t.flatten_to(1)?, kept);
-                (some(x)?, some(&attended)?)
+                kept_pass = pass.picked(Part::Decoder, kept.iter().map(|token| *token as usize));
+                (some(x)?, some(&attended)?, &kept_pass)
             }
-            None => (x.clone(), attended),
+            None => (x.clone(), attended, pass),
         };
         let h = (x + self.o_proj.forward(pass, &attended)?)?;
 
