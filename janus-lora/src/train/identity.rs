@@ -11,8 +11,8 @@ use super::TrainError;
 use super::checkpoint::hex;
 use super::plan::Plan;
 use super::tables::{RecipeTable, Source};
-use crate::error::Result;
 use crate::data::FileSource;
+use crate::error::Result;
 use crate::recipe::{Recipe, Schedule, to_toml};
 
 /// Keys that may change: they say where files lie, how often something is written, or how the same bits are computed.
