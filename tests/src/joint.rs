@@ -157,7 +157,8 @@ pub fn signal(child: &mut Child, name: &str) {
 /// It ends before it `is_so`.
 #[track_caller]
 pub fn stopped(place: &Workplace, run: &str, more: &[&str], name: &str, is_so: &dyn Fn() -> bool) -> ExitStatus {
-    loop {
+    const ATTEMPTS: usize = 20;
+    for _ in 0..ATTEMPTS {
         let mut child = spawn(place, run, more);
         assert!(wait_until(&mut child, is_so), "{}", log(place, run));
         signal(&mut child, name);
@@ -168,6 +169,18 @@ pub fn stopped(place: &Workplace, run: &str, more: &[&str], name: &str, is_so: &
         std::fs::remove_dir_all(place.path(run)).unwrap();
         std::fs::remove_file(place.path(&format!("{run}.log"))).unwrap();
     }
+    panic!("SIG{name} came too late {ATTEMPTS} times");
+}
+
+/// Names of the signals that make a run save and leave, with their exit codes. Without SIGINT where these tests were started
+/// to ignore it, as in the background of a shell: what they start ignores it, too.
+pub fn stop_signals() -> Vec<(&'static str, i32)> {
+    const SIGINT_BIT: u64 = 1 << 1;
+    let told = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = told.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    let both = [("TERM", 143), ("INT", 130)];
+    let left = if ignored.is_some_and(|ignored| ignored & SIGINT_BIT != 0) { 1 } else { 2 };
+    both[..left].to_vec()
 }
 
 /// Steps of the checkpoints of a run, rising.

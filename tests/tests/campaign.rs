@@ -13,7 +13,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use janus_tests::joint::{
-    checkpoints, difference, lines, log, place, run, signal, spawn, start, stopped, wait_until, write_rows,
+    checkpoints, difference, lines, log, place, run, signal, spawn, start, stop_signals, stopped, wait_until,
+    write_rows,
 };
 use janus_tests::program::{self, Done};
 use janus_tests::tiny::{Workplace, tree};
@@ -23,6 +24,9 @@ const WHOLE: &str = "whole";
 
 /// Kills of the short form.
 const FEW: usize = 6;
+
+/// Whether the run in a folder has come to the instant of a kill.
+type IsSo<'a> = &'a dyn Fn(&Path) -> bool;
 
 /// Random numbers (splitmix64).
 struct Random(u64);
@@ -48,6 +52,7 @@ struct Campaign {
 
 impl Campaign {
     fn tell(&mut self, fault: &str, outcome: String) {
+        println!("{fault}: {outcome}");
         self.rows.push((fault.to_owned(), outcome));
     }
 
@@ -175,8 +180,7 @@ fn chosen_kills(campaign: &mut Campaign) {
         let names = std::fs::read_dir(path.join("checkpoints")).into_iter().flatten().flatten();
         names.into_iter().any(|entry| entry.file_name().to_string_lossy().contains(".tmp-"))
     };
-    type Seen<'a> = &'a dyn Fn(&Path) -> bool;
-    let cases: [(&str, &str, Seen<'_>); 4] = [
+    let cases: [(&str, &str, IsSo<'_>); 4] = [
         ("kill-mark", "SIGKILL as the run folder appears", &|path| path.exists()),
         ("kill-checkpoint", "SIGKILL while a checkpoint is written", &half_checkpoint),
         ("kill-last", "SIGKILL after the last step's checkpoint", &|path| path.join("checkpoints/step-14").exists()),
@@ -195,7 +199,7 @@ fn chosen_kills(campaign: &mut Campaign) {
 }
 
 fn signals(campaign: &mut Campaign) {
-    for (name, code) in [("TERM", 143), ("INT", 130)] {
+    for (name, code) in stop_signals() {
         let folder = format!("signal-{name}");
         campaign.left(&folder, name, code, 8);
         let saved = *checkpoints(&campaign.place, &folder).last().unwrap();
@@ -246,6 +250,8 @@ fn full_disks(campaign: &mut Campaign) {
     let done = run(&campaign.place, "full/run", &["--resume"]);
     campaign.fails("full/run", &done, 1, &["cannot write `", "No space left on device"]);
     assert!(tree(&disk.join("run/checkpoints")) == before, "the last checkpoint is not as it was");
+    // A file that is open for writing keeps its file system from being made read-only.
+    drop(ballast);
     std::fs::remove_file(disk.join("ballast")).unwrap();
     assert!(mount("remount,ro"));
     let done = run(&campaign.place, "full/run", &["--resume"]);

@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 use janus_tests::joint::{
-    STEPS, WEIGHTS, checkpoints, difference, lines, log, metrics, place, run, signal, spawn, stopped, wait_until,
-    write_rows,
+    STEPS, WEIGHTS, checkpoints, difference, lines, log, metrics, place, run, signal, spawn, stop_signals, stopped,
+    wait_until, write_rows,
 };
 use janus_tests::tiny::{Workplace, tree};
 use serde_json::Value;
@@ -26,7 +26,7 @@ fn a_signal_saves_and_the_resumed_run_ends_with_the_same_bytes() {
     let place = place();
     run(&place, "whole", &[]).expect_success();
     assert_eq!(checkpoints(&place, "whole"), [9, 12, 14], "the last three");
-    for (name, code, after) in [("TERM", 143, 4), ("INT", 130, 9)] {
+    for ((name, code), after) in stop_signals().into_iter().zip([4, 9]) {
         let folder = name.to_lowercase();
         assert_eq!(left(&place, &folder, name, after), Some(code), "{}", log(&place, &folder));
         let said = log(&place, &folder);
@@ -282,8 +282,8 @@ fn a_step_left_between_two_batches_starts_over() {
     let place = place();
     let long = ["train.grad_accumulation=60", "train.steps=2", "train.eval_every=0"];
     run(&place, "whole", &long).expect_success();
-    let ended = stopped(&place, "run", &long, "INT", &|| lines(&place, "run") >= 1);
-    assert_eq!((ended.code(), checkpoints(&place, "run")), (Some(130), vec![0]), "{}", log(&place, "run"));
+    let ended = stopped(&place, "run", &long, "TERM", &|| lines(&place, "run") >= 1);
+    assert_eq!((ended.code(), checkpoints(&place, "run")), (Some(143), vec![0]), "{}", log(&place, "run"));
     run(&place, "run", &[&["--resume"], &long[..]].concat()).expect_success();
     assert_eq!(difference(&place, "whole", "run"), None);
 }
