@@ -114,7 +114,12 @@ fn what_rounding_loses() {
     assert_eq!(merged.dtype(), DType::BF16);
     assert_eq!(values(&merged).unwrap(), [1.0, 1.0 + 2.0 / 128.0, 1.0 + 2.0 / 128.0, 1.0]);
     let change = sums.change();
-    near("loss", change.rounding_loss.unwrap(), norm([0.25, 0.0, 0.25].into_iter()) / norm([0.25, 2.0, 1.75].into_iter()), 1e-9);
+    near(
+        "loss",
+        change.rounding_loss.unwrap(),
+        norm([0.25, 0.0, 0.25].into_iter()) / norm([0.25, 2.0, 1.75].into_iter()),
+        1e-9,
+    );
     near("change", change.relative_change.unwrap(), norm(deltas.into_iter()) / 2.0, 1e-9);
     assert_eq!((change.values, change.shifted_values, change.unmoved_values), (4, 3, 1));
     assert!(!change.is_swallowed());
@@ -145,7 +150,9 @@ fn values_that_the_type_cannot_hold() {
     };
     for (value, dtype) in [(7e4, DType::F16), (f32::INFINITY, DType::F32), (f32::MAX, DType::BF16)] {
         match refusal(value, dtype) {
-            Err(Error::Merge(MergeError::NotFinite { index: 4, weight: 5.0, dtype: told, .. })) => assert_eq!(told, dtype),
+            Err(Error::Merge(MergeError::NotFinite { index: 4, weight: 5.0, dtype: told, .. })) => {
+                assert_eq!(told, dtype)
+            }
             other => panic!("{value} as {dtype:?}: {other:?}"),
         }
     }

@@ -41,7 +41,8 @@ fn a_merge_that_rounding_swallows() {
     assert!(done.stdout.contains("KL(attached || merged)"), "{}", done.stdout);
     assert!(done.stdout.contains("all together: change"), "{}", done.stdout);
 
-    let kept = place.janus(&["merge", "--base", "base", "--adapter", "run", "--out", "kept", "--json"]).expect_success();
+    let kept =
+        place.janus(&["merge", "--base", "base", "--adapter", "run", "--out", "kept", "--json"]).expect_success();
     assert!(!kept.stderr.contains("rounding"), "{}", kept.stderr);
     let report = kept.json();
     let tensors = report["tensors"].as_array().unwrap();
