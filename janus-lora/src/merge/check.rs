@@ -1,6 +1,6 @@
 //! Base + adapters and the merged checkpoint on the same input: how far their predictions are apart.
 
-use candle_core::{DType, Tensor};
+use candle_core::{D, DType, Tensor};
 use janus_core::pass::Pass;
 use janus_core::processing::Sample;
 use janus_core::{Janus, Parts, noise};
@@ -63,15 +63,17 @@ pub(super) fn logits(base: &Base, model: &Janus, which: &'static str, dtype: DTy
         placeholder: special.image_placeholder,
     };
     let found = [("text", model.decoder().text_logits(&pass, &last)?), ("image", drawn.logits(model, &pass)?)];
-    let gathered = found.into_iter().map(|(head, logits)| {
-        let classes = logits.dim(candle_core::D::Minus1)?;
-        let rows = logits.to_dtype(DType::F32)?.reshape(((), classes))?.to_vec2::<f32>()?;
-        if rows.iter().flatten().any(|logit| !logit.is_finite()) {
-            return Err(MergeError::Logits { which, head, dtype }.into());
-        }
-        Ok(Logits { head, rows })
-    });
-    gathered.collect()
+    found.into_iter().map(|(head, logits)| rows(head, &logits, which, dtype)).collect()
+}
+
+/// The logits `[.., classes]` of one head, once they are known to be finite.
+fn rows(head: &'static str, logits: &Tensor, which: &'static str, dtype: DType) -> Result<Logits> {
+    let classes = logits.dim(D::Minus1)?;
+    let rows = logits.to_dtype(DType::F32)?.reshape(((), classes))?.to_vec2::<f32>()?;
+    if rows.iter().flatten().any(|logit| !logit.is_finite()) {
+        return Err(MergeError::Logits { which, head, dtype }.into());
+    }
+    Ok(Logits { head, rows })
 }
 
 /// Compares logits of base + adapters with those of the merged checkpoint, head by head.
@@ -130,6 +132,17 @@ mod tests {
         // KL is no distance: the second distribution is what the first is told by.
         let uneven = [0.0, 3.0, 0.0];
         assert!((divergence(&p, &uneven) - divergence(&uneven, &p)).abs() > 0.1);
+    }
+
+    #[test]
+    fn logits_that_are_not_finite() {
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let logits = Tensor::new(&[[[1f32, 2.0, 3.0], [4.0, value, 6.0]]], &candle_core::Device::Cpu).unwrap();
+            let error = rows("image", &logits, "base + adapters", DType::BF16).unwrap_err().to_string();
+            assert!(error.contains("base + adapters") && error.contains("image"), "{error}");
+            let finite = logits.narrow(1, 0, 1).unwrap();
+            assert_eq!(rows("image", &finite, "base + adapters", DType::BF16).unwrap().rows, [[1.0, 2.0, 3.0]]);
+        }
     }
 
     #[test]

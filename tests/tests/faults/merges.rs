@@ -34,7 +34,7 @@ fn a_merge_that_is_not_finite() {
 
 #[test]
 fn a_merge_that_rounding_swallows() {
-    let place = place_with_b_times(1e-3);
+    let place = place_with_b_times(0.1);
     let done = place.janus(&[&MERGE[..], &["--dtype", "bf16"]].concat()).expect_success();
     assert!(done.stderr.contains("warning: rounding loses"), "{}", done.stderr);
     assert!(done.stderr.contains("`--dtype f32`"), "{}", done.stderr);
@@ -49,6 +49,6 @@ fn a_merge_that_rounding_swallows() {
     assert_eq!(report["changed_tensors"].as_u64(), Some(tensors.len() as u64));
     for figures in tensors.iter().chain([&report["total"]]) {
         assert!(figures["delta_norm"].as_f64().unwrap() > 0.0, "{figures}");
-        assert!(figures["rounding_loss"].as_f64().unwrap() < 0.01, "{figures}");
+        assert!(figures["rounding_loss"].as_f64().unwrap() < 0.2, "{figures}");
     }
 }
