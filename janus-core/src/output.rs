@@ -138,6 +138,21 @@ pub fn require_new_folder(path: &Path) -> Result<(), OutputError> {
 pub struct StagedFolder {
     target: PathBuf,
     staging: tempfile::TempDir,
+    /// Dropped after `staging`, which lies in the deepest of them.
+    _made: MadeParents,
+}
+
+/// Folders made on the way to a target, deepest first: what is still empty goes with this value.
+#[derive(Debug)]
+struct MadeParents(Vec<PathBuf>);
+
+impl Drop for MadeParents {
+    fn drop(&mut self) {
+        for folder in &self.0 {
+            // One that holds something stays: what was asked for, or another's.
+            let _ = fs::remove_dir(folder);
+        }
+    }
 }
 
 impl StagedFolder {
@@ -148,10 +163,12 @@ impl StagedFolder {
     pub fn create(target: &Path) -> Result<Self, OutputError> {
         require_new_folder(target)?;
         let parent = parent_of(target);
+        let missing = parent.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists());
+        let made = MadeParents(missing.map(Path::to_path_buf).collect());
         fs::create_dir_all(parent).map_err(io_error(parent))?;
         let staging =
             tempfile::Builder::new().prefix(&temporary_prefix(target)?).tempdir_in(parent).map_err(io_error(target))?;
-        Ok(Self { target: target.to_path_buf(), staging })
+        Ok(Self { target: target.to_path_buf(), staging, _made: made })
     }
 
     /// Where to write meanwhile.
@@ -220,7 +237,7 @@ mod tests {
     #[test]
     fn a_staged_folder_appears_on_commit_only() {
         let parent = tempfile::tempdir().unwrap();
-        let target = parent.path().join("out");
+        let target = parent.path().join("deep/er/out");
         let staged = StagedFolder::create(&target).unwrap();
         std::fs::write(staged.path().join("a"), b"x").unwrap();
         assert!(!target.exists());

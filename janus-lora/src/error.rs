@@ -11,6 +11,7 @@ use crate::adapter::AdapterError;
 use crate::base::BaseError;
 use crate::cache::CacheError;
 use crate::data::DataError;
+use crate::merge::MergeError;
 use crate::probe::ProbeError;
 use crate::recipe::RecipeError;
 use crate::report::ReportError;
@@ -49,6 +50,9 @@ pub enum Error {
     /// A picture of data that cannot be made.
     #[error(transparent)]
     Survey(#[from] SurveyError),
+    /// Adapters that must not be merged.
+    #[error(transparent)]
+    Merge(#[from] MergeError),
     /// Inputs that cannot be probed.
     #[error(transparent)]
     Probe(#[from] ProbeError),
@@ -76,6 +80,7 @@ impl Diagnose for Error {
             Error::Adapter(e) => e.fault(),
             Error::Target(e) => e.fault(),
             Error::Train(e) => e.fault(),
+            Error::Merge(e) => e.fault(),
             Error::Probe(e) => e.fault(),
             Error::Survey(e) => e.fault(),
             Error::Report(e) => e.fault(),
@@ -93,6 +98,7 @@ impl Diagnose for Error {
             Error::Adapter(e) => e.hints(),
             Error::Target(e) => e.hints(),
             Error::Train(e) => e.hints(),
+            Error::Merge(e) => e.hints(),
             Error::Probe(e) => e.hints(),
             Error::Survey(e) => e.hints(),
             Error::Report(e) => e.hints(),

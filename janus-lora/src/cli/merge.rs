@@ -11,7 +11,11 @@ use super::arguments::{BaseArguments, DeviceArgument, parse_dtype};
 use super::report;
 use super::status::Terminal;
 use crate::error::{Error, Result};
-use crate::merge::{MergeOptions, merge};
+use crate::merge::{Change, MergeOptions, MergeReport, TensorChange, merge};
+use crate::status::Status;
+
+/// Rows of the table of changes.
+const SHOWN: usize = 10;
 
 /// Fold adapters into base weights.
 #[derive(Debug, Args)]
@@ -60,15 +64,76 @@ impl Merge {
         let (base, adapters) = self.base.open(&Terminal)?;
         let options = MergeOptions { dtype: self.dtype, layout: self.layout };
         let done = merge(&base, &adapters, options, &device, &self.out, &Terminal)?;
+        if done.total.is_swallowed() {
+            Terminal.warn(&swallowed(&done.total));
+        }
         if self.json {
             report::json(&done);
             return Ok(());
         }
         println!("{}: {} tensors changed, {}", self.out.display(), done.changed_tensors, report::bytes(done.bytes));
+        println!("{}", changes(&done));
         println!(
             "largest logit difference to base + adapter, computed in {}: {:.3e}",
             done.compared_in, done.largest_logit_difference
         );
+        for head in &done.heads {
+            println!(
+                "{} head, {} positions: largest difference {:.3e}, KL(attached || merged) {:.3e} nats on average, {:.3e} at most",
+                head.head, head.positions, head.largest_logit_difference, head.mean_kl_nats, head.max_kl_nats
+            );
+        }
         Ok(())
     }
+}
+
+/// The tensors that moved most, and all of them together.
+fn changes(done: &MergeReport) -> String {
+    let mut tensors: Vec<&TensorChange> = done.tensors.iter().collect();
+    tensors.sort_by(|a, b| b.change.delta_norm.total_cmp(&a.change.delta_norm));
+    let rows: Vec<Vec<String>> = tensors.iter().take(SHOWN).map(|tensor| row(tensor)).collect();
+    let headings = ["tensor", "type", "|D|", "|D|/|W| %", "rounding %", "unmoved %"];
+    let mut text = report::table(&headings, &rows);
+    if let Some(more) = tensors.len().checked_sub(SHOWN).filter(|more| *more > 0) {
+        text.push_str(&format!("\nand {more} more: `--json` has all"));
+    }
+    let total = &done.total;
+    text.push_str(&format!(
+        "\nall together: change {} % of the weights, of which rounding loses {} %; {} % of the shifted values did not move",
+        percent(total.relative_change),
+        percent(total.rounding_loss),
+        percent(Some(total.unmoved_share()))
+    ));
+    text
+}
+
+fn row(tensor: &TensorChange) -> Vec<String> {
+    let change = &tensor.change;
+    vec![
+        tensor.tensor.clone(),
+        tensor.dtype.clone(),
+        format!("{:.3e}", change.delta_norm),
+        percent(change.relative_change),
+        percent(change.rounding_loss),
+        percent(Some(change.unmoved_share())),
+    ]
+}
+
+/// A share as percent with three digits; empty where there is none.
+fn percent(share: Option<f64>) -> String {
+    share.map_or_else(String::new, |share| match share * 100.0 {
+        0.0 => "0".to_owned(),
+        percent if !(0.01..10_000.0).contains(&percent) => format!("{percent:.1e}"),
+        percent => format!("{percent:.2}"),
+    })
+}
+
+fn swallowed(total: &Change) -> String {
+    format!(
+        "rounding loses {} % of what the adapters change, and {} % of the shifted values do not move at all: the merged \
+         checkpoint is hardly base + adapter\nhint: `--dtype f32` keeps the sum; a larger scale (`DIR:SCALE`) survives \
+         rounding, but is another model",
+        percent(total.rounding_loss),
+        percent(Some(total.unmoved_share()))
+    )
 }

@@ -4,6 +4,7 @@
 mod adapters;
 mod bases;
 mod commands;
+mod merges;
 mod probe;
 mod recipes;
 mod rows;

@@ -1,0 +1,183 @@
+//! Adapters folded into base weights: a new checkpoint that computes the same without them, and a receipt.
+//!
+//! Sums are formed in f32 and rounded once, to the base's stored type unless told otherwise. The receipt says of each
+//! tensor how far it moved and what rounding took back; the result is opened again and compared with base and adapters on
+//! a fixed input.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `fold` | one tensor with the adapters' share in it, some rows at a time |
+//! | `receipt` | norms of change and rounding loss |
+//! | `check` | logits and KL of attached and merged |
+//! | `error` | what is refused: no change, values that are not finite |
+//!
+//! Writing holds one tensor of the base and the one that replaces it; the check opens base and merged checkpoint one
+//! after the other and needs the memory of either.
+
+mod check;
+mod error;
+mod fold;
+mod receipt;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use janus_core::checkpoint::{EMBED_TOKENS, LM_HEAD, WriteOptions, write_checkpoint};
+use janus_core::config::Layout;
+use janus_core::output::StagedFolder;
+use janus_core::site::{LowRank, Site, sites};
+use serde::Serialize;
+
+pub use check::Comparison;
+pub use error::MergeError;
+pub use receipt::{Change, TensorChange};
+
+use crate::adapter::{self, Adapter};
+use crate::base::Base;
+use crate::error::{Error, Result};
+use crate::status::Status;
+use fold::Fold;
+use receipt::Receipt;
+
+/// Above this size the check computes in bf16: in f32 it would need more memory than the merge is for.
+const MAX_CHECK_PARAMETERS: u64 = 4_000_000_000;
+
+/// How to write the merged checkpoint.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct MergeOptions {
+    /// Type of every tensor; the base's own where absent.
+    pub dtype: Option<DType>,
+    /// Layout; the base's own where absent.
+    pub layout: Option<Layout>,
+}
+
+/// What a merge did.
+#[derive(Debug, Clone, Serialize)]
+pub struct MergeReport {
+    /// Tensors that adapters spoke of; each has an entry in `tensors`.
+    pub changed_tensors: usize,
+    /// Bytes written.
+    pub bytes: u64,
+    /// Largest difference between logits of base + adapters and of the merged checkpoint.
+    pub largest_logit_difference: f32,
+    /// Type the comparison computed in.
+    pub compared_in: String,
+    /// The comparison, head by head.
+    pub heads: Vec<Comparison>,
+    /// Change of all changed tensors together.
+    pub total: Change,
+    /// Change of each, in the order written.
+    pub tensors: Vec<TensorChange>,
+}
+
+/// Folds adapters, each with a factor on its scale, into `base` and writes the result to `out`. The comparison
+/// runs on `device`.
+///
+/// # Errors
+/// An output folder that is not empty, adapters that do not fit, [`MergeError`], or what reading and writing report;
+/// nothing is written then.
+pub fn merge(
+    base: &Base,
+    adapters: &[(Adapter, f64)],
+    options: MergeOptions,
+    device: &Device,
+    out: &Path,
+    status: &dyn Status,
+) -> Result<MergeReport> {
+    refuse_no_ops(adapters)?;
+    let staged = StagedFolder::create(out)?;
+    let checkpoint = base.checkpoint();
+    let terms = terms(adapters);
+    let all_sites = sites(base.config());
+    let by_weight = |name: &str| -> Option<(&Site, &[LowRank])> {
+        let path = name.strip_suffix(".weight")?;
+        let terms = terms.get(path)?;
+        all_sites.iter().find(|site| site.path.as_ref() == path).map(|site| (site, terms.as_slice()))
+    };
+    let saved = |name: &str| adapters.iter().find_map(|(adapter, _)| adapter.saved.get(name));
+    // A tied head reads the embedding table; once the two differ, both must be stored.
+    let differs = |name: &str| by_weight(name).is_some() || saved(name).is_some();
+    let untie = checkpoint.is_tied() && (differs(EMBED_TOKENS) || differs(LM_HEAD));
+    let mut write = WriteOptions::new(options.layout.unwrap_or_else(|| checkpoint.layout())).with_untied_head(untie);
+    if let Some(dtype) = options.dtype {
+        write = write.with_dtype(dtype);
+    }
+    let mut receipt = Receipt::default();
+    let mut transform = |name: &str, stored: Tensor| -> Result<Tensor> {
+        if !differs(name) {
+            return Ok(stored);
+        }
+        let dtype = options.dtype.unwrap_or(stored.dtype());
+        let fold = Fold { name, copy: saved(name), shift: by_weight(name), dtype };
+        let (merged, sums) = fold.run(&stored)?;
+        receipt.enter(name, dtype, &sums);
+        Ok(merged)
+    };
+    let bar = status.bytes("writing", 0);
+    let report = write_checkpoint::<Error>(checkpoint, &write, &mut transform, staged.path(), &mut |done, total| {
+        bar.set(done, total)
+    })?;
+    bar.finish();
+    let total = receipt.total();
+    if total.delta_norm == 0.0 {
+        return Err(MergeError::NothingChanged { tensors: receipt.tensors.len() }.into());
+    }
+
+    let parameters: u64 = checkpoint.tensors().map(|t| t.shape.iter().product::<usize>() as u64).sum();
+    let dtype = if parameters <= MAX_CHECK_PARAMETERS { DType::F32 } else { DType::BF16 };
+    let attached = {
+        let model = base.model(dtype, device, check::PARTS, status)?;
+        let adapters: Vec<(&Adapter, f64)> = adapters.iter().map(|(adapter, scale)| (adapter, *scale)).collect();
+        adapter::attach(&model, &adapters)?;
+        check::logits(base, &model, "base + adapters", dtype)?
+    };
+    let merged = {
+        let merged = Base::open_folder(base.name(), staged.path())?;
+        check::logits(&merged, &merged.model(dtype, device, check::PARTS, status)?, "the merged checkpoint", dtype)?
+    };
+    let heads = check::compare(&attached, &merged);
+    staged.commit()?;
+    Ok(MergeReport {
+        changed_tensors: receipt.tensors.len(),
+        bytes: report.bytes,
+        largest_logit_difference: heads.iter().map(|head| head.largest_logit_difference).fold(0.0, f32::max),
+        compared_in: dtype.as_str().into(),
+        heads,
+        total,
+        tensors: receipt.tensors,
+    })
+}
+
+/// Refuses an adapter that can be seen to change nothing, before anything is written.
+fn refuse_no_ops(adapters: &[(Adapter, f64)]) -> Result<()> {
+    for (index, (adapter, factor)) in adapters.iter().enumerate() {
+        let mut acts = !adapter.saved.is_empty();
+        for pair in adapter.pairs.values() {
+            acts = acts || (pair.scale * factor != 0.0 && !is_zero(&pair.a)? && !is_zero(&pair.b)?);
+        }
+        if !acts {
+            return Err(MergeError::NoOp { number: index + 1, count: adapters.len() }.into());
+        }
+    }
+    Ok(())
+}
+
+fn is_zero(tensor: &Tensor) -> Result<bool> {
+    Ok(tensor.flatten_all()?.to_vec1::<f32>()?.iter().all(|value| *value == 0.0))
+}
+
+/// The low-rank terms of all adapters by site.
+fn terms(adapters: &[(Adapter, f64)]) -> BTreeMap<Arc<str>, Vec<LowRank>> {
+    let mut terms: BTreeMap<Arc<str>, Vec<LowRank>> = BTreeMap::new();
+    for (adapter, factor) in adapters {
+        for (path, pair) in &adapter.pairs {
+            terms.entry(path.clone()).or_default().push(pair.low_rank(*factor));
+        }
+    }
+    terms
+}
+
+#[cfg(test)]
+mod tests;

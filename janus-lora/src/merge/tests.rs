@@ -1,0 +1,145 @@
+use std::path::Path;
+
+use janus_core::Diagnose;
+use janus_core::Fault;
+use janus_core::checkpoint::{Checkpoint, init_checkpoint};
+use janus_core::config::JanusConfig;
+use janus_core::noise;
+
+use super::*;
+use crate::adapter::AdapterSpec;
+use crate::status::Silent;
+
+const SITES: [&str; 3] = [
+    "model.generation_embeddings",
+    "model.language_model.layers.0.mlp.down_proj",
+    "model.vision_model.embeddings.patch_embedding",
+];
+
+fn tiny(folder: &Path, stored: DType) -> Base {
+    let config = JanusConfig::shape("janus-tiny").unwrap();
+    init_checkpoint(&config, 5, stored, folder, Layout::Native, &mut |_, _| ()).unwrap();
+    Base::open_folder("tiny", folder).unwrap()
+}
+
+/// An adapter as training begins, every B·A zero.
+fn fresh(base: &Base, sites: &[&str], modules: &[&str]) -> Adapter {
+    let spec = AdapterSpec {
+        rank: 3,
+        alpha: 4.5,
+        dropout: 0.0,
+        sites: sites.iter().map(|path| Arc::from(*path)).collect(),
+        modules_to_save: modules.iter().map(|module| (*module).to_owned()).collect(),
+        base_name: None,
+    };
+    Adapter::new(base.config(), false, &spec, 7, &|name| Ok(base.checkpoint().read(name, DType::F32)?)).unwrap()
+}
+
+/// The same with factors of this size.
+fn trained(base: &Base, size: f64) -> Adapter {
+    let mut adapter = fresh(base, &SITES, &[]);
+    for (path, pair) in &mut adapter.pairs {
+        for (factor, name) in [(&mut pair.a, "a"), (&mut pair.b, "b")] {
+            let key = noise::key_of(&format!("{path} {name}"));
+            let values: Vec<f32> =
+                (0..factor.elem_count()).map(|i| (size * noise::normal(key, i as u64)) as f32).collect();
+            *factor = Tensor::from_vec(values, factor.dims(), &Device::Cpu).unwrap();
+        }
+    }
+    adapter
+}
+
+fn run(base: &Base, adapters: &[(Adapter, f64)], dtype: Option<DType>, out: &Path) -> Result<MergeReport> {
+    merge(base, adapters, MergeOptions { dtype, layout: None }, &Device::Cpu, out, &Silent)
+}
+
+/// Why these adapters are not merged; nothing is left of the output.
+fn refusal(base: &Base, adapters: &[(Adapter, f64)]) -> MergeError {
+    let place = tempfile::tempdir().unwrap();
+    let error = run(base, adapters, None, &place.path().join("deep/merged")).unwrap_err();
+    assert_eq!((error.fault(), error.hints().len()), (Fault::Input, 1), "{error}");
+    assert_eq!(fs_err::read_dir(place.path()).unwrap().count(), 0, "{error}");
+    match error {
+        Error::Merge(error) => error,
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn the_receipt_is_what_the_files_say() {
+    let (folder, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let base = tiny(folder.path(), DType::BF16);
+    let adapters = [(trained(&base, 0.15), 0.5), (trained(&base, 0.1), 1.0)];
+    let mut compared = Vec::new();
+    for (dtype, largest_loss) in [(None, 0.1), (Some(DType::F32), 1e-6)] {
+        let out = place.path().join(format!("{dtype:?}"));
+        let report = run(&base, &adapters, dtype, &out).unwrap();
+        let mut names: Vec<&str> = report.tensors.iter().map(|tensor| tensor.tensor.as_str()).collect();
+        names.sort_unstable();
+        assert_eq!(names, SITES.map(|site| format!("{site}.weight")));
+        assert_eq!(report.changed_tensors, 3);
+        let merged = Checkpoint::open(&out).unwrap();
+        let mut squares = 0.0;
+        for tensor in &report.tensors {
+            let read = |checkpoint: &Checkpoint| checkpoint.read(&tensor.tensor, DType::F32).unwrap();
+            let moved = (read(&merged) - read(base.checkpoint())).unwrap().sqr().unwrap().sum_all().unwrap();
+            let moved = f64::from(moved.to_scalar::<f32>().unwrap()).sqrt();
+            // The files hold D and its rounding.
+            let change = &tensor.change;
+            let slack = change.delta_norm * (change.rounding_loss.unwrap() + 1e-4);
+            assert!((moved - change.delta_norm).abs() <= slack, "{tensor:?}: the files differ by {moved}");
+            assert!(change.rounding_loss.unwrap() < largest_loss, "{tensor:?}");
+            assert!(change.delta_norm > 0.1, "{tensor:?}");
+            squares += change.delta_norm.powi(2);
+        }
+        assert!((report.total.delta_norm - squares.sqrt()).abs() < 1e-9);
+        let heads: Vec<&str> = report.heads.iter().map(|head| head.head).collect();
+        assert_eq!(heads, ["text", "image"]);
+        for head in &report.heads {
+            assert!(head.positions > 1 && head.mean_kl_nats <= head.max_kl_nats, "{head:?}");
+        }
+        assert!(!report.total.is_swallowed());
+        compared.push(report.heads);
+    }
+    // A rounded weight shows in the predictions, a kept sum hardly.
+    for (rounded, kept) in compared[0].iter().zip(&compared[1]) {
+        assert!(rounded.largest_logit_difference > 10.0 * kept.largest_logit_difference, "{rounded:?} {kept:?}");
+        assert!(rounded.max_kl_nats > 10.0 * kept.max_kl_nats, "{rounded:?} {kept:?}");
+    }
+}
+
+#[test]
+fn an_adapter_below_the_steps_of_the_type_is_swallowed() {
+    let (folder, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let base = tiny(folder.path(), DType::BF16);
+    let adapters = [(trained(&base, 1e-3), 1.0)];
+    let total = run(&base, &adapters, None, &place.path().join("own")).unwrap().total;
+    assert!(total.is_swallowed() && total.unmoved_share() > 0.8, "{total:?}");
+    let total = run(&base, &adapters, Some(DType::F32), &place.path().join("wide")).unwrap().total;
+    assert!(!total.is_swallowed() && total.unmoved_share() < 0.1, "{total:?}");
+}
+
+#[test]
+fn adapters_that_change_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = tiny(folder.path(), DType::F32);
+    let acting = || (trained(&base, 0.1), 1.0);
+    let untrained = (fresh(&base, &SITES, &[]), 1.0);
+    assert_eq!(refusal(&base, &[untrained.clone()]), MergeError::NoOp { number: 1, count: 1 });
+    assert_eq!(refusal(&base, &[acting(), untrained]), MergeError::NoOp { number: 2, count: 2 });
+    assert_eq!(refusal(&base, &[(trained(&base, 0.1), 0.0)]), MergeError::NoOp { number: 1, count: 1 });
+    // Copies equal to the base, and adapters that take each other back, show only in the sums.
+    let copies = (fresh(&base, &SITES[..1], &["generation_head.vision_head"]), 1.0);
+    assert_eq!(refusal(&base, &[copies]), MergeError::NothingChanged { tensors: 3 });
+    let back = (trained(&base, 0.1), -1.0);
+    assert_eq!(refusal(&base, &[acting(), back]), MergeError::NothingChanged { tensors: 3 });
+}
+
+#[test]
+fn sums_that_are_not_finite() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = tiny(folder.path(), DType::F32);
+    // Each factor is finite, their product is not.
+    let error = refusal(&base, &[(trained(&base, 1e25), 1.0)]);
+    assert!(matches!(&error, MergeError::NotFinite { dtype: DType::F32, .. }), "{error}");
+}
