@@ -117,10 +117,14 @@ pub fn finished(recipe: &Recipe) -> Result<Option<Value>> {
 /// adapter.
 ///
 /// # Errors
-/// Before the first step: anything wrong with the input, and nothing is written. Later: what the step met, the last checkpoint
-/// staying as it is; [`TrainError::Stopped`] after [`signals::listen`] and a signal, with a checkpoint of what was done.
+/// Before the first step: anything wrong with the input, or too little memory, and nothing is written. Later: what the step
+/// met, the last checkpoint staying as it is; [`TrainError::Stopped`] after [`signals::listen`] and a signal, with a
+/// checkpoint of what was done.
 pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status: &dyn Status) -> Result<Summary> {
     let Prepared { recipe, base, tables, plan, .. } = prepared;
+    if device.is_cpu() {
+        plan.require_room()?;
+    }
     let cache_settings = CacheSettings::from_environment()?;
     let fingerprint = base.start_fingerprint();
     let mut identity = RunIdentity::new(recipe, plan, tables)?;
@@ -246,7 +250,6 @@ impl Run<'_> {
             done => done,
         }
     }
-    sight.sample(0, &model, base, &mut files.metrics, status)?;
 
     fn steps(&mut self) -> Result<()> {
         let Prepared { recipe, base, plan, .. } = self.prepared;
@@ -267,7 +270,8 @@ impl Run<'_> {
         loop {
             signals::check()?;
             let clock = Instant::now();
-            let due = |every: u64| every > 0 && self.step.is_multiple_of(every);
+            let step = self.step;
+            let due = |every: u64| every > 0 && step.is_multiple_of(every);
             let ended = self.step >= plan.steps;
             let (eval_due, save_due) = (due(train.eval_every) && !ended, due(train.checkpoint_every) || ended);
             let mut best = false;
