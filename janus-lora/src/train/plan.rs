@@ -166,7 +166,7 @@ impl Plan {
             Some(VisionPoint::Tower | VisionPoint::Aligner) => 0,
         } as u64;
         let trained =
-            |path: &str| chosen.iter().any(|site| site.as_ref() == path) || saved.iter().any(|n| n.starts_with(path));
+            |path: &str| chosen.iter().any(|site| **site == *path) || saved.iter().any(|n| n.starts_with(path));
         let in_blocks = chosen.iter().filter(|path| path.starts_with("model.language_model.layers.")).count();
         let memory = Memory {
             config,
