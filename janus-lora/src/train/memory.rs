@@ -205,7 +205,7 @@ impl Memory<'_> {
         // One block's backward: the activation's gradient with those of gate and up; then the gradients of the second norm's
         // input, of the attention's output, of queries, keys and values, and of the first norm's output.
         let backward = 3 * inner + 6 * wide;
-        let store = if self.recompute {
+        let mut store = if self.recompute {
             self.decoder_block(tokens, tokens) + backward
         } else {
             let below = layers.saturating_sub(1) * self.decoder_block(tokens, tokens);
@@ -218,7 +218,6 @@ impl Memory<'_> {
             + tokens * (hidden * self.value_bytes + 2 * kv * F32_BYTES)
             + self.head(load.is_generation, labels);
         let patches = load.rows * load.images * vision.num_patches() as u64;
-        let mut store = store;
         if self.vision_blocks > 0 && patches > 0 {
             let (width, inner) = (vision.hidden_size as u64, vision.intermediate_size as u64);
             let block = 5 * self.matrix(patches, width)

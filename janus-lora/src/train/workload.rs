@@ -15,8 +15,8 @@ use crate::tasks::Draft;
 
 /// Rows of each table that are made ready to learn how long rows are.
 const LOOKED_AT: usize = 64;
-/// Micro-batches that are looked at for the most rows that a table gives to one.
-const MIXED: usize = 256;
+/// Rows that are mixed to learn the most that a table gives to a micro-batch.
+const MIXED_ROWS: usize = 1 << 14;
 
 /// What one table gives to a micro-batch.
 #[derive(Debug, Clone, PartialEq)]
@@ -81,7 +81,7 @@ pub(super) fn loads(
 fn most_rows(mixture: Mixture, weights: &[f64], batch: usize) -> Vec<usize> {
     let mut mixer = Mixer::new(mixture, weights);
     let mut most = vec![0; weights.len()];
-    for _ in 0..MIXED {
+    for _ in 0..(MIXED_ROWS / batch.max(1)).max(1) {
         most.iter_mut().zip(mixer.next(batch)).for_each(|(most, rows)| *most = rows.max(*most));
     }
     most
