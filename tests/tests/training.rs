@@ -22,7 +22,7 @@ use janus_lora::train::run::prepare;
 use janus_lora::train::step::{Stepper, TableBatch, TableLoss};
 use janus_lora::train::tables::SampleStream;
 use janus_lora::train::trainable::Trainables;
-use janus_tests::program::command;
+use janus_tests::program::{command, janus_with};
 use janus_tests::rows::{conversations, image_lists, images, picture, texts, write_table};
 use janus_tests::tiny::{Workplace, tree};
 use serde_json::Value;
@@ -617,6 +617,38 @@ fn every_kind_of_site_and_copies() {
 }
 
 #[test]
+fn a_run_that_cannot_fit_is_refused_before_it_starts() {
+    let place = place(&[UNDERSTAND]);
+    let before = tree(place.folder());
+    let run = |room: &str, more: &[&str]| {
+        let arguments = [&["train", "recipe.toml"], more].concat();
+        janus_with(place.folder(), &arguments, &[("JANUS_MEMORY_LIMIT_BYTES", room)])
+    };
+    let plan = run("1000000000000", &["--dry-run", "--json"]).expect_success().json();
+    let needed = plan["predicted_peak_bytes"].as_u64().unwrap();
+    assert_eq!(plan["available_bytes"].as_u64(), Some(1_000_000_000_000));
+    assert_eq!(plan["recompute"], false);
+    for more in [&[][..], &["--json"], &["--dry-run"]] {
+        let refused = run("1000000", more);
+        assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+        let told = &refused.stderr;
+        // Where it is tight, blocks are computed again: the figure is of that, and smaller.
+        assert!(told.contains("error: the run needs about ") && told.contains(" 1000000 are there"), "{told}");
+        assert!(told.contains("train.recompute=on") && told.contains("train.batch_size=1"), "{told}");
+        assert!(tree(place.folder()) == before, "a refused run wrote something");
+    }
+    // One byte short with everything kept: it fits as soon as blocks are computed again.
+    let tight = run(&(needed - 1).to_string(), &["--dry-run", "--json"]).expect_success().json();
+    assert_eq!(tight["recompute"], true, "{tight}");
+    let off = run(&(needed - 1).to_string(), &[r#"train.recompute="off""#]);
+    assert_eq!(off.code, Some(2), "{}", off.stderr);
+    assert!(off.stderr.contains("hint: with train.recompute=on it takes "), "{}", off.stderr);
+    let wrong = run("much", &[]);
+    assert_eq!(wrong.code, Some(2), "{}", wrong.stderr);
+    assert!(wrong.stderr.contains("`JANUS_MEMORY_LIMIT_BYTES` is `much`"), "{}", wrong.stderr);
+}
+
+#[test]
 fn a_dry_run_tells_and_writes_nothing() {
     let place = place(&[UNDERSTAND]);
     let before = tree(place.folder());
@@ -657,6 +689,11 @@ fn a_dry_run_tells_and_writes_nothing() {
     }
     assert_eq!(parts.values().map(|bytes| bytes.as_f64().unwrap()).sum::<f64>(), predicted);
     assert!(text.stdout.contains("activations ") && text.stdout.contains("moments "), "{}", text.stdout);
+    // Time is told where the machine's speed was measured: by a dry run.
+    assert!(text.stdout.contains(" s per step"), "{}", text.stdout);
+    let time = |plan: &Value| (plan["predicted_step_seconds"].as_f64(), plan["predicted_step_operations"].as_f64());
+    assert!(time(&told).0 > Some(0.0) && time(&told).1 > Some(0.0), "{told}");
+    assert!(time(&wide).1 > time(&told).1, "{wide}");
     let ratio = run["peak_rss_bytes"].as_f64().unwrap() / predicted;
     assert!((0.2..5.0).contains(&ratio), "peak is {ratio} times the predicted {predicted}");
 }

@@ -30,7 +30,12 @@ impl<E: Element> Store<E> {
         match best {
             Some(best) => buffers.swap_remove(best),
             None => {
+                // What this one outgrows makes room for it: batches of ever other lengths would leave a set of buffers each.
+                let outgrown = |buffer: &Vec<E>| buffer.len() < count && buffer.len() > count / 2;
+                let last = (0..buffers.len()).filter(|i| outgrown(&buffers[*i])).max_by_key(|i| buffers[*i].len());
+                let outgrown = last.map(|last| buffers.swap_remove(last));
                 drop(buffers);
+                drop(outgrown);
                 vec![E::default(); count]
             }
         }
@@ -126,6 +131,20 @@ impl<E: Element> Matrix<E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn buffers_of_growing_sizes_replace_each_other() {
+        let store = Store::<f32>::new();
+        let held = || store.buffers.lock().unwrap().iter().map(Vec::len).collect::<Vec<_>>();
+        for count in [100, 110, 130, 199] {
+            store.give_back(store.take(count));
+            assert_eq!(held(), [count]);
+        }
+        store.give_back(store.take(500));
+        assert_eq!(held(), [199, 500], "of other sizes");
+        let (first, second) = (store.take(90), store.take(150));
+        assert_eq!((first.len(), second.len()), (90, 199), "none is much too large");
+    }
 
     #[test]
     fn a_buffer_serves_again_and_zeros_are_zeros() {

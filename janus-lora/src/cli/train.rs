@@ -67,14 +67,17 @@ impl Train {
             (false, true) => Some(RunFolder::resume(&recipe.output.dir)?),
         };
         let device = self.device.open()?;
-        let prepared = run::prepare(recipe, &Terminal)?;
+        let mut prepared = run::prepare(recipe, &Terminal)?;
         let Some(folder) = folder else {
+            if device.is_cpu() {
+                prepared.plan.estimate_time(&prepared.recipe, &prepared.base)?;
+            }
             if self.json {
                 report::json(&prepared.plan);
             } else {
                 println!("{}", plan_text(&prepared));
             }
-            return Ok(());
+            return if device.is_cpu() { prepared.plan.require_room() } else { Ok(()) };
         };
         eprintln!("{}", plan_text(&prepared));
         signals::listen();
@@ -156,6 +159,12 @@ fn plan_text(prepared: &Prepared) -> String {
     let parts = parts.iter().filter(|(_, bytes)| *bytes > 0);
     let parts: Vec<String> = parts.map(|(name, bytes)| format!("{name} {}", report::bytes(*bytes))).collect();
     lines.push(format!("           {}", parts.join(", ")));
+    if let Some(seconds) = plan.predicted_step_seconds {
+        lines.push(format!(
+            "           estimated {seconds:.2} s per step, {:.0} s in all: its matrix products at this machine's speed now",
+            seconds * plan.steps as f64
+        ));
+    }
     lines.push(format!("output     {}", recipe.output.dir.display()));
     lines.join("\n")
 }

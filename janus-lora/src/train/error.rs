@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use janus_core::{Diagnose, Fault};
 
+use super::room::MEMORY_VARIABLE;
 use super::signals::StopSignal;
 use crate::data::RowId;
 use crate::data::index::FULL_DECODE_ROWS;
@@ -160,6 +161,22 @@ pub enum TrainError {
         /// Why.
         reason: String,
     },
+    /// A run that needs more memory than there is.
+    #[error("the run needs about {predicted_bytes} bytes of memory, {available_bytes} are there")]
+    NoRoom {
+        /// What it would hold at its largest.
+        predicted_bytes: u64,
+        /// What the machine, a control group or the user leaves to it.
+        available_bytes: u64,
+        /// What would make it fit.
+        remedies: Vec<String>,
+    },
+    /// A limit on memory that is no number.
+    #[error("the environment variable `{MEMORY_VARIABLE}` is `{value}`, expected a number of bytes")]
+    MemoryLimit {
+        /// What it is.
+        value: String,
+    },
     /// A plot that cannot be drawn.
     #[error("cannot draw the loss: {reason}")]
     Plot {
@@ -215,6 +232,13 @@ impl Diagnose for TrainError {
             TrainError::Row { .. } => vec![format!(
                 "tables of more than {FULL_DECODE_ROWS} rows are not decoded beforehand; `janus data check` tells of every row's header and text"
             )],
+            TrainError::NoRoom { remedies, .. } => {
+                let limit = format!("`{MEMORY_VARIABLE}` says how many bytes to count on, whatever the machine tells");
+                remedies.iter().cloned().chain([limit]).collect()
+            }
+            TrainError::MemoryLimit { .. } => {
+                vec!["for example 8000000000; without the variable the machine is asked".into()]
+            }
             TrainError::NotFinite { .. } => vec!["lower `train.learning_rate`, or set `train.clip_norm`".into()],
             TrainError::TooManySkipped { .. } => vec![
                 "look at these rows with `janus data check`".into(),

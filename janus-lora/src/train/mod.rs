@@ -2,8 +2,9 @@
 //!
 //! The way of one step: [`mixture`] says from which table each row comes, [`tables`] hands out the rows, the tasks make
 //! samples and batches of them (`prefetch` reads and decodes ahead), [`step`] runs forward and backward, clips and lets [`optimizer`] move the
-//! [`trainable`] tensors at the rate of [`schedule`]. [`plan`] is what is known before the first step, [`coverage`] the
-//! proof that every tensor learns, [`run`] the loop with its `files` in a [`folder`] of its own.
+//! [`trainable`] tensors at the rate of [`schedule`]. [`plan`] is what is known before the first step ([`memory`] by
+//! `workload`, against the [`room`] there is), [`coverage`] the proof that every tensor learns, [`run`] the loop with its
+//! `files` in a [`folder`] of its own.
 //!
 //! What makes a run one that can be trusted: [`checkpoint`] writes and reads all that the same bits need (rows by `feeder`,
 //! `moments`, and what the run began with by [`identity`]), [`guard`] watches losses and evaluations, [`signals`] end a run
@@ -17,6 +18,7 @@ mod files;
 pub mod folder;
 pub mod guard;
 pub mod identity;
+pub mod memory;
 pub mod metrics;
 pub mod mixture;
 mod moments;
@@ -26,11 +28,13 @@ mod plot;
 mod prefetch;
 #[cfg(test)]
 mod prefetch_tests;
+pub mod room;
 pub mod run;
 pub mod schedule;
 pub mod signals;
 pub mod step;
 pub mod tables;
 pub mod trainable;
+mod workload;
 
 pub use error::TrainError;

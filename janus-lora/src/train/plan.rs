@@ -1,4 +1,4 @@
-//! What is known of a run before its first step: sites, sizes, rows, steps, memory.
+//! What is known of a run before its first step: sites, sizes, rows, steps, memory, time.
 
 use std::sync::Arc;
 
@@ -11,8 +11,12 @@ use janus_core::site::{Site, SiteKind, sites};
 use serde::Serialize;
 
 use super::TrainError;
+use super::memory::{Memory, PredictedMemory};
 use super::mixture::Mixer;
+use super::prefetch::rows_ahead;
+use super::room::available_bytes;
 use super::tables::RecipeTable;
+use super::workload::{loads, operations_per_second, step_operations};
 use crate::adapter::AdapterSpec;
 use crate::base::Base;
 use crate::cache::CacheSettings;
@@ -52,6 +56,20 @@ pub struct Plan {
     pub predicted_peak_bytes: u64,
     /// The same by what holds it.
     pub predicted_memory: PredictedMemory,
+    /// Memory that there was for the run when it was planned; absent where nobody tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub available_bytes: Option<u64>,
+    /// Changes of the recipe that would make a run fit that does not, with what it would take then.
+    #[serde(skip)]
+    pub remedies: Vec<String>,
+    /// Floating-point operations of a step's matrix products, on average.
+    pub predicted_step_operations: f64,
+    /// Seconds of a step, an estimate: its operations at the speed of products on this machine, where that was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub predicted_step_seconds: Option<f64>,
+    /// Tokens of the largest micro-batch, at whose size the speed is measured.
+    #[serde(skip)]
+    pub micro_batch_tokens: u64,
     /// Each table.
     pub tables: Vec<TablePlan>,
     /// Paths that get a low-rank pair.
@@ -66,38 +84,6 @@ pub struct Plan {
     pub rows_per_step: Vec<f64>,
     /// What is computed once of each image and kept in the cache.
     pub cached: Vec<String>,
-}
-
-/// Predicted resident memory by what holds it, in bytes; the parts add up to the predicted peak.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct PredictedMemory {
-    /// The program before anything is loaded.
-    pub program: u64,
-    /// Frozen weights.
-    pub base: u64,
-    /// Trainable values with their gradients of a micro-batch and of a step.
-    pub adapters: u64,
-    /// The optimiser's two moments.
-    pub moments: u64,
-    /// What the blocks of a micro-batch keep, and what one of them holds while it is computed.
-    pub activations: u64,
-    /// What is needed beyond that to fill the cache of image codes.
-    pub cache: u64,
-}
-
-impl PredictedMemory {
-    /// The parts with their names, in the order in which a run takes them.
-    pub fn parts(&self) -> [(&'static str, u64); 6] {
-        let Self { program, base, adapters, moments, activations, cache } = *self;
-        [
-            ("program", program),
-            ("base", base),
-            ("adapters", adapters),
-            ("moments", moments),
-            ("activations", activations),
-            ("cache", cache),
-        ]
-    }
 }
 
 /// The type of a recipe.
@@ -170,15 +156,46 @@ impl Plan {
         };
         let touched = chosen.iter().map(AsRef::as_ref).chain(saved.iter().map(String::as_str));
         let point = VisionPoint::highest(config.vision.num_hidden_layers, touched);
-        let cached = if CacheSettings::from_environment()?.is_on() { cached(parts(tables), point) } else { Vec::new() };
-        let memory = Memory::of(recipe, config, parts(tables), trainable_parameters, &chosen);
-        let recompute = match recipe.train.recompute {
-            Recompute::On => true,
-            Recompute::Off => false,
-            // Where this machine tells, only a run that would not fit otherwise pays for computing twice.
-            Recompute::Auto => available_bytes().is_some_and(|available| memory.peak_bytes(false) > available),
+        let cache_is_on = CacheSettings::from_environment()?.is_on();
+        let cached = if cache_is_on { cached(parts(tables), point) } else { Vec::new() };
+        let loads = loads(recipe, base, tables, &rows_per_step)?;
+        let vision_blocks = match point {
+            _ if !parts(tables).vision => 0,
+            None => config.vision.num_hidden_layers,
+            Some(VisionPoint::Blocks(count)) => config.vision.num_hidden_layers.saturating_sub(count),
+            Some(VisionPoint::Tower | VisionPoint::Aligner) => 0,
+        } as u64;
+        let trained =
+            |path: &str| chosen.iter().any(|site| **site == *path) || saved.iter().any(|n| n.starts_with(path));
+        let in_blocks = chosen.iter().filter(|path| path.starts_with("model.language_model.layers.")).count();
+        let memory = Memory {
+            config,
+            parts: parts(tables),
+            value_bytes: compute_type(recipe).size_in_bytes() as u64,
+            trainable: trainable_parameters,
+            rank,
+            sites_per_block: in_blocks.div_ceil(config.text.num_hidden_layers.max(1)) as u64,
+            vision_blocks,
+            trained_heads: [trained("lm_head"), trained("model.generation_head.vision_head")],
+            accumulates: recipe.train.grad_accumulation > 1 || tables.len() > 1,
+            recompute: recipe.train.recompute == Recompute::On,
+            batch_size: recipe.train.batch_size,
+            rows_ahead: rows_ahead(recipe) as u64,
+            loads,
         };
-        let predicted_peak_bytes = memory.peak_bytes(recompute);
+        let available_bytes = available_bytes()?;
+        let fits = |memory: &Memory<'_>| available_bytes.is_none_or(|room| memory.predicted().peak_bytes() <= room);
+        // Where this machine tells, only a run that would not fit otherwise pays for computing twice.
+        let is_tight = recipe.train.recompute == Recompute::Auto && !fits(&memory);
+        let memory = Memory { recompute: memory.recompute || is_tight, ..memory };
+        let recompute = memory.recompute;
+        let predicted_memory = memory.predicted();
+        let remedies = if fits(&memory) { Vec::new() } else { memory.remedies(&fits) };
+        let read: f64 = rows_per_step.iter().sum::<f64>() * steps as f64;
+        let rows = tables.iter().map(|table| table.train.index.accepted_rows()).sum::<usize>() as f64;
+        let pictures_anew = if cache_is_on { (rows / read.max(1.0)).min(1.0) } else { 1.0 };
+        let predicted_step_operations = step_operations(config, &memory.loads, recompute, vision_blocks, pictures_anew);
+        let micro_batch_tokens = memory.loads.iter().map(|load| load.rows * load.tokens).max().unwrap_or(0);
         let tables: Vec<TablePlan> = tables
             .iter()
             .map(|table| TablePlan {
@@ -195,8 +212,13 @@ impl Plan {
             rows: tables.iter().map(|table| table.rows).sum(),
             steps,
             recompute,
-            predicted_peak_bytes,
-            predicted_memory: memory.predicted(recompute),
+            predicted_peak_bytes: predicted_memory.peak_bytes(),
+            predicted_memory,
+            available_bytes,
+            remedies,
+            predicted_step_operations,
+            predicted_step_seconds: None,
+            micro_batch_tokens,
             tables,
             sites: chosen,
             unused_sites: unused,
@@ -204,6 +226,30 @@ impl Plan {
             rows_per_step,
             cached,
         })
+    }
+
+    /// Works out how long a step takes, from the speed of products on this machine now: about a second.
+    ///
+    /// # Errors
+    /// The tensor engine's.
+    pub fn estimate_time(&mut self, recipe: &Recipe, base: &Base) -> Result<()> {
+        let speed = operations_per_second(base.config(), compute_type(recipe), self.micro_batch_tokens)?;
+        self.predicted_step_seconds = Some(self.predicted_step_operations / speed.max(f64::MIN_POSITIVE));
+        Ok(())
+    }
+
+    /// Refuses a run that needs more memory than there was when it was planned.
+    ///
+    /// # Errors
+    /// [`TrainError::NoRoom`].
+    pub fn require_room(&self) -> Result<()> {
+        match self.available_bytes {
+            Some(available_bytes) if available_bytes < self.predicted_peak_bytes => {
+                let (predicted_bytes, remedies) = (self.predicted_peak_bytes, self.remedies.clone());
+                Err(TrainError::NoRoom { predicted_bytes, available_bytes, remedies }.into())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What the adapter of this plan is made of.
@@ -257,98 +303,4 @@ fn saved_parameters(config: &JanusConfig, modules: &[String]) -> Result<Vec<Stri
         }
     }
     Ok(names)
-}
-
-/// Resident memory of a run by what holds it, in bytes.
-struct Memory {
-    /// The process before anything is loaded.
-    process: u64,
-    /// Parameters of the parts that are loaded.
-    weights: u64,
-    /// Trainable values, their gradients of the micro-batch and of the step, and two moments.
-    state: u64,
-    /// What the blocks of one micro-batch keep for their backward.
-    kept: u64,
-    /// The inputs of the same blocks, which stay in any case.
-    inputs: u64,
-    /// What one block holds while it is computed.
-    block: u64,
-    /// What the image tokenizer holds while it encodes an image.
-    tokenizer: u64,
-}
-
-impl Memory {
-    fn of(recipe: &Recipe, config: &JanusConfig, parts: Parts, trainable: u64, chosen: &[Arc<str>]) -> Self {
-        // A guess at the text around an image; lengths are only known when rows are read.
-        const TEXT_TOKENS: u64 = 64;
-        // No part of the model: opened for the codes of images that the cache does not have yet.
-        let parts = Parts { image_tokenizer: parts.generation, ..parts };
-        let size = compute_type(recipe).size_in_bytes() as u64;
-        let expected = expected_tensors(config, true);
-        let weights = expected.iter().map(|tensor| loaded_bytes(&tensor.name, &tensor.shape, parts, size));
-        let patches = config.vision.num_patches() as u64;
-        let rows = recipe.train.batch_size;
-        let (text, vision) = (&config.text, &config.vision);
-        let (hidden, inner) = (text.hidden_size as u64, text.intermediate_size as u64);
-        let kv = (text.num_key_value_heads * text.head_dim) as u64;
-        let decoder_tokens = rows * (patches + TEXT_TOKENS) * size;
-        // Queries, keys, values, attention's output, the second norm's input, gate and up.
-        let mut kept = decoder_tokens * text.num_hidden_layers as u64 * (3 * hidden + 2 * kv + 2 * inner);
-        let mut inputs = decoder_tokens * text.num_hidden_layers as u64 * hidden;
-        // Their gradients, the activation, the normed input, and the slack of buffers that wait.
-        let block = decoder_tokens * (8 * hidden + 2 * kv + 5 * inner);
-        if chosen.iter().any(|path| path.starts_with("model.vision_model.")) {
-            let (width, inner) = (vision.hidden_size as u64, vision.intermediate_size as u64);
-            let tokens = rows * patches * size * vision.num_hidden_layers as u64;
-            kept += tokens * (5 * width + inner);
-            inputs += tokens * width;
-        }
-        let pixels = (vision.image_size * vision.image_size) as u64;
-        // The finest level in f32: about six of its tensors at once.
-        let tokenizer = if parts.image_tokenizer { 6 * 4 * pixels * config.vq.base_channels as u64 } else { 0 };
-        Self { process: 64 << 20, weights: weights.sum(), state: trainable * 4 * 5, kept, inputs, block, tokenizer }
-    }
-
-    fn peak_bytes(&self, recompute: bool) -> u64 {
-        self.predicted(recompute).parts().iter().map(|(_, bytes)| bytes).sum()
-    }
-
-    fn predicted(&self, recompute: bool) -> PredictedMemory {
-        // With recomputation one block's share of what is kept exists at a time, which `block` leaves room for.
-        let kept = if recompute { self.block / 2 } else { self.kept };
-        let activations = self.inputs + kept + self.block;
-        // Of the five copies of the trainable values that `state` counts, two are moments.
-        let moments = self.state / 5 * 2;
-        PredictedMemory {
-            program: self.process,
-            base: self.weights,
-            adapters: self.state - moments,
-            moments,
-            activations,
-            cache: self.tokenizer.saturating_sub(activations),
-        }
-    }
-}
-
-/// Bytes of one parameter in memory, none where its part is not loaded.
-fn loaded_bytes(name: &str, shape: &[usize], parts: Parts, size: u64) -> u64 {
-    let (loaded, size) = if name.starts_with("model.vqmodel.") {
-        (parts.image_tokenizer, 4)
-    } else if name.starts_with("model.vision_model.") || name.starts_with("model.aligner.") {
-        (parts.vision, size)
-    } else if name.starts_with("model.generation_") {
-        (parts.generation, size)
-    } else if name == "lm_head.weight" {
-        (parts.text_head, size)
-    } else {
-        (true, size)
-    };
-    if loaded { shape.iter().map(|n| *n as u64).product::<u64>() * size } else { 0 }
-}
-
-/// Memory that the machine can give without swapping, where it tells (`MemAvailable` of proc(5)).
-fn available_bytes() -> Option<u64> {
-    let told = fs_err::read_to_string("/proc/meminfo").ok()?;
-    let line = told.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }

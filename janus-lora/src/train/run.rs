@@ -117,10 +117,14 @@ pub fn finished(recipe: &Recipe) -> Result<Option<Value>> {
 /// adapter.
 ///
 /// # Errors
-/// Before the first step: anything wrong with the input, and nothing is written. Later: what the step met, the last checkpoint
-/// staying as it is; [`TrainError::Stopped`] after [`signals::listen`] and a signal, with a checkpoint of what was done.
+/// Before the first step: anything wrong with the input, or too little memory, and nothing is written. Later: what the step
+/// met, the last checkpoint staying as it is; [`TrainError::Stopped`] after [`signals::listen`] and a signal, with a
+/// checkpoint of what was done.
 pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status: &dyn Status) -> Result<Summary> {
     let Prepared { recipe, base, tables, plan, .. } = prepared;
+    if device.is_cpu() {
+        plan.require_room()?;
+    }
     let cache_settings = CacheSettings::from_environment()?;
     let fingerprint = base.start_fingerprint();
     let mut identity = RunIdentity::new(recipe, plan, tables)?;
