@@ -125,7 +125,7 @@ fn adapters_that_change_nothing() {
     let base = tiny(folder.path(), DType::F32);
     let acting = || (trained(&base, 0.1), 1.0);
     let untrained = (fresh(&base, &SITES, &[]), 1.0);
-    assert_eq!(refusal(&base, &[untrained.clone()]), MergeError::NoOp { number: 1, count: 1 });
+    assert_eq!(refusal(&base, std::slice::from_ref(&untrained)), MergeError::NoOp { number: 1, count: 1 });
     assert_eq!(refusal(&base, &[acting(), untrained]), MergeError::NoOp { number: 2, count: 2 });
     assert_eq!(refusal(&base, &[(trained(&base, 0.1), 0.0)]), MergeError::NoOp { number: 1, count: 1 });
     // Copies equal to the base, and adapters that take each other back, show only in the sums.
