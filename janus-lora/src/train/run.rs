@@ -246,7 +246,6 @@ impl Run<'_> {
             done => done,
         }
     }
-    sight.sample(0, &model, base, &mut files.metrics, status)?;
 
     fn steps(&mut self) -> Result<()> {
         let Prepared { recipe, base, plan, .. } = self.prepared;
