@@ -393,7 +393,7 @@ mod tests {
     fn the_parts_follow_what_holds_them() {
         let config = JanusConfig::shape("janus-pro-1b").unwrap();
         let long = TableLoad { tokens: 700, ..load() };
-        let base = Memory { value_bytes: 2, loads: vec![long.clone()], ..memory(&config) };
+        let base = Memory { value_bytes: 2, loads: vec![long], ..memory(&config) };
         let told = base.predicted();
         assert_eq!(told.peak_bytes(), told.parts().iter().map(|(_, bytes)| bytes).sum::<u64>());
         assert_eq!((told.adapters, told.moments), (4 * 4 * 1000, 2 * 4 * 1000));
@@ -407,10 +407,11 @@ mod tests {
         assert!(of(Memory { vision_blocks: 24, ..base.clone() }).activations > told.activations);
         assert!(of(Memory { trained_heads: [true, false], ..base.clone() }).activations > told.activations);
         assert_eq!(of(Memory { trained_heads: [false, true], ..base.clone() }), told);
-        // Keys and values of three rows that are answered; nothing where nothing is evaluated.
-        assert!(told.cache > 0);
-        let unseen = TableLoad { eval_rows: 0, ..long };
-        assert_eq!(of(Memory { loads: vec![unseen], ..base.clone() }).cache, 0);
+        // Keys and values of many rows that are answered; nothing where nothing is evaluated.
+        let short = Memory { batch_size: 64, loads: vec![TableLoad { eval_rows: 64, ..load() }], ..base.clone() };
+        assert!(of(short.clone()).cache > 0);
+        let unseen = TableLoad { eval_rows: 0, ..load() };
+        assert_eq!(of(Memory { loads: vec![unseen], ..short }).cache, 0);
         // Eight pictures of 384 pixels a side wait.
         assert!(told.rows >= 8 * 4 * 3 * 384 * 384 && told.rows < 9 * 4 * 3 * 384 * 384);
     }
