@@ -12,8 +12,8 @@ use serde::Serialize;
 use super::workload::TableLoad;
 use crate::cache::Image;
 
-/// The program before anything is loaded, with its libraries, threads, tokenizer and indices of rows: measured on x86-64
-/// Linux with the tokenizer of a small base.
+/// The program before anything is loaded, with its libraries, threads, tokenizer and indices of rows: an estimate, read off
+/// the resident memory of a small run on x86-64 Linux.
 const PROGRAM_BYTES: u64 = 40 << 20;
 /// Values between rows of a matrix whose width is a multiple of [`CROWDED_BYTES`] (`SPREAD` of the kernel room).
 const SPREAD: u64 = 32;
