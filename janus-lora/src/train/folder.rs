@@ -141,10 +141,18 @@ fn entries(path: &Path) -> io::Result<Vec<String>> {
     fs::read_dir(path)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
 }
 
-/// Removes what stands under a temporary name here and among the checkpoints: nobody else writes, so it was left behind.
+/// Removes what stands under a temporary name here, among the checkpoints and among the samples: nobody else writes, so it
+/// was left behind.
 fn remove_leftovers(path: &Path) -> io::Result<()> {
-    for folder in [path.to_path_buf(), path.join(checkpoint::FOLDER)] {
-        if !folder.is_dir() {
+    let samples = path.join("samples");
+    let mut folders = vec![path.to_path_buf(), path.join(checkpoint::FOLDER), samples.clone()];
+    if samples.is_dir() {
+        folders.extend(entries(&samples)?.iter().map(|name| samples.join(name)));
+    }
+    for folder in folders {
+        // Links of what a run writes lead elsewhere.
+        let is_own = folder == path || fs::symlink_metadata(&folder).is_ok_and(|metadata| metadata.is_dir());
+        if !is_own {
             continue;
         }
         for name in entries(&folder)?.iter().filter(|name| name.starts_with('.') && name.contains(".tmp-")) {
@@ -193,9 +201,14 @@ mod tests {
         assert!(one.is_locked() && is_run(&path) && !is_finished(&path));
         assert!(matches!(two.claim(), Err(Error::Train(TrainError::Busy { .. }))));
         assert!(matches!(RunFolder::resume(&path), Err(Error::Train(TrainError::Busy { .. }))));
-        for name in
-            [".recipe.toml.tmp-x", "checkpoints/.step-3.tmp-y/state.json", "checkpoints/step-2/state.json", "kept"]
-        {
+        for name in [
+            ".recipe.toml.tmp-x",
+            "checkpoints/.step-3.tmp-y/state.json",
+            "checkpoints/step-2/state.json",
+            "samples/rows/.0-0.png.tmp-z",
+            "samples/rows/0-1.png",
+            "kept",
+        ] {
             fs::create_dir_all(path.join(name).parent().unwrap()).unwrap();
             fs::write(path.join(name), "half").unwrap();
         }
@@ -205,7 +218,8 @@ mod tests {
         assert_eq!(entries(&path.join("checkpoints")).unwrap(), ["step-2"]);
         let mut names = entries(&path).unwrap();
         names.sort();
-        assert_eq!(names, [".lock", "checkpoints", "kept"]);
+        assert_eq!(names, [".lock", "checkpoints", "kept", "samples"]);
+        assert_eq!(entries(&path.join("samples/rows")).unwrap(), ["0-1.png"]);
         drop(again);
         // A second fresh run that was slower than a whole first one.
         assert!(matches!(two.claim(), Err(Error::Core(_))));
