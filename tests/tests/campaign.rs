@@ -47,13 +47,11 @@ fn number(variable: &str, otherwise: u64) -> u64 {
 
 struct Campaign {
     place: Workplace,
-    rows: Vec<(String, String)>,
 }
 
 impl Campaign {
-    fn tell(&mut self, fault: &str, outcome: String) {
+    fn tell(&self, fault: &str, outcome: String) {
         println!("{fault}: {outcome}");
-        self.rows.push((fault.to_owned(), outcome));
     }
 
     /// Goes on with a run, which has to end as the one that nothing happened to.
@@ -126,22 +124,18 @@ fn every_fault_ends_with_the_same_bytes() {
     let clock = Instant::now();
     run(&place, WHOLE, &[]).expect_success();
     let whole = clock.elapsed();
-    let mut campaign = Campaign { place, rows: Vec::new() };
-    random_kills(&mut campaign, kills, whole, &mut random);
-    chosen_kills(&mut campaign);
-    signals(&mut campaign);
-    full_disks(&mut campaign);
-    damaged_checkpoints(&mut campaign, &mut random);
-    data_files(&mut campaign);
-    folders(&mut campaign);
-    let width = campaign.rows.iter().map(|(fault, _)| fault.chars().count()).max().unwrap_or(0);
-    for (fault, outcome) in &campaign.rows {
-        println!("{fault:width$}  {outcome}");
-    }
+    let campaign = Campaign { place };
+    random_kills(&campaign, kills, whole, &mut random);
+    chosen_kills(&campaign);
+    signals(&campaign);
+    full_disks(&campaign);
+    damaged_checkpoints(&campaign, &mut random);
+    data_files(&campaign);
+    folders(&campaign);
 }
 
 /// Kills at instants spread over the whole run: half of them over its time, half over its steps.
-fn random_kills(campaign: &mut Campaign, kills: usize, whole: Duration, random: &mut Random) {
+fn random_kills(campaign: &Campaign, kills: usize, whole: Duration, random: &mut Random) {
     let mut stages: BTreeMap<String, usize> = BTreeMap::new();
     for number in 0..kills {
         let folder = format!("kill-{number}");
@@ -175,7 +169,7 @@ fn random_kills(campaign: &mut Campaign, kills: usize, whole: Duration, random: 
 }
 
 /// Kills at instants that chance seldom finds.
-fn chosen_kills(campaign: &mut Campaign) {
+fn chosen_kills(campaign: &Campaign) {
     let half_checkpoint = |path: &Path| {
         let names = std::fs::read_dir(path.join("checkpoints")).into_iter().flatten().flatten();
         names.into_iter().any(|entry| entry.file_name().to_string_lossy().contains(".tmp-"))
@@ -198,7 +192,7 @@ fn chosen_kills(campaign: &mut Campaign) {
     }
 }
 
-fn signals(campaign: &mut Campaign) {
+fn signals(campaign: &Campaign) {
     for (name, code) in stop_signals() {
         let folder = format!("signal-{name}");
         campaign.left(&folder, name, code, 8);
@@ -210,7 +204,7 @@ fn signals(campaign: &mut Campaign) {
 }
 
 /// Writes that end short: by a limit on the size of files, and on a disk that is full where one can be made.
-fn full_disks(campaign: &mut Campaign) {
+fn full_disks(campaign: &Campaign) {
     let saved = campaign.stopped("short", 7);
     let before = tree(&campaign.place.path("short/checkpoints"));
     // The largest file a shell lets a process write, in blocks of 512 bytes; the signal that comes with it is ignored.
@@ -264,7 +258,7 @@ fn full_disks(campaign: &mut Campaign) {
 }
 
 /// A byte changed in each file of the newest checkpoint; files cut, gone, and not to be read.
-fn damaged_checkpoints(campaign: &mut Campaign, random: &mut Random) {
+fn damaged_checkpoints(campaign: &Campaign, random: &mut Random) {
     let files =
         ["adapter_config.json", "adapter_model.safetensors", "checksums.json", "optimizer.safetensors", "state.json"];
     for (number, file) in files.iter().enumerate() {
@@ -303,7 +297,7 @@ fn damaged_checkpoints(campaign: &mut Campaign, random: &mut Random) {
 }
 
 /// Data that is gone or cut between two processes, and under one.
-fn data_files(campaign: &mut Campaign) {
+fn data_files(campaign: &Campaign) {
     let rows = campaign.place.path("rows.parquet");
     let whole = std::fs::read(&rows).unwrap();
     let saved = campaign.stopped("data", 7);
@@ -339,7 +333,7 @@ fn data_files(campaign: &mut Campaign) {
 }
 
 /// Folders that cannot be written to, or that another process holds.
-fn folders(campaign: &mut Campaign) {
+fn folders(campaign: &Campaign) {
     let saved = campaign.stopped("blocked", 7);
     let target = campaign.place.path("blocked/checkpoints/step-9");
     assert!(!target.exists());

@@ -338,6 +338,18 @@ mod tests {
         AttentionMask { causal, keys: Some(open.collect()), segments: None }
     }
 
+    /// Blocks and composed attention have one result, and one gradient of `Σ g · result`.
+    fn agree([q, k, v]: [&Var; 3], g: &Tensor, mask: &AttentionMask) -> Result<()> {
+        let shape = AttentionShape::of(q.dims(), k.dims(), v.dims(), mask)?;
+        let (fast, slow) = (attention(q, k, v, mask)?, composed(q, k, v, mask, &shape)?);
+        check::close(&fast, &slow, 2e-6);
+        let (fast, slow) = ((fast * g)?.sum_all()?.backward()?, (slow * g)?.sum_all()?.backward()?);
+        for var in [q, k, v] {
+            check::close(fast.get(var).unwrap(), slow.get(var).unwrap(), 2e-5);
+        }
+        Ok(())
+    }
+
     #[test]
     fn blocks_agree_with_the_composed_attention_forward_and_backward() -> Result<()> {
         for (queries, keys, heads, kv_heads) in [(70, 70, 4, 2), (3, 90, 2, 2), (1, 9, 6, 3), (130, 130, 1, 1)] {
@@ -346,14 +358,7 @@ mod tests {
                 let k = Var::from_tensor(&check::tensor(&[3, keys, kv_heads, 8], 2))?;
                 let v = Var::from_tensor(&check::tensor(&[3, keys, kv_heads, 8], 3))?;
                 let g = check::tensor(&[3, queries, heads, 8], 4);
-                let shape = AttentionShape::of(q.dims(), k.dims(), v.dims(), &mask)?;
-                let fast = attention(&q, &k, &v, &mask)?;
-                let slow = composed(&q, &k, &v, &mask, &shape)?;
-                check::close(&fast, &slow, 2e-6);
-                let (fast, slow) = ((fast * &g)?.sum_all()?.backward()?, (slow * &g)?.sum_all()?.backward()?);
-                for var in [&q, &k, &v] {
-                    check::close(fast.get(var).unwrap(), slow.get(var).unwrap(), 2e-5);
-                }
+                agree([&q, &k, &v], &g, &mask)?;
             }
         }
         Ok(())
@@ -381,13 +386,7 @@ mod tests {
             let spans = mask.spans(2, 5, 3).unwrap();
             let answered: Vec<usize> = spans.into_iter().flat_map(|span| span.queries).collect();
             assert_eq!(answered, (0..10).collect::<Vec<_>>());
-            let shape = AttentionShape::of(q.dims(), k.dims(), v.dims(), &mask)?;
-            let (fast, slow) = (attention(&q, &k, &v, &mask)?, composed(&q, &k, &v, &mask, &shape)?);
-            check::close(&fast, &slow, 2e-6);
-            let (fast, slow) = ((fast * &g)?.sum_all()?.backward()?, (slow * &g)?.sum_all()?.backward()?);
-            for var in [&q, &k, &v] {
-                check::close(fast.get(var).unwrap(), slow.get(var).unwrap(), 2e-5);
-            }
+            agree([&q, &k, &v], &g, &mask)?;
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use janus_core::processing::decode_image;
 use serde_json::{Map, Value};
 
 use super::ReportError;
-use super::samples::Sample;
+use super::samples::{self, Sample};
 
 /// Longer lines are none of a run's.
 const MAX_LINE_BYTES: u64 = 16 << 20;
@@ -185,11 +185,11 @@ impl Record {
     pub fn picture(&self, name: &str) -> Option<RgbImage> {
         let path = Path::new(name);
         let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
-        if !plain || !path.starts_with("samples") {
+        if !plain || !path.starts_with(samples::FOLDER) {
             return None;
         }
         // Links may lead anywhere.
-        let folder = fs::canonicalize(self.folder.join("samples")).ok()?;
+        let folder = fs::canonicalize(self.folder.join(samples::FOLDER)).ok()?;
         let root = fs::canonicalize(&self.folder).ok()?;
         let path = fs::canonicalize(self.folder.join(path)).ok()?;
         if !folder.starts_with(&root) || !path.starts_with(&folder) || !path.is_file() {

@@ -19,6 +19,8 @@ use crate::status::Status;
 use crate::tasks::Task;
 use crate::train::tables::RecipeTable;
 
+/// Where samples lie in a run folder.
+pub(crate) const FOLDER: &str = "samples";
 /// Rows of a table that are answered.
 const ANSWERS: usize = 4;
 /// Rows of a table that are drawn: a picture takes hundreds of passes.
@@ -118,7 +120,7 @@ impl Sampler {
         for (number, table) in self.tables.iter().enumerate() {
             samples.extend(table.answers(model, base)?);
             samples.extend(table.pictures(model, base, self.seed, |row, bytes| {
-                let name = format!("samples/step-{step}/{number}-{row}.png");
+                let name = format!("{FOLDER}/step-{step}/{number}-{row}.png");
                 write_file(&folder.join(&name), |file| file.write_all(bytes))?;
                 Ok(name)
             })?);
@@ -129,7 +131,7 @@ impl Sampler {
         }
         bar.finish();
         let list = serde_json::to_vec_pretty(&samples).expect("samples are plain data");
-        write_file(&folder.join(format!("samples/step-{step}/samples.json")), |file| file.write_all(&list))?;
+        write_file(&folder.join(format!("{FOLDER}/step-{step}/samples.json")), |file| file.write_all(&list))?;
         Ok(samples)
     }
 }
@@ -219,7 +221,7 @@ impl TableRows {
         let first = self.rows.get(row).and_then(|row| row.images.values().flatten().next());
         let Some(image) = first else { return Ok(None) };
         let small = thumbnail(&decode_image(&image.bytes)?, ROW_SIDE)?;
-        let name = format!("samples/rows/{table}-{row}.{}", if small.kind == "image/png" { "png" } else { "jpg" });
+        let name = format!("{FOLDER}/rows/{table}-{row}.{}", if small.kind == "image/png" { "png" } else { "jpg" });
         let path = folder.join(&name);
         if !path.exists() {
             write_file(&path, |file| file.write_all(&small.bytes))?;

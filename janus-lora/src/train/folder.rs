@@ -14,6 +14,7 @@ use super::TrainError;
 use super::checkpoint;
 use crate::adapter::WEIGHTS_FILE;
 use crate::error::Result;
+use crate::report::samples;
 
 /// Marks and locks a run folder.
 const LOCK_FILE: &str = ".lock";
@@ -144,10 +145,10 @@ fn entries(path: &Path) -> io::Result<Vec<String>> {
 /// Removes what stands under a temporary name here, among the checkpoints and among the samples: nobody else writes, so it
 /// was left behind.
 fn remove_leftovers(path: &Path) -> io::Result<()> {
-    let samples = path.join("samples");
-    let mut folders = vec![path.to_path_buf(), path.join(checkpoint::FOLDER), samples.clone()];
-    if samples.is_dir() {
-        folders.extend(entries(&samples)?.iter().map(|name| samples.join(name)));
+    let sampled = path.join(samples::FOLDER);
+    let mut folders = vec![path.to_path_buf(), path.join(checkpoint::FOLDER), sampled.clone()];
+    if sampled.is_dir() {
+        folders.extend(entries(&sampled)?.iter().map(|name| sampled.join(name)));
     }
     for folder in folders {
         // Links of what a run writes lead elsewhere.

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::TrainError;
 use super::guard::Spike;
+use super::room::told_bytes;
 use crate::error::Result;
 
 /// A step that moved nothing.
@@ -139,9 +140,7 @@ pub fn peak_rss_bytes() -> u64 {
 
 /// Resident memory of this process now, in bytes; `None` where the system does not tell (`VmRSS` of proc(5)).
 pub fn resident_bytes() -> Option<u64> {
-    let told = fs::read_to_string("/proc/self/status").ok()?;
-    let line = told.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+    told_bytes(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
 }
 
 #[cfg(test)]

@@ -21,13 +21,14 @@ pub fn available_bytes() -> Result<Option<u64>> {
         let bytes = value.trim().parse().map_err(|_| TrainError::MemoryLimit { value: value.clone().into_owned() })?;
         return Ok(Some(bytes));
     }
-    let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|told| of_machine(&told));
+    let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|told| told_bytes(&told, "MemAvailable:"));
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     Ok(machine.into_iter().chain(of_groups(Path::new("/sys/fs/cgroup"), &groups)).min())
 }
 
-fn of_machine(told: &str) -> Option<u64> {
-    let line = told.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+/// Bytes of the line of proc(5) that begins with `name` and tells kilobytes.
+pub(super) fn told_bytes(told: &str, name: &str) -> Option<u64> {
+    let line = told.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
@@ -67,9 +68,10 @@ mod tests {
 
     #[test]
     fn the_machine_tells_kilobytes() {
-        assert_eq!(of_machine("MemTotal: 9 kB\nMemAvailable:    12 kB\n"), Some(12 << 10));
-        assert_eq!(of_machine("MemAvailable: x kB"), None);
-        assert_eq!(of_machine(""), None);
+        let available = |told| told_bytes(told, "MemAvailable:");
+        assert_eq!(available("MemTotal: 9 kB\nMemAvailable:    12 kB\n"), Some(12 << 10));
+        assert_eq!(available("MemAvailable: x kB"), None);
+        assert_eq!(available(""), None);
     }
 
     #[test]

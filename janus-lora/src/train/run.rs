@@ -140,8 +140,8 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
             return Err(TrainError::OtherRun { folder: folder.path().to_path_buf(), differences }.into());
         }
     }
-    let model = base.model(compute_type(recipe), device, parts(tables), status)?;
     let own_parts = parts(tables);
+    let model = base.model(compute_type(recipe), device, own_parts, status)?;
     if cache_settings.is_on() && (own_parts.vision || own_parts.generation) {
         // What is kept of images is known by it.
         base.cache().keep(fingerprint.wait(status)?, &cache_settings);
@@ -187,8 +187,7 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
             "`metrics.jsonl` was shorter than when the checkpoint was written: lines of earlier steps are missing",
         );
     }
-    let first_step = saved_step.unwrap_or_default();
-    let sight = Sight::open(folder.path(), recipe, plan, tables, first_step, device, status)?;
+    let sight = Sight::open(folder.path(), recipe, plan, tables, step, device, status)?;
     let mut run = Run {
         prepared,
         model: &model,
