@@ -3,7 +3,6 @@
 #![allow(clippy::print_stdout, reason = "a command line program prints its results")]
 
 mod adapter;
-mod allocator;
 mod arguments;
 mod base;
 mod bench;
@@ -89,7 +88,7 @@ impl Command {
 /// has one thread.
 pub fn main() -> ExitCode {
     report::tell_panics_as_errors();
-    allocator::set_up();
+    crate::allocator::set_up();
     let Arguments { threads, command } = Arguments::parse();
     if let Err(error) = threads::set_up(threads) {
         return report::failure(&error);

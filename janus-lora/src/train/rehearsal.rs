@@ -4,6 +4,7 @@
 //! the rehearsal is the run's own step, on the run's own rows, with random weights and the lowest blocks only; what is
 //! measured is a rate, and the whole step's operations make a time of it.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
@@ -89,7 +90,7 @@ pub(super) fn operations_per_second(
 /// The same adapter on the blocks that there are: a pair of a higher block stands at one of them. `None` where nothing is
 /// left of it.
 fn shallow(spec: AdapterSpec, config: &JanusConfig) -> Option<AdapterSpec> {
-    let mut sites: Vec<std::sync::Arc<str>> = spec.sites.iter().map(|site| folded(site, config).into()).collect();
+    let mut sites: Vec<Arc<str>> = spec.sites.iter().map(|site| folded(site, config).into()).collect();
     sites.sort_unstable();
     sites.dedup();
     let is_there = |module: &String| saved_parameters(config, std::slice::from_ref(module)).is_ok();

@@ -28,6 +28,7 @@ use super::tables::{RecipeTable, SampleStream, open_tables};
 use super::trainable::Trainables;
 use super::{TrainError, signals};
 use crate::adapter::{Adapter, BaseNote, Note};
+use crate::allocator;
 use crate::base::Base;
 use crate::cache::CacheSettings;
 use crate::data::RowId;
@@ -169,6 +170,7 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
             (step, progress, metrics_bytes)
         }
         None => {
+            allocator::give_back();
             let evaluate = || evaluate(&model, base, tables, recipe.train.batch_size as usize, status);
             let before = stepper.trainables.untracked(&model, evaluate)?;
             if let Some(rule) = &recipe.train.early_stopping {
@@ -357,6 +359,7 @@ impl Run<'_> {
     /// Answers and pictures of the first rows to evaluate, as the adapter stands.
     fn sample(&mut self) -> Result<()> {
         let base = &self.prepared.base;
+        allocator::give_back();
         let Self { sight, files, stepper, model, step, status, .. } = self;
         let sample = || sight.sample(*step, model, base, &mut files.metrics, *status);
         stepper.trainables.untracked(model, sample)?;
@@ -402,6 +405,7 @@ impl Run<'_> {
 
     fn evaluation(&self) -> Result<Metrics> {
         let Prepared { recipe, base, tables, .. } = self.prepared;
+        allocator::give_back();
         let evaluate = || evaluate(self.model, base, tables, recipe.train.batch_size as usize, self.status);
         self.stepper.trainables.untracked(self.model, evaluate)
     }

@@ -38,9 +38,7 @@ impl TableLoad {
     /// Of a micro-batch that is there, once a step.
     pub(super) fn of_samples(is_generation: bool, samples: &[Sample]) -> Self {
         let rows = samples.len();
-        let mean = |of: &dyn Fn(&Sample) -> usize| {
-            samples.iter().map(of).sum::<usize>().div_ceil(rows.max(1)) as u64
-        };
+        let mean = |of: &dyn Fn(&Sample) -> usize| samples.iter().map(of).sum::<usize>().div_ceil(rows.max(1)) as u64;
         let images = |sample: &Sample| match sample {
             Sample::Text { images, .. } => images.len(),
             Sample::Codes { .. } => 0,
