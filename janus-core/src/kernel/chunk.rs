@@ -99,8 +99,8 @@ impl<'c, 'a, E: Element> Filling<'c, 'a, E> {
         Self { chunk, level, lines, units: chunk.units(level), asked: 0, done: 0 }
     }
 
-    /// Called before each of `count` tiles of `rows` rows. During the last of them it lays out what it asked for at the call before and
-    /// asks for more, until all is asked for.
+    /// Called before each of `count` tiles of `rows` rows. During the last of them it lays out what it asked for at the call
+    /// before and asks for more, until all is asked for.
     ///
     /// The memory is slow and the tiles leave it idle. Not earlier, because the rows that stream by would push out what is
     /// laid out too soon; and little is under way at a time, because rows whole pages apart meet in the same few sets of the

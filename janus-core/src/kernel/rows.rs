@@ -73,13 +73,14 @@ impl<'a, E: Element> Rows<'a, E> {
     fn copied<O: Element>(&self, parallel: bool, copy: impl Fn(&[E], &mut [O]) + Sync) -> Matrix<O> {
         let mut copies = Matrix::new(self.count, self.width);
         let stride = copies.stride();
+        if stride == 0 {
+            return copies;
+        }
         let copy = |(i, to): (usize, &mut [O])| copy(self.row(i), &mut to[..self.width]);
-        let rows = copies.values_mut();
-        if self.width == 0 {
-        } else if parallel {
-            rows.par_chunks_mut(stride).take(self.count).with_min_len(16).enumerate().for_each(copy);
+        if parallel {
+            copies.values_mut().par_chunks_mut(stride).with_min_len(16).enumerate().for_each(copy);
         } else {
-            rows.chunks_mut(stride).take(self.count).enumerate().for_each(copy);
+            copies.values_mut().chunks_mut(stride).enumerate().for_each(copy);
         }
         copies
     }
