@@ -108,8 +108,16 @@ pub fn run(place: &Workplace, run: &str, more: &[&str]) -> Done {
 /// # Panics
 /// It cannot be started.
 pub fn spawn(place: &Workplace, run: &str, more: &[&str]) -> Child {
+    spawn_as(place, run, start(place, run, more))
+}
+
+/// [`spawn`] of what [`start`] gave and somebody changed.
+///
+/// # Panics
+/// It cannot be started.
+pub fn spawn_as(place: &Workplace, run: &str, mut command: Command) -> Child {
     let log = std::fs::File::options().create(true).append(true).open(place.path(&format!("{run}.log"))).unwrap();
-    start(place, run, more).stdout(Stdio::null()).stderr(log).spawn().unwrap()
+    command.stdout(Stdio::null()).stderr(log).spawn().unwrap()
 }
 
 /// What a run left in `<run>.log`.
@@ -201,7 +209,7 @@ pub fn metrics(place: &Workplace, run: &str) -> Vec<Value> {
     let text = String::from_utf8(place.read(&format!("{run}/metrics.jsonl"))).unwrap();
     let line = |line: &str| {
         let mut value: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
-        for key in ["tokens_per_second", "wait_seconds", "peak_rss_bytes"] {
+        for key in ["tokens_per_second", "wait_seconds", "rss_bytes", "peak_rss_bytes"] {
             value.as_object_mut().unwrap().remove(key);
         }
         value

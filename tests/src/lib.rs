@@ -3,6 +3,7 @@
 pub mod base;
 pub mod compare;
 pub mod expected;
+pub mod failing_device;
 pub mod hub;
 pub mod joint;
 pub mod program;

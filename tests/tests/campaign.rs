@@ -12,8 +12,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use janus_tests::failing_device::FailingDevice;
 use janus_tests::joint::{
-    checkpoints, difference, lines, log, place, run, signal, spawn, start, stop_signals, stopped, wait_until,
+    checkpoints, difference, lines, log, place, run, signal, spawn, spawn_as, start, stop_signals, stopped, wait_until,
     write_rows,
 };
 use janus_tests::program::{self, Done};
@@ -131,6 +132,7 @@ fn every_fault_ends_with_the_same_bytes() {
     full_disks(&campaign);
     damaged_checkpoints(&campaign, &mut random);
     data_files(&campaign);
+    failing_device(&campaign);
     folders(&campaign);
 }
 
@@ -330,6 +332,70 @@ fn data_files(campaign: &Campaign) {
     std::fs::write(&rows, &whole).unwrap();
     campaign.resumes("cut");
     campaign.tell("data file cut under the run", format!("exit 2, checkpoints {saved:?} intact; the same bytes"));
+}
+
+/// Reads and syncs that end with EIO, before a run and under it.
+fn failing_device(campaign: &Campaign) {
+    let Some(device) = FailingDevice::new(campaign.place.folder()) else {
+        campaign.tell("EIO on read and on sync", "not tried: no C compiler for Linux on 64 bits".into());
+        return;
+    };
+    let command = |folder: &str, more: &[&str], call: &str, file: &str| {
+        let mut command = start(&campaign.place, folder, more);
+        device.preload(&mut command, call, file);
+        command
+    };
+    let under_the_run: [(&str, &str, &str, &str, i32); 3] = [
+        ("eio-rows", "EIO on reading rows", "read", "/rows.parquet", 2),
+        ("eio-base", "EIO on reading the base once more at the end", "read", "/base/model.safetensors", 1),
+        ("eio-sync", "EIO on syncing a checkpoint", "sync", "/checkpoints/", 1),
+    ];
+    for (folder, fault, call, file, code) in under_the_run {
+        let attempt = || {
+            let mut child = spawn_as(&campaign.place, folder, command(folder, &[], call, file));
+            assert!(wait_until(&mut child, || !checkpoints(&campaign.place, folder).is_empty()), "{fault}");
+            device.set(true);
+            let ended = child.wait().unwrap().code();
+            device.set(false);
+            ended
+        };
+        let mut ended = attempt();
+        while ended == Some(0) {
+            // The run was over before the device failed.
+            campaign.gone(folder);
+            ended = attempt();
+        }
+        let said = log(&campaign.place, folder);
+        assert!(ended == Some(code) && said.contains("Input/output error"), "{fault}: {ended:?} {said}");
+        assert!(said.contains("`--resume` goes on from `") && !said.contains("panicked"), "{fault}: {said}");
+        let saved = checkpoints(&campaign.place, folder);
+        campaign.resumes(folder);
+        campaign.tell(fault, format!("exit {code}, checkpoints {saved:?} intact; the same bytes"));
+    }
+
+    let saved = campaign.stopped("eio-before", 7);
+    let before = tree(&campaign.place.path("eio-before"));
+    device.set(true);
+    // Rows that cannot be read are the input's fault, whatever the reason; any other file's trouble is the machine's.
+    for (file, code) in
+        [("/rows.parquet", 2), ("/base/model.safetensors", 1), ("/base/config.json", 1), ("/recipe.toml", 1)]
+    {
+        let done = program::run(command("eio-before", &["--resume"], "read", file));
+        campaign.fails("eio-before", &done, code, &["Input/output error", &file[1..]]);
+    }
+    assert!(tree(&campaign.place.path("eio-before")) == before, "the run folder changed");
+    let newest = format!("/step-{saved}/optimizer.safetensors");
+    let done = program::run(command("eio-before", &["--resume"], "read", &newest));
+    device.set(false);
+    assert!(done.stderr.contains(&format!("step-{saved}` cannot be used: ")), "{}", done.stderr);
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    assert_eq!(difference(&campaign.place, WHOLE, "eio-before"), None);
+    campaign.tell(
+        "EIO on reading recipe, base or rows before resuming, then the newest checkpoint",
+        format!(
+            "exit 1, of rows 2, checkpoint of step {saved} intact; then told, the one before instead; the same bytes"
+        ),
+    );
 }
 
 /// Folders that cannot be written to, or that another process holds.

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::report::bytes;
 use super::status::{LINE_EVERY, QUIET, bars, on_terminal, say};
 use crate::status::TrainingView;
-use crate::train::metrics::{StepLine, peak_rss_bytes, resident_bytes};
+use crate::train::metrics::StepLine;
 
 /// Tables that have a line of their own.
 const MAX_TABLES: usize = 6;
@@ -77,7 +77,6 @@ impl TrainingView for Live {
             state.tables[place].1.push(loss);
         }
         let left = duration(self.left(state.taken));
-        let resident = resident_bytes().unwrap_or_else(peak_rss_bytes);
         match &mut state.drawn {
             Some(drawn) => {
                 let widest = state.tables.iter().map(|(name, _)| name.chars().count().min(24)).max().unwrap_or(0);
@@ -95,7 +94,7 @@ impl TrainingView for Live {
                     "  learning rate {:.2e}  {:.0} tokens/s  memory {} ({} predicted)",
                     step.lr,
                     step.tokens_per_second,
-                    bytes(resident),
+                    bytes(step.rss_bytes),
                     bytes(self.predicted_peak_bytes)
                 ));
                 drawn.header.set_message(format!(", {left} left"));
@@ -118,7 +117,7 @@ impl TrainingView for Live {
                     step.loss,
                     step.lr,
                     step.tokens_per_second,
-                    bytes(resident)
+                    bytes(step.rss_bytes)
                 ));
             }
         }

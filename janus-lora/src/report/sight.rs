@@ -73,6 +73,7 @@ impl Sight {
             ("train/gradient_norm".to_owned(), line.grad_norm),
             ("train/tokens_per_second".to_owned(), line.tokens_per_second),
             ("train/epoch".to_owned(), line.epoch),
+            ("train/rss_bytes".to_owned(), line.rss_bytes as f64),
             ("train/peak_rss_bytes".to_owned(), line.peak_rss_bytes as f64),
         ];
         let losses = line.losses.iter().filter_map(|(table, loss)| Some((format!("loss/{table}"), loss.as_f64()?)));

@@ -39,6 +39,8 @@ pub struct StepLine {
     pub tokens_per_second: f64,
     /// Seconds of the step in which it waited for rows to be read and decoded.
     pub wait_seconds: f64,
+    /// Resident memory of the process after the step.
+    pub rss_bytes: u64,
     /// Largest resident memory of the process so far.
     pub peak_rss_bytes: u64,
     /// Loss of each table that the step had rows of.
@@ -138,9 +140,10 @@ pub fn peak_rss_bytes() -> u64 {
     0
 }
 
-/// Resident memory of this process now, in bytes; `None` where the system does not tell (`VmRSS` of proc(5)).
-pub fn resident_bytes() -> Option<u64> {
-    told_bytes(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
+/// Resident memory of this process now, in bytes (`VmRSS` of proc(5)); the largest so far where the system does not tell.
+pub fn rss_bytes() -> u64 {
+    let told = || told_bytes(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:");
+    told().unwrap_or_else(peak_rss_bytes)
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use super::files::RunFiles;
 use super::folder::{RunFolder, is_finished};
 use super::guard::{Best, Progress, Spike, require_metric};
 use super::identity::{RunIdentity, recipe_differences};
-use super::metrics::{SkippedStep, StepLine, peak_rss_bytes};
+use super::metrics::{SkippedStep, StepLine, peak_rss_bytes, rss_bytes};
 use super::optimizer::AdamWConfig;
 use super::plan::{Plan, compute_type, parts};
 use super::schedule::LearningRate;
@@ -344,6 +344,7 @@ impl Run<'_> {
             tokens,
             tokens_per_second,
             wait_seconds,
+            rss_bytes: rss_bytes(),
             peak_rss_bytes: peak_rss_bytes(),
             losses: losses.filter_map(|(table, loss)| Some((table.section.name.clone(), json!((*loss)?)))).collect(),
             skipped,
