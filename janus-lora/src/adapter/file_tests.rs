@@ -1,3 +1,5 @@
+use janus_core::input::InputError;
+
 use super::super::testing::{SITES, folder_of, refusal, spec, trained};
 use super::*;
 

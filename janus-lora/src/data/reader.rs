@@ -574,6 +574,10 @@ fn read_image_file(path: &str, column: &str, folder: Option<&Path>) -> Result<En
         Ok(None) => Err(failed("there is no such file".into())),
         Err(InputError::TooLarge { bytes, .. }) => Err(RowFault::ImageBytes { column: column.into(), bytes }),
         Err(InputError::Io { source, .. }) => Err(failed(source.to_string())),
+        Err(InputError::NotAFile { .. }) => Err(failed("it is not a regular file".into())),
+        Err(InputError::Name { .. } | InputError::Outside { .. }) => {
+            Err(failed("it does not lie in the table's folder".into()))
+        }
         Err(error) => Err(failed(error.to_string())),
     }
 }
