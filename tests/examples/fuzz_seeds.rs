@@ -89,7 +89,8 @@ fn bases(one_file: &Path, shards: &Path) {
     write(one_file, "raw", [&(few.len() as u64).to_le_bytes()[..], few.as_bytes(), &[0; 64]].concat());
 
     let checkpoint = Checkpoint::open(whole.path()).unwrap();
-    let options = WriteOptions { max_shard_bytes: 400_000, ..WriteOptions::new(Layout::Native) };
+    let mut options = WriteOptions::new(Layout::Native);
+    options.max_shard_bytes = 400_000;
     convert_checkpoint(&checkpoint, &options, sharded.path(), &mut |_, _| {}).unwrap();
     let index = fs_err::read(sharded.path().join("model.safetensors.index.json")).unwrap();
     let index: serde_json::Value = serde_json::from_slice(&index).unwrap();
