@@ -14,7 +14,8 @@ const INDEX: &str = "model.safetensors.index.json";
 static BASE: LazyLock<(Scratch, Scratch)> = LazyLock::new(|| {
     let (whole, sharded, outside) = (Scratch::with_base(), Scratch::new(), Scratch::new());
     let checkpoint = Checkpoint::open(whole.folder()).unwrap();
-    let options = WriteOptions { max_shard_bytes: 400_000, ..WriteOptions::new(Layout::Native) };
+    let mut options = WriteOptions::new(Layout::Native);
+    options.max_shard_bytes = 400_000;
     convert_checkpoint(&checkpoint, &options, sharded.folder(), &mut |_, _| {}).unwrap();
     let files = std::fs::read_dir(sharded.folder()).unwrap().map(|entry| entry.unwrap().path());
     let shard = files.filter(|path| path.extension() == Some("safetensors".as_ref())).max().unwrap();
