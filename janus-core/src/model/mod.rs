@@ -25,7 +25,7 @@ use crate::parameter::Parameters;
 use crate::pass::Pass;
 use crate::site::Projections;
 
-use self::decoder::Decoder;
+use self::decoder::{Decoder, Slice};
 use self::generation::Generation;
 use self::loader::Loader;
 use self::vision::Vision;
@@ -89,12 +89,27 @@ impl Janus {
         parts: Parts,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self> {
+        Self::open_slice(weights, dtype, device, parts, &Slice::whole(), progress)
+    }
+
+    /// As [`Janus::open`], with no more than a slice of the decoder.
+    ///
+    /// # Errors
+    /// As [`Janus::open`].
+    pub fn open_slice(
+        weights: &dyn WeightSource,
+        dtype: DType,
+        device: &Device,
+        parts: Parts,
+        slice: &Slice,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Self> {
         if !ops::linear::is_supported(dtype) {
             return Err(ModelError::ComputeType { dtype }.into());
         }
         let config = weights.config().clone();
         let mut loader = Loader::new(weights, device, progress);
-        let decoder = Decoder::load(&mut loader, &config.text, dtype, parts.text_head)?;
+        let decoder = Decoder::load(&mut loader, &config.text, dtype, parts.text_head, slice)?;
         let vision = if parts.vision { Some(Vision::load(&mut loader, &config.vision, dtype)?) } else { None };
         let generation = if parts.generation { Some(Generation::load(&mut loader, &config.vq, dtype)?) } else { None };
         let image_tokenizer =

@@ -108,6 +108,8 @@ fn is_loaded(model: &Janus, name: &str) -> bool {
     if name == "lm_head" || name == LM_HEAD {
         // Every Janus has one: it is absent only where it was not asked for.
         false
+    } else if name.starts_with("model.language_model.") {
+        model.decoder().is_whole()
     } else if name.starts_with("model.vision_model.") || name.starts_with("model.aligner.") {
         model.vision().is_ok()
     } else if name.starts_with("model.generation_") {

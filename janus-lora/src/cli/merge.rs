@@ -73,16 +73,14 @@ impl Merge {
         }
         println!("{}: {} tensors changed, {}", self.out.display(), done.changed_tensors, report::bytes(done.bytes));
         println!("{}", changes(&done));
-        println!(
-            "largest logit difference to base + adapter, computed in {}: {:.3e}",
-            done.compared_in, done.largest_logit_difference
-        );
+        println!("largest logit difference to base + adapter, computed in f32: {:.3e}", done.largest_logit_difference);
         for head in &done.heads {
             println!(
                 "{} head, {} positions: largest difference {:.3e}, KL(attached || merged) {:.3e} nats on average, {:.3e} at most",
                 head.head, head.positions, head.largest_logit_difference, head.mean_kl_nats, head.max_kl_nats
             );
         }
+        println!("peak memory {}", report::bytes(done.peak_rss_bytes));
         Ok(())
     }
 }

@@ -1,22 +1,22 @@
 //! Base + adapters and the merged checkpoint on the same input: how far their predictions are apart.
+//!
+//! A model is never in memory as a whole: its parts and the blocks of its decoder are loaded one after the other, in f32,
+//! and what they give is handed on to the next.
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType, Device, Tensor};
+use janus_core::model::decoder::{Placement, Slice};
 use janus_core::pass::Pass;
-use janus_core::processing::Sample;
 use janus_core::{Janus, Parts, noise};
 use serde::Serialize;
 
 use super::error::MergeError;
+use crate::adapter::{self, Adapter};
 use crate::base::Base;
-use crate::cache::Image;
 use crate::error::Result;
-use crate::tasks::{CodeBatch, TextBatch};
+use crate::status::Bar;
 
 /// Positions that each head is compared at: a row of logits has the size of the vocabulary.
 const POSITIONS: usize = 64;
-
-/// Parts that the comparison runs.
-pub(super) const PARTS: Parts = Parts { text_head: true, vision: true, generation: true, image_tokenizer: false };
 
 /// How far apart the two are at one head.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -36,50 +36,91 @@ pub struct Comparison {
 /// Logits of one head, one row for each position.
 #[derive(Debug)]
 pub(super) struct Logits {
-    head: &'static str,
-    rows: Vec<Vec<f32>>,
+    pub(super) head: &'static str,
+    pub(super) rows: Vec<Vec<f32>>,
 }
 
-/// Logits of both heads on a fixed picture, question and row of codes.
-pub(super) fn logits(base: &Base, model: &Janus, which: &'static str, dtype: DType) -> Result<Vec<Logits>> {
-    let pass = Pass::inference();
-    let special = base.tokenizer().special();
-    let side = base.config().vision.image_size;
-    let pixels: Vec<f32> = (0..3 * side * side).map(|i| (noise::uniform(1, i as u64) * 2.0 - 1.0) as f32).collect();
-    let pixels = Tensor::from_vec(pixels, (3, side, side), model.device())?;
-    let ids = base.prompts().understanding_prompt("What does the image show?", 1, true)?;
-    let question = Sample { ids, labels: Vec::new() };
-    let text = TextBatch::packed(&[question], vec![Image::from_pixels(pixels)], special.image_placeholder);
-    let features = text.features(model, &pass)?;
-    let hidden = text.hidden(model, &pass, features.as_ref())?;
-    let count = text.len().min(POSITIONS);
-    let last = hidden.narrow(1, text.len() - count, count)?;
-    let codes = base.config().vq.num_embeddings as u64;
-    let count = model.codes_per_image().min(POSITIONS) as u64;
-    let drawn = CodeBatch {
-        prompts: vec![base.prompts().generation_prompt("a picture")?],
-        codes: vec![(0..count).map(|i| (noise::mix(i) % codes) as u32).collect()],
-        images: Vec::new(),
-        placeholder: special.image_placeholder,
-    };
-    let found = [("text", model.decoder().text_logits(&pass, &last)?), ("image", drawn.logits(model, &pass)?)];
-    found.into_iter().map(|(head, logits)| rows(head, &logits, which, dtype)).collect()
+/// A base with adapters, or a merged checkpoint without, of which some is in memory at a time.
+#[derive(Clone, Copy)]
+pub(super) struct Subject<'a> {
+    /// How errors name it.
+    pub(super) name: &'static str,
+    pub(super) base: &'a Base,
+    /// Each with a factor on its scale.
+    pub(super) adapters: &'a [(Adapter, f64)],
+    pub(super) device: &'a Device,
+    /// Hears of bytes that are loaded.
+    pub(super) bar: &'a dyn Bar,
+}
+
+impl Subject<'_> {
+    fn open(&self, parts: Parts, slice: &Slice) -> Result<Janus> {
+        let mut progress = |bytes| self.bar.advance(bytes);
+        let model = Janus::open_slice(self.base.checkpoint(), DType::F32, self.device, parts, slice, &mut progress)?;
+        let adapters: Vec<(&Adapter, f64)> = self.adapters.iter().map(|(adapter, scale)| (adapter, *scale)).collect();
+        adapter::attach(&model, &adapters)?;
+        Ok(model)
+    }
+
+    /// Logits of both heads on a fixed picture, question and row of codes.
+    pub(super) fn logits(&self) -> Result<[Logits; 2]> {
+        let pass = Pass::inference();
+        let (base, config) = (self.base, self.base.config());
+        let side = config.vision.image_size;
+        let pixels: Vec<f32> = (0..3 * side * side).map(|i| (noise::uniform(1, i as u64) * 2.0 - 1.0) as f32).collect();
+        let pixels = Tensor::from_vec(pixels, (1, 3, side, side), self.device)?;
+        let question = base.prompts().understanding_prompt("What does the image show?", 1, true)?;
+        let prompt = base.prompts().generation_prompt("a picture")?;
+
+        let (vision, generation) =
+            (Parts { vision: true, ..Parts::default() }, Parts { generation: true, ..Parts::default() });
+        let features = self.open(vision, &Slice::none())?.vision()?.forward(&pass, &pixels)?;
+        let (text, drawn, codes) = {
+            let model = self.open(generation, &Slice { embeddings: true, ..Slice::none() })?;
+            let placeholder = base.tokenizer().special().image_placeholder;
+            let text = model.embed_with_images(&pass, &question, 1, placeholder, Some(&features))?;
+            let count = model.codes_per_image().min(POSITIONS);
+            let classes = config.vq.num_embeddings as u64;
+            let codes: Vec<u32> = (0..count as u64).map(|i| (noise::mix(i) % classes) as u32).collect();
+            let mut drawn = vec![model.decoder().embed(&pass, &prompt, 1)?];
+            if let Some((_, before)) = codes.split_last().filter(|(_, before)| !before.is_empty()) {
+                drawn.push(model.generation()?.embed(&pass, before, 1)?);
+            }
+            (text, Tensor::cat(&drawn, 1)?, codes)
+        };
+
+        let mut rows = [text, drawn];
+        for layer in 0..config.text.num_hidden_layers {
+            let model = self.open(Parts::default(), &Slice::layers(layer..layer + 1))?;
+            for x in &mut rows {
+                *x = model.decoder().forward(&pass, x, &Placement::plain(1, 0, x.dim(1)?), None)?;
+            }
+        }
+        let [text, drawn] = rows;
+        let last = |x: &Tensor, count: usize| x.narrow(1, x.dim(1)? - count, count);
+        let (text, drawn) = (last(&text, question.len().min(POSITIONS))?, last(&drawn, codes.len())?);
+
+        let model = self.open(Parts { text_head: true, ..generation }, &Slice { norm: true, ..Slice::none() })?;
+        let text = model.decoder().text_logits(&pass, &model.decoder().final_norm(&text)?)?;
+        let drawn = model.generation()?.logits(&pass, &model.decoder().final_norm(&drawn)?)?;
+        Ok([rows_of("text", &text, self.name)?, rows_of("image", &drawn, self.name)?])
+    }
 }
 
 /// The logits `[.., classes]` of one head, once they are known to be finite.
-fn rows(head: &'static str, logits: &Tensor, which: &'static str, dtype: DType) -> Result<Logits> {
+fn rows_of(head: &'static str, logits: &Tensor, which: &'static str) -> Result<Logits> {
     let classes = logits.dim(D::Minus1)?;
     let rows = logits.to_dtype(DType::F32)?.reshape(((), classes))?.to_vec2::<f32>()?;
     if rows.iter().flatten().any(|logit| !logit.is_finite()) {
-        return Err(MergeError::Logits { which, head, dtype }.into());
+        return Err(MergeError::Logits { which, head }.into());
     }
     Ok(Logits { head, rows })
 }
 
 /// Compares logits of base + adapters with those of the merged checkpoint, head by head.
-pub(super) fn compare(attached: &[Logits], merged: &[Logits]) -> Vec<Comparison> {
-    let heads = attached.iter().zip(merged);
-    let compared = heads.map(|(attached, merged)| {
+pub(super) fn compare<const HEADS: usize>(attached: &[Logits; HEADS], merged: &[Logits; HEADS]) -> [Comparison; HEADS] {
+    std::array::from_fn(|head| {
+        let (attached, merged) = (&attached[head], &merged[head]);
         let pairs = || attached.rows.iter().zip(&merged.rows);
         let differences = pairs().flat_map(|(p, q)| p.iter().zip(q)).map(|(p, q)| (p - q).abs());
         let divergences: Vec<f64> = pairs().map(|(p, q)| divergence(p, q)).collect();
@@ -90,8 +131,7 @@ pub(super) fn compare(attached: &[Logits], merged: &[Logits]) -> Vec<Comparison>
             mean_kl_nats: divergences.iter().sum::<f64>() / divergences.len().max(1) as f64,
             max_kl_nats: divergences.iter().copied().fold(0.0, f64::max),
         }
-    });
-    compared.collect()
+    })
 }
 
 /// KL(p ‖ q) = Σ p·(ln p − ln q) of the distributions that two rows of logits stand for; in f64, since of two close ones it
@@ -115,8 +155,8 @@ fn log_sum_exp(logits: &[f32]) -> f64 {
 mod tests {
     use super::*;
 
-    fn of(rows: &[&[f32]]) -> Vec<Logits> {
-        vec![Logits { head: "text", rows: rows.iter().map(|row| row.to_vec()).collect() }]
+    fn of(rows: &[&[f32]]) -> [Logits; 1] {
+        [Logits { head: "text", rows: rows.iter().map(|row| row.to_vec()).collect() }]
     }
 
     #[test]
@@ -125,7 +165,7 @@ mod tests {
         let (p, q) = ([2f32.ln(), 0.0, 0.0], [0.0, 0.0, 2f32.ln()]);
         let expected = 0.25 * std::f64::consts::LN_2;
         let compared = compare(&of(&[&p, &[5.0, 5.0, 5.0]]), &of(&[&q, &[7.0, 7.0, 7.0]]));
-        let [text] = &compared[..] else { panic!("{compared:?}") };
+        let [text] = &compared;
         assert!((text.max_kl_nats - expected).abs() < 1e-7, "{text:?}");
         assert!((text.mean_kl_nats - expected / 2.0).abs() < 1e-7, "{text:?}");
         assert_eq!((text.positions, text.largest_logit_difference), (2, 2.0));
@@ -137,11 +177,11 @@ mod tests {
     #[test]
     fn logits_that_are_not_finite() {
         for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let logits = Tensor::new(&[[[1f32, 2.0, 3.0], [4.0, value, 6.0]]], &candle_core::Device::Cpu).unwrap();
-            let error = rows("image", &logits, "base + adapters", DType::BF16).unwrap_err().to_string();
+            let logits = Tensor::new(&[[[1f32, 2.0, 3.0], [4.0, value, 6.0]]], &Device::Cpu).unwrap();
+            let error = rows_of("image", &logits, "base + adapters").unwrap_err().to_string();
             assert!(error.contains("base + adapters") && error.contains("image"), "{error}");
             let finite = logits.narrow(1, 0, 1).unwrap();
-            assert_eq!(rows("image", &finite, "base + adapters", DType::BF16).unwrap().rows, [[1.0, 2.0, 3.0]]);
+            assert_eq!(rows_of("image", &finite, "base + adapters").unwrap().rows, [[1.0, 2.0, 3.0]]);
         }
     }
 

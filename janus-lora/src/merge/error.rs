@@ -36,14 +36,12 @@ pub enum MergeError {
         dtype: DType,
     },
     /// A comparison that came to infinite logits or none.
-    #[error("logits of {which} are not finite on the probe input of the {head} head, computed in {dtype:?}")]
+    #[error("logits of {which} are not finite on the probe input of the {head} head, computed in f32")]
     Logits {
         /// `base + adapters` or `the merged checkpoint`.
         which: &'static str,
         /// `text` or `image`.
         head: &'static str,
-        /// Type that they were computed in.
-        dtype: DType,
     },
 }
 

@@ -11,8 +11,7 @@
 //! | `check` | logits and KL of attached and merged |
 //! | `error` | what is refused: no change, values that are not finite |
 //!
-//! Writing holds one tensor of the base and the one that replaces it; the check opens base and merged checkpoint one
-//! after the other and needs the memory of either.
+//! Writing holds one tensor of the base and the one that replaces it, the check one part or one block of a model at a time.
 
 mod check;
 mod error;
@@ -34,15 +33,14 @@ pub use check::Comparison;
 pub use error::MergeError;
 pub use receipt::{Change, TensorChange};
 
-use crate::adapter::{self, Adapter};
+use crate::adapter::Adapter;
 use crate::base::Base;
 use crate::error::{Error, Result};
 use crate::status::Status;
+use crate::train::metrics::peak_rss_bytes;
+use check::Subject;
 use fold::Fold;
 use receipt::Receipt;
-
-/// Above this size the check computes in bf16: in f32 it would need more memory than the merge is for.
-const MAX_CHECK_PARAMETERS: u64 = 4_000_000_000;
 
 /// How to write the merged checkpoint.
 #[derive(Debug, Clone, Copy, Default)]
@@ -62,10 +60,10 @@ pub struct MergeReport {
     pub bytes: u64,
     /// Largest difference between logits of base + adapters and of the merged checkpoint.
     pub largest_logit_difference: f32,
-    /// Type the comparison computed in.
-    pub compared_in: String,
-    /// The comparison, head by head.
-    pub heads: Vec<Comparison>,
+    /// The comparison, head by head; it computes in f32.
+    pub heads: [Comparison; 2],
+    /// Largest resident memory of the process when tensors and comparison were done.
+    pub peak_rss_bytes: u64,
     /// Change of all changed tensors together.
     pub total: Change,
     /// Change of each, in the order written.
@@ -125,26 +123,20 @@ pub fn merge(
         return Err(MergeError::NothingChanged { tensors: receipt.tensors.len() }.into());
     }
 
-    let parameters: u64 = checkpoint.tensors().map(|t| t.shape.iter().product::<usize>() as u64).sum();
-    let dtype = if parameters <= MAX_CHECK_PARAMETERS { DType::F32 } else { DType::BF16 };
-    let attached = {
-        let model = base.model(dtype, device, check::PARTS, status)?;
-        let adapters: Vec<(&Adapter, f64)> = adapters.iter().map(|(adapter, scale)| (adapter, *scale)).collect();
-        adapter::attach(&model, &adapters)?;
-        check::logits(base, &model, "base + adapters", dtype)?
-    };
-    let merged = {
-        let merged = Base::open_folder(base.name(), staged.path())?;
-        check::logits(&merged, &merged.model(dtype, device, check::PARTS, status)?, "the merged checkpoint", dtype)?
-    };
-    let heads = check::compare(&attached, &merged);
+    let merged = Base::open_folder(base.name(), staged.path())?;
+    let values: u64 = checkpoint.tensors().map(|t| t.shape.iter().product::<usize>() as u64).sum();
+    let bar = status.bytes("comparing", 2 * values * DType::F32.size_in_bytes() as u64);
+    let subject = |name, base, adapters| Subject { name, base, adapters, device, bar: bar.as_ref() };
+    let attached = subject("base + adapters", base, adapters).logits()?;
+    let heads = check::compare(&attached, &subject("the merged checkpoint", &merged, &[]).logits()?);
+    bar.finish();
     staged.commit()?;
     Ok(MergeReport {
         changed_tensors: receipt.tensors.len(),
         bytes: report.bytes,
         largest_logit_difference: heads.iter().map(|head| head.largest_logit_difference).fold(0.0, f32::max),
-        compared_in: dtype.as_str().into(),
         heads,
+        peak_rss_bytes: peak_rss_bytes(),
         total,
         tensors: receipt.tensors,
     })

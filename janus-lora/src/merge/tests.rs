@@ -4,11 +4,15 @@ use janus_core::Diagnose;
 use janus_core::Fault;
 use janus_core::checkpoint::{Checkpoint, init_checkpoint};
 use janus_core::config::JanusConfig;
-use janus_core::noise;
+use janus_core::pass::Pass;
+use janus_core::processing::Sample;
+use janus_core::{Parts, noise};
 
 use super::*;
-use crate::adapter::AdapterSpec;
+use crate::adapter::{self, AdapterSpec};
+use crate::cache::Image;
 use crate::status::Silent;
+use crate::tasks::{CodeBatch, TextBatch};
 
 const SITES: [&str; 3] = [
     "model.generation_embeddings",
@@ -105,6 +109,49 @@ fn the_receipt_is_what_the_files_say() {
     for (rounded, kept) in compared[0].iter().zip(&compared[1]) {
         assert!(rounded.largest_logit_difference > 10.0 * kept.largest_logit_difference, "{rounded:?} {kept:?}");
         assert!(rounded.max_kl_nats > 10.0 * kept.max_kl_nats, "{rounded:?} {kept:?}");
+    }
+}
+
+#[test]
+fn one_part_after_another_gives_what_the_whole_model_gives() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = tiny(folder.path(), DType::BF16);
+    let adapters = [(trained(&base, 0.15), 0.5), (trained(&base, 0.1), 1.0)];
+    let bar = Silent.bytes("", 0);
+    let logits = |adapters| {
+        let subject = Subject { name: "s", base: &base, adapters, device: &Device::Cpu, bar: bar.as_ref() };
+        subject.logits().unwrap().map(|logits| (logits.head, logits.rows))
+    };
+    let [(text_head, text), (image_head, image)] = logits(&adapters);
+    assert_eq!((text_head, image_head), ("text", "image"));
+    assert_ne!(logits(&[]).map(|(_, rows)| rows), [text.clone(), image.clone()]);
+
+    let pass = Pass::inference();
+    let model = base.model(DType::F32, &Device::Cpu, Parts::all(), &Silent).unwrap();
+    adapter::attach(&model, &adapters.each_ref().map(|(adapter, scale)| (adapter, *scale))).unwrap();
+    let side = base.config().vision.image_size;
+    let pixels: Vec<f32> = (0..3 * side * side).map(|i| (noise::uniform(1, i as u64) * 2.0 - 1.0) as f32).collect();
+    let pixels = Tensor::from_vec(pixels, (3, side, side), &Device::Cpu).unwrap();
+    let ids = base.prompts().understanding_prompt("What does the image show?", 1, true).unwrap();
+    let (count, placeholder) = (ids.len().min(64), base.tokenizer().special().image_placeholder);
+    let question = Sample { ids, labels: Vec::new() };
+    let batch = TextBatch::packed(&[question], vec![Image::from_pixels(pixels)], placeholder);
+    let hidden = batch.hidden(&model, &pass, batch.features(&model, &pass).unwrap().as_ref()).unwrap();
+    let last = hidden.narrow(1, batch.len() - count, count).unwrap();
+    let codes = base.config().vq.num_embeddings as u64;
+    let drawn = CodeBatch {
+        prompts: vec![base.prompts().generation_prompt("a picture").unwrap()],
+        codes: vec![(0..model.codes_per_image().min(64) as u64).map(|i| (noise::mix(i) % codes) as u32).collect()],
+        images: Vec::new(),
+        placeholder,
+    };
+    let whole = [model.decoder().text_logits(&pass, &last).unwrap(), drawn.logits(&model, &pass).unwrap()];
+    for (rows, whole) in [text, image].iter().zip(whole) {
+        let whole = whole.reshape(((), rows[0].len())).unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(rows.len(), whole.len());
+        for (one, other) in rows.iter().flatten().zip(whole.iter().flatten()) {
+            assert!((one - other).abs() < 1e-5, "{one} and {other}");
+        }
     }
 }
 

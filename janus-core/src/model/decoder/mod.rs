@@ -4,6 +4,7 @@
 mod cache;
 mod layer;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
@@ -73,33 +74,78 @@ impl Placement {
     }
 }
 
+/// Which of the decoder to load, beside the text head: all of it, or a slice for a pass that holds one slice after the
+/// other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slice {
+    /// The embedding table.
+    pub embeddings: bool,
+    /// Blocks, those beyond the last left out.
+    pub layers: Range<usize>,
+    /// The final norm.
+    pub norm: bool,
+}
+
+impl Slice {
+    /// All of it.
+    pub fn whole() -> Self {
+        Self { embeddings: true, layers: 0..usize::MAX, norm: true }
+    }
+
+    /// Nothing of it.
+    pub fn none() -> Self {
+        Self { embeddings: false, layers: 0..0, norm: false }
+    }
+
+    /// Some blocks.
+    pub fn layers(layers: Range<usize>) -> Self {
+        Self { layers, ..Self::none() }
+    }
+}
+
 /// The trunk and the text head.
 #[derive(Debug)]
 pub struct Decoder {
-    embed_tokens: Arc<Projection>,
+    embed_tokens: Option<Arc<Projection>>,
     layers: Vec<DecoderLayer>,
-    norm: RmsNorm,
+    norm: Option<RmsNorm>,
     lm_head: Option<Arc<Projection>>,
+    is_whole: bool,
     head_dim: usize,
     rope_theta: f64,
     vocabulary: usize,
 }
 
 impl Decoder {
-    pub(crate) fn load(loader: &mut Loader<'_>, config: &TextConfig, dtype: DType, text_head: bool) -> Result<Self> {
+    pub(crate) fn load(
+        loader: &mut Loader<'_>,
+        config: &TextConfig,
+        dtype: DType,
+        text_head: bool,
+        slice: &Slice,
+    ) -> Result<Self> {
         let path = "model.language_model";
-        let embed_tokens = loader.projection(&format!("{path}.embed_tokens"), false, dtype)?;
+        let mut projection = |path: &str, wanted: bool| match wanted {
+            true => loader.projection(path, false, dtype).map(Some),
+            false => Ok(None),
+        };
+        let embed_tokens = projection(&format!("{path}.embed_tokens"), slice.embeddings)?;
+        let lm_head = projection("lm_head", text_head)?;
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
-        for i in 0..config.num_hidden_layers {
+        for i in (0..config.num_hidden_layers).filter(|i| slice.layers.contains(i)) {
             layers.push(DecoderLayer::load(loader, &format!("{path}.layers.{i}"), config, dtype)?);
         }
-        let norm = RmsNorm::load(loader, &format!("{path}.norm"), config.rms_norm_eps, dtype)?;
-        let lm_head = if text_head { Some(loader.projection("lm_head", false, dtype)?) } else { None };
+        let norm = match slice.norm {
+            true => Some(RmsNorm::load(loader, &format!("{path}.norm"), config.rms_norm_eps, dtype)?),
+            false => None,
+        };
+        let is_whole = slice.embeddings && layers.len() == config.num_hidden_layers && slice.norm;
         Ok(Self {
             embed_tokens,
             layers,
             norm,
             lm_head,
+            is_whole,
             head_dim: config.head_dim,
             rope_theta: config.rope_theta,
             vocabulary: config.vocab_size,
@@ -109,7 +155,7 @@ impl Decoder {
     /// Embeddings of `ids`, `batch` rows of equal length: `[batch, sequence, hidden]`.
     ///
     /// # Errors
-    /// An id beyond the vocabulary.
+    /// An id beyond the vocabulary, or the table was not loaded.
     pub fn embed(&self, pass: &Pass, ids: &[u32], batch: usize) -> Result<Tensor> {
         let sequence = ids.len() / batch.max(1);
         if let Some(place) = ids.iter().position(|id| *id as usize >= self.vocabulary) {
@@ -123,10 +169,16 @@ impl Decoder {
         }
         // The site looks ids up by their values: they stay on the processor wherever the table lies.
         let ids = Tensor::from_slice(ids, (batch, sequence), &candle_core::Device::Cpu)?;
-        self.embed_tokens.forward(pass, &ids)
+        let table = self.embed_tokens.as_ref().ok_or(ModelError::NotLoaded { part: "embedding table" })?;
+        table.forward(pass, &ids)
     }
 
-    /// The blocks, in order.
+    /// Whether embedding table, all blocks and final norm are loaded.
+    pub fn is_whole(&self) -> bool {
+        self.is_whole
+    }
+
+    /// The blocks that are loaded, in order.
     pub fn layers(&self) -> &[DecoderLayer] {
         &self.layers
     }
@@ -136,7 +188,7 @@ impl Decoder {
         Rotary::new(positions, batch, self.head_dim, self.rope_theta)
     }
 
-    /// All blocks and the final norm: `[batch, sequence, hidden]` to the same.
+    /// All blocks and the final norm, as far as they are loaded: `[batch, sequence, hidden]` to the same.
     ///
     /// With a cache, `embeds` continues what the cache holds and the mask covers all keys.
     ///
@@ -211,7 +263,10 @@ impl Decoder {
                 let cache = caches.as_mut().and_then(Iterator::next);
                 x = layer.forward_kept(pass, &x, &rotary, &placement.mask, cache, kept)?;
             }
-            self.final_norm(&x)
+            match &self.norm {
+                Some(norm) => norm.forward(&x),
+                None => Ok(x),
+            }
         };
         if is_composed(embeds.device()) {
             return layers();
@@ -223,9 +278,9 @@ impl Decoder {
     /// The norm that both heads read through.
     ///
     /// # Errors
-    /// Shapes that do not fit.
+    /// Shapes that do not fit, or the norm was not loaded.
     pub fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
-        self.norm.forward(x)
+        self.norm.as_ref().ok_or(ModelError::NotLoaded { part: "final norm" })?.forward(x)
     }
 
     /// Text logits of normed hidden states: `[.., hidden]` to `[.., vocabulary]`.
