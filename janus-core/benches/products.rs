@@ -100,6 +100,18 @@ mod register {
         sums.into_iter().map(|sum| _mm512_reduce_add_ps(sum)).sum()
     }
 
+    #[target_feature(enable = "avx2,fma")]
+    fn half() -> f32 {
+        let value = _mm256_set1_ps(black_box(1.0));
+        let mut sums = [_mm256_setzero_ps(); SUMS];
+        for _ in 0..ROUNDS {
+            for sum in &mut sums {
+                *sum = _mm256_fmadd_ps(value, value, *sum);
+            }
+        }
+        sums.into_iter().map(|sum| _mm256_cvtss_f32(sum)).sum()
+    }
+
     #[target_feature(enable = "avx512f")]
     fn single() -> f32 {
         let value = _mm512_set1_ps(black_box(1.0));
@@ -123,12 +135,15 @@ mod register {
         (threads * ROUNDS * SUMS * flop) as f64 / seconds.fold(f64::INFINITY, f64::min) / 1e9
     }
 
+    /// Without a bf16 dot product bf16 values are multiplied as f32.
     pub(super) fn peaks() -> (Option<f64>, Option<f64>) {
         let wide = is_x86_feature_detected!("avx512f");
-        let bf16 = wide && is_x86_feature_detected!("avx512bf16");
+        let narrow = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
         // SAFETY: the processor has the instructions where they are asked for.
-        let (paired, single) = (|| unsafe { paired() }, || unsafe { single() });
-        (bf16.then(|| rate(64, paired)), wide.then(|| rate(32, single)))
+        let (paired, single, half) = (|| unsafe { paired() }, || unsafe { single() }, || unsafe { half() });
+        let f32 = if wide { Some(rate(32, single)) } else { narrow.then(|| rate(16, half)) };
+        let bf16 = if wide && is_x86_feature_detected!("avx512bf16") { Some(rate(64, paired)) } else { f32 };
+        (bf16, f32)
     }
 }
 

@@ -10,7 +10,8 @@
 //! The base never changes. [`site`] is the seam through which others change what it computes: every linear map,
 //! convolution and embedding table has a slot for a [`site::Correction`]; [`parameter`] hands out trainable copies of
 //! any parameter by name; [`pass`] says what one forward pass is told. [`noise`] holds the random numbers that can be
-//! drawn again, [`output`] writes files that are whole or absent, [`device`] opens a GPU or tells why there is none.
+//! drawn again, [`output`] writes files that are whole or absent, [`input`] reads those of
+//! strangers, [`guard`] catches what other people's decoders throw, [`device`] opens a GPU or tells why there is none.
 //!
 //! # Threads
 //!
@@ -26,7 +27,9 @@ pub mod checkpoint;
 pub mod config;
 pub mod device;
 pub mod error;
+pub mod guard;
 pub mod hub;
+pub mod input;
 mod kernel;
 pub mod model;
 pub mod noise;

@@ -16,6 +16,7 @@
 //! and [`cli`] is the `janus` program.
 
 pub mod adapter;
+mod allocator;
 pub mod base;
 pub mod bench;
 pub mod cache;

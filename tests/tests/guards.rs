@@ -76,7 +76,7 @@ struct RootOfZero;
 
 impl Correction for RootOfZero {
     fn apply(&self, _pass: &Pass, x: &Tensor, base: &BaseView<'_>) -> janus_core::Result<Tensor> {
-        let zero = (x - x)?.sqr()?.sum_all()?.sqrt()?;
+        let zero = x.sub(x)?.sqr()?.sum_all()?.sqrt()?;
         Ok(base.forward(x)?.broadcast_add(&zero)?)
     }
 }

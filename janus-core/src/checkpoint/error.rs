@@ -7,6 +7,7 @@ use candle_core::DType;
 
 use crate::config::Layout;
 use crate::error::{Diagnose, Fault};
+use crate::input::InputError;
 
 /// A weights file or checkpoint folder that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +21,9 @@ pub enum CheckpointError {
         /// Why.
         source: io::Error,
     },
+    /// A file of the folder that is not read: it leads out of it, is too long or no regular file.
+    #[error(transparent)]
+    Input(#[from] InputError),
     /// The path is no folder.
     #[error("`{}` is not a folder", path.display())]
     NotAFolder {
@@ -277,6 +281,14 @@ pub enum IndexProblem {
         /// Its name.
         shard: String,
     },
+    /// More shards than can be held open.
+    #[error("it names {shards} shards, expected at most {limit}")]
+    TooManyShards {
+        /// How many.
+        shards: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// A tensor that its shard does not hold.
     #[error("tensor `{tensor}` is not in shard `{shard}`")]
     NotInShard {
@@ -402,6 +414,7 @@ impl Diagnose for CheckpointError {
                 }
                 _ => Fault::Internal,
             },
+            CheckpointError::Input(e) => e.fault(),
             CheckpointError::WrittenShape { .. } | CheckpointError::Tensor { .. } => Fault::Internal,
             _ => Fault::Input,
         }
@@ -409,6 +422,7 @@ impl Diagnose for CheckpointError {
 
     fn hints(&self) -> Vec<String> {
         let hint = match self {
+            CheckpointError::Input(e) => return e.hints(),
             CheckpointError::NoConfig { .. } | CheckpointError::NotAFolder { .. } => {
                 "a checkpoint is a folder with `config.json`, weights and `tokenizer.json`"
             }
@@ -420,6 +434,9 @@ impl Diagnose for CheckpointError {
             }
             CheckpointError::Index { problem: IndexProblem::MissingShard { .. }, .. } => {
                 "fetch the missing file into the same folder"
+            }
+            CheckpointError::Index { problem: IndexProblem::TooManyShards { .. }, .. } => {
+                "save the weights in larger shards"
             }
             CheckpointError::Index { .. } => "take the index from where the weights came from; shards lie beside it",
             CheckpointError::Torch { problem: TorchProblem::Global { .. } | TorchProblem::Opcode { .. }, .. } => {

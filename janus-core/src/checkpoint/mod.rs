@@ -33,12 +33,17 @@ pub use init::init_checkpoint;
 pub use known::{FilesIdentity, KnownFingerprints};
 pub use names::{EMBED_TOKENS, ExpectedTensor, LM_HEAD, expected_tensors};
 pub use random::RandomWeights;
+pub(crate) use shards::MAX_INDEX_BYTES;
 pub use source::WeightSource;
 pub use write::{WriteOptions, WriteReport, convert_checkpoint, write_checkpoint};
 
 use crate::config::{JanusConfig, Layout};
+use crate::input;
 use file::{Stored, WeightsFile};
 use values::Extent;
+
+/// Longest `config.json` that is read; published ones have 3 kB.
+const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
 /// A tensor of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,11 +90,10 @@ impl Checkpoint {
             return Err(CheckpointError::NotAFolder { path: folder.to_path_buf() }.into());
         }
         let config_path = folder.join("config.json");
-        if !config_path.exists() {
-            return Err(CheckpointError::NoConfig { folder: folder.to_path_buf() }.into());
-        }
-        let text = fs_err::read_to_string(&config_path)
-            .map_err(|source| CheckpointError::Io { path: config_path.clone(), source })?;
+        let text = input::read(folder, "config.json", MAX_CONFIG_BYTES).map_err(CheckpointError::from)?;
+        let text = text.ok_or_else(|| CheckpointError::NoConfig { folder: folder.to_path_buf() })?;
+        // Whatever is not UTF-8 becomes a character that breaks the JSON or stands in a key that nobody reads.
+        let text = String::from_utf8_lossy(&text);
         let config = JanusConfig::from_json(&text, &config_path)?;
         let config_json =
             serde_json::from_str(&text).map_err(|source| CheckpointError::Json { file: config_path, source })?;

@@ -10,6 +10,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use super::CheckpointError;
 use super::error::IndexProblem;
 use super::file::{Stored, WeightsFile};
+use crate::input;
 
 /// The kind of the weights files of a folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,32 +27,45 @@ const CANDIDATES: [(&str, Format, bool); 4] = [
     ("pytorch_model.bin.index.json", Format::Torch, true),
 ];
 
+/// Longest index that is read; that of the largest models has less than 1 MB.
+pub(crate) const MAX_INDEX_BYTES: u64 = 64 << 20;
+
+/// Most shards of a base. All are held open, and systems allow a process 1,024 open files or fewer.
+const MAX_SHARDS: usize = 512;
+
 /// A tensor's shard by name, as an index gives it.
 type WeightMap = BTreeMap<String, String>;
 
 /// The weights of `folder`: open files and what each of them holds.
 pub(crate) fn open_weights(folder: &Path) -> Result<(Vec<WeightsFile>, Vec<Stored>), CheckpointError> {
-    let Some((path, format, is_index)) = CANDIDATES
-        .into_iter()
-        .map(|(name, format, is_index)| (folder.join(name), format, is_index))
-        .find(|(path, _, _)| path.exists())
-    else {
+    let mut found = None;
+    for (name, format, is_index) in CANDIDATES {
+        if let Some(path) = input::locate(folder, name)? {
+            found = Some((name, path, format, is_index));
+            break;
+        }
+    }
+    let Some((name, path, format, is_index)) = found else {
         return Err(CheckpointError::NoWeights { folder: folder.to_path_buf() });
     };
-    let weight_map = if is_index { Some(read_index(&path)?) } else { None };
-    let paths: Vec<PathBuf> = match &weight_map {
-        None => vec![path.clone()],
-        Some(map) => map.values().collect::<BTreeSet<_>>().into_iter().map(|shard| folder.join(shard)).collect(),
-    };
+    let weight_map = if is_index { Some(read_index(folder, name)?) } else { None };
+    let mut paths = Vec::new();
+    match &weight_map {
+        None => paths.push(path.clone()),
+        Some(map) => {
+            for shard in map.values().collect::<BTreeSet<_>>() {
+                paths.push(input::locate(folder, shard)?.ok_or_else(|| {
+                    let problem = IndexProblem::MissingShard { shard: shard.clone() };
+                    CheckpointError::Index { file: path.clone(), problem }
+                })?);
+            }
+        }
+    }
 
     let mut files = Vec::with_capacity(paths.len());
     let mut tensors: Vec<Stored> = Vec::new();
     let mut seen: BTreeMap<String, usize> = BTreeMap::new();
     for (index, shard) in paths.iter().enumerate() {
-        if is_index && !shard.is_file() {
-            let problem = IndexProblem::MissingShard { shard: file_name(shard) };
-            return Err(CheckpointError::Index { file: path, problem });
-        }
         let file = WeightsFile::open(shard)?;
         let held = match format {
             Format::Safetensors => super::safetensors::read_header(&file, index)?,
@@ -93,9 +107,9 @@ fn compare_with_index(map: &WeightMap, seen: &BTreeMap<String, usize>, paths: &[
     }
 }
 
-fn read_index(path: &Path) -> Result<WeightMap, CheckpointError> {
-    let text = fs_err::read(path).map_err(|source| CheckpointError::Io { path: path.to_path_buf(), source })?;
-    parse_index(&text).map_err(|problem| CheckpointError::Index { file: path.to_path_buf(), problem })
+fn read_index(folder: &Path, name: &str) -> Result<WeightMap, CheckpointError> {
+    let text = input::read(folder, name, MAX_INDEX_BYTES)?.unwrap_or_default();
+    parse_index(&text).map_err(|problem| CheckpointError::Index { file: folder.join(name), problem })
 }
 
 #[derive(Deserialize)]
@@ -144,6 +158,10 @@ fn parse_index(text: &[u8]) -> Result<WeightMap, IndexProblem> {
             return Err(IndexProblem::OutsideFolder { tensor: tensor.clone(), shard: shard.clone() });
         }
     }
+    let shards = map.values().collect::<BTreeSet<_>>().len();
+    if shards > MAX_SHARDS {
+        return Err(IndexProblem::TooManyShards { shards, limit: MAX_SHARDS });
+    }
     Ok(map)
 }
 
@@ -160,6 +178,17 @@ mod tests {
             assert!(matches!(&error, IndexProblem::OutsideFolder { tensor, .. } if tensor == "x"), "{shard}: {error}");
         }
         assert_eq!(parse_index(br#"{"weight_map":{"x":"a.safetensors"}}"#).unwrap()["x"], "a.safetensors");
+    }
+
+    #[test]
+    fn more_shards_than_can_be_open_are_refused() {
+        let index = |shards: usize| {
+            let entries: Vec<String> = (0..shards).map(|n| format!("\"t{n}\":\"s{n}\",\"u{n}\":\"s{n}\"")).collect();
+            parse_index(format!("{{\"weight_map\":{{{}}}}}", entries.join(",")).as_bytes())
+        };
+        assert_eq!(index(MAX_SHARDS).unwrap().len(), 2 * MAX_SHARDS);
+        let error = index(MAX_SHARDS + 1).unwrap_err().to_string();
+        assert_eq!(error, "it names 513 shards, expected at most 512");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use super::write::write_json;
 use super::{Checkpoint, CheckpointError};
 use crate::config::{JanusConfig, Layout};
+use crate::input::{self, MAX_SIDE_FILE_BYTES};
 use crate::output::write_file;
 
 /// Texts of the special tokens, in the order of published vocabularies. Bars are U+FF5C and blocks U+2581 in the first three.
@@ -24,9 +25,11 @@ pub(super) mod special {
     pub(in crate::checkpoint) const ASSISTANT: &str = "<|Assistant|>";
 }
 
+const TOKENIZER: &str = "tokenizer.json";
+
 /// Files that go with any layout, by name.
 const COPIED: [&str; 9] = [
-    "tokenizer.json",
+    TOKENIZER,
     "tokenizer.model",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -73,9 +76,8 @@ fn io_error(path: &Path) -> impl FnOnce(std::io::Error) -> CheckpointError + '_ 
 }
 
 fn copy_file(from: &Path, into: &Path, name: &str) -> crate::Result<()> {
-    let path = from.join(name);
-    if path.is_file() {
-        let bytes = fs_err::read(&path).map_err(io_error(&path))?;
+    // Through a link, somebody else's file would come into a folder that is meant to be passed on.
+    if let Some(bytes) = input::read(from, name, MAX_SIDE_FILE_BYTES).map_err(CheckpointError::from)? {
         write_file(&into.join(name), |writer| writer.write_all(&bytes))?;
     }
     Ok(())
@@ -91,7 +93,12 @@ pub(super) fn copy(from: &Path, into: &Path) -> crate::Result<()> {
 
 fn copy_licences(from: &Path, into: &Path) -> crate::Result<()> {
     for entry in fs_err::read_dir(from).map_err(io_error(from))? {
-        let name = entry.map_err(io_error(from))?.file_name();
+        let entry = entry.map_err(io_error(from))?;
+        // Some repositories have a folder of licences.
+        if !entry.path().is_file() {
+            continue;
+        }
+        let name = entry.file_name();
         if let Some(name) = name.to_str().filter(|name| name.to_ascii_uppercase().starts_with("LICENSE")) {
             copy_file(from, into, name)?;
         }
@@ -107,11 +114,11 @@ pub(super) fn convert(source: &Checkpoint, target: Layout, into: &Path) -> crate
     }
     copy_licences(from, into)?;
     if target == Layout::Native {
-        add_placeholder(&into.join("tokenizer.json"))?;
+        add_placeholder(into)?;
     }
     let processing = ImageProcessing::of_folder(from, source.config())?;
     processing.write(target, into)?;
-    let tokenizer_config = read_object(&from.join("tokenizer_config.json"))?.unwrap_or_default();
+    let tokenizer_config = read_object(from, "tokenizer_config.json")?.unwrap_or_default();
     write_tokenizer_config(tokenizer_config, target, into)?;
     if target == Layout::Native {
         if !from.join("chat_template.jinja").exists() && !from.join("chat_template.json").exists() {
@@ -125,19 +132,16 @@ pub(super) fn convert(source: &Checkpoint, target: Layout, into: &Path) -> crate
 }
 
 /// The object of a JSON file, `None` where there is no file.
-fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, CheckpointError> {
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let bytes = fs_err::read(path).map_err(io_error(path))?;
+fn read_object(folder: &Path, name: &str) -> Result<Option<Map<String, Value>>, CheckpointError> {
+    let Some(bytes) = input::read(folder, name, MAX_SIDE_FILE_BYTES)? else { return Ok(None) };
     let object = serde_json::from_slice(&bytes);
-    object.map(Some).map_err(|source| CheckpointError::Json { file: path.to_path_buf(), source })
+    object.map(Some).map_err(|source| CheckpointError::Json { file: folder.join(name), source })
 }
 
 /// Adds `<image_placeholder>` to a tokenizer that lacks it, at the next free id. Janus-1.3B's lacks it: the original
 /// processor adds it whenever it loads, the native one expects it in the file.
-fn add_placeholder(path: &Path) -> crate::Result<()> {
-    let Some(mut tokenizer) = read_object(path)? else { return Ok(()) };
+fn add_placeholder(folder: &Path) -> crate::Result<()> {
+    let Some(mut tokenizer) = read_object(folder, TOKENIZER)? else { return Ok(()) };
     let content = |token: &Value| token.get("content").and_then(Value::as_str).map(str::to_owned);
     let Some(added) = tokenizer.get("added_tokens").and_then(Value::as_array).cloned() else { return Ok(()) };
     let contents: Vec<String> = added.iter().filter_map(content).collect();
@@ -157,7 +161,7 @@ fn add_placeholder(path: &Path) -> crate::Result<()> {
     if let Some(Value::Array(added)) = tokenizer.get_mut("added_tokens") {
         added.push(added_token(id, special::IMAGE));
     }
-    write_json(path, &Value::Object(tokenizer))
+    write_json(&folder.join(TOKENIZER), &Value::Object(tokenizer))
 }
 
 /// An entry of `added_tokens`: matched as it stands, never normalised or stripped.
@@ -181,7 +185,7 @@ pub(super) struct SpecialIds {
 impl SpecialIds {
     /// By text, from the added tokens of `tokenizer.json`; none where there is no such file.
     pub(super) fn of_folder(folder: &Path) -> Result<Self, CheckpointError> {
-        let tokenizer = read_object(&folder.join("tokenizer.json"))?.unwrap_or_default();
+        let tokenizer = read_object(folder, TOKENIZER)?.unwrap_or_default();
         let added = tokenizer.get("added_tokens").and_then(Value::as_array);
         let id_of = |text: &str| {
             let token = added?.iter().find(|token| token.get("content").and_then(Value::as_str) == Some(text))?;
@@ -243,12 +247,12 @@ impl ImageProcessing {
 
     /// As the folder's files say, in either form, with what published models have for the rest.
     fn of_folder(folder: &Path, config: &JanusConfig) -> Result<Self, CheckpointError> {
-        let processor = read_object(&folder.join("processor_config.json"))?.unwrap_or_default();
+        let processor = read_object(folder, "processor_config.json")?.unwrap_or_default();
         // Release 5 nests the image processor, older ones and the original give it a file of its own.
         let nested = processor.get("image_processor").and_then(Value::as_object).cloned();
         let image = match nested {
             Some(nested) => nested,
-            None => read_object(&folder.join("preprocessor_config.json"))?.unwrap_or_default(),
+            None => read_object(folder, "preprocessor_config.json")?.unwrap_or_default(),
         };
         let default = Self::of_config(config);
         let value = |map: &Map<String, Value>, key: &str, default: Value| match map.get(key) {

@@ -5,6 +5,7 @@ use fs_err as fs;
 use serde_json::Value;
 
 use super::{HubError, RepoId};
+use crate::checkpoint::MAX_INDEX_BYTES;
 
 pub(super) const CONFIG_FILE: &str = "config.json";
 
@@ -12,9 +13,6 @@ const SINGLE_SAFETENSORS: &str = "model.safetensors";
 const SHARDED_SAFETENSORS: &str = "model.safetensors.index.json";
 const SINGLE_PICKLE: &str = "pytorch_model.bin";
 const SHARDED_PICKLE: &str = "pytorch_model.bin.index.json";
-
-/// A shard index of the largest models is below 1 MB.
-const LARGEST_INDEX_BYTES: u64 = 64 << 20;
 
 /// How a repository holds its weights.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,8 +106,8 @@ pub(super) fn shards_of_index(id: &RepoId, index: &str, path: &Path) -> Result<B
     let wrong = |problem: String| HubError::Index { id: id.clone(), file: index.to_string(), problem };
     let unreadable = |source| HubError::Read { path: path.to_path_buf(), source };
     let size_bytes = fs::metadata(path).map_err(unreadable)?.len();
-    if size_bytes > LARGEST_INDEX_BYTES {
-        return Err(wrong(format!("it has {size_bytes} bytes, at most {LARGEST_INDEX_BYTES} are read")));
+    if size_bytes > MAX_INDEX_BYTES {
+        return Err(wrong(format!("it has {size_bytes} bytes, at most {MAX_INDEX_BYTES} are read")));
     }
     let text = fs::read(path).map_err(unreadable)?;
     let json: Value = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;

@@ -11,8 +11,10 @@ use half::bf16;
 
 use super::element::Element;
 use super::panel::{LANES, LINES, Line, Panel, Side};
-use super::product::TILE_ROWS;
 use super::rows::Rows;
+
+/// Rows of a tile: 24 sums of 16 lanes, two panel lines and a broadcast value fill the 32 registers.
+pub(super) const TILE_ROWS: usize = 12;
 
 /// Adds lane by lane the product (f32) or the dot product of pairs (bf16) of two words.
 #[inline(always)]
@@ -413,24 +415,5 @@ unsafe fn block<E: Element, const M: usize>(
             }
         }
         dots
-    }
-}
-
-/// Asks for the lines of a block of a matrix to be brought near.
-pub(super) fn bring<E: Element>(matrix: Rows<'_, E>, rows: Range<usize>, columns: Range<usize>) {
-    for row in rows {
-        for column in columns.clone().step_by(64 / size_of::<E>()) {
-            let at = matrix.as_ptr().wrapping_add(row * matrix.stride() + column);
-            // SAFETY: a prefetch touches nothing, whatever its address.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
-        }
-    }
-}
-
-/// Asks for lines that are about to be written.
-pub(super) fn bring_lines(lines: &[Line], count: usize) {
-    for line in lines.iter().take(count) {
-        // SAFETY: a prefetch touches nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_ET1>(std::ptr::from_ref(line).cast()) };
     }
 }

@@ -4,17 +4,22 @@ use std::ops::Range;
 
 use super::element::Element;
 use super::level::Level;
-use super::panel::{self, LANES, LINES, Line, Panel};
+use super::panel::{self, LANES, LINES, Layout, Line, Panel};
 use super::product::Term;
 
-/// Bytes of one panel's chunk: those of two fillings and a block of sums share a core's second-level cache.
-const PANEL_BYTES: usize = 128 << 10;
+/// Bytes of one panel's chunk: those of two fillings and a block of sums share a core's second-level cache, which is 1 MiB or
+/// more with AVX-512 and may be half of that without.
+fn panel_bytes(level: Level) -> usize {
+    if level >= Level::Avx512 { 128 << 10 } else { 32 << 10 }
+}
 
 /// Words of inner values laid out at a time: a line of a row of the matrix.
 const UNIT_WORDS: usize = 16;
 
-/// Tiles of a block during whose run the next chunk is laid out.
-const LATE_TILES: usize = 10;
+/// Rows of a block during whose tiles the next chunk is laid out. AVX2 tiles are slow enough for all of them to share in it.
+fn late_rows(level: Level) -> usize {
+    if level >= Level::Avx512 { 120 } else { usize::MAX }
+}
 
 /// Some inner steps of a term under the result columns of a block.
 #[derive(Debug, Clone)]
@@ -27,7 +32,7 @@ pub(super) struct Chunk<'a, E> {
 impl<'a, E: Element> Chunk<'a, E> {
     /// The chunks of a term, in the order of the inner index.
     pub(super) fn of(level: Level, term: Term<'a, E>, columns: Range<usize>) -> impl Iterator<Item = Self> {
-        let (width, depth) = (term.x.width(), PANEL_BYTES / (LANES * 4) * per_word::<E>(level));
+        let (width, depth) = (term.x.width(), panel_bytes(level) / (LANES * 4) * per_word::<E>(level));
         (0..width).step_by(depth).map(move |start| Self {
             term,
             inner: start..(start + depth).min(width),
@@ -57,8 +62,12 @@ impl<'a, E: Element> Chunk<'a, E> {
 
     /// Its panels in `lines`, which hold them.
     pub(super) fn laid_out<'p>(&self, level: Level, lines: &'p [Line]) -> impl Iterator<Item = Panel<'p>> + Clone {
-        let depth = self.inner.len();
-        lines.chunks_exact(self.lines(level)).take(self.panels()).map(move |lines| Panel { lines, depth })
+        let (depth, layout) = (self.inner.len(), self.layout(level));
+        lines.chunks_exact(self.lines(level)).take(self.panels()).map(move |lines| Panel { lines, layout, depth })
+    }
+
+    fn layout(&self, level: Level) -> Layout {
+        Layout::of(level, self.inner.len())
     }
 }
 
@@ -90,27 +99,29 @@ impl<'c, 'a, E: Element> Filling<'c, 'a, E> {
         Self { chunk, level, lines, units: chunk.units(level), asked: 0, done: 0 }
     }
 
-    /// Called before each of `count` tiles. During the last of them it lays out what it asked for at the call before and
-    /// asks for more, until all is asked for.
+    /// Called before each of `count` tiles of `rows` rows. During the last of them it lays out what it asked for at the call
+    /// before and asks for more, until all is asked for.
     ///
     /// The memory is slow and the tiles leave it idle. Not earlier, because the rows that stream by would push out what is
     /// laid out too soon; and little is under way at a time, because rows whole pages apart meet in the same few sets of the
     /// cache.
-    pub(super) fn advance(&mut self, call: usize, count: usize) {
-        let late = LATE_TILES.min(count);
+    pub(super) fn advance(&mut self, call: usize, count: usize, rows: usize) {
+        let late = (late_rows(self.level) / rows).min(count);
         let Some(call) = (call + late).checked_sub(count) else { return };
         let asked = self.asked;
         self.lay_out(asked);
         self.asked = (self.units * (call + 1)).div_ceil(late).min(self.units);
         #[cfg(target_arch = "x86_64")]
-        if self.level.has_tiles::<E>() {
-            let panel_lines = self.chunk.lines(self.level);
+        if self.level >= Level::Avx2 {
+            let (panel_lines, layout) = (self.chunk.lines(self.level), self.chunk.layout(self.level));
             for unit in asked..self.asked {
                 let (rows, columns) =
                     self.chunk.term.area(self.chunk.unit(self.level, unit), self.chunk.columns.clone());
-                super::avx512::bring(self.chunk.term.matrix, rows, columns);
-                for lines in self.lines.chunks_exact(panel_lines).take(self.chunk.panels()) {
-                    super::avx512::bring_lines(&lines[unit * UNIT_WORDS * LINES..], UNIT_WORDS * LINES);
+                super::prefetch::bring(self.chunk.term.matrix, rows, columns);
+                if layout == Layout::TOGETHER {
+                    for lines in self.lines.chunks_exact(panel_lines).take(self.chunk.panels()) {
+                        super::prefetch::bring_lines(&lines[unit * UNIT_WORDS * LINES..], UNIT_WORDS * LINES);
+                    }
                 }
             }
         }
@@ -122,14 +133,15 @@ impl<'c, 'a, E: Element> Filling<'c, 'a, E> {
     }
 
     fn lay_out(&mut self, end: usize) {
-        let panel_lines = self.chunk.lines(self.level);
+        let (panel_lines, layout) = (self.chunk.lines(self.level), self.chunk.layout(self.level));
         for unit in self.done..end {
             let inner = self.chunk.unit(self.level, unit);
             for (number, lines) in self.lines.chunks_exact_mut(panel_lines).take(self.chunk.panels()).enumerate() {
                 let first = self.chunk.columns.start + number * LANES;
                 let columns = first..(first + LANES).min(self.chunk.columns.end);
-                let (Term { matrix, side, .. }, lines) = (self.chunk.term, &mut lines[unit * UNIT_WORDS * LINES..]);
-                panel::pack(self.level, matrix, side, inner.clone(), columns, lines);
+                let Term { matrix, side, .. } = self.chunk.term;
+                let lines = &mut lines[unit * UNIT_WORDS * layout.step..];
+                panel::pack(self.level, matrix, side, inner.clone(), columns, lines, layout);
             }
         }
         self.done = self.done.max(end);

@@ -15,6 +15,9 @@ pub(crate) trait Element: Copy + Send + Sync + Default + std::fmt::Debug + 'stat
     /// Rounded to nearest, ties to even.
     fn narrow(value: f32) -> Self;
 
+    /// The values as they are, where they are f32.
+    fn as_wide(values: &[Self]) -> Option<&[f32]>;
+
     /// Where buffers of such values wait for their next use.
     fn spares() -> &'static Store<Self>;
 }
@@ -30,6 +33,10 @@ impl Element for f32 {
     #[inline(always)]
     fn narrow(value: f32) -> Self {
         value
+    }
+
+    fn as_wide(values: &[Self]) -> Option<&[f32]> {
+        Some(values)
     }
 
     fn spares() -> &'static Store<Self> {
@@ -54,6 +61,10 @@ impl Element for bf16 {
         let quiet = (bits >> 16) | 0x40;
         let is_nan = (bits & 0x7fff_ffff) > 0x7f80_0000;
         bf16::from_bits(if is_nan { quiet } else { rounded } as u16)
+    }
+
+    fn as_wide(_: &[Self]) -> Option<&[f32]> {
+        None
     }
 
     fn spares() -> &'static Store<Self> {

@@ -25,6 +25,10 @@ pub(super) fn dots<E: Element>(
             // SAFETY: the processor has AVX512-BF16.
             return unsafe { super::avx512::dots(x, rows, weight, columns, sums, stride, add) };
         }
+        if level >= Level::Avx2 {
+            // SAFETY: the processor has AVX2 and FMA.
+            return unsafe { super::avx2::dots(x, rows, weight, columns, sums, stride, add) };
+        }
     }
     by_level!(level, |fused| fn<E>(
         x: Rows<'_, E>,

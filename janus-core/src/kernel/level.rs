@@ -2,7 +2,6 @@
 
 use std::sync::OnceLock;
 
-#[cfg(target_arch = "x86_64")]
 use super::element::Element;
 
 /// Instruction sets a product is written for, least first.
@@ -20,7 +19,6 @@ pub(crate) enum Level {
 
 impl Level {
     /// Whether the AVX-512 panels and tiles serve values of this type: paired ones need the bf16 dot product.
-    #[cfg(target_arch = "x86_64")]
     pub(super) fn has_tiles<E: Element>(self) -> bool {
         self >= if E::PAIRED { Level::Avx512Bf16 } else { Level::Avx512 }
     }

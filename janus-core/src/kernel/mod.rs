@@ -13,8 +13,10 @@
 //! | [`product`] | the driver: blocks, panels, threads, what is added before rounding |
 //! | [`chunk`] | what one filling of the panels holds, laid out while the tiles before it run |
 //! | [`panel`] | a block of a weight as panels |
-//! | [`tile`] | rows times a panel, plain Rust, the slow truth |
-//! | `avx512` | the same by AVX-512 and AVX512-BF16 |
+//! | [`tile`] | rows times a panel: the level's tile, and plain Rust, the slow truth |
+//! | `avx512` | panels, tiles and dot products by AVX-512 and AVX512-BF16 |
+//! | `avx2` | the same by AVX2, in f32 |
+//! | `prefetch` | lines asked for ahead |
 //! | [`few_rows`] | few rows: the matrix read once where it lies, at memory speed |
 //! | [`picture`] | pictures with their channels side by side, group norm |
 //! | [`winograd`] | 3 x 3 convolutions |
@@ -27,6 +29,8 @@
 
 pub(crate) mod attention;
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod chunk;
 pub(crate) mod element;
@@ -36,6 +40,8 @@ pub(crate) mod low_rank;
 pub(crate) mod matrix;
 mod panel;
 pub(crate) mod picture;
+#[cfg(target_arch = "x86_64")]
+mod prefetch;
 pub(crate) mod product;
 mod rows;
 #[cfg(test)]

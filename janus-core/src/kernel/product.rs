@@ -9,8 +9,10 @@ use rayon::prelude::*;
 use super::chunk::{Chunk, Filling};
 use super::element::Element;
 use super::level::{Level, level};
+use super::matrix::Matrix;
 use super::panel::{LANES, Line, Panel, Side};
-use super::rows::{Rows, SPREAD, extent};
+use super::rows::{Rows, extent};
+use super::tile::MAX_ROWS;
 use super::{few_rows, tile};
 
 /// Result columns of a block: two panels.
@@ -18,9 +20,6 @@ const BLOCK_COLUMNS: usize = 2 * LANES;
 
 /// Rows of a block of sums, a multiple of every tile's rows.
 const BLOCK_ROWS: usize = 768;
-
-/// Rows of an AVX-512 tile: 24 sums of 16 lanes, two panel lines and a broadcast value fill the 32 registers.
-pub(super) const TILE_ROWS: usize = 12;
 
 /// Rows up to which a product is made of dot products that read the weight once, without panels.
 pub(crate) const FEW_ROWS: usize = 16;
@@ -32,6 +31,8 @@ const FEW_ROWS_PLAIN: usize = 4;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Term<'a, E> {
     pub(super) x: Rows<'a, E>,
+    /// `x` in f32, for levels that have no tiles for values as they are stored.
+    wide: Option<Rows<'a, f32>>,
     pub(super) matrix: Rows<'a, E>,
     pub(super) side: Side,
 }
@@ -40,13 +41,13 @@ impl<'a, E: Element> Term<'a, E> {
     /// `x·Wᵀ` with `x: [m, inner]` and `weight: [n, inner]`.
     pub(crate) fn transposed(x: Rows<'a, E>, weight: Rows<'a, E>) -> Self {
         assert_eq!(x.width, weight.width, "inner sizes differ");
-        Self { x, matrix: weight, side: Side::Transposed }
+        Self { x, wide: None, matrix: weight, side: Side::Transposed }
     }
 
     /// `x·W` with `x: [m, inner]` and `weight: [inner, n]`.
     pub(crate) fn plain(x: Rows<'a, E>, weight: Rows<'a, E>) -> Self {
         assert_eq!(x.width, weight.count, "inner sizes differ");
-        Self { x, matrix: weight, side: Side::Plain }
+        Self { x, wide: None, matrix: weight, side: Side::Plain }
     }
 
     fn columns(&self) -> usize {
@@ -62,6 +63,27 @@ impl<'a, E: Element> Term<'a, E> {
             Side::Transposed => (columns, inner),
             Side::Plain => (inner, columns),
         }
+    }
+
+    /// A tile's rows times a panel.
+    fn tile(
+        &self,
+        level: Level,
+        rows: Range<usize>,
+        inner: Range<usize>,
+        panel: Panel<'_>,
+        sums: &mut [f32],
+        add: bool,
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        if level.has_tiles::<E>() {
+            let x = self.x.part(rows, inner);
+            // SAFETY: the processor has the instructions of `level`.
+            unsafe { super::avx512::tile(x.count, x.values, x.stride, panel, sums, BLOCK_COLUMNS, add) };
+            return;
+        }
+        let x = self.wide.expect("rows without tiles of their own were widened").part(rows, inner);
+        tile::wide(level, x.count, x.values, x.stride, panel, sums, BLOCK_COLUMNS, add);
     }
 
     /// Whether the matrix is read where it lies, by the whole product's rows, so that a row's sums do not depend on how rows
@@ -134,9 +156,9 @@ pub(crate) fn product_alone<E: Element, O: Element>(
 }
 
 fn products_at<E: Element, O: Element>(level: Level, parallel: bool, mut jobs: Vec<Job<'_, E, O>>) {
-    let spread: Vec<Vec<Option<Vec<E>>>> = jobs.iter().map(Job::spread).collect();
+    let copies: Vec<Vec<Copied<E>>> = jobs.iter().map(|job| job.copies(level, parallel)).collect();
     let prepared: Vec<Prepared<'_, E, O>> =
-        jobs.iter_mut().zip(&spread).filter_map(|(job, spread)| Prepared::of(job, spread, parallel)).collect();
+        jobs.iter_mut().zip(&copies).filter_map(|(job, copies)| Prepared::of(job, copies, parallel)).collect();
     let ends: Vec<usize> = prepared
         .iter()
         .scan(0, |end, job| {
@@ -181,11 +203,29 @@ fn products_at<E: Element, O: Element>(level: Level, parallel: bool, mut jobs: V
     }
 }
 
+/// How the rows of a term are read.
+enum Copied<E: Element> {
+    /// Where they lie.
+    None,
+    /// As they are, but further apart.
+    Spread(Matrix<E>),
+    /// In f32.
+    Wide(Matrix<f32>),
+}
+
 impl<E: Element, O: Element> Job<'_, E, O> {
-    /// Copies of the terms' rows, where these lie badly.
-    fn spread(&self) -> Vec<Option<Vec<E>>> {
-        let spread = |term: &Term<'_, E>| term.x.crowded(term.columns()).then(|| term.x.spread());
-        self.terms.iter().map(spread).collect()
+    /// Copies of the terms' rows, where these lie badly or have to be widened.
+    fn copies(&self, level: Level, parallel: bool) -> Vec<Copied<E>> {
+        let copy = |term: &Term<'_, E>| {
+            if !term.is_few_rows() && !level.has_tiles::<E>() && E::as_wide(term.x.values).is_none() {
+                Copied::Wide(term.x.widened(level, parallel))
+            } else if term.x.crowded(term.columns()) {
+                Copied::Spread(term.x.spread(parallel))
+            } else {
+                Copied::None
+            }
+        };
+        self.terms.iter().map(copy).collect()
     }
 }
 
@@ -203,7 +243,7 @@ struct Prepared<'a, E, O> {
 
 impl<'a, E: Element, O: Element> Prepared<'a, E, O> {
     /// `None` where there is nothing to compute.
-    fn of(job: &'a mut Job<'_, E, O>, spread: &'a [Option<Vec<E>>], parallel: bool) -> Option<Self> {
+    fn of(job: &'a mut Job<'_, E, O>, copies: &'a [Copied<E>], parallel: bool) -> Option<Self> {
         let first = job.terms.first()?;
         let (m, n) = (first.x.count, first.columns());
         for term in &job.terms {
@@ -224,14 +264,18 @@ impl<'a, E: Element, O: Element> Prepared<'a, E, O> {
         if m == 0 || n == 0 {
             return None;
         }
-        let terms = job.terms.iter().zip(spread).map(|(term, values)| match values {
-            Some(values) => Term { x: Rows::new(values, m, term.x.width, term.x.width + SPREAD), ..*term },
-            None => *term,
+        let terms = job.terms.iter().zip(copies).map(|(term, copy)| {
+            let x = if let Copied::Spread(copy) = copy { copy.view() } else { term.x };
+            let wide = match copy {
+                Copied::Wide(copy) => Some(copy.view()),
+                _ => E::as_wide(x.values).map(|values| Rows::new(values, m, x.width, x.stride)),
+            };
+            Term { x, wide, ..*term }
         });
         let column_blocks = n.div_ceil(BLOCK_COLUMNS);
         let wanted = if parallel { 4 * rayon::current_num_threads() } else { 1 };
-        let row_blocks = m.div_ceil(BLOCK_ROWS).max(wanted.div_ceil(column_blocks)).min(m.div_ceil(TILE_ROWS));
-        let block_rows = m.div_ceil(row_blocks).next_multiple_of(TILE_ROWS);
+        let row_blocks = m.div_ceil(BLOCK_ROWS).max(wanted.div_ceil(column_blocks)).min(m.div_ceil(MAX_ROWS));
+        let block_rows = m.div_ceil(row_blocks).next_multiple_of(MAX_ROWS);
         Some(Self {
             terms: terms.collect(),
             finish,
@@ -270,8 +314,6 @@ struct Scratch {
     ahead: Vec<Line>,
     /// `[rows, BLOCK_COLUMNS]`.
     sums: Vec<f32>,
-    /// Rows of x widened to f32, for levels without a bf16 dot product.
-    wide: Vec<f32>,
 }
 
 thread_local! {
@@ -338,57 +380,26 @@ impl Block {
         scratch: &mut Scratch,
         add: bool,
     ) {
-        let Scratch { panels, ahead, sums, wide } = scratch;
+        let Scratch { panels, ahead, sums } = scratch;
         let mut filling = next.map(|next| Filling::new(level, next, ahead));
-        let (x, inner) = (chunk.term.x, &chunk.inner);
         let laid_out = chunk.laid_out(level, panels);
-        #[cfg(target_arch = "x86_64")]
-        if level.has_tiles::<E>() {
-            let tiles = self.rows.len().div_ceil(TILE_ROWS);
-            for tile in 0..tiles {
-                if let Some(filling) = &mut filling {
-                    filling.advance(tile, tiles);
-                }
-                let start = tile * TILE_ROWS;
-                let count = TILE_ROWS.min(self.rows.len() - start);
-                let values = &x.values[(self.rows.start + start) * x.stride + inner.start..];
-                for (number, panel) in laid_out.clone().enumerate() {
-                    let sums = &mut sums[start * BLOCK_COLUMNS + number * LANES..];
-                    // SAFETY: the processor has the instructions of `level`.
-                    unsafe { super::avx512::tile(count, values, x.stride, panel, sums, BLOCK_COLUMNS, add) };
-                }
+        let tile_rows = tile::rows(level);
+        let tiles = self.rows.len().div_ceil(tile_rows);
+        for number in 0..tiles {
+            if let Some(filling) = &mut filling {
+                filling.advance(number, tiles, tile_rows);
             }
-        } else {
-            self.portable_tiles(level, x, inner, laid_out, sums, wide, add);
+            let start = number * tile_rows;
+            #[cfg(target_arch = "x86_64")]
+            super::prefetch::bring_sums(sums, (start + tile_rows) * BLOCK_COLUMNS, tile_rows * BLOCK_COLUMNS);
+            let rows = self.rows.start + start..(self.rows.start + start + tile_rows).min(self.rows.end);
+            for (number, panel) in laid_out.clone().enumerate() {
+                let sums = &mut sums[start * BLOCK_COLUMNS + number * LANES..];
+                chunk.term.tile(level, rows.clone(), chunk.inner.clone(), panel, sums, add);
+            }
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        self.portable_tiles(level, x, inner, laid_out, sums, wide, add);
         if let Some(mut filling) = filling {
             filling.complete();
-        }
-    }
-
-    /// As [`Block::tiles`] without AVX-512.
-    fn portable_tiles<'p, E: Element>(
-        &self,
-        level: Level,
-        x: Rows<'_, E>,
-        inner: &Range<usize>,
-        panels: impl Iterator<Item = Panel<'p>> + Clone,
-        sums: &mut [f32],
-        wide: &mut Vec<f32>,
-        add: bool,
-    ) {
-        for start in (0..self.rows.len()).step_by(tile::ROWS) {
-            let count = tile::ROWS.min(self.rows.len() - start);
-            wide.clear();
-            for i in 0..count {
-                wide.extend(x.row(self.rows.start + start + i)[inner.clone()].iter().map(|v| v.widen()));
-            }
-            for (number, panel) in panels.clone().enumerate() {
-                let sums = &mut sums[start * BLOCK_COLUMNS + number * LANES..];
-                tile::portable(level, count, wide, inner.len(), panel, sums, BLOCK_COLUMNS, add);
-            }
         }
     }
 
@@ -485,25 +496,6 @@ impl Block {
                 out.iter_mut().zip(&*sums).for_each(|(o, s)| *o = O::narrow(*s));
             }
         }
-    }
-}
-
-/// `sums = x·panel` for `rows` rows of `panel.depth` values, `stride` apart; `sums: [rows, LANES]`.
-pub(super) fn multiply(level: Level, rows: usize, x: &[f32], stride: usize, panel: Panel<'_>, sums: &mut [f32]) {
-    #[cfg(target_arch = "x86_64")]
-    if level.has_tiles::<f32>() {
-        for start in (0..rows).step_by(TILE_ROWS) {
-            let count = TILE_ROWS.min(rows - start);
-            let (x, sums) = (&x[start * stride..], &mut sums[start * LANES..]);
-            // SAFETY: the processor has the instructions of `level`.
-            unsafe { super::avx512::tile(count, x, stride, panel, sums, LANES, false) };
-        }
-        return;
-    }
-    for start in (0..rows).step_by(tile::ROWS) {
-        let count = tile::ROWS.min(rows - start);
-        let (x, sums) = (&x[start * stride..], &mut sums[start * LANES..]);
-        tile::portable(level, count, x, stride, panel, sums, LANES, false);
     }
 }
 

@@ -2,7 +2,12 @@
 
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use super::element::Element;
+use super::level::Level;
+use super::matrix::Matrix;
+use super::vector::by_level;
 
 /// Values between rows that keep them out of each other's cache sets: a line or two.
 pub(crate) const SPREAD: usize = 32;
@@ -55,14 +60,29 @@ impl<'a, E: Element> Rows<'a, E> {
         Self { values: &self.values[start..], count: rows.len(), width: columns.len(), stride: self.stride }
     }
 
-    /// The same rows, [`SPREAD`] values between them.
-    pub(super) fn spread(&self) -> Vec<E> {
-        let mut values = Vec::with_capacity(self.count * (self.width + SPREAD));
-        for i in 0..self.count {
-            values.extend_from_slice(self.row(i));
-            values.resize(values.len() + SPREAD, E::default());
+    /// The same rows in f32.
+    pub(super) fn widened(&self, level: Level, parallel: bool) -> Matrix<f32> {
+        self.copied(parallel, |values, wide| widen(level, values, wide))
+    }
+
+    /// The same rows further apart.
+    pub(super) fn spread(&self, parallel: bool) -> Matrix<E> {
+        self.copied(parallel, |values, copy| copy.copy_from_slice(values))
+    }
+
+    fn copied<O: Element>(&self, parallel: bool, copy: impl Fn(&[E], &mut [O]) + Sync) -> Matrix<O> {
+        let mut copies = Matrix::new(self.count, self.width);
+        let stride = copies.stride();
+        if stride == 0 {
+            return copies;
         }
-        values
+        let copy = |(i, to): (usize, &mut [O])| copy(self.row(i), &mut to[..self.width]);
+        if parallel {
+            copies.values_mut().par_chunks_mut(stride).with_min_len(16).enumerate().for_each(copy);
+        } else {
+            copies.values_mut().chunks_mut(stride).enumerate().for_each(copy);
+        }
+        copies
     }
 
     /// Where the values begin.
@@ -75,6 +95,12 @@ impl<'a, E: Element> Rows<'a, E> {
     pub(crate) fn row(&self, i: usize) -> &'a [E] {
         &self.values[i * self.stride..][..self.width]
     }
+}
+
+fn widen<E: Element>(level: Level, values: &[E], wide: &mut [f32]) {
+    by_level!(level, |_fused| fn<E>(values: &[E], wide: &mut [f32]) {
+        values.iter().zip(wide).for_each(|(value, wide)| *wide = value.widen());
+    })
 }
 
 /// Values from the first of a strided matrix to its last.

@@ -13,10 +13,10 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::level::{Level, level};
-use super::panel::{LANES, LINES, Line, Panel, Side, pack};
+use super::panel::{LANES, LINES, Layout, Line, Panel, Side, pack};
 use super::picture::{Norm, Picture};
-use super::product::multiply;
 use super::rows::{Rows, SPREAD};
+use super::tile;
 use super::vector::vectorized;
 
 /// Results of a tile on an axis.
@@ -59,7 +59,8 @@ impl Kernel {
             for first in (0..input).step_by(TURNED) {
                 let channels = first..(first + TURNED).min(input);
                 let taps = &mut taps[..channels.len() * 9 * LINES];
-                pack(level, rows, Side::Transposed, channels.start * 9..channels.end * 9, columns.clone(), taps);
+                let inner = channels.start * 9..channels.end * 9;
+                pack(level, rows, Side::Transposed, inner, columns.clone(), taps, Layout::TOGETHER);
                 turn_kernel::<f32>(taps, channels, input, doubled, panels);
             }
         });
@@ -209,10 +210,10 @@ impl Sizes {
                             }
                         }
                     }
-                    let panel = Panel { lines, depth: kernel.input };
+                    let panel = Panel { lines, layout: Layout::TOGETHER, depth: kernel.input };
                     let x = &components[component * gaps[0]..][..block.len() * stride];
                     let sums = &mut sums[component * gaps[1]..][..block.len() * LANES];
-                    multiply(level, block.len(), x, stride, panel, sums);
+                    tile::wide(level, block.len(), x, stride, panel, sums, LANES, false);
                 }
                 for (i, tile) in block.clone().enumerate() {
                     let (y, x) = (tile / self.across * SIDE, tile % self.across * SIDE);

@@ -445,13 +445,16 @@ mod tests {
                     let cut = |t: &Tensor| t.narrow(1, start, length)?.contiguous();
                     let own: Vec<Var> =
                         [&q, &k, &v].iter().map(|t| Var::from_tensor(&cut(t)?)).collect::<Result<_>>()?;
-                    let keys = keys.as_ref().map(|open| open[start..start + length].into());
+                    let keys: Option<Arc<[bool]>> = keys.as_ref().map(|open| open[start..start + length].into());
+                    // Where no key is seen, what is left of `dp - Σ do·o` is the rounding of two sums of other orders.
+                    let is_blind = keys.as_ref().is_some_and(|open| open.iter().all(|open| !open));
+                    let bound = if is_blind { 1e-6 } else { 0.0 };
                     let mask = AttentionMask { causal, keys, segments: None };
                     let alone = attention(&own[0], &own[1], &own[2], &mask)?;
                     check::close(&cut(&packed)?, &alone, 0.0);
                     let gradients = (alone * cut(&g)?)?.sum_all()?.backward()?;
                     for (whole, own) in [&q, &k, &v].into_iter().zip(&own) {
-                        check::close(&cut(packed_gradients.get(whole).unwrap())?, gradients.get(own).unwrap(), 0.0);
+                        check::close(&cut(packed_gradients.get(whole).unwrap())?, gradients.get(own).unwrap(), bound);
                     }
                     start += length;
                 }

@@ -107,7 +107,7 @@ impl Settings {
     fn find(folder: &Path) -> Result<Option<Self>> {
         for (file, inner) in [("processor_config.json", Some("image_processor")), ("preprocessor_config.json", None)] {
             let path = folder.join(file);
-            let Some(whole) = read_json(&path)? else { continue };
+            let Some(whole) = read_json(folder, file)? else { continue };
             let wrong = |key: &str, value: &Value| ProcessingError::Setting {
                 path: path.clone(),
                 key: key.into(),

@@ -1,7 +1,6 @@
 //! Bytes to RGB, with the values that PIL's `Image.open(...).convert("RGB")` gives, and with limits.
 
 use std::io::Cursor;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage};
@@ -9,6 +8,7 @@ use image::{ColorType, DynamicImage, ImageDecoder, ImageError, ImageFormat, Imag
 use super::Result;
 use super::error::ProcessingError;
 use super::headers::{jpeg_is_complete, webp_lossy_sizes};
+use crate::guard;
 
 /// The most pixels an image may have: 64 megapixels.
 pub const MAX_PIXELS: u64 = 64_000_000;
@@ -156,7 +156,7 @@ fn decoder_error(format: ImageFormat, error: &ImageError) -> ProcessingError {
 
 /// The decoders are other people's code: should one of them panic, its file is refused like any broken one.
 fn guarded<T>(format: ImageFormat, decode: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| Err(broken(format, "its decoder gave up")))
+    guard::catch(decode).unwrap_or_else(|reason| Err(broken(format, reason)))
 }
 
 #[cfg(test)]

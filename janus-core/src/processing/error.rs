@@ -1,9 +1,9 @@
 //! What can be wrong with a picture, a text, a tokenizer or the settings of either.
 
-use std::io;
 use std::path::PathBuf;
 
 use crate::error::{Diagnose, Fault};
+use crate::input::InputError;
 
 use super::chat::Role;
 
@@ -63,14 +63,9 @@ pub enum ProcessingError {
         /// The largest ratio of the sides.
         limit: u32,
     },
-    /// A file that cannot be read.
-    #[error("cannot read `{}`", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    /// A file of the checkpoint's folder that is not read.
+    #[error(transparent)]
+    Input(#[from] InputError),
     /// A settings file that is not JSON.
     #[error("`{}` is not valid JSON", path.display())]
     Json {
@@ -216,13 +211,14 @@ impl Diagnose for ProcessingError {
     fn fault(&self) -> Fault {
         match self {
             ProcessingError::Tensor(_) | ProcessingError::NotFinite { .. } => Fault::Internal,
-            ProcessingError::Read { source, .. } if source.kind() != io::ErrorKind::PermissionDenied => Fault::Internal,
+            ProcessingError::Input(e) => e.fault(),
             _ => Fault::Input,
         }
     }
 
     fn hints(&self) -> Vec<String> {
         let hint = match self {
+            ProcessingError::Input(e) => return e.hints(),
             ProcessingError::NotAnImage { .. } | ProcessingError::UnsupportedImage { .. } => {
                 "PNG, JPEG, WebP, BMP, GIF and TIFF are read, at 8 or 16 bits a channel"
             }
@@ -252,7 +248,6 @@ impl Diagnose for ProcessingError {
             }
             ProcessingError::UnknownRole { .. } => "roles are `system`, `user` and `assistant`",
             ProcessingError::EmptyImage { .. }
-            | ProcessingError::Read { .. }
             | ProcessingError::Json { .. }
             | ProcessingError::ImpossibleImageSize { .. }
             | ProcessingError::Tokenize { .. }

@@ -3,18 +3,17 @@
 //! Ids are looked up by their strings: they differ between the checkpoints (the pad token's is 100002 in Janus-Pro-1B
 //! and 100015 in the others), and a wrong pad id spoils guidance without an error.
 
-use std::io;
-use std::panic::catch_unwind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use fs_err as fs;
 use serde_json::Value;
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::Result;
 use super::chat::{ChatStyle, IMAGE_PLACEHOLDER};
 use super::error::ProcessingError;
+use crate::guard;
+use crate::input::{self, MAX_SIDE_FILE_BYTES};
 
 /// The file that is read.
 const TOKENIZER_FILE: &str = "tokenizer.json";
@@ -79,7 +78,7 @@ impl JanusTokenizer {
     /// The file is missing or cannot be used, or a special token is not in it.
     pub fn from_folder(folder: &Path) -> Result<Self> {
         let path = folder.join(TOKENIZER_FILE);
-        let bytes = read_if_present(&path)?
+        let bytes = input::read(folder, TOKENIZER_FILE, MAX_SIDE_FILE_BYTES)?
             .ok_or_else(|| ProcessingError::MissingTokenizer { folder: folder.to_path_buf() })?;
         let bad = |problem: String| ProcessingError::BadTokenizer { path: path.clone(), problem };
         let mut tokenizer = parse(&bytes).map_err(bad)?;
@@ -91,8 +90,7 @@ impl JanusTokenizer {
                 .map_err(|e| bad(e.to_string()))?;
         }
 
-        let names = [folder.join("tokenizer_config.json"), folder.join("special_tokens_map.json")];
-        let names = [read_json(&names[0])?, read_json(&names[1])?];
+        let names = [read_json(folder, "tokenizer_config.json")?, read_json(folder, "special_tokens_map.json")?];
         let named = |key: &str, default: &str| {
             names.iter().flatten().find_map(|file| token_string(file.get(key)?)).unwrap_or(default).to_string()
         };
@@ -211,9 +209,9 @@ impl SpecialTokens {
 /// panic on another, that file is refused too.
 fn parse(bytes: &[u8]) -> Result<Tokenizer, String> {
     serde_json::from_slice::<Value>(bytes).map_err(|e| e.to_string())?;
-    match catch_unwind(|| Tokenizer::from_bytes(bytes)) {
+    match guard::catch(|| Tokenizer::from_bytes(bytes)) {
         Ok(tokenizer) => tokenizer.map_err(|e| e.to_string()),
-        Err(_) => Err("its parts do not fit together".into()),
+        Err(reason) => Err(format!("its parts do not fit together: {reason}")),
     }
 }
 
@@ -230,18 +228,11 @@ fn token_string(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value.get("content")?.as_str())
 }
 
-pub(super) fn read_if_present(path: &Path) -> Result<Option<Vec<u8>>> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
-        Err(source) => Err(ProcessingError::Read { path: PathBuf::from(path), source }),
-    }
-}
-
-pub(super) fn read_json(path: &Path) -> Result<Option<Value>> {
-    let Some(bytes) = read_if_present(path)? else { return Ok(None) };
+/// A JSON file of a checkpoint folder, `None` where there is none.
+pub(super) fn read_json(folder: &Path, name: &str) -> Result<Option<Value>> {
+    let Some(bytes) = input::read(folder, name, MAX_SIDE_FILE_BYTES)? else { return Ok(None) };
     let value = serde_json::from_slice(&bytes);
-    value.map(Some).map_err(|source| ProcessingError::Json { path: PathBuf::from(path), source })
+    value.map(Some).map_err(|source| ProcessingError::Json { path: folder.join(name), source })
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use janus_core::input::InputError;
 use janus_core::output::OutputError;
 use janus_core::{Diagnose, Fault};
 
@@ -52,16 +53,9 @@ pub enum AdapterError {
         /// What it holds.
         what: &'static str,
     },
-    /// A JSON file beyond all reason.
-    #[error("`{file}` has {bytes} bytes, expected at most {limit_bytes}")]
-    TooLarge {
-        /// Its name.
-        file: &'static str,
-        /// Its size.
-        bytes: u64,
-        /// The largest size that is read.
-        limit_bytes: u64,
-    },
+    /// A file of the folder that is not read: it leads out of it, is too long or no regular file.
+    #[error(transparent)]
+    Input(#[from] InputError),
     /// A JSON file that is broken.
     #[error("`{file}` is not valid")]
     Json {
@@ -220,6 +214,7 @@ impl Diagnose for AdapterError {
     fn fault(&self) -> Fault {
         match self {
             AdapterError::Folder { source, .. } => source.fault(),
+            AdapterError::Input(e) => e.fault(),
             AdapterError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => Fault::Input,
             AdapterError::Io { .. } | AdapterError::Tensor(_) => Fault::Internal,
             AdapterError::Core(e) => e.fault(),
@@ -231,6 +226,7 @@ impl Diagnose for AdapterError {
     fn hints(&self) -> Vec<String> {
         let hint = match self {
             AdapterError::Folder { source, .. } => return source.hints(),
+            AdapterError::Input(e) => return e.hints(),
             AdapterError::Core(e) => return e.hints(),
             AdapterError::Output(e) => return e.hints(),
             AdapterError::NotAFolder { .. } | AdapterError::NoFile { .. } => {

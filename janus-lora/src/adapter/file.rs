@@ -10,6 +10,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use fs_err as fs;
 use half::{bf16, f16};
+use janus_core::input;
 use janus_core::output::{OutputError, write_file};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -28,20 +29,9 @@ pub(super) fn read_json_text(
     file: &'static str,
     limit_bytes: u64,
 ) -> Result<Option<String>, AdapterError> {
-    let path = folder.join(file);
-    let failed = |source| AdapterError::Io { path: path.clone(), source };
-    if !path.exists() {
-        return Ok(None);
-    }
-    let opened = fs::File::open(&path).map_err(failed)?;
-    let bytes = opened.metadata().map_err(failed)?.len();
-    if bytes > limit_bytes {
-        return Err(AdapterError::TooLarge { file, bytes, limit_bytes });
-    }
-    let mut content = Vec::new();
-    opened.take(limit_bytes).read_to_end(&mut content).map_err(failed)?;
+    let content = input::read(folder, file, limit_bytes)?;
     // Whatever is not UTF-8 becomes a character that no name holds, or breaks the JSON.
-    Ok(Some(String::from_utf8_lossy(&content).into_owned()))
+    Ok(content.map(|content| String::from_utf8_lossy(&content).into_owned()))
 }
 
 /// A weights file whose header has been read and checked.
@@ -57,11 +47,10 @@ fn unsound(problem: impl ToString) -> AdapterError {
 }
 
 impl WeightsFile {
-    /// Opens the weights of an adapter folder.
-    pub(super) fn open(folder: &Path) -> Result<Self, AdapterError> {
-        let path = folder.join(WEIGHTS_FILE);
-        let failed = |source| AdapterError::Io { path: path.clone(), source };
-        let mut file = fs::File::open(&path).map_err(failed)?;
+    /// Opens the weights of an adapter folder, which lie at `path`.
+    pub(super) fn open(path: &Path) -> Result<Self, AdapterError> {
+        let failed = |source| AdapterError::Io { path: path.to_path_buf(), source };
+        let mut file = fs::File::open(path).map_err(failed)?;
         let file_bytes = file.metadata().map_err(failed)?.len();
         let mut length = [0; 8];
         match file.read_exact(&mut length) {

@@ -1,3 +1,5 @@
+use janus_core::input::InputError;
+
 use super::super::testing::{SITES, folder_of, refusal, spec, trained};
 use super::*;
 
@@ -77,5 +79,7 @@ fn a_huge_json_text_is_not_read() {
     let folder = folder_of(&trained(&spec(&SITES[..1], &[])));
     let file = std::fs::File::create(folder.path().join("adapter_config.json")).unwrap();
     file.set_len(1 << 40).unwrap();
-    assert!(matches!(refusal(folder.path()), AdapterError::TooLarge { bytes: 0x100_0000_0000, .. }));
+    let error = refusal(folder.path());
+    let too_large = |e: &InputError| matches!(e, InputError::TooLarge { bytes: 0x100_0000_0000, .. });
+    assert!(matches!(&error, AdapterError::Input(e) if too_large(e)), "{error}");
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use janus_core::checkpoint::{EMBED_TOKENS, LM_HEAD};
 use janus_core::config::JanusConfig;
+use janus_core::input;
 
 use super::Adapter;
 use super::error::{AdapterError, Mismatch, Misshapen};
@@ -106,18 +107,18 @@ fn read_folder(folder: &Path, base: &JanusConfig, tied: bool) -> Result<Adapter,
     let text =
         read_json_text(folder, CONFIG_FILE, CONFIG_LIMIT_BYTES)?.ok_or(AdapterError::NoFile { file: CONFIG_FILE })?;
     let config = PeftConfig::from_json(&text)?;
-    if folder.join(EXTRAS_FILE).exists() {
+    if input::locate(folder, EXTRAS_FILE)?.is_some() {
         let what = "task heads and the dynamic encoder";
         return Err(AdapterError::Extras { file: EXTRAS_FILE, what });
     }
-    if !folder.join(WEIGHTS_FILE).exists() {
+    let Some(weights) = input::locate(folder, WEIGHTS_FILE)? else {
         let is_pickle = folder.join(PICKLE_FILE).exists();
         return Err(match is_pickle {
             true => AdapterError::Pickle { file: PICKLE_FILE },
             false => AdapterError::NoFile { file: WEIGHTS_FILE },
         });
-    }
-    let file = WeightsFile::open(folder)?;
+    };
+    let file = WeightsFile::open(&weights)?;
     if let Some((tensor, _)) = file.tensors().iter().find(|(name, _)| is_original_layout(name)) {
         return Err(AdapterError::OriginalLayout { tensor: tensor.clone() });
     }

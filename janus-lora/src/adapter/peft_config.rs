@@ -253,7 +253,7 @@ impl Fields<'_> {
         match value.as_u64().and_then(|rank| usize::try_from(rank).ok()) {
             // No matrix of these models has a side that long; beyond it the shapes could overflow.
             Some(rank @ 1..=1_048_576) => Ok(Some(rank)),
-            _ => Err(bad(key, value, "a whole number of at least 1")),
+            _ => Err(bad(key, value, "a whole number from 1 to 1048576")),
         }
     }
 

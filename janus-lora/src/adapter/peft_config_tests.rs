@@ -89,7 +89,7 @@ fn fields_without_effect_may_hold_anything() {
 #[test]
 fn impossible_values_are_refused() {
     for (fields, part) in [
-        (json!({"r": 0}), "`r` = `0` in `adapter_config.json`, expected a whole number of at least 1"),
+        (json!({"r": 0}), "`r` = `0` in `adapter_config.json`, expected a whole number from 1 to 1048576"),
         (json!({"r": -1}), "`r` = `-1`"),
         (json!({"r": 1.5}), "`r` = `1.5`"),
         (json!({"r": "8"}), "`r` = `8`"),

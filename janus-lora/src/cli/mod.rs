@@ -88,6 +88,7 @@ impl Command {
 /// has one thread.
 pub fn main() -> ExitCode {
     report::tell_panics_as_errors();
+    crate::allocator::set_up();
     let Arguments { threads, command } = Arguments::parse();
     if let Err(error) = threads::set_up(threads) {
         return report::failure(&error);

@@ -70,7 +70,8 @@ impl Train {
         let mut prepared = run::prepare(recipe, &Terminal)?;
         let Some(folder) = folder else {
             if device.is_cpu() {
-                prepared.plan.estimate_time(&prepared.recipe, &prepared.base)?;
+                let Prepared { recipe, base, tables, plan, .. } = &mut prepared;
+                plan.estimate_time(recipe, base, tables)?;
             }
             if self.json {
                 report::json(&prepared.plan);
@@ -161,7 +162,7 @@ fn plan_text(prepared: &Prepared) -> String {
     lines.push(format!("           {}", parts.join(", ")));
     if let Some(seconds) = plan.predicted_step_seconds {
         lines.push(format!(
-            "           estimated {seconds:.2} s per step, {:.0} s in all: its matrix products at this machine's speed now",
+            "           estimated {seconds:.2} s per step, {:.0} s for all steps, at the rate of a short rehearsal on this machine now",
             seconds * plan.steps as f64
         ));
     }

@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use janus_core::hub::HubError;
+use janus_core::input::InputError;
 use janus_core::output::OutputError;
 use janus_core::{Diagnose, Fault};
 
@@ -70,6 +71,9 @@ pub enum DataError {
     /// A hub that refuses or cannot be reached, or its cache.
     #[error(transparent)]
     Hub(#[from] HubError),
+    /// A file that a link leads to out of the folder it was looked for in.
+    #[error(transparent)]
+    Input(#[from] InputError),
     /// The system refused to read.
     #[error("cannot read `{}`", path.display())]
     Io {
@@ -171,6 +175,7 @@ impl Diagnose for DataError {
         match self {
             DataError::Output(e) => e.fault(),
             DataError::Hub(e) => e.fault(),
+            DataError::Input(e) => e.fault(),
             DataError::Io { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::IsADirectory => Fault::Input,
                 _ => Fault::Internal,
@@ -216,6 +221,7 @@ impl Diagnose for DataError {
             }
             DataError::Output(e) => e.hints(),
             DataError::Hub(e) => e.hints(),
+            DataError::Input(e) => e.hints(),
         }
     }
 }

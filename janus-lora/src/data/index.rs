@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use janus_core::guard;
 use janus_core::hub::{HubError, Silent};
 use janus_core::processing::{MAX_ASPECT_RATIO, MAX_PIXELS};
 use rayon::prelude::*;
 
 use super::error::{DataError, FIRST_REJECTED};
-use super::guard;
 use super::reader::{Batch, DataFile};
 use super::rejected::{BadRowLimit, RejectedRow, RowFault};
 use super::row::{Row, RowId};

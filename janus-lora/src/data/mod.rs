@@ -16,7 +16,6 @@
 //! [`synth`] draws small data sets on the spot.
 
 pub mod error;
-mod guard;
 pub mod hub;
 pub mod index;
 mod pages;

@@ -1,7 +1,8 @@
 //! Page headers looked at before the pages are: a header may claim that a few bytes unpack to two gigabytes, and the
 //! `parquet` crate makes room for what it says before it unpacks anything.
 //!
-//! Only sizes are judged here. Whatever else is wrong with a header is the crate's to find and report.
+//! Only sizes and numbers are judged here; what else is wrong with a page is the crate's to find and report. A header that
+//! cannot be followed is refused, for what lies behind it could not be judged.
 //! Headers are Thrift structs in the compact protocol, see parquet-format's `parquet.thrift`, struct `PageHeader`.
 
 use std::fs::File;
@@ -14,6 +15,17 @@ const PLAUSIBLE_BYTES: u64 = 64 << 20;
 /// pack anything tighter than one to 22.
 const PLAUSIBLE_RATIO: u64 = 64;
 
+/// A column of a row group has at most so many values. Runs of nulls or of equal values take no room in a page, but one
+/// row may be a list of all of them, and then they are in memory together.
+const MAX_VALUES: u64 = 1 << 26;
+
+/// A page of texts that each begin as the one before unpacks to at most so much: every value may be as long as the page,
+/// and a batch holds many. Writers aim at 1 MiB.
+const MAX_FRONT_CODED_BYTES: u64 = 4 << 20;
+
+/// `DELTA_BYTE_ARRAY` of parquet-format's `Encoding`.
+const FRONT_CODED: i64 = 7;
+
 /// Structs nest three deep in a page header.
 const MAX_DEPTH: usize = 8;
 
@@ -21,15 +33,37 @@ const MAX_DEPTH: usize = 8;
 pub(crate) fn check(file: &File, start: u64, length: u64) -> Result<(), String> {
     let mut headers = Headers { reader: BufReader::with_capacity(256, file) };
     let end = start.saturating_add(length);
-    let mut at = start;
+    let (mut at, mut values) = (start, 0_u64);
     while at < end {
-        let Ok((unpacked, packed, next)) = headers.read(at) else { return Ok(()) };
+        let page = headers.read(at).map_err(|_| format!("the page header at byte {at} cannot be read"))?;
+        let Page { unpacked, packed, .. } = page;
         if unpacked > PLAUSIBLE_BYTES.max(packed.saturating_mul(PLAUSIBLE_RATIO)) {
             return Err(format!("the page at byte {at} claims to unpack from {packed} bytes to {unpacked}"));
         }
-        at = next.saturating_add(packed);
+        if page.front_coded && unpacked > MAX_FRONT_CODED_BYTES {
+            return Err(format!(
+                "the page at byte {at} has {unpacked} bytes of front-coded values, at most {MAX_FRONT_CODED_BYTES} are read"
+            ));
+        }
+        values = values.saturating_add(page.values);
+        if values > MAX_VALUES {
+            return Err(format!("a column claims {values} values or more, at most {MAX_VALUES} are read"));
+        }
+        at = page.end.saturating_add(packed);
     }
     Ok(())
+}
+
+/// What a page header says.
+#[derive(Default)]
+struct Page {
+    unpacked: u64,
+    packed: u64,
+    /// Values, nulls included; none of a dictionary.
+    values: u64,
+    front_coded: bool,
+    /// Where the header ends.
+    end: u64,
 }
 
 struct Headers<'a> {
@@ -41,29 +75,50 @@ fn malformed() -> io::Error {
 }
 
 impl Headers<'_> {
-    /// Unpacked and packed size of the page whose header lies at `at`, and where the header ends.
-    fn read(&mut self, at: u64) -> io::Result<(u64, u64, u64)> {
+    /// The page header that lies at `at`.
+    fn read(&mut self, at: u64) -> io::Result<Page> {
         self.reader.seek(SeekFrom::Start(at))?;
-        let (mut unpacked, mut packed) = (None, None);
+        let (mut unpacked, mut packed, mut page) = (None, None, Page::default());
+        self.fields(&mut |headers, field, kind| {
+            match (field, kind) {
+                (2, 5) => unpacked = Some(headers.integer()?),
+                (3, 5) => packed = Some(headers.integer()?),
+                // Data pages of either version: field 1 counts values, field 2 or 4 names their encoding.
+                (5, 12) => headers.data_page(2, &mut page)?,
+                (8, 12) => headers.data_page(4, &mut page)?,
+                _ => headers.skip(kind, 0)?,
+            }
+            Ok(())
+        })?;
+        let size = |claim: Option<i64>| claim.and_then(|size| u64::try_from(size).ok()).ok_or_else(malformed);
+        Ok(Page { unpacked: size(unpacked)?, packed: size(packed)?, end: self.reader.stream_position()?, ..page })
+    }
+
+    fn data_page(&mut self, encoding: i64, page: &mut Page) -> io::Result<()> {
+        self.fields(&mut |headers, field, kind| {
+            match (field, kind) {
+                (1, 5) => page.values = u64::try_from(headers.integer()?).map_err(|_| malformed())?,
+                (field, 5) if field == encoding => page.front_coded = headers.integer()? == FRONT_CODED,
+                _ => headers.skip(kind, 1)?,
+            }
+            Ok(())
+        })
+    }
+
+    /// Hands every field of a struct to `take`, by number and type; it must read or pass over the value.
+    fn fields(&mut self, take: &mut dyn FnMut(&mut Self, i64, u8) -> io::Result<()>) -> io::Result<()> {
         let mut field = 0i64;
         loop {
             let head = self.byte()?;
-            let kind = head & 0x0F;
-            if kind == 0 {
-                break;
+            if head & 0x0F == 0 {
+                return Ok(());
             }
             field = match head >> 4 {
                 0 => self.integer()?,
                 delta => field.wrapping_add(i64::from(delta)),
             };
-            match (field, kind) {
-                (2, 5) => unpacked = Some(self.integer()?),
-                (3, 5) => packed = Some(self.integer()?),
-                _ => self.skip(kind, 0)?,
-            }
+            take(self, field, head & 0x0F)?;
         }
-        let size = |claim: Option<i64>| claim.and_then(|size| u64::try_from(size).ok()).ok_or_else(malformed);
-        Ok((size(unpacked)?, size(packed)?, self.reader.stream_position()?))
     }
 
     fn byte(&mut self) -> io::Result<u8> {
@@ -109,19 +164,27 @@ impl Headers<'_> {
                 let length = self.varint()?;
                 self.pass(length)
             }
-            12 => loop {
+            9 | 10 => {
                 let head = self.byte()?;
-                if head & 0x0F == 0 {
-                    return Ok(());
-                }
-                if head >> 4 == 0 {
-                    self.integer()?;
-                }
-                self.skip(head & 0x0F, depth + 1)?;
-            },
-            // Lists, sets and maps: a page header has none.
+                let count = if head >> 4 == 15 { self.varint()? } else { u64::from(head >> 4) };
+                (0..count).try_for_each(|_| self.skip_element(head & 0x0F, depth + 1))
+            }
+            11 => {
+                let count = self.varint()?;
+                let kinds = if count == 0 { 0 } else { self.byte()? };
+                (0..count).try_for_each(|_| {
+                    self.skip_element(kinds >> 4, depth + 1)?;
+                    self.skip_element(kinds & 0x0F, depth + 1)
+                })
+            }
+            12 => self.fields(&mut |headers, _, kind| headers.skip(kind, depth + 1)),
             _ => Err(malformed()),
         }
+    }
+
+    /// As [`Self::skip`], of an element of a list, set or map, where a truth value takes a byte.
+    fn skip_element(&mut self, kind: u8, depth: usize) -> io::Result<()> {
+        if matches!(kind, 1 | 2) { self.pass(1) } else { self.skip(kind, depth) }
     }
 }
 
@@ -144,12 +207,21 @@ mod tests {
 
     /// A data page header (type, sizes, a nested struct with statistics as the format has it), then `packed` bytes.
     fn page(unpacked: i64, packed: i64) -> Vec<u8> {
+        page_of(unpacked, packed, 5, 0, &[])
+    }
+
+    /// The same with so many values in this encoding, and `more` fields behind field 5.
+    fn page_of(unpacked: i64, packed: i64, values: i64, encoding: i64, more: &[u8]) -> Vec<u8> {
         let mut bytes = vec![0x15, 0x00, 0x15];
         bytes.extend(zigzag_varint(unpacked));
         bytes.push(0x15);
         bytes.extend(zigzag_varint(packed));
-        bytes.push(0x2C);
-        bytes.extend([0x15, 0x0A, 0x15, 0x00, 0x15, 0x06, 0x15, 0x06, 0x1C, 0x18, 0x03, b'a', b'b', b'c', 0x00, 0x00]);
+        bytes.extend([0x2C, 0x15]);
+        bytes.extend(zigzag_varint(values));
+        bytes.push(0x15);
+        bytes.extend(zigzag_varint(encoding));
+        bytes.extend([0x15, 0x06, 0x15, 0x06, 0x1C, 0x18, 0x03, b'a', b'b', b'c', 0x00, 0x00]);
+        bytes.extend(more);
         bytes.push(0x00);
         bytes.extend(vec![0xEE; packed as usize]);
         bytes
@@ -177,9 +249,39 @@ mod tests {
     }
 
     #[test]
-    fn other_damage_is_left_to_the_reader() {
-        for bytes in [&[][..], &[0xFF; 40], &[0x15], &page(-4, 3), &[0x1C; 100], &[0x19, 0x00]] {
-            assert_eq!(check_bytes(bytes), Ok(()));
+    fn values_without_end_are_refused() {
+        let runs = |values| page_of(100, 40, values, 8, &[]);
+        let most = [runs(1 << 25), runs((1 << 25) - 5), page(10, 10)].concat();
+        assert_eq!(check_bytes(&most), Ok(()));
+        let error = check_bytes(&[most, page(10, 10)].concat()).unwrap_err();
+        assert!(error.contains("claims 67108869 values or more"), "{error}");
+    }
+
+    #[test]
+    fn large_pages_of_front_coded_values_are_refused() {
+        let coded = |unpacked| page_of(unpacked, 1 << 20, 5, FRONT_CODED, &[]);
+        assert_eq!(check_bytes(&coded(4 << 20)), Ok(()));
+        let error = check_bytes(&coded((4 << 20) + 1)).unwrap_err();
+        assert!(error.contains("4194305 bytes of front-coded values"), "{error}");
+    }
+
+    #[test]
+    fn fields_of_any_type_are_passed_over_and_hide_nothing() {
+        // A list of two numbers, a map from one number to a truth value, a set of fifteen bytes with its length behind.
+        let list = [0x49, 0x25, 0x02, 0x04];
+        let map = [0x1B, 0x01, 0x51, 0x08, 0x01];
+        let set = [&[0x1A, 0xF3, 0x0F][..], &[7; 15]].concat();
+        let odd = page_of(100, 40, 5, 0, &[&list[..], &map, &set].concat());
+        assert_eq!(check_bytes(&[odd.clone(), page(10, 10)].concat()), Ok(()));
+        let lying = [odd, page(i32::MAX.into(), 900)].concat();
+        assert!(check_bytes(&lying).unwrap_err().contains("claims to unpack"));
+    }
+
+    #[test]
+    fn a_header_that_cannot_be_followed_is_refused() {
+        for bytes in [&[0xFF; 40][..], &[0x15], &page(-4, 3), &[0x1C; 100]] {
+            assert!(check_bytes(bytes).unwrap_err().ends_with("cannot be read"), "{bytes:?}");
         }
+        assert_eq!(check_bytes(&[]), Ok(()));
     }
 }

@@ -3,17 +3,17 @@
 //! Only requested columns are read. A batch is sized by the row group's own account of its bytes, so that neither a huge
 //! row group nor a huge file is ever in memory as a whole.
 
-use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, OffsetSizeTrait, RecordBatch};
 use arrow::buffer::NullBuffer;
-use arrow::compute::cast;
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use arrow::error::ArrowError;
+use janus_core::guard;
 use janus_core::hub::{Shard, Silent};
+use janus_core::input::{self, InputError};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
@@ -21,15 +21,25 @@ use parquet::arrow::arrow_reader::{
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaDataReader};
 
 use super::error::DataError;
-use super::guard;
 use super::pages;
 use super::rejected::RowFault;
 use super::row::{EncodedImage, Message, Row, RowId};
 use super::schema::{ColumnKind, ColumnRequest, bind, type_name};
 use super::source::FileSource;
 
-/// Largest encoded image that is read, from a row or from a file it names.
+/// Largest encoded image that is read, from a row or from a file it names; also the most that all images of a list may
+/// have together.
 pub(crate) const MAX_IMAGE_BYTES: u64 = 256 << 20;
+
+/// Longest text that is read, all messages of a conversation taken together: some 250,000 tokens, which no model here has
+/// places for.
+pub(crate) const MAX_TEXT_BYTES: u64 = 1 << 20;
+
+/// Most images of a row: each is hundreds of tokens.
+const MAX_IMAGES: usize = 256;
+
+/// Most messages of a conversation.
+const MAX_MESSAGES: usize = 4096;
 
 /// Rows of a batch are as many as fit in this by the row group's account, at least one, at most [`BATCH_ROWS`].
 const BATCH_BYTES: u64 = 16 << 20;
@@ -52,6 +62,9 @@ pub(crate) struct DataFile {
     pub(crate) source: FileSource,
     /// Its size in bytes.
     pub(crate) length: u64,
+    /// Columns as the file describes them.
+    schema: SchemaRef,
+    /// The same, with requested texts and bytes as views.
     metadata: ArrowReaderMetadata,
     /// Column of the file per request; `None` for an optional one that is not there.
     columns: Vec<Option<usize>>,
@@ -88,9 +101,13 @@ impl DataFile {
                 }
             }
         }
-        let columns = bind(metadata.schema(), requests)
-            .map_err(|faults| DataError::Columns { path: path.to_path_buf(), faults })?;
-        Ok(Self { path: path.into(), source: source.clone(), length, metadata, columns })
+        let schema = metadata.schema().clone();
+        let columns =
+            bind(&schema, requests).map_err(|faults| DataError::Columns { path: path.to_path_buf(), faults })?;
+        let metadata = guard::catch(|| with_views(&metadata, &columns))
+            .map_err(unreadable)?
+            .map_err(|e| unreadable(e.to_string()))?;
+        Ok(Self { path: path.into(), source: source.clone(), length, schema, metadata, columns })
     }
 
     /// The file's bytes, brought here first if they are on a hub.
@@ -134,7 +151,7 @@ impl DataFile {
 
     /// Every column's name and type, in the file's order.
     pub(crate) fn columns(&self) -> impl Iterator<Item = (&str, String)> {
-        self.metadata.schema().fields().iter().map(|field| (field.name().as_str(), type_name(field.data_type())))
+        self.schema.fields().iter().map(|field| (field.name().as_str(), type_name(field.data_type())))
     }
 
     /// Whether the file has the column of the request at this place in the list of requests.
@@ -192,6 +209,37 @@ impl DataFile {
     pub(crate) fn damaged(&self, row_group: usize, reason: String) -> DataError {
         DataError::Damaged { path: self.path.to_path_buf(), row_group, reason }
     }
+}
+
+/// The description with requested texts and bytes to be read as views into their pages. A dictionary's values would
+/// otherwise be copied for every row that names them: a page of a few bytes could unpack to gigabytes.
+fn with_views(
+    metadata: &ArrowReaderMetadata,
+    columns: &[Option<usize>],
+) -> parquet::errors::Result<ArrowReaderMetadata> {
+    let schema = metadata.schema();
+    let fields = schema.fields().iter().enumerate().map(|(number, field)| match columns.contains(&Some(number)) {
+        true => viewed(field),
+        false => field.clone(),
+    });
+    let schema = Schema::new_with_metadata(fields.collect::<Vec<_>>(), schema.metadata().clone());
+    ArrowReaderMetadata::try_new(metadata.metadata().clone(), ArrowReaderOptions::new().with_schema(schema.into()))
+}
+
+fn viewed(field: &FieldRef) -> FieldRef {
+    let data_type = match field.data_type() {
+        DataType::Dictionary(_, values) => values,
+        other => other,
+    };
+    let data_type = match data_type {
+        DataType::Utf8 | DataType::LargeUtf8 => DataType::Utf8View,
+        DataType::Binary | DataType::LargeBinary => DataType::BinaryView,
+        DataType::List(item) => DataType::List(viewed(item)),
+        DataType::LargeList(item) => DataType::LargeList(viewed(item)),
+        DataType::Struct(fields) => DataType::Struct(fields.iter().map(viewed).collect()),
+        _ => field.data_type().clone(),
+    };
+    Arc::new(Field::clone(field).with_data_type(data_type))
 }
 
 /// First byte and length of a column's pages; `None` where the file claims something negative.
@@ -340,6 +388,9 @@ impl Batch {
             let present = match values {
                 Values::Text(array) => match text_at(array, index) {
                     None => Err(null()),
+                    Some(text) if text.len() as u64 > MAX_TEXT_BYTES => {
+                        return Err(RowFault::TextBytes { column: column.clone(), bytes: text.len() as u64 });
+                    }
                     Some(text) if text.trim().is_empty() => Err(RowFault::EmptyText { column: column.clone() }),
                     Some(text) => {
                         row.texts.insert(*role, text.to_string());
@@ -354,9 +405,15 @@ impl Batch {
                     }
                 },
                 Values::ImageList(list, images) => {
-                    let mut found = Vec::new();
-                    for item in list.range(index) {
-                        found.push(images.read(item, column, self.folder.as_deref())?.ok_or_else(null)?);
+                    let items = few(list.range(index), column, "images", MAX_IMAGES)?;
+                    let (mut found, mut bytes) = (Vec::new(), 0);
+                    for item in items {
+                        let image = images.read(item, column, self.folder.as_deref())?.ok_or_else(null)?;
+                        bytes += image.bytes.len() as u64;
+                        if bytes > MAX_IMAGE_BYTES {
+                            return Err(RowFault::ListBytes { column: column.clone(), bytes });
+                        }
+                        found.push(image);
                     }
                     if found.is_empty() {
                         Err(null())
@@ -366,13 +423,17 @@ impl Batch {
                     }
                 }
                 Values::Messages { list, nulls, role: roles, content } => {
-                    let range = list.range(index);
+                    let range = few(list.range(index), column, "messages", MAX_MESSAGES)?;
                     let first = range.start;
-                    let mut turns = Vec::new();
+                    let (mut turns, mut bytes) = (Vec::new(), 0);
                     for item in range {
                         let whole = nulls.as_ref().is_none_or(|nulls| nulls.is_valid(item));
                         match (whole, text_at(roles, item), text_at(content, item)) {
                             (true, Some(role), Some(content)) => {
+                                bytes += (role.len() + content.len()) as u64;
+                                if bytes > MAX_TEXT_BYTES {
+                                    return Err(RowFault::TextBytes { column: column.clone(), bytes });
+                                }
                                 turns.push(Message { role: role.into(), content: content.into() });
                             }
                             _ => {
@@ -408,17 +469,16 @@ enum Values {
 impl Values {
     fn new(array: &ArrayRef, kind: ColumnKind) -> Result<Self, ArrowError> {
         Ok(match kind {
-            ColumnKind::Text => Values::Text(without_dictionary(array)?),
-            ColumnKind::Image => Values::Image(Images::new(array)?),
+            ColumnKind::Text => Values::Text(array.clone()),
+            ColumnKind::Image => Values::Image(Images::new(array)),
             ColumnKind::ImageList => match Lists::new(array) {
-                Some((list, items)) => Values::ImageList(list, Images::new(&items)?),
-                None => Values::Image(Images::new(array)?),
+                Some((list, items)) => Values::ImageList(list, Images::new(&items)),
+                None => Values::Image(Images::new(array)),
             },
             ColumnKind::Messages => {
                 let (list, items) = Lists::new(array).ok_or_else(|| unexpected(array))?;
                 let turns = items.as_struct_opt().ok_or_else(|| unexpected(&items))?;
-                let field =
-                    |name| turns.column_by_name(name).ok_or_else(|| unexpected(&items)).and_then(without_dictionary);
+                let field = |name| turns.column_by_name(name).cloned().ok_or_else(|| unexpected(&items));
                 Values::Messages {
                     list,
                     nulls: turns.nulls().cloned(),
@@ -435,10 +495,11 @@ fn unexpected(array: &dyn Array) -> ArrowError {
     ArrowError::SchemaError(format!("a batch came as `{}`, unlike the file's schema", type_name(array.data_type())))
 }
 
-fn without_dictionary(array: &ArrayRef) -> Result<ArrayRef, ArrowError> {
-    match array.data_type() {
-        DataType::Dictionary(_, values) => cast(array, values),
-        _ => Ok(array.clone()),
+/// The elements of a row, if they are no more than `limit`.
+fn few(range: Range<usize>, column: &str, what: &'static str, limit: usize) -> Result<Range<usize>, RowFault> {
+    match range.len() {
+        count if count > limit => Err(RowFault::TooMany { column: column.into(), what, count, limit }),
+        _ => Ok(range),
     }
 }
 
@@ -475,15 +536,15 @@ struct Images {
 }
 
 impl Images {
-    fn new(array: &ArrayRef) -> Result<Self, ArrowError> {
+    fn new(array: &ArrayRef) -> Self {
         if let Some(parts) = array.as_struct_opt() {
-            let field = |name| parts.column_by_name(name).map(without_dictionary).transpose();
-            return Ok(Self { nulls: parts.nulls().cloned(), bytes: field("bytes")?, path: field("path")? });
+            let field = |name| parts.column_by_name(name).cloned();
+            return Self { nulls: parts.nulls().cloned(), bytes: field("bytes"), path: field("path") };
         }
-        let values = without_dictionary(array)?;
-        let is_path = matches!(values.data_type(), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
+        let values = array.clone();
+        let is_path = matches!(values.data_type(), DataType::Utf8View);
         let (bytes, path) = if is_path { (None, Some(values)) } else { (Some(values), None) };
-        Ok(Self { nulls: None, bytes, path })
+        Self { nulls: None, bytes, path }
     }
 
     fn read(&self, index: usize, column: &str, folder: Option<&Path>) -> Result<Option<EncodedImage>, RowFault> {
@@ -508,44 +569,23 @@ fn read_image_file(path: &str, column: &str, folder: Option<&Path>) -> Result<En
     let Some(folder) = folder else {
         return Err(failed("of a table on a hub, only images inside the table are read".into()));
     };
-    let full = folder.join(path);
-    let metadata = std::fs::metadata(&full).map_err(|e| failed(e.to_string()))?;
-    if !metadata.is_file() {
-        return Err(failed("it is not a regular file".into()));
+    match input::read(folder, path, MAX_IMAGE_BYTES) {
+        Ok(Some(bytes)) => Ok(EncodedImage { bytes }),
+        Ok(None) => Err(failed("there is no such file".into())),
+        Err(InputError::TooLarge { bytes, .. }) => Err(RowFault::ImageBytes { column: column.into(), bytes }),
+        Err(InputError::Io { source, .. }) => Err(failed(source.to_string())),
+        Err(InputError::NotAFile { .. }) => Err(failed("it is not a regular file".into())),
+        Err(InputError::Name { .. } | InputError::Outside { .. }) => {
+            Err(failed("it does not lie in the table's folder".into()))
+        }
+        Err(error) => Err(failed(error.to_string())),
     }
-    if metadata.len() > MAX_IMAGE_BYTES {
-        return Err(RowFault::ImageBytes { column: column.into(), bytes: metadata.len() });
-    }
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(&full).map_err(|e| failed(e.to_string()))?;
-    // The file may grow while it is read: what counts is what comes, not what its folder says.
-    file.take(MAX_IMAGE_BYTES + 1).read_to_end(&mut bytes).map_err(|e| failed(e.to_string()))?;
-    if bytes.len() as u64 > MAX_IMAGE_BYTES {
-        return Err(RowFault::ImageBytes { column: column.into(), bytes: bytes.len() as u64 });
-    }
-    Ok(EncodedImage { bytes })
 }
 
 fn text_at(array: &dyn Array, index: usize) -> Option<&str> {
-    if array.is_null(index) {
-        return None;
-    }
-    match array.data_type() {
-        DataType::Utf8 => Some(array.as_string::<i32>().value(index)),
-        DataType::LargeUtf8 => Some(array.as_string::<i64>().value(index)),
-        DataType::Utf8View => Some(array.as_string_view().value(index)),
-        _ => None,
-    }
+    array.as_string_view_opt().filter(|array| array.is_valid(index)).map(|array| array.value(index))
 }
 
 fn binary_at(array: &dyn Array, index: usize) -> Option<&[u8]> {
-    if array.is_null(index) {
-        return None;
-    }
-    match array.data_type() {
-        DataType::Binary => Some(array.as_binary::<i32>().value(index)),
-        DataType::LargeBinary => Some(array.as_binary::<i64>().value(index)),
-        DataType::BinaryView => Some(array.as_binary_view().value(index)),
-        _ => None,
-    }
+    array.as_binary_view_opt().filter(|array| array.is_valid(index)).map(|array| array.value(index))
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use janus_core::output::{OutputError, write_file};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::reader::{MAX_IMAGE_BYTES, MAX_TEXT_BYTES};
 use super::row::RowId;
 
 /// What is wrong with a row.
@@ -33,6 +34,31 @@ pub enum RowFault {
     },
     /// The encoded image is larger than this program reads.
     ImageBytes {
+        /// The column.
+        column: String,
+        /// Its size.
+        bytes: u64,
+    },
+    /// The images of a list take more together than this program holds of one row.
+    ListBytes {
+        /// The column.
+        column: String,
+        /// Their size up to the one that was too much.
+        bytes: u64,
+    },
+    /// More images or messages than this program takes of one row.
+    TooMany {
+        /// The column.
+        column: String,
+        /// `images` or `messages`.
+        what: &'static str,
+        /// How many there are.
+        count: usize,
+        /// How many are read.
+        limit: usize,
+    },
+    /// A text, or the messages of a conversation together, longer than this program reads.
+    TextBytes {
         /// The column.
         column: String,
         /// Its size.
@@ -85,6 +111,9 @@ impl RowFault {
             RowFault::EmptyText { column } => format!("`{column}` is empty"),
             RowFault::NoImageFile { column, .. } => format!("the image file of `{column}` cannot be read"),
             RowFault::ImageBytes { column, .. } => format!("the image in `{column}` is too large a file"),
+            RowFault::ListBytes { column, .. } => format!("the images in `{column}` are too large together"),
+            RowFault::TooMany { column, what, .. } => format!("there are too many {what} in `{column}`"),
+            RowFault::TextBytes { column, .. } => format!("the text in `{column}` is too long"),
             RowFault::Undecodable { column, .. } => format!("the image in `{column}` cannot be decoded"),
             RowFault::TooManyPixels { column, .. } => format!("the image in `{column}` is over 64 megapixels"),
             RowFault::TooElongated { column, .. } => format!("the image in `{column}` is beyond 100:1"),
@@ -102,6 +131,15 @@ impl fmt::Display for RowFault {
                 write!(f, "the image file `{path}` of `{column}` cannot be read: {reason}")
             }
             RowFault::ImageBytes { column, bytes } => write!(f, "the image in `{column}` is a file of {bytes} bytes"),
+            RowFault::ListBytes { column, bytes } => {
+                write!(f, "the images in `{column}` take {bytes} bytes together, at most {MAX_IMAGE_BYTES} are read")
+            }
+            RowFault::TooMany { column, what, count, limit } => {
+                write!(f, "there are {count} {what} in `{column}`, at most {limit} are read")
+            }
+            RowFault::TextBytes { column, bytes } => {
+                write!(f, "the text in `{column}` has {bytes} bytes, at most {MAX_TEXT_BYTES} are read")
+            }
             RowFault::Undecodable { column, reason } => {
                 write!(f, "the image in `{column}` cannot be decoded: {reason}")
             }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 use janus_core::hub::{Progress, Shard};
+use janus_core::input::{self, InputError};
 
 use super::error::DataError;
 use super::{hub, synth};
@@ -124,10 +125,16 @@ fn glob_files(spec: &str, base_folder: &Path) -> Result<Vec<PathBuf>, DataError>
         format!("{}/{spec}", glob::Pattern::escape(base))
     };
     let found = glob::glob_with(&pattern, pattern_options()).map_err(|e| refuse(format!("malformed pattern: {e}")))?;
+    // What stands before the first wildcard is the user's own word, wherever it leads.
+    let named = Path::new(spec).components();
+    let folder: PathBuf =
+        named.take_while(|part| !part.as_os_str().to_string_lossy().contains(['*', '?', '['])).collect();
+    let folder = base_folder.join(folder);
     let mut files = Vec::new();
     for entry in found {
         let path = entry.map_err(|e| DataError::Io { path: e.path().to_path_buf(), source: e.into() })?;
         if path.is_file() {
+            contained(&folder, &path)?;
             files.push(path);
         }
     }
@@ -136,6 +143,15 @@ fn glob_files(spec: &str, base_folder: &Path) -> Result<Vec<PathBuf>, DataError>
     }
     files.sort();
     Ok(files)
+}
+
+/// Refuses a file that was found, not named, where a link took the search out of its folder.
+fn contained(folder: &Path, path: &Path) -> Result<(), DataError> {
+    match input::contains(folder, path) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(InputError::Outside { folder: folder.to_path_buf(), path: path.to_path_buf() }.into()),
+        Err(source) => Err(DataError::Io { path: path.to_path_buf(), source }),
+    }
 }
 
 /// How globs match, here and on a hub.
@@ -149,6 +165,7 @@ fn folder_files(folder: &Path, split: Option<Split>) -> Result<Vec<PathBuf>, Dat
     if files.is_empty() {
         return Err(DataError::EmptyFolder { path: folder.to_path_buf() });
     }
+    files.iter().try_for_each(|file| contained(folder, file))?;
     files.sort();
     let Some(split) = split else { return Ok(files) };
     let named = files.into_iter().map(|file| (split_of(file.strip_prefix(folder).unwrap_or(&file)), file)).collect();
@@ -283,6 +300,32 @@ mod tests {
         let folder = folder_of(&["part-0.parquet", "part-1.parquet"]);
         let all = resolve_split(folder.path().to_str().unwrap(), Path::new(""), Some(Split::Eval)).unwrap();
         assert_eq!(all.len(), 2, "files without split names are the table");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_lead_no_search_out_of_its_folder() {
+        use std::os::unix::fs::symlink;
+        let folder = folder_of(&["secret/x.parquet", "data/sub/a.parquet", "real/b.parquet"]);
+        let (base, data) = (folder.path(), folder.path().join("data"));
+        symlink("../secret", data.join("out")).unwrap();
+        symlink("sub/a.parquet", data.join("within.parquet")).unwrap();
+        for spec in ["data", "data/*/*.parquet", "data/**/*.parquet", "data/*/../../secret/x.parquet"] {
+            let error = resolve(spec, base).unwrap_err();
+            assert!(matches!(error, DataError::Input(InputError::Outside { .. })), "{spec}: {error}");
+        }
+        // Named is named; and what stands before the wildcard may be a link.
+        assert_eq!(resolve("data/out/x.parquet", base).unwrap().len(), 1);
+        assert_eq!(resolve("data/out/*.parquet", base).unwrap().len(), 1);
+        assert_eq!(names(&data, &resolve("data/*.parquet", base).unwrap()), ["within.parquet"]);
+        // The snapshot of a data set in a Hugging Face cache.
+        let snapshot = base.join("datasets--o--n/snapshots/abc");
+        std::fs::create_dir_all(base.join("datasets--o--n/blobs")).unwrap();
+        std::fs::create_dir_all(&snapshot).unwrap();
+        std::fs::write(base.join("datasets--o--n/blobs/1"), "").unwrap();
+        symlink("../../blobs/1", snapshot.join("train.parquet")).unwrap();
+        assert_eq!(resolve("*.parquet", &snapshot).unwrap().len(), 1);
+        assert_eq!(resolve(".", &snapshot).unwrap().len(), 1);
     }
 
     #[test]

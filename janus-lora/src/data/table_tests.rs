@@ -7,11 +7,14 @@ use std::sync::Arc;
 
 use arrow::array::{
     Array, ArrayRef, BinaryArray, DictionaryArray, Int64Array, LargeBinaryArray, LargeStringArray, ListArray,
-    StringArray, StringViewArray, StructArray,
+    RecordBatch, StringArray, StringViewArray, StructArray,
 };
 use arrow::buffer::{NullBuffer, OffsetBuffer};
-use arrow::datatypes::{DataType, Field, Fields, Int32Type};
+use arrow::datatypes::{DataType, Field, Fields, Int32Type, Schema};
 use janus_core::{Diagnose, Fault};
+use parquet::arrow::ArrowWriter;
+use parquet::basic::Compression;
+use parquet::file::properties::WriterProperties;
 
 use super::error::DataError;
 use super::index::{Index, Table};
@@ -86,6 +89,86 @@ fn every_way_of_storing_images_reads_alike() {
     let listed = |row: &Row| row.images["list"].iter().map(|image| image.bytes.clone()).collect::<Vec<_>>();
     assert_eq!(listed(&rows[0]), [a, b.clone()]);
     assert_eq!(listed(&rows[1]), [b]);
+}
+
+#[test]
+fn images_outside_the_table_s_folder_are_rejected() {
+    let outer = tempfile::tempdir().unwrap();
+    let folder = outer.path().join("table");
+    let png = png(8, 6);
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(outer.path().join("secret.png"), &png).unwrap();
+    std::fs::write(folder.join("own.png"), &png).unwrap();
+    let absolute = outer.path().join("secret.png");
+    #[allow(unused_mut, reason = "not every system has links")]
+    let mut paths = vec!["./own.png", "../secret.png", absolute.to_str().unwrap(), "x/../../secret.png"];
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink("../secret.png", folder.join("link.png")).unwrap();
+        paths.push("link.png");
+    }
+    let column = texts(paths.iter().copied().map(Some));
+    let path = write_table(&folder.join("t.parquet"), vec![("image", column)], 10);
+    let index = scan_all(&Table::open(&[path], &[image_request()]).unwrap(), &accept_all);
+    assert_eq!((index.accepted_rows(), index.rejected_rows()), (1, paths.len() - 1));
+    for ((row, reason), path) in reasons(&index).iter().zip(&paths[1..]) {
+        let expected =
+            format!("the image file `{path}` of `image` cannot be read: it does not lie in the table's folder");
+        assert_eq!(*reason, expected, "row {row}");
+    }
+}
+
+/// One value of 20 MiB that 128 rows name: copied for each, they would be more than an array can hold.
+#[test]
+fn values_of_a_dictionary_are_not_copied_for_every_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let values = StringArray::from_iter_values(["x".repeat(20 << 20)]);
+    let keyed = DictionaryArray::<Int32Type>::new(vec![0; 128].into(), Arc::new(values));
+    let field = Field::new("answer", keyed.data_type().clone(), true);
+    let batch = RecordBatch::try_new(Arc::new(Schema::new(vec![field])), vec![Arc::new(keyed)]).unwrap();
+    let properties = WriterProperties::builder()
+        .set_dictionary_page_size_limit(64 << 20)
+        .set_compression(Compression::ZSTD(Default::default()))
+        .build();
+    let path = folder.path().join("t.parquet");
+    let file = std::fs::File::create(&path).unwrap();
+    let mut writer = ArrowWriter::try_new(file, batch.schema(), Some(properties)).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    assert!(std::fs::metadata(&path).unwrap().len() < 1 << 20);
+    let index = scan_all(&Table::open(&[path], &requests(&["answer"])).unwrap(), &accept_all);
+    let reason = "the text in `answer` has 20971520 bytes, at most 1048576 are read".to_string();
+    assert_eq!(reasons(&index), (0..128).map(|row| (row, reason.clone())).collect::<Vec<_>>());
+}
+
+#[test]
+fn rows_beyond_the_limits_are_rejected() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::File::create(folder.path().join("big.png")).unwrap().set_len(100 << 20).unwrap();
+    let images = list(&[0, 3, 3 + 257], texts(vec![Some("big.png"); 3 + 257]), None);
+    let path = write_table(&folder.path().join("images.parquet"), vec![("image", images)], 10);
+    let asked = [ColumnRequest::required("image", "image", ColumnKind::ImageList)];
+    let index = scan_all(&Table::open(&[path], &asked).unwrap(), &accept_all);
+    let expected = [
+        (0, "the images in `image` take 314572800 bytes together, at most 268435456 are read".to_string()),
+        (1, "there are 257 images in `image`, at most 256 are read".to_string()),
+    ];
+    assert_eq!(reasons(&index), expected);
+
+    let long = "x".repeat(600_000);
+    let content = texts([Some("short"), Some(&long), Some(&long)].into_iter().chain(vec![Some("y"); 4097]));
+    let fields =
+        Fields::from(vec![Field::new("role", DataType::Utf8, true), Field::new("content", DataType::Utf8, true)]);
+    let turns = StructArray::new(fields, vec![texts(vec![Some("user"); content.len()]), content], None);
+    let column = list(&[0, 1, 3, 3 + 4097], Arc::new(turns), None);
+    let path = write_table(&folder.path().join("messages.parquet"), vec![("messages", column)], 10);
+    let asked = [ColumnRequest::required("messages", "messages", ColumnKind::Messages)];
+    let index = scan_all(&Table::open(&[path], &asked).unwrap(), &accept_all);
+    let expected = [
+        (1, "the text in `messages` has 1200008 bytes, at most 1048576 are read".to_string()),
+        (2, "there are 4097 messages in `messages`, at most 4096 are read".to_string()),
+    ];
+    assert_eq!(reasons(&index), expected);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use janus_core::input::InputError;
 use janus_core::{Diagnose, Fault};
 
 /// A report that cannot be made.
@@ -22,6 +23,9 @@ pub enum ReportError {
         /// Why.
         source: std::io::Error,
     },
+    /// A file of the folder that is not read: it leads out of it, is too long or no regular file.
+    #[error(transparent)]
+    Input(#[from] InputError),
     /// A file that cannot be written.
     #[error("cannot write `{}`", path.display())]
     Write {
@@ -41,6 +45,7 @@ pub enum ReportError {
 impl Diagnose for ReportError {
     fn fault(&self) -> Fault {
         match self {
+            ReportError::Input(e) => e.fault(),
             ReportError::NoRun { .. } | ReportError::Read { .. } => Fault::Input,
             ReportError::Write { .. } | ReportError::Picture { .. } => Fault::Internal,
         }
@@ -49,6 +54,7 @@ impl Diagnose for ReportError {
     fn hints(&self) -> Vec<String> {
         match self {
             ReportError::NoRun { .. } => vec!["give the folder that a recipe names as `output.dir`".into()],
+            ReportError::Input(e) => e.hints(),
             _ => Vec::new(),
         }
     }

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 use image::RgbImage;
+use janus_core::input;
 use janus_core::processing::decode_image;
 use serde_json::{Map, Value};
 
@@ -78,16 +79,14 @@ impl Record {
     /// # Errors
     /// No metrics, or files that cannot be read.
     pub fn read(folder: &Path) -> Result<Self, ReportError> {
-        let path = folder.join("metrics.jsonl");
-        if !path.is_file() {
+        let Some(path) = input::locate(folder, "metrics.jsonl")? else {
             return Err(ReportError::NoRun { path: folder.to_path_buf() });
-        }
+        };
         let mut record = Self { folder: folder.to_path_buf(), ..Self::default() };
         let failed = |source| ReportError::Read { path: path.clone(), source };
         lines(&path, &mut |line| record.line(line)).map_err(failed)?;
         let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
-        let rejected = folder.join("rejected.jsonl");
-        if rejected.is_file() {
+        if let Some(rejected) = input::locate(folder, "rejected.jsonl")? {
             let failed = |source| ReportError::Read { path: rejected.clone(), source };
             lines(&rejected, &mut |line| {
                 let Some(Ok(line)) = line.map(serde_json::from_slice::<Value>) else { return };
@@ -101,8 +100,8 @@ impl Record {
         }
         record.rejected = reasons.into_iter().collect();
         record.rejected.sort_by_key(|(_, rows)| std::cmp::Reverse(*rows));
-        record.recipe = text(&folder.join("recipe.toml"))?;
-        record.facts = text(&folder.join("run.json"))?.and_then(|text| serde_json::from_str(&text).ok());
+        record.recipe = text(folder, "recipe.toml")?;
+        record.facts = text(folder, "run.json")?.and_then(|text| serde_json::from_str(&text).ok());
         Ok(record)
     }
 
@@ -183,21 +182,10 @@ impl Record {
 
     /// A picture that a sample names, if it lies in the run folder's own `samples` and is one.
     pub fn picture(&self, name: &str) -> Option<RgbImage> {
-        let path = Path::new(name);
-        let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
-        if !plain || !path.starts_with(samples::FOLDER) {
+        if !Path::new(name).starts_with(samples::FOLDER) {
             return None;
         }
-        // Links may lead anywhere.
-        let folder = fs::canonicalize(self.folder.join(samples::FOLDER)).ok()?;
-        let root = fs::canonicalize(&self.folder).ok()?;
-        let path = fs::canonicalize(self.folder.join(path)).ok()?;
-        if !folder.starts_with(&root) || !path.starts_with(&folder) || !path.is_file() {
-            return None;
-        }
-        let mut bytes = Vec::new();
-        fs::File::open(&path).ok()?.take(MAX_FILE_BYTES).read_to_end(&mut bytes).ok()?;
-        decode_image(&bytes).ok()
+        decode_image(&input::read(&self.folder, name, MAX_FILE_BYTES).ok()??).ok()
     }
 }
 
@@ -224,14 +212,9 @@ fn lines(path: &Path, take: &mut dyn FnMut(Option<&[u8]>)) -> std::io::Result<()
 }
 
 /// A small text file of the run folder, `None` where there is none.
-fn text(path: &Path) -> Result<Option<String>, ReportError> {
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let failed = |source| ReportError::Read { path: path.to_path_buf(), source };
-    let mut bytes = Vec::new();
-    fs::File::open(path).map_err(failed)?.take(MAX_FILE_BYTES).read_to_end(&mut bytes).map_err(failed)?;
-    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+fn text(folder: &Path, name: &str) -> Result<Option<String>, ReportError> {
+    let bytes = input::read(folder, name, MAX_FILE_BYTES)?;
+    Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 /// A reason without the particulars of one row: runs of digits become `…`.

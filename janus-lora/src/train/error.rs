@@ -107,6 +107,14 @@ pub enum TrainError {
         /// The folder.
         folder: PathBuf,
     },
+    /// A run folder to resume in with a link that leads out of it.
+    #[error("`{}` is a link that leads out of the run folder `{}`, or to nothing", link.display(), folder.display())]
+    Link {
+        /// The folder.
+        folder: PathBuf,
+        /// The link.
+        link: PathBuf,
+    },
     /// Another process works in the run folder.
     #[error("another process is at work in `{}`", folder.display())]
     Busy {
@@ -250,6 +258,7 @@ impl Diagnose for TrainError {
                 vec!["`--resume` goes on with it; a new run needs another `output.dir`".into()]
             }
             TrainError::NotARun { .. } => vec!["choose the folder of the run, or a new one".into()],
+            TrainError::Link { .. } => vec!["put the file or folder itself there, or remove the link".into()],
             TrainError::Busy { .. } => vec!["wait for its end, or choose another `output.dir`".into()],
             TrainError::OtherRun { .. } => {
                 vec!["resume with what the run began with, or start a new run in another `output.dir`".into()]

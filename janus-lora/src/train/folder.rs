@@ -8,6 +8,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
+use janus_core::input;
 use janus_core::output::{OutputError, require_new_folder};
 
 use super::TrainError;
@@ -48,11 +49,16 @@ impl RunFolder {
     /// The folder of a run to go on with, locked; where there is nothing, a new one.
     ///
     /// # Errors
-    /// [`TrainError::NotARun`] for a folder of something else, [`TrainError::Busy`] where another process holds it.
+    /// [`TrainError::NotARun`] for a folder of something else, [`TrainError::Link`] for one with a link that leads out of
+    /// it, [`TrainError::Busy`] where another process holds it.
     pub fn resume(path: &Path) -> Result<Self> {
         match require_new_folder(path) {
             Err(OutputError::NotEmpty { .. }) if is_run(path) => {
                 let mut folder = Self { path: path.to_path_buf(), resumed: true, lock: None, locked: false };
+                // A run appends to its files and removes its checkpoints: not through links that lead elsewhere.
+                if let Some(link) = input::stray_link(path).map_err(|source| folder.failed(source))? {
+                    return Err(TrainError::Link { folder: path.to_path_buf(), link }.into());
+                }
                 folder.take_lock()?;
                 Ok(folder)
             }
@@ -190,6 +196,26 @@ mod tests {
         // Killed between making the lock and marking it.
         fs::remove_file(path.join("notes.txt")).unwrap();
         fs::write(path.join(LOCK_FILE), "").unwrap();
+        assert!(RunFolder::resume(&path).unwrap().is_resumed());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn nothing_is_written_through_a_link() {
+        use std::os::unix::fs::symlink;
+        let parent = tempfile::tempdir().unwrap();
+        let (path, victim) = (parent.path().join("run"), parent.path().join("victim"));
+        fs::create_dir_all(path.join("checkpoints/step-1")).unwrap();
+        fs::write(&victim, "mine").unwrap();
+        for name in [LOCK_FILE, "metrics.jsonl", "checkpoints/step-1/state.json"] {
+            symlink(&victim, path.join(name)).unwrap();
+            let refused = RunFolder::resume(&path);
+            assert!(
+                matches!(refused, Err(Error::Train(TrainError::Link { ref link, .. })) if link == &path.join(name))
+            );
+            fs::remove_file(path.join(name)).unwrap();
+        }
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "mine");
         assert!(RunFolder::resume(&path).unwrap().is_resumed());
     }
 

@@ -12,9 +12,10 @@ use serde::Serialize;
 use super::workload::TableLoad;
 use crate::cache::Image;
 
-/// The program before anything is loaded, with its libraries, threads, tokenizer and indices of rows: an estimate, read off
-/// the resident memory of a small run on x86-64 Linux.
-const PROGRAM_BYTES: u64 = 40 << 20;
+/// The program with its libraries, threads, tokenizer and indices of rows, and what its heap keeps free between small buffers
+/// in use: an estimate, read off a run of `recipes/quickstart.toml` on x86-64 Linux (23 MB of code and libraries, 11 MB when
+/// the plan is made, 12 MB free in the heap at the end of a backward).
+const PROGRAM_BYTES: u64 = 44 << 20;
 /// Values between rows of a matrix whose width is a multiple of [`CROWDED_BYTES`] (`SPREAD` of the kernel room).
 const SPREAD: u64 = 32;
 const CROWDED_BYTES: u64 = 2048;
@@ -23,6 +24,8 @@ const STORE_BYTES: u64 = 1 << 30;
 /// Rows and classes whose logits a frozen head forms at a time (`ops/head_loss.rs`).
 const HEAD_CHUNK: (u64, u64) = (256, 1024);
 const F32_BYTES: u64 = 4;
+/// Tokens an answer may have beyond the expected one's (`eval/mod.rs`).
+const SPARE_TOKENS: u64 = 8;
 /// Pictures that are drawn of a table's rows, each with and without its prompt (`report/samples.rs`).
 const PICTURES: u64 = 2;
 
@@ -126,7 +129,7 @@ impl Memory<'_> {
             adapters: self.trainable * F32_BYTES * copies,
             moments: self.trainable * F32_BYTES * 2,
             activations: store + tape,
-            rows: self.loads.iter().map(|load| self.rows_ahead * self.row_bytes(load)).sum(),
+            rows: self.loads.iter().map(|load| self.waiting_rows(load) * self.row_bytes(load)).sum(),
             cache: evaluation.saturating_sub(store + tape),
         }
     }
@@ -225,6 +228,7 @@ impl Memory<'_> {
                 + F32_BYTES * patches * vision.num_attention_heads as u64;
             store += if self.recompute { 0 } else { self.vision_blocks * block };
             tape += (self.vision_blocks + 2) * patches * width * self.value_bytes;
+            tape += self.stacked_pixels(load.rows * load.images);
         }
         // The aligner's maps and what is between them, and their place among the tokens.
         tape += 4 * patches * hidden * self.value_bytes;
@@ -269,12 +273,19 @@ impl Memory<'_> {
         let answering = |rows: u64, length: u64| rows * length * (kv_token + 3 * token);
         let of = |load: &TableLoad| {
             let rows = self.evaluated_rows(load);
+            let loss = rows * load.tokens * 3 * token + self.head(load.is_generation, rows * load.labels);
             if load.is_generation {
                 let drawn = answering(2 * PICTURES.min(load.eval_rows), load.tokens);
-                drawn.max(self.tokenizer()).max(rows * load.tokens * 3 * token)
-            } else {
-                answering(rows, load.tokens)
+                return drawn.max(self.tokenizer()).max(loss);
             }
+            // Pictures as they were read and side by side, a block's input, its output and that of the norm, and as in a
+            // step what the aligner makes of them.
+            let (vision, images) = (&self.config.vision, rows * load.images);
+            let patches = images * vision.num_patches() as u64;
+            let seen = images * self.pixel_bytes()
+                + self.stacked_pixels(images)
+                + patches * (3 * vision.hidden_size as u64 * self.value_bytes + 4 * token);
+            seen + answering(rows, load.tokens + SPARE_TOKENS).max(loss)
         };
         self.loads.iter().map(of).max().unwrap_or(0)
     }
@@ -285,11 +296,28 @@ impl Memory<'_> {
         4 * F32_BYTES * side * side * self.config.vq.base_channels as u64
     }
 
+    /// Rows that hold their pictures: those read ahead, and of a step under way those whose tower is still to see them; of
+    /// pictures to draw only the codes are left by then.
+    fn waiting_rows(&self, load: &TableLoad) -> u64 {
+        self.rows_ahead + if load.is_generation { 0 } else { load.rows_per_step.ceil() as u64 }
+    }
+
     /// A row as it waits: its pictures in f32.
     fn row_bytes(&self, load: &TableLoad) -> u64 {
-        let side = self.config.vision.image_size as u64;
         let pictures = if load.is_generation { 1 } else { load.images };
-        pictures * self.config.vision.num_channels as u64 * side * side * F32_BYTES + size_of::<Image>() as u64
+        pictures * (self.pixel_bytes() + size_of::<Image>() as u64)
+    }
+
+    /// A picture in f32.
+    fn pixel_bytes(&self) -> u64 {
+        let vision = &self.config.vision;
+        (vision.num_channels * vision.image_size * vision.image_size) as u64 * F32_BYTES
+    }
+
+    /// Pictures side by side (`features` of the cache), and the same in the base's type (`Vision::embed`).
+    fn stacked_pixels(&self, images: u64) -> u64 {
+        let narrowed = if self.value_bytes < F32_BYTES { self.value_bytes } else { 0 };
+        images * self.pixel_bytes() * (F32_BYTES + narrowed) / F32_BYTES
     }
 }
 
@@ -412,8 +440,12 @@ mod tests {
         assert!(of(short.clone()).cache > 0);
         let unseen = TableLoad { eval_rows: 0, ..load() };
         assert_eq!(of(Memory { loads: vec![unseen], ..short }).cache, 0);
-        // Eight pictures of 384 pixels a side wait.
-        assert!(told.rows >= 8 * 4 * 3 * 384 * 384 && told.rows < 9 * 4 * 3 * 384 * 384);
+        // Eight pictures of 384 pixels a side wait, and a step has three; codes are all that is left of those to draw.
+        let picture = 4 * 3 * 384 * 384;
+        assert!(told.rows >= 11 * picture && told.rows < 12 * picture);
+        let drawn = TableLoad { is_generation: true, ..load() };
+        let told = of(Memory { loads: vec![drawn], ..base }).rows;
+        assert!(told >= 8 * picture && told < 9 * picture);
     }
 
     #[test]

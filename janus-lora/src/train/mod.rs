@@ -3,7 +3,7 @@
 //! The way of one step: [`mixture`] says from which table each row comes, [`tables`] hands out the rows, the tasks make
 //! samples and batches of them (`prefetch` reads and decodes ahead), [`step`] runs forward and backward, clips and lets [`optimizer`] move the
 //! [`trainable`] tensors at the rate of [`schedule`]. [`plan`] is what is known before the first step ([`memory`] by
-//! `workload`, against the [`room`] there is), [`coverage`] the proof that every tensor learns, [`run`] the loop with its
+//! `workload`, against the [`room`] there is, time by a `rehearsal`), [`coverage`] the proof that every tensor learns, [`run`] the loop with its
 //! `files` in a [`folder`] of its own.
 //!
 //! What makes a run one that can be trusted: [`checkpoint`] writes and reads all that the same bits need (rows by `feeder`,
@@ -28,6 +28,7 @@ mod plot;
 mod prefetch;
 #[cfg(test)]
 mod prefetch_tests;
+mod rehearsal;
 pub mod room;
 pub mod run;
 pub mod schedule;

@@ -14,9 +14,10 @@ use super::TrainError;
 use super::memory::{Memory, PredictedMemory};
 use super::mixture::Mixer;
 use super::prefetch::rows_ahead;
+use super::rehearsal::operations_per_second;
 use super::room::available_bytes;
 use super::tables::RecipeTable;
-use super::workload::{loads, operations_per_second, step_operations};
+use super::workload::{TableLoad, encoder_operations, loads, step_operations};
 use crate::adapter::AdapterSpec;
 use crate::base::Base;
 use crate::cache::CacheSettings;
@@ -62,14 +63,14 @@ pub struct Plan {
     /// Changes of the recipe that would make a run fit that does not, with what it would take then.
     #[serde(skip)]
     pub remedies: Vec<String>,
-    /// Floating-point operations of a step's matrix products, on average.
+    /// Floating-point operations of a step's matrix products and of encoding its pictures, on average.
     pub predicted_step_operations: f64,
-    /// Seconds of a step, an estimate: its operations at the speed of products on this machine, where that was measured.
+    /// Seconds of a step, an estimate: its operations at the rate of a rehearsal on this machine, where there was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub predicted_step_seconds: Option<f64>,
-    /// Tokens of the largest micro-batch, at whose size the speed is measured.
+    /// What the rows of each table come to.
     #[serde(skip)]
-    pub micro_batch_tokens: u64,
+    pub(super) loads: Vec<TableLoad>,
     /// Each table.
     pub tables: Vec<TablePlan>,
     /// Paths that get a low-rank pair.
@@ -194,8 +195,10 @@ impl Plan {
         let read: f64 = rows_per_step.iter().sum::<f64>() * steps as f64;
         let rows = tables.iter().map(|table| table.train.index.accepted_rows()).sum::<usize>() as f64;
         let pictures_anew = if cache_is_on { (rows / read.max(1.0)).min(1.0) } else { 1.0 };
-        let predicted_step_operations = step_operations(config, &memory.loads, recompute, vision_blocks, pictures_anew);
-        let micro_batch_tokens = memory.loads.iter().map(|load| load.rows * load.tokens).max().unwrap_or(0);
+        let loads = memory.loads;
+        let drawn = loads.iter().filter(|load| load.is_generation).map(|load| load.rows_per_step).sum::<f64>();
+        let predicted_step_operations = step_operations(config, &loads, recompute, vision_blocks, pictures_anew)
+            + drawn * pictures_anew * encoder_operations(config);
         let tables: Vec<TablePlan> = tables
             .iter()
             .map(|table| TablePlan {
@@ -218,7 +221,7 @@ impl Plan {
             remedies,
             predicted_step_operations,
             predicted_step_seconds: None,
-            micro_batch_tokens,
+            loads,
             tables,
             sites: chosen,
             unused_sites: unused,
@@ -228,13 +231,15 @@ impl Plan {
         })
     }
 
-    /// Works out how long a step takes, from the speed of products on this machine now: about a second.
+    /// Works out how long a step takes, from steps over a model of few blocks on this machine now: a second or two, at full
+    /// size the time of about two blocks in a step.
     ///
     /// # Errors
-    /// The tensor engine's.
-    pub fn estimate_time(&mut self, recipe: &Recipe, base: &Base) -> Result<()> {
-        let speed = operations_per_second(base.config(), compute_type(recipe), self.micro_batch_tokens)?;
-        self.predicted_step_seconds = Some(self.predicted_step_operations / speed.max(f64::MIN_POSITIVE));
+    /// Rows that cannot be read, or the tensor engine's.
+    pub fn estimate_time(&mut self, recipe: &Recipe, base: &Base, tables: &[RecipeTable]) -> Result<()> {
+        let spec = self.adapter_spec(recipe, base);
+        let rate = operations_per_second(recipe, base, tables, &self.loads, spec, self.recompute)?;
+        self.predicted_step_seconds = rate.map(|rate| self.predicted_step_operations / rate.max(f64::MIN_POSITIVE));
         Ok(())
     }
 
@@ -281,7 +286,7 @@ fn pair_parameters(site: &Site, rank: u64) -> u64 {
 }
 
 /// Native names of the parameters of modules, matched by trailing whole segments as PEFT does.
-fn saved_parameters(config: &JanusConfig, modules: &[String]) -> Result<Vec<String>> {
+pub(super) fn saved_parameters(config: &JanusConfig, modules: &[String]) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for module in modules {
         let before = names.len();

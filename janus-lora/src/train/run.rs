@@ -28,6 +28,7 @@ use super::tables::{RecipeTable, SampleStream, open_tables};
 use super::trainable::Trainables;
 use super::{TrainError, signals};
 use crate::adapter::{Adapter, BaseNote, Note};
+use crate::allocator;
 use crate::base::Base;
 use crate::cache::CacheSettings;
 use crate::data::RowId;
@@ -169,7 +170,9 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
             (step, progress, metrics_bytes)
         }
         None => {
-            let before = evaluate(&model, base, tables, recipe.train.batch_size as usize, status)?;
+            allocator::give_back();
+            let evaluate = || evaluate(&model, base, tables, recipe.train.batch_size as usize, status);
+            let before = stepper.trainables.untracked(&model, evaluate)?;
             if let Some(rule) = &recipe.train.early_stopping {
                 require_metric(rule, &before)?;
             }
@@ -357,7 +360,10 @@ impl Run<'_> {
     /// Answers and pictures of the first rows to evaluate, as the adapter stands.
     fn sample(&mut self) -> Result<()> {
         let base = &self.prepared.base;
-        self.sight.sample(self.step, self.model, base, &mut self.files.metrics, self.status)?;
+        allocator::give_back();
+        let Self { sight, files, stepper, model, step, status, .. } = self;
+        let sample = || sight.sample(*step, model, base, &mut files.metrics, *status);
+        stepper.trainables.untracked(model, sample)?;
         self.progress.sampled_step = Some(self.step);
         Ok(())
     }
@@ -400,7 +406,9 @@ impl Run<'_> {
 
     fn evaluation(&self) -> Result<Metrics> {
         let Prepared { recipe, base, tables, .. } = self.prepared;
-        evaluate(self.model, base, tables, recipe.train.batch_size as usize, self.status)
+        allocator::give_back();
+        let evaluate = || evaluate(self.model, base, tables, recipe.train.batch_size as usize, self.status);
+        self.stepper.trainables.untracked(self.model, evaluate)
     }
 
     /// An evaluation on the way; whether it is the best so far.
@@ -500,7 +508,8 @@ impl Run<'_> {
     }
 }
 
-fn stepper(recipe: &Recipe, tables: &[RecipeTable], trainables: Trainables) -> Stepper {
+/// What moves the tensors as the recipe says.
+pub(super) fn stepper(recipe: &Recipe, tables: &[RecipeTable], trainables: Trainables) -> Stepper {
     let train = &recipe.train;
     let config = AdamWConfig { betas: train.betas, eps: train.eps, weight_decay: train.weight_decay };
     let losses = tables

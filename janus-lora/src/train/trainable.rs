@@ -95,6 +95,28 @@ impl Trainables {
         Ok(adapter)
     }
 
+    /// Runs `f` while the pairs carry no graph, on the variables' own values: nothing is kept for a backward that does not
+    /// come. Copies of parameters stay as they are: what is kept of pictures is known by them.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    pub fn untracked<T>(&self, model: &Janus, f: impl FnOnce() -> Result<T>) -> Result<T> {
+        let own = self.adapter.pairs.keys().filter_map(|path| model.projections().get(path));
+        let tracked: Vec<_> = own.map(|projection| (projection, projection.correction())).collect();
+        for (projection, correction) in &tracked {
+            if let Some(terms) = correction.as_ref().and_then(|correction| correction.terms()) {
+                let detached = |term: &LowRank| LowRank { a: term.a.detach(), b: term.b.detach(), ..term.clone() };
+                let detached = terms.iter().map(detached).collect();
+                projection.attach(Some(Arc::new(LoraCorrection::new(detached))));
+            }
+        }
+        let outcome = f();
+        for (projection, correction) in tracked {
+            projection.attach(correction);
+        }
+        outcome
+    }
+
     /// Gives every variable the value that it has in `adapter`.
     ///
     /// # Errors
@@ -138,5 +160,56 @@ impl Trainables {
             var.set(&zero)?;
         }
         outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use janus_core::checkpoint::RandomWeights;
+    use janus_core::config::JanusConfig;
+    use janus_core::model::decoder::Placement;
+    use janus_core::pass::Pass;
+    use janus_core::{ModelError, Parts};
+
+    use super::*;
+    use crate::adapter::AdapterSpec;
+    use crate::error::Error;
+
+    #[test]
+    fn without_a_graph_the_pairs_compute_the_same() {
+        let config = JanusConfig::shape("janus-tiny").unwrap();
+        let weights = RandomWeights::new(&config, 3);
+        let model = Janus::open(&weights, DType::F32, &Device::Cpu, Parts::default(), &mut |_| ()).unwrap();
+        let layers = "model.language_model.layers";
+        let spec = AdapterSpec {
+            rank: 3,
+            alpha: 6.0,
+            dropout: 0.0,
+            sites: ["0.mlp.up_proj", "1.self_attn.q_proj"].map(|site| format!("{layers}.{site}").into()).to_vec(),
+            modules_to_save: Vec::new(),
+            base_name: None,
+        };
+        let no_copies = |name: &str| Err(ModelError::UnknownParameter { name: name.into() }.into());
+        let adapter = Adapter::new(&config, model.is_tied(), &spec, 1, &no_copies).unwrap();
+        let trainables = Trainables::attach(&model, adapter).unwrap();
+        let hidden = || -> Result<Tensor> {
+            let embeds = model.decoder().embed(&Pass::inference(), &[1, 2, 3, 4, 5], 1)?;
+            Ok(model.decoder().forward(&Pass::inference(), &embeds, &Placement::plain(1, 0, 5), None)?)
+        };
+        let values = |hidden: &Tensor| hidden.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let before = hidden().unwrap();
+        for trainable in trainables.iter() {
+            let moved = Tensor::full(0.1f32, trainable.var.dims(), &Device::Cpu).unwrap();
+            trainable.var.set(&moved).unwrap();
+        }
+        let tracked = hidden().unwrap();
+        let untracked = trainables.untracked(&model, hidden).unwrap();
+        assert!(tracked.track_op() && !untracked.track_op());
+        assert_eq!(values(&untracked), values(&tracked));
+        assert_ne!(values(&untracked), values(&before));
+        assert!(hidden().unwrap().track_op());
+        let failed = || Err(Error::Usage { message: String::new(), hint: String::new() });
+        assert!(trainables.untracked::<()>(&model, failed).is_err());
+        assert!(hidden().unwrap().track_op());
     }
 }

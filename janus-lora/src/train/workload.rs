@@ -1,17 +1,14 @@
 //! What the rows of a run come to: tokens, labels and images, and the arithmetic of a step.
 
-use std::time::Instant;
-
-use candle_core::{DType, Device, Tensor};
+use janus_core::checkpoint::{ExpectedTensor, expected_tensors};
 use janus_core::config::JanusConfig;
-use janus_core::ops::linear::frozen_linear;
 
 use super::mixture::Mixer;
 use super::tables::{RecipeTable, SampleStream};
 use crate::base::Base;
 use crate::error::Result;
 use crate::recipe::{Mixture, Recipe, Task};
-use crate::tasks::Draft;
+use crate::tasks::{Draft, Sample};
 
 /// Rows of each table that are made ready to learn how long rows are.
 const LOOKED_AT: usize = 64;
@@ -35,6 +32,27 @@ pub(super) struct TableLoad {
     pub(super) images: u64,
     /// Rows to evaluate on.
     pub(super) eval_rows: u64,
+}
+
+impl TableLoad {
+    /// Of a micro-batch that is there, once a step.
+    pub(super) fn of_samples(is_generation: bool, samples: &[Sample]) -> Self {
+        let rows = samples.len();
+        let mean = |of: &dyn Fn(&Sample) -> usize| samples.iter().map(of).sum::<usize>().div_ceil(rows.max(1)) as u64;
+        let images = |sample: &Sample| match sample {
+            Sample::Text { images, .. } => images.len(),
+            Sample::Codes { .. } => 0,
+        };
+        Self {
+            is_generation,
+            rows: rows as u64,
+            rows_per_step: rows as f64,
+            tokens: mean(&Sample::len),
+            labels: mean(&Sample::supervised),
+            images: mean(&images),
+            eval_rows: 0,
+        }
+    }
 }
 
 /// The load of every table, learnt from the first rows of the run's own order.
@@ -131,29 +149,25 @@ pub(super) fn step_operations(
     loads.iter().map(of).sum()
 }
 
-/// Floating-point operations per second of products like those of the decoder, on this machine now: one of the MLP's maps
-/// over a micro-batch, for about half a second after a first time.
-///
-/// # Errors
-/// The tensor engine's.
-pub(super) fn operations_per_second(config: &JanusConfig, dtype: DType, tokens: u64) -> Result<f64> {
-    const SECONDS: f64 = 0.5;
-    const MOST_TOKENS: u64 = 4096;
-    let tokens = tokens.clamp(1, MOST_TOKENS) as usize;
-    let (hidden, inner) = (config.text.hidden_size, config.text.intermediate_size);
-    let filled =
-        |rows: usize, width: usize| Tensor::full(0.01f32, (rows, width), &Device::Cpu)?.to_dtype(dtype)?.contiguous();
-    let (x, weight) = (filled(tokens, hidden)?, filled(inner, hidden)?);
-    frozen_linear(&x, &weight, None)?;
-    let (clock, mut times) = (Instant::now(), 0u32);
-    loop {
-        frozen_linear(&x, &weight, None)?;
-        times += 1;
-        let seconds = clock.elapsed().as_secs_f64();
-        if seconds >= SECONDS {
-            return Ok(2.0 * (tokens * hidden) as f64 * inner as f64 * f64::from(times) / seconds);
-        }
-    }
+/// Floating-point operations of the image tokenizer's encoder over one picture: two for every weight of a convolution and
+/// pixel of its result.
+pub(super) fn encoder_operations(config: &JanusConfig) -> f64 {
+    const ENCODER: &str = "model.vqmodel.encoder.";
+    let lowest = config.vq.channel_multiplier.len().saturating_sub(1);
+    let of = |tensor: &ExpectedTensor| {
+        let Some(place) = tensor.name.strip_prefix(ENCODER).filter(|_| tensor.shape.len() == 4) else { return 0.0 };
+        // A level halves the sides behind its blocks.
+        let halvings = match place.strip_prefix("down.").and_then(|rest| rest.split_once('.')) {
+            Some((level, rest)) => {
+                level.parse().unwrap_or(lowest) + if rest.starts_with("downsample.") { 1 } else { 0 }
+            }
+            None if place.starts_with("conv_in.") => 0,
+            None => lowest,
+        };
+        let side = (config.vision.image_size >> halvings) as f64;
+        2.0 * tensor.shape.iter().product::<usize>() as f64 * side * side
+    };
+    expected_tensors(config, true).iter().map(of).sum()
 }
 
 #[cfg(test)]
@@ -196,5 +210,20 @@ mod tests {
         assert_eq!(operations(&TableLoad { labels: 10, ..load.clone() }, false), expected + 4.0 * 48.0 * 400.0 * 10.0);
         assert_eq!(operations(&TableLoad { rows_per_step: 2.5, ..load.clone() }, false), 2.5 * expected);
         assert!(operations(&TableLoad { images: 1, ..load }, false) > expected);
+    }
+
+    #[test]
+    fn the_encoder_has_the_products_of_its_convolutions() {
+        // janus-tiny: 32 pixels a side, four levels of 32, 32, 32 and 64 channels, one block each, 16 latent channels.
+        let config = JanusConfig::shape("janus-tiny").unwrap();
+        let conv = |side: f64, taps: f64, input: f64, output: f64| 2.0 * side * side * taps * input * output;
+        let level = |side: f64| 2.0 * conv(side, 9.0, 32.0, 32.0);
+        let halved = |side: f64| conv(side, 9.0, 32.0, 32.0);
+        let lowest = conv(4.0, 9.0, 32.0, 64.0) + conv(4.0, 9.0, 64.0, 64.0) + conv(4.0, 1.0, 32.0, 64.0);
+        let attention = 4.0 * conv(4.0, 1.0, 64.0, 64.0);
+        let middle = 4.0 * conv(4.0, 9.0, 64.0, 64.0) + attention;
+        let ends = conv(32.0, 9.0, 3.0, 32.0) + conv(4.0, 9.0, 64.0, 16.0);
+        let levels = level(32.0) + halved(16.0) + level(16.0) + halved(8.0) + level(8.0) + halved(4.0);
+        assert_eq!(encoder_operations(&config), levels + lowest + attention + middle + ends);
     }
 }

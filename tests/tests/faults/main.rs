@@ -4,6 +4,8 @@
 mod adapters;
 mod bases;
 mod commands;
+#[cfg(unix)]
+mod links;
 mod merges;
 mod probe;
 mod recipes;

@@ -1,6 +1,6 @@
 //! Decoders of other people's files, kept from ending the program.
 //!
-//! The `parquet` and `image` crates report damage as errors, but their decoders index and assert in many places that
+//! The `parquet`, `image` and `tokenizers` crates report damage as errors, but they index and assert in many places that
 //! hostile bytes can steer (`ColumnChunkMetaData::byte_range`, for one, asserts that offsets are not negative). A damaged
 //! file is the user's to know of in one line, so such a panic is turned into an error, and its message kept off stderr.
 
@@ -29,7 +29,10 @@ impl Drop for Quiet {
 /// Runs `work`; a panic in it becomes `Err` with its message.
 ///
 /// What `work` was changing when it panicked must not be used afterwards: callers drop their reader on `Err`.
-pub(crate) fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+///
+/// # Errors
+/// The message of the panic.
+pub fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     HOOK.call_once(|| {
         let before = panic::take_hook();
         panic::set_hook(Box::new(move |info| {

@@ -1,0 +1,304 @@
+//! Files of a folder that a stranger may have filled: no name and no link leads out of it, and nothing is read at greater
+//! length than its kind can have.
+//!
+//! The one place that a link may lead to is the store of a Hugging Face cache: there `snapshots/<commit>/<file>` points to
+//! `blobs/<hash>` of the same repository.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Component, Path, PathBuf};
+
+use crate::error::{Diagnose, Fault};
+
+/// How folders of repositories begin in a Hugging Face cache.
+const REPOSITORIES: [&str; 3] = ["models--", "datasets--", "spaces--"];
+
+/// Longest file that is read beside the weights of a base; the largest, `tokenizer.json`, has 5 to 20 MB.
+pub(crate) const MAX_SIDE_FILE_BYTES: u64 = 128 << 20;
+
+/// A file of a folder that is not read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InputError {
+    /// The system refused.
+    #[error("cannot read `{}`", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A name with a root, a drive, or a `..` in it.
+    #[error("`{name}` is not the path of a file below `{}`", folder.display())]
+    Name {
+        /// The folder.
+        folder: PathBuf,
+        /// The name.
+        name: String,
+    },
+    /// A link, of a file or of a folder on the way, that leads out of the folder.
+    #[error("`{}` is a link that leads out of `{}`", path.display(), folder.display())]
+    Outside {
+        /// The folder.
+        folder: PathBuf,
+        /// The file as it was named.
+        path: PathBuf,
+    },
+    /// A folder, a device or a pipe.
+    #[error("`{}` is not a regular file", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Longer than such a file can be.
+    #[error("`{}` has {bytes} bytes, expected at most {limit_bytes}", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// The limit.
+        limit_bytes: u64,
+    },
+}
+
+impl Diagnose for InputError {
+    fn fault(&self) -> Fault {
+        match self {
+            InputError::Io { source, .. } => match source.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::NotADirectory => {
+                    Fault::Input
+                }
+                _ => Fault::Internal,
+            },
+            _ => Fault::Input,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        let hint = match self {
+            InputError::Io { .. } => return Vec::new(),
+            InputError::Name { .. } => "what lies elsewhere must be copied into the folder",
+            InputError::Outside { .. } => {
+                "put the file itself there if you trust it; only a Hugging Face cache's links to its own `blobs` are followed"
+            }
+            InputError::NotAFile { .. } => "put the file itself there",
+            InputError::TooLarge { .. } => "no such file is that long: fetch it again from where it came from",
+        };
+        vec![hint.into()]
+    }
+}
+
+/// The path of `name` below `folder` if a file lies there, `None` where nothing does.
+///
+/// # Errors
+/// A name that could lead out of the folder, a link that does, something that is no regular file, or the system's.
+pub fn locate(folder: &Path, name: &str) -> Result<Option<PathBuf>, InputError> {
+    if !is_plain(name) {
+        return Err(InputError::Name { folder: folder.to_path_buf(), name: name.into() });
+    }
+    let path = folder.join(name);
+    let failed = |source| InputError::Io { path: path.clone(), source };
+    match path.metadata() {
+        // A link to nothing is nothing, as it is for every other program.
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
+        Err(source) => return Err(failed(source)),
+        Ok(about) if !about.is_file() => return Err(InputError::NotAFile { path }),
+        Ok(_) => {}
+    }
+    match contains(folder, &path).map_err(failed)? {
+        true => Ok(Some(path)),
+        false => Err(InputError::Outside { folder: folder.to_path_buf(), path }),
+    }
+}
+
+/// The bytes of the file `name` below `folder`, `None` where there is none.
+///
+/// # Errors
+/// As [`locate`]; a file of more than `limit_bytes`.
+pub fn read(folder: &Path, name: &str, limit_bytes: u64) -> Result<Option<Vec<u8>>, InputError> {
+    let Some(path) = locate(folder, name)? else { return Ok(None) };
+    let failed = |source| InputError::Io { path: path.clone(), source };
+    let file = File::open(&path).map_err(failed)?;
+    let told = file.metadata().map_err(failed)?.len();
+    let mut bytes = Vec::new();
+    // A file may grow while it is read, and some tell no length: what counts is what comes.
+    if told <= limit_bytes {
+        file.take(limit_bytes + 1).read_to_end(&mut bytes).map_err(failed)?;
+    }
+    match told.max(bytes.len() as u64) {
+        got if got > limit_bytes => Err(InputError::TooLarge { path, bytes: got, limit_bytes }),
+        _ => Ok(Some(bytes)),
+    }
+}
+
+/// Whether a name joined to a folder stays below it, links aside. A backslash separates on some systems only, so it is
+/// refused on all.
+pub fn is_plain(name: &str) -> bool {
+    !name.is_empty()
+        && !name.contains(['\\', '\0'])
+        && Path::new(name).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+}
+
+/// Whether `path`, all links followed, lies below `folder`, or among the blobs of the cached repository that the folder is
+/// a snapshot of.
+///
+/// # Errors
+/// One of them does not exist, or the system's.
+pub fn contains(folder: &Path, path: &Path) -> io::Result<bool> {
+    let (folder, path) = (canonical(folder)?, path.canonicalize()?);
+    Ok(path.starts_with(&folder) || blobs_of(&folder).is_some_and(|blobs| path.parent() == Some(&blobs)))
+}
+
+/// The first link below `folder` that leads out of it or to nothing, for folders that are also written to: a file that is
+/// opened through it would be written outside.
+///
+/// # Errors
+/// The system's.
+pub fn stray_link(folder: &Path) -> io::Result<Option<PathBuf>> {
+    let root = canonical(folder)?;
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(next) = folders.pop() {
+        for entry in next.read_dir()? {
+            let entry = entry?;
+            let (kind, path) = (entry.file_type()?, entry.path());
+            if kind.is_symlink() {
+                if !path.canonicalize().is_ok_and(|target| target.starts_with(&root)) {
+                    return Ok(Some(path));
+                }
+            } else if kind.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// As `Path::canonicalize`, of a path that may be empty for the current folder.
+fn canonical(folder: &Path) -> io::Result<PathBuf> {
+    if folder.as_os_str().is_empty() { Path::new(".").canonicalize() } else { folder.canonicalize() }
+}
+
+/// Where the files of a snapshot, or of a folder in one, lie in a Hugging Face cache. `folder` is canonical.
+fn blobs_of(folder: &Path) -> Option<PathBuf> {
+    let snapshots = folder.ancestors().filter_map(Path::parent).find(|parent| parent.ends_with("snapshots"))?;
+    let repository = snapshots.parent()?;
+    let name = repository.file_name()?.to_str()?;
+    let blobs = repository.join("blobs");
+    let is_cache = REPOSITORIES.iter().any(|start| name.starts_with(start));
+    // A store that is itself a link could be anywhere.
+    (is_cache && blobs.symlink_metadata().ok()?.is_dir()).then_some(blobs)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_lead_out_are_refused() {
+        let outer = tempfile::tempdir().unwrap();
+        let folder = outer.path().join("inner");
+        std::fs::create_dir_all(folder.join("sub")).unwrap();
+        std::fs::write(outer.path().join("secret"), "s").unwrap();
+        std::fs::write(folder.join("sub/own"), "o").unwrap();
+        let absolute = outer.path().join("secret");
+        for name in ["../secret", "sub/../../secret", absolute.to_str().unwrap(), "", "..", "a\\b", "a\0b"] {
+            assert!(matches!(locate(&folder, name), Err(InputError::Name { .. })), "{name:?}");
+        }
+        assert_eq!(read(&folder, "./sub/own", 1).unwrap().unwrap(), b"o");
+        assert!(locate(&folder, "sub/none").unwrap().is_none());
+        assert!(locate(&folder, "sub/own/none").unwrap().is_none());
+        for name in ["sub", "."] {
+            assert!(matches!(locate(&folder, name), Err(InputError::NotAFile { .. })), "{name}");
+        }
+    }
+
+    #[test]
+    fn longer_files_are_refused_whatever_they_tell() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a"), [0; 9]).unwrap();
+        assert_eq!(read(folder.path(), "a", 9).unwrap().unwrap().len(), 9);
+        let error = read(folder.path(), "a", 8).unwrap_err();
+        assert!(matches!(error, InputError::TooLarge { bytes: 9, limit_bytes: 8, .. }), "{error}");
+        assert!(!error.hints().is_empty());
+    }
+
+    #[cfg(unix)]
+    mod links {
+        use std::os::unix::fs::symlink;
+
+        use super::*;
+
+        #[test]
+        fn a_link_out_of_the_folder_is_refused() {
+            let outer = tempfile::tempdir().unwrap();
+            let folder = outer.path().join("inner");
+            std::fs::create_dir_all(folder.join("real")).unwrap();
+            std::fs::write(outer.path().join("secret"), "s").unwrap();
+            std::fs::write(folder.join("real/own"), "o").unwrap();
+            symlink("../secret", folder.join("link")).unwrap();
+            symlink("..", folder.join("up")).unwrap();
+            symlink("real/own", folder.join("within")).unwrap();
+            symlink("nothing", folder.join("dangling")).unwrap();
+            symlink("/dev/zero", folder.join("endless")).unwrap();
+            for name in ["link", "up/secret"] {
+                let error = locate(&folder, name).unwrap_err();
+                assert!(matches!(error, InputError::Outside { .. }), "{name}: {error}");
+                assert!(!error.hints().is_empty());
+            }
+            assert!(matches!(locate(&folder, "endless"), Err(InputError::NotAFile { .. })));
+            assert_eq!(read(&folder, "within", 1).unwrap().unwrap(), b"o");
+            assert!(locate(&folder, "dangling").unwrap().is_none());
+            // A folder that is itself reached through a link is the user's own choice.
+            symlink(&folder, outer.path().join("alias")).unwrap();
+            assert!(locate(&outer.path().join("alias"), "within").unwrap().is_some());
+        }
+
+        #[test]
+        fn a_cache_may_keep_its_files_in_its_own_blobs() {
+            let cache = tempfile::tempdir().unwrap();
+            let make = |repository: &str| {
+                let root = cache.path().join(repository);
+                let snapshot = root.join("snapshots/abc");
+                std::fs::create_dir_all(snapshot.join("sub")).unwrap();
+                std::fs::create_dir_all(root.join("blobs")).unwrap();
+                std::fs::write(root.join("blobs/123"), "b").unwrap();
+                symlink("../../blobs/123", snapshot.join("config.json")).unwrap();
+                symlink("../../../blobs/123", snapshot.join("sub/config.json")).unwrap();
+                snapshot
+            };
+            let snapshot = make("models--owner--name");
+            for (folder, name) in [("", "config.json"), ("", "sub/config.json"), ("sub", "config.json")] {
+                assert_eq!(read(&snapshot.join(folder), name, 1).unwrap().unwrap(), b"b", "{folder} {name}");
+            }
+            symlink("../../../models--other--name/blobs/123", snapshot.join("foreign")).unwrap();
+            make("models--other--name");
+            assert!(matches!(locate(&snapshot, "foreign"), Err(InputError::Outside { .. })));
+            let private = make("private");
+            assert!(matches!(locate(&private, "config.json"), Err(InputError::Outside { .. })), "no cache's folder");
+            let root = cache.path().join("models--owner--name");
+            std::fs::rename(root.join("blobs"), cache.path().join("elsewhere")).unwrap();
+            symlink("../elsewhere", root.join("blobs")).unwrap();
+            assert!(
+                matches!(locate(&snapshot, "config.json"), Err(InputError::Outside { .. })),
+                "a store that is a link"
+            );
+        }
+
+        #[test]
+        fn links_that_would_be_written_through_are_found() {
+            let outer = tempfile::tempdir().unwrap();
+            let folder = outer.path().join("run");
+            std::fs::create_dir_all(folder.join("checkpoints/step-1")).unwrap();
+            std::fs::write(folder.join("metrics.jsonl"), "").unwrap();
+            symlink("checkpoints/step-1", folder.join("latest")).unwrap();
+            assert_eq!(stray_link(&folder).unwrap(), None);
+            for (target, name) in [("../victim", "metrics"), ("/etc/hostname", "checkpoints/step-1/state.json")] {
+                symlink(target, folder.join(name)).unwrap();
+                assert_eq!(stray_link(&folder).unwrap(), Some(folder.join(name)));
+                std::fs::remove_file(folder.join(name)).unwrap();
+            }
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! Lines asked for before they are needed.
+
+use std::arch::x86_64::*;
+use std::mem::size_of;
+use std::ops::Range;
+
+use super::element::Element;
+use super::panel::Line;
+use super::rows::Rows;
+
+/// Asks for the lines of a block of a matrix to be brought near.
+pub(super) fn bring<E: Element>(matrix: Rows<'_, E>, rows: Range<usize>, columns: Range<usize>) {
+    for row in rows {
+        for column in columns.clone().step_by(64 / size_of::<E>()) {
+            let at = matrix.as_ptr().wrapping_add(row * matrix.stride() + column);
+            // SAFETY: a prefetch touches nothing, whatever its address.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
+        }
+    }
+}
+
+/// Asks for lines that are about to be written.
+pub(super) fn bring_lines(lines: &[Line], count: usize) {
+    for line in lines.iter().take(count) {
+        // SAFETY: a prefetch touches nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_ET1>(std::ptr::from_ref(line).cast()) };
+    }
+}
+
+/// Asks for sums that are about to be added to: a block's are met once a chunk, and pushed out in between.
+pub(super) fn bring_sums(sums: &[f32], first: usize, count: usize) {
+    for at in (first..first + count).step_by(16) {
+        // SAFETY: a prefetch touches nothing, whatever its address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(sums.as_ptr().wrapping_add(at).cast()) };
+    }
+}

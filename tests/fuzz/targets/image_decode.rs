@@ -1,0 +1,23 @@
+//! A picture. What is decoded has the size that its header gave, is within the limits, and is brought to the model's size.
+#![no_main]
+
+use std::sync::LazyLock;
+
+use janus_core::processing::{ImageProcessor, MAX_PIXELS, decode_image, image_dimensions};
+use libfuzzer_sys::fuzz_target;
+
+static PROCESSOR: LazyLock<ImageProcessor> = LazyLock::new(|| ImageProcessor::new(32).unwrap());
+
+fuzz_target!(|data: &[u8]| {
+    janus_fuzz::settle_panics();
+    let size = image_dimensions(data);
+    // The size alone is cheap; a picture of many millions of pixels takes seconds and teaches nothing.
+    if size.as_ref().is_ok_and(|(width, height)| u64::from(*width) * u64::from(*height) > 1 << 20) {
+        return;
+    }
+    let Ok(image) = decode_image(data) else { return };
+    assert_eq!(image.dimensions(), size.expect("a picture that is decoded has a size"));
+    assert!(u64::from(image.width()) * u64::from(image.height()) <= MAX_PIXELS);
+    assert_eq!(PROCESSOR.understanding_u8(&image).dimensions(), (32, 32));
+    assert_eq!(PROCESSOR.generation_target_u8(&image).dimensions(), (32, 32));
+});
