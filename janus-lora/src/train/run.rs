@@ -170,9 +170,7 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
             (step, progress, metrics_bytes)
         }
         None => {
-            allocator::give_back();
-            let evaluate = || evaluate(&model, base, tables, recipe.train.batch_size as usize, status);
-            let before = stepper.trainables.untracked(&model, evaluate)?;
+            let before = evaluation(prepared, &model, &stepper.trainables, status)?;
             if let Some(rule) = &recipe.train.early_stopping {
                 require_metric(rule, &before)?;
             }
@@ -405,10 +403,7 @@ impl Run<'_> {
     }
 
     fn evaluation(&self) -> Result<Metrics> {
-        let Prepared { recipe, base, tables, .. } = self.prepared;
-        allocator::give_back();
-        let evaluate = || evaluate(self.model, base, tables, recipe.train.batch_size as usize, self.status);
-        self.stepper.trainables.untracked(self.model, evaluate)
+        evaluation(self.prepared, self.model, &self.stepper.trainables, self.status)
     }
 
     /// An evaluation on the way; whether it is the best so far.
@@ -506,6 +501,13 @@ impl Run<'_> {
             wait_seconds: self.progress.wait_seconds,
         })
     }
+}
+
+/// The metrics of all tables as the adapter stands, with nothing kept for a backward.
+fn evaluation(prepared: &Prepared, model: &Janus, trainables: &Trainables, status: &dyn Status) -> Result<Metrics> {
+    let Prepared { recipe, base, tables, .. } = prepared;
+    allocator::give_back();
+    trainables.untracked(model, || evaluate(model, base, tables, recipe.train.batch_size as usize, status))
 }
 
 /// What moves the tensors as the recipe says.
