@@ -12,6 +12,7 @@ pub mod generation;
 mod loader;
 mod norm;
 mod projector;
+mod slice;
 pub mod vision;
 pub mod vq;
 
@@ -25,7 +26,9 @@ use crate::parameter::Parameters;
 use crate::pass::Pass;
 use crate::site::Projections;
 
-use self::decoder::{Decoder, Slice};
+pub use self::slice::Slice;
+
+use self::decoder::Decoder;
 use self::generation::Generation;
 use self::loader::Loader;
 use self::vision::Vision;
@@ -92,7 +95,7 @@ impl Janus {
         Self::open_slice(weights, dtype, device, parts, &Slice::whole(), progress)
     }
 
-    /// As [`Janus::open`], with no more than a slice of the decoder.
+    /// As [`Janus::open`], with no more than a slice of decoder and vision tower.
     ///
     /// # Errors
     /// As [`Janus::open`].
@@ -110,7 +113,7 @@ impl Janus {
         let config = weights.config().clone();
         let mut loader = Loader::new(weights, device, progress);
         let decoder = Decoder::load(&mut loader, &config.text, dtype, parts.text_head, slice)?;
-        let vision = if parts.vision { Some(Vision::load(&mut loader, &config.vision, dtype)?) } else { None };
+        let vision = if parts.vision { Some(Vision::load(&mut loader, &config.vision, dtype, slice)?) } else { None };
         let generation = if parts.generation { Some(Generation::load(&mut loader, &config.vq, dtype)?) } else { None };
         let image_tokenizer =
             if parts.image_tokenizer { Some(ImageTokenizer::load(&mut loader, &config.vq)?) } else { None };

@@ -4,7 +4,6 @@
 mod cache;
 mod layer;
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
@@ -15,6 +14,7 @@ pub use layer::DecoderLayer;
 
 use super::loader::Loader;
 use super::norm::RmsNorm;
+use super::slice::Slice;
 use crate::config::TextConfig;
 use crate::error::{ModelError, Result};
 use crate::ops::rotary::Rotary;
@@ -71,35 +71,6 @@ impl Placement {
         let total = mask.first().map_or(0, Vec::len);
         let rows = whole.positions.chunks_exact(total.max(1));
         Self { positions: rows.flat_map(|row| row[total - length..].to_vec()).collect(), ..whole }
-    }
-}
-
-/// Which of the decoder to load, beside the text head: all of it, or a slice for a pass that holds one slice after the
-/// other.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Slice {
-    /// The embedding table.
-    pub embeddings: bool,
-    /// Blocks, those beyond the last left out.
-    pub layers: Range<usize>,
-    /// The final norm.
-    pub norm: bool,
-}
-
-impl Slice {
-    /// All of it.
-    pub fn whole() -> Self {
-        Self { embeddings: true, layers: 0..usize::MAX, norm: true }
-    }
-
-    /// Nothing of it.
-    pub fn none() -> Self {
-        Self { embeddings: false, layers: 0..0, norm: false }
-    }
-
-    /// Some blocks.
-    pub fn layers(layers: Range<usize>) -> Self {
-        Self { layers, ..Self::none() }
     }
 }
 

@@ -14,6 +14,7 @@ pub use point::VisionPoint;
 use super::loader::Loader;
 use super::norm::LayerNorm;
 use super::projector::Projector;
+use super::slice::Slice;
 use crate::config::VisionConfig;
 use crate::error::{ModelError, Result};
 use crate::parameter::Parameter;
@@ -23,42 +24,62 @@ use crate::site::Projection;
 /// Tower and aligner.
 #[derive(Debug)]
 pub struct Vision {
-    patch_embedding: Arc<Projection>,
-    position_embedding: Arc<Parameter>,
+    ends: Option<Ends>,
     layers: Vec<VisionLayer>,
-    post_layernorm: LayerNorm,
-    aligner: Projector,
+    is_whole: bool,
     channels: usize,
     image_size: usize,
     dtype: DType,
 }
 
-impl Vision {
-    pub(crate) fn load(loader: &mut Loader<'_>, config: &VisionConfig, dtype: DType) -> Result<Self> {
-        let path = "model.vision_model";
-        let patch_embedding = loader.projection(&format!("{path}.embeddings.patch_embedding"), true, dtype)?;
-        let position_embedding = loader.parameter(&format!("{path}.embeddings.position_embedding.weight"), dtype)?;
-        let mut layers = Vec::with_capacity(config.num_hidden_layers);
-        for i in 0..config.num_hidden_layers {
-            layers.push(VisionLayer::load(loader, &format!("{path}.encoder.layers.{i}"), config, dtype)?);
-        }
+/// What is below and above the blocks.
+#[derive(Debug)]
+struct Ends {
+    patch_embedding: Arc<Projection>,
+    position_embedding: Arc<Parameter>,
+    post_layernorm: LayerNorm,
+    aligner: Projector,
+}
+
+impl Ends {
+    fn load(loader: &mut Loader<'_>, path: &str, config: &VisionConfig, dtype: DType) -> Result<Self> {
         Ok(Self {
-            patch_embedding,
-            position_embedding,
-            layers,
+            patch_embedding: loader.projection(&format!("{path}.embeddings.patch_embedding"), true, dtype)?,
+            position_embedding: loader.parameter(&format!("{path}.embeddings.position_embedding.weight"), dtype)?,
             post_layernorm: LayerNorm::load(loader, &format!("{path}.post_layernorm"), config.layer_norm_eps, dtype)?,
             aligner: Projector::load(loader, "model.aligner", config.aligner_depth, dtype)?,
-            channels: config.num_channels,
-            image_size: config.image_size,
-            dtype,
         })
+    }
+}
+
+impl Vision {
+    pub(crate) fn load(loader: &mut Loader<'_>, config: &VisionConfig, dtype: DType, slice: &Slice) -> Result<Self> {
+        let path = "model.vision_model";
+        let ends = if slice.vision_ends { Some(Ends::load(loader, path, config, dtype)?) } else { None };
+        let mut layers = Vec::with_capacity(config.num_hidden_layers);
+        for i in (0..config.num_hidden_layers).filter(|i| slice.vision_layers.contains(i)) {
+            layers.push(VisionLayer::load(loader, &format!("{path}.encoder.layers.{i}"), config, dtype)?);
+        }
+        let is_whole = slice.vision_ends && layers.len() == config.num_hidden_layers;
+        let (channels, image_size) = (config.num_channels, config.image_size);
+        Ok(Self { ends, layers, is_whole, channels, image_size, dtype })
+    }
+
+    fn ends(&self) -> Result<&Ends> {
+        Ok(self.ends.as_ref().ok_or(ModelError::NotLoaded { part: "ends of the vision tower" })?)
+    }
+
+    /// Whether all blocks and what is below and above them are loaded.
+    pub fn is_whole(&self) -> bool {
+        self.is_whole
     }
 
     /// Patches plus positions: `pixels: [images, 3, side, side]` in f32, on any device, to `[images, patches, width]`.
     ///
     /// # Errors
-    /// Pixels of another size than the model's.
+    /// Pixels of another size than the model's, or the embeddings were not loaded.
     pub fn embed(&self, pass: &Pass, pixels: &Tensor) -> Result<Tensor> {
+        let Ends { patch_embedding, position_embedding, .. } = self.ends()?;
         let side = self.image_size;
         match pixels.dims() {
             [_, channels, height, width] if (*channels, *height, *width) == (self.channels, side, side) => {}
@@ -67,13 +88,13 @@ impl Vision {
                 return Err(ModelError::Shape { what: "pixel_values", expected, got: other.to_vec() }.into());
             }
         }
-        let pixels = pixels.to_dtype(self.dtype)?.to_device(self.position_embedding.frozen().device())?;
-        let patches = self.patch_embedding.forward(pass, &pixels)?;
+        let pixels = pixels.to_dtype(self.dtype)?.to_device(position_embedding.frozen().device())?;
+        let patches = patch_embedding.forward(pass, &pixels)?;
         let patches = patches.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
-        Ok(patches.broadcast_add(&self.position_embedding.value().to_dtype(patches.dtype())?)?)
+        Ok(patches.broadcast_add(&position_embedding.value().to_dtype(patches.dtype())?)?)
     }
 
-    /// The blocks, in order.
+    /// The blocks that are loaded, in order.
     pub fn layers(&self) -> &[VisionLayer] {
         &self.layers
     }
@@ -110,8 +131,11 @@ impl Vision {
         }
         match point {
             VisionPoint::Blocks(_) => Ok(x),
-            VisionPoint::Tower => self.post_layernorm.forward(&x),
-            VisionPoint::Aligner => self.aligner.forward(pass, &self.post_layernorm.forward(&x)?),
+            VisionPoint::Tower => self.ends()?.post_layernorm.forward(&x),
+            VisionPoint::Aligner => {
+                let ends = self.ends()?;
+                ends.aligner.forward(pass, &ends.post_layernorm.forward(&x)?)
+            }
         }
     }
 
@@ -126,10 +150,10 @@ impl Vision {
             for layer in self.layers.iter().skip(count) {
                 x = layer.forward(pass, &x)?;
             }
-            x = self.post_layernorm.forward(&x)?;
+            x = self.ends()?.post_layernorm.forward(&x)?;
         }
         if point != VisionPoint::Aligner {
-            x = self.aligner.forward(pass, &x)?;
+            x = self.ends()?.aligner.forward(pass, &x)?;
         }
         Ok(x)
     }
