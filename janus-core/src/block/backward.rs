@@ -1,7 +1,7 @@
-//! A block backward: from the gradient of its output to those of its input and of its low-rank factors.
+//! A block backward: from the gradient of its output to those of its input, of its low-rank factors and of trained norms.
 
 use super::forward::{Plan, Saved, activate};
-use super::rows::{gather, gelu_backward, norm, norm_backward, rotate, scatter, silu_gate_backward};
+use super::rows::{gather, gelu_backward, norm, norm_backward, norm_gradients, rotate, scatter, silu_gate_backward};
 use super::thin::{Thin, beside};
 use super::view::{BlockView, MLP, O, Q};
 use crate::kernel::{Element, Finish, Matrix, Rows, Term, attention, product};
@@ -78,7 +78,8 @@ impl<E: Element> Sites<'_, E> {
     }
 }
 
-/// Gradient of the block's input, `[tokens, hidden]`, where `wanted`; the factors' gradients go into `flat`.
+/// Gradient of the block's input, `[tokens, hidden]`, where `wanted`; the gradients of factors and of trained norms go into
+/// `flat`.
 /// `dy: [kept, hidden]`.
 pub(super) fn backward<E: Element>(
     view: &BlockView<'_, E>,
@@ -93,9 +94,11 @@ pub(super) fn backward<E: Element>(
     let sites = |first| Sites { view, thin, hidden: &saved.hidden, first };
     let [first_norm, second_norm] = view.block_norms();
     let last = view.linears.len() - 1;
-    // Whether anything before the MLP has factors, or the input wants its gradient.
-    let below_mlp = wanted || thin[..MLP].iter().any(Option::is_some);
-    let below_attention = wanted || thin[..O].iter().any(Option::is_some);
+    // Whether anything is trained before a place, or the input wants its gradient.
+    let below_first_norm = wanted || first_norm.is_trained();
+    let below_attention = below_first_norm || thin[..O].iter().any(Option::is_some);
+    let below_second_norm = below_attention || thin[O].is_some();
+    let below_mlp = below_second_norm || second_norm.is_trained();
 
     let into_inner = below_mlp || thin[MLP..last].iter().any(Option::is_some);
     let own_dy = Matrix::copy_of(dy);
@@ -112,6 +115,10 @@ pub(super) fn backward<E: Element>(
     let d_inner_rows: Vec<Rows<'_, E>> = d_inner.iter().map(Matrix::view).collect();
     let d_normed = sites(MLP).backward(&d_inner_rows, renormed, flat, below_mlp)?;
     drop(d_inner);
+    norm_gradients(saved.middle.view(), second_norm, d_normed.view(), flat);
+    if !below_second_norm {
+        return None;
+    }
     let d_middle = norm_backward(saved.middle.view(), second_norm, d_normed.view(), dy);
     drop(d_normed);
 
@@ -131,6 +138,7 @@ pub(super) fn backward<E: Element>(
         rotate(&mut dk, plan.heads.head_dim, angles.cosines, angles.sines, -1.0);
     }
     let renormed = || Input::Made(norm(x, first_norm));
-    let d_normed = sites(Q).backward(&[dq.view(), dk.view(), dv.view()], renormed, flat, wanted)?;
-    Some(norm_backward(x, first_norm, d_normed.view(), d_middle.view()))
+    let d_normed = sites(Q).backward(&[dq.view(), dk.view(), dv.view()], renormed, flat, below_first_norm)?;
+    norm_gradients(x, first_norm, d_normed.view(), flat);
+    wanted.then(|| norm_backward(x, first_norm, d_normed.view(), d_middle.view()))
 }

@@ -32,7 +32,7 @@ pub(crate) fn corrected_linear(
     if x.dims().last() != Some(&input) {
         bail!("input of shape {:?} does not fit a weight of shape [{output}, {input}]", x.dims());
     }
-    let (thin, flat) = ThinPlan::of(&[(input, output, terms)])?;
+    let (thin, flat) = ThinPlan::of(&[(input, output, terms)], &[])?;
     let Some(flat) = flat else { return Ok(None) };
     let node = CorrectedLinear { weight: weight.contiguous()?, bias: bias.cloned(), thin };
     let x = x.contiguous()?;

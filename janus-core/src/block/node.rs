@@ -74,11 +74,20 @@ impl Extent {
 /// Said of masks that [`Block::of`]'s callers send elsewhere.
 const HOLES: &str = "a fused block takes no mask with holes between the keys of a row";
 
-/// A block whose frozen parameters stand as loaded and whose corrections are low-rank terms, ready to be computed.
+/// A norm as it is computed.
+#[derive(Debug)]
+struct Norm {
+    /// Weight and perhaps bias, f32.
+    parameters: Vec<Tensor>,
+    eps: f32,
+    /// Where the flat gradient has that of each parameter, if it is trained.
+    gradients: [Option<usize>; 2],
+}
+
+/// A block whose maps stand as loaded and whose corrections are low-rank terms, ready to be computed. Its norms may be trained.
 #[derive(Debug)]
 pub(crate) struct Block {
-    /// Weight and perhaps bias of both norms.
-    norms: [(Tensor, Option<Tensor>, f32); 2],
+    norms: [Norm; 2],
     /// Weight and perhaps bias of q, k, v, o and the MLP's maps.
     linears: Vec<(Tensor, Option<Tensor>)>,
     thin: ThinPlan,
@@ -87,9 +96,31 @@ pub(crate) struct Block {
     dtype: DType,
 }
 
+impl Norm {
+    /// The norm; what is trained of it goes `beside` the factors, and its place counts from the first value there.
+    fn of(norm: BlockNorm<'_>, beside: &mut Vec<Tensor>) -> Result<Self> {
+        let mut parameters = Vec::with_capacity(2);
+        let mut gradients = [None; 2];
+        for (parameter, gradient) in [Some(norm.weight), norm.bias].into_iter().flatten().zip(&mut gradients) {
+            let value = parameter.value().to_dtype(DType::F32)?;
+            parameters.push(value.detach().contiguous()?);
+            if value.track_op() {
+                *gradient = Some(beside.iter().map(Tensor::elem_count).sum());
+                beside.push(value);
+            }
+        }
+        Ok(Self { parameters, eps: norm.eps as f32, gradients })
+    }
+
+    fn view<'a>(&self, parameters: &[&'a [f32]]) -> NormView<'a> {
+        let bias = parameters.get(1).copied();
+        NormView { weight: parameters[0], bias, eps: self.eps, gradients: self.gradients }
+    }
+}
+
 impl Block {
     /// The block, or `None` where only the operation by operation path will do: another device or a composed pass, a
-    /// trainable copy of a parameter, a correction that is more than low-rank terms, or terms for one request.
+    /// trainable copy of a map's parameter, a correction that is more than low-rank terms, or terms for one request.
     ///
     /// # Errors
     /// Factors that cannot be laid out.
@@ -110,13 +141,6 @@ impl Block {
             Some(bias) => frozen(bias).map(Some),
             None => Some(None),
         };
-        let mut own_norms = Vec::with_capacity(2);
-        for norm in norms {
-            let Some(weight) = frozen(norm.weight) else { return Ok(None) };
-            let Some(bias) = frozen_bias(norm.bias) else { return Ok(None) };
-            own_norms.push((weight, bias, norm.eps as f32));
-        }
-        let [first, second] = own_norms.try_into().expect("two norms were pushed");
         let mut linears = Vec::with_capacity(7);
         let mut sites = Vec::with_capacity(7);
         for projection in attention.iter().chain(mlp.maps()) {
@@ -126,8 +150,13 @@ impl Block {
             let Some(terms) = projection.fusable_terms(pass) else { return Ok(None) };
             sites.push((projection.site().input, projection.site().output, terms));
         }
-        let (thin, factors) = ThinPlan::of(&sites)?;
-        Ok(Some(Self { norms: [first, second], linears, thin, factors, heads, dtype }))
+        let mut beside = Vec::new();
+        let [first, second] = norms.map(|norm| Norm::of(norm, &mut beside));
+        let (mut norms, (thin, factors)) = ([first?, second?], ThinPlan::of(&sites, &beside)?);
+        for place in norms.iter_mut().flat_map(|norm| norm.gradients.iter_mut().flatten()) {
+            *place += thin.beside();
+        }
+        Ok(Some(Self { norms, linears, thin, factors, heads, dtype }))
     }
 
     /// `x: [batch, sequence, hidden]` to `[batch, sequence, hidden]`, or to `[kept, hidden]`.
@@ -152,7 +181,7 @@ impl Block {
     /// The sizes of an input that the block and the rotary tables take.
     fn fit(&self, x: &Tensor, rotary: Option<&Rotary>) -> Result<(usize, usize, usize)> {
         let (batch, sequence, width) = x.dims3()?;
-        let expected = self.norms[0].0.elem_count();
+        let expected = self.norms[0].parameters[0].elem_count();
         if width != expected {
             bail!("input of shape {:?} does not fit a block of width {expected}", x.dims());
         }
@@ -196,27 +225,25 @@ impl Block {
 
     /// Calls `f` with the block's parameters.
     fn with_parameters<E: Stored, T>(&self, f: impl FnOnce(&BlockView<'_, E>) -> Result<T>) -> Result<T> {
-        let mut tensors = Vec::with_capacity(18);
-        for (weight, bias, _) in &self.norms {
-            tensors.extend([weight].into_iter().chain(bias));
-        }
+        let mut tensors = Vec::with_capacity(14);
         for (weight, bias) in &self.linears {
             tensors.extend([weight].into_iter().chain(bias));
         }
+        let norms: Vec<&Tensor> = self.norms.iter().flat_map(|norm| &norm.parameters).collect();
         with_slices::<E, _>(&tensors, |slices| {
             let mut slices = slices.iter().copied();
             let mut next = || slices.next().expect("one slice for every tensor");
-            let norms = [0, 1].map(|which| {
-                let (_, bias, eps) = &self.norms[which];
-                NormView { weight: next(), bias: bias.as_ref().map(|_| next()), eps: *eps }
-            });
             let mut linears = Vec::with_capacity(self.linears.len());
             for (weight, bias) in &self.linears {
                 let (output, input) = weight.dims2()?;
                 let weight = Rows::dense(next(), output, input);
                 linears.push(LinearView { weight, bias: bias.as_ref().map(|_| next()) });
             }
-            f(&BlockView { norms: Some(norms), linears })
+            with_slices::<f32, _>(&norms, |slices| {
+                let (first, second) = slices.split_at(self.norms[0].parameters.len());
+                let norms = [self.norms[0].view(first), self.norms[1].view(second)];
+                f(&BlockView { norms: Some(norms), linears })
+            })
         })
     }
 

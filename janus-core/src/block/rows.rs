@@ -9,6 +9,9 @@ use crate::kernel::{Element, Matrix, Rows};
 /// Rows of a parallel piece.
 const ROWS: usize = 16;
 
+/// Rows whose share of a parameter's gradient is summed in one piece.
+const SUMMED_ROWS: usize = 64;
+
 /// Calls `f(i, row)` for every row of a matrix, spread over the threads.
 fn each_row<E: Element>(matrix: &mut Matrix<E>, f: impl Fn(usize, &mut [E]) + Sync) {
     let (stride, width, rows) = (matrix.stride().max(1), matrix.width(), matrix.rows());
@@ -25,7 +28,7 @@ fn each_row<E: Element>(matrix: &mut Matrix<E>, f: impl Fn(usize, &mut [E]) + Sy
 }
 
 /// The norm of every row.
-pub(super) fn norm<E: Element>(x: Rows<'_, E>, norm: &NormView<'_, E>) -> Matrix<E> {
+pub(super) fn norm<E: Element>(x: Rows<'_, E>, norm: &NormView<'_>) -> Matrix<E> {
     let mut y = Matrix::new(x.count(), x.width());
     each_row(&mut y, |i, y| match norm.bias {
         Some(bias) => layer_norm_row(x.row(i), norm.weight, bias, norm.eps, y),
@@ -37,7 +40,7 @@ pub(super) fn norm<E: Element>(x: Rows<'_, E>, norm: &NormView<'_, E>) -> Matrix
 /// `dx = upstream + (gradient of the norm's input from that of its output)`.
 pub(super) fn norm_backward<E: Element>(
     x: Rows<'_, E>,
-    norm: &NormView<'_, E>,
+    norm: &NormView<'_>,
     dy: Rows<'_, E>,
     upstream: Rows<'_, E>,
 ) -> Matrix<E> {
@@ -47,6 +50,32 @@ pub(super) fn norm_backward<E: Element>(
         None => rms_norm_backward_row(x.row(i), norm.weight, norm.eps, dy.row(i), upstream.row(i), dx),
     });
     dx
+}
+
+/// Adds the gradients of weight and bias to the flat gradient, those of them that are trained. Pieces of rows are summed
+/// apart and then in their order, so that the threads change nothing.
+pub(super) fn norm_gradients<E: Element>(x: Rows<'_, E>, norm: &NormView<'_>, dy: Rows<'_, E>, flat: &mut [f32]) {
+    if !norm.is_trained() {
+        return;
+    }
+    let (width, centred) = (x.width(), norm.bias.is_some());
+    let pieces: Vec<Vec<f32>> = (0..x.count().div_ceil(SUMMED_ROWS))
+        .into_par_iter()
+        .map(|piece| {
+            let mut sums = vec![0f32; 2 * width];
+            let (of_weight, of_bias) = sums.split_at_mut(width);
+            for i in piece * SUMMED_ROWS..x.count().min((piece + 1) * SUMMED_ROWS) {
+                norm_gradients_row(x.row(i), centred, norm.eps, dy.row(i), of_weight, of_bias);
+            }
+            sums
+        })
+        .collect();
+    for (place, start) in norm.gradients.iter().zip([0, width]).filter_map(|(place, start)| Some(((*place)?, start))) {
+        for sums in &pieces {
+            let gradient = flat[place..place + width].iter_mut();
+            gradient.zip(&sums[start..start + width]).for_each(|(gradient, sum)| *gradient += sum);
+        }
+    }
 }
 
 /// `silu(gate)·up`.
@@ -110,44 +139,53 @@ pub(super) fn scatter<E: Element>(some: Rows<'_, E>, rows: &[u32], count: usize)
 
 vectorized! {
     /// `y = g · x / sqrt(mean(x²) + eps)`.
-    fn rms_norm_row<E>(x: &[E], weight: &[E], eps: f32, y: &mut [E]) {
+    fn rms_norm_row<E>(x: &[E], weight: &[f32], eps: f32, y: &mut [E]) {
         let scale = rms_scale(x, eps);
         for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
-            *y = E::narrow(x.widen() * scale * w.widen());
+            *y = E::narrow(x.widen() * scale * w);
         }
     }
 
     /// With `s = 1/sqrt(mean(x²)+eps)`, `n = x·s`: `dx = up + s·(g·dy - n·mean(g·dy·n))`.
-    fn rms_norm_backward_row<E>(x: &[E], weight: &[E], eps: f32, dy: &[E], upstream: &[E], dx: &mut [E]) {
+    fn rms_norm_backward_row<E>(x: &[E], weight: &[f32], eps: f32, dy: &[E], upstream: &[E], dx: &mut [E]) {
         let width = x.len();
         let (weight, dy, upstream, dx) = (&weight[..width], &dy[..width], &upstream[..width], &mut dx[..width]);
         let scale = rms_scale(x, eps);
-        let mean = sum(width, |i| x[i].widen() * dy[i].widen() * weight[i].widen()) * scale / width as f32;
+        let mean = sum(width, |i| x[i].widen() * dy[i].widen() * weight[i]) * scale / width as f32;
         for i in 0..width {
-            let d = scale * (dy[i].widen() * weight[i].widen() - x[i].widen() * scale * mean);
+            let d = scale * (dy[i].widen() * weight[i] - x[i].widen() * scale * mean);
             dx[i] = E::narrow(upstream[i].widen() + d);
         }
     }
 
     /// `y = g · (x - mean) / sqrt(var + eps) + b`.
-    fn layer_norm_row<E>(x: &[E], weight: &[E], bias: &[E], eps: f32, y: &mut [E]) {
+    fn layer_norm_row<E>(x: &[E], weight: &[f32], bias: &[f32], eps: f32, y: &mut [E]) {
         let (mean, scale) = layer_scale(x, eps);
         for (((y, x), w), b) in y.iter_mut().zip(x).zip(weight).zip(bias) {
-            *y = E::narrow((x.widen() - mean) * scale * w.widen() + b.widen());
+            *y = E::narrow((x.widen() - mean) * scale * w + b);
         }
     }
 
     /// With `n = (x - mean)·s`: `dx = up + s·(g·dy - mean(g·dy) - n·mean(g·dy·n))`.
-    fn layer_norm_backward_row<E>(x: &[E], weight: &[E], eps: f32, dy: &[E], upstream: &[E], dx: &mut [E]) {
+    fn layer_norm_backward_row<E>(x: &[E], weight: &[f32], eps: f32, dy: &[E], upstream: &[E], dx: &mut [E]) {
         let width = x.len();
         let (weight, dy, upstream, dx) = (&weight[..width], &dy[..width], &upstream[..width], &mut dx[..width]);
         let (mean, scale) = layer_scale(x, eps);
-        let first = sum(width, |i| dy[i].widen() * weight[i].widen()) / width as f32;
-        let dot = |i: usize| dy[i].widen() * weight[i].widen() * (x[i].widen() - mean);
+        let first = sum(width, |i| dy[i].widen() * weight[i]) / width as f32;
+        let dot = |i: usize| dy[i].widen() * weight[i] * (x[i].widen() - mean);
         let second = sum(width, dot) * scale / width as f32;
         for i in 0..width {
-            let d = scale * (dy[i].widen() * weight[i].widen() - first - (x[i].widen() - mean) * scale * second);
+            let d = scale * (dy[i].widen() * weight[i] - first - (x[i].widen() - mean) * scale * second);
             dx[i] = E::narrow(upstream[i].widen() + d);
+        }
+    }
+
+    /// With n as above: `dg += dy·n`, `db += dy`.
+    fn norm_gradients_row<E>(x: &[E], centred: bool, eps: f32, dy: &[E], d_weight: &mut [f32], d_bias: &mut [f32]) {
+        let (mean, scale) = if centred { layer_scale(x, eps) } else { (0.0, rms_scale(x, eps)) };
+        for (((x, dy), d_weight), d_bias) in x.iter().zip(dy).zip(d_weight).zip(d_bias) {
+            *d_weight += dy.widen() * (x.widen() - mean) * scale;
+            *d_bias += dy.widen();
         }
     }
 

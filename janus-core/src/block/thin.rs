@@ -1,7 +1,7 @@
 //! The low-rank factors of a block's sites, laid out in one flat f32 tensor, and their gradients.
 //!
-//! Of each site with terms: the A of every term, one behind the other, then every B. One input of the tape's node carries
-//! them all; candle's `cat` hands the gradients back to the factors.
+//! Of each site with terms: the A of every term, one behind the other, then every B; behind all of them what else is
+//! trained. One input of the tape's node carries them all; candle's `cat` hands the gradients back to the factors.
 
 use std::ops::Range;
 
@@ -42,17 +42,18 @@ pub(super) struct Dropout {
 #[derive(Debug, Clone)]
 pub(super) struct ThinPlan {
     sites: Vec<Option<SitePlan>>,
+    beside: usize,
     len: usize,
 }
 
 impl ThinPlan {
-    /// Lays out the terms of the sites (input and output sizes, terms, and the dropout key of each in training), and
-    /// returns the flat tensor; `None` where no site has a term.
+    /// Lays out the terms of the sites (input and output sizes, terms, and the dropout key of each in training) and,
+    /// behind them, the f32 tensors `beside`; returns the flat tensor, `None` where there is nothing in it.
     ///
     /// # Errors
     /// Factors that do not fit their site or each other.
-    pub(super) fn of(sites: &[(usize, usize, KeyedTerms)]) -> Result<(Self, Option<Tensor>)> {
-        let mut plan = Self { sites: Vec::with_capacity(sites.len()), len: 0 };
+    pub(super) fn of(sites: &[(usize, usize, KeyedTerms)], beside: &[Tensor]) -> Result<(Self, Option<Tensor>)> {
+        let mut plan = Self { sites: Vec::with_capacity(sites.len()), beside: 0, len: 0 };
         let mut parts = Vec::new();
         for (input, output, terms) in sites {
             if terms.is_empty() {
@@ -77,6 +78,11 @@ impl ThinPlan {
             plan.len += own.len();
             plan.sites.push(Some(own));
         }
+        plan.beside = plan.len;
+        for tensor in beside {
+            plan.len += tensor.elem_count();
+            parts.push(tensor.flatten_all()?);
+        }
         let flat = if parts.is_empty() { None } else { Some(Tensor::cat(&parts, 0)?) };
         Ok((plan, flat))
     }
@@ -84,6 +90,11 @@ impl ThinPlan {
     /// Number of values.
     pub(super) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Place of the first value behind the factors.
+    pub(super) fn beside(&self) -> usize {
+        self.beside
     }
 
     /// The factors of each site.

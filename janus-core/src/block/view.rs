@@ -1,13 +1,22 @@
-//! A block's frozen parameters as slices.
+//! A block's parameters as slices.
 
 use crate::kernel::Rows;
 
-/// A norm: root-mean-square without bias, layer norm with one.
+/// A norm: root-mean-square without bias, layer norm with one. Its parameters are few, so that they are widened once.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct NormView<'a, E> {
-    pub(super) weight: &'a [E],
-    pub(super) bias: Option<&'a [E]>,
+pub(super) struct NormView<'a> {
+    pub(super) weight: &'a [f32],
+    pub(super) bias: Option<&'a [f32]>,
     pub(super) eps: f32,
+    /// Where the flat gradient has that of the weight and that of the bias, if they are trained.
+    pub(super) gradients: [Option<usize>; 2],
+}
+
+impl NormView<'_> {
+    /// Whether a parameter of it is trained.
+    pub(super) fn is_trained(&self) -> bool {
+        self.gradients.iter().any(Option::is_some)
+    }
 }
 
 /// A linear map.
@@ -23,13 +32,13 @@ pub(super) struct LinearView<'a, E> {
 #[derive(Debug)]
 pub(super) struct BlockView<'a, E> {
     /// A single site has none.
-    pub(super) norms: Option<[NormView<'a, E>; 2]>,
+    pub(super) norms: Option<[NormView<'a>; 2]>,
     pub(super) linears: Vec<LinearView<'a, E>>,
 }
 
 impl<'a, E> BlockView<'a, E> {
     /// The norms of a whole block.
-    pub(super) fn block_norms(&self) -> &[NormView<'a, E>; 2] {
+    pub(super) fn block_norms(&self) -> &[NormView<'a>; 2] {
         self.norms.as_ref().expect("a block has two norms")
     }
 }

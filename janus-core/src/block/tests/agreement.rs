@@ -31,6 +31,9 @@ fn cases(dtype: DType) -> Vec<(&'static str, Case)> {
             let case = of(kind, [2, 9]).with_terms_everywhere(forms);
             cases.push(("dropout", Case { pass: training(), ..case }));
         }
+        cases.push(("trained norms", of(kind, [3, 101]).with_terms_everywhere(ONE).with_trained_norms()));
+        cases.push(("trained norms alone", of(kind, [2, 7]).with_trained_norms()));
+        cases.push(("trained norms, an untracked input", of(kind, [2, 7]).with_trained_norms().untracked()));
         let case = of(kind, [2, 7]).with_terms(&some, DROPPED).untracked();
         cases.push(("dropout on some sites, an untracked input", Case { pass: training(), ..case }));
     }

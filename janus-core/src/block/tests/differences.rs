@@ -25,17 +25,30 @@ fn all_gradients_agree_with_differences() {
         };
         let projections: Vec<_> =
             case.kind.paths(0).iter().map(|path| case.model.projections().get(path).unwrap().clone()).collect();
-        let mut shapes = vec![vec![1, 5, kind.width(case.model.config())]];
+        let width = kind.width(case.model.config());
+        let mut shapes = vec![vec![1, 5, width]];
         for projection in &projections {
             shapes.extend([vec![2, projection.site().input], vec![projection.site().output, 2]]);
         }
+        let factors = 1 + 2 * projections.len();
+        let (path, _) = kind.names(0);
+        let norms: &[&str] = match kind {
+            Decoder => &["input_layernorm.weight", "post_attention_layernorm.weight"],
+            Vision => &["layer_norm1.weight", "layer_norm1.bias", "layer_norm2.weight", "layer_norm2.bias"],
+        };
+        shapes.extend(norms.iter().map(|_| vec![width]));
         let shapes: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
         let mut case = case;
         let cell = std::cell::RefCell::new(&mut case);
         check::gradients(&shapes, |tensors| {
             let case = &mut *cell.borrow_mut();
             case.x = tensors[0].clone();
-            for (projection, factors) in projections.iter().zip(tensors[1..].chunks(2)) {
+            for (name, value) in norms.iter().zip(&tensors[factors..]) {
+                // Near one, so that the sums stay of a size.
+                let value = value.affine(0.5, 1.0)?;
+                case.model.parameters().substitute(&format!("{path}.{name}"), Some(value)).unwrap();
+            }
+            for (projection, factors) in projections.iter().zip(tensors[1..factors].chunks(2)) {
                 let [a, b] = factors else { unreachable!() };
                 let (a, b) = ((a * 0.5)?, (b * 0.5)?);
                 let term = LowRank { a, b, scale: 0.6, dropout, request: None };

@@ -196,6 +196,23 @@ impl Case {
         self.with_terms(&all, forms)
     }
 
+    /// Copies of its norms' parameters as variables: of the first norm all, of the second one of them.
+    fn with_trained_norms(mut self) -> Self {
+        let (path, _) = self.kind.names(0);
+        let names: &[&str] = match self.kind {
+            Decoder => &["input_layernorm.weight", "post_attention_layernorm.weight"],
+            Vision => &["layer_norm1.weight", "layer_norm1.bias", "layer_norm2.bias"],
+        };
+        for name in names.iter().map(|name| format!("{path}.{name}")) {
+            let width = [self.kind.width(self.model.config())];
+            let values = (check::tensor(&width, noise::key_of(&name)) * 0.5).unwrap().affine(1.0, 0.7).unwrap();
+            let var = Var::from_tensor(&values).unwrap();
+            self.model.parameters().substitute(&name, Some(var.as_tensor().clone())).unwrap();
+            self.vars.insert(name, var);
+        }
+        self
+    }
+
     /// An input without history.
     fn untracked(mut self) -> Self {
         self.x = self.x.detach();
