@@ -4,7 +4,7 @@ use janus_core::Janus;
 use serde::{Deserialize, Serialize};
 
 use super::mixture::Mixer;
-use super::prefetch::rows_ahead;
+use super::prefetch::{row_threads, rows_ahead};
 use super::signals;
 use super::step::TableBatch;
 use super::tables::{RecipeTable, SampleState, SampleStream};
@@ -39,7 +39,7 @@ impl Feeder {
         let rows_ahead = rows_ahead(recipe);
         let stream = |table| {
             let stream = SampleStream::new(table, recipe.train.seed, recipe.train.shuffle)?;
-            Ok(stream.with_rows_ahead(rows_ahead))
+            Ok(stream.with_rows_ahead(rows_ahead, row_threads()))
         };
         Ok(Self {
             mixer: Mixer::new(recipe.train.mixture, &weights),

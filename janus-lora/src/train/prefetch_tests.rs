@@ -79,9 +79,9 @@ fn rows_read_ahead_are_the_same_rows_in_the_same_order() {
         let stream = || SampleStream::new(&tables[0], 7, true).unwrap();
         let expected = place.take(&mut stream(), 2 * ROWS + 5);
         assert_ne!(expected[..ROWS], expected[ROWS..2 * ROWS], "two epochs have two orders");
-        for rows_ahead in [1, 3, 64] {
-            let mut ahead = stream().with_rows_ahead(rows_ahead);
-            assert!(place.take(&mut ahead, 2 * ROWS + 5) == expected, "{task}, {rows_ahead} rows ahead");
+        for (rows_ahead, threads) in [(1, 1), (1, 4), (3, 2), (64, 1), (64, 5)] {
+            let mut ahead = stream().with_rows_ahead(rows_ahead, threads);
+            assert!(place.take(&mut ahead, 2 * ROWS + 5) == expected, "{task}, {rows_ahead} rows ahead of {threads}");
         }
     }
 }
@@ -96,8 +96,8 @@ fn a_damaged_picture_comes_out_at_its_row_and_not_before() {
     let at = bytes.windows(damaged.len()).position(|window| window == damaged).unwrap();
     bytes[at + damaged.len() / 2..at + damaged.len() - 12].fill(0xFF);
     std::fs::write(&path, &bytes).unwrap();
-    for rows_ahead in [0, 2, 64] {
-        let mut stream = SampleStream::new(&tables[0], 7, false).unwrap().with_rows_ahead(rows_ahead);
+    for (rows_ahead, threads) in [(0, 1), (2, 1), (64, 1), (64, 3)] {
+        let mut stream = SampleStream::new(&tables[0], 7, false).unwrap().with_rows_ahead(rows_ahead, threads);
         assert_eq!(place.take(&mut stream, 13).len(), 13);
         let error = stream.next(&place.base, &place.model).unwrap_err();
         assert!(matches!(&error, Error::Train(TrainError::Row { row, .. }) if row.row == 13), "{error}");
@@ -110,7 +110,7 @@ fn a_file_that_is_gone_is_an_error_and_again_the_next_time() {
     let place = Place::new();
     let tables = place.tables("understand");
     std::fs::remove_file(place.folder.path().join("rows.parquet")).unwrap();
-    let mut stream = SampleStream::new(&tables[0], 7, true).unwrap().with_rows_ahead(4);
+    let mut stream = SampleStream::new(&tables[0], 7, true).unwrap().with_rows_ahead(4, 2);
     for _ in 0..2 {
         let outcome: Result<Sample> = stream.next(&place.base, &place.model);
         assert!(matches!(outcome, Err(Error::Data(_))), "{outcome:?}");

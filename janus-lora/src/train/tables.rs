@@ -119,8 +119,10 @@ pub struct SampleStream {
     task: Arc<dyn Task>,
     key: u64,
     count: u64,
-    /// Rows that are read ahead on a thread of their own.
+    /// Rows that are read ahead on threads of their own.
     rows_ahead: usize,
+    /// So many threads.
+    row_threads: usize,
     ahead: Option<ReadAhead>,
     waited: Duration,
 }
@@ -139,16 +141,17 @@ impl SampleStream {
             key: noise::combine(key, 1),
             count: 0,
             rows_ahead: 0,
+            row_threads: 1,
             ahead: None,
             waited: Duration::ZERO,
         })
     }
 
-    /// Reads, decodes and resizes so many rows ahead, from the first [`SampleStream::next`] on; 0 reads each when it is asked
-    /// for. The samples are the same.
+    /// Reads, decodes and resizes so many rows ahead on `threads` threads, from the first [`SampleStream::next`] on; 0 rows
+    /// reads each when it is asked for. The samples are the same.
     #[must_use]
-    pub fn with_rows_ahead(mut self, rows: usize) -> Self {
-        (self.rows_ahead, self.ahead) = (rows, None);
+    pub fn with_rows_ahead(mut self, rows: usize, threads: usize) -> Self {
+        (self.rows_ahead, self.row_threads, self.ahead) = (rows, threads, None);
         self
     }
 
@@ -216,10 +219,10 @@ impl SampleStream {
         }
         // Also where the stream was moved since the last row.
         if self.ahead.as_ref().is_none_or(|ahead| ahead.place() != place) {
-            // The old thread's rows go before new ones come.
+            // The old threads' rows go before new ones come.
             self.ahead = None;
             let source = Drafts { rows: self.rows.fork(), task: self.task.clone(), key: self.key, count: self.count };
-            self.ahead = Some(ReadAhead::start(source, base.clone(), self.rows_ahead)?);
+            self.ahead = Some(ReadAhead::start(source, base.clone(), self.rows_ahead, self.row_threads)?);
         }
         let Some(ahead) = &mut self.ahead else { unreachable!("started above") };
         let drafted = ahead.next();
