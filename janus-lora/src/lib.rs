@@ -6,7 +6,7 @@
 //! 2. [`data`] reads rows from Parquet, [`tasks`] makes samples and batches of them and computes their loss, [`survey`]
 //!    shows beforehand what they come to;
 //! 3. [`adapter`] holds low-rank pairs and copies, reads and writes them as PEFT does, and attaches them to a base
-//!    through the core's seam;
+//!    through the core's seam; [`dynamic`] holds the dynamic visual encoder that may stand beside them;
 //! 4. [`train`] moves them, [`eval`] measures them, [`report`] shows what happens and happened;
 //! 5. [`merge`] folds them into a new checkpoint, [`probe`] compares with other implementations, [`bench`] measures speed
 //!    and memory.
@@ -22,6 +22,7 @@ pub mod bench;
 pub mod cache;
 pub mod cli;
 pub mod data;
+pub mod dynamic;
 pub mod error;
 pub mod eval;
 pub mod fingerprint;

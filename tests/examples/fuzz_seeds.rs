@@ -60,6 +60,7 @@ fn adapters(into: &Path) {
             dropout: 0.0,
             sites: sites.map(Arc::from).to_vec(),
             modules_to_save: saved.to_vec(),
+            dynamic: None,
             base_name: None,
         };
         let mut adapter = Adapter::new(&base, false, &spec, 1, &read).unwrap();

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use janus_core::Janus;
 use janus_core::checkpoint::{EMBED_TOKENS, LM_HEAD};
+use janus_core::model::vision::Vision;
 use janus_core::site::{Correction, LowRank};
 
 use super::Adapter;
 use super::error::AdapterError;
 use super::pair::pair_shapes;
+use crate::dynamic::{self, Factors};
 
 /// The low-rank terms of one site, of one or several adapters.
 #[derive(Debug, Clone)]
@@ -31,8 +33,8 @@ impl Correction for LoraCorrection {
     }
 }
 
-/// Lets a model compute with these adapters and no others, each with the factor on its scale. The factor is for the
-/// low-rank part: copies of parameters (`modules_to_save`) stand in as they are.
+/// Lets a model compute with these adapters and no others, each with the factor on its scale and on its dynamic encoder's
+/// shift. Copies of parameters (`modules_to_save`) stand in as they are.
 ///
 /// What belongs to a part of the model that was not loaded is left out. On an error the model is as it was.
 ///
@@ -80,16 +82,33 @@ pub fn attach(model: &Janus, adapters: &[(&Adapter, f64)]) -> Result<(), Adapter
         }
     }
 
+    let factors = factors(model, adapters)?;
+    copies.extend(factors.norm_copies(model, |name| copies.get(name).cloned())?);
     detach(model);
     for projection in model.projections().iter() {
-        if let Some(terms) = terms.remove(&projection.site().path) {
-            projection.attach(Some(Arc::new(LoraCorrection::new(terms))));
-        }
+        let path = &projection.site().path;
+        let terms = terms.remove(path);
+        let scaled = factors.correction(model, path, terms.clone().unwrap_or_default())?;
+        let plain = || terms.map(|terms| Arc::new(LoraCorrection::new(terms)) as Arc<dyn Correction>);
+        projection.attach(scaled.or_else(plain));
     }
     for (name, copy) in copies {
         model.parameters().substitute(&name, Some(copy))?;
     }
     Ok(())
+}
+
+/// The factors of all dynamic encoders together.
+fn factors(model: &Janus, adapters: &[(&Adapter, f64)]) -> Result<Factors, AdapterError> {
+    for dynamic in adapters.iter().filter_map(|(adapter, _)| adapter.dynamic.as_ref()) {
+        for (name, shape) in dynamic::shapes(model.config(), dynamic.paths()) {
+            let value = dynamic.values().get(name);
+            let value = value.ok_or_else(|| AdapterError::UnknownModule { path: name.into() })?;
+            check_shape(name, "value", &shape, value)?;
+        }
+    }
+    let encoders = adapters.iter().filter_map(|(adapter, factor)| Some((adapter.dynamic.as_ref()?, *factor)));
+    Ok(Factors::of(encoders)?)
 }
 
 /// Empties every slot and takes back every copy: the base again.
@@ -111,7 +130,7 @@ fn is_loaded(model: &Janus, name: &str) -> bool {
     } else if name.starts_with("model.language_model.") {
         model.decoder().is_whole()
     } else if name.starts_with("model.vision_model.") || name.starts_with("model.aligner.") {
-        model.vision().is_ok()
+        model.vision().is_ok_and(Vision::is_whole)
     } else if name.starts_with("model.generation_") {
         model.generation().is_ok()
     } else if name.starts_with("model.vqmodel.") {

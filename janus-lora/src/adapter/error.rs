@@ -45,13 +45,13 @@ pub enum AdapterError {
         /// Its name.
         file: &'static str,
     },
-    /// A companion file whose content this version would have to drop.
-    #[error("`{file}` is not supported by this version: {what}")]
-    Extras {
+    /// Which file of the folder the cause is about.
+    #[error("`{file}` cannot be used")]
+    File {
         /// Its name.
         file: &'static str,
-        /// What it holds.
-        what: &'static str,
+        /// Why.
+        source: Box<AdapterError>,
     },
     /// A file of the folder that is not read: it leads out of it, is too long or no regular file.
     #[error(transparent)]
@@ -213,7 +213,7 @@ pub enum AdapterError {
 impl Diagnose for AdapterError {
     fn fault(&self) -> Fault {
         match self {
-            AdapterError::Folder { source, .. } => source.fault(),
+            AdapterError::Folder { source, .. } | AdapterError::File { source, .. } => source.fault(),
             AdapterError::Input(e) => e.fault(),
             AdapterError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => Fault::Input,
             AdapterError::Io { .. } | AdapterError::Tensor(_) => Fault::Internal,
@@ -225,7 +225,7 @@ impl Diagnose for AdapterError {
 
     fn hints(&self) -> Vec<String> {
         let hint = match self {
-            AdapterError::Folder { source, .. } => return source.hints(),
+            AdapterError::Folder { source, .. } | AdapterError::File { source, .. } => return source.hints(),
             AdapterError::Input(e) => return e.hints(),
             AdapterError::Core(e) => return e.hints(),
             AdapterError::Output(e) => return e.hints(),
@@ -233,7 +233,6 @@ impl Diagnose for AdapterError {
                 "an adapter is a folder with `adapter_config.json` and `adapter_model.safetensors`"
             }
             AdapterError::Pickle { .. } => "load it with PEFT and save it again with `safe_serialization=True`",
-            AdapterError::Extras { .. } => "only the low-rank part of an adapter can be used for now",
             AdapterError::Unsupported { fields } if fields.iter().any(|f| f.starts_with("`init_lora_weights`")) => {
                 "such an adapter belongs to a changed base: save it with `path_initial_model_for_weight_conversion` in PEFT, which makes it a plain one"
             }

@@ -1,4 +1,4 @@
-//! The two kinds of file in an adapter folder: JSON texts, and `adapter_model.safetensors`.
+//! The two kinds of file in an adapter folder: JSON texts, and safetensors.
 //!
 //! The header of a weights file is checked before any value is read, and values are read one tensor after the other
 //! into a buffer as long as the file really is: a header cannot make the program allocate more than the file holds.
@@ -34,7 +34,7 @@ pub(super) fn read_json_text(
     Ok(content.map(|content| String::from_utf8_lossy(&content).into_owned()))
 }
 
-/// A weights file whose header has been read and checked.
+/// A safetensors file whose header has been read and checked.
 pub(super) struct WeightsFile {
     file: fs::File,
     values_at: u64,
@@ -47,7 +47,7 @@ fn unsound(problem: impl ToString) -> AdapterError {
 }
 
 impl WeightsFile {
-    /// Opens the weights of an adapter folder, which lie at `path`.
+    /// Opens the file at `path`.
     pub(super) fn open(path: &Path) -> Result<Self, AdapterError> {
         let failed = |source| AdapterError::Io { path: path.to_path_buf(), source };
         let mut file = fs::File::open(path).map_err(failed)?;
@@ -86,14 +86,13 @@ impl WeightsFile {
     }
 
     /// The values of a tensor as f32, in its shape.
-    pub(super) fn read(&self, folder: &Path, info: &TensorInfo) -> Result<Tensor, AdapterError> {
-        let path = folder.join(WEIGHTS_FILE);
+    pub(super) fn read(&self, info: &TensorInfo) -> Result<Tensor, AdapterError> {
         let (begin, end) = info.data_offsets;
         let mut bytes = vec![0; end - begin];
         let mut file = self.file.file();
         file.seek(SeekFrom::Start(self.values_at + begin as u64))
             .and_then(|_| file.read_exact(&mut bytes))
-            .map_err(|source| AdapterError::Io { path, source })?;
+            .map_err(|source| AdapterError::Io { path: self.file.path().to_path_buf(), source })?;
         let values: Vec<f32> = match info.dtype {
             Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
             Dtype::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
@@ -111,8 +110,7 @@ pub(super) fn is_read(dtype: Dtype) -> bool {
 
 /// Writes tensors as f32, in the order of their names, with `{"format": "pt"}` as the only metadata: equal tensors give
 /// equal bytes.
-pub(super) fn write_weights(folder: &Path, tensors: &[(String, Tensor)]) -> Result<(), AdapterError> {
-    let path = folder.join(WEIGHTS_FILE);
+pub(super) fn write_weights(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), AdapterError> {
     let mut infos = Vec::with_capacity(tensors.len());
     let mut at = 0;
     for (name, tensor) in tensors {
@@ -128,7 +126,7 @@ pub(super) fn write_weights(folder: &Path, tensors: &[(String, Tensor)]) -> Resu
     header.resize(header.len().next_multiple_of(8), b' ');
 
     let mut computing = None;
-    let written = write_file(&path, |out| {
+    let written = write_file(path, |out| {
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
         for (_, tensor) in tensors {

@@ -6,7 +6,8 @@ use super::super::testing::{
     SITES, Stored, base, bits, change_config, change_weights, folder_of, parameter, refusal, spec, trained,
 };
 use super::*;
-use crate::adapter::BaseNote;
+use crate::adapter::{AdapterSpec, BaseNote};
+use crate::dynamic::Paths;
 
 const EMBEDDING: &str = "model.language_model.embed_tokens";
 
@@ -226,7 +227,7 @@ fn a_folder_must_hold_what_an_adapter_is_made_of() {
     let adapter = trained(&spec(&SITES, &[]));
     let folder = folder_of(&adapter);
     std::fs::write(folder.path().join(EXTRAS_FILE), b"").unwrap();
-    assert!(matches!(refusal(folder.path()), AdapterError::Extras { file: EXTRAS_FILE, .. }));
+    assert!(matches!(refusal(folder.path()), AdapterError::File { file: EXTRAS_FILE, .. }));
 
     let folder = folder_of(&adapter);
     std::fs::remove_file(folder.path().join(WEIGHTS_FILE)).unwrap();
@@ -239,4 +240,64 @@ fn a_folder_must_hold_what_an_adapter_is_made_of() {
     assert!(matches!(refusal(&nowhere), AdapterError::NotAFolder { .. }));
     let error = Adapter::read(&nowhere, &base(), false).unwrap_err().to_string();
     assert!(error.contains("nowhere"), "{error}");
+}
+
+#[test]
+fn a_dynamic_encoder_comes_back_to_the_bit() {
+    let paths = Paths { vision: true, generation: true };
+    let mut adapter = trained(&spec(&SITES, &[]));
+    adapter.dynamic = Some(crate::dynamic::tests::trained(&base(), paths, 5));
+    let folder = folder_of(&adapter);
+    let read = Adapter::read(folder.path(), &base(), false).unwrap();
+    assert_eq!(read.dynamic.as_ref().unwrap().paths(), paths);
+    assert_eq!(read.parameter_count(), adapter.parameter_count());
+    for ((name, written), (read_name, value)) in adapter.extras().iter().zip(read.extras()) {
+        assert_eq!(*name, read_name);
+        assert_eq!(bits(written), bits(&value), "{name}");
+    }
+    // PEFT's own file is what it is without the encoder.
+    adapter.dynamic = None;
+    let plain = folder_of(&adapter);
+    let bytes = |folder: &tempfile::TempDir| std::fs::read(folder.path().join(WEIGHTS_FILE)).unwrap();
+    assert_eq!(bytes(&folder), bytes(&plain));
+    assert!(!plain.path().join(EXTRAS_FILE).exists());
+}
+
+#[test]
+fn every_value_of_a_dynamic_encoder_is_accounted_for() {
+    let mut adapter = trained(&spec(&SITES, &[]));
+    adapter.dynamic = Some(crate::dynamic::tests::trained(&base(), Paths { vision: true, generation: false }, 5));
+    let told = |change: &dyn Fn(&mut Vec<(String, Tensor)>)| {
+        let folder = folder_of(&adapter);
+        let mut tensors = adapter.extras();
+        change(&mut tensors);
+        write_weights(&folder.path().join(EXTRAS_FILE), &tensors).unwrap();
+        match refusal(folder.path()) {
+            AdapterError::File { file: EXTRAS_FILE, source } => source.to_string(),
+            other => panic!("{other}"),
+        }
+    };
+    let gates = "dynamic.vision.gates";
+    let missing = told(&|tensors| tensors.retain(|(name, _)| name != gates));
+    assert!(missing.contains(gates), "{missing}");
+    let leftover = told(&|tensors| tensors.push(("head.unknown".into(), tensors[0].1.clone())));
+    assert!(leftover.contains("head.unknown"), "{leftover}");
+    let misshapen = told(&|tensors| {
+        let own = tensors.iter_mut().find(|(name, _)| name == gates).unwrap();
+        own.1 = own.1.narrow(0, 0, 1).unwrap();
+    });
+    assert!(misshapen.contains(gates) && misshapen.contains("[1, 2]"), "{misshapen}");
+}
+
+#[test]
+fn an_adapter_of_nothing_is_refused_and_one_of_an_encoder_alone_is_not() {
+    let paths = Paths { vision: true, generation: true };
+    let alone = AdapterSpec { dynamic: Some(paths), ..spec(&[], &[]) };
+    let adapter = Adapter::new(&base(), false, &alone, 7, &parameter).unwrap();
+    let folder = folder_of(&adapter);
+    let read = Adapter::read(folder.path(), &base(), false).unwrap();
+    assert!(read.pairs.is_empty() && read.dynamic.is_some());
+    std::fs::remove_file(folder.path().join(EXTRAS_FILE)).unwrap();
+    assert!(matches!(refusal(folder.path()), AdapterError::NothingTargeted { .. }));
+    assert!(Adapter::new(&base(), false, &spec(&[], &[]), 7, &parameter).is_err());
 }

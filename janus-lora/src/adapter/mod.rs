@@ -1,4 +1,5 @@
-//! The adapter, as PEFT's files know it: low-rank pairs at sites of the model, and copies of whole parameters.
+//! The adapter, as PEFT's files know it: low-rank pairs at sites of the model, and copies of whole parameters; beside them,
+//! where there is one, the dynamic visual encoder ([`crate::dynamic`]).
 //!
 //! | file | what |
 //! | --- | --- |
@@ -44,6 +45,7 @@ pub use pair::{KEY_PREFIX, Pair, pair_keys, pair_shapes};
 pub use peft_config::{CONFIG_FILE, ModuleNames, PeftConfig};
 pub use select::{SelectedSite, Selection, resolve_modules, select};
 
+use crate::dynamic::{Dynamic, Paths};
 use peft_config::NewConfig;
 
 /// Rows of a copied embedding that are compared at a time.
@@ -58,6 +60,8 @@ pub struct Adapter {
     pub pairs: BTreeMap<Arc<str>, Pair>,
     /// Copies that stand in for parameters (`modules_to_save`), by native name, in the parameter's shape; f32.
     pub saved: BTreeMap<Arc<str>, Tensor>,
+    /// The dynamic visual encoder, where there is one.
+    pub dynamic: Option<Dynamic>,
     /// Copies of the base's own embedding or head that PEFT puts into its files, by native name; f32. Only good for
     /// [`Adapter::check_base_copies`].
     pub base_copies: BTreeMap<Arc<str>, Tensor>,
@@ -78,6 +82,8 @@ pub struct AdapterSpec {
     pub sites: Vec<Arc<str>>,
     /// Trailing whole segments of the paths of modules to copy.
     pub modules_to_save: Vec<String>,
+    /// The paths of a dynamic visual encoder, absent without one.
+    pub dynamic: Option<Paths>,
     /// What the base is called, for `base_model_name_or_path`.
     pub base_name: Option<String>,
 }
@@ -100,6 +106,7 @@ impl Adapter {
     ) -> Result<Self, AdapterError> {
         let config = new_config(base, spec)?;
         let selection = select(&config, base, tied)?;
+        selection.require_some(&config, spec.dynamic.is_some())?;
         let mut pairs = BTreeMap::new();
         for SelectedSite { site, rank, alpha } in selection.sites {
             let (a, b) = pair::first_values(&site, rank, seed)?;
@@ -115,13 +122,15 @@ impl Adapter {
             }
             saved.insert(parameter.name.into(), value);
         }
-        Ok(Self { config, pairs, saved, base_copies: BTreeMap::new(), note: None })
+        let dynamic = spec.dynamic.map(|paths| Dynamic::new(base, paths, seed)).transpose()?;
+        Ok(Self { config, pairs, saved, dynamic, base_copies: BTreeMap::new(), note: None })
     }
 
-    /// Values in all factors and copies.
+    /// Values in all factors and copies, and of the dynamic encoder.
     pub fn parameter_count(&self) -> usize {
-        let factors = self.pairs.values().map(|pair| pair.a.elem_count() + pair.b.elem_count());
-        factors.sum::<usize>() + self.saved.values().map(Tensor::elem_count).sum::<usize>()
+        let factors = self.pairs.values().flat_map(|pair| [&pair.a, &pair.b]);
+        let dynamic = self.dynamic.iter().flat_map(|dynamic| dynamic.values().values());
+        factors.chain(self.saved.values()).chain(dynamic).map(Tensor::elem_count).sum()
     }
 
     /// Compares the copies of the base's embedding that came with the adapter with the base itself. `read` gives the

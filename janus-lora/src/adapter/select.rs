@@ -63,10 +63,20 @@ pub fn select(config: &PeftConfig, base: &JanusConfig, tied: bool) -> Result<Sel
     if selected.is_empty() && config.targets != ModuleNames::Nothing {
         return Err(AdapterError::NothingTargeted { targets: describe(&config.targets) });
     }
-    if selected.is_empty() && saved.is_empty() {
-        return Err(AdapterError::NothingTargeted { targets: describe(&config.targets) });
-    }
     Ok(Selection { sites: selected, saved })
+}
+
+impl Selection {
+    /// Refuses an adapter without pairs and copies that has nothing else either.
+    ///
+    /// # Errors
+    /// [`AdapterError::NothingTargeted`].
+    pub fn require_some(&self, config: &PeftConfig, has_more: bool) -> Result<(), AdapterError> {
+        if self.sites.is_empty() && self.saved.is_empty() && !has_more {
+            return Err(AdapterError::NothingTargeted { targets: describe(&config.targets) });
+        }
+        Ok(())
+    }
 }
 
 /// Whole paths of the modules that trailing segments such as `generation_head` or `aligner.fc1` mean, without those that

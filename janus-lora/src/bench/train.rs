@@ -89,8 +89,15 @@ pub fn train(model: &Model, options: &TrainOptions, status: &dyn Status) -> Resu
     let batch = if options.cached_features { with_features(&janus, batch)? } else { batch };
     let supervised_tokens = batch.supervised();
 
-    let spec =
-        AdapterSpec { rank: RANK, alpha: ALPHA, dropout: 0.0, sites, modules_to_save: Vec::new(), base_name: None };
+    let spec = AdapterSpec {
+        rank: RANK,
+        alpha: ALPHA,
+        dropout: 0.0,
+        sites,
+        modules_to_save: Vec::new(),
+        dynamic: None,
+        base_name: None,
+    };
     let no_copies = |name: &str| Err(janus_core::ModelError::UnknownParameter { name: name.into() }.into());
     let adapter = Adapter::new(&model.config, janus.is_tied(), &spec, SEED, &no_copies)?;
     let trainable_parameters = adapter.parameter_count();

@@ -83,6 +83,9 @@ impl ImageCache {
             if let Some(copy) = parameter.copy()
                 && point.depends_on(parameter.name())
             {
+                if self.moving.get().is_some_and(|moving| moving.contains(parameter.name())) {
+                    return Ok(None);
+                }
                 key = key
                     .field(parameter.name(), &self.copy_digest(&copy)?)
                     .field("type", copy.dtype().as_str().as_bytes());

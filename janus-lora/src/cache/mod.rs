@@ -18,7 +18,7 @@ mod image;
 mod key;
 mod store;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -79,6 +79,8 @@ pub struct ImageCache {
     tokenizer: Mutex<Option<Arc<ImageTokenizer>>>,
     /// Digests of the values of parameters' frozen copies.
     copies: Mutex<HashMap<TensorId, Digest>>,
+    /// Parameters whose copies are under training.
+    moving: OnceLock<BTreeSet<Arc<str>>>,
     counters: Counters,
 }
 
@@ -91,6 +93,7 @@ impl ImageCache {
             codes: Mutex::default(),
             tokenizer: Mutex::default(),
             copies: Mutex::default(),
+            moving: OnceLock::new(),
             counters: Counters::default(),
         }
     }
@@ -102,6 +105,12 @@ impl ImageCache {
             // A second store is dropped.
             let _ = self.kept.set(Kept { store, fingerprint: fingerprint.to_owned() });
         }
+    }
+
+    /// Says which parameters' copies are under training: what depends on one of them will not come again, and is not kept.
+    pub fn move_with(&self, parameters: BTreeSet<Arc<str>>) {
+        // A second run over one open base would train the same or keep too little.
+        let _ = self.moving.set(parameters);
     }
 
     /// What was computed and read so far.

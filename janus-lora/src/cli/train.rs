@@ -138,6 +138,9 @@ fn plan_text(prepared: &Prepared) -> String {
     if !plan.saved_parameters.is_empty() {
         lines.push(format!("copies     {}", plan.saved_parameters.join(", ")));
     }
+    if plan.dynamic.is_some() {
+        lines.push(format!("dynamic    {} values of the visual encoder", report::count(plan.dynamic_parameters)));
+    }
     if !plan.unused_sites.is_empty() {
         lines.push(format!("left out   {} sites that no task of the recipe uses", plan.unused_sites.len()));
     }

@@ -4,7 +4,9 @@
 //! and what they give is handed on to the next.
 
 use candle_core::{D, DType, Device, Tensor};
-use janus_core::model::decoder::{Placement, Slice};
+use janus_core::model::Slice;
+use janus_core::model::decoder::Placement;
+use janus_core::model::vision::VisionPoint;
 use janus_core::pass::Pass;
 use janus_core::{Janus, Parts, noise};
 use serde::Serialize;
@@ -62,6 +64,21 @@ impl Subject<'_> {
         Ok(model)
     }
 
+    /// What the vision part makes of a picture: `[1, patches, hidden]`.
+    fn features(&self, pass: &Pass, pixels: &Tensor) -> Result<Tensor> {
+        let vision = Parts { vision: true, ..Parts::default() };
+        let ends = self.open(vision, &Slice { vision_ends: true, ..Slice::default() })?;
+        let mut x = ends.vision()?.embed(pass, pixels)?;
+        for layer in 0..self.base.config().vision.num_hidden_layers {
+            let model = self.open(vision, &Slice { vision_layers: layer..layer + 1, ..Slice::default() })?;
+            for layer in model.vision()?.layers() {
+                x = layer.forward(pass, &x)?;
+            }
+        }
+        // Of the ends alone, that is what follows the last block.
+        Ok(ends.vision()?.forward_from(pass, VisionPoint::Blocks(0), &x)?)
+    }
+
     /// Logits of both heads on a fixed picture, question and row of codes.
     pub(super) fn logits(&self) -> Result<[Logits; 2]> {
         let pass = Pass::inference();
@@ -72,11 +89,10 @@ impl Subject<'_> {
         let question = base.prompts().understanding_prompt("What does the image show?", 1, true)?;
         let prompt = base.prompts().generation_prompt("a picture")?;
 
-        let (vision, generation) =
-            (Parts { vision: true, ..Parts::default() }, Parts { generation: true, ..Parts::default() });
-        let features = self.open(vision, &Slice::none())?.vision()?.forward(&pass, &pixels)?;
+        let generation = Parts { generation: true, ..Parts::default() };
+        let features = self.features(&pass, &pixels)?;
         let (text, drawn, codes) = {
-            let model = self.open(generation, &Slice { embeddings: true, ..Slice::none() })?;
+            let model = self.open(generation, &Slice { embeddings: true, ..Slice::default() })?;
             let placeholder = base.tokenizer().special().image_placeholder;
             let text = model.embed_with_images(&pass, &question, 1, placeholder, Some(&features))?;
             let count = model.codes_per_image().min(POSITIONS);
@@ -91,7 +107,7 @@ impl Subject<'_> {
 
         let mut rows = [text, drawn];
         for layer in 0..config.text.num_hidden_layers {
-            let model = self.open(Parts::default(), &Slice::layers(layer..layer + 1))?;
+            let model = self.open(Parts::default(), &Slice { layers: layer..layer + 1, ..Slice::default() })?;
             for x in &mut rows {
                 *x = model.decoder().forward(&pass, x, &Placement::plain(1, 0, x.dim(1)?), None)?;
             }
@@ -100,7 +116,7 @@ impl Subject<'_> {
         let last = |x: &Tensor, count: usize| x.narrow(1, x.dim(1)? - count, count);
         let (text, drawn) = (last(&text, question.len().min(POSITIONS))?, last(&drawn, codes.len())?);
 
-        let model = self.open(Parts { text_head: true, ..generation }, &Slice { norm: true, ..Slice::none() })?;
+        let model = self.open(Parts { text_head: true, ..generation }, &Slice { norm: true, ..Slice::default() })?;
         let text = model.decoder().text_logits(&pass, &model.decoder().final_norm(&text)?)?;
         let drawn = model.generation()?.logits(&pass, &model.decoder().final_norm(&drawn)?)?;
         Ok([rows_of("text", &text, self.name)?, rows_of("image", &drawn, self.name)?])

@@ -20,6 +20,8 @@ pub(super) struct Fold<'a> {
     pub(super) copy: Option<&'a Tensor>,
     /// The low-rank terms of the site whose weight this is.
     pub(super) shift: Option<(&'a Site, &'a [LowRank])>,
+    /// A dynamic encoder's factor for each row, on what the others come to.
+    pub(super) factors: Option<&'a [f32]>,
     /// Type to write.
     pub(super) dtype: DType,
 }
@@ -33,6 +35,11 @@ impl Fold<'_> {
         if let Some(copy) = self.copy.filter(|copy| copy.dims() != stored.dims()) {
             let (expected, got) = (stored.dims().to_vec(), copy.dims().to_vec());
             return Err(AdapterError::Shape { path: self.name.into(), tensor: "copy", expected, got }.into());
+        }
+        let rows = stored.dims().first().copied().unwrap_or(0);
+        if let Some(factors) = self.factors.filter(|factors| factors.len() != rows) {
+            let (expected, got) = (vec![rows], vec![factors.len()]);
+            return Err(AdapterError::Shape { path: self.name.into(), tensor: "factors", expected, got }.into());
         }
         self.in_pieces(stored, PIECE_VALUES)
     }
@@ -54,12 +61,18 @@ impl Fold<'_> {
                 Some((site, terms)) => shift_of_rows(site, terms, from, count)?,
                 None => start.zeros_like()?,
             };
-            let rounded = (&start + &shift)?.to_dtype(self.dtype)?;
+            let mut sum = (&start + &shift)?;
+            if let Some(factors) = self.factors {
+                let shape: Vec<usize> = (0..sum.rank()).map(|axis| if axis == 0 { count } else { 1 }).collect();
+                sum = sum.broadcast_mul(&Tensor::from_slice(&factors[from..from + count], shape, &Device::Cpu)?)?;
+            }
+            let rounded = sum.to_dtype(self.dtype)?;
             let without = values(&base.to_dtype(self.dtype)?)?;
             let (base, start, shift, kept) = (values(&base)?, values(&start)?, values(&shift)?, values(&rounded)?);
             for (index, kept) in kept.iter().enumerate() {
                 let weight = f64::from(base[index]);
-                let delta = f64::from(start[index]) - weight + f64::from(shift[index]);
+                let factor = self.factors.map_or(1.0, |factors| f64::from(factors[from + index / width.max(1)]));
+                let delta = (f64::from(start[index]) + f64::from(shift[index])) * factor - weight;
                 if !kept.is_finite() {
                     let (tensor, index, dtype) = (self.name.to_owned(), from * width + index, self.dtype);
                     return Err(MergeError::NotFinite { tensor, index, weight, delta, dtype }.into());

@@ -76,7 +76,7 @@ fn every_kind_of_site_in_pieces_of_any_size() {
         let (weight, copy) = (drawn("w", &shape(&site)), drawn("copy", &shape(&site)));
         let shifts: Vec<Vec<f64>> = terms.iter().map(|term| shift_by_definition(&site, term)).collect();
         for copy in [None, Some(&copy)] {
-            let fold = Fold { name: "t", copy, shift: Some((&site, &terms[..])), dtype: DType::F32 };
+            let fold = Fold { name: "t", copy, shift: Some((&site, &terms[..])), factors: None, dtype: DType::F32 };
             let start = values(copy.unwrap_or(&weight)).unwrap();
             let expected: Vec<f64> =
                 start.iter().enumerate().map(|(i, w)| f64::from(*w) + shifts[0][i] + shifts[1][i]).collect();
@@ -108,7 +108,7 @@ fn what_rounding_loses() {
     let deltas = [0.25 * step, 2.0 * step, 1.75 * step, 0.0];
     let copy = Tensor::new(deltas.map(|delta| 1.0 + delta as f32).as_slice(), &Device::Cpu).unwrap();
     let copy = copy.reshape((2, 2)).unwrap();
-    let fold = |dtype| Fold { name: "t", copy: Some(&copy), shift: None, dtype };
+    let fold = |dtype| Fold { name: "t", copy: Some(&copy), shift: None, factors: None, dtype };
     let stored = weight.to_dtype(DType::BF16).unwrap();
     let (merged, sums) = fold(DType::BF16).run(&stored).unwrap();
     assert_eq!(merged.dtype(), DType::BF16);
@@ -133,7 +133,11 @@ fn figures_that_do_not_exist_are_absent() {
     let zeros = Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap();
     let ones = zeros.ones_like().unwrap();
     let run = |copy: &Tensor, stored: &Tensor| {
-        Fold { name: "t", copy: Some(copy), shift: None, dtype: DType::F32 }.run(stored).unwrap().1.change()
+        Fold { name: "t", copy: Some(copy), shift: None, factors: None, dtype: DType::F32 }
+            .run(stored)
+            .unwrap()
+            .1
+            .change()
     };
     assert_eq!(run(&ones, &zeros).relative_change, None);
     let same = run(&ones, &ones);
@@ -146,7 +150,9 @@ fn values_that_the_type_cannot_hold() {
     let weight = Tensor::new(&[[1f32, 2.0, 3.0], [4.0, 5.0, 6.0]], &Device::Cpu).unwrap();
     let refusal = |value: f32, dtype| {
         let copy = Tensor::new(&[[1f32, 2.0, 3.0], [4.0, value, 6.0]], &Device::Cpu).unwrap();
-        Fold { name: "t", copy: Some(&copy), shift: None, dtype }.in_pieces(&weight, 2).map(|(_, sums)| sums)
+        Fold { name: "t", copy: Some(&copy), shift: None, factors: None, dtype }
+            .in_pieces(&weight, 2)
+            .map(|(_, sums)| sums)
     };
     for (value, dtype) in [(7e4, DType::F16), (f32::INFINITY, DType::F32), (f32::MAX, DType::BF16)] {
         match refusal(value, dtype) {
@@ -158,6 +164,8 @@ fn values_that_the_type_cannot_hold() {
     }
     assert!(refusal(7e4, DType::BF16).is_ok());
     let narrow = Tensor::zeros((2, 2), DType::F32, &Device::Cpu).unwrap();
-    let error = Fold { name: "t", copy: Some(&narrow), shift: None, dtype: DType::F32 }.run(&weight).unwrap_err();
+    let error = Fold { name: "t", copy: Some(&narrow), shift: None, factors: None, dtype: DType::F32 }
+        .run(&weight)
+        .unwrap_err();
     assert!(matches!(error, Error::Adapter(AdapterError::Shape { .. })), "{error}");
 }

@@ -1,6 +1,7 @@
 //! Adapters folded into base weights: a new checkpoint that computes the same without them, and a receipt.
 //!
-//! Sums are formed in f32 and rounded once, to the base's stored type unless told otherwise. The receipt says of each
+//! Sums are formed in f32 and rounded once, to the base's stored type unless told otherwise; a dynamic encoder's factors come
+//! after low-rank terms. The receipt says of each
 //! tensor how far it moved and what rounding took back; the result is opened again and compared with base and adapters on
 //! a fixed input.
 //!
@@ -11,7 +12,7 @@
 //! | `check` | logits and KL of attached and merged |
 //! | `error` | what is refused: no change, values that are not finite |
 //!
-//! Writing holds one tensor of the base and the one that replaces it, the check one part or one block of a model at a time.
+//! Writing holds one tensor of the base and the one that replaces it, the check one block or head of a model at a time.
 
 mod check;
 mod error;
@@ -35,6 +36,7 @@ pub use receipt::{Change, TensorChange};
 
 use crate::adapter::Adapter;
 use crate::base::Base;
+use crate::dynamic::Factors;
 use crate::error::{Error, Result};
 use crate::status::Status;
 use crate::train::metrics::peak_rss_bytes;
@@ -95,8 +97,10 @@ pub fn merge(
         all_sites.iter().find(|site| site.path.as_ref() == path).map(|site| (site, terms.as_slice()))
     };
     let saved = |name: &str| adapters.iter().find_map(|(adapter, _)| adapter.saved.get(name));
+    let encoders = adapters.iter().filter_map(|(adapter, scale)| Some((adapter.dynamic.as_ref()?, *scale)));
+    let factors = Factors::of(encoders)?.by_row(base.config())?;
     // A tied head reads the embedding table; once the two differ, both must be stored.
-    let differs = |name: &str| by_weight(name).is_some() || saved(name).is_some();
+    let differs = |name: &str| by_weight(name).is_some() || saved(name).is_some() || factors.contains_key(name);
     let untie = checkpoint.is_tied() && (differs(EMBED_TOKENS) || differs(LM_HEAD));
     let mut write = WriteOptions::new(options.layout.unwrap_or_else(|| checkpoint.layout())).with_untied_head(untie);
     if let Some(dtype) = options.dtype {
@@ -108,7 +112,8 @@ pub fn merge(
             return Ok(stored);
         }
         let dtype = options.dtype.unwrap_or(stored.dtype());
-        let fold = Fold { name, copy: saved(name), shift: by_weight(name), dtype };
+        let factors = factors.get(name).map(Vec::as_slice);
+        let fold = Fold { name, copy: saved(name), shift: by_weight(name), factors, dtype };
         let (merged, sums) = fold.run(&stored)?;
         receipt.enter(name, dtype, &sums);
         Ok(merged)
@@ -148,6 +153,9 @@ fn refuse_no_ops(adapters: &[(Adapter, f64)]) -> Result<()> {
         let mut acts = !adapter.saved.is_empty();
         for pair in adapter.pairs.values() {
             acts = acts || (pair.scale * factor != 0.0 && !is_zero(&pair.a)? && !is_zero(&pair.b)?);
+        }
+        if let Some(dynamic) = adapter.dynamic.as_ref().filter(|_| *factor != 0.0) {
+            acts = acts || dynamic.acts()?;
         }
         if !acts {
             return Err(MergeError::NoOp { number: index + 1, count: adapters.len() }.into());

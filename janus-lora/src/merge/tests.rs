@@ -11,6 +11,7 @@ use janus_core::{Parts, noise};
 use super::*;
 use crate::adapter::{self, AdapterSpec};
 use crate::cache::Image;
+use crate::dynamic::Paths;
 use crate::status::Silent;
 use crate::tasks::{CodeBatch, TextBatch};
 
@@ -34,6 +35,7 @@ fn fresh(base: &Base, sites: &[&str], modules: &[&str]) -> Adapter {
         dropout: 0.0,
         sites: sites.iter().map(|path| Arc::from(*path)).collect(),
         modules_to_save: modules.iter().map(|module| (*module).to_owned()).collect(),
+        dynamic: None,
         base_name: None,
     };
     Adapter::new(base.config(), false, &spec, 7, &|name| Ok(base.checkpoint().read(name, DType::F32)?)).unwrap()
@@ -189,4 +191,39 @@ fn sums_that_are_not_finite() {
     // Each factor is finite, their product is not.
     let error = refusal(&base, &[(trained(&base, 1e25), 1.0)]);
     assert!(matches!(&error, MergeError::NotFinite { dtype: DType::F32, .. }), "{error}");
+}
+
+#[test]
+fn a_dynamic_encoder_is_folded_behind_the_pairs() {
+    let (folder, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let base = tiny(folder.path(), DType::F32);
+    let aligner = "model.generation_aligner.hidden_layers.0";
+    let with = |seed: u64, paths: Paths, modules: &[&str]| {
+        let mut adapter = fresh(&base, &[aligner, SITES[1]], modules);
+        for pair in adapter.pairs.values_mut() {
+            pair.b = (pair.b.ones_like().unwrap() * 0.03).unwrap();
+        }
+        for copy in adapter.saved.values_mut() {
+            *copy = (&*copy + 0.3).unwrap();
+        }
+        adapter.dynamic = Some(crate::dynamic::tests::trained(base.config(), paths, seed));
+        adapter
+    };
+    let both = Paths { vision: true, generation: true };
+    let vision = Paths { vision: true, generation: false };
+    let adapters = [(with(1, both, &["layers.1.layer_norm1"]), 0.5), (with(2, vision, &[]), 0.8)];
+    let report = run(&base, &adapters, None, &place.path().join("merged")).unwrap();
+    // Every norm of the tower, the aligner's weight and bias, and the other pair.
+    assert_eq!(report.changed_tensors, 4 * base.config().vision.num_hidden_layers + 2 + 1);
+    for head in &report.heads {
+        assert!(head.largest_logit_difference < 2e-5, "{head:?}");
+    }
+    // Most biases of a new base are zero, and stay so.
+    for tensor in report.tensors.iter().filter(|tensor| tensor.change.weight_norm > 0.0) {
+        assert!(tensor.change.delta_norm > 0.0, "{tensor:?}");
+    }
+
+    let mut idle = fresh(&base, &[SITES[1]], &[]);
+    idle.dynamic = Some(crate::dynamic::Dynamic::new(base.config(), both, 1).unwrap());
+    assert!(matches!(refusal(&base, &[(idle, 1.0)]), MergeError::NoOp { .. }));
 }

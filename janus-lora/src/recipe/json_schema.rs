@@ -72,6 +72,7 @@ fn rule_schema(rule: &Rule) -> Value {
         }
         Rule::Boolean => json!({ "type": "boolean" }),
         Rule::Choice(choices) => json!({ "type": "string", "enum": choices.names }),
+        Rule::ChoiceList(choices) => json!({ "type": "array", "items": { "type": "string", "enum": choices.names } }),
         Rule::TextList => json!({ "type": "array", "items": { "type": "string", "minLength": 1 } }),
         Rule::Columns => json!({ "type": "object", "additionalProperties": { "type": "string", "minLength": 1 } }),
         Rule::BadRows => json!({ "type": "number", "minimum": 0 }),

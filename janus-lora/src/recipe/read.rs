@@ -8,7 +8,7 @@ use super::schema::{FOREIGN_NAMES, LATER_SECTIONS, Section};
 use super::tree::{Entry, Node, Table, Value};
 use super::types::{
     AdapterSection, BaseSection, DEFAULT_EPOCHS, DEFAULT_PROMPT_DROPOUT, DEFAULT_SCALE, DataLimits, DataSection,
-    OutputSection, Recipe, Task, TrainSection,
+    DynamicSection, OutputSection, Recipe, Task, TrainSection,
 };
 use super::value::SectionReader;
 use crate::nearest::nearest;
@@ -21,6 +21,10 @@ pub(crate) fn read_recipe(root: &Table, folders: &Folders, faults: &mut Faults) 
     }
     let base = read_base(root, folders, faults);
     let adapter = read_adapter(root, faults);
+    let dynamic = match root.get(DynamicSection::SECTION.name) {
+        Some(_) => DynamicSection::read(&mut reader(root, DynamicSection::SECTION, faults)).map(Some),
+        None => Some(None),
+    };
     let data = read_data(root, folders, faults);
     let data_limits = DataLimits::read(&mut reader(root, DataLimits::SECTION, faults));
     let train = read_train(root, faults);
@@ -31,6 +35,7 @@ pub(crate) fn read_recipe(root: &Table, folders: &Folders, faults: &mut Faults) 
     Some(Recipe {
         base: base?,
         adapter: adapter?,
+        dynamic: dynamic?,
         data: data?,
         data_limits: data_limits?,
         train: train?,
@@ -155,7 +160,8 @@ fn read_adapter(root: &Table, faults: &mut Faults) -> Option<AdapterSection> {
             }
         }
     }
-    if adapter.targets.is_empty() && adapter.modules_to_save.is_empty() {
+    let is_alone = root.get(DynamicSection::SECTION.name).is_none();
+    if adapter.targets.is_empty() && adapter.modules_to_save.is_empty() && is_alone {
         let place = reader.entry("targets").map(|entry| entry.node.place.clone());
         reader.faults.push(place, Problem::NothingToTrain);
     }

@@ -74,6 +74,8 @@ pub enum Rule {
     Boolean,
     /// One of some words.
     Choice(&'static Choices),
+    /// Arrays of some words.
+    ChoiceList(&'static Choices),
     /// Arrays of texts that are not empty.
     TextList,
     /// Tables from a task's roles to column names.
@@ -101,6 +103,10 @@ impl fmt::Display for Rule {
                     [one] => f.write_str(one),
                     names => write!(f, "one of {}", names.join(", ")),
                 }
+            }
+            Rule::ChoiceList(choices) => {
+                let names: Vec<String> = choices.names.iter().map(|name| format!("\"{name}\"")).collect();
+                write!(f, "an array of some of {}", names.join(", "))
             }
             Rule::TextList => f.write_str("an array of strings that are not empty"),
             Rule::Columns => f.write_str("a table of column names, such as { image = \"photo\" }"),
@@ -152,7 +158,7 @@ pub struct Section {
 }
 
 /// Tables of the recipe format that this version refuses by name.
-pub const LATER_SECTIONS: &[&str] = &["dynamic", "mifs", "stage"];
+pub const LATER_SECTIONS: &[&str] = &["mifs", "stage"];
 
 /// What other tools call some keys; a user who writes these is told ours.
 pub(crate) const FOREIGN_NAMES: &[(&str, &str)] = &[
@@ -191,14 +197,15 @@ pub(crate) fn default_text<T: super::value::FieldValue>(value: T) -> Option<Stri
     value.write()
 }
 
-/// Declares a section: the struct, its table of fields, its reader and its writer.
+/// Declares a section: the struct, its table of fields, its reader and its writer. A field whose key is a word of Rust says its
+/// key: `pub places = "where": ..`.
 macro_rules! section {
     (
         $(#[doc = $section_doc:literal])+
         pub struct $name:ident = $section:literal $repeated:ident {
             $(
                 $(#[doc = $doc:literal])+
-                pub $field:ident: $type:ty, $rule:expr, $presence:ident $(($default:expr))?;
+                pub $field:ident $(= $key:literal)?: $type:ty, $rule:expr, $presence:ident $(($default:expr))?;
             )+
         }
     ) => {
@@ -219,7 +226,7 @@ macro_rules! section {
                 repeated: $crate::recipe::schema::section!(@is_repeated $repeated),
                 fields: &[$(
                     $crate::recipe::schema::Field {
-                        name: stringify!($field),
+                        name: $crate::recipe::schema::section!(@key $field $($key)?),
                         documentation: &[$($doc),+],
                         rule: $rule,
                         required: $crate::recipe::schema::section!(@is_required $presence),
@@ -234,7 +241,10 @@ macro_rules! section {
 
             /// Reads every key, so that all faults are found; absent where a required key is missing or wrong.
             pub(crate) fn read(reader: &mut $crate::recipe::value::SectionReader<'_>) -> Option<Self> {
-                $(let $field = reader.$presence::<$type>(stringify!($field), &$rule $(, $default)?);)+
+                $(
+                    let key = $crate::recipe::schema::section!(@key $field $($key)?);
+                    let $field = reader.$presence::<$type>(key, &$rule $(, $default)?);
+                )+
                 Some(Self { $($field: $field?),+ })
             }
 
@@ -242,7 +252,8 @@ macro_rules! section {
             pub(crate) fn write(&self, out: &mut String) {
                 $(
                     if let Some(value) = $crate::recipe::value::FieldValue::write(&self.$field) {
-                        out.push_str(concat!(stringify!($field), " = "));
+                        out.push_str($crate::recipe::schema::section!(@key $field $($key)?));
+                        out.push_str(" = ");
                         out.push_str(&value);
                         out.push('\n');
                     }
@@ -250,6 +261,8 @@ macro_rules! section {
             }
         }
     };
+    (@key $field:ident) => { stringify!($field) };
+    (@key $field:ident $key:literal) => { $key };
     (@is_repeated once) => { false };
     (@is_repeated repeated) => { true };
     (@is_required required) => { true };
@@ -297,6 +310,8 @@ macro_rules! choice {
                 f.write_str(self.name())
             }
         }
+
+        impl $crate::recipe::value::Word for $name {}
 
         impl $crate::recipe::value::FieldValue for $name {
             fn read(

@@ -313,7 +313,7 @@ command line, column 1
             "set `adapter.scale` to a finite number other than 0, or leave it out for its default",
             "task `understand` reads `image`, `images`, `question`, `answer`, `messages`",
             "set `train.batch_size` to an integer from 1 to 1000000, or leave it out for its default",
-            "a recipe takes `base`, `adapter`, `data`, `data_limits`, `train`, `output`",
+            "a recipe takes `base`, `adapter`, `data`, `data_limits`, `train`, `dynamic`, `output`",
         ]
     );
     assert_eq!(error.fault(), Fault::Input);
@@ -447,7 +447,6 @@ fn numbers_are_held_to_their_ranges() {
 fn what_later_versions_read_is_refused_by_name() {
     let data = |line: &str| LEAST.replace("task = \"text\"", line);
     for (text, expected) in [
-        (format!("{LEAST}[dynamic]\nenabled = true\n"), "`[dynamic]` is not supported by this version yet"),
         (format!("{LEAST}[mifs]\nweight = 0.05\n"), "`[mifs]` is not supported by this version yet"),
         (format!("{LEAST}[[stage]]\nname = \"a\"\n"), "`[[stage]]` is not supported by this version yet"),
         (
@@ -477,12 +476,31 @@ fn what_later_versions_read_is_refused_by_name() {
     ] {
         assert_eq!(problems(&text, &[]), [expected], "{text}");
     }
-    assert_eq!(problems(LEAST, &["dynamic.enabled=true"]), ["`[dynamic]` is not supported by this version yet"]);
-    let text = format!("{LEAST}[dynamic]\nenabled = true\n");
+    assert_eq!(problems(LEAST, &["mifs.weight=0.1"]), ["`[mifs]` is not supported by this version yet"]);
+    let text = format!("{LEAST}[mifs]\nweight = 0.05\n");
     assert!(
-        message(&text, &[]).contains("x.toml:8:2\n  |\n8 | [dynamic]\n  |  ^^^^^^^ `[dynamic]` is not"),
+        message(&text, &[]).contains("x.toml:8:2\n  |\n8 | [mifs]\n  |  ^^^^ `[mifs]` is not"),
         "{}",
         message(&text, &[])
+    );
+}
+
+#[test]
+fn a_dynamic_encoder_is_there_where_its_section_is() {
+    assert_eq!(good(LEAST, &[]).dynamic, None);
+    let both = vec![DynamicPlace::Vision, DynamicPlace::Generation];
+    let default = DynamicSection { enabled: true, places: both, learning_rate: types::DEFAULT_DYNAMIC_RATE };
+    assert_eq!(good(&format!("{LEAST}[dynamic]\n"), &[]).dynamic(), Some(&default));
+    let off = good(LEAST, &["dynamic.enabled=false"]);
+    assert!(off.dynamic.is_some() && off.dynamic().is_none());
+    let own = good(LEAST, &["dynamic.where=[\"generation\"]", "dynamic.learning_rate=0.5"]);
+    assert_eq!(own.dynamic().unwrap().places, [DynamicPlace::Generation]);
+    assert!(to_toml(&own).contains("[dynamic]\nenabled = true\nwhere = [\"generation\"]\nlearning_rate = 0.5\n"));
+    let alone = format!("{LEAST}[adapter]\ntargets = []\n[dynamic]\n");
+    assert_eq!(good(&alone, &[]).adapter.targets, [""; 0]);
+    assert_eq!(
+        problems(LEAST, &["dynamic.where=[\"visoin\"]"]),
+        ["unknown value `visoin` for `dynamic.where.0`; did you mean `vision`?"]
     );
 }
 

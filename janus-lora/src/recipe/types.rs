@@ -23,6 +23,8 @@ const STEPS_OR_NONE: Rule = Rule::Integer { minimum: 0, maximum: MAX_STEPS };
 pub(crate) const DEFAULT_EPOCHS: u64 = 3;
 /// Scale where a recipe gives neither `scale` nor `alpha`.
 pub(crate) const DEFAULT_SCALE: f64 = 2.0;
+/// Learning rate of the dynamic encoder where a recipe gives none.
+pub(crate) const DEFAULT_DYNAMIC_RATE: f64 = 1e-4;
 /// Prompt dropout of `generate` where a recipe gives none: the share usual for classifier-free guidance.
 pub(crate) const DEFAULT_PROMPT_DROPOUT: f64 = 0.1;
 
@@ -35,6 +37,8 @@ pub struct Recipe {
     pub base: BaseSection,
     /// `[adapter]`.
     pub adapter: AdapterSection,
+    /// `[dynamic]`, absent where the recipe has none.
+    pub dynamic: Option<DynamicSection>,
     /// `[[data]]`, at least one.
     pub data: Vec<DataSection>,
     /// `[data_limits]`.
@@ -53,6 +57,7 @@ impl Recipe {
         DataSection::SECTION,
         DataLimits::SECTION,
         TrainSection::SECTION,
+        DynamicSection::SECTION,
         OutputSection::SECTION,
     ];
 }
@@ -121,6 +126,38 @@ impl AdapterSection {
     /// The scale as PEFT writes it: alpha = scale * rank.
     pub fn effective_alpha(&self) -> f64 {
         self.alpha.unwrap_or_else(|| self.effective_scale() * self.rank as f64)
+    }
+}
+
+choice! {
+    /// A path with factors of the dynamic visual encoder.
+    pub enum DynamicPlace {
+        /// The layer norms of the vision tower's blocks.
+        Vision = "vision",
+        /// What `generation_aligner` gives.
+        Generation = "generation",
+    }
+    later []
+}
+
+section! {
+    /// The dynamic visual encoder: factors on the visual paths that a small network makes from a token for each modality.
+    /// Without this section there is none.
+    pub struct DynamicSection = "dynamic" once {
+        /// Whether there is one.
+        pub enabled: bool, Rule::Boolean, default(true);
+        /// The paths that have factors; one that no task of the recipe uses has none.
+        pub places = "where": Vec<DynamicPlace>, Rule::ChoiceList(&DynamicPlace::CHOICES),
+            default(vec![DynamicPlace::Vision, DynamicPlace::Generation]);
+        /// Learning rate of its values, in the place of `train.learning_rate`: each step moves all factors at once.
+        pub learning_rate: f64, Rule::Number(NumberRange::Positive), default(DEFAULT_DYNAMIC_RATE);
+    }
+}
+
+impl Recipe {
+    /// `[dynamic]`, where it is there and enabled.
+    pub fn dynamic(&self) -> Option<&DynamicSection> {
+        self.dynamic.as_ref().filter(|dynamic| dynamic.enabled)
     }
 }
 

@@ -221,6 +221,26 @@ impl FieldValue for Vec<String> {
     }
 }
 
+/// Words of which a field may have several.
+pub(crate) trait Word: FieldValue {}
+
+impl<T: Word> FieldValue for Vec<T> {
+    fn read(node: &Node, key: &str, rule: &Rule, faults: &mut Faults) -> Option<Self> {
+        let Value::Array(items) = &node.value else {
+            wrong_type(node, key, rule, faults);
+            return None;
+        };
+        let words =
+            items.iter().enumerate().map(|(index, item)| T::read(item, &format!("{key}.{index}"), rule, faults));
+        // All of them are read before the first fault counts.
+        words.collect::<Vec<_>>().into_iter().collect()
+    }
+
+    fn write(&self) -> Option<String> {
+        Some(format!("[{}]", self.iter().filter_map(T::write).collect::<Vec<_>>().join(", ")))
+    }
+}
+
 impl FieldValue for Columns {
     fn read(node: &Node, key: &str, rule: &Rule, faults: &mut Faults) -> Option<Self> {
         let Value::Table(table) = &node.value else {

@@ -1,7 +1,9 @@
 //! A recipe as TOML.
 
 use super::schema::Section;
-use super::types::{AdapterSection, BaseSection, DataLimits, DataSection, OutputSection, Recipe, TrainSection};
+use super::types::{
+    AdapterSection, BaseSection, DataLimits, DataSection, DynamicSection, OutputSection, Recipe, TrainSection,
+};
 use super::value::heading;
 
 /// The resolved recipe with every key that has a value, as it is written into a run folder. Reading it gives an equal recipe.
@@ -22,6 +24,9 @@ pub fn to_toml(recipe: &Recipe) -> String {
     }
     section(DataLimits::SECTION, &|out| recipe.data_limits.write(out));
     section(TrainSection::SECTION, &|out| recipe.train.write(out));
+    if let Some(dynamic) = &recipe.dynamic {
+        section(DynamicSection::SECTION, &|out| dynamic.write(out));
+    }
     section(OutputSection::SECTION, &|out| recipe.output.write(out));
     out
 }

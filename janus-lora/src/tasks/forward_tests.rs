@@ -37,6 +37,7 @@ fn model() -> (Janus, Trainables) {
         dropout: 0.0,
         sites: sites(&config).into_iter().map(|site| site.path).filter(|path| adapted(path)).collect(),
         modules_to_save: Vec::new(),
+        dynamic: None,
         base_name: None,
     };
     let read = |name: &str| Ok(checkpoint.read(name, DType::F32)?);

@@ -21,8 +21,9 @@ use super::workload::{TableLoad, encoder_operations, loads, step_operations};
 use crate::adapter::AdapterSpec;
 use crate::base::Base;
 use crate::cache::CacheSettings;
+use crate::dynamic::{self, Paths};
 use crate::error::Result;
-use crate::recipe::{BaseDtype, Recipe, Recompute};
+use crate::recipe::{BaseDtype, DynamicPlace, Recipe, Recompute};
 use crate::target::{self, Origin};
 
 /// Rows of one table.
@@ -81,6 +82,11 @@ pub struct Plan {
     pub unused_sites: Vec<Arc<str>>,
     /// Parameters that are trained as copies.
     pub saved_parameters: Vec<String>,
+    /// Paths with factors of a dynamic visual encoder, absent without one.
+    #[serde(skip)]
+    pub dynamic: Option<Paths>,
+    /// Values of its tokens, generator, gates and projection.
+    pub dynamic_parameters: u64,
     /// Rows per step and table, on average.
     pub rows_per_step: Vec<f64>,
     /// What is computed once of each image and kept in the cache.
@@ -128,7 +134,18 @@ impl Plan {
         if !unreached.is_empty() {
             return Err(TrainError::Unreached { paths: unreached, tasks: task_names() }.into());
         }
-        if chosen.is_empty() && saved.is_empty() {
+        let dynamic = recipe.dynamic().map(|dynamic| {
+            let path = |place: DynamicPlace, paths: Paths| {
+                let wanted = dynamic.places.contains(&place);
+                wanted && dynamic::places(config, paths).iter().any(|place| reached(place))
+            };
+            Paths {
+                vision: path(DynamicPlace::Vision, Paths { vision: true, generation: false }),
+                generation: path(DynamicPlace::Generation, Paths { vision: false, generation: true }),
+            }
+        });
+        let dynamic = dynamic.filter(|paths| paths.any());
+        if chosen.is_empty() && saved.is_empty() && dynamic.is_none() {
             let targets = recipe.adapter.targets.clone();
             return Err(TrainError::NothingToTrain { targets, tasks: task_names() }.into());
         }
@@ -140,7 +157,9 @@ impl Plan {
         let pair_values: u64 = chosen.iter().filter_map(by_path).map(|site| pair_parameters(site, rank)).sum();
         let saved_values: u64 = shape_of.iter().filter(|t| saved.contains(&t.name)).map(|t| elements(&t.shape)).sum();
         let total_parameters = shape_of.iter().map(|t| elements(&t.shape)).sum();
-        let trainable_parameters = pair_values + saved_values;
+        let dynamic_shapes = dynamic.map(|paths| dynamic::shapes(config, paths)).unwrap_or_default();
+        let dynamic_values: u64 = dynamic_shapes.iter().map(|(_, shape)| elements(shape)).sum();
+        let trainable_parameters = pair_values + saved_values + dynamic_values;
 
         let weights: Vec<f64> = tables.iter().map(|table| table.section.weight).collect();
         let mixer = Mixer::new(recipe.train.mixture, &weights);
@@ -155,7 +174,8 @@ impl Plan {
                 (epochs.unwrap_or(1) as f64 * rows as f64 / per_step).ceil().max(1.0) as u64
             }
         };
-        let touched = chosen.iter().map(AsRef::as_ref).chain(saved.iter().map(String::as_str));
+        let multiplied = dynamic.map(|paths| dynamic::places(config, paths)).unwrap_or_default();
+        let touched = chosen.iter().map(AsRef::as_ref).chain(saved.iter().chain(&multiplied).map(String::as_str));
         let point = VisionPoint::highest(config.vision.num_hidden_layers, touched);
         let cache_is_on = CacheSettings::from_environment()?.is_on();
         let cached = if cache_is_on { cached(parts(tables), point) } else { Vec::new() };
@@ -226,6 +246,8 @@ impl Plan {
             sites: chosen,
             unused_sites: unused,
             saved_parameters: saved,
+            dynamic,
+            dynamic_parameters: dynamic_values,
             rows_per_step,
             cached,
         })
@@ -265,6 +287,7 @@ impl Plan {
             dropout: recipe.adapter.dropout,
             sites: self.sites.clone(),
             modules_to_save: recipe.adapter.modules_to_save.clone(),
+            dynamic: self.dynamic,
             base_name: Some(base.name().to_owned()),
         }
     }

@@ -53,7 +53,8 @@ pub(super) fn operations_per_second(
     let model = Janus::open(&weights, compute_type(recipe), &Device::Cpu, own_parts, &mut |_| ())?;
     let read = |name: &str| weights.read(name, DType::F32);
     let adapter = Adapter::new(&config, model.is_tied(), &spec, recipe.train.seed, &read)?;
-    let trains_tower = spec.sites.iter().any(|site| site.starts_with("model.vision_model."));
+    let trains_tower = spec.sites.iter().any(|site| site.starts_with("model.vision_model."))
+        || spec.dynamic.is_some_and(|paths| paths.vision);
     let mut stepper = stepper(recipe, tables, Trainables::attach(&model, adapter)?).with_recompute(recompute);
 
     let (mut batches, mut rehearsed) = (Vec::new(), Vec::new());
@@ -95,7 +96,7 @@ fn shallow(spec: AdapterSpec, config: &JanusConfig) -> Option<AdapterSpec> {
     sites.dedup();
     let is_there = |module: &String| saved_parameters(config, std::slice::from_ref(module)).is_ok();
     let modules_to_save: Vec<String> = spec.modules_to_save.iter().filter(|module| is_there(module)).cloned().collect();
-    let is_empty = sites.is_empty() && modules_to_save.is_empty();
+    let is_empty = sites.is_empty() && modules_to_save.is_empty() && spec.dynamic.is_none();
     (!is_empty).then_some(AdapterSpec { sites, modules_to_save, ..spec })
 }
 
@@ -148,6 +149,7 @@ mod tests {
             dropout: 0.0,
             sites: sites.iter().map(|site| (*site).into()).collect(),
             modules_to_save: modules.iter().map(|module| (*module).to_owned()).collect(),
+            dynamic: None,
             base_name: None,
         };
         let (low, high) = ("model.language_model.layers.1.mlp.up_proj", "model.language_model.layers.3.mlp.up_proj");

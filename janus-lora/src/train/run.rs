@@ -154,7 +154,9 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
     let mut note = Note::new();
     note.recipe = Some(to_toml(recipe));
     adapter.note = Some(note);
-    let mut stepper = stepper(recipe, tables, Trainables::attach(&model, adapter)?).with_recompute(plan.recompute);
+    let trainables = Trainables::attach(&model, adapter)?;
+    base.cache().move_with(trainables.moving(&model));
+    let mut stepper = stepper(recipe, tables, trainables).with_recompute(plan.recompute);
     let opening_seconds = prepared.started.elapsed().as_secs_f64();
     check_coverage(recipe, base, tables, &model, &stepper)?;
 
@@ -513,6 +515,10 @@ fn evaluation(prepared: &Prepared, model: &Janus, trainables: &Trainables, statu
 /// What moves the tensors as the recipe says.
 pub(super) fn stepper(recipe: &Recipe, tables: &[RecipeTable], trainables: Trainables) -> Stepper {
     let train = &recipe.train;
+    let trainables = match recipe.dynamic() {
+        Some(dynamic) => trainables.with_dynamic_rate(dynamic.learning_rate / train.learning_rate),
+        None => trainables,
+    };
     let config = AdamWConfig { betas: train.betas, eps: train.eps, weight_decay: train.weight_decay };
     let losses = tables
         .iter()

@@ -92,6 +92,7 @@ impl Stepper {
         step: u64,
         batches: &[TableBatch],
     ) -> Result<(Vec<Option<Vec<f32>>>, StepReport)> {
+        self.trainables.renew(model)?;
         let mut supervised = vec![0usize; self.tables.len()];
         let mut counts = vec![0usize; self.tables.len()];
         for batch in batches {
@@ -163,7 +164,7 @@ impl Stepper {
                 gradient.iter_mut().for_each(|g| *g *= factor);
             }
             let mut values: Vec<f32> = trainable.var.flatten_all()?.to_vec1()?;
-            self.optimizer.update(number, &mut values, &gradient, learning_rate);
+            self.optimizer.update(number, &mut values, &gradient, learning_rate * trainable.rate);
             trainable.var.set(&Tensor::from_vec(values, trainable.var.dims(), trainable.var.device())?)?;
         }
         Ok(report)

@@ -1,6 +1,7 @@
-//! The tensors that training moves: an adapter's factors and saved modules as variables, in the adapter's order.
+//! The tensors that training moves: an adapter's factors, saved modules and dynamic encoder as variables, in the adapter's
+//! order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
@@ -9,15 +10,18 @@ use janus_core::noise;
 use janus_core::site::LowRank;
 
 use crate::adapter::{Adapter, KEY_PREFIX, LoraCorrection, pair_keys};
+use crate::dynamic::{self, Factors};
 use crate::error::Result;
 
 /// One variable.
 #[derive(Debug)]
 pub struct Trainable {
-    /// Its key in the adapter file.
+    /// Its key in the adapter's files.
     pub name: String,
     /// The value, f32.
     pub var: Var,
+    /// Factor on the learning rate.
+    pub rate: f64,
 }
 
 /// An adapter under training, attached to a model.
@@ -25,6 +29,14 @@ pub struct Trainable {
 pub struct Trainables {
     adapter: Adapter,
     list: Vec<Trainable>,
+    vars: BTreeMap<String, Tensor>,
+}
+
+/// Whether a pass leaves a graph for a backward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Graph {
+    Kept,
+    None,
 }
 
 impl Trainables {
@@ -36,26 +48,70 @@ impl Trainables {
     pub fn attach(model: &Janus, adapter: Adapter) -> Result<Self> {
         let mut list = Vec::new();
         let mut vars = BTreeMap::new();
-        for (name, tensor) in adapter.tensors() {
+        for (name, tensor) in adapter.tensors().into_iter().chain(adapter.extras()) {
             let var = Var::from_tensor(&tensor.to_device(model.device())?.to_dtype(DType::F32)?.contiguous()?)?;
             vars.insert(name.clone(), var.as_tensor().clone());
-            list.push(Trainable { name, var });
+            list.push(Trainable { name, var, rate: 1.0 });
         }
-        let var = |name: &str| vars.get(name).cloned().expect("an adapter lists its own tensors");
-        let dropout = adapter.config.dropout;
-        for (path, pair) in &adapter.pairs {
-            let (a, b) = pair_keys(&pair.site);
-            let term = LowRank { a: var(&a), b: var(&b), dropout, ..pair.low_rank(1.0) };
+        let trainables = Self { adapter, list, vars };
+        trainables.place(model, Graph::Kept)?;
+        Ok(trainables)
+    }
+
+    /// With a factor on the learning rate of the dynamic encoder's values.
+    #[must_use]
+    pub fn with_dynamic_rate(mut self, rate: f64) -> Self {
+        let dynamic = |trainable: &&mut Trainable| trainable.name.starts_with(dynamic::PREFIX);
+        self.list.iter_mut().filter(dynamic).for_each(|trainable| trainable.rate = rate);
+        self
+    }
+
+    /// Puts everything that is under training into the model, as the variables are now.
+    fn place(&self, model: &Janus, graph: Graph) -> Result<()> {
+        let var = |name: &str| {
+            let var = self.vars.get(name).expect("an adapter lists its own tensors");
+            if graph == Graph::Kept { var.clone() } else { var.detach() }
+        };
+        let dynamic = self.adapter.dynamic.as_ref().map(|dynamic| dynamic.with_values(var));
+        let factors = Factors::of(dynamic.iter().map(|dynamic| (dynamic, 1.0)))?;
+        let dropout = self.adapter.config.dropout;
+        let without_pair = factors.site(model.config()).filter(|path| !self.adapter.pairs.contains_key(path.as_str()));
+        for path in self.adapter.pairs.keys().map(AsRef::as_ref).chain(without_pair.as_deref()) {
+            let term = self.adapter.pairs.get(path).map(|pair| {
+                let (a, b) = pair_keys(&pair.site);
+                LowRank { a: var(&a), b: var(&b), dropout, ..pair.low_rank(1.0) }
+            });
+            let terms: Vec<LowRank> = term.into_iter().collect();
             let projection = model
                 .projections()
                 .get(path)
                 .ok_or_else(|| janus_core::ModelError::UnknownParameter { name: path.to_string() })?;
-            projection.attach(Some(Arc::new(LoraCorrection::new(vec![term]))));
+            let scaled = factors.correction(model, path, terms.clone())?;
+            projection.attach(Some(scaled.unwrap_or_else(|| Arc::new(LoraCorrection::new(terms)))));
         }
-        for name in adapter.saved.keys() {
-            model.parameters().substitute(name, Some(var(&format!("{KEY_PREFIX}{name}"))))?;
+        let saved = |name: &str| self.adapter.saved.contains_key(name).then(|| var(&format!("{KEY_PREFIX}{name}")));
+        let norms = factors.norm_copies(model, saved)?;
+        for name in self.adapter.saved.keys() {
+            model.parameters().substitute(name, saved(name))?;
         }
-        Ok(Self { adapter, list })
+        for (name, copy) in norms {
+            model.parameters().substitute(&name, Some(copy))?;
+        }
+        Ok(())
+    }
+
+    /// Makes anew what the model computes with that is no variable itself. To be called after the variables moved.
+    ///
+    /// # Errors
+    /// The tensor engine's.
+    pub fn renew(&self, model: &Janus) -> Result<()> {
+        if self.adapter.dynamic.is_some() { self.place(model, Graph::Kept) } else { Ok(()) }
+    }
+
+    /// Native names of the parameters whose copies move.
+    pub fn moving(&self, model: &Janus) -> BTreeSet<Arc<str>> {
+        let names = model.parameters().iter().filter(|parameter| parameter.copy().is_some());
+        names.map(|parameter| parameter.name().clone()).collect()
     }
 
     /// All variables, in the adapter's order.
@@ -92,28 +148,19 @@ impl Trainables {
         for (name, copy) in &mut adapter.saved {
             *copy = value(&format!("{KEY_PREFIX}{name}"));
         }
+        adapter.dynamic = adapter.dynamic.map(|dynamic| dynamic.with_values(value));
         Ok(adapter)
     }
 
-    /// Runs `f` while the pairs carry no graph, on the variables' own values: nothing is kept for a backward that does not
-    /// come. Copies of parameters stay as they are: what is kept of pictures is known by them.
+    /// Runs `f` while nothing carries a graph, on the variables' own values: nothing is kept for a backward that does not
+    /// come.
     ///
     /// # Errors
     /// Those of `f`.
     pub fn untracked<T>(&self, model: &Janus, f: impl FnOnce() -> Result<T>) -> Result<T> {
-        let own = self.adapter.pairs.keys().filter_map(|path| model.projections().get(path));
-        let tracked: Vec<_> = own.map(|projection| (projection, projection.correction())).collect();
-        for (projection, correction) in &tracked {
-            if let Some(terms) = correction.as_ref().and_then(|correction| correction.terms()) {
-                let detached = |term: &LowRank| LowRank { a: term.a.detach(), b: term.b.detach(), ..term.clone() };
-                let detached = terms.iter().map(detached).collect();
-                projection.attach(Some(Arc::new(LoraCorrection::new(detached))));
-            }
-        }
+        self.place(model, Graph::None)?;
         let outcome = f();
-        for (projection, correction) in tracked {
-            projection.attach(correction);
-        }
+        self.place(model, Graph::Kept)?;
         outcome
     }
 
@@ -122,12 +169,12 @@ impl Trainables {
     /// # Errors
     /// What does not fit; nothing has changed then.
     pub fn set(&self, adapter: &Adapter) -> std::result::Result<(), String> {
-        let values: BTreeMap<String, Tensor> = adapter.tensors().into_iter().collect();
+        let values: BTreeMap<String, Tensor> = adapter.tensors().into_iter().chain(adapter.extras()).collect();
         if values.len() != self.list.len() {
             return Err(format!("its adapter has {} tensors, expected {}", values.len(), self.list.len()));
         }
         let mut fitting = Vec::with_capacity(self.list.len());
-        for Trainable { name, var } in &self.list {
+        for Trainable { name, var, .. } in &self.list {
             let value = values.get(name).ok_or_else(|| format!("its adapter has no `{name}`"))?;
             if value.dims() != var.dims() {
                 return Err(format!("`{name}` has shape {:?}, expected {:?}", value.dims(), var.dims()));
@@ -173,6 +220,7 @@ mod tests {
 
     use super::*;
     use crate::adapter::AdapterSpec;
+    use crate::dynamic::Paths;
     use crate::error::Error;
 
     #[test]
@@ -187,6 +235,7 @@ mod tests {
             dropout: 0.0,
             sites: ["0.mlp.up_proj", "1.self_attn.q_proj"].map(|site| format!("{layers}.{site}").into()).to_vec(),
             modules_to_save: Vec::new(),
+            dynamic: None,
             base_name: None,
         };
         let no_copies = |name: &str| Err(ModelError::UnknownParameter { name: name.into() }.into());
@@ -211,5 +260,78 @@ mod tests {
         let failed = || Err(Error::Usage { message: String::new(), hint: String::new() });
         assert!(trainables.untracked::<()>(&model, failed).is_err());
         assert!(hidden().unwrap().track_op());
+    }
+
+    /// The image loss of a prompt and the text loss of a picture's tower, through both paths of a dynamic encoder.
+    fn loss(model: &Janus) -> Tensor {
+        let (pass, side) = (Pass::inference(), model.config().vision.image_size);
+        let pixels: Vec<f32> = (0..3 * side * side).map(|i| (i % 17) as f32 / 17.0 - 0.5).collect();
+        let pixels = Tensor::from_vec(pixels, (1, 3, side, side), &Device::Cpu).unwrap();
+        let features = model.vision().unwrap().forward(&pass, &pixels).unwrap();
+        let codes = model.generation().unwrap().embed(&pass, &[1, 5, 7, 2, 9], 1).unwrap();
+        let uneven = |x: &Tensor| {
+            let weights: Vec<f32> = (0..x.elem_count() as u64).map(|i| noise::normal(3, i) as f32).collect();
+            let weights = Tensor::from_vec(weights, x.dims(), &Device::Cpu).unwrap();
+            (x * weights).unwrap().sum_all().unwrap()
+        };
+        (uneven(&features) + uneven(&codes)).unwrap()
+    }
+
+    #[test]
+    fn the_dynamic_encoder_has_the_gradients_of_differences() {
+        let config = JanusConfig::shape("janus-tiny").unwrap();
+        let weights = RandomWeights::new(&config, 3);
+        let parts = Parts { vision: true, generation: true, ..Parts::default() };
+        let model = Janus::open(&weights, DType::F32, &Device::Cpu, parts, &mut |_| ()).unwrap();
+        let paths = Paths { vision: true, generation: true };
+        // A pair and copies where the encoder has factors, too.
+        let spec = AdapterSpec {
+            rank: 3,
+            alpha: 6.0,
+            dropout: 0.0,
+            sites: vec!["model.generation_aligner.hidden_layers.0".into()],
+            modules_to_save: vec!["encoder.layers.0.layer_norm2".into()],
+            dynamic: Some(paths),
+            base_name: None,
+        };
+        let read = |name: &str| weights.read(name, DType::F32);
+        let mut adapter = Adapter::new(&config, model.is_tied(), &spec, 1, &read).unwrap();
+        for pair in adapter.pairs.values_mut() {
+            pair.b = Tensor::full(0.05f32, pair.b.dims(), &Device::Cpu).unwrap();
+        }
+        adapter.dynamic = Some(crate::dynamic::tests::trained(&config, paths, 1));
+        let trainables = Trainables::attach(&model, adapter).unwrap();
+        let gradients = loss(&model).backward().unwrap();
+        assert_eq!(trainables.list.iter().filter(|t| t.name.starts_with(dynamic::PREFIX)).count(), 8);
+        for Trainable { name, var, .. } in &trainables.list {
+            let gradient: Vec<f32> =
+                gradients.get(var).unwrap_or_else(|| panic!("{name}")).flatten_all().unwrap().to_vec1().unwrap();
+            let largest = (0..gradient.len()).max_by(|a, b| gradient[*a].abs().total_cmp(&gradient[*b].abs())).unwrap();
+            assert!(gradient[largest].abs() > 1e-3, "{name}");
+            let start = var.as_detached_tensor().copy().unwrap();
+            for place in [largest, gradient.len() / 2] {
+                let step = 1e-2f32;
+                let at = |shift: f32| {
+                    let mut values: Vec<f32> = start.flatten_all().unwrap().to_vec1().unwrap();
+                    values[place] += shift;
+                    var.set(&Tensor::from_vec(values, start.dims(), &Device::Cpu).unwrap()).unwrap();
+                    trainables.renew(&model).unwrap();
+                    loss(&model).to_scalar::<f32>().unwrap()
+                };
+                let difference = (at(step) - at(-step)) / (2.0 * step);
+                let slack = 0.02 * gradient[largest].abs() + 5e-3;
+                let got = gradient[place];
+                assert!((got - difference).abs() < slack, "{name}, {place}: {got}, by differences {difference}");
+            }
+            var.set(&start).unwrap();
+        }
+        trainables.renew(&model).unwrap();
+        let moving = trainables.moving(&model);
+        assert_eq!(moving.len(), 4 * config.vision.num_hidden_layers);
+        let value = loss(&model).to_scalar::<f32>().unwrap();
+        let untracked = trainables.untracked(&model, || Ok(loss(&model))).unwrap();
+        assert!(!untracked.track_op() && loss(&model).track_op());
+        assert_eq!(untracked.to_scalar::<f32>().unwrap(), value);
+        assert_eq!(trainables.adapter().unwrap().extras().len(), 8);
     }
 }
