@@ -3,6 +3,10 @@
 //! glibc takes a buffer for a mapping of its own from a size on that grows with what is freed, up to 32 MiB; below it, what
 //! is freed stays resident between what is in use. A run's activations are of just these sizes, and what they left behind
 //! depended on the order of sizes. With a fixed size the resident memory is what is in use, which the plan can tell.
+//!
+//! It also gives each thread a heap of its own, in which what was freed waits for that thread: rows are made ready by one
+//! thread and freed by another. One heap for all takes 7 to 9 % less memory (`recipes/quickstart.toml` 123 of 135 MB); what
+//! threads allocate is few and large, so that they do not wait for each other.
 
 /// Sets it up. To be called before anything large is allocated.
 pub(crate) fn set_up() {
@@ -10,8 +14,10 @@ pub(crate) fn set_up() {
     {
         /// Fresh pages of a smaller buffer would cost more than they save.
         const MAPPED_FROM_BYTES: libc::c_int = 1 << 20;
-        // SAFETY: no memory is passed; a refusal leaves the allocator as it was.
-        let _ = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_FROM_BYTES) };
+        for (parameter, value) in [(libc::M_MMAP_THRESHOLD, MAPPED_FROM_BYTES), (libc::M_ARENA_MAX, 1)] {
+            // SAFETY: no memory is passed; a refusal leaves the allocator as it was.
+            let _ = unsafe { libc::mallopt(parameter, value) };
+        }
     }
 }
 

@@ -14,11 +14,15 @@ use super::reader::{Batch, DataFile};
 use super::rejected::{BadRowLimit, RejectedRow, RowFault};
 use super::row::{Row, RowId};
 use super::schema::ColumnRequest;
+use super::shuffle::{WINDOW_BYTES, WINDOW_ROWS};
 use super::source::FileSource;
 
 /// Tables of at most so many rows have every image decoded by the scan, so that damaged pixels are known before the
 /// first step; beyond it, only headers are read.
 pub const FULL_DECODE_ROWS: u64 = 10_000;
+
+/// What a row takes beside its values: the nodes of its maps and the allocator's own.
+const ROW_BYTES: u64 = 1152;
 
 /// Most rows of a [`Block`].
 pub const BLOCK_ROWS: usize = 1024;
@@ -329,6 +333,14 @@ impl Index {
     /// The bad rows, in the table's order. Where the scan's limit was passed, only the first of them.
     pub fn rejected(&self) -> &[RejectedRow] {
         &self.rejected
+    }
+
+    /// Memory that a stream's rows take at most, about: those of one window, each with what holds its values.
+    pub fn window_bytes(&self) -> u64 {
+        let (rows, accepted) = (self.accepted.min(WINDOW_ROWS) as u64, self.accepted.max(1) as u64);
+        let values = u128::from(self.bytes) * u128::from(rows) / u128::from(accepted);
+        let values = u64::try_from(values).unwrap_or(u64::MAX).min(WINDOW_BYTES);
+        values + rows * ROW_BYTES
     }
 
     /// Size of the good rows' values.

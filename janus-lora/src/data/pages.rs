@@ -35,7 +35,8 @@ pub(crate) fn check(file: &File, start: u64, length: u64) -> Result<(), String> 
     let end = start.saturating_add(length);
     let (mut at, mut values) = (start, 0_u64);
     while at < end {
-        let page = headers.read(at).map_err(|_| format!("the page header at byte {at} cannot be read"))?;
+        let read = headers.read(at).ok().filter(|page| page.end <= end);
+        let page = read.ok_or_else(|| format!("the page header at byte {at} cannot be read"))?;
         let Page { unpacked, packed, .. } = page;
         if unpacked > PLAUSIBLE_BYTES.max(packed.saturating_mul(PLAUSIBLE_RATIO)) {
             return Err(format!("the page at byte {at} claims to unpack from {packed} bytes to {unpacked}"));
@@ -167,24 +168,41 @@ impl Headers<'_> {
             9 | 10 => {
                 let head = self.byte()?;
                 let count = if head >> 4 == 15 { self.varint()? } else { u64::from(head >> 4) };
-                (0..count).try_for_each(|_| self.skip_element(head & 0x0F, depth + 1))
+                self.skip_elements(count, &[head & 0x0F], depth + 1)
             }
             11 => {
                 let count = self.varint()?;
                 let kinds = if count == 0 { 0 } else { self.byte()? };
-                (0..count).try_for_each(|_| {
-                    self.skip_element(kinds >> 4, depth + 1)?;
-                    self.skip_element(kinds & 0x0F, depth + 1)
-                })
+                self.skip_elements(count, &[kinds >> 4, kinds & 0x0F], depth + 1)
             }
             12 => self.fields(&mut |headers, _, kind| headers.skip(kind, depth + 1)),
             _ => Err(malformed()),
         }
     }
 
-    /// As [`Self::skip`], of an element of a list, set or map, where a truth value takes a byte.
-    fn skip_element(&mut self, kind: u8, depth: usize) -> io::Result<()> {
-        if matches!(kind, 1 | 2) { self.pass(1) } else { self.skip(kind, depth) }
+    /// Passes over the elements of a list, set or map, `count` times one of each kind.
+    ///
+    /// Elements of a fixed size are passed over at once: a count is no more than a claim. Each other one has bytes to read.
+    fn skip_elements(&mut self, count: u64, kinds: &[u8], depth: usize) -> io::Result<()> {
+        let size = kinds.iter().map(|kind| fixed_bytes(*kind)).sum::<Option<u64>>();
+        if let Some(size) = size {
+            return self.pass(count.checked_mul(size).ok_or_else(malformed)?);
+        }
+        (0..count).try_for_each(|_| {
+            kinds.iter().try_for_each(|kind| match fixed_bytes(*kind) {
+                Some(size) => self.pass(size),
+                None => self.skip(*kind, depth),
+            })
+        })
+    }
+}
+
+/// Size of an element of this kind where all have the same; a truth value takes a byte in a list.
+fn fixed_bytes(kind: u8) -> Option<u64> {
+    match kind {
+        1..=3 => Some(1),
+        7 => Some(8),
+        _ => None,
     }
 }
 
@@ -275,6 +293,21 @@ mod tests {
         assert_eq!(check_bytes(&[odd.clone(), page(10, 10)].concat()), Ok(()));
         let lying = [odd, page(i32::MAX.into(), 900)].concat();
         assert!(check_bytes(&lying).unwrap_err().contains("claims to unpack"));
+    }
+
+    /// Found by fuzzing: passing over what is not there never ends by itself.
+    #[test]
+    fn a_list_that_claims_more_elements_than_there_are_bytes_is_refused_at_once() {
+        let claim = [0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x7F];
+        for head in [&[0x19, 0xF1][..], &[0x19, 0xF3], &[0x1A, 0xF7]] {
+            let list = [head, &claim].concat();
+            let error = check_bytes(&page_of(100, 40, 5, 0, &list)).unwrap_err();
+            assert!(error.ends_with("cannot be read"), "{head:?}: {error}");
+        }
+        for kinds in [0x11, 0x37, 0x73] {
+            let map = [&[0x1B][..], &claim, &[kinds]].concat();
+            assert!(check_bytes(&page_of(100, 40, 5, 0, &map)).unwrap_err().ends_with("cannot be read"), "{kinds:x}");
+        }
     }
 
     #[test]

@@ -12,10 +12,9 @@ use serde::Serialize;
 use super::workload::TableLoad;
 use crate::cache::Image;
 
-/// The program with its libraries, threads, tokenizer and indices of rows, and what its heap keeps free between small buffers
-/// in use: an estimate, read off a run of `recipes/quickstart.toml` on x86-64 Linux (23 MB of code and libraries, 11 MB when
-/// the plan is made, 12 MB free in the heap at the end of a backward).
-const PROGRAM_BYTES: u64 = 44 << 20;
+/// Code, libraries and stacks that a run touches after it was planned: read off runs on x86-64 Linux, where 16 MB of them are
+/// resident then and 20 MB during steps.
+const LATER_CODE_BYTES: u64 = 4 << 20;
 /// Values between rows of a matrix whose width is a multiple of [`CROWDED_BYTES`] (`SPREAD` of the kernel room).
 const SPREAD: u64 = 32;
 const CROWDED_BYTES: u64 = 2048;
@@ -32,7 +31,7 @@ const PICTURES: u64 = 2;
 /// Predicted resident memory by what holds it, in bytes; the parts add up to the predicted peak.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct PredictedMemory {
-    /// The program before anything is loaded.
+    /// The program with tokenizer and indices of rows, before weights are loaded.
     pub program: u64,
     /// Frozen weights.
     pub base: u64,
@@ -42,7 +41,7 @@ pub struct PredictedMemory {
     pub moments: u64,
     /// What the blocks of a micro-batch keep, and what one of them holds while it is computed.
     pub activations: u64,
-    /// Rows that are read and decoded ahead of the step.
+    /// Rows that are shuffled among each other, and those that are decoded ahead of the step.
     pub rows: u64,
     /// What keys and values of generated answers and pictures, and the image tokenizer, need beyond what a step leaves.
     pub cache: u64,
@@ -73,6 +72,8 @@ impl PredictedMemory {
 #[derive(Debug, Clone)]
 pub(super) struct Memory<'a> {
     pub(super) config: &'a JanusConfig,
+    /// Resident memory of the process as the run is planned.
+    pub(super) program_bytes: u64,
     /// Parts of the model that are loaded with it.
     pub(super) parts: Parts,
     /// Bytes of a value of the base as it is computed.
@@ -124,12 +125,16 @@ impl Memory<'_> {
         // are summed; all f32.
         let copies = if self.accumulates { 5 } else { 4 };
         PredictedMemory {
-            program: PROGRAM_BYTES,
+            program: self.program_bytes + LATER_CODE_BYTES,
             base: self.base_bytes(),
             adapters: self.trainable * F32_BYTES * copies,
             moments: self.trainable * F32_BYTES * 2,
             activations: store + tape,
-            rows: self.loads.iter().map(|load| self.waiting_rows(load) * self.row_bytes(load)).sum(),
+            rows: self
+                .loads
+                .iter()
+                .map(|load| load.window_bytes + self.waiting_rows(load) * self.row_bytes(load))
+                .sum(),
             cache: evaluation.saturating_sub(store + tape),
         }
     }
@@ -287,7 +292,7 @@ impl Memory<'_> {
                 + patches * (3 * vision.hidden_size as u64 * self.value_bytes + 4 * token);
             seen + answering(rows, load.tokens + SPARE_TOKENS).max(loss)
         };
-        self.loads.iter().map(of).max().unwrap_or(0)
+        self.loads.iter().map(|load| load.eval_window_bytes + of(load)).max().unwrap_or(0)
     }
 
     /// The image tokenizer at its finest level in f32: the level's input, and a residual block's input, middle and output.
@@ -357,12 +362,22 @@ mod tests {
     use super::*;
 
     fn load() -> TableLoad {
-        TableLoad { is_generation: false, rows: 3, rows_per_step: 3.0, tokens: 70, labels: 20, images: 1, eval_rows: 5 }
+        TableLoad {
+            is_generation: false,
+            rows: 3,
+            rows_per_step: 3.0,
+            tokens: 70,
+            labels: 20,
+            images: 1,
+            eval_rows: 5,
+            ..TableLoad::default()
+        }
     }
 
     fn memory(config: &JanusConfig) -> Memory<'_> {
         Memory {
             config,
+            program_bytes: 40 << 20,
             parts: Parts { text_head: true, vision: true, ..Parts::default() },
             value_bytes: 4,
             trainable: 1000,

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::TrainError;
 use super::memory::{Memory, PredictedMemory};
+use super::metrics::rss_bytes;
 use super::mixture::Mixer;
 use super::prefetch::rows_ahead;
 use super::rehearsal::operations_per_second;
@@ -19,6 +20,7 @@ use super::room::available_bytes;
 use super::tables::RecipeTable;
 use super::workload::{TableLoad, encoder_operations, loads, step_operations};
 use crate::adapter::AdapterSpec;
+use crate::allocator;
 use crate::base::Base;
 use crate::cache::CacheSettings;
 use crate::dynamic::{self, Paths};
@@ -189,8 +191,11 @@ impl Plan {
         let trained =
             |path: &str| chosen.iter().any(|site| **site == *path) || saved.iter().any(|n| n.starts_with(path));
         let in_blocks = chosen.iter().filter(|path| path.starts_with("model.language_model.layers.")).count();
+        // What the first looks at the rows left behind is none of the program's.
+        allocator::give_back();
         let memory = Memory {
             config,
+            program_bytes: rss_bytes(),
             parts: parts(tables),
             value_bytes: compute_type(recipe).size_in_bytes() as u64,
             trainable: trainable_parameters,

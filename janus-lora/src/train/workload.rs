@@ -16,7 +16,7 @@ const LOOKED_AT: usize = 64;
 const MIXED_ROWS: usize = 1 << 14;
 
 /// What one table gives to a micro-batch.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct TableLoad {
     /// Whether its rows are pictures to draw.
     pub(super) is_generation: bool,
@@ -32,6 +32,10 @@ pub(super) struct TableLoad {
     pub(super) images: u64,
     /// Rows to evaluate on.
     pub(super) eval_rows: u64,
+    /// Bytes of the rows that are shuffled among each other.
+    pub(super) window_bytes: u64,
+    /// The same of the rows to evaluate on, while that happens.
+    pub(super) eval_window_bytes: u64,
 }
 
 impl TableLoad {
@@ -50,7 +54,7 @@ impl TableLoad {
             tokens: mean(&Sample::len),
             labels: mean(&Sample::supervised),
             images: mean(&images),
-            eval_rows: 0,
+            ..Self::default()
         }
     }
 }
@@ -90,6 +94,8 @@ pub(super) fn loads(
             labels: longest(&labels, rows),
             images,
             eval_rows: table.eval.as_ref().map_or(0, |source| source.index.accepted_rows() as u64),
+            window_bytes: table.train.index.window_bytes(),
+            eval_window_bytes: table.eval.as_ref().map_or(0, |source| source.index.window_bytes()),
         });
     }
     Ok(loads)
@@ -198,8 +204,7 @@ mod tests {
             rows_per_step: 1.0,
             tokens: 100,
             labels: 0,
-            images: 0,
-            eval_rows: 0,
+            ..TableLoad::default()
         };
         let operations =
             |load: &TableLoad, recompute| step_operations(&config, std::slice::from_ref(load), recompute, 0, 1.0);
