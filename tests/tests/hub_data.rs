@@ -63,7 +63,7 @@ fn remote(hub: &Hub, cache: &Path, limit_bytes: u64) -> Result<Table, DataError>
 
 fn scan(table: &Table) -> Result<Index, DataError> {
     let images = ImageChecks { dimensions: |_| Ok((1, 1)), decode: |_| Ok(()) };
-    table.scan(&ScanOptions { images, check: &|_: &Row| Ok(()), limit: None }, &mut |_| {})
+    table.scan(&ScanOptions { images, check: &|_: &Row| Ok(()), limit: None, decode_rows: u64::MAX }, &mut |_| {})
 }
 
 /// The prompts of so many epochs, `look` being called after each row.

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::recipe::{Columns, DataSection, Task};
 use crate::survey::{self, Distribution, SurveyError, TableStats};
 use crate::tasks;
-use crate::train::tables::{Source, open_tables};
+use crate::train::tables::{Scan, Source, open_tables};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DataCommand {
@@ -154,7 +154,7 @@ fn check(recipe: &std::path::Path, overrides: &[String], json: bool) -> Result<(
     for section in &recipe.data {
         let task = tasks::task(section);
         for (spec, split, title) in splits(section) {
-            let source = Source::open(spec, split, task.as_ref(), &base, None, &Terminal)?;
+            let source = Source::open(spec, split, task.as_ref(), &base, Scan::of_everything(), &Terminal)?;
             let report = CheckReport::new(&source.table, &source.index);
             let error = source.index.enforce(limit).err();
             let (allowed, verdict) = (limit.allowed(report.rows), if error.is_none() { "kept" } else { "exceeded" });
@@ -188,7 +188,7 @@ fn stats_of_recipe(path: &std::path::Path, overrides: &[String]) -> Result<Vec<(
     for section in &recipe.data {
         let task = tasks::task(section);
         for (spec, split, title) in splits(section) {
-            let source = Source::open(spec, split, task.as_ref(), &base, None, &Terminal)?;
+            let source = Source::open(spec, split, task.as_ref(), &base, Scan::of_a_look(), &Terminal)?;
             let stats = TableStats::new(&source, task.as_ref(), &base, &title, &Terminal)?;
             all.push((title, stats));
         }
@@ -224,7 +224,7 @@ fn stats_of_table(spec: &str, base: Option<String>, task: TaskArgument, columns:
     };
     let base = Base::open(&base, &Terminal)?;
     let task = tasks::task(&section);
-    let source = Source::open(spec, Split::Train, task.as_ref(), &base, None, &Terminal)?;
+    let source = Source::open(spec, Split::Train, task.as_ref(), &base, Scan::of_a_look(), &Terminal)?;
     TableStats::new(&source, task.as_ref(), &base, spec, &Terminal)
 }
 

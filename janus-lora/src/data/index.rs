@@ -17,8 +17,8 @@ use super::schema::ColumnRequest;
 use super::shuffle::{WINDOW_BYTES, WINDOW_ROWS};
 use super::source::FileSource;
 
-/// Tables of at most so many rows have every image decoded by the scan, so that damaged pixels are known before the
-/// first step; beyond it, only headers are read.
+/// Tables of at most so many rows have every image decoded by the scan of a run however few of them it will read, so that
+/// damaged pixels are known before the first step.
 pub const FULL_DECODE_ROWS: u64 = 10_000;
 
 /// What a row takes beside its values: the nodes of its maps and the allocator's own.
@@ -60,6 +60,8 @@ pub struct ScanOptions<'a> {
     pub check: &'a (dyn Fn(&Row) -> Result<(), String> + Sync),
     /// How many rows may be bad, at least one being good; `None` counts and refuses nothing (`janus data check`).
     pub limit: Option<BadRowLimit>,
+    /// Tables of at most so many rows have every image decoded; of larger ones only headers are read.
+    pub decode_rows: u64,
 }
 
 /// How far a scan is.
@@ -145,7 +147,7 @@ impl Table {
     /// A damaged row group; too many bad rows, or no good one, where `options.limit` is given.
     pub fn scan(&self, options: &ScanOptions<'_>, progress: &mut dyn FnMut(ScanProgress)) -> Result<Index, DataError> {
         let of = self.claimed_rows();
-        let fully_decoded = of <= FULL_DECODE_ROWS;
+        let fully_decoded = of <= options.decode_rows;
         let kept = options.limit.map_or(usize::MAX, |limit| limit.allowed(usize::try_from(of).unwrap_or(usize::MAX)));
         let files_together = if self.files.iter().any(|file| file.shard().is_some()) { HUB_FILES_TOGETHER } else { 0 };
         let mut index = Index { fully_decoded, files_together, ..Index::default() };

@@ -47,7 +47,7 @@ pub(crate) fn options<'a>(
     check: &'a (dyn Fn(&Row) -> Result<(), String> + Sync),
     limit: Option<BadRowLimit>,
 ) -> ScanOptions<'a> {
-    ScanOptions { images: image_checks(), check, limit }
+    ScanOptions { images: image_checks(), check, limit, decode_rows: u64::MAX }
 }
 
 pub(crate) fn scan_all(table: &Table, check: &(dyn Fn(&Row) -> Result<(), String> + Sync)) -> Index {

@@ -238,7 +238,7 @@ impl Diagnose for TrainError {
                 vec!["modules are named as in the checkpoint, for example `generation_head` or `lm_head`".into()]
             }
             TrainError::Row { .. } => vec![format!(
-                "tables of more than {FULL_DECODE_ROWS} rows are not decoded beforehand; `janus data check` tells of every row's header and text"
+                "a run that reads fewer rows than a table of more than {FULL_DECODE_ROWS} has does not decode it beforehand; `janus data check` finds all damaged pictures"
             )],
             TrainError::NoRoom { remedies, .. } => {
                 let limit = format!("`{MEMORY_VARIABLE}` says how many bytes to count on, whatever the machine tells");

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::TrainError;
 use super::prefetch::{Drafted, Drafts, ReadAhead, draft};
 use crate::base::{Base, cache_folder};
+use crate::data::index::FULL_DECODE_ROWS;
 use crate::data::{
     BadRowLimit, DataError, ImageChecks, Index, Position, Row, RowId, RowStream, ScanOptions, Split, Table, locate,
 };
@@ -19,6 +20,36 @@ use crate::error::Result;
 use crate::recipe::{DataSection, Recipe};
 use crate::status::Status;
 use crate::tasks::{self, Draft, Sample, Task};
+
+/// How closely rows are looked at beforehand.
+#[derive(Debug, Clone, Copy)]
+pub struct Scan {
+    /// How many may be bad; `None` refuses nothing.
+    pub limit: Option<BadRowLimit>,
+    /// Tables of at most so many rows have every image decoded.
+    pub decode_rows: u64,
+}
+
+impl Scan {
+    /// Every image decoded, nothing refused.
+    pub fn of_everything() -> Self {
+        Self { limit: None, decode_rows: u64::MAX }
+    }
+
+    /// Headers of large tables alone, nothing refused.
+    pub fn of_a_look() -> Self {
+        Self { limit: None, decode_rows: FULL_DECODE_ROWS }
+    }
+
+    /// What a run asks: a picture that it will read may not turn out to be damaged on the way. Where it reads fewer rows
+    /// than a large table has, looking at all of them would take longer than the run.
+    fn before(recipe: &Recipe) -> Self {
+        let train = &recipe.train;
+        let rows = |steps: u64| steps.saturating_mul(train.batch_size).saturating_mul(train.grad_accumulation);
+        let decode_rows = train.steps.map_or(u64::MAX, rows).max(FULL_DECODE_ROWS);
+        Self { limit: Some(recipe.data_limits.max_bad_rows), decode_rows }
+    }
+}
 
 /// Rows of one split.
 #[derive(Debug, Clone)]
@@ -30,7 +61,7 @@ pub struct Source {
 }
 
 impl Source {
-    /// Finds, opens and looks through the rows of `spec`. `limit` says how many may be bad, `None` refuses nothing.
+    /// Finds, opens and looks through the rows of `spec`.
     ///
     /// # Errors
     /// No files, columns that are missing or of another type, too many bad rows, or no good one.
@@ -39,7 +70,7 @@ impl Source {
         split: Split,
         task: &dyn Task,
         base: &Base,
-        limit: Option<BadRowLimit>,
+        scan: Scan,
         status: &dyn Status,
     ) -> Result<Self> {
         let downloads = status.download();
@@ -51,7 +82,8 @@ impl Source {
         };
         let check = |row: &Row| task.check(base, row);
         let bar = status.items(&format!("checking {spec}"), table.claimed_rows());
-        let options = ScanOptions { images, check: &check, limit };
+        let Scan { limit, decode_rows } = scan;
+        let options = ScanOptions { images, check: &check, limit, decode_rows };
         let index = table.scan(&options, &mut |progress| bar.set(progress.rows, progress.of))?;
         bar.finish();
         Ok(Self { table: Arc::new(table), index: Arc::new(index) })
@@ -86,13 +118,14 @@ pub struct RecipeTable {
 /// # Errors
 /// As [`Source::open`].
 pub fn open_tables(recipe: &Recipe, base: &Base, status: &dyn Status) -> Result<Vec<RecipeTable>> {
-    let limit = Some(recipe.data_limits.max_bad_rows);
+    let scan = Scan::before(recipe);
+    let all = Scan { decode_rows: u64::MAX, ..scan };
     let mut tables = Vec::with_capacity(recipe.data.len());
     for section in &recipe.data {
         let task = tasks::task(section);
-        let train = Source::open(&section.train, Split::Train, task.as_ref(), base, limit, status)?;
+        let train = Source::open(&section.train, Split::Train, task.as_ref(), base, scan, status)?;
         let eval = match &section.eval {
-            Some(spec) => Some(Source::open(spec, Split::Eval, task.as_ref(), base, limit, status)?),
+            Some(spec) => Some(Source::open(spec, Split::Eval, task.as_ref(), base, all, status)?),
             None => None,
         };
         tables.push(RecipeTable { section: section.clone(), task, train, eval });

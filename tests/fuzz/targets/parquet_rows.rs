@@ -48,7 +48,7 @@ fuzz_target!(|data: &[u8]| {
         check_row(row);
         Ok(())
     };
-    let Ok(index) = table.scan(&ScanOptions { images, check: &check, limit: None }, &mut |_| {}) else { return };
+    let Ok(index) = table.scan(&ScanOptions { images, check: &check, limit: None, decode_rows: u64::MAX }, &mut |_| {}) else { return };
     assert_eq!(index.rows(), index.accepted_rows() + index.rejected_rows());
     let accepted = index.accepted_rows();
     if accepted == 0 {
