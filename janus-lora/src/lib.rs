@@ -6,7 +6,8 @@
 //! 2. [`data`] reads rows from Parquet, [`tasks`] makes samples and batches of them and computes their loss, [`survey`]
 //!    shows beforehand what they come to;
 //! 3. [`adapter`] holds low-rank pairs and copies, reads and writes them as PEFT does, and attaches them to a base
-//!    through the core's seam; [`dynamic`] holds the dynamic visual encoder that may stand beside them;
+//!    through the core's seam; [`dynamic`] holds the dynamic visual encoder and [`heads`] the task heads
+//!    that may stand beside them;
 //! 4. [`train`] moves them, [`eval`] measures them, [`report`] shows what happens and happened;
 //! 5. [`merge`] folds them into a new checkpoint, [`probe`] compares with other implementations, [`bench`] measures speed
 //!    and memory.
@@ -26,6 +27,7 @@ pub mod dynamic;
 pub mod error;
 pub mod eval;
 pub mod fingerprint;
+pub mod heads;
 pub mod merge;
 mod nearest;
 pub mod probe;

@@ -61,6 +61,7 @@ fn adapters(into: &Path) {
             sites: sites.map(Arc::from).to_vec(),
             modules_to_save: saved.to_vec(),
             dynamic: None,
+            heads: Vec::new(),
             base_name: None,
         };
         let mut adapter = Adapter::new(&base, false, &spec, 1, &read).unwrap();

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use janus_core::Janus;
 use janus_core::checkpoint::{EMBED_TOKENS, LM_HEAD};
 use janus_core::model::vision::Vision;
@@ -13,6 +13,7 @@ use super::Adapter;
 use super::error::AdapterError;
 use super::pair::pair_shapes;
 use crate::dynamic::{self, Factors};
+use crate::heads::Heads;
 
 /// The low-rank terms of one site, of one or several adapters.
 #[derive(Debug, Clone)]
@@ -109,6 +110,24 @@ fn factors(model: &Janus, adapters: &[(&Adapter, f64)]) -> Result<Factors, Adapt
     }
     let encoders = adapters.iter().filter_map(|(adapter, factor)| Some((adapter.dynamic.as_ref()?, *factor)));
     Ok(Factors::of(encoders)?)
+}
+
+/// The heads of all adapters, on a device.
+///
+/// # Errors
+/// Two heads of one name.
+pub fn heads(adapters: &[(&Adapter, f64)], device: &Device) -> Result<Heads, AdapterError> {
+    let mut all = Heads::new();
+    for (number, (adapter, _)) in adapters.iter().enumerate() {
+        for (name, head) in &adapter.heads {
+            if all.insert(name.clone(), head.to_device(device)?).is_some() {
+                let first = adapters.iter().position(|(adapter, _)| adapter.heads.contains_key(name));
+                let (first, second) = (first.unwrap_or(0) + 1, number + 1);
+                return Err(AdapterError::HeadsClash { name: name.to_string(), first, second });
+            }
+        }
+    }
+    Ok(all)
 }
 
 /// Empties every slot and takes back every copy: the base again.

@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use janus_core::checkpoint::{Checkpoint, init_checkpoint};
 use janus_core::config::Layout;
 use janus_core::model::decoder::Placement;

@@ -202,12 +202,47 @@ pub enum AdapterError {
     /// The frozen model refused.
     #[error(transparent)]
     Core(#[from] janus_core::Error),
+    /// A task without its head.
+    #[error("there is no head `{name}`{}", heads_listed(found))]
+    NoHead {
+        /// Its name.
+        name: String,
+        /// Those that there are.
+        found: Vec<String>,
+    },
+    /// A head for other labels than the table's.
+    #[error("the head `{name}` is for the labels {}, the table has {}", got.join(", "), expected.join(", "))]
+    OtherLabels {
+        /// Its name.
+        name: String,
+        /// The table's.
+        expected: Vec<String>,
+        /// The head's.
+        got: Vec<String>,
+    },
+    /// Two adapters with a head of one name.
+    #[error("adapters {first} and {second} both have a head `{name}`")]
+    HeadsClash {
+        /// Its name.
+        name: String,
+        /// Number of the first.
+        first: usize,
+        /// Number of the second.
+        second: usize,
+    },
     /// A file cannot be written.
     #[error(transparent)]
     Output(#[from] OutputError),
     /// The tensor engine failed.
     #[error("computation failed: {0}")]
     Tensor(#[from] candle_core::Error),
+}
+
+fn heads_listed(found: &[String]) -> String {
+    match found {
+        [] => ", nor any other".into(),
+        found => format!(" among {}", found.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")),
+    }
 }
 
 impl Diagnose for AdapterError {
@@ -254,6 +289,13 @@ impl Diagnose for AdapterError {
                 "give the base that the adapter was trained on"
             }
             AdapterError::NoteVersion { .. } => "use a newer version of this program",
+            AdapterError::OtherLabels { .. } => "evaluate with the recipe that trained the head",
+            AdapterError::NoHead { .. } => {
+                "heads come with the adapter of a recipe that trained them: give it with `--adapter`"
+            }
+            AdapterError::HeadsClash { .. } => {
+                "heads have the names of the tables they were trained on: rename one of these"
+            }
             AdapterError::SeveralCopies { .. } => "merge one of them into the base first",
             AdapterError::Scale { .. } => "write `DIR` or `DIR:scale` with a number such as `0.5`",
             _ => return Vec::new(),

@@ -38,6 +38,7 @@ pub(super) fn read_json_text(
 pub(super) struct WeightsFile {
     file: fs::File,
     values_at: u64,
+    metadata: HashMap<String, String>,
     /// Every tensor, by name.
     tensors: Vec<(String, TensorInfo)>,
 }
@@ -77,7 +78,13 @@ impl WeightsFile {
         }
         let mut tensors: Vec<_> = metadata.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
         tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
-        Ok(Self { file, values_at: 8 + header_bytes, tensors })
+        let metadata = metadata.metadata().clone().unwrap_or_default();
+        Ok(Self { file, values_at: 8 + header_bytes, metadata, tensors })
+    }
+
+    /// A text of the header's own.
+    pub(super) fn metadata(&self, key: &str) -> Option<&str> {
+        self.metadata.get(key).map(String::as_str)
     }
 
     /// Every tensor, by name.
@@ -108,9 +115,13 @@ pub(super) fn is_read(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16)
 }
 
-/// Writes tensors as f32, in the order of their names, with `{"format": "pt"}` as the only metadata: equal tensors give
-/// equal bytes.
-pub(super) fn write_weights(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), AdapterError> {
+/// Writes tensors as f32, in the order of their names, with `{"format": "pt"}` and at most one text `more` as metadata: equal
+/// tensors give equal bytes.
+pub(super) fn write_weights(
+    path: &Path,
+    tensors: &[(String, Tensor)],
+    more: Option<(&str, String)>,
+) -> Result<(), AdapterError> {
     let mut infos = Vec::with_capacity(tensors.len());
     let mut at = 0;
     for (name, tensor) in tensors {
@@ -120,8 +131,14 @@ pub(super) fn write_weights(path: &Path, tensors: &[(String, Tensor)]) -> Result
         at = end;
     }
     let format = HashMap::from([("format".to_string(), "pt".to_string())]);
-    let metadata = Metadata::new(Some(format), infos).map_err(unsound)?;
-    let mut header = serde_json::to_vec(&metadata).map_err(unsound)?;
+    let texts = format.into_iter().chain(more.map(|(key, text)| (key.to_owned(), text)));
+    let metadata = Metadata::new(Some(texts.collect()), infos).map_err(unsound)?;
+    let mut header = serde_json::to_value(&metadata).map_err(unsound)?;
+    if let Some(texts) = header.get_mut("__metadata__").and_then(serde_json::Value::as_object_mut) {
+        // The format's own map has them in no order.
+        texts.sort_keys();
+    }
+    let mut header = serde_json::to_vec(&header).map_err(unsound)?;
     // The format asks for values aligned to 8 bytes, padded with spaces.
     header.resize(header.len().next_multiple_of(8), b' ');
 

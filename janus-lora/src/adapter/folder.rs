@@ -11,15 +11,12 @@ use janus_core::input;
 
 use super::Adapter;
 use super::error::{AdapterError, Mismatch, Misshapen};
+use super::extras::{self, Extras};
 use super::file::{WEIGHTS_FILE, WeightsFile, is_read, read_json_text, write_text, write_weights};
 use super::note::{NOTE_FILE, Note};
 use super::pair::{KEY_PREFIX, Pair, pair_keys, pair_shapes};
 use super::peft_config::{CONFIG_FILE, PeftConfig};
 use super::select::{Selection, select};
-use crate::dynamic::{self, Dynamic};
-
-/// Companion of an adapter folder for what PEFT has no place for and a note cannot hold.
-const EXTRAS_FILE: &str = "janus_extras.safetensors";
 
 /// Longest configuration that is read; one that lists every site of the largest model has 40 kB.
 const CONFIG_LIMIT_BYTES: u64 = 1 << 20;
@@ -41,22 +38,22 @@ const ORIGINAL_PREFIXES: &[&str] = &[
 
 /// What a tensor in the file is for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Place {
+pub(super) enum Place {
     A(Arc<str>),
     B(Arc<str>),
     /// A copy of a native parameter that takes its place.
     Saved(Arc<str>),
     /// A copy of a native parameter that PEFT adds to the file and that must equal the base's.
     BaseCopy(Arc<str>),
-    /// A value of the dynamic encoder.
-    Dynamic(Arc<str>),
+    /// A value of the dynamic encoder or of a head.
+    Extra(Arc<str>),
 }
 
 /// A tensor that may or must be in the file.
-struct Slot {
-    place: Place,
-    shape: Vec<usize>,
-    required: bool,
+pub(super) struct Slot {
+    pub(super) place: Place,
+    pub(super) shape: Vec<usize>,
+    pub(super) required: bool,
 }
 
 impl Adapter {
@@ -74,7 +71,7 @@ impl Adapter {
     }
 
     /// Writes the files of an adapter into an existing folder: `adapter_config.json`, `adapter_model.safetensors`,
-    /// `janus_extras.safetensors` where there is a dynamic encoder, and `janus_adapter.json` where there is a note. Copies of the base's embedding are not written: PEFT loads without.
+    /// `janus_extras.safetensors` where there is a dynamic encoder or a head, and `janus_adapter.json` where there is a note. Copies of the base's embedding are not written: PEFT loads without.
     /// The weights come last: a folder that has them has everything.
     ///
     /// # Errors
@@ -84,16 +81,14 @@ impl Adapter {
         if let Some(note) = &self.note {
             write_text(into, NOTE_FILE, &note.to_json())?;
         }
-        let extras = self.extras();
-        if !extras.is_empty() {
-            write_weights(&into.join(EXTRAS_FILE), &extras)?;
-        }
-        write_weights(&into.join(WEIGHTS_FILE), &self.tensors())
+        extras::write(into, self)?;
+        write_weights(&into.join(WEIGHTS_FILE), &self.tensors(), None)
     }
 
     /// All tensors of `janus_extras.safetensors`, by their names there, in order.
     pub fn extras(&self) -> Vec<(String, Tensor)> {
-        let values = self.dynamic.iter().flat_map(Dynamic::values);
+        let dynamic = self.dynamic.iter().flat_map(|dynamic| dynamic.values());
+        let values = dynamic.chain(self.heads.values().flat_map(|head| head.values()));
         values.map(|(name, value)| (name.to_string(), value.clone())).collect()
     }
 
@@ -120,7 +115,7 @@ fn read_folder(folder: &Path, base: &JanusConfig, tied: bool) -> Result<Adapter,
     let text =
         read_json_text(folder, CONFIG_FILE, CONFIG_LIMIT_BYTES)?.ok_or(AdapterError::NoFile { file: CONFIG_FILE })?;
     let config = PeftConfig::from_json(&text)?;
-    let dynamic = read_extras(folder, base)?;
+    let Extras { dynamic, heads } = extras::read(folder, base)?;
     let Some(weights) = input::locate(folder, WEIGHTS_FILE)? else {
         let is_pickle = folder.join(PICKLE_FILE).exists();
         return Err(match is_pickle {
@@ -133,12 +128,19 @@ fn read_folder(folder: &Path, base: &JanusConfig, tied: bool) -> Result<Adapter,
         return Err(AdapterError::OriginalLayout { tensor: tensor.clone() });
     }
     let selection = select(&config, base, tied)?;
-    selection.require_some(&config, dynamic.is_some())?;
+    selection.require_some(&config, dynamic.is_some() || !heads.is_empty())?;
     let note = Note::read(folder)?;
     let mut values = read_tensors(&file, &slots(&selection, base))?;
 
-    let mut adapter =
-        Adapter { config, pairs: BTreeMap::new(), saved: BTreeMap::new(), dynamic, base_copies: BTreeMap::new(), note };
+    let mut adapter = Adapter {
+        config,
+        pairs: BTreeMap::new(),
+        saved: BTreeMap::new(),
+        dynamic,
+        heads,
+        base_copies: BTreeMap::new(),
+        note,
+    };
     for selected in selection.sites {
         let path = selected.site.path.clone();
         if let (Some(a), Some(b)) = (values.remove(&Place::A(path.clone())), values.remove(&Place::B(path.clone()))) {
@@ -151,28 +153,10 @@ fn read_folder(folder: &Path, base: &JanusConfig, tied: bool) -> Result<Adapter,
         match place {
             Place::Saved(name) => adapter.saved.insert(name, tensor),
             Place::BaseCopy(name) => adapter.base_copies.insert(name, tensor),
-            Place::A(_) | Place::B(_) | Place::Dynamic(_) => None,
+            Place::A(_) | Place::B(_) | Place::Extra(_) => None,
         };
     }
     Ok(adapter)
-}
-
-/// The dynamic encoder of `janus_extras.safetensors`, where there is one.
-fn read_extras(folder: &Path, base: &JanusConfig) -> Result<Option<Dynamic>, AdapterError> {
-    let Some(path) = input::locate(folder, EXTRAS_FILE)? else { return Ok(None) };
-    let told = |source| AdapterError::File { file: EXTRAS_FILE, source: Box::new(source) };
-    let file = WeightsFile::open(&path).map_err(told)?;
-    let paths = dynamic::paths_of(file.tensors().iter().map(|(name, _)| name.as_str()));
-    let slots = dynamic::shapes(base, paths).into_iter().map(|(name, shape)| {
-        let slot = Slot { place: Place::Dynamic(name.into()), shape, required: true };
-        (name.to_owned(), slot)
-    });
-    let values = read_tensors(&file, &slots.collect()).map_err(told)?;
-    let values = values.into_iter().filter_map(|(place, value)| match place {
-        Place::Dynamic(name) => Some((name, value)),
-        _ => None,
-    });
-    Ok(paths.any().then(|| Dynamic::of(paths, values.collect())))
 }
 
 fn is_original_layout(name: &str) -> bool {
@@ -226,7 +210,10 @@ fn canonical(name: &str) -> String {
 }
 
 /// Reads all tensors into their places, or says of every single one what is wrong with it.
-fn read_tensors(file: &WeightsFile, slots: &BTreeMap<String, Slot>) -> Result<BTreeMap<Place, Tensor>, AdapterError> {
+pub(super) fn read_tensors(
+    file: &WeightsFile,
+    slots: &BTreeMap<String, Slot>,
+) -> Result<BTreeMap<Place, Tensor>, AdapterError> {
     let mut mismatch = Mismatch::default();
     let mut filled = BTreeSet::new();
     let mut readable = Vec::new();

@@ -2,12 +2,14 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 use serde_json::json;
 
+use super::super::extras::EXTRAS_FILE;
 use super::super::testing::{
     SITES, Stored, base, bits, change_config, change_weights, folder_of, parameter, refusal, spec, trained,
 };
 use super::*;
 use crate::adapter::{AdapterSpec, BaseNote};
 use crate::dynamic::Paths;
+use crate::heads::HeadKind;
 
 const EMBEDDING: &str = "model.language_model.embed_tokens";
 
@@ -271,7 +273,7 @@ fn every_value_of_a_dynamic_encoder_is_accounted_for() {
         let folder = folder_of(&adapter);
         let mut tensors = adapter.extras();
         change(&mut tensors);
-        write_weights(&folder.path().join(EXTRAS_FILE), &tensors).unwrap();
+        write_weights(&folder.path().join(EXTRAS_FILE), &tensors, None).unwrap();
         match refusal(folder.path()) {
             AdapterError::File { file: EXTRAS_FILE, source } => source.to_string(),
             other => panic!("{other}"),
@@ -300,4 +302,35 @@ fn an_adapter_of_nothing_is_refused_and_one_of_an_encoder_alone_is_not() {
     std::fs::remove_file(folder.path().join(EXTRAS_FILE)).unwrap();
     assert!(matches!(refusal(folder.path()), AdapterError::NothingTargeted { .. }));
     assert!(Adapter::new(&base(), false, &spec(&[], &[]), 7, &parameter).is_err());
+}
+
+#[test]
+fn heads_come_back_with_their_labels() {
+    let kind = |labels: &[&str]| HeadKind::Classify { labels: labels.iter().map(ToString::to_string).collect() };
+    let heads =
+        vec![("defects".to_owned(), kind(&["pit", "scratch"])), ("Ümläut \"x\"".to_owned(), kind(&["a", "b", "c"]))];
+    let of = AdapterSpec { heads, dynamic: Some(Paths { vision: true, generation: false }), ..spec(&SITES, &[]) };
+    let adapter = Adapter::new(&base(), false, &of, 7, &parameter).unwrap();
+    let folder = folder_of(&adapter);
+    let read = Adapter::read(folder.path(), &base(), false).unwrap();
+    assert!(read.dynamic.is_some());
+    assert_eq!(read.heads.len(), 2);
+    for (name, head) in &adapter.heads {
+        assert_eq!(read.heads[name].kind, head.kind);
+        for (value, written) in head.values() {
+            assert_eq!(bits(&read.heads[name].values()[value]), bits(written), "{value}");
+        }
+    }
+    // Equal adapters are equal bytes.
+    let bytes = |folder: &tempfile::TempDir| std::fs::read(folder.path().join(EXTRAS_FILE)).unwrap();
+    assert_eq!(bytes(&folder), bytes(&folder_of(&read)));
+
+    let mut broken = adapter.clone();
+    broken.heads.get_mut("defects").unwrap().kind = kind(&["pit", "scratch", "stain"]);
+    match refusal(folder_of(&broken).path()) {
+        AdapterError::File { source, .. } => assert!(source.to_string().contains("head.defects.weight"), "{source}"),
+        other => panic!("{other}"),
+    }
+    let clash = super::super::heads(&[(&adapter, 1.0), (&read, 1.0)], &candle_core::Device::Cpu);
+    assert!(matches!(clash, Err(AdapterError::HeadsClash { first: 1, second: 2, .. })));
 }

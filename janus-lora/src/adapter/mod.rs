@@ -1,5 +1,5 @@
 //! The adapter, as PEFT's files know it: low-rank pairs at sites of the model, and copies of whole parameters; beside them,
-//! where there is one, the dynamic visual encoder ([`crate::dynamic`]).
+//! where there are any, the dynamic visual encoder ([`crate::dynamic`]) and task heads ([`crate::heads`]).
 //!
 //! | file | what |
 //! | --- | --- |
@@ -9,6 +9,7 @@
 //! | `select` | which modules of a base a configuration means |
 //! | `file` | safetensors and JSON, read from files nobody vouches for |
 //! | `folder` | the adapter folder: every tensor in it accounted for |
+//! | `extras` | `janus_extras.safetensors`: dynamic encoder and heads |
 //! | `note` | `janus_adapter.json`: base, recipe, metrics |
 //! | `attach` | adapters in the slots of a model |
 //! | `argument` | `DIR:scale` of the command line |
@@ -19,6 +20,7 @@
 mod argument;
 mod attach;
 mod error;
+mod extras;
 mod file;
 mod folder;
 mod note;
@@ -37,7 +39,7 @@ use janus_core::config::JanusConfig;
 use janus_core::site::sites;
 
 pub use argument::parse_argument;
-pub use attach::{LoraCorrection, attach, detach};
+pub use attach::{LoraCorrection, attach, detach, heads};
 pub use error::{AdapterError, Mismatch, Misshapen};
 pub use file::WEIGHTS_FILE;
 pub use note::{BaseNote, FingerprintVerdict, NOTE_FILE, NOTE_VERSION, Note, check_fingerprint};
@@ -46,6 +48,7 @@ pub use peft_config::{CONFIG_FILE, ModuleNames, PeftConfig};
 pub use select::{SelectedSite, Selection, resolve_modules, select};
 
 use crate::dynamic::{Dynamic, Paths};
+use crate::heads::{Head, HeadKind, Heads};
 use peft_config::NewConfig;
 
 /// Rows of a copied embedding that are compared at a time.
@@ -62,6 +65,8 @@ pub struct Adapter {
     pub saved: BTreeMap<Arc<str>, Tensor>,
     /// The dynamic visual encoder, where there is one.
     pub dynamic: Option<Dynamic>,
+    /// Task heads by name.
+    pub heads: Heads,
     /// Copies of the base's own embedding or head that PEFT puts into its files, by native name; f32. Only good for
     /// [`Adapter::check_base_copies`].
     pub base_copies: BTreeMap<Arc<str>, Tensor>,
@@ -84,6 +89,8 @@ pub struct AdapterSpec {
     pub modules_to_save: Vec<String>,
     /// The paths of a dynamic visual encoder, absent without one.
     pub dynamic: Option<Paths>,
+    /// Task heads by name.
+    pub heads: Vec<(String, HeadKind)>,
     /// What the base is called, for `base_model_name_or_path`.
     pub base_name: Option<String>,
 }
@@ -106,7 +113,7 @@ impl Adapter {
     ) -> Result<Self, AdapterError> {
         let config = new_config(base, spec)?;
         let selection = select(&config, base, tied)?;
-        selection.require_some(&config, spec.dynamic.is_some())?;
+        selection.require_some(&config, spec.dynamic.is_some() || !spec.heads.is_empty())?;
         let mut pairs = BTreeMap::new();
         for SelectedSite { site, rank, alpha } in selection.sites {
             let (a, b) = pair::first_values(&site, rank, seed)?;
@@ -123,14 +130,19 @@ impl Adapter {
             saved.insert(parameter.name.into(), value);
         }
         let dynamic = spec.dynamic.map(|paths| Dynamic::new(base, paths, seed)).transpose()?;
-        Ok(Self { config, pairs, saved, dynamic, base_copies: BTreeMap::new(), note: None })
+        let head = |(name, kind): &(String, HeadKind)| -> Result<(Arc<str>, Head), AdapterError> {
+            Ok((name.as_str().into(), Head::new(base, name, kind.clone(), seed)?))
+        };
+        let heads = spec.heads.iter().map(head).collect::<Result<_, _>>()?;
+        Ok(Self { config, pairs, saved, dynamic, heads, base_copies: BTreeMap::new(), note: None })
     }
 
-    /// Values in all factors and copies, and of the dynamic encoder.
+    /// Values in all factors and copies, of the dynamic encoder and of heads.
     pub fn parameter_count(&self) -> usize {
         let factors = self.pairs.values().flat_map(|pair| [&pair.a, &pair.b]);
         let dynamic = self.dynamic.iter().flat_map(|dynamic| dynamic.values().values());
-        factors.chain(self.saved.values()).chain(dynamic).map(Tensor::elem_count).sum()
+        let heads = self.heads.values().flat_map(|head| head.values().values());
+        factors.chain(self.saved.values()).chain(dynamic).chain(heads).map(Tensor::elem_count).sum()
     }
 
     /// Compares the copies of the base's embedding that came with the adapter with the base itself. `read` gives the

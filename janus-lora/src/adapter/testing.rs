@@ -33,6 +33,7 @@ pub(super) fn spec(sites: &[&str], modules_to_save: &[&str]) -> AdapterSpec {
         sites: sites.iter().map(|path| Arc::from(*path)).collect(),
         modules_to_save: modules_to_save.iter().map(|m| m.to_string()).collect(),
         dynamic: None,
+        heads: Vec::new(),
         base_name: Some("janus-tiny".into()),
     }
 }

@@ -7,7 +7,7 @@ use janus_core::processing::Sample;
 
 use super::SEED;
 use crate::cache::Image;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::recipe::Task;
 use crate::tasks::{Batch, CodeBatch, TextBatch};
 
@@ -82,10 +82,15 @@ pub(super) fn batch(config: &JanusConfig, task: Task, rows: usize, codes_per_ima
             images: Vec::new(),
             placeholder: placeholder(config),
         }),
+        Task::Classify => {
+            let message = format!("there is no bench for the task `{task}`");
+            return Err(Error::Usage { message, hint: "give understand, generate or text".into() });
+        }
     };
     let tokens = match &batch {
         Batch::Text(batch) => batch.ids.len(),
         Batch::Codes(_) => rows * (PROMPT_TOKENS + codes_per_image),
+        Batch::Labels(_) => 0,
     };
     Ok((batch, tokens))
 }

@@ -96,6 +96,7 @@ pub fn train(model: &Model, options: &TrainOptions, status: &dyn Status) -> Resu
         sites,
         modules_to_save: Vec::new(),
         dynamic: None,
+        heads: Vec::new(),
         base_name: None,
     };
     let no_copies = |name: &str| Err(janus_core::ModelError::UnknownParameter { name: name.into() }.into());
@@ -135,7 +136,7 @@ pub fn train(model: &Model, options: &TrainOptions, status: &dyn Status) -> Resu
 
 /// The task of a table whose columns nobody reads.
 fn task(task: TaskName) -> Arc<dyn Task> {
-    tasks::task(&DataSection {
+    let section = DataSection {
         name: task.to_string(),
         task,
         train: String::new(),
@@ -144,7 +145,8 @@ fn task(task: TaskName) -> Arc<dyn Task> {
         loss_weight: 1.0,
         columns: Columns::default(),
         prompt_dropout: None,
-    })
+    };
+    tasks::task(&section, &[])
 }
 
 /// Sites that the targets name and the task uses.

@@ -9,6 +9,7 @@ use janus_core::{DeviceChoice, Janus, Parts};
 use crate::adapter::{self, Adapter};
 use crate::base::Base;
 use crate::error::{Error, Result};
+use crate::heads::Heads;
 use crate::status::Status;
 
 /// A base and the adapters over it.
@@ -51,10 +52,11 @@ pub(super) fn read_adapter_folder(folder: &Path, base: &Base, status: &dyn Statu
     Ok(adapter)
 }
 
-/// Lets the model compute with the adapters.
-pub(super) fn attach(model: &Janus, adapters: &[(Adapter, f64)]) -> Result<()> {
+/// Lets the model compute with the adapters; their heads.
+pub(super) fn attach(model: &Janus, adapters: &[(Adapter, f64)]) -> Result<Heads> {
     let adapters: Vec<(&Adapter, f64)> = adapters.iter().map(|(adapter, scale)| (adapter, *scale)).collect();
-    Ok(adapter::attach(model, &adapters)?)
+    adapter::attach(model, &adapters)?;
+    Ok(adapter::heads(&adapters, model.device())?)
 }
 
 /// Where to compute.
@@ -90,6 +92,18 @@ impl TypeArgument {
         parts: Parts,
         status: &dyn Status,
     ) -> Result<Janus> {
+        Ok(self.model_with_heads(base, adapters, device, parts, status)?.0)
+    }
+
+    /// The same, and the adapters' heads.
+    pub(super) fn model_with_heads(
+        &self,
+        base: &Base,
+        adapters: &[(Adapter, f64)],
+        device: &Device,
+        parts: Parts,
+        status: &dyn Status,
+    ) -> Result<(Janus, Heads)> {
         let stored = base.checkpoint().stored_dtype();
         let dtype = self.dtype.unwrap_or(if stored == DType::F32 { DType::F32 } else { DType::BF16 });
         if dtype == DType::F16 {
@@ -97,8 +111,8 @@ impl TypeArgument {
             return Err(Error::Usage { message, hint: "leave `--dtype` out, or give f32 or bf16".into() });
         }
         let model = base.model(dtype, device, parts, status)?;
-        attach(&model, adapters)?;
-        Ok(model)
+        let heads = attach(&model, adapters)?;
+        Ok((model, heads))
     }
 }
 

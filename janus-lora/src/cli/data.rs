@@ -14,8 +14,7 @@ use crate::data::{CheckReport, Split};
 use crate::error::{Error, Result};
 use crate::recipe::{Columns, DataSection, Task};
 use crate::survey::{self, Distribution, SurveyError, TableStats};
-use crate::tasks;
-use crate::train::tables::{Scan, Source, open_tables};
+use crate::train::tables::{Scan, Source, open_tables, open_task};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DataCommand {
@@ -152,7 +151,7 @@ fn check(recipe: &std::path::Path, overrides: &[String], json: bool) -> Result<(
     let mut reports = serde_json::Map::new();
     let mut first_error = None;
     for section in &recipe.data {
-        let task = tasks::task(section);
+        let task = open_task(section, &Terminal)?;
         for (spec, split, title) in splits(section) {
             let source = Source::open(spec, split, task.as_ref(), &base, Scan::of_everything(), &Terminal)?;
             let report = CheckReport::new(&source.table, &source.index);
@@ -186,7 +185,7 @@ fn stats_of_recipe(path: &std::path::Path, overrides: &[String]) -> Result<Vec<(
     let base = Base::open(&recipe.base.path, &Terminal)?;
     let mut all = Vec::new();
     for section in &recipe.data {
-        let task = tasks::task(section);
+        let task = open_task(section, &Terminal)?;
         for (spec, split, title) in splits(section) {
             let source = Source::open(spec, split, task.as_ref(), &base, Scan::of_a_look(), &Terminal)?;
             let stats = TableStats::new(&source, task.as_ref(), &base, &title, &Terminal)?;
@@ -223,7 +222,7 @@ fn stats_of_table(spec: &str, base: Option<String>, task: TaskArgument, columns:
         prompt_dropout: None,
     };
     let base = Base::open(&base, &Terminal)?;
-    let task = tasks::task(&section);
+    let task = open_task(&section, &Terminal)?;
     let source = Source::open(spec, Split::Train, task.as_ref(), &base, Scan::of_a_look(), &Terminal)?;
     TableStats::new(&source, task.as_ref(), &base, spec, &Terminal)
 }

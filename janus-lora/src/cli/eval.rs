@@ -11,6 +11,7 @@ use super::status::Terminal;
 use crate::cache::CacheSettings;
 use crate::error::{Error, Result};
 use crate::eval::{Metrics, evaluate};
+use crate::heads::Heads;
 use crate::train::plan::{compute_type, parts};
 use crate::train::run;
 
@@ -52,12 +53,12 @@ impl Eval {
         }
         let model = base.model(compute_type(&recipe), &device, parts, &Terminal)?;
         let batch_size = recipe.train.batch_size as usize;
-        let before = evaluate(&model, &base, &tables, batch_size, &Terminal)?;
+        let before = evaluate(&model, &base, &Heads::new(), &tables, batch_size, &Terminal)?;
         let after = if adapters.is_empty() {
             Metrics::new()
         } else {
-            attach(&model, &adapters)?;
-            evaluate(&model, &base, &tables, batch_size, &Terminal)?
+            let heads = attach(&model, &adapters)?;
+            evaluate(&model, &base, &heads, &tables, batch_size, &Terminal)?
         };
         base.cache().tell(&Terminal);
         if self.json {
@@ -76,17 +77,19 @@ impl Eval {
 /// Metrics without and with the adapter, a line each; `after` may be empty.
 pub(super) fn table(before: &Metrics, after: &Metrics) -> String {
     let mut rows = Vec::new();
-    for (name, metrics) in before {
-        for (metric, value) in metrics.as_object().into_iter().flatten().filter(|(_, value)| value.is_number()) {
+    let names = before.keys().chain(after.keys().filter(|name| !before.contains_key(*name)));
+    for name in names {
+        let figures = [before, after].map(|metrics| metrics.get(name));
+        let Some(metrics) = figures[0].or(figures[1]) else { continue };
+        for (metric, _) in metrics.as_object().into_iter().flatten().filter(|(_, value)| value.is_number()) {
             let figure = |value: &serde_json::Value| match value.as_f64() {
                 Some(_) if value.is_u64() => value.to_string(),
                 Some(figure) => format!("{figure:.4}"),
                 None => String::new(),
             };
-            let mut row = vec![format!("{name} {}", metric.replace('_', " ")), figure(value)];
-            if let Some(value) = after.get(name).and_then(|m| m.get(metric)) {
-                row.push(figure(value));
-            }
+            let own = |metrics: Option<&serde_json::Value>| metrics.and_then(|m| m.get(metric)).map(figure);
+            let mut row = vec![format!("{name} {}", metric.replace('_', " ")), own(figures[0]).unwrap_or_default()];
+            row.extend(own(figures[1]));
             rows.push(row);
         }
     }

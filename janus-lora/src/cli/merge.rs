@@ -67,6 +67,10 @@ impl Merge {
         if done.total.is_swallowed() {
             Terminal.warn(&swallowed(&done.total));
         }
+        if !done.heads_left.is_empty() {
+            let names: Vec<String> = done.heads_left.iter().map(|name| format!("`{name}`")).collect();
+            Terminal.warn(&format!("heads are no part of a checkpoint: {} stay with the adapter", names.join(", ")));
+        }
         if self.json {
             report::json(&done);
             return Ok(());

@@ -141,6 +141,11 @@ fn plan_text(prepared: &Prepared) -> String {
     if plan.dynamic.is_some() {
         lines.push(format!("dynamic    {} values of the visual encoder", report::count(plan.dynamic_parameters)));
     }
+    if !plan.heads.is_empty() {
+        let heads = plan.heads.iter().map(|(name, kind)| format!("{name} ({})", kind.task()));
+        let heads: Vec<String> = heads.collect();
+        lines.push(format!("heads      {}, {} values", heads.join(", "), report::count(plan.head_parameters)));
+    }
     if !plan.unused_sites.is_empty() {
         lines.push(format!("left out   {} sites that no task of the recipe uses", plan.unused_sites.len()));
     }

@@ -17,7 +17,7 @@ use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 
 use super::error::DataError;
-use super::index::{Index, Table};
+use super::index::{Index, ScanOptions, Table};
 use super::rejected::{BadRowLimit, RowFault};
 use super::report::CheckReport;
 use super::row::{Message, Row};

@@ -1,24 +1,32 @@
 //! What a model, with or without an adapter, makes of a table's evaluation rows.
 //!
 //! Loss, perplexity and token accuracy are those of the given answers, each token seen after the right ones before it.
-//! Exact match is of generated answers, never of given ones.
+//! Exact match is of generated answers, never of given ones; figures of labels (`classes`) are of answered ones.
+
+mod classes;
 
 use std::collections::HashMap;
 
+use candle_core::D;
 use janus_core::Janus;
+use janus_core::ops::HeadLoss;
 use janus_core::pass::Pass;
 use janus_core::processing::left_pad;
 use janus_core::sample::{TextOptions, generate_text};
 use serde::Serialize;
 
+use crate::adapter::AdapterError;
 use crate::base::Base;
 use crate::cache::{self, Image};
 use crate::data::Row;
 use crate::error::Result;
+use crate::heads::{HeadKind, Heads};
 use crate::status::Status;
 use crate::tasks::{Batch, Context, Question, Task};
 use crate::train::signals;
 use crate::train::tables::{RecipeTable, Source};
+
+pub use classes::{ClassMetrics, Confusion};
 
 /// Tokens an answer may have beyond the expected one's.
 const SPARE_TOKENS: usize = 8;
@@ -47,13 +55,15 @@ pub struct TableMetrics {
 /// Metrics of every table that has evaluation rows, by name.
 pub type Metrics = serde_json::Map<String, serde_json::Value>;
 
-/// Evaluates every table of a recipe that has evaluation rows.
+/// Evaluates every table of a recipe that has evaluation rows; one whose head is not among `heads` has no figures but what
+/// its rows say.
 ///
 /// # Errors
 /// Rows that cannot be read, or a model that lacks a part.
 pub fn evaluate(
     model: &Janus,
     base: &Base,
+    heads: &Heads,
     tables: &[RecipeTable],
     batch_size: usize,
     status: &dyn Status,
@@ -61,11 +71,65 @@ pub fn evaluate(
     let mut metrics = Metrics::new();
     for table in tables {
         let Some(source) = &table.eval else { continue };
-        let own = evaluate_table(model, base, table.task.as_ref(), source, &table.section.name, batch_size, status)?;
-        let value = serde_json::to_value(own).expect("plain numbers are JSON");
-        metrics.insert(table.section.name.clone(), value);
+        let (task, name) = (table.task.as_ref(), &table.section.name);
+        let value = match task.head() {
+            Some(HeadKind::Classify { labels }) => {
+                let own = evaluate_classes(model, base, heads, task, source, name, &labels, batch_size, status)?;
+                own.map(serde_json::to_value)
+            }
+            None => {
+                let own = evaluate_table(model, base, task, source, name, batch_size, status)?;
+                Some(serde_json::to_value(own))
+            }
+        };
+        if let Some(value) = value {
+            metrics.insert(name.clone(), value.expect("plain numbers are JSON"));
+        }
     }
     Ok(metrics)
+}
+
+/// Evaluates a table to classify; `None` without its head.
+#[allow(clippy::too_many_arguments, reason = "what a table is evaluated with")]
+fn evaluate_classes(
+    model: &Janus,
+    base: &Base,
+    heads: &Heads,
+    task: &dyn Task,
+    source: &Source,
+    name: &str,
+    labels: &[String],
+    batch_size: usize,
+    status: &dyn Status,
+) -> Result<Option<ClassMetrics>> {
+    let Some(head) = heads.get(name) else { return Ok(None) };
+    let HeadKind::Classify { labels: own } = &head.kind;
+    if own != labels {
+        let (name, expected, got) = (name.to_owned(), labels.to_vec(), own.clone());
+        return Err(AdapterError::OtherLabels { name, expected, got }.into());
+    }
+    let bar = status.items(&format!("evaluating {name}"), source.index.accepted_rows() as u64);
+    let (pass, context) = (Pass::inference(), Context { base, model, draw: None });
+    let mut confusion = Confusion::new(labels.len());
+    let (mut sum, mut rows) = (0.0, source.rows()?);
+    loop {
+        let chunk = rows.by_ref().take(batch_size.max(1)).collect::<Result<Vec<Row>>>()?;
+        if chunk.is_empty() {
+            break;
+        }
+        signals::check()?;
+        let samples = chunk.iter().map(|row| task.sample(context, row)).collect::<Result<Vec<_>>>()?;
+        let Batch::Labels(batch) = Batch::collate(base, &samples)? else { continue };
+        let logits = batch.logits(model, &pass, heads)?;
+        sum += f64::from(HeadLoss::of_logits(&logits, &batch.labels)?.sum.to_scalar::<f32>()?);
+        let answered: Vec<u32> = logits.argmax(D::Minus1)?.to_vec1()?;
+        for (expected, answered) in batch.labels.iter().zip(answered) {
+            confusion.add(*expected as usize, answered as usize);
+        }
+        bar.advance(chunk.len() as u64);
+    }
+    bar.finish();
+    Ok(Some(confusion.metrics(labels, sum)))
 }
 
 /// Evaluates one table.
@@ -103,7 +167,7 @@ pub fn evaluate_table(
         let samples = chunk.iter().map(|row| task.sample(context, row)).collect::<Result<Vec<_>>>()?;
         let batch = Batch::collate(base, &samples)?;
         batch.count_labels(&mut counts);
-        let loss = batch.loss(model, &pass)?;
+        let loss = batch.loss(model, &pass, &Heads::new())?;
         sum += f64::from(loss.sum.to_scalar::<f32>()?);
         tokens += loss.tokens;
         correct += loss.correct;

@@ -91,18 +91,20 @@ impl Subject<'_> {
 
         let generation = Parts { generation: true, ..Parts::default() };
         let features = self.features(&pass, &pixels)?;
-        let (text, drawn, codes) = {
-            let model = self.open(generation, &Slice { embeddings: true, ..Slice::default() })?;
+        let (text, prompt, count) = {
+            let model = self.open(Parts::default(), &Slice { embeddings: true, ..Slice::default() })?;
             let placeholder = base.tokenizer().special().image_placeholder;
             let text = model.embed_with_images(&pass, &question, 1, placeholder, Some(&features))?;
-            let count = model.codes_per_image().min(POSITIONS);
-            let classes = config.vq.num_embeddings as u64;
-            let codes: Vec<u32> = (0..count as u64).map(|i| (noise::mix(i) % classes) as u32).collect();
-            let mut drawn = vec![model.decoder().embed(&pass, &prompt, 1)?];
-            if let Some((_, before)) = codes.split_last().filter(|(_, before)| !before.is_empty()) {
-                drawn.push(model.generation()?.embed(&pass, before, 1)?);
+            (text, model.decoder().embed(&pass, &prompt, 1)?, model.codes_per_image().min(POSITIONS))
+        };
+        let classes = config.vq.num_embeddings as u64;
+        let codes: Vec<u32> = (0..count as u64).map(|i| (noise::mix(i) % classes) as u32).collect();
+        let drawn = match codes.split_last().filter(|(_, before)| !before.is_empty()) {
+            Some((_, before)) => {
+                let model = self.open(generation, &Slice::default())?;
+                Tensor::cat(&[prompt, model.generation()?.embed(&pass, before, 1)?], 1)?
             }
-            (text, Tensor::cat(&drawn, 1)?, codes)
+            None => prompt,
         };
 
         let mut rows = [text, drawn];
@@ -116,10 +118,16 @@ impl Subject<'_> {
         let last = |x: &Tensor, count: usize| x.narrow(1, x.dim(1)? - count, count);
         let (text, drawn) = (last(&text, question.len().min(POSITIONS))?, last(&drawn, codes.len())?);
 
-        let model = self.open(Parts { text_head: true, ..generation }, &Slice { norm: true, ..Slice::default() })?;
-        let text = model.decoder().text_logits(&pass, &model.decoder().final_norm(&text)?)?;
-        let drawn = model.generation()?.logits(&pass, &model.decoder().final_norm(&drawn)?)?;
-        Ok([rows_of("text", &text, self.name)?, rows_of("image", &drawn, self.name)?])
+        // One head after the other: either is as large as many blocks.
+        let norm = Slice { norm: true, ..Slice::default() };
+        let text = {
+            let model = self.open(Parts { text_head: true, ..Parts::default() }, &norm)?;
+            let logits = model.decoder().text_logits(&pass, &model.decoder().final_norm(&text)?)?;
+            rows_of("text", &logits, self.name)?
+        };
+        let model = self.open(generation, &norm)?;
+        let logits = model.generation()?.logits(&pass, &model.decoder().final_norm(&drawn)?)?;
+        Ok([text, rows_of("image", &logits, self.name)?])
     }
 }
 

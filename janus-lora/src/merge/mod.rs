@@ -70,6 +70,9 @@ pub struct MergeReport {
     pub total: Change,
     /// Change of each, in the order written.
     pub tensors: Vec<TensorChange>,
+    /// Heads of the adapters: they are no part of a checkpoint, and stay with their adapter.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub heads_left: Vec<String>,
 }
 
 /// Folds adapters, each with a factor on its scale, into `base` and writes the result to `out`. The comparison
@@ -144,6 +147,7 @@ pub fn merge(
         peak_rss_bytes: peak_rss_bytes(),
         total,
         tensors: receipt.tensors,
+        heads_left: adapters.iter().flat_map(|(adapter, _)| adapter.heads.keys()).map(ToString::to_string).collect(),
     })
 }
 

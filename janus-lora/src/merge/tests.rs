@@ -36,6 +36,7 @@ fn fresh(base: &Base, sites: &[&str], modules: &[&str]) -> Adapter {
         sites: sites.iter().map(|path| Arc::from(*path)).collect(),
         modules_to_save: modules.iter().map(|module| (*module).to_owned()).collect(),
         dynamic: None,
+        heads: Vec::new(),
         base_name: None,
     };
     Adapter::new(base.config(), false, &spec, 7, &|name| Ok(base.checkpoint().read(name, DType::F32)?)).unwrap()

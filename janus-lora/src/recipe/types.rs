@@ -170,8 +170,10 @@ choice! {
         Generate = "generate",
         /// Text to text.
         Text = "text",
+        /// An image to one of some labels, by a head of its own.
+        Classify = "classify",
     }
-    later ["edit", "classify", "locate", "segment", "retrieve", "reconstruct"]
+    later ["edit", "locate", "segment", "retrieve", "reconstruct"]
 }
 
 impl Task {
@@ -181,6 +183,7 @@ impl Task {
             Task::Understand => &["image", "images", "question", "answer", "messages"],
             Task::Generate => &["prompt", "image"],
             Task::Text => &["messages", "prompt", "answer"],
+            Task::Classify => &["image", "label"],
         }
     }
 
@@ -188,7 +191,7 @@ impl Task {
     pub fn excluding_roles(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Task::Understand => &[("image", "images"), ("messages", "question"), ("messages", "answer")],
-            Task::Generate => &[],
+            Task::Generate | Task::Classify => &[],
             Task::Text => &[("messages", "prompt"), ("messages", "answer")],
         }
     }

@@ -44,6 +44,7 @@ fn pictures(base: &Base, draft: &Draft) -> Result<Vec<RgbImage>> {
             images.iter().map(|image| visible(&image.pixels()?, processor.mean, processor.std)).collect()
         }
         Draft::Codes { image, .. } => Ok(vec![visible(&image.target()?, [0.5; 3], [0.5; 3])?]),
+        Draft::Label { image, .. } => Ok(vec![visible(&image.pixels()?, processor.mean, processor.std)?]),
     }
 }
 
@@ -72,6 +73,9 @@ pub(super) fn pieces(base: &Base, draft: &Draft) -> Result<Vec<Piece>> {
     let (ids, learnt): (&[u32], Vec<bool>) = match draft {
         Draft::Text { tokens, .. } => (&tokens.ids, tokens.labels.iter().map(|label| *label >= 0).collect()),
         Draft::Codes { prompt, .. } => (prompt, vec![false; prompt.len()]),
+        Draft::Label { label, .. } => {
+            return Ok(vec![Piece { text: format!("label {label}"), learnt: true }]);
+        }
     };
     let placeholder = base.tokenizer().special().image_placeholder;
     let kinds: Vec<(bool, bool)> = ids.iter().zip(learnt).map(|(id, learnt)| (learnt, *id == placeholder)).collect();

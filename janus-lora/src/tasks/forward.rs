@@ -3,6 +3,8 @@
 //! The rows of a batch are packed: laid one behind the other in one sequence, each seen by itself alone
 //! ([`Placement::packed`]), so that no padding is computed. Only what comes padded from outside stays so.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 use janus_core::Janus;
 use janus_core::model::decoder::Placement;
@@ -11,9 +13,11 @@ use janus_core::pass::Pass;
 use janus_core::processing::Sample as TextSample;
 
 use super::Sample;
+use crate::adapter::AdapterError;
 use crate::base::Base;
 use crate::cache::{self, Image};
 use crate::error::Result;
+use crate::heads::{Heads, classify};
 
 /// Text around images.
 #[derive(Debug, Clone)]
@@ -47,6 +51,17 @@ pub struct CodeBatch {
     pub placeholder: u32,
 }
 
+/// Pictures and their labels.
+#[derive(Debug, Clone)]
+pub struct LabelBatch {
+    /// The head that tells labels.
+    pub head: Arc<str>,
+    /// The pictures.
+    pub images: Vec<Image>,
+    /// The number of each one's label.
+    pub labels: Vec<u32>,
+}
+
 /// Samples of one kind, made ready for one forward pass.
 #[derive(Debug, Clone)]
 pub enum Batch {
@@ -54,6 +69,8 @@ pub enum Batch {
     Text(TextBatch),
     /// Prompts and codes.
     Codes(CodeBatch),
+    /// Pictures and labels.
+    Labels(LabelBatch),
 }
 
 /// What one forward pass says of its supervised tokens.
@@ -77,6 +94,7 @@ impl Batch {
         let mut texts = Vec::new();
         let mut images = Vec::new();
         let (mut prompts, mut codes) = (Vec::new(), Vec::new());
+        let (mut heads, mut labels) = (Vec::new(), Vec::new());
         for sample in samples {
             match sample {
                 Sample::Text { tokens, images: own } => {
@@ -87,7 +105,15 @@ impl Batch {
                     prompts.push(prompt.clone());
                     codes.push(own.to_vec());
                 }
+                Sample::Label { head, image, label } => {
+                    heads.push(head);
+                    images.push(image.clone());
+                    labels.push(*label);
+                }
             }
+        }
+        if let Some(head) = heads.first() {
+            return Ok(Batch::Labels(LabelBatch { head: Arc::clone(head), images, labels }));
         }
         if texts.is_empty() {
             let placeholder = special.image_placeholder;
@@ -101,6 +127,7 @@ impl Batch {
         match self {
             Batch::Text(batch) => batch.labels.len(),
             Batch::Codes(batch) => batch.codes.iter().map(Vec::len).sum(),
+            Batch::Labels(batch) => batch.labels.len(),
         }
     }
 
@@ -109,17 +136,18 @@ impl Batch {
         let labels: Vec<u32> = match self {
             Batch::Text(batch) => batch.labels.clone(),
             Batch::Codes(batch) => batch.codes.concat(),
+            Batch::Labels(batch) => batch.labels.clone(),
         };
         for label in labels {
             *counts.entry(label).or_default() += 1;
         }
     }
 
-    /// The summed loss.
+    /// The summed loss; `heads` are those under training, or of an adapter.
     ///
     /// # Errors
-    /// Ids, labels or images that do not fit the model.
-    pub fn loss(&self, model: &Janus, pass: &Pass) -> Result<Loss> {
+    /// Ids, labels or images that do not fit the model, or a head that is not there.
+    pub fn loss(&self, model: &Janus, pass: &Pass, heads: &Heads) -> Result<Loss> {
         match self {
             Batch::Text(batch) => {
                 let features = batch.features(model, pass)?;
@@ -131,7 +159,27 @@ impl Batch {
                 let (hidden, labels) = (batch.hidden(model, pass)?, batch.codes.concat());
                 Ok(Loss::of(model.generation()?.loss(pass, &hidden, &labels)?, labels.len()))
             }
+            Batch::Labels(batch) => {
+                let logits = batch.logits(model, pass, heads)?;
+                Ok(Loss::of(HeadLoss::of_logits(&logits, &batch.labels)?, batch.labels.len()))
+            }
         }
+    }
+}
+
+impl LabelBatch {
+    /// Logits of every picture, `[images, labels]` in f32.
+    ///
+    /// # Errors
+    /// Images that do not fit the model, or a head that is not there.
+    pub fn logits(&self, model: &Janus, pass: &Pass, heads: &Heads) -> Result<Tensor> {
+        let head = heads.get(&self.head).ok_or_else(|| AdapterError::NoHead {
+            name: self.head.to_string(),
+            found: heads.keys().map(ToString::to_string).collect(),
+        })?;
+        let features = cache::features(model, pass, &self.images)?;
+        let features = features.ok_or(janus_core::ModelError::NotLoaded { part: "batch's images" })?;
+        Ok(classify::logits(head, &features)?)
     }
 }
 

@@ -10,6 +10,7 @@ use janus_core::{Parts, site::sites};
 
 use super::*;
 use crate::adapter::{Adapter, AdapterSpec};
+use crate::heads::Heads;
 use crate::train::trainable::Trainables;
 
 const PLACEHOLDER: u32 = 261;
@@ -38,6 +39,7 @@ fn model() -> (Janus, Trainables) {
         sites: sites(&config).into_iter().map(|site| site.path).filter(|path| adapted(path)).collect(),
         modules_to_save: Vec::new(),
         dynamic: None,
+        heads: Vec::new(),
         base_name: None,
     };
     let read = |name: &str| Ok(checkpoint.read(name, DType::F32)?);
@@ -60,7 +62,7 @@ struct Outcome {
 
 impl Outcome {
     fn of(model: &Janus, trainables: &Trainables, batch: &Batch) -> Self {
-        let loss = batch.loss(model, &Pass::inference()).unwrap();
+        let loss = batch.loss(model, &Pass::inference(), &Heads::new()).unwrap();
         assert_eq!(loss.tokens, batch.supervised());
         let gradients = loss.sum.backward().unwrap();
         let gradient = |var| gradients.get(var).map(|g| g.flatten_all().unwrap().to_vec1::<f32>().unwrap());
@@ -197,7 +199,7 @@ fn a_row_without_prompt_or_codes_is_an_error() {
         (vec![vec![3]], vec![]),
     ] {
         let batch = Batch::Codes(CodeBatch { prompts, codes, images: Vec::new(), placeholder: PLACEHOLDER });
-        let error = batch.loss(&model, &Pass::inference()).unwrap_err();
+        let error = batch.loss(&model, &Pass::inference(), &Heads::new()).unwrap_err();
         assert!(error.to_string().contains("prompts and image codes"), "{error}");
     }
 }

@@ -3,6 +3,7 @@
 //! A task says which columns it reads, how a row becomes a sample, how samples become a batch, and which parameters its
 //! loss reaches. [`forward`] computes the losses that tasks share.
 
+pub mod classify;
 pub mod forward;
 mod generate;
 mod text;
@@ -17,9 +18,10 @@ use crate::base::Base;
 use crate::cache::{Image, codes};
 use crate::data::{ColumnRequest, Row};
 use crate::error::{Error, Result};
+use crate::heads::HeadKind;
 use crate::recipe::{DataSection, Task as TaskName};
 
-pub use forward::{Batch, CodeBatch, TextBatch};
+pub use forward::{Batch, CodeBatch, LabelBatch, TextBatch};
 
 /// A row made ready for a batch.
 #[derive(Debug, Clone)]
@@ -38,6 +40,15 @@ pub enum Sample {
         /// Codes in raster order.
         codes: Arc<[u32]>,
     },
+    /// A picture and its label.
+    Label {
+        /// The head that tells labels.
+        head: Arc<str>,
+        /// The picture.
+        image: Image,
+        /// The label's number.
+        label: u32,
+    },
 }
 
 impl Sample {
@@ -46,6 +57,7 @@ impl Sample {
         match self {
             Sample::Text { tokens, .. } => tokens.labels.iter().filter(|label| **label >= 0).count(),
             Sample::Codes { codes, .. } => codes.len(),
+            Sample::Label { .. } => 1,
         }
     }
 
@@ -54,6 +66,7 @@ impl Sample {
         match self {
             Sample::Text { tokens, .. } => tokens.ids.len(),
             Sample::Codes { prompt, codes } => prompt.len() + codes.len().saturating_sub(1),
+            Sample::Label { .. } => 0,
         }
     }
 
@@ -80,6 +93,15 @@ pub enum Draft {
         /// The image.
         image: Image,
     },
+    /// A picture and its label.
+    Label {
+        /// The head that tells labels.
+        head: Arc<str>,
+        /// The picture.
+        image: Image,
+        /// The label's number.
+        label: u32,
+    },
 }
 
 impl Draft {
@@ -88,6 +110,7 @@ impl Draft {
         match self {
             Draft::Text { images, .. } => images.iter().for_each(Image::pixels_ahead),
             Draft::Codes { image, .. } => image.target_ahead(),
+            Draft::Label { image, .. } => image.pixels_ahead(),
         }
     }
 
@@ -106,6 +129,10 @@ impl Draft {
             Draft::Codes { prompt, image } => {
                 Ok(Sample::Codes { prompt: prompt.clone(), codes: codes(base, model.device(), image)? })
             }
+            Draft::Label { head, image, label } => {
+                image.prepare(model)?;
+                Ok(Sample::Label { head: head.clone(), image: image.clone(), label: *label })
+            }
         }
     }
 
@@ -114,6 +141,7 @@ impl Draft {
         match self {
             Draft::Text { tokens, .. } => (tokens.ids.len(), tokens.labels.iter().filter(|label| **label >= 0).count()),
             Draft::Codes { prompt, .. } => (prompt.len() + codes_per_image.saturating_sub(1), codes_per_image),
+            Draft::Label { .. } => (0, 1),
         }
     }
 
@@ -122,7 +150,7 @@ impl Draft {
         match self {
             Draft::Text { images, .. } if images.is_empty() => None,
             Draft::Text { images, .. } => Some(images.iter().any(Image::was_needed)),
-            Draft::Codes { image, .. } => Some(image.was_needed()),
+            Draft::Codes { image, .. } | Draft::Label { image, .. } => Some(image.was_needed()),
         }
     }
 }
@@ -187,6 +215,11 @@ pub trait Task: std::fmt::Debug + Send + Sync {
     /// As [`Task::sample`].
     fn question(&self, base: &Base, row: &Row) -> Result<Option<Question>>;
 
+    /// The head that the task trains, for tasks that have one.
+    fn head(&self) -> Option<HeadKind> {
+        None
+    }
+
     /// The ids of a row's prompt up to and with `<begin_of_image>`, for tasks that answer with a picture.
     ///
     /// # Errors
@@ -196,14 +229,15 @@ pub trait Task: std::fmt::Debug + Send + Sync {
     }
 }
 
-/// The task of a table.
-pub fn task(section: &DataSection) -> Arc<dyn Task> {
+/// The task of a table; `labels`, in their order, are those of a table to classify.
+pub fn task(section: &DataSection, labels: &[String]) -> Arc<dyn Task> {
     match section.task {
         TaskName::Understand => Arc::new(understand::Understand::new(&section.columns)),
         TaskName::Generate => {
             Arc::new(generate::Generate::new(&section.columns, section.prompt_dropout.unwrap_or(0.0)))
         }
         TaskName::Text => Arc::new(text::Text::new(&section.columns)),
+        TaskName::Classify => Arc::new(classify::Classify::new(&section.columns, &section.name, labels)),
     }
 }
 

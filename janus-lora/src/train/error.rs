@@ -27,6 +27,18 @@ pub enum TrainError {
         /// Tasks of the recipe.
         tasks: Vec<String>,
     },
+    /// Labels that make no table to classify.
+    #[error("`{column}` of `{table}` holds {}, expected 2 to {most} labels", labels_counted(*.count, *.most))]
+    Labels {
+        /// The table.
+        table: String,
+        /// Its column of labels.
+        column: String,
+        /// Different labels found.
+        count: usize,
+        /// The most that there may be.
+        most: usize,
+    },
     /// Nothing is left to train.
     #[error("the targets {} leave nothing to train for the tasks {}", listed(.targets), .tasks.join(", "))]
     NothingToTrain {
@@ -213,6 +225,14 @@ pub(super) fn rows_listed(rows: &[RowId]) -> String {
     }
 }
 
+fn labels_counted(count: usize, most: usize) -> String {
+    match count {
+        1 => "one label".into(),
+        count if count > most => format!("more than {most} labels"),
+        count => format!("{count} labels"),
+    }
+}
+
 impl Diagnose for TrainError {
     fn fault(&self) -> Fault {
         match self {
@@ -232,6 +252,11 @@ impl Diagnose for TrainError {
             }
             TrainError::Unreached { .. } => {
                 vec!["take these targets out, or add a table with a task that uses them".into()]
+            }
+            TrainError::Labels { table, .. } => {
+                vec![format!(
+                    "`columns = {{ label = \"...\" }}` names the column of `{table}`; numbers to predict are no labels"
+                )]
             }
             TrainError::NothingToTrain { .. } => vec!["`decoder` is used by every task".into()],
             TrainError::UnknownModule { .. } => {

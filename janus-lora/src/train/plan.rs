@@ -25,6 +25,7 @@ use crate::base::Base;
 use crate::cache::CacheSettings;
 use crate::dynamic::{self, Paths};
 use crate::error::Result;
+use crate::heads::{self, HeadKind};
 use crate::recipe::{BaseDtype, DynamicPlace, Recipe, Recompute};
 use crate::target::{self, Origin};
 
@@ -89,6 +90,11 @@ pub struct Plan {
     pub dynamic: Option<Paths>,
     /// Values of its tokens, generator, gates and projection.
     pub dynamic_parameters: u64,
+    /// Task heads by name.
+    #[serde(skip)]
+    pub heads: Vec<(String, HeadKind)>,
+    /// Values of all heads.
+    pub head_parameters: u64,
     /// Rows per step and table, on average.
     pub rows_per_step: Vec<f64>,
     /// What is computed once of each image and kept in the cache.
@@ -147,7 +153,9 @@ impl Plan {
             }
         });
         let dynamic = dynamic.filter(|paths| paths.any());
-        if chosen.is_empty() && saved.is_empty() && dynamic.is_none() {
+        let named = |table: &RecipeTable| Some((table.section.name.clone(), table.task.head()?));
+        let heads: Vec<(String, HeadKind)> = tables.iter().filter_map(named).collect();
+        if chosen.is_empty() && saved.is_empty() && dynamic.is_none() && heads.is_empty() {
             let targets = recipe.adapter.targets.clone();
             return Err(TrainError::NothingToTrain { targets, tasks: task_names() }.into());
         }
@@ -161,7 +169,8 @@ impl Plan {
         let total_parameters = shape_of.iter().map(|t| elements(&t.shape)).sum();
         let dynamic_shapes = dynamic.map(|paths| dynamic::shapes(config, paths)).unwrap_or_default();
         let dynamic_values: u64 = dynamic_shapes.iter().map(|(_, shape)| elements(shape)).sum();
-        let trainable_parameters = pair_values + saved_values + dynamic_values;
+        let head_values: u64 = heads.iter().map(|(_, kind)| heads::parameter_count(config, kind)).sum();
+        let trainable_parameters = pair_values + saved_values + dynamic_values + head_values;
 
         let weights: Vec<f64> = tables.iter().map(|table| table.section.weight).collect();
         let mixer = Mixer::new(recipe.train.mixture, &weights);
@@ -253,6 +262,8 @@ impl Plan {
             saved_parameters: saved,
             dynamic,
             dynamic_parameters: dynamic_values,
+            heads,
+            head_parameters: head_values,
             rows_per_step,
             cached,
         })
@@ -293,6 +304,7 @@ impl Plan {
             sites: self.sites.clone(),
             modules_to_save: recipe.adapter.modules_to_save.clone(),
             dynamic: self.dynamic,
+            heads: self.heads.clone(),
             base_name: Some(base.name().to_owned()),
         }
     }

@@ -68,6 +68,7 @@ fn shown(sample: &Sample) -> String {
             format!("{tokens:?} {pixels:?}")
         }
         Sample::Codes { prompt, codes } => format!("{prompt:?} {codes:?}"),
+        Sample::Label { head, image, label } => format!("{head} {:?} {label}", image.pixels().unwrap()),
     }
 }
 

@@ -96,7 +96,7 @@ fn shallow(spec: AdapterSpec, config: &JanusConfig) -> Option<AdapterSpec> {
     sites.dedup();
     let is_there = |module: &String| saved_parameters(config, std::slice::from_ref(module)).is_ok();
     let modules_to_save: Vec<String> = spec.modules_to_save.iter().filter(|module| is_there(module)).cloned().collect();
-    let is_empty = sites.is_empty() && modules_to_save.is_empty() && spec.dynamic.is_none();
+    let is_empty = sites.is_empty() && modules_to_save.is_empty() && spec.dynamic.is_none() && spec.heads.is_empty();
     (!is_empty).then_some(AdapterSpec { sites, modules_to_save, ..spec })
 }
 
@@ -124,6 +124,12 @@ fn blank(draft: Draft, model: &Janus) -> Result<Sample> {
             let picture = |_| Ok(Image::from_pixels(Tensor::zeros(shape, DType::F32, &Device::Cpu)?));
             Ok(Sample::Text { tokens, images: images.iter().map(picture).collect::<Result<_>>()? })
         }
+        Draft::Label { head, label, .. } => {
+            let vision = &model.config().vision;
+            let shape = (vision.num_channels, vision.image_size, vision.image_size);
+            let image = Image::from_pixels(Tensor::zeros(shape, DType::F32, &Device::Cpu)?);
+            Ok(Sample::Label { head, image, label })
+        }
         Draft::Codes { prompt, .. } => Ok(Sample::Codes { prompt, codes: vec![0; model.codes_per_image()].into() }),
     }
 }
@@ -150,6 +156,7 @@ mod tests {
             sites: sites.iter().map(|site| (*site).into()).collect(),
             modules_to_save: modules.iter().map(|module| (*module).to_owned()).collect(),
             dynamic: None,
+            heads: Vec::new(),
             base_name: None,
         };
         let (low, high) = ("model.language_model.layers.1.mlp.up_proj", "model.language_model.layers.3.mlp.up_proj");

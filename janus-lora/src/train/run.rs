@@ -35,6 +35,7 @@ use crate::data::RowId;
 use crate::error::{Error, Result};
 use crate::eval::{Metrics, evaluate};
 use crate::fingerprint::PendingFingerprint;
+use crate::heads::Heads;
 use crate::recipe::{Recipe, to_toml};
 use crate::report::Sight;
 use crate::status::Status;
@@ -362,7 +363,7 @@ impl Run<'_> {
         let base = &self.prepared.base;
         allocator::give_back();
         let Self { sight, files, stepper, model, step, status, .. } = self;
-        let sample = || sight.sample(*step, model, base, &mut files.metrics, *status);
+        let sample = |_: &Heads| sight.sample(*step, model, base, &mut files.metrics, *status);
         stepper.trainables.untracked(model, sample)?;
         self.progress.sampled_step = Some(self.step);
         Ok(())
@@ -509,7 +510,8 @@ impl Run<'_> {
 fn evaluation(prepared: &Prepared, model: &Janus, trainables: &Trainables, status: &dyn Status) -> Result<Metrics> {
     let Prepared { recipe, base, tables, .. } = prepared;
     allocator::give_back();
-    trainables.untracked(model, || evaluate(model, base, tables, recipe.train.batch_size as usize, status))
+    let batch_size = recipe.train.batch_size as usize;
+    trainables.untracked(model, |heads| evaluate(model, base, heads, tables, batch_size, status))
 }
 
 /// What moves the tensors as the recipe says.

@@ -93,6 +93,7 @@ impl Stepper {
         batches: &[TableBatch],
     ) -> Result<(Vec<Option<Vec<f32>>>, StepReport)> {
         self.trainables.renew(model)?;
+        let heads = self.trainables.heads();
         let mut supervised = vec![0usize; self.tables.len()];
         let mut counts = vec![0usize; self.tables.len()];
         for batch in batches {
@@ -116,7 +117,7 @@ impl Stepper {
                 Accumulation::Tokens => 1.0 / supervised[*table] as f64,
                 Accumulation::Mean => 1.0 / (own * counts[*table]) as f64,
             };
-            let loss = batch.loss(model, &pass)?;
+            let loss = batch.loss(model, &pass, &heads)?;
             let value = f64::from(loss.sum.to_scalar::<f32>()?) * share;
             let table_loss = &self.tables[*table];
             let not_finite = |what: String| TrainError::NotFinite {

@@ -1,5 +1,6 @@
 //! The tables of a recipe, opened and looked through before the run.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,9 +18,13 @@ use crate::data::{
     BadRowLimit, DataError, ImageChecks, Index, Position, Row, RowId, RowStream, ScanOptions, Split, Table, locate,
 };
 use crate::error::Result;
-use crate::recipe::{DataSection, Recipe};
+use crate::recipe::{DataSection, Recipe, Task as TaskName};
 use crate::status::Status;
+use crate::tasks::classify::label_column;
 use crate::tasks::{self, Draft, Sample, Task};
+
+/// Most labels of a table to classify.
+const MAX_LABELS: usize = 10_000;
 
 /// How closely rows are looked at beforehand.
 #[derive(Debug, Clone, Copy)]
@@ -113,6 +118,42 @@ pub struct RecipeTable {
     pub eval: Option<Source>,
 }
 
+/// The task of a table: of one to classify, its labels are read first.
+///
+/// # Errors
+/// No files, no column of labels, or labels that are too few or too many.
+pub fn open_task(section: &DataSection, status: &dyn Status) -> Result<Arc<dyn Task>> {
+    if section.task != TaskName::Classify {
+        return Ok(tasks::task(section, &[]));
+    }
+    let (spec, request) = (&section.train, label_column(&section.columns));
+    let downloads = status.download();
+    let files = locate(spec, Path::new("."), &cache_folder().join("data"), Split::Train, downloads.as_ref())?;
+    let table = Arc::new(Table::open_sources(&files, std::slice::from_ref(&request))?);
+    // A column without pictures: nothing is decoded.
+    let no_image = |_: &[u8]| Err(String::new());
+    let images = ImageChecks { dimensions: no_image, decode: |_| Err(String::new()) };
+    let bar = status.items(&format!("labels of {spec}"), table.claimed_rows());
+    let options = ScanOptions { images, check: &|_| Ok(()), limit: None, decode_rows: 0 };
+    let index = table.scan(&options, &mut |progress| bar.set(progress.rows, progress.of))?;
+    bar.finish();
+    let mut labels = BTreeSet::new();
+    let source = Source { table, index: Arc::new(index) };
+    if source.index.accepted_rows() > 0 {
+        for row in source.rows()? {
+            labels.extend(row?.text("label").map(|label| label.trim().to_owned()));
+            if labels.len() > MAX_LABELS {
+                break;
+            }
+        }
+    }
+    if !(2..=MAX_LABELS).contains(&labels.len()) {
+        let (table, column, count) = (section.name.clone(), request.column, labels.len());
+        return Err(TrainError::Labels { table, column, count, most: MAX_LABELS }.into());
+    }
+    Ok(tasks::task(section, &labels.into_iter().collect::<Vec<_>>()))
+}
+
 /// Opens every table of a recipe.
 ///
 /// # Errors
@@ -122,7 +163,7 @@ pub fn open_tables(recipe: &Recipe, base: &Base, status: &dyn Status) -> Result<
     let all = Scan { decode_rows: u64::MAX, ..scan };
     let mut tables = Vec::with_capacity(recipe.data.len());
     for section in &recipe.data {
-        let task = tasks::task(section);
+        let task = open_task(section, status)?;
         let train = Source::open(&section.train, Split::Train, task.as_ref(), base, scan, status)?;
         let eval = match &section.eval {
             Some(spec) => Some(Source::open(spec, Split::Eval, task.as_ref(), base, all, status)?),

@@ -1,5 +1,5 @@
-//! The tensors that training moves: an adapter's factors, saved modules and dynamic encoder as variables, in the adapter's
-//! order.
+//! The tensors that training moves: an adapter's factors, saved modules, dynamic encoder and heads as variables, in the
+//! adapter's order.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use janus_core::site::LowRank;
 use crate::adapter::{Adapter, KEY_PREFIX, LoraCorrection, pair_keys};
 use crate::dynamic::{self, Factors};
 use crate::error::Result;
+use crate::heads::{Head, Heads};
 
 /// One variable.
 #[derive(Debug)]
@@ -100,6 +101,12 @@ impl Trainables {
         Ok(())
     }
 
+    /// The heads as the variables are now.
+    pub fn heads(&self) -> Heads {
+        let head = |(name, head): (&Arc<str>, &Head)| (name.clone(), head.with_values(|name| self.vars[name].clone()));
+        self.adapter.heads.iter().map(head).collect()
+    }
+
     /// Makes anew what the model computes with that is no variable itself. To be called after the variables moved.
     ///
     /// # Errors
@@ -149,17 +156,20 @@ impl Trainables {
             *copy = value(&format!("{KEY_PREFIX}{name}"));
         }
         adapter.dynamic = adapter.dynamic.map(|dynamic| dynamic.with_values(value));
+        adapter.heads.values_mut().for_each(|head| *head = head.with_values(value));
         Ok(adapter)
     }
 
-    /// Runs `f` while nothing carries a graph, on the variables' own values: nothing is kept for a backward that does not
-    /// come.
+    /// Runs `f`, which is given the heads, while nothing carries a graph, on the variables' own values: nothing is kept for a
+    /// backward that does not come.
     ///
     /// # Errors
     /// Those of `f`.
-    pub fn untracked<T>(&self, model: &Janus, f: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub fn untracked<T>(&self, model: &Janus, f: impl FnOnce(&Heads) -> Result<T>) -> Result<T> {
         self.place(model, Graph::None)?;
-        let outcome = f();
+        let mut heads = self.heads();
+        heads.values_mut().for_each(|head| *head = head.with_values(|name| self.vars[name].detach()));
+        let outcome = f(&heads);
         self.place(model, Graph::Kept)?;
         outcome
     }
@@ -236,6 +246,7 @@ mod tests {
             sites: ["0.mlp.up_proj", "1.self_attn.q_proj"].map(|site| format!("{layers}.{site}").into()).to_vec(),
             modules_to_save: Vec::new(),
             dynamic: None,
+            heads: Vec::new(),
             base_name: None,
         };
         let no_copies = |name: &str| Err(ModelError::UnknownParameter { name: name.into() }.into());
@@ -252,12 +263,12 @@ mod tests {
             trainable.var.set(&moved).unwrap();
         }
         let tracked = hidden().unwrap();
-        let untracked = trainables.untracked(&model, hidden).unwrap();
+        let untracked = trainables.untracked(&model, |_| hidden()).unwrap();
         assert!(tracked.track_op() && !untracked.track_op());
         assert_eq!(values(&untracked), values(&tracked));
         assert_ne!(values(&untracked), values(&before));
         assert!(hidden().unwrap().track_op());
-        let failed = || Err(Error::Usage { message: String::new(), hint: String::new() });
+        let failed = |_: &Heads| Err(Error::Usage { message: String::new(), hint: String::new() });
         assert!(trainables.untracked::<()>(&model, failed).is_err());
         assert!(hidden().unwrap().track_op());
     }
@@ -292,6 +303,7 @@ mod tests {
             sites: vec!["model.generation_aligner.hidden_layers.0".into()],
             modules_to_save: vec!["encoder.layers.0.layer_norm2".into()],
             dynamic: Some(paths),
+            heads: Vec::new(),
             base_name: None,
         };
         let read = |name: &str| weights.read(name, DType::F32);
@@ -329,7 +341,7 @@ mod tests {
         let moving = trainables.moving(&model);
         assert_eq!(moving.len(), 4 * config.vision.num_hidden_layers);
         let value = loss(&model).to_scalar::<f32>().unwrap();
-        let untracked = trainables.untracked(&model, || Ok(loss(&model))).unwrap();
+        let untracked = trainables.untracked(&model, |_| Ok(loss(&model))).unwrap();
         assert!(!untracked.track_op() && loss(&model).track_op());
         assert_eq!(untracked.to_scalar::<f32>().unwrap(), value);
         assert_eq!(trainables.adapter().unwrap().extras().len(), 8);

@@ -46,6 +46,7 @@ impl TableLoad {
         let images = |sample: &Sample| match sample {
             Sample::Text { images, .. } => images.len(),
             Sample::Codes { .. } => 0,
+            Sample::Label { .. } => 1,
         };
         Self {
             is_generation,
@@ -80,9 +81,11 @@ pub(super) fn loads(
         for _ in 0..LOOKED_AT.min(table.train.index.accepted_rows()) {
             let (_, draft) = stream.draft(base)?;
             lengths.push(draft.lengths(grid * grid));
-            if let Draft::Text { images: own, .. } = &draft {
-                images = images.max(own.len() as u64);
-            }
+            images = images.max(match &draft {
+                Draft::Text { images: own, .. } => own.len() as u64,
+                Draft::Codes { .. } => 0,
+                Draft::Label { .. } => 1,
+            });
         }
         let tokens: Vec<usize> = lengths.iter().map(|(tokens, _)| *tokens).collect();
         let labels: Vec<usize> = lengths.iter().map(|(_, labels)| *labels).collect();

@@ -1,0 +1,108 @@
+use candle_core::{D, Var};
+
+use super::*;
+
+fn config() -> JanusConfig {
+    JanusConfig::shape("janus-tiny").unwrap()
+}
+
+fn drawn(shape: &[usize], name: &str) -> Tensor {
+    let key = noise::key_of(name);
+    let values: Vec<f32> = (0..shape.iter().product::<usize>() as u64).map(|i| noise::normal(key, i) as f32).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+fn kind(labels: &[&str]) -> HeadKind {
+    HeadKind::Classify { labels: labels.iter().map(ToString::to_string).collect() }
+}
+
+/// A head none of whose values is zero.
+fn trained() -> Head {
+    let head = Head::new(&config(), "defects", kind(&["a", "b", "c"]), 1).unwrap();
+    head.clone().with_values(|name| drawn(head.values()[name].dims(), name))
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// The definition in f64, value by value.
+fn slow_logits(head: &Head, features: &Tensor) -> Vec<f64> {
+    let wide = |tensor: &Tensor| values(tensor).into_iter().map(f64::from).collect::<Vec<f64>>();
+    let (images, patches, hidden) = features.dims3().unwrap();
+    let (query, weight, bias) = (wide(head.value("query")), wide(head.value("weight")), wide(head.value("bias")));
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let mut logits = Vec::new();
+    for image in wide(features).chunks(patches * hidden).take(images) {
+        let normed: Vec<Vec<f64>> = image
+            .chunks(hidden)
+            .map(|patch| {
+                let mean = patch.iter().sum::<f64>() / hidden as f64;
+                let variance = patch.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / hidden as f64;
+                patch.iter().map(|v| (v - mean) / (variance + 1e-6).sqrt()).collect()
+            })
+            .collect();
+        let exponents: Vec<f64> = normed.iter().map(|patch| dot(patch, &query).exp()).collect();
+        let sum: f64 = exponents.iter().sum();
+        let pooled: Vec<f64> =
+            (0..hidden).map(|j| normed.iter().zip(&exponents).map(|(patch, e)| patch[j] * e / sum).sum()).collect();
+        logits.extend(weight.chunks(hidden).zip(&bias).map(|(row, bias)| dot(row, &pooled) + bias));
+    }
+    logits
+}
+
+#[test]
+fn logits_are_those_of_the_definition() {
+    let head = trained();
+    let features = (drawn(&[2, 5, config().vision.projection_dim], "features") * 0.3).unwrap();
+    let logits = classify::logits(&head, &features).unwrap();
+    assert_eq!(logits.dims(), [2, 3]);
+    for (got, expected) in values(&logits).into_iter().zip(slow_logits(&head, &features)) {
+        assert!((f64::from(got) - expected).abs() < 1e-4, "{got} {expected}");
+    }
+    let narrow = classify::logits(&head, &features.to_dtype(DType::BF16).unwrap()).unwrap();
+    assert_eq!(narrow.dtype(), DType::F32);
+}
+
+#[test]
+fn a_new_head_prefers_no_label() {
+    let head = Head::new(&config(), "defects", kind(&["a", "b"]), 3).unwrap();
+    let logits = classify::logits(&head, &drawn(&[1, 4, config().vision.projection_dim], "f")).unwrap();
+    assert_eq!(values(&logits), [0.0, 0.0]);
+    assert_eq!(parameter_count(&config(), &head.kind), (3 * config().vision.projection_dim + 2) as u64);
+    let other = Head::new(&config(), "others", kind(&["a", "b"]), 3).unwrap();
+    assert_ne!(values(head.value("query")), values(other.value("query")));
+}
+
+#[test]
+fn every_value_has_the_gradient_of_differences() {
+    let head = trained();
+    let vars: BTreeMap<Arc<str>, Var> =
+        head.values().iter().map(|(name, value)| (name.clone(), Var::from_tensor(value).unwrap())).collect();
+    let features = Var::from_tensor(&drawn(&[2, 5, config().vision.projection_dim], "features")).unwrap();
+    let loss = || {
+        let head = head.with_values(|name| vars[name].as_tensor().clone());
+        let logits = classify::logits(&head, features.as_tensor()).unwrap();
+        let weights = drawn(logits.dims(), "weights");
+        (candle_nn::ops::log_softmax(&logits, D::Minus1).unwrap() * weights).unwrap().sum_all().unwrap()
+    };
+    let gradients = loss().backward().unwrap();
+    for var in vars.values().chain([&features]) {
+        let gradient = values(gradients.get(var).unwrap());
+        let largest = (0..gradient.len()).max_by(|a, b| gradient[*a].abs().total_cmp(&gradient[*b].abs())).unwrap();
+        let start = var.as_detached_tensor().copy().unwrap();
+        let at = |shift: f32| {
+            let mut moved = values(&start);
+            moved[largest] += shift;
+            var.set(&Tensor::from_vec(moved, start.dims(), &Device::Cpu).unwrap()).unwrap();
+            loss().to_scalar::<f32>().unwrap()
+        };
+        let difference = (at(1e-2) - at(-1e-2)) / 2e-2;
+        var.set(&start).unwrap();
+        assert!(
+            (gradient[largest] - difference).abs() < 0.02 * difference.abs() + 1e-3,
+            "{} {difference}",
+            gradient[largest]
+        );
+    }
+}
