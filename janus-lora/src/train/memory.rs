@@ -231,9 +231,16 @@ impl Memory<'_> {
             let block = 5 * self.matrix(patches, width)
                 + self.matrix(patches, inner)
                 + F32_BYTES * patches * vision.num_attention_heads as u64;
-            store += if self.recompute { 0 } else { self.vision_blocks * block };
+            // As in the decoder: of one block's backward, the gradients of fc2's and fc1's inputs, and of the second norm's
+            // input, of the attention's output, of queries, keys and values, and of the first norm's output.
+            let backward = 2 * self.matrix(patches, inner) + 6 * self.matrix(patches, width);
+            store += backward + if self.recompute { block } else { self.vision_blocks * block };
             tape += (self.vision_blocks + 2) * patches * width * self.value_bytes;
             tape += self.stacked_pixels(load.rows * load.images);
+        }
+        if load.tokens == 0 {
+            // A head on the features: normalised in four steps and pooled, with the gradients of these.
+            tape += 8 * patches * hidden * F32_BYTES;
         }
         // The aligner's maps and what is between them, and their place among the tokens.
         tape += 4 * patches * hidden * self.value_bytes;
