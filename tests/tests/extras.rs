@@ -138,6 +138,9 @@ fn a_head_learns_a_handful_of_pictures_and_tells_them() {
     assert_eq!(figures["after"]["defects"]["accuracy"], 1.0);
     assert!(figures["before"].get("defects").is_none(), "without the adapter there is no head: {figures}");
 
+    let told = place.janus(&["adapter", "inspect", "run", "--base", "base", "--json"]).expect_success().json();
+    assert_eq!(told["heads"]["defects"], serde_json::json!({ "task": "classify", "labels": LABELS }));
+
     let merged = place.janus(&["merge", "--base", "base", "--adapter", "run", "--out", "merged"]).expect_success();
     assert!(merged.stderr.contains("heads are no part of a checkpoint: `defects`"), "{}", merged.stderr);
 }

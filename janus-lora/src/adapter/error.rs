@@ -202,6 +202,14 @@ pub enum AdapterError {
     /// The frozen model refused.
     #[error(transparent)]
     Core(#[from] janus_core::Error),
+    /// A head that cannot be one.
+    #[error("the head `{name}` cannot be used: {problem}")]
+    Head {
+        /// Its name.
+        name: String,
+        /// Why.
+        problem: String,
+    },
     /// A task without its head.
     #[error("there is no head `{name}`{}", heads_listed(found))]
     NoHead {

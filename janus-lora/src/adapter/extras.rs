@@ -40,6 +40,9 @@ fn read_file(path: &Path, base: &JanusConfig) -> Result<Extras, AdapterError> {
         Some(text) => serde_json::from_str(text).map_err(|source| AdapterError::Json { file: EXTRAS_FILE, source })?,
         None => BTreeMap::new(),
     };
+    for (name, kind) in &kinds {
+        kind.check().map_err(|problem| AdapterError::Head { name: name.clone(), problem })?;
+    }
     let paths = dynamic::paths_of(file.tensors().iter().map(|(name, _)| name.as_str()));
     let dynamic = dynamic::shapes(base, paths).into_iter().map(|(name, shape)| (name.to_owned(), shape));
     let heads = kinds.iter().flat_map(|(name, kind)| heads::shapes(base, name, kind));

@@ -331,6 +331,14 @@ fn heads_come_back_with_their_labels() {
         AdapterError::File { source, .. } => assert!(source.to_string().contains("head.defects.weight"), "{source}"),
         other => panic!("{other}"),
     }
+    for (labels, said) in [(&["one"][..], "1 labels"), (&["b", "a"], "do not rise"), (&["a", "a"], "do not rise")] {
+        let of = AdapterSpec { heads: vec![("defects".to_owned(), kind(labels))], ..spec(&SITES, &[]) };
+        let wrong = Adapter::new(&base(), false, &of, 7, &parameter).unwrap();
+        match refusal(folder_of(&wrong).path()) {
+            AdapterError::File { source, .. } => assert!(source.to_string().contains(said), "{source}"),
+            other => panic!("{other}"),
+        }
+    }
     let clash = super::super::heads(&[(&adapter, 1.0), (&read, 1.0)], &candle_core::Device::Cpu);
     assert!(matches!(clash, Err(AdapterError::HeadsClash { first: 1, second: 2, .. })));
 }

@@ -322,7 +322,19 @@ fn trained_copies_move_the_point_and_frozen_ones_are_in_the_key() {
     let (other, computed, _) = run(&base, &model);
     assert!(computed == 3 && other != trained && other != plain);
     substitute(None);
-    assert_eq!(run(&base, &model), (plain, 0, 3));
+    assert_eq!(run(&base, &model), (plain.clone(), 0, 3));
+
+    // Of a run that trains it, no value of it will come again.
+    base.cache().move_with([norm.into()].into());
+    substitute(Some(value(4.0)));
+    let kept = place.entries().len();
+    for _ in 0..2 {
+        let (_, computed, read) = run(&base, &model);
+        assert_eq!((computed, read), (3, 0));
+    }
+    assert_eq!(place.entries().len(), kept);
+    substitute(None);
+    assert_eq!(run(&base, &model), (plain, 0, 3), "without the copy everything is as it was");
 }
 
 #[test]

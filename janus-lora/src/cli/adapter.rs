@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use clap::Subcommand;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::arguments::read_adapter_folder;
 use super::report;
 use super::status::Terminal;
 use crate::base::Base;
 use crate::error::Result;
+use crate::heads::HeadKind;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AdapterCommand {
@@ -48,8 +49,11 @@ impl AdapterCommand {
                 .map(|(path, rank, scale, a, b)| json!({ "path": path, "rank": rank, "scale": scale, "norm_a": a, "norm_b": b }))
                 .collect();
             let saved: Vec<&str> = adapter.saved.keys().map(AsRef::as_ref).collect();
+            let heads: Map<String, Value> =
+                adapter.heads.iter().map(|(name, head)| (name.to_string(), json!(head.kind))).collect();
             report::json(&json!({
-                "sites": sites, "modules_to_save": saved, "parameters": parameters, "base_fingerprint": fingerprint,
+                "sites": sites, "modules_to_save": saved, "dynamic": adapter.dynamic.is_some(), "heads": heads,
+                "parameters": parameters, "base_fingerprint": fingerprint,
             }));
             return Ok(());
         }
@@ -62,6 +66,16 @@ impl AdapterCommand {
         println!("{}", report::table(&["site", "rank", "scale", "norm of A", "norm of B"], &rows));
         for name in adapter.saved.keys() {
             println!("copy of {name}");
+        }
+        if let Some(dynamic) = &adapter.dynamic {
+            let values: usize = dynamic.values().values().map(candle_core::Tensor::elem_count).sum();
+            let places = [("vision", dynamic.paths().vision), ("generation", dynamic.paths().generation)];
+            let places: Vec<&str> = places.iter().filter(|(_, there)| *there).map(|(name, _)| *name).collect();
+            println!("dynamic encoder of {}, {} values", places.join(" and "), report::count(values as u64));
+        }
+        for (name, head) in &adapter.heads {
+            let HeadKind::Classify { labels } = &head.kind;
+            println!("head `{name}` to {}: {}", head.kind.task(), labels.join(", "));
         }
         println!("{} sites, {} parameters", sites.len(), report::count(parameters as u64));
         match fingerprint {

@@ -26,7 +26,7 @@ pub const PREFIX: &str = "head.";
 pub enum HeadKind {
     /// A label for a picture.
     Classify {
-        /// The labels, in the order of the head's rows.
+        /// The labels, in the order of the head's rows: rising, each once.
         labels: Vec<String>,
     },
 }
@@ -36,6 +36,21 @@ impl HeadKind {
     pub fn task(&self) -> &'static str {
         match self {
             HeadKind::Classify { .. } => "classify",
+        }
+    }
+
+    /// What is wrong with it, as a file may tell it.
+    ///
+    /// # Errors
+    /// The reason.
+    pub fn check(&self) -> std::result::Result<(), String> {
+        let HeadKind::Classify { labels } = self;
+        if labels.len() < 2 {
+            return Err(format!("it has {} labels, expected at least 2", labels.len()));
+        }
+        match labels.windows(2).find(|pair| pair[0] >= pair[1]) {
+            Some(pair) => Err(format!("its labels do not rise: `{}` stands before `{}`", pair[0], pair[1])),
+            None => Ok(()),
         }
     }
 

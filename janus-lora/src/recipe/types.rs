@@ -23,8 +23,9 @@ const STEPS_OR_NONE: Rule = Rule::Integer { minimum: 0, maximum: MAX_STEPS };
 pub(crate) const DEFAULT_EPOCHS: u64 = 3;
 /// Scale where a recipe gives neither `scale` nor `alpha`.
 pub(crate) const DEFAULT_SCALE: f64 = 2.0;
-/// Learning rate of the dynamic encoder where a recipe gives none.
-pub(crate) const DEFAULT_DYNAMIC_RATE: f64 = 1e-4;
+/// Learning rate of the dynamic encoder where a recipe gives none: a tenth of what was best, a thirtieth of where harm began
+/// (docs/results.md).
+pub(crate) const DEFAULT_DYNAMIC_RATE: f64 = 3e-4;
 /// Prompt dropout of `generate` where a recipe gives none: the share usual for classifier-free guidance.
 pub(crate) const DEFAULT_PROMPT_DROPOUT: f64 = 0.1;
 
