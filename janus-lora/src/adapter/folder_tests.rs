@@ -269,26 +269,30 @@ fn a_dynamic_encoder_comes_back_to_the_bit() {
 fn every_value_of_a_dynamic_encoder_is_accounted_for() {
     let mut adapter = trained(&spec(&SITES, &[]));
     adapter.dynamic = Some(crate::dynamic::tests::trained(&base(), Paths { vision: true, generation: false }, 5));
-    let told = |change: &dyn Fn(&mut Vec<(String, Tensor)>)| {
+    type Named = Vec<(String, Tensor)>;
+    let told = |change: fn(Named) -> Named| {
         let folder = folder_of(&adapter);
-        let mut tensors = adapter.extras();
-        change(&mut tensors);
+        let tensors = change(adapter.extras());
         write_weights(&folder.path().join(EXTRAS_FILE), &tensors, None).unwrap();
         match refusal(folder.path()) {
             AdapterError::File { file: EXTRAS_FILE, source } => source.to_string(),
             other => panic!("{other}"),
         }
     };
-    let gates = "dynamic.vision.gates";
-    let missing = told(&|tensors| tensors.retain(|(name, _)| name != gates));
-    assert!(missing.contains(gates), "{missing}");
-    let leftover = told(&|tensors| tensors.push(("head.unknown".into(), tensors[0].1.clone())));
-    assert!(leftover.contains("head.unknown"), "{leftover}");
-    let misshapen = told(&|tensors| {
-        let own = tensors.iter_mut().find(|(name, _)| name == gates).unwrap();
-        own.1 = own.1.narrow(0, 0, 1).unwrap();
+    const GATES: &str = "dynamic.vision.gates";
+    let missing = told(|tensors| tensors.into_iter().filter(|(name, _)| name != GATES).collect());
+    assert!(missing.contains(GATES), "{missing}");
+    let leftover = told(|mut tensors| {
+        tensors.push(("head.unknown".into(), tensors[0].1.clone()));
+        tensors
     });
-    assert!(misshapen.contains(gates) && misshapen.contains("[1, 2]"), "{misshapen}");
+    assert!(leftover.contains("head.unknown"), "{leftover}");
+    let misshapen = told(|mut tensors| {
+        let own = tensors.iter_mut().find(|(name, _)| name == GATES).unwrap();
+        own.1 = own.1.narrow(0, 0, 1).unwrap();
+        tensors
+    });
+    assert!(misshapen.contains(GATES) && misshapen.contains("[1, 2]"), "{misshapen}");
 }
 
 #[test]
