@@ -179,10 +179,12 @@ fn rates(record: &Record) -> String {
         let series = vec![Series { name: "last".into(), points, style }];
         Chart { title: title.to_owned(), series, may_be_logarithmic, from_zero: true }.html()
     };
+    // Heads on a picture's features read no tokens.
+    let reads = record.steps.iter().any(|step| step.tokens > 0.0);
     let charts: Vec<String> = [
         chart("Learning rate", |step| step.lr, Style::Exact, false),
         chart("Gradient norm", |step| step.grad_norm, Style::Smooth, true),
-        chart("Tokens per second", |step| step.tokens_per_second, Style::Smooth, false),
+        chart("Tokens per second", |step| step.tokens_per_second, Style::Smooth, false).filter(|_| reads),
     ]
     .into_iter()
     .flatten()
