@@ -10,6 +10,8 @@ use candle_core::{DType, Device, Tensor};
 use janus_core::checkpoint::{Checkpoint, WriteOptions, convert_checkpoint, init_checkpoint};
 use janus_core::config::{JanusConfig, Layout};
 use janus_lora::adapter::{Adapter, AdapterSpec, BaseNote, Note};
+use janus_lora::dynamic::Paths;
+use janus_lora::heads::HeadKind;
 use janus_tests::rows::{conversations, image_lists, images, optional_texts, picture, texts, write_table};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
@@ -60,8 +62,8 @@ fn adapters(into: &Path) {
             dropout: 0.0,
             sites: sites.map(Arc::from).to_vec(),
             modules_to_save: saved.to_vec(),
-            dynamic: None,
-            heads: Vec::new(),
+            dynamic: Some(Paths { vision: true, generation: true }),
+            heads: vec![("defects".to_owned(), HeadKind::Classify { labels: vec!["pit".into(), "scratch".into()] })],
             base_name: None,
         };
         let mut adapter = Adapter::new(&base, false, &spec, 1, &read).unwrap();
@@ -74,6 +76,8 @@ fn adapters(into: &Path) {
         let weights = folder.path().join("adapter_model.safetensors");
         let before = [text("adapter_config.json"), text("janus_adapter.json"), String::new()].join(BETWEEN);
         write(into, name, format!("{before}{}", header(&weights)));
+        let extras = header(&folder.path().join("janus_extras.safetensors"));
+        write(into, &format!("{name}-extras"), format!("{before}{}{BETWEEN}{extras}", header(&weights)));
         let cut = &fs_err::read(&weights).unwrap()[..2048];
         write(into, &format!("{name}-cut"), [before.as_bytes(), cut].concat());
     }
