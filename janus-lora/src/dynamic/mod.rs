@@ -149,9 +149,9 @@ impl Dynamic {
     }
 }
 
-/// Which paths the values of these names are for; `None` where there are none.
-pub fn paths_of<'a>(mut names: impl Iterator<Item = &'a str>) -> Paths {
-    names.by_ref().fold(Paths { vision: false, generation: false }, |paths, name| Paths {
+/// Which paths the values of these names are for.
+pub fn paths_of<'a>(names: impl Iterator<Item = &'a str>) -> Paths {
+    names.fold(Paths { vision: false, generation: false }, |paths, name| Paths {
         vision: paths.vision || [GATES, UNDERSTAND].contains(&name),
         generation: paths.generation || [PROJECTION, GENERATE].contains(&name),
     })

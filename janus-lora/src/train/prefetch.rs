@@ -31,8 +31,7 @@ pub(super) fn rows_ahead(recipe: &Recipe) -> usize {
     rows.clamp(BOUNDS.0, BOUNDS.1) as usize
 }
 
-/// Threads that make the rows of a table ready: a quarter of the cores. A picture of a megapixel takes one of them some
-/// 20 ms, far less than the same picture takes the other three in a step.
+/// Threads that make the rows of a table ready: a quarter of the cores, so that the step has the rest for itself.
 pub(super) fn row_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 4).clamp(1, 8))
 }
