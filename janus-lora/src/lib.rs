@@ -23,6 +23,7 @@ pub mod bench;
 pub mod cache;
 pub mod cli;
 pub mod data;
+mod drawn;
 pub mod dynamic;
 pub mod error;
 pub mod eval;

@@ -6,6 +6,7 @@ use janus_core::noise;
 use janus_core::site::{LowRank, Site, SiteKind};
 
 use super::error::AdapterError;
+use crate::drawn::drawn;
 
 /// What PEFT puts before a native name in its files.
 pub const KEY_PREFIX: &str = "base_model.model.";
@@ -72,11 +73,4 @@ pub(super) fn first_values(site: &Site, rank: usize, seed: u64) -> Result<(Tenso
         }
         SiteKind::Embedding => (zeros(&a_shape)?, drawn(&b_shape, seed, &b_key, noise::normal)?),
     })
-}
-
-fn drawn(shape: &[usize], seed: u64, name: &str, draw: impl Fn(u64, u64) -> f64) -> Result<Tensor, AdapterError> {
-    let key = noise::combine(seed, noise::key_of(name));
-    let count: usize = shape.iter().product();
-    let values: Vec<f32> = (0..count as u64).map(|index| draw(key, index) as f32).collect();
-    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }

@@ -83,20 +83,8 @@ pub(super) struct TypeArgument {
 }
 
 impl TypeArgument {
-    /// The model with its adapters attached.
+    /// The model with its adapters attached, and their heads.
     pub(super) fn model(
-        &self,
-        base: &Base,
-        adapters: &[(Adapter, f64)],
-        device: &Device,
-        parts: Parts,
-        status: &dyn Status,
-    ) -> Result<Janus> {
-        Ok(self.model_with_heads(base, adapters, device, parts, status)?.0)
-    }
-
-    /// The same, and the adapters' heads.
-    pub(super) fn model_with_heads(
         &self,
         base: &Base,
         adapters: &[(Adapter, f64)],

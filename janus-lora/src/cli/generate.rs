@@ -79,7 +79,7 @@ impl Generate {
         let conditional = base.prompts().generation_prompt(&self.prompt)?;
         let unconditional = base.prompts().unconditional(&conditional);
         let parts = Parts { generation: true, image_tokenizer: true, ..Parts::default() };
-        let model = self.dtype.model(&base, &adapters, &device, parts, &Terminal)?;
+        let (model, _) = self.dtype.model(&base, &adapters, &device, parts, &Terminal)?;
         let count = self.count as usize;
         let bar = Terminal.items("drawing", model.codes_per_image() as u64);
         let options = CodeOptions { guidance: self.guidance, temperature: self.temperature, seed: self.seed };

@@ -79,6 +79,15 @@ pub(super) fn check_temperature(temperature: f64) -> Result<()> {
     Err(Error::Usage { message, hint: "give 0 or a positive number".into() })
 }
 
+/// Pictures that can be decoded: what is wrong with one is told before the weights are read.
+fn readable(base: &Base, pictures: Vec<Vec<u8>>) -> Result<Vec<Image>> {
+    let image = |bytes| {
+        let image = base.image(&EncodedImage { bytes });
+        image.pixels().map(|_| image)
+    };
+    pictures.into_iter().map(image).collect()
+}
+
 impl Understand {
     pub(super) fn run(self) -> Result<()> {
         check_temperature(self.temperature)?;
@@ -91,13 +100,9 @@ impl Understand {
         }
         let prompt = |question: &String| base.prompts().understanding_prompt(question, pictures.len(), true);
         let prompts = self.questions.iter().map(prompt).collect::<std::result::Result<Vec<_>, _>>()?;
-        let images: Vec<_> = pictures.into_iter().map(|bytes| base.image(&EncodedImage { bytes })).collect();
-        for image in &images {
-            // Told before the weights are read.
-            image.pixels()?;
-        }
+        let images = readable(&base, pictures)?;
         let parts = Parts { text_head: true, vision: !images.is_empty(), ..Parts::default() };
-        let model = self.dtype.model(&base, &adapters, &device, parts, &Terminal)?;
+        let (model, _) = self.dtype.model(&base, &adapters, &device, parts, &Terminal)?;
         let question = |prompt| Question { prompt, images: images.clone(), answer: String::new() };
         let questions: Vec<Question> = prompts.into_iter().map(question).collect();
         let limit = self.max_new_tokens as usize;
@@ -120,14 +125,11 @@ impl Understand {
         pictures: Vec<Vec<u8>>,
     ) -> Result<()> {
         let (name, labels) = self.chosen_head(adapters)?;
-        let images: Vec<Image> = pictures.into_iter().map(|bytes| base.image(&EncodedImage { bytes })).collect();
-        for image in &images {
-            image.pixels()?;
-        }
+        let images = readable(base, pictures)?;
         let parts = Parts { vision: true, ..Parts::default() };
-        let (model, heads) = self.dtype.model_with_heads(base, adapters, device, parts, &Terminal)?;
+        let (model, heads) = self.dtype.model(base, adapters, device, parts, &Terminal)?;
         for (path, image) in self.images.iter().zip(images) {
-            let batch = LabelBatch { head: name.clone(), images: vec![image], labels: vec![0] };
+            let batch = LabelBatch { head: name.clone(), images: vec![image], labels: Vec::new() };
             let logits = batch.logits(&model, &Pass::inference(), &heads)?;
             let probabilities: Vec<f32> = softmax(&logits, D::Minus1)?.flatten_all()?.to_vec1()?;
             let mut told: Vec<(&String, f32)> = labels.iter().zip(probabilities).collect();

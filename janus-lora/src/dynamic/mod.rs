@@ -28,6 +28,8 @@ use janus_core::noise;
 
 use apply::{generation_site, norm_parameters};
 
+use crate::drawn::drawn;
+
 pub use apply::ScaledCorrection;
 pub use factors::Factors;
 
@@ -91,12 +93,7 @@ impl Dynamic {
     /// The tensor engine's.
     pub fn new(config: &JanusConfig, paths: Paths, seed: u64) -> Result<Self> {
         let first = |name: &str, shape: &[usize]| -> Result<Tensor> {
-            let drawn = |deviation: f64| {
-                let key = noise::combine(seed, noise::key_of(name));
-                let count = shape.iter().product::<usize>() as u64;
-                let values: Vec<f32> = (0..count).map(|i| (deviation * noise::normal(key, i)) as f32).collect();
-                Tensor::from_vec(values, shape, &Device::Cpu)
-            };
+            let drawn = |deviation: f64| drawn(shape, seed, name, |key, index| deviation * noise::normal(key, index));
             match name {
                 UNDERSTAND | GENERATE => drawn(1.0 / (TOKEN as f64).sqrt()),
                 FC1_WEIGHT => drawn((2.0 / TOKEN as f64).sqrt()),

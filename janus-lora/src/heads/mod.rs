@@ -17,6 +17,8 @@ use janus_core::config::JanusConfig;
 use janus_core::noise;
 use serde::{Deserialize, Serialize};
 
+use crate::drawn::drawn;
+
 /// How every name in a file begins.
 pub const PREFIX: &str = "head.";
 
@@ -83,10 +85,8 @@ impl Head {
             let deviation = match kind {
                 HeadKind::Classify { .. } => classify::first_deviation(own),
             };
-            let key = noise::combine(seed, noise::key_of(&full));
-            let count = shape.iter().product::<usize>() as u64;
-            let drawn: Vec<f32> = (0..count).map(|i| (deviation * noise::normal(key, i)) as f32).collect();
-            values.insert(full.into(), Tensor::from_vec(drawn, shape, &Device::Cpu)?);
+            let value = drawn(&shape, seed, &full, |key, index| deviation * noise::normal(key, index))?;
+            values.insert(full.into(), value);
         }
         Ok(Self { kind, values, name: name.into() })
     }

@@ -117,19 +117,14 @@ fn folded(path: &str, config: &JanusConfig) -> String {
 
 /// A draft with pictures and codes of zeros, which cost as much as any.
 fn blank(draft: Draft, model: &Janus) -> Result<Sample> {
+    let vision = &model.config().vision;
+    let shape = (vision.num_channels, vision.image_size, vision.image_size);
+    let picture = || -> Result<Image> { Ok(Image::from_pixels(Tensor::zeros(shape, DType::F32, &Device::Cpu)?)) };
     match draft {
         Draft::Text { tokens, images } => {
-            let vision = &model.config().vision;
-            let shape = (vision.num_channels, vision.image_size, vision.image_size);
-            let picture = |_| Ok(Image::from_pixels(Tensor::zeros(shape, DType::F32, &Device::Cpu)?));
-            Ok(Sample::Text { tokens, images: images.iter().map(picture).collect::<Result<_>>()? })
+            Ok(Sample::Text { tokens, images: images.iter().map(|_| picture()).collect::<Result<_>>()? })
         }
-        Draft::Label { head, label, .. } => {
-            let vision = &model.config().vision;
-            let shape = (vision.num_channels, vision.image_size, vision.image_size);
-            let image = Image::from_pixels(Tensor::zeros(shape, DType::F32, &Device::Cpu)?);
-            Ok(Sample::Label { head, image, label })
-        }
+        Draft::Label { head, label, .. } => Ok(Sample::Label { head, image: picture()?, label }),
         Draft::Codes { prompt, .. } => Ok(Sample::Codes { prompt, codes: vec![0; model.codes_per_image()].into() }),
     }
 }

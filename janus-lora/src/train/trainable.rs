@@ -67,12 +67,14 @@ impl Trainables {
         self
     }
 
+    fn var(&self, name: &str, graph: Graph) -> Tensor {
+        let var = self.vars.get(name).expect("an adapter lists its own tensors");
+        if graph == Graph::Kept { var.clone() } else { var.detach() }
+    }
+
     /// Puts everything that is under training into the model, as the variables are now.
     fn place(&self, model: &Janus, graph: Graph) -> Result<()> {
-        let var = |name: &str| {
-            let var = self.vars.get(name).expect("an adapter lists its own tensors");
-            if graph == Graph::Kept { var.clone() } else { var.detach() }
-        };
+        let var = |name: &str| self.var(name, graph);
         let dynamic = self.adapter.dynamic.as_ref().map(|dynamic| dynamic.with_values(var));
         let factors = Factors::of(dynamic.iter().map(|dynamic| (dynamic, 1.0)))?;
         let dropout = self.adapter.config.dropout;
@@ -103,7 +105,11 @@ impl Trainables {
 
     /// The heads as the variables are now.
     pub fn heads(&self) -> Heads {
-        let head = |(name, head): (&Arc<str>, &Head)| (name.clone(), head.with_values(|name| self.vars[name].clone()));
+        self.heads_with(Graph::Kept)
+    }
+
+    fn heads_with(&self, graph: Graph) -> Heads {
+        let head = |(name, head): (&Arc<str>, &Head)| (name.clone(), head.with_values(|name| self.var(name, graph)));
         self.adapter.heads.iter().map(head).collect()
     }
 
@@ -167,9 +173,7 @@ impl Trainables {
     /// Those of `f`.
     pub fn untracked<T>(&self, model: &Janus, f: impl FnOnce(&Heads) -> Result<T>) -> Result<T> {
         self.place(model, Graph::None)?;
-        let mut heads = self.heads();
-        heads.values_mut().for_each(|head| *head = head.with_values(|name| self.vars[name].detach()));
-        let outcome = f(&heads);
+        let outcome = f(&self.heads_with(Graph::None));
         self.place(model, Graph::Kept)?;
         outcome
     }
