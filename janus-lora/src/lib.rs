@@ -7,7 +7,7 @@
 //!    shows beforehand what they come to;
 //! 3. [`adapter`] holds low-rank pairs and copies, reads and writes them as PEFT does, and attaches them to a base
 //!    through the core's seam; [`dynamic`] holds the dynamic visual encoder and [`heads`] the task heads
-//!    that may stand beside them;
+//!    that may stand beside them, [`mifs`] the loss that aligns both visual paths;
 //! 4. [`train`] moves them, [`eval`] measures them, [`report`] shows what happens and happened;
 //! 5. [`merge`] folds them into a new checkpoint, [`probe`] compares with other implementations, [`bench`] measures speed
 //!    and memory.
@@ -30,7 +30,9 @@ pub mod eval;
 pub mod fingerprint;
 pub mod heads;
 pub mod merge;
+pub mod mifs;
 mod nearest;
+pub mod overlay;
 pub mod probe;
 pub mod recipe;
 pub mod report;

@@ -64,6 +64,7 @@ fn adapters(into: &Path) {
             modules_to_save: saved.to_vec(),
             dynamic: Some(Paths { vision: true, generation: true }),
             heads: vec![("defects".to_owned(), HeadKind::Classify { labels: vec!["pit".into(), "scratch".into()] })],
+            aligns: false,
             base_name: None,
         };
         let mut adapter = Adapter::new(&base, false, &spec, 1, &read).unwrap();

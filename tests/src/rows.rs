@@ -4,7 +4,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, BinaryArray, Int64Array, ListArray, RecordBatch, StringArray, StructArray};
+use arrow::array::{
+    Array, ArrayRef, BinaryArray, Float32Array, Int64Array, ListArray, RecordBatch, StringArray, StructArray,
+};
 use arrow::buffer::{NullBuffer, OffsetBuffer};
 use arrow::datatypes::{DataType, Field, Fields, Schema};
 use parquet::arrow::ArrowWriter;
@@ -68,6 +70,34 @@ pub fn conversations(rows: &[Vec<(&str, &str)>]) -> ArrayRef {
 fn list(lengths: impl Iterator<Item = usize>, items: ArrayRef) -> ArrayRef {
     let field = Arc::new(Field::new("item", items.data_type().clone(), true));
     Arc::new(ListArray::new(field, OffsetBuffer::from_lengths(lengths), items, None))
+}
+
+/// Boxes in every row, `list<list<float>>`.
+pub fn boxes(rows: &[Vec<[f32; 4]>]) -> ArrayRef {
+    let corners: Float32Array = rows.iter().flatten().flatten().copied().collect();
+    let items = list(rows.iter().flatten().map(|_| 4), Arc::new(corners));
+    list(rows.iter().map(Vec::len), items)
+}
+
+/// A list of texts in every row.
+pub fn text_lists(rows: &[Vec<&str>]) -> ArrayRef {
+    list(rows.iter().map(Vec::len), texts(rows.iter().flatten()))
+}
+
+/// A PNG picture of rectangles, each of a colour, on a dark ground.
+///
+/// # Panics
+/// It cannot be encoded.
+pub fn rectangles(width: u32, height: u32, all: &[([f32; 4], [u8; 3])]) -> Vec<u8> {
+    let pixel = |x: u32, y: u32| {
+        let at = (x as f32 + 0.5, y as f32 + 0.5);
+        let holds = |[left, top, right, bottom]: [f32; 4]| left < at.0 && at.0 < right && top < at.1 && at.1 < bottom;
+        let colour = all.iter().find(|(corners, _)| holds(*corners)).map_or([30, 34, 38], |(_, colour)| *colour);
+        image::Rgb(colour)
+    };
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image::RgbImage::from_fn(width, height, pixel).write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+    bytes.into_inner()
 }
 
 /// A PNG picture in colour; another `seed` gives another one.

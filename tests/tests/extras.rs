@@ -163,7 +163,10 @@ fn heads_and_labels_that_do_not_fit_are_refused() {
         place.janus(&[&["understand", "--base", "base", "--image", "0.png", "--task", "classify"], more].concat())
     };
     refused(&ask(&[]), &["there is no head `classify`, nor any other"]);
-    refused(&ask(&["--adapter", "run", "--head", "others"]), &["there is no head `others` among `defects`"]);
+    refused(
+        &ask(&["--adapter", "run", "--head", "others"]),
+        &["there is no head `others (classify)` among `defects (classify)`"],
+    );
     refused(&ask(&["--adapter", "run", "--adapter", "run"]), &["several heads"]);
     let other = ["eval", "recipe.toml", "--adapter", "run", "data.0.train=two.parquet", "data.0.eval=two.parquet"];
     rows(&place, "two.parquet", |i| LABELS[i % 2]);

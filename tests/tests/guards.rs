@@ -88,7 +88,7 @@ fn a_gradient_that_is_no_number_moves_nothing() {
     let prepared = prepare(recipe::load(&place.path("recipe.toml"), &[targets], place.folder()).unwrap(), &Silent);
     let prepared = prepared.unwrap();
     let (recipe, base) = (&prepared.recipe, &prepared.base);
-    let model = base.model(DType::F32, &Device::Cpu, parts(&prepared.tables), &Silent).unwrap();
+    let model = base.model(DType::F32, &Device::Cpu, parts(&prepared.recipe, &prepared.tables), &Silent).unwrap();
     let read = |name: &str| Ok(base.checkpoint().read(name, DType::F32)?);
     let spec = prepared.plan.adapter_spec(recipe, base);
     let adapter = Adapter::new(base.config(), base.checkpoint().is_tied(), &spec, 1, &read).unwrap();
@@ -97,7 +97,7 @@ fn a_gradient_that_is_no_number_moves_nothing() {
     let trainables = Trainables::attach(&model, adapter).unwrap();
     let mut stepper = Stepper::new(trainables, config, tables, recipe.train.accumulation, 1.0, 0);
     let sample = SampleStream::new(&prepared.tables[0], 1, false).unwrap().next(base, &model).unwrap();
-    let batches = [TableBatch { table: 0, batch: Batch::collate(base, &[sample]).unwrap() }];
+    let batches = [TableBatch { table: 0, batch: Batch::collate(base, &[sample]).unwrap(), aligned: None }];
     let values = |stepper: &Stepper| -> Vec<Vec<f32>> {
         stepper.trainables.iter().map(|t| t.var.flatten_all().unwrap().to_vec1().unwrap()).collect()
     };

@@ -297,6 +297,7 @@ fn check_guided(fixtures: &Path, set: &str) {
             unconditional: expected.ids("uncond_input_ids").concat(),
             mask: batch.mask.clone(),
             rows: batch.rows,
+            images: None,
         };
         let codes = generate_codes(model, &pass, &prompts, &options, &mut |step| {
             assert_eq!(step.step, conditional.len());

@@ -63,8 +63,9 @@ struct Run {
 impl Run {
     /// The batches of one step: `joint` takes one of each task, accumulation four of understanding.
     fn batches(&self, step: usize) -> Vec<TableBatch> {
-        let text = |k: usize| TableBatch { table: 0, batch: understanding(&self.understanding, k % BATCHES) };
-        let image = |k: usize| TableBatch { table: 1, batch: generation(&self.generation, k % BATCHES) };
+        let text =
+            |k: usize| TableBatch { table: 0, batch: understanding(&self.understanding, k % BATCHES), aligned: None };
+        let image = |k: usize| TableBatch { table: 1, batch: generation(&self.generation, k % BATCHES), aligned: None };
         match self.task.as_str() {
             "generation" => vec![image(step)],
             "joint" => vec![text(step), image(step)],

@@ -154,7 +154,8 @@ impl Correction for Cut {
 fn coverage(place: &Workplace, overrides: &[&str], cut: Option<&str>) -> (BTreeSet<String>, Option<String>) {
     let prepared = prepare(load(place, overrides), &Silent).unwrap();
     let (recipe, base) = (&prepared.recipe, &prepared.base);
-    let model: Janus = base.model(DType::F32, &Device::Cpu, parts(&prepared.tables), &Silent).unwrap();
+    let model: Janus =
+        base.model(DType::F32, &Device::Cpu, parts(&prepared.recipe, &prepared.tables), &Silent).unwrap();
     let read = |name: &str| Ok(base.checkpoint().read(name, DType::F32)?);
     let spec = prepared.plan.adapter_spec(recipe, base);
     let adapter = Adapter::new(base.config(), base.checkpoint().is_tied(), &spec, 1, &read).unwrap();
@@ -169,7 +170,7 @@ fn coverage(place: &Workplace, overrides: &[&str], cut: Option<&str>) -> (BTreeS
     let stepper = Stepper::new(trainables, config, tables, recipe.train.accumulation, 1.0, 0);
     let batch = |(table, source)| {
         let sample = SampleStream::new(source, 1, false).unwrap().next(base, &model).unwrap();
-        TableBatch { table, batch: Batch::collate(base, &[sample]).unwrap() }
+        TableBatch { table, batch: Batch::collate(base, &[sample]).unwrap(), aligned: None }
     };
     let batches: Vec<TableBatch> = prepared.tables.iter().enumerate().map(batch).collect();
     let values = || -> Vec<Vec<f32>> {

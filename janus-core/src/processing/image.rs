@@ -28,12 +28,57 @@ pub struct ImageProcessor {
     pub short_edge: ShortEdge,
 }
 
+/// Where a picture lies in the square that the model sees of it: the rest is background. Made by [`ImageProcessor::frame`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame {
+    /// First column of the square that shows the picture.
+    pub left: u32,
+    /// First row.
+    pub top: u32,
+    /// Columns of the square that show it.
+    pub width: u32,
+    /// Rows.
+    pub height: u32,
+    /// The picture's own width and height in pixels.
+    pub picture: (u32, u32),
+}
+
+impl Frame {
+    fn factors(&self) -> (f32, f32) {
+        (self.width as f32 / self.picture.0 as f32, self.height as f32 / self.picture.1 as f32)
+    }
+
+    /// A point of the picture, in its pixels, in those of the square.
+    pub fn to_square(&self, (x, y): (f32, f32)) -> (f32, f32) {
+        let (across, down) = self.factors();
+        (self.left as f32 + x * across, self.top as f32 + y * down)
+    }
+
+    /// A point of the square in the picture's pixels; it may lie outside the picture.
+    pub fn to_picture(&self, (x, y): (f32, f32)) -> (f32, f32) {
+        let (across, down) = self.factors();
+        ((x - self.left as f32) / across, (y - self.top as f32) / down)
+    }
+}
+
 impl ImageProcessor {
     /// With another rule for the short side.
     #[must_use]
     pub fn with_short_edge(mut self, short_edge: ShortEdge) -> Self {
         self.short_edge = short_edge;
         self
+    }
+
+    /// Where a picture of `width` times `height` lies in the square that the model sees.
+    pub fn frame(&self, width: u32, height: u32) -> Frame {
+        let (inner_width, inner_height) = self.resized_dimensions(width, height);
+        Frame {
+            left: (self.side() - inner_width) / 2,
+            top: (self.side() - inner_height) / 2,
+            width: inner_width,
+            height: inner_height,
+            picture: (width.max(1), height.max(1)),
+        }
     }
 
     fn side(&self) -> u32 {
@@ -58,13 +103,12 @@ impl ImageProcessor {
 
     /// The square that the model sees of a picture, whole, with the background beside it; `image_size` a side.
     pub fn understanding_u8(&self, image: &RgbImage) -> RgbImage {
-        let (width, height) = self.resized_dimensions(image.width(), image.height());
+        let Frame { left, top, width, height, .. } = self.frame(image.width(), image.height());
         let mut canvas = RgbImage::from_pixel(self.side(), self.side(), Rgb(self.background));
         if image.is_empty() {
             return canvas;
         }
         let resized = resize_bicubic(image, width, height);
-        let (left, top) = ((self.side() - width) / 2, (self.side() - height) / 2);
         imageops::replace(&mut canvas, &resized, i64::from(left), i64::from(top));
         canvas
     }
@@ -184,6 +228,17 @@ mod tests {
         assert!((values[2][0][0] + 0.003_921_6).abs() < 1e-6);
         assert_eq!((values[0][16][3], values[1][16][3]), (1.0, -1.0));
         assert_eq!(processor.understanding_u8(&RgbImage::new(0, 0)).get_pixel(0, 0).0, [127; 3]);
+    }
+
+    #[test]
+    fn points_go_to_the_square_and_back() {
+        let frame = ImageProcessor::new(32).unwrap().frame(64, 42);
+        assert_eq!(frame, Frame { left: 0, top: 5, width: 32, height: 21, picture: (64, 42) });
+        assert_eq!(frame.to_square((64.0, 42.0)), (32.0, 26.0));
+        assert_eq!(frame.to_square((10.0, 0.0)), (5.0, 5.0));
+        let (x, y) = frame.to_picture(frame.to_square((13.0, 29.0)));
+        assert!((x - 13.0).abs() < 1e-4 && (y - 29.0).abs() < 1e-4);
+        assert!(frame.to_picture((3.0, 2.0)).1 < 0.0);
     }
 
     #[test]

@@ -47,6 +47,17 @@ pub struct CodePrompts {
     pub mask: Vec<bool>,
     /// Prompts.
     pub rows: usize,
+    /// The pictures among the prompts' tokens, where there are some.
+    pub images: Option<PromptImages>,
+}
+
+/// Pictures among the tokens of prompts; the unconditional rows have none.
+#[derive(Debug, Clone)]
+pub struct PromptImages {
+    /// The id that stands for a feature.
+    pub placeholder: u32,
+    /// Aligned features in reading order, `[images, patches, hidden]`.
+    pub features: Tensor,
 }
 
 /// Codes of one image per prompt; `observe` is told each step's logits.
@@ -78,7 +89,7 @@ pub fn generate_first_codes(
     count: usize,
     observe: &mut dyn FnMut(CodeStep<'_>),
 ) -> Result<Vec<Vec<u32>>> {
-    let CodePrompts { conditional, unconditional, mask, rows: batch } = prompts;
+    let CodePrompts { conditional, unconditional, mask, rows: batch, images: pictures } = prompts;
     let batch = *batch;
     let (decoder, generation) = (model.decoder(), model.generation()?);
     let guided = options.guidance != 1.0;
@@ -87,12 +98,19 @@ pub fn generate_first_codes(
     let mut sampler = Sampler::new(batch, options.temperature, options.seed);
     let doubled = |values: &[bool]| if guided { [values, values].concat() } else { values.to_vec() };
     let mut mask: Vec<Vec<bool>> = doubled(mask).chunks_exact(sequence.max(1)).map(<[bool]>::to_vec).collect();
-    let ids = if guided { [conditional.as_slice(), unconditional].concat() } else { conditional.clone() };
     let mut images = vec![Vec::with_capacity(count); batch];
     if count == 0 {
         return Ok(images);
     }
-    let embeds = decoder.embed(pass, &ids, rows)?;
+    let mut embeds = match pictures {
+        Some(PromptImages { placeholder, features }) => {
+            model.embed_with_images(pass, conditional, batch, *placeholder, Some(features))?
+        }
+        None => decoder.embed(pass, conditional, batch)?,
+    };
+    if guided {
+        embeds = Tensor::cat(&[embeds, decoder.embed(pass, unconditional, batch)?], 0)?;
+    }
     let (mut last, mut cache) = prefill(decoder, pass, &embeds, &mask, sequence + count)?;
     let pass = &following(pass, rows, sequence);
     for step in 0..count {

@@ -11,7 +11,7 @@ use candle_transformers::generation::{LogitsProcessor, Sampling};
 
 use crate::error::Result;
 
-pub use codes::{CodeOptions, CodePrompts, CodeStep, generate_codes, generate_first_codes};
+pub use codes::{CodeOptions, CodePrompts, CodeStep, PromptImages, generate_codes, generate_first_codes};
 pub use text::{TextOptions, generate_text};
 
 /// Draws one token a step from rows of logits, each row with its own sequence of random numbers.

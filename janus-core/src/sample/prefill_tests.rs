@@ -328,6 +328,7 @@ fn pictures_of_one_prompt_are_those_of_each_alone() {
             unconditional: nothing.repeat(rows),
             mask: vec![true; rows * length],
             rows,
+            images: None,
         };
         let both = [requests, requests].concat();
         let pass = extended(table(Part::Decoder, &both, length), Part::Generation, &both, 1);

@@ -116,6 +116,7 @@ fn prompts(conditional: &[u32], unconditional: &[u32]) -> CodePrompts {
         unconditional: unconditional.to_vec(),
         mask: MASK.to_vec(),
         rows: 2,
+        images: None,
     }
 }
 

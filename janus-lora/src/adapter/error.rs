@@ -218,6 +218,16 @@ pub enum AdapterError {
         /// Those that there are.
         found: Vec<String>,
     },
+    /// A head for another task than the table's.
+    #[error("the head `{name}` is to {got}, the table's rows are to {expected}")]
+    OtherTask {
+        /// Its name.
+        name: String,
+        /// The table's task.
+        expected: &'static str,
+        /// The head's.
+        got: &'static str,
+    },
     /// A head for other labels than the table's.
     #[error("the head `{name}` is for the labels {}, the table has {}", got.join(", "), expected.join(", "))]
     OtherLabels {
@@ -297,7 +307,9 @@ impl Diagnose for AdapterError {
                 "give the base that the adapter was trained on"
             }
             AdapterError::NoteVersion { .. } => "use a newer version of this program",
-            AdapterError::OtherLabels { .. } => "evaluate with the recipe that trained the head",
+            AdapterError::OtherLabels { .. } | AdapterError::OtherTask { .. } => {
+                "evaluate with the recipe that trained the head"
+            }
             AdapterError::NoHead { .. } => {
                 "heads come with the adapter of a recipe that trained them: give it with `--adapter`"
             }

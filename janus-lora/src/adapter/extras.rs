@@ -14,6 +14,7 @@ use super::file::{WeightsFile, write_weights};
 use super::folder::{Place, Slot, read_tensors};
 use crate::dynamic::{self, Dynamic};
 use crate::heads::{self, Head, HeadKind, Heads};
+use crate::mifs;
 
 /// Its name.
 pub(super) const EXTRAS_FILE: &str = "janus_extras.safetensors";
@@ -26,6 +27,7 @@ const HEADS_KEY: &str = "heads";
 pub(super) struct Extras {
     pub(super) dynamic: Option<Dynamic>,
     pub(super) heads: Heads,
+    pub(super) alignment: Option<Tensor>,
 }
 
 /// Reads the file of an adapter folder, where there is one; every tensor in it is accounted for.
@@ -46,7 +48,9 @@ fn read_file(path: &Path, base: &JanusConfig) -> Result<Extras, AdapterError> {
     let paths = dynamic::paths_of(file.tensors().iter().map(|(name, _)| name.as_str()));
     let dynamic = dynamic::shapes(base, paths).into_iter().map(|(name, shape)| (name.to_owned(), shape));
     let heads = kinds.iter().flat_map(|(name, kind)| heads::shapes(base, name, kind));
-    let slots = dynamic.chain(heads).map(|(name, shape)| {
+    let is_aligned = file.tensors().iter().any(|(name, _)| name == mifs::TEMPERATURE);
+    let alignment = is_aligned.then(|| (mifs::TEMPERATURE.to_owned(), vec![1]));
+    let slots = dynamic.chain(heads).chain(alignment).map(|(name, shape)| {
         let slot = Slot { place: Place::Extra(name.as_str().into()), shape, required: true };
         (name, slot)
     });
@@ -58,6 +62,7 @@ fn read_file(path: &Path, base: &JanusConfig) -> Result<Extras, AdapterError> {
             _ => None,
         })
         .collect();
+    let alignment = values.remove(mifs::TEMPERATURE);
     let mut take = |names: BTreeSet<String>| -> BTreeMap<Arc<str>, Tensor> {
         names.iter().filter_map(|name| values.remove_entry(name.as_str())).collect()
     };
@@ -67,7 +72,7 @@ fn read_file(path: &Path, base: &JanusConfig) -> Result<Extras, AdapterError> {
         let names = heads::shapes(base, &name, &kind).into_iter().map(|(name, _)| name).collect();
         (name.as_str().into(), Head::of(&name, kind, take(names)))
     });
-    Ok(Extras { dynamic, heads: heads.collect() })
+    Ok(Extras { dynamic, heads: heads.collect(), alignment })
 }
 
 /// Writes the file into an adapter folder, where there is something to write.

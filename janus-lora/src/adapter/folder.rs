@@ -17,6 +17,7 @@ use super::note::{NOTE_FILE, Note};
 use super::pair::{KEY_PREFIX, Pair, pair_keys, pair_shapes};
 use super::peft_config::{CONFIG_FILE, PeftConfig};
 use super::select::{Selection, select};
+use crate::mifs;
 
 /// Longest configuration that is read; one that lists every site of the largest model has 40 kB.
 const CONFIG_LIMIT_BYTES: u64 = 1 << 20;
@@ -89,7 +90,8 @@ impl Adapter {
     pub fn extras(&self) -> Vec<(String, Tensor)> {
         let dynamic = self.dynamic.iter().flat_map(|dynamic| dynamic.values());
         let values = dynamic.chain(self.heads.values().flat_map(|head| head.values()));
-        values.map(|(name, value)| (name.to_string(), value.clone())).collect()
+        let values = values.map(|(name, value)| (name.to_string(), value.clone()));
+        values.chain(self.alignment.iter().map(|value| (mifs::TEMPERATURE.to_owned(), value.clone()))).collect()
     }
 
     /// All tensors of the weights file, by their names there, in order.
@@ -115,7 +117,7 @@ fn read_folder(folder: &Path, base: &JanusConfig, tied: bool) -> Result<Adapter,
     let text =
         read_json_text(folder, CONFIG_FILE, CONFIG_LIMIT_BYTES)?.ok_or(AdapterError::NoFile { file: CONFIG_FILE })?;
     let config = PeftConfig::from_json(&text)?;
-    let Extras { dynamic, heads } = extras::read(folder, base)?;
+    let Extras { dynamic, heads, alignment } = extras::read(folder, base)?;
     let Some(weights) = input::locate(folder, WEIGHTS_FILE)? else {
         let is_pickle = folder.join(PICKLE_FILE).exists();
         return Err(match is_pickle {
@@ -138,6 +140,7 @@ fn read_folder(folder: &Path, base: &JanusConfig, tied: bool) -> Result<Adapter,
         saved: BTreeMap::new(),
         dynamic,
         heads,
+        alignment,
         base_copies: BTreeMap::new(),
         note,
     };

@@ -49,6 +49,7 @@ pub use select::{SelectedSite, Selection, resolve_modules, select};
 
 use crate::dynamic::{Dynamic, Paths};
 use crate::heads::{Head, HeadKind, Heads};
+use crate::mifs;
 use peft_config::NewConfig;
 
 /// Rows of a copied embedding that are compared at a time.
@@ -67,6 +68,8 @@ pub struct Adapter {
     pub dynamic: Option<Dynamic>,
     /// Task heads by name.
     pub heads: Heads,
+    /// The logarithm of the temperature of the mid features' alignment, while that is under training.
+    pub alignment: Option<Tensor>,
     /// Copies of the base's own embedding or head that PEFT puts into its files, by native name; f32. Only good for
     /// [`Adapter::check_base_copies`].
     pub base_copies: BTreeMap<Arc<str>, Tensor>,
@@ -91,6 +94,8 @@ pub struct AdapterSpec {
     pub dynamic: Option<Paths>,
     /// Task heads by name.
     pub heads: Vec<(String, HeadKind)>,
+    /// Whether mid features are aligned.
+    pub aligns: bool,
     /// What the base is called, for `base_model_name_or_path`.
     pub base_name: Option<String>,
 }
@@ -134,7 +139,8 @@ impl Adapter {
             Ok((name.as_str().into(), Head::new(base, name, kind.clone(), seed)?))
         };
         let heads = spec.heads.iter().map(head).collect::<Result<_, _>>()?;
-        Ok(Self { config, pairs, saved, dynamic, heads, base_copies: BTreeMap::new(), note: None })
+        let alignment = spec.aligns.then(mifs::first_temperature).transpose()?;
+        Ok(Self { config, pairs, saved, dynamic, heads, alignment, base_copies: BTreeMap::new(), note: None })
     }
 
     /// Values in all factors and copies, of the dynamic encoder and of heads.

@@ -34,6 +34,7 @@ pub(super) fn spec(sites: &[&str], modules_to_save: &[&str]) -> AdapterSpec {
         modules_to_save: modules_to_save.iter().map(|m| m.to_string()).collect(),
         dynamic: None,
         heads: Vec::new(),
+        aligns: false,
         base_name: Some("janus-tiny".into()),
     }
 }

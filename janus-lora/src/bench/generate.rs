@@ -69,6 +69,7 @@ pub fn generate(model: &Model, options: &GenerateOptions, status: &dyn Status) -
         unconditional: inputs::text_ids(config, "no prompt", PROMPT_TOKENS),
         mask: vec![true; PROMPT_TOKENS],
         rows: 1,
+        images: None,
     };
     let drawing = CodeOptions { guidance: GUIDANCE, temperature: 0.0, seed: 0 };
     let pass = Pass::inference();

@@ -5,6 +5,7 @@
 //! | `train` | one optimiser step of a LoRA adapter |
 //! | `understand` | an answer: time to its first token, then tokens per second |
 //! | `generate` | the codes of one image with guidance, and its decoding |
+//! | `switch` | from one modality to the other with a dynamic visual encoder |
 //! | `bandwidth` | how fast memory can be read, the limit of drawing tokens one by one |
 //! | `inputs` | the prompts, pictures and batches that are fed in |
 //!
@@ -13,6 +14,7 @@
 mod bandwidth;
 mod generate;
 mod inputs;
+mod switch;
 mod train;
 mod understand;
 
@@ -25,6 +27,7 @@ use janus_core::{Janus, Parts};
 use serde::Serialize;
 
 pub use generate::{GenerateOptions, GenerateReport, generate};
+pub use switch::{SwitchOptions, SwitchReport, switch};
 pub use train::{TrainOptions, TrainReport, train};
 pub use understand::{UnderstandOptions, UnderstandReport, understand};
 

@@ -97,6 +97,7 @@ pub fn train(model: &Model, options: &TrainOptions, status: &dyn Status) -> Resu
         modules_to_save: Vec::new(),
         dynamic: None,
         heads: Vec::new(),
+        aligns: false,
         base_name: None,
     };
     let no_copies = |name: &str| Err(janus_core::ModelError::UnknownParameter { name: name.into() }.into());
@@ -107,7 +108,7 @@ pub fn train(model: &Model, options: &TrainOptions, status: &dyn Status) -> Resu
     let mut stepper = Stepper::new(trainables, ADAMW, tables, Accumulation::Tokens, CLIP_NORM, SEED)
         .with_recompute(options.recompute);
 
-    let batches = [TableBatch { table: 0, batch }];
+    let batches = [TableBatch { table: 0, batch, aligned: None }];
     let bar = status.items("training", options.steps as u64);
     let mut seconds = Vec::with_capacity(options.steps);
     let mut last: Option<StepReport> = None;
@@ -144,6 +145,8 @@ fn task(task: TaskName) -> Arc<dyn Task> {
         weight: 1.0,
         loss_weight: 1.0,
         columns: Columns::default(),
+        question: None,
+        eval_pictures: None,
         prompt_dropout: None,
     };
     tasks::task(&section, &[])

@@ -38,7 +38,7 @@ pub fn features(model: &Janus, pass: &Pass, images: &[Image]) -> Result<Option<T
         return Ok(None);
     }
     if pass.train || !pass.routes(Part::Vision).is_empty() {
-        return each(model, pass, images).map(Some);
+        return each_of(model, pass, images).map(Some);
     }
     let mut distinct: Vec<Image> = Vec::new();
     let mut order = Vec::with_capacity(images.len());
@@ -49,7 +49,7 @@ pub fn features(model: &Janus, pass: &Pass, images: &[Image]) -> Result<Option<T
             distinct.push(image.clone());
         }
     }
-    let features = each(model, pass, &distinct)?;
+    let features = each_of(model, pass, &distinct)?;
     if distinct.len() == images.len() {
         return Ok(Some(features));
     }
@@ -57,7 +57,7 @@ pub fn features(model: &Janus, pass: &Pass, images: &[Image]) -> Result<Option<T
     Ok(Some(features.contiguous()?.index_select(&order, 0)?))
 }
 
-fn each(model: &Janus, pass: &Pass, images: &[Image]) -> Result<Tensor> {
+fn each_of(model: &Janus, pass: &Pass, images: &[Image]) -> Result<Tensor> {
     let vision = model.vision()?;
     let Some(point) = highest_point(model) else {
         let pixels = images.iter().map(Image::pixels).collect::<Result<Vec<_>>>()?;
@@ -66,6 +66,25 @@ fn each(model: &Janus, pass: &Pass, images: &[Image]) -> Result<Tensor> {
     };
     let hidden = images.iter().map(|image| image.hidden(model, pass, point)).collect::<Result<Vec<_>>>()?;
     Ok(vision.forward_from(pass, point, &Tensor::cat(&hidden, 0)?)?)
+}
+
+/// Low and mid features of images in order: `[images, patches, width]` after a third of the tower's blocks, and what the
+/// aligner gives, `[images, patches, hidden]`.
+///
+/// # Errors
+/// Images that cannot be decoded or do not fit the model.
+pub fn low_and_mid_features(model: &Janus, pass: &Pass, images: &[Image]) -> Result<(Tensor, Tensor)> {
+    let low = VisionPoint::low(model.config().vision.num_hidden_layers);
+    if highest_point(model).is_some_and(|point| point.covers(low)) {
+        let each = images.iter().map(|image| image.hidden(model, pass, low)).collect::<Result<Vec<_>>>()?;
+        return Ok((Tensor::cat(&each, 0)?, each_of(model, pass, images)?));
+    }
+    let pixels = images.iter().map(Image::pixels).collect::<Result<Vec<_>>>()?;
+    let pixels = Tensor::stack(&pixels, 0)?.to_device(model.device())?;
+    let vision = model.vision()?;
+    let hidden = vision.forward_to(pass, low, &pixels)?;
+    let mid = vision.forward_from(pass, low, &hidden)?;
+    Ok((hidden, mid))
 }
 
 impl ImageCache {

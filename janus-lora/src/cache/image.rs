@@ -83,7 +83,7 @@ impl Image {
     }
 
     /// Whether this is known to be the same picture.
-    pub(super) fn is(&self, other: &Self) -> bool {
+    pub(crate) fn is(&self, other: &Self) -> bool {
         let same_file = match (&self.0.encoded, &other.0.encoded) {
             (Some(own), Some(other)) => own.digest == other.digest && Arc::ptr_eq(&own.cache, &other.cache),
             _ => false,

@@ -28,7 +28,7 @@ use janus_core::processing::ImageProcessor;
 
 pub use codes::codes;
 pub use error::CacheError;
-pub use features::{features, highest_point};
+pub use features::{features, highest_point, low_and_mid_features};
 pub use image::Image;
 pub use store::{CacheSettings, LIMIT_VARIABLE};
 

@@ -10,7 +10,6 @@ use super::report;
 use super::status::Terminal;
 use crate::base::Base;
 use crate::error::Result;
-use crate::heads::HeadKind;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AdapterCommand {
@@ -74,8 +73,9 @@ impl AdapterCommand {
             println!("dynamic encoder of {}, {} values", places.join(" and "), report::count(values as u64));
         }
         for (name, head) in &adapter.heads {
-            let HeadKind::Classify { labels } = &head.kind;
-            println!("head `{name}` to {}: {}", head.kind.task(), labels.join(", "));
+            let labels = head.kind.labels();
+            let told = if labels.is_empty() { String::new() } else { format!(": {}", labels.join(", ")) };
+            println!("head `{name}` to {}{told}", head.kind.task());
         }
         println!("{} sites, {} parameters", sites.len(), report::count(parameters as u64));
         match fingerprint {

@@ -19,6 +19,7 @@ use crate::status::Status;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum BaseCommand {
+    Features(super::features::Features),
     /// Tell what a checkpoint holds
     #[command(after_help = "Examples:
   janus base inspect deepseek-ai/Janus-Pro-1B
@@ -84,6 +85,7 @@ pub(super) enum BaseCommand {
 impl BaseCommand {
     pub(super) fn run(self) -> Result<()> {
         match self {
+            BaseCommand::Features(features) => features.run(),
             BaseCommand::Inspect { base, fingerprint, json } => inspect(&base, fingerprint, json),
             BaseCommand::Fetch { base } => {
                 let folder = janus_core::hub::resolve_base(&base, Terminal.download().as_ref())?;

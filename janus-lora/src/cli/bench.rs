@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::report;
 use super::status::Terminal;
 use crate::base::shape_hint;
-use crate::bench::{self, Figures, GenerateOptions, Model, TrainOptions, UnderstandOptions};
+use crate::bench::{self, Figures, GenerateOptions, Model, SwitchOptions, TrainOptions, UnderstandOptions};
 use crate::error::{Error, Result};
 use crate::nearest::nearest;
 use crate::recipe::Task;
@@ -73,6 +73,17 @@ pub(super) enum BenchCommand {
         #[arg(long, value_parser = clap::value_parser!(u32).range(2..=MAX_COUNT))]
         tokens: Option<u32>,
     },
+    /// What it costs to turn from one modality to the other with a dynamic visual encoder
+    #[command(after_help = "Examples:
+  janus bench switch --shape janus-pro-1b --dtype bf16 --json
+  janus bench switch --shape janus-small --rounds 200")]
+    Switch {
+        #[command(flatten)]
+        model: ModelArguments,
+        /// Turns there and back; the first is left out
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(2..=MAX_COUNT))]
+        rounds: u32,
+    },
 }
 
 /// What is measured, and how it is told.
@@ -128,7 +139,7 @@ fn unknown(what: &str, got: &str, legal: &[&str]) -> Error {
 }
 
 fn seconds(value: f64) -> String {
-    if value < 1.0 { format!("{:.2} ms", value * 1e3) } else { format!("{value:.2} s") }
+    if value.abs() < 1.0 { format!("{:.2} ms", value * 1e3) } else { format!("{value:.2} s") }
 }
 
 impl BenchCommand {
@@ -168,6 +179,15 @@ impl BenchCommand {
                     ("share of it", format!("{:.1} %", 100.0 * report.memory_bandwidth_share)),
                 ];
                 model.tell(&report, figures, rows);
+            }
+            BenchCommand::Switch { model, rounds } => {
+                let options = SwitchOptions { rounds: rounds as usize };
+                let report = bench::switch(&model.model()?, &options, &Terminal)?;
+                let rows = vec![
+                    ("a switch", format!("{} (± {})", seconds(report.switch_seconds), seconds(report.scatter_seconds))),
+                    ("rebuilding instead", seconds(report.rebuild_seconds)),
+                ];
+                model.tell(&report, &report.figures, rows);
             }
             BenchCommand::Generate { model, tokens } => {
                 let options = GenerateOptions { tokens: tokens.map(|tokens| tokens as usize) };

@@ -46,7 +46,7 @@ impl Eval {
         let device = self.device.open()?;
         let run::Prepared { recipe, base, tables, .. } = run::prepare(recipe, &Terminal)?;
         let adapters = self.adapters.iter().map(|a| read_adapter(a, &base, &Terminal)).collect::<Result<Vec<_>>>()?;
-        let parts = parts(&tables);
+        let parts = parts(&recipe, &tables);
         let settings = CacheSettings::from_environment()?;
         if settings.is_on() && (parts.vision || parts.generation) {
             base.cache().keep(&base.fingerprint(&Terminal)?, &settings);

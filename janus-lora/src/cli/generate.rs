@@ -7,14 +7,15 @@ use janus_core::Parts;
 use janus_core::output::write_file;
 use janus_core::pass::Pass;
 use janus_core::processing::pixels_to_images;
-use janus_core::sample::{CodeOptions, CodePrompts, generate_codes};
+use janus_core::sample::{CodeOptions, generate_codes};
 use serde_json::json;
 
 use super::arguments::{BaseArguments, DeviceArgument, TypeArgument};
 use super::report;
 use super::status::Terminal;
-use super::understand::check_temperature;
+use super::understand::{check_temperature, readable};
 use crate::error::{Error, Result};
+use crate::eval::code_prompts;
 use crate::status::Status;
 
 /// Pictures drawn side by side at most: each holds a cache of its own.
@@ -25,6 +26,7 @@ const MAX_COUNT: i64 = 64;
 #[command(after_help = "Examples:
   janus generate --base deepseek-ai/Janus-Pro-1B \"a red apple on a wooden table\" --out apple.png
   janus generate --base base --adapter runs/shop \"a carton of oat milk\" --out milk.png --count 4 --seed 7
+  janus generate --base base --adapter runs/shop --source cup.png \"Turn it into night style.\" --out night.png
   janus generate --base base \"a plate\" --out plate.png --guidance 1 --temperature 0 --json")]
 pub(super) struct Generate {
     #[command(flatten)]
@@ -38,6 +40,9 @@ pub(super) struct Generate {
     /// PNG file; with --count above 1 a number is put before its extension
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    /// Picture to be changed, as the prompt says; several are told in order
+    #[arg(long = "source", value_name = "FILE")]
+    sources: Vec<PathBuf>,
     /// Strength of the prompt; 1 is without guidance
     #[arg(long, default_value_t = 5.0)]
     guidance: f64,
@@ -74,22 +79,21 @@ impl Generate {
             let message = format!("`{}` is not named `.png`", self.out.display());
             return Err(Error::Usage { message, hint: "pictures are written as PNG".into() });
         }
+        let sources = self.sources.iter().map(|path| read_picture(path)).collect::<Result<Vec<_>>>()?;
         let device = self.device.open()?;
         let (base, adapters) = self.base.open(&Terminal)?;
-        let conditional = base.prompts().generation_prompt(&self.prompt)?;
-        let unconditional = base.prompts().unconditional(&conditional);
-        let parts = Parts { generation: true, image_tokenizer: true, ..Parts::default() };
+        let prompt = match sources.len() {
+            0 => base.prompts().generation_prompt(&self.prompt)?,
+            count => base.prompts().edit_prompt(&self.prompt, count)?,
+        };
+        let sources = readable(&base, sources)?;
+        let parts = Parts { generation: true, image_tokenizer: true, vision: !sources.is_empty(), ..Parts::default() };
         let (model, _) = self.dtype.model(&base, &adapters, &device, parts, &Terminal)?;
         let count = self.count as usize;
         let bar = Terminal.items("drawing", model.codes_per_image() as u64);
         let options = CodeOptions { guidance: self.guidance, temperature: self.temperature, seed: self.seed };
         let pass = Pass::inference();
-        let prompts = CodePrompts {
-            mask: vec![true; conditional.len() * count],
-            conditional: conditional.repeat(count),
-            unconditional: unconditional.repeat(count),
-            rows: count,
-        };
+        let prompts = code_prompts(&model, &base, &vec![(prompt.as_slice(), sources.as_slice()); count])?;
         let codes = generate_codes(&model, &pass, &prompts, &options, &mut |_| bar.advance(1))?;
         bar.finish();
         let pictures = pixels_to_images(&model.image_tokenizer()?.decode(&pass, &codes)?)?;

@@ -4,10 +4,12 @@
 
 mod adapter;
 mod arguments;
+mod ask;
 mod base;
 mod bench;
 mod data;
 mod eval;
+mod features;
 mod generate;
 mod live;
 mod merge;

@@ -146,6 +146,9 @@ fn plan_text(prepared: &Prepared) -> String {
         let heads: Vec<String> = heads.collect();
         lines.push(format!("heads      {}, {} values", heads.join(", "), report::count(plan.head_parameters)));
     }
+    if let Some(mifs) = &recipe.mifs {
+        lines.push(format!("alignment  of the mid features of both visual paths, weight {}", mifs.weight));
+    }
     if !plan.unused_sites.is_empty() {
         lines.push(format!("left out   {} sites that no task of the recipe uses", plan.unused_sites.len()));
     }

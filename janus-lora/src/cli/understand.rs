@@ -1,26 +1,21 @@
 //! `janus understand`.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use candle_core::{D, Device};
-use candle_nn::ops::softmax;
 use clap::Args;
 use janus_core::Parts;
-use janus_core::pass::Pass;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::arguments::{BaseArguments, DeviceArgument, TypeArgument};
+use super::ask::{Ask, HeadTask};
 use super::report;
 use super::status::Terminal;
-use crate::adapter::{Adapter, AdapterError};
 use crate::base::Base;
 use crate::cache::Image;
 use crate::data::EncodedImage;
 use crate::error::{Error, Result};
 use crate::eval::answer;
-use crate::heads::{Head, HeadKind};
-use crate::tasks::{LabelBatch, Question};
+use crate::tasks::Question;
 
 /// Answer questions about images.
 #[derive(Debug, Args)]
@@ -29,7 +24,10 @@ use crate::tasks::{LabelBatch, Question};
   janus understand --base base --adapter runs/inspection --image a.png --image b.png \"What differs?\" --json
   janus understand --base base --image part.jpg \"What is it?\" \"Is there a defect?\"
   janus understand --base base --adapter runs/a:0.5 --adapter runs/b \"Only text\" --temperature 0.7 --seed 3
-  janus understand --base base --adapter runs/defects --task classify --image a.png --image b.png --json")]
+  janus understand --base base --adapter runs/defects --task classify --image a.png --image b.png --json
+  janus understand --base base --adapter runs/defects --task locate --image part.jpg --out found.png
+  janus understand --base base --adapter runs/defects --task segment --image part.jpg
+  janus understand --base base --adapter runs/shop --task retrieve --image a.png \"a red apple\" \"a green pear\"")]
 pub(super) struct Understand {
     #[command(flatten)]
     base: BaseArguments,
@@ -40,8 +38,8 @@ pub(super) struct Understand {
     /// Picture (png, jpeg, webp, bmp, gif, tiff); several are told in order
     #[arg(long = "image", value_name = "FILE")]
     images: Vec<PathBuf>,
-    /// The question; several are answered together, each of its own about the same pictures
-    #[arg(required_unless_present = "task", conflicts_with = "task", value_name = "QUESTION")]
+    /// The question; several are answered together, each of its own about the same pictures. With `--task retrieve`, captions
+    #[arg(required_unless_present = "task", value_name = "QUESTION")]
     questions: Vec<String>,
     /// Ask an adapter's head instead: each picture is told by itself
     #[arg(long, value_enum, requires = "images")]
@@ -49,6 +47,10 @@ pub(super) struct Understand {
     /// The head, named as the table it was trained on; needed where there are several of the task
     #[arg(long, value_name = "NAME", requires = "task")]
     head: Option<String>,
+    /// PNG file with what `--task locate` or `segment` found drawn over the picture; a number is put before its extension where
+    /// there are several pictures. By default named after the picture, in the current folder
+    #[arg(long, value_name = "FILE", requires = "task")]
+    out: Option<PathBuf>,
     /// Tokens of the answer at most
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=16384))]
     max_new_tokens: u32,
@@ -58,16 +60,10 @@ pub(super) struct Understand {
     /// Seed of the draws; each further question has the next one
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Print one JSON object a question: text, token_ids; with `--task`, one a picture: image, label, probabilities
+    /// Print one JSON object a question: text, token_ids; with `--task`, one a picture: image and label,
+    /// probabilities | boxes, overlay | pixels, share, runs, size, overlay | captions
     #[arg(long)]
     json: bool,
-}
-
-/// What heads tell of a picture.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum HeadTask {
-    /// One of the labels that the head was trained on
-    Classify,
 }
 
 /// Refuses a temperature that makes no distribution.
@@ -80,7 +76,7 @@ pub(super) fn check_temperature(temperature: f64) -> Result<()> {
 }
 
 /// Pictures that can be decoded: what is wrong with one is told before the weights are read.
-fn readable(base: &Base, pictures: Vec<Vec<u8>>) -> Result<Vec<Image>> {
+pub(super) fn readable(base: &Base, pictures: Vec<Vec<u8>>) -> Result<Vec<Image>> {
     let image = |bytes| {
         let image = base.image(&EncodedImage { bytes });
         image.pixels().map(|_| image)
@@ -95,8 +91,16 @@ impl Understand {
             self.images.iter().map(|path| super::generate::read_picture(path)).collect::<Result<Vec<_>>>()?;
         let device = self.device.open()?;
         let (base, adapters) = self.base.open(&Terminal)?;
-        if let Some(HeadTask::Classify) = self.task {
-            return self.classify(&base, &adapters, &device, pictures);
+        if let Some(task) = self.task {
+            let ask = Ask {
+                task,
+                head: self.head.as_deref(),
+                images: &self.images,
+                captions: &self.questions,
+                out: self.out.as_deref(),
+                json: self.json,
+            };
+            return ask.run(&base, &adapters, &self.dtype, &device, &pictures);
         }
         let prompt = |question: &String| base.prompts().understanding_prompt(question, pictures.len(), true);
         let prompts = self.questions.iter().map(prompt).collect::<std::result::Result<Vec<_>, _>>()?;
@@ -115,55 +119,5 @@ impl Understand {
             }
         }
         Ok(())
-    }
-
-    fn classify(
-        &self,
-        base: &Base,
-        adapters: &[(Adapter, f64)],
-        device: &Device,
-        pictures: Vec<Vec<u8>>,
-    ) -> Result<()> {
-        let (name, labels) = self.chosen_head(adapters)?;
-        let images = readable(base, pictures)?;
-        let parts = Parts { vision: true, ..Parts::default() };
-        let (model, heads) = self.dtype.model(base, adapters, device, parts, &Terminal)?;
-        for (path, image) in self.images.iter().zip(images) {
-            let batch = LabelBatch { head: name.clone(), images: vec![image], labels: Vec::new() };
-            let logits = batch.logits(&model, &Pass::inference(), &heads)?;
-            let probabilities: Vec<f32> = softmax(&logits, D::Minus1)?.flatten_all()?.to_vec1()?;
-            let mut told: Vec<(&String, f32)> = labels.iter().zip(probabilities).collect();
-            told.sort_by(|(_, a), (_, b)| b.total_cmp(a));
-            let Some((label, probability)) = told.first() else { continue };
-            if self.json {
-                let all: serde_json::Map<String, Value> = told.iter().map(|(l, p)| ((*l).clone(), json!(p))).collect();
-                report::json(&json!({ "image": path, "label": label, "probabilities": all }));
-            } else {
-                println!("{}: {label} ({:.1} %)", path.display(), 100.0 * probability);
-            }
-        }
-        Ok(())
-    }
-
-    /// The head that is asked, with its labels.
-    fn chosen_head<'a>(&self, adapters: &'a [(Adapter, f64)]) -> Result<(Arc<str>, &'a [String])> {
-        let all = adapters.iter().flat_map(|(adapter, _)| &adapter.heads);
-        let found: Vec<(&Arc<str>, &Head)> = all.collect();
-        let names = || found.iter().map(|(name, _)| name.to_string()).collect();
-        let chosen = match &self.head {
-            Some(name) => found.iter().find(|(known, _)| ***known == **name),
-            None if found.len() > 1 => {
-                let names: Vec<String> = names();
-                let message = format!("the adapters have several heads: {}", names.join(", "));
-                return Err(Error::Usage { message, hint: "say which one is asked with `--head NAME`".into() });
-            }
-            None => found.first(),
-        };
-        let Some((name, head)) = chosen else {
-            let name = self.head.clone().unwrap_or_else(|| "classify".into());
-            return Err(AdapterError::NoHead { name, found: names() }.into());
-        };
-        let HeadKind::Classify { labels } = &head.kind;
-        Ok(((*name).clone(), labels))
     }
 }

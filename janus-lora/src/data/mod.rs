@@ -7,7 +7,7 @@
 //! The way of a row:
 //! 1. [`source`] and [`hub`]: a path, glob, folder, `hf://` or `synth:` spec becomes an ordered list of files.
 //! 2. [`schema`]: requested columns are found and their types checked in every file.
-//! 3. `reader`: one row group's requested columns, batch by batch, become [`Row`]s; damaged files are errors, never panics.
+//! 3. `reader`: one row group's requested columns, batch by batch, become [`Row`]s (`values`: a column's values); damaged files are errors, never panics.
 //! 4. [`index`]: one pass over the table marks the good rows in small [`index::Block`]s and lists the bad ones.
 //! 5. [`shuffle`] and [`stream`]: blocks are permuted by seed and epoch, rows shuffled within a bounded window of blocks,
 //!    so memory does not grow with the file, and any position can be returned to.
@@ -33,6 +33,7 @@ pub mod synth;
 mod table_tests;
 #[cfg(test)]
 pub(crate) mod testing;
+mod values;
 
 pub use error::DataError;
 pub use index::{ImageChecks, Index, ScanOptions, ScanProgress, Table};

@@ -7,13 +7,11 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, OffsetSizeTrait, RecordBatch};
-use arrow::buffer::NullBuffer;
+use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use janus_core::guard;
 use janus_core::hub::{Shard, Silent};
-use janus_core::input::{self, InputError};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
@@ -23,9 +21,10 @@ use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaDataReader};
 use super::error::DataError;
 use super::pages;
 use super::rejected::RowFault;
-use super::row::{EncodedImage, Message, Row, RowId};
-use super::schema::{ColumnKind, ColumnRequest, bind, type_name};
+use super::row::{Message, Row, RowId};
+use super::schema::{ColumnRequest, bind, type_name};
 use super::source::FileSource;
+use super::values::{MAX_BOXES, Values, few, text_at};
 
 /// Largest encoded image that is read, from a row or from a file it names; also the most that all images of a list may
 /// have together.
@@ -381,6 +380,8 @@ impl Batch {
             images: Default::default(),
             texts: Default::default(),
             messages: Default::default(),
+            boxes: Default::default(),
+            lists: Default::default(),
         };
         for BatchColumn { request: ColumnRequest { role, column, required, .. }, values } in &self.columns {
             let Some(values) = values else { continue };
@@ -448,6 +449,23 @@ impl Batch {
                         Ok(())
                     }
                 }
+                Values::Boxes(boxes) => match boxes.read(index, column)? {
+                    None => Err(null()),
+                    Some(boxes) => {
+                        row.boxes.insert(*role, boxes);
+                        Ok(())
+                    }
+                },
+                Values::TextList(list, texts) => {
+                    let range = few(list.range(index), column, "texts", MAX_BOXES)?;
+                    if list.is_null(index) {
+                        Err(null())
+                    } else {
+                        let text = |item| text_at(texts, item).map(str::to_owned).ok_or_else(null);
+                        row.lists.insert(*role, range.map(text).collect::<Result<_, _>>()?);
+                        Ok(())
+                    }
+                }
             };
             match present {
                 Err(fault) if *required => return Err(fault),
@@ -456,136 +474,4 @@ impl Batch {
         }
         Ok(row)
     }
-}
-
-/// A column taken apart once a batch, so that rows are read from it without further looking at types.
-enum Values {
-    Text(ArrayRef),
-    Image(Images),
-    ImageList(Lists, Images),
-    Messages { list: Lists, nulls: Option<NullBuffer>, role: ArrayRef, content: ArrayRef },
-}
-
-impl Values {
-    fn new(array: &ArrayRef, kind: ColumnKind) -> Result<Self, ArrowError> {
-        Ok(match kind {
-            ColumnKind::Text => Values::Text(array.clone()),
-            ColumnKind::Image => Values::Image(Images::new(array)),
-            ColumnKind::ImageList => match Lists::new(array) {
-                Some((list, items)) => Values::ImageList(list, Images::new(&items)),
-                None => Values::Image(Images::new(array)),
-            },
-            ColumnKind::Messages => {
-                let (list, items) = Lists::new(array).ok_or_else(|| unexpected(array))?;
-                let turns = items.as_struct_opt().ok_or_else(|| unexpected(&items))?;
-                let field = |name| turns.column_by_name(name).cloned().ok_or_else(|| unexpected(&items));
-                Values::Messages {
-                    list,
-                    nulls: turns.nulls().cloned(),
-                    role: field("role")?,
-                    content: field("content")?,
-                }
-            }
-        })
-    }
-}
-
-/// The schema was checked, so a batch of another type than the schema says is the reader's fault or the file's.
-fn unexpected(array: &dyn Array) -> ArrowError {
-    ArrowError::SchemaError(format!("a batch came as `{}`, unlike the file's schema", type_name(array.data_type())))
-}
-
-/// The elements of a row, if they are no more than `limit`.
-fn few(range: Range<usize>, column: &str, what: &'static str, limit: usize) -> Result<Range<usize>, RowFault> {
-    match range.len() {
-        count if count > limit => Err(RowFault::TooMany { column: column.into(), what, count, limit }),
-        _ => Ok(range),
-    }
-}
-
-/// Where each row's elements lie among all elements.
-struct Lists {
-    nulls: Option<NullBuffer>,
-    offsets: Vec<usize>,
-}
-
-impl Lists {
-    fn new(array: &ArrayRef) -> Option<(Self, ArrayRef)> {
-        fn parts<O: OffsetSizeTrait>(array: &ArrayRef) -> Option<(Lists, ArrayRef)> {
-            let list = array.as_list_opt::<O>()?;
-            let offsets = list.value_offsets().iter().map(|offset| offset.as_usize()).collect();
-            Some((Lists { nulls: list.nulls().cloned(), offsets }, list.values().clone()))
-        }
-        parts::<i32>(array).or_else(|| parts::<i64>(array))
-    }
-
-    /// Elements of a row; none for a null list.
-    fn range(&self, row: usize) -> Range<usize> {
-        if self.nulls.as_ref().is_some_and(|nulls| nulls.is_null(row)) {
-            return 0..0;
-        }
-        self.offsets[row]..self.offsets[row + 1]
-    }
-}
-
-/// Images, each as bytes or as the path of a file.
-struct Images {
-    nulls: Option<NullBuffer>,
-    bytes: Option<ArrayRef>,
-    path: Option<ArrayRef>,
-}
-
-impl Images {
-    fn new(array: &ArrayRef) -> Self {
-        if let Some(parts) = array.as_struct_opt() {
-            let field = |name| parts.column_by_name(name).cloned();
-            return Self { nulls: parts.nulls().cloned(), bytes: field("bytes"), path: field("path") };
-        }
-        let values = array.clone();
-        let is_path = matches!(values.data_type(), DataType::Utf8View);
-        let (bytes, path) = if is_path { (None, Some(values)) } else { (Some(values), None) };
-        Self { nulls: None, bytes, path }
-    }
-
-    fn read(&self, index: usize, column: &str, folder: Option<&Path>) -> Result<Option<EncodedImage>, RowFault> {
-        if self.nulls.as_ref().is_some_and(|nulls| nulls.is_null(index)) {
-            return Ok(None);
-        }
-        if let Some(bytes) = self.bytes.as_ref().and_then(|bytes| binary_at(bytes, index)) {
-            if bytes.len() as u64 > MAX_IMAGE_BYTES {
-                return Err(RowFault::ImageBytes { column: column.into(), bytes: bytes.len() as u64 });
-            }
-            return Ok(Some(EncodedImage { bytes: bytes.to_vec() }));
-        }
-        match self.path.as_ref().and_then(|path| text_at(path, index)) {
-            Some(path) if !path.trim().is_empty() => read_image_file(path, column, folder).map(Some),
-            _ => Ok(None),
-        }
-    }
-}
-
-fn read_image_file(path: &str, column: &str, folder: Option<&Path>) -> Result<EncodedImage, RowFault> {
-    let failed = |reason: String| RowFault::NoImageFile { column: column.into(), path: path.into(), reason };
-    let Some(folder) = folder else {
-        return Err(failed("of a table on a hub, only images inside the table are read".into()));
-    };
-    match input::read(folder, path, MAX_IMAGE_BYTES) {
-        Ok(Some(bytes)) => Ok(EncodedImage { bytes }),
-        Ok(None) => Err(failed("there is no such file".into())),
-        Err(InputError::TooLarge { bytes, .. }) => Err(RowFault::ImageBytes { column: column.into(), bytes }),
-        Err(InputError::Io { source, .. }) => Err(failed(source.to_string())),
-        Err(InputError::NotAFile { .. }) => Err(failed("it is not a regular file".into())),
-        Err(InputError::Name { .. } | InputError::Outside { .. }) => {
-            Err(failed("it does not lie in the table's folder".into()))
-        }
-        Err(error) => Err(failed(error.to_string())),
-    }
-}
-
-fn text_at(array: &dyn Array, index: usize) -> Option<&str> {
-    array.as_string_view_opt().filter(|array| array.is_valid(index)).map(|array| array.value(index))
-}
-
-fn binary_at(array: &dyn Array, index: usize) -> Option<&[u8]> {
-    array.as_binary_view_opt().filter(|array| array.is_valid(index)).map(|array| array.value(index))
 }

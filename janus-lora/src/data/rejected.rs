@@ -46,11 +46,11 @@ pub enum RowFault {
         /// Their size up to the one that was too much.
         bytes: u64,
     },
-    /// More images or messages than this program takes of one row.
+    /// More images, messages, boxes or texts than this program takes of one row.
     TooMany {
         /// The column.
         column: String,
-        /// `images` or `messages`.
+        /// `images`, `messages`, `boxes` or `texts`.
         what: &'static str,
         /// How many there are.
         count: usize,
@@ -96,6 +96,13 @@ pub enum RowFault {
         /// Which turn, from 0.
         turn: usize,
     },
+    /// A box of another number of corners' numbers than four, or with a null among them.
+    BoxNumbers {
+        /// The column.
+        column: String,
+        /// How many numbers it has.
+        numbers: usize,
+    },
     /// The task cannot use the row.
     Task {
         /// Why, in the task's words.
@@ -118,6 +125,7 @@ impl RowFault {
             RowFault::TooManyPixels { column, .. } => format!("the image in `{column}` is over 64 megapixels"),
             RowFault::TooElongated { column, .. } => format!("the image in `{column}` is beyond 100:1"),
             RowFault::IncompleteMessage { column, .. } => format!("a message in `{column}` lacks its role or content"),
+            RowFault::BoxNumbers { column, .. } => format!("a box in `{column}` is not four numbers"),
             RowFault::Task { reason } => reason.clone(),
         }
     }
@@ -127,6 +135,9 @@ impl fmt::Display for RowFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             RowFault::Null { .. } | RowFault::EmptyText { .. } | RowFault::Task { .. } => f.write_str(&self.group()),
+            RowFault::BoxNumbers { column, numbers } => {
+                write!(f, "a box in `{column}` has {numbers} numbers, expected 4, none of them null")
+            }
             RowFault::NoImageFile { column, path, reason } => {
                 write!(f, "the image file `{path}` of `{column}` cannot be read: {reason}")
             }

@@ -45,7 +45,7 @@ pub struct Message {
 }
 
 /// One row: what was found for each requested role. A role that is not required and has no value is absent.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Row {
     /// Where it comes from.
     pub id: RowId,
@@ -55,6 +55,10 @@ pub struct Row {
     pub texts: BTreeMap<&'static str, String>,
     /// Conversations by role, never empty.
     pub messages: BTreeMap<&'static str, Vec<Message>>,
+    /// Lists of boxes by role, each `x1, y1, x2, y2`; they may be empty.
+    pub boxes: BTreeMap<&'static str, Vec<[f32; 4]>>,
+    /// Lists of texts by role; they may be empty.
+    pub lists: BTreeMap<&'static str, Vec<String>>,
 }
 
 impl Row {
@@ -73,6 +77,8 @@ impl Row {
         let images = self.images.values().flatten().map(|image| image.bytes.len());
         let texts = self.texts.values().map(String::len);
         let messages = self.messages.values().flatten().map(|m| m.role.len() + m.content.len());
-        images.chain(texts).chain(messages).map(|len| len as u64).sum()
+        let boxes = self.boxes.values().map(|boxes| size_of_val(boxes.as_slice()));
+        let lists = self.lists.values().flatten().map(String::len);
+        images.chain(texts).chain(messages).chain(boxes).chain(lists).map(|len| len as u64).sum()
     }
 }

@@ -14,6 +14,10 @@ pub enum ColumnKind {
     Text,
     /// A conversation: `list<struct<role: string, content: string>>`.
     Messages,
+    /// Any number of boxes a row, four numbers each: `list<list<float>>`.
+    Boxes,
+    /// Any number of texts a row: `list<string>`.
+    TextList,
 }
 
 impl ColumnKind {
@@ -28,6 +32,8 @@ impl ColumnKind {
             }
             ColumnKind::Text => "`string`",
             ColumnKind::Messages => "`list<struct<role: string, content: string>>`",
+            ColumnKind::Boxes => "`list<list<float>>` (x1, y1, x2, y2)",
+            ColumnKind::TextList => "`list<string>`",
         }
     }
 
@@ -42,6 +48,8 @@ impl ColumnKind {
                     .all(|name| fields.find(name).is_some_and(|(_, field)| is_text(field.data_type()))),
                 _ => false,
             },
+            ColumnKind::Boxes => list_item(data_type).and_then(list_item).is_some_and(is_number),
+            ColumnKind::TextList => list_item(data_type).is_some_and(is_text),
         }
     }
 }
@@ -132,6 +140,10 @@ fn is_text(data_type: &DataType) -> bool {
     matches!(plain(data_type), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View)
 }
 
+fn is_number(data_type: &DataType) -> bool {
+    matches!(data_type, DataType::Float32 | DataType::Float64 | DataType::Int32 | DataType::Int64)
+}
+
 fn is_binary(data_type: &DataType) -> bool {
     matches!(plain(data_type), DataType::Binary | DataType::LargeBinary | DataType::BinaryView)
 }
@@ -152,7 +164,7 @@ fn is_image(data_type: &DataType) -> bool {
 /// The type of a list's elements, where it is one that is read.
 pub(crate) fn list_item(data_type: &DataType) -> Option<&DataType> {
     match data_type {
-        DataType::List(item) | DataType::LargeList(item) => Some(item.data_type()),
+        DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => Some(item.data_type()),
         _ => None,
     }
 }
@@ -249,6 +261,15 @@ mod tests {
         assert!(ColumnKind::Messages.fits(&list_of(DataType::Struct(message.clone()))));
         assert!(!ColumnKind::Messages.fits(&DataType::Struct(message)));
         assert!(!ColumnKind::Messages.fits(&list_of(DataType::Utf8)));
+        for number in [DataType::Float32, DataType::Float64, DataType::Int64] {
+            assert!(ColumnKind::Boxes.fits(&list_of(list_of(number.clone()))), "{number:?}");
+            assert!(!ColumnKind::Boxes.fits(&list_of(number)));
+        }
+        let four = DataType::FixedSizeList(Field::new("item", DataType::Float32, true).into(), 4);
+        assert!(ColumnKind::Boxes.fits(&list_of(four)));
+        assert!(!ColumnKind::Boxes.fits(&list_of(list_of(DataType::Utf8))));
+        assert!(ColumnKind::TextList.fits(&list_of(dictionary(DataType::Utf8))));
+        assert!(!ColumnKind::TextList.fits(&DataType::Utf8) && !ColumnKind::TextList.fits(&list_of(DataType::Int64)));
     }
 
     #[test]

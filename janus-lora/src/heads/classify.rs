@@ -4,24 +4,21 @@ use candle_core::{D, Result, Tensor};
 use candle_nn::ops::softmax;
 use janus_core::config::JanusConfig;
 
-use super::{Head, wide};
+use super::layers::normalised;
+use super::{First, Head, Value};
 
 const QUERY: &str = "query";
 const WEIGHT: &str = "weight";
 const BIAS: &str = "bias";
 
-/// Added to the features' variance before they are pooled.
-const EPS: f64 = 1e-6;
-
-/// `query [hidden]`, `weight [labels, hidden]`, `bias [labels]`.
-pub(super) fn shapes(config: &JanusConfig, labels: usize) -> Vec<(&'static str, Vec<usize>)> {
+/// `query [hidden]`, `weight [labels, hidden]`, `bias [labels]`; all labels are alike at first.
+pub(super) fn values(config: &JanusConfig, labels: usize) -> Vec<Value> {
     let hidden = config.vision.projection_dim;
-    vec![(QUERY, vec![hidden]), (WEIGHT, vec![labels, hidden]), (BIAS, vec![labels])]
-}
-
-/// Deviation of a value's first values: all labels are alike at first.
-pub(super) fn first_deviation(own: &str) -> f64 {
-    if own == QUERY { 0.02 } else { 0.0 }
+    vec![
+        Value::new(QUERY, &[hidden], First::Normal(0.02)),
+        Value::new(WEIGHT, &[labels, hidden], First::Constant(0.0)),
+        Value::new(BIAS, &[labels], First::Constant(0.0)),
+    ]
 }
 
 /// Features of some pictures, `[images, patches, hidden]`, to their logits, `[images, labels]` in f32.
@@ -31,11 +28,7 @@ pub(super) fn first_deviation(own: &str) -> f64 {
 /// # Errors
 /// Shapes that do not fit.
 pub fn logits(head: &Head, features: &Tensor) -> Result<Tensor> {
-    let features = wide(features)?;
-    // The base's features have a scale of their own, which an optimiser's step would have to find.
-    let centred = features.broadcast_sub(&features.mean_keepdim(D::Minus1)?)?;
-    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-    let features = centred.broadcast_div(&(variance + EPS)?.sqrt()?)?;
+    let features = normalised(features)?;
     let (images, patches, hidden) = features.dims3()?;
     let query = head.value(QUERY).reshape((hidden, 1))?;
     let scores = features.reshape((images * patches, hidden))?.matmul(&query)?.reshape((images, patches))?;

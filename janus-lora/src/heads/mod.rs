@@ -3,16 +3,26 @@
 //! | file | what |
 //! | --- | --- |
 //! | `classify` | one of some labels for a picture |
+//! | `locate` | boxes around things |
+//! | `segment` | a mask of what is looked for |
+//! | `retrieve` | pictures and captions as vectors that lie close where they belong together |
+//! | `contrast` | the loss of such vectors |
+//! | `layers` | what heads are built of |
 //!
 //! A head has the name of the table that it was trained on. Its values are in `janus_extras.safetensors` as
 //! `head.<name>.<value>`; what it is for is said there in the metadata, as JSON.
 
 pub mod classify;
+pub mod contrast;
+mod layers;
+pub mod locate;
+pub mod retrieve;
+pub mod segment;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use janus_core::config::JanusConfig;
 use janus_core::noise;
 use serde::{Deserialize, Serialize};
@@ -31,6 +41,15 @@ pub enum HeadKind {
         /// The labels, in the order of the head's rows: rising, each once.
         labels: Vec<String>,
     },
+    /// Boxes around things.
+    Locate {
+        /// The labels of boxes, as those of pictures.
+        labels: Vec<String>,
+    },
+    /// A mask of what is looked for.
+    Segment {},
+    /// Vectors of pictures and captions.
+    Retrieve {},
 }
 
 impl HeadKind {
@@ -38,6 +57,17 @@ impl HeadKind {
     pub fn task(&self) -> &'static str {
         match self {
             HeadKind::Classify { .. } => "classify",
+            HeadKind::Locate { .. } => "locate",
+            HeadKind::Segment {} => "segment",
+            HeadKind::Retrieve {} => "retrieve",
+        }
+    }
+
+    /// What it tells apart, none where that is nothing named.
+    pub fn labels(&self) -> &[String] {
+        match self {
+            HeadKind::Classify { labels } | HeadKind::Locate { labels } => labels,
+            HeadKind::Segment {} | HeadKind::Retrieve {} => &[],
         }
     }
 
@@ -46,9 +76,14 @@ impl HeadKind {
     /// # Errors
     /// The reason.
     pub fn check(&self) -> std::result::Result<(), String> {
-        let HeadKind::Classify { labels } = self;
-        if labels.len() < 2 {
-            return Err(format!("it has {} labels, expected at least 2", labels.len()));
+        let least = match self {
+            HeadKind::Classify { .. } => 2,
+            HeadKind::Locate { .. } => 1,
+            HeadKind::Segment {} | HeadKind::Retrieve {} => 0,
+        };
+        let labels = self.labels();
+        if labels.len() < least {
+            return Err(format!("it has {} labels, expected at least {least}", labels.len()));
         }
         match labels.windows(2).find(|pair| pair[0] >= pair[1]) {
             Some(pair) => Err(format!("its labels do not rise: `{}` stands before `{}`", pair[0], pair[1])),
@@ -56,11 +91,45 @@ impl HeadKind {
         }
     }
 
-    /// Values by their own names, with their shapes.
-    fn shapes(&self, config: &JanusConfig) -> Vec<(&'static str, Vec<usize>)> {
+    /// Its values.
+    fn values(&self, config: &JanusConfig) -> Vec<Value> {
         match self {
-            HeadKind::Classify { labels } => classify::shapes(config, labels.len()),
+            HeadKind::Classify { labels } => classify::values(config, labels.len()),
+            HeadKind::Locate { labels } => locate::values(config, labels.len()),
+            HeadKind::Segment {} => segment::values(config),
+            HeadKind::Retrieve {} => retrieve::values(config),
         }
+    }
+}
+
+/// A value of a head before training.
+#[derive(Debug, Clone, PartialEq)]
+struct Value {
+    /// Its own name.
+    name: String,
+    shape: Vec<usize>,
+    first: First,
+}
+
+/// First values.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum First {
+    /// Normal, of this deviation.
+    Normal(f64),
+    /// All alike.
+    Constant(f64),
+}
+
+impl Value {
+    fn new(name: &str, shape: &[usize], first: First) -> Self {
+        Self { name: name.to_owned(), shape: shape.to_vec(), first }
+    }
+
+    /// Weight and bias of a map that a rectifier follows (He et al., arXiv:1502.01852).
+    fn affine(name: &str, input: usize, output: usize) -> Vec<Self> {
+        let deviation = (2.0 / input as f64).sqrt();
+        let weight = Self::new(&format!("{name}.weight"), &[output, input], First::Normal(deviation));
+        vec![weight, Self::new(&format!("{name}.bias"), &[output], First::Constant(0.0))]
     }
 }
 
@@ -80,12 +149,12 @@ impl Head {
     /// The tensor engine's.
     pub fn new(config: &JanusConfig, name: &str, kind: HeadKind, seed: u64) -> Result<Self> {
         let mut values = BTreeMap::new();
-        for (full, shape) in shapes(config, name, &kind) {
-            let own = &full[PREFIX.len() + name.len() + 1..];
-            let deviation = match kind {
-                HeadKind::Classify { .. } => classify::first_deviation(own),
-            };
-            let value = drawn(&shape, seed, &full, |key, index| deviation * noise::normal(key, index))?;
+        for Value { name: own, shape, first } in kind.values(config) {
+            let full = full_name(name, &own);
+            let value = drawn(&shape, seed, &full, |key, index| match first {
+                First::Normal(deviation) => deviation * noise::normal(key, index),
+                First::Constant(value) => value,
+            })?;
             values.insert(full.into(), value);
         }
         Ok(Self { kind, values, name: name.into() })
@@ -121,6 +190,11 @@ impl Head {
         let name = full_name(&self.name, own);
         self.values.get(name.as_str()).expect("every value of a head is there")
     }
+
+    /// The last dimension mapped by `name.weight` and `name.bias`.
+    fn affine(&self, x: &Tensor, name: &str) -> Result<Tensor> {
+        layers::affine(x, self.value(&format!("{name}.weight")), self.value(&format!("{name}.bias")))
+    }
 }
 
 /// Heads by name.
@@ -132,17 +206,25 @@ fn full_name(head: &str, own: &str) -> String {
 
 /// Names and shapes of all values of a head.
 pub fn shapes(config: &JanusConfig, name: &str, kind: &HeadKind) -> Vec<(String, Vec<usize>)> {
-    kind.shapes(config).into_iter().map(|(own, shape)| (full_name(name, own), shape)).collect()
+    kind.values(config).into_iter().map(|value| (full_name(name, &value.name), value.shape)).collect()
 }
 
 /// Values of a head.
 pub fn parameter_count(config: &JanusConfig, kind: &HeadKind) -> u64 {
-    kind.shapes(config).iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
+    kind.values(config).iter().map(|value| value.shape.iter().product::<usize>() as u64).sum()
 }
 
-/// In the type that heads compute in.
-fn wide(features: &Tensor) -> Result<Tensor> {
-    features.to_dtype(DType::F32)
+/// Values in f32 that a head makes of one picture's features, with their gradients: what it holds in a step.
+pub fn activation_values(config: &JanusConfig, kind: &HeadKind) -> u64 {
+    let (vision, patches) = (&config.vision, config.vision.num_patches());
+    // Normalised in four steps, each with its gradient.
+    let mid = 8 * patches * vision.projection_dim;
+    let more = match kind {
+        HeadKind::Classify { .. } | HeadKind::Retrieve {} => 0,
+        HeadKind::Locate { .. } => locate::activation_values(config),
+        HeadKind::Segment {} => 8 * patches * vision.hidden_size + segment::activation_values(config),
+    };
+    (mid + more) as u64
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-use candle_core::{D, Var};
+use candle_core::{D, DType, Var};
 
 use super::*;
 
@@ -10,6 +10,12 @@ fn drawn(shape: &[usize], name: &str) -> Tensor {
     let key = noise::key_of(name);
     let values: Vec<f32> = (0..shape.iter().product::<usize>() as u64).map(|i| noise::normal(key, i) as f32).collect();
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+fn every_kind() -> [HeadKind; 4] {
+    let labels = || vec!["a".to_owned(), "b".to_owned()];
+    let (classify, locate) = (HeadKind::Classify { labels: labels() }, HeadKind::Locate { labels: labels() });
+    [classify, locate, HeadKind::Segment {}, HeadKind::Retrieve {}]
 }
 
 fn kind(labels: &[&str]) -> HeadKind {
@@ -104,5 +110,59 @@ fn every_value_has_the_gradient_of_differences() {
             "{} {difference}",
             gradient[largest]
         );
+    }
+}
+
+#[test]
+fn kinds_are_told_in_json_and_checked() {
+    for kind in every_kind() {
+        let text = serde_json::to_string(&kind).unwrap();
+        assert!(text.contains(&format!("\"task\":\"{}\"", kind.task())), "{text}");
+        assert_eq!(serde_json::from_str::<HeadKind>(&text).unwrap(), kind);
+        assert_eq!(kind.check(), Ok(()));
+        let head = Head::new(&config(), "one", kind.clone(), 1).unwrap();
+        assert_eq!(head.values().len(), shapes(&config(), "one", &kind).len());
+        assert!(activation_values(&config(), &kind) > 0);
+    }
+    let none = HeadKind::Locate { labels: Vec::new() };
+    assert!(none.check().unwrap_err().contains("expected at least 1"));
+    let twice = HeadKind::Locate { labels: vec!["b".into(), "b".into()] };
+    assert!(twice.check().unwrap_err().contains("do not rise"));
+}
+
+#[test]
+fn vectors_are_of_length_one_and_have_gradients() {
+    let head = Head::new(&config(), "shop", HeadKind::Retrieve {}, 1).unwrap();
+    let features = drawn(&[3, 5, config().vision.projection_dim], "features");
+    let hidden = drawn(&[2, config().text.hidden_size], "hidden");
+    let (images, captions) =
+        (retrieve::image_vectors(&head, &features).unwrap(), retrieve::text_vectors(&head, &hidden).unwrap());
+    assert_eq!((images.dims(), captions.dims()), (&[3usize, 128][..], &[2usize, 128][..]));
+    for length in values(&images.sqr().unwrap().sum(1).unwrap()) {
+        assert!((length - 1.0).abs() < 1e-5);
+    }
+    let vars: BTreeMap<Arc<str>, Var> =
+        head.values().iter().map(|(name, value)| (name.clone(), Var::from_tensor(value).unwrap())).collect();
+    let loss = || {
+        let head = head.with_values(|name| vars[name].as_tensor().clone());
+        let images = retrieve::image_vectors(&head, &features.narrow(0, 0, 2).unwrap()).unwrap();
+        let captions = retrieve::text_vectors(&head, &hidden).unwrap();
+        contrast::info_nce(&images, &captions, retrieve::log_temperature(&head), |_, _| false).unwrap().sum
+    };
+    let gradients = loss().backward().unwrap();
+    for (name, var) in &vars {
+        let gradient = values(gradients.get(var).unwrap());
+        let largest = (0..gradient.len()).max_by(|a, b| gradient[*a].abs().total_cmp(&gradient[*b].abs())).unwrap();
+        let start = var.as_detached_tensor().copy().unwrap();
+        let at = |shift: f32| {
+            let mut moved = values(&start);
+            moved[largest] += shift;
+            var.set(&Tensor::from_vec(moved, start.dims(), &Device::Cpu).unwrap()).unwrap();
+            loss().to_scalar::<f32>().unwrap()
+        };
+        let difference = (at(1e-2) - at(-1e-2)) / 2e-2;
+        var.set(&start).unwrap();
+        let got = gradient[largest];
+        assert!((got - difference).abs() < 0.03 * difference.abs() + 1e-3, "{name}: {got} {difference}");
     }
 }

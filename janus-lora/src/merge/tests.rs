@@ -37,6 +37,7 @@ fn fresh(base: &Base, sites: &[&str], modules: &[&str]) -> Adapter {
         modules_to_save: modules.iter().map(|module| (*module).to_owned()).collect(),
         dynamic: None,
         heads: Vec::new(),
+        aligns: false,
         base_name: None,
     };
     Adapter::new(base.config(), false, &spec, 7, &|name| Ok(base.checkpoint().read(name, DType::F32)?)).unwrap()

@@ -35,8 +35,8 @@ pub use location::{Location, Origin};
 pub use reference::markdown as reference_page;
 pub use types::{
     Accumulation, AdapterMethod, AdapterSection, BaseDtype, BaseSection, Columns, DataLimits, DataSection,
-    DynamicPlace, DynamicSection, EarlyStopping, Goal, Mixture, OutputSection, Recipe, Recompute, Schedule, Task,
-    TrainSection,
+    DynamicPlace, DynamicSection, EarlyStopping, Goal, MifsSection, Mixture, OutputSection, Recipe, Recompute,
+    Schedule, Task, TrainSection,
 };
 pub use write::to_toml;
 

@@ -8,7 +8,7 @@ use super::schema::{FOREIGN_NAMES, LATER_SECTIONS, Section};
 use super::tree::{Entry, Node, Table, Value};
 use super::types::{
     AdapterSection, BaseSection, DEFAULT_EPOCHS, DEFAULT_PROMPT_DROPOUT, DEFAULT_SCALE, DataLimits, DataSection,
-    DynamicSection, OutputSection, Recipe, Task, TrainSection,
+    DynamicSection, MifsSection, OutputSection, Recipe, Task, TrainSection,
 };
 use super::value::SectionReader;
 use crate::nearest::nearest;
@@ -25,6 +25,10 @@ pub(crate) fn read_recipe(root: &Table, folders: &Folders, faults: &mut Faults) 
         Some(_) => DynamicSection::read(&mut reader(root, DynamicSection::SECTION, faults)).map(Some),
         None => Some(None),
     };
+    let mifs = match root.get(MifsSection::SECTION.name) {
+        Some(_) => MifsSection::read(&mut reader(root, MifsSection::SECTION, faults)).map(Some),
+        None => Some(None),
+    };
     let data = read_data(root, folders, faults);
     let data_limits = DataLimits::read(&mut reader(root, DataLimits::SECTION, faults));
     let train = read_train(root, faults);
@@ -36,6 +40,7 @@ pub(crate) fn read_recipe(root: &Table, folders: &Folders, faults: &mut Faults) 
         base: base?,
         adapter: adapter?,
         dynamic: dynamic?,
+        mifs: mifs?,
         data: data?,
         data_limits: data_limits?,
         train: train?,
@@ -160,12 +165,28 @@ fn read_adapter(root: &Table, faults: &mut Faults) -> Option<AdapterSection> {
             }
         }
     }
-    let is_alone = root.get(DynamicSection::SECTION.name).is_none();
+    let is_alone = root.get(DynamicSection::SECTION.name).is_none() && !tasks(root).any(Task::has_head);
     if adapter.targets.is_empty() && adapter.modules_to_save.is_empty() && is_alone {
         let place = reader.entry("targets").map(|entry| entry.node.place.clone());
         reader.faults.push(place, Problem::NothingToTrain);
     }
     Some(adapter)
+}
+
+/// The tasks of all tables, as far as they can be read.
+fn tasks(root: &Table) -> impl Iterator<Item = Task> {
+    let items = match root.get("data").map(|entry| &entry.node.value) {
+        Some(Value::Array(items)) => items.as_slice(),
+        _ => &[],
+    };
+    let task = |item: &Node| match &item.value {
+        Value::Table(table) => match table.get("task").map(|entry| &entry.node.value) {
+            Some(Value::Text(word)) => Task::from_name(word),
+            _ => None,
+        },
+        _ => None,
+    };
+    items.iter().filter_map(task)
 }
 
 fn read_train(root: &Table, faults: &mut Faults) -> Option<TrainSection> {
@@ -244,11 +265,17 @@ fn read_data_table(index: usize, node: &Node, folders: &Folders, faults: &mut Fa
     };
     if let Some(task) = task {
         check_columns(task, &mut reader);
-        if let (Some(entry), false) = (reader.entry("prompt_dropout"), task == Task::Generate) {
-            let key = reader.full("prompt_dropout");
-            let belongs_to = Task::Generate.name();
-            let problem = Problem::NotForTask { key, task: task.name(), belongs_to };
-            reader.faults.push(Some(entry.key_place.clone()), problem);
+        let belongings = [
+            ("prompt_dropout", task.draws(), Task::Generate),
+            ("eval_pictures", task.draws(), Task::Generate),
+            ("question", task == Task::Understand, Task::Understand),
+        ];
+        for (name, belongs, owner) in belongings {
+            if let (Some(entry), false) = (reader.entry(name), belongs) {
+                let (key, belongs_to) = (reader.full(name), owner.name());
+                let problem = Problem::NotForTask { key, task: task.name(), belongs_to };
+                reader.faults.push(Some(entry.key_place.clone()), problem);
+            }
         }
     }
     let train = resolve_source("train", folders, &mut reader);
@@ -258,7 +285,7 @@ fn read_data_table(index: usize, node: &Node, folders: &Folders, faults: &mut Fa
     if table.eval.is_some() {
         table.eval = Some(eval?);
     }
-    if table.task == Task::Generate && table.prompt_dropout.is_none() {
+    if table.task.draws() && table.prompt_dropout.is_none() {
         table.prompt_dropout = Some(DEFAULT_PROMPT_DROPOUT);
     }
     Some(table)

@@ -158,7 +158,7 @@ pub struct Section {
 }
 
 /// Tables of the recipe format that this version refuses by name.
-pub const LATER_SECTIONS: &[&str] = &["mifs", "stage"];
+pub const LATER_SECTIONS: &[&str] = &["stage"];
 
 /// What other tools call some keys; a user who writes these is told ours.
 pub(crate) const FOREIGN_NAMES: &[(&str, &str)] = &[

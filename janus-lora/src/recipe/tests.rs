@@ -313,7 +313,7 @@ command line, column 1
             "set `adapter.scale` to a finite number other than 0, or leave it out for its default",
             "task `understand` reads `image`, `images`, `question`, `answer`, `messages`",
             "set `train.batch_size` to an integer from 1 to 1000000, or leave it out for its default",
-            "a recipe takes `base`, `adapter`, `data`, `data_limits`, `train`, `dynamic`, `output`",
+            "a recipe takes `base`, `adapter`, `data`, `data_limits`, `train`, `dynamic`, `mifs`, `output`",
         ]
     );
     assert_eq!(error.fault(), Fault::Input);
@@ -447,7 +447,6 @@ fn numbers_are_held_to_their_ranges() {
 fn what_later_versions_read_is_refused_by_name() {
     let data = |line: &str| LEAST.replace("task = \"text\"", line);
     for (text, expected) in [
-        (format!("{LEAST}[mifs]\nweight = 0.05\n"), "`[mifs]` is not supported by this version yet"),
         (format!("{LEAST}[[stage]]\nname = \"a\"\n"), "`[[stage]]` is not supported by this version yet"),
         (
             format!("{LEAST}[adapter]\nmethod = \"dora\"\n"),
@@ -466,23 +465,31 @@ fn what_later_versions_read_is_refused_by_name() {
             "`base.dtype = \"q8_0\"` is not supported by this version yet",
         ),
         (
-            data("task = \"edit\"\nprompt_dropout = 0.1"),
-            "`data.0.task = \"edit\"` is not supported by this version yet",
-        ),
-        (
-            data("task = \"segment\"\ncolumns = { mask = \"m\" }"),
-            "`data.0.task = \"segment\"` is not supported by this version yet",
+            data("task = \"reconstruct\"\ncolumns = { image = \"m\" }"),
+            "`data.0.task = \"reconstruct\"` is not supported by this version yet",
         ),
     ] {
         assert_eq!(problems(&text, &[]), [expected], "{text}");
     }
-    assert_eq!(problems(LEAST, &["mifs.weight=0.1"]), ["`[mifs]` is not supported by this version yet"]);
-    let text = format!("{LEAST}[mifs]\nweight = 0.05\n");
+    let text = format!("{LEAST}[[stage]]\nname = \"a\"\n");
     assert!(
-        message(&text, &[]).contains("x.toml:8:2\n  |\n8 | [mifs]\n  |  ^^^^ `[mifs]` is not"),
+        message(&text, &[]).contains("x.toml:8:3\n  |\n8 | [[stage]]\n  |   ^^^^^ `[[stage]]` is not"),
         "{}",
         message(&text, &[])
     );
+}
+
+#[test]
+fn tables_of_heads_need_no_pairs_and_mifs_has_a_weight() {
+    let table = "task = \"segment\"\ncolumns = { mask = \"m\" }";
+    let alone = format!("{}[adapter]\ntargets = []\n", LEAST.replace("task = \"text\"", table));
+    assert_eq!(good(&alone, &[]).data[0].task, Task::Segment);
+    assert!(problems(&format!("{LEAST}[adapter]\ntargets = []\n"), &[])[0].contains("nothing"));
+    let edit = good(&LEAST.replace("task = \"text\"", "task = \"edit\""), &[]);
+    assert_eq!(edit.data[0].prompt_dropout, Some(types::DEFAULT_PROMPT_DROPOUT));
+    assert_eq!(good(LEAST, &[]).mifs, None);
+    assert_eq!(good(&format!("{LEAST}[mifs]\n"), &[]).mifs.map(|mifs| mifs.weight), Some(0.05));
+    assert!(problems(LEAST, &["mifs.weight=0.0"])[0].contains("`mifs.weight`"));
 }
 
 #[test]

@@ -26,7 +26,7 @@ pub(crate) const DEFAULT_SCALE: f64 = 2.0;
 /// Learning rate of the dynamic encoder where a recipe gives none: a tenth of what was best, a thirtieth of where harm began
 /// (docs/results.md).
 pub(crate) const DEFAULT_DYNAMIC_RATE: f64 = 3e-4;
-/// Prompt dropout of `generate` where a recipe gives none: the share usual for classifier-free guidance.
+/// Prompt dropout of `generate` and `edit` where a recipe gives none: the share usual for classifier-free guidance.
 pub(crate) const DEFAULT_PROMPT_DROPOUT: f64 = 0.1;
 
 /// What is trained, from what, on what and how: a recipe file with its overrides, checked and resolved.
@@ -40,6 +40,8 @@ pub struct Recipe {
     pub adapter: AdapterSection,
     /// `[dynamic]`, absent where the recipe has none.
     pub dynamic: Option<DynamicSection>,
+    /// `[mifs]`, absent where the recipe has none.
+    pub mifs: Option<MifsSection>,
     /// `[[data]]`, at least one.
     pub data: Vec<DataSection>,
     /// `[data_limits]`.
@@ -59,6 +61,7 @@ impl Recipe {
         DataLimits::SECTION,
         TrainSection::SECTION,
         DynamicSection::SECTION,
+        MifsSection::SECTION,
         OutputSection::SECTION,
     ];
 }
@@ -155,6 +158,15 @@ section! {
     }
 }
 
+section! {
+    /// The alignment of the features that both visual paths share: those of a picture and those of its image codes are drawn
+    /// together, those of different pictures apart. Without this section there is none.
+    pub struct MifsSection = "mifs" once {
+        /// Factor on the alignment's loss.
+        pub weight: f64, Rule::Number(NumberRange::Positive), default(0.05);
+    }
+}
+
 impl Recipe {
     /// `[dynamic]`, where it is there and enabled.
     pub fn dynamic(&self) -> Option<&DynamicSection> {
@@ -173,8 +185,16 @@ choice! {
         Text = "text",
         /// An image to one of some labels, by a head of its own.
         Classify = "classify",
+        /// An image to boxes around things, by a head of its own.
+        Locate = "locate",
+        /// An image to a mask of what is looked for, by a head of its own.
+        Segment = "segment",
+        /// Images and captions that find each other, by a head of its own.
+        Retrieve = "retrieve",
+        /// An image and a prompt to another image.
+        Edit = "edit",
     }
-    later ["edit", "locate", "segment", "retrieve", "reconstruct"]
+    later ["reconstruct"]
 }
 
 impl Task {
@@ -185,14 +205,28 @@ impl Task {
             Task::Generate => &["prompt", "image"],
             Task::Text => &["messages", "prompt", "answer"],
             Task::Classify => &["image", "label"],
+            Task::Locate => &["image", "boxes", "labels"],
+            Task::Segment => &["image", "mask"],
+            Task::Retrieve => &["image", "caption"],
+            Task::Edit => &["source", "prompt", "image"],
         }
+    }
+
+    /// Whether its answers are pictures.
+    pub fn draws(self) -> bool {
+        matches!(self, Task::Generate | Task::Edit)
+    }
+
+    /// Whether it trains a head of its own.
+    pub fn has_head(self) -> bool {
+        matches!(self, Task::Classify | Task::Locate | Task::Segment | Task::Retrieve)
     }
 
     /// Roles that exclude each other.
     pub fn excluding_roles(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Task::Understand => &[("image", "images"), ("messages", "question"), ("messages", "answer")],
-            Task::Generate | Task::Classify => &[],
+            Task::Generate | Task::Classify | Task::Locate | Task::Segment | Task::Retrieve | Task::Edit => &[],
             Task::Text => &[("messages", "prompt"), ("messages", "answer")],
         }
     }
@@ -215,7 +249,12 @@ section! {
         pub loss_weight: f64, Rule::Number(NumberRange::NotNegative), default(1.0);
         /// Names of the columns by role; a role that is not named is read from the column of its own name.
         pub columns: Columns, Rule::Columns, default(Columns::default());
-        /// Share of prompts that are emptied in training, so that guidance works; for `generate` only, where it is 0.1 by default.
+        /// Asked of every row in the place of a column of questions; for `understand` only.
+        pub question: Option<String>, Rule::Text, default(None);
+        /// Pictures that each evaluation draws of the first rows to evaluate, to be measured: hundreds of passes each. For
+        /// `generate` and `edit` only.
+        pub eval_pictures: Option<u64>, Rule::Integer { minimum: 0, maximum: MAX_COUNT }, default(None);
+        /// Share of prompts that are emptied in training, so that guidance works; for `generate` and `edit` only, where it is 0.1 by default.
         pub prompt_dropout: Option<f64>, Rule::Number(NumberRange::Share), default(None);
     }
 }

@@ -2,7 +2,8 @@
 
 use super::schema::Section;
 use super::types::{
-    AdapterSection, BaseSection, DataLimits, DataSection, DynamicSection, OutputSection, Recipe, TrainSection,
+    AdapterSection, BaseSection, DataLimits, DataSection, DynamicSection, MifsSection, OutputSection, Recipe,
+    TrainSection,
 };
 use super::value::heading;
 
@@ -26,6 +27,9 @@ pub fn to_toml(recipe: &Recipe) -> String {
     section(TrainSection::SECTION, &|out| recipe.train.write(out));
     if let Some(dynamic) = &recipe.dynamic {
         section(DynamicSection::SECTION, &|out| dynamic.write(out));
+    }
+    if let Some(mifs) = &recipe.mifs {
+        section(MifsSection::SECTION, &|out| mifs.write(out));
     }
     section(OutputSection::SECTION, &|out| recipe.output.write(out));
     out

@@ -19,4 +19,5 @@ mod sight;
 
 pub use error::ReportError;
 pub use page::write_report;
+pub(crate) use picture::png as picture_png;
 pub use sight::Sight;

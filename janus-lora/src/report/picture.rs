@@ -29,7 +29,7 @@ fn failed(error: image::ImageError) -> ReportError {
 }
 
 /// A picture as PNG, every pixel as it is.
-pub(super) fn png(picture: &RgbImage) -> Result<Vec<u8>, ReportError> {
+pub(crate) fn png(picture: &RgbImage) -> Result<Vec<u8>, ReportError> {
     let mut bytes = Cursor::new(Vec::new());
     picture.write_to(&mut bytes, ImageFormat::Png).map_err(failed)?;
     Ok(bytes.into_inner())

@@ -6,15 +6,15 @@ use std::sync::Arc;
 use janus_core::Janus;
 use janus_core::output::write_file;
 use janus_core::pass::Pass;
-use janus_core::processing::{decode_image, left_pad, pixels_to_images};
-use janus_core::sample::{CodeOptions, CodePrompts, generate_codes};
+use janus_core::processing::decode_image;
+use janus_core::sample::{CodeOptions, generate_codes};
 use serde::{Deserialize, Serialize};
 
 use super::picture::{png, thumbnail};
 use crate::base::Base;
 use crate::data::Row;
 use crate::error::Result;
-use crate::eval::answer;
+use crate::eval::{answer, code_prompts, pictures};
 use crate::status::Status;
 use crate::tasks::Task;
 use crate::train::tables::RecipeTable;
@@ -182,36 +182,24 @@ impl TableRows {
         seed: u64,
         mut write: impl FnMut(usize, &[u8]) -> Result<String>,
     ) -> Result<Vec<Sample>> {
-        let (mut numbers, mut prompts) = (Vec::new(), Vec::new());
+        let (mut numbers, mut drawings) = (Vec::new(), Vec::new());
         for (number, row) in self.rows.iter().enumerate().take(PICTURES) {
-            if let Some(prompt) = self.task.drawing(base, row)? {
+            if let Some(drawing) = self.task.drawing(base, row)? {
                 numbers.push(number);
-                prompts.push(prompt);
+                drawings.push(drawing);
             }
         }
-        if prompts.is_empty() {
+        if drawings.is_empty() {
             return Ok(Vec::new());
         }
-        let pad = base.tokenizer().special().pad;
-        let conditional = left_pad(&prompts, pad);
-        let unconditional: Vec<Vec<u32>> = prompts.iter().map(|prompt| base.prompts().unconditional(prompt)).collect();
-        let prompts = CodePrompts {
-            conditional: conditional.ids,
-            unconditional: left_pad(&unconditional, pad).ids,
-            mask: conditional.mask.iter().map(|mask| *mask != 0).collect(),
-            rows: conditional.rows,
-        };
-        let pass = Pass::inference();
+        let prompts: Vec<_> = drawings.iter().map(|d| (d.prompt.as_slice(), d.images.as_slice())).collect();
+        let prompts = code_prompts(model, base, &prompts)?;
         let options = CodeOptions { guidance: GUIDANCE, temperature: TEMPERATURE, seed };
-        let drawn = generate_codes(model, &pass, &prompts, &options, &mut |_| {})?;
-        let tokenizer = base.cache().tokenizer(base, model.device())?;
+        let drawn = generate_codes(model, &Pass::inference(), &prompts, &options, &mut |_| {})?;
         let mut samples = Vec::with_capacity(drawn.len());
-        for (number, codes) in numbers.into_iter().zip(drawn) {
-            // One at a time: the tokenizer's finest level is large.
-            for picture in pixels_to_images(&tokenizer.decode(&pass, &[codes])?)? {
-                let name = write(number, &png(&picture)?)?;
-                samples.push(Sample { picture: Some(name), ..self.sample(number) });
-            }
+        for (number, picture) in numbers.into_iter().zip(pictures(model, base, &drawn)?) {
+            let name = write(number, &png(&picture)?)?;
+            samples.push(Sample { picture: Some(name), ..self.sample(number) });
         }
         Ok(samples)
     }

@@ -2,16 +2,19 @@
 //! it in another colour.
 
 use candle_core::Tensor;
-use image::RgbImage;
+use image::{Rgb, RgbImage};
 use janus_core::processing::IMAGE_PLACEHOLDER;
 
 use super::SurveyError;
 use super::sheet::{Cell, Piece, Sheet};
 use super::stats::codes_per_image;
 use crate::base::Base;
+use crate::cache::Image;
 use crate::error::Result;
+use crate::heads::locate::Marked;
+use crate::heads::segment;
 use crate::recipe::Recipe;
-use crate::tasks::Draft;
+use crate::tasks::{Draft, Pictured, Target};
 use crate::train::tables::{RecipeTable, SampleStream};
 
 /// Draws the first `rows` rows that a run of the recipe takes, the same number of each table.
@@ -39,13 +42,49 @@ pub fn preview(recipe: &Recipe, base: &Base, tables: &[RecipeTable], rows: usize
 /// The pictures of a row as the model gets them, made visible again.
 fn pictures(base: &Base, draft: &Draft) -> Result<Vec<RgbImage>> {
     let processor = base.images();
+    let seen = |image: &Image| visible(&image.pixels()?, processor.mean, processor.std);
     match draft {
-        Draft::Text { images, .. } => {
-            images.iter().map(|image| visible(&image.pixels()?, processor.mean, processor.std)).collect()
+        Draft::Text { images, .. } => images.iter().map(seen).collect(),
+        Draft::Codes { images, image, .. } => {
+            let drawn = visible(&image.target()?, [0.5; 3], [0.5; 3]);
+            images.iter().map(seen).chain([drawn]).collect()
         }
-        Draft::Codes { image, .. } => Ok(vec![visible(&image.target()?, [0.5; 3], [0.5; 3])?]),
-        Draft::Label { image, .. } => Ok(vec![visible(&image.pixels()?, processor.mean, processor.std)?]),
+        Draft::Picture(pictured) => Ok(vec![shown(seen(&pictured.image)?, pictured, segment::side(base.config()))]),
     }
+}
+
+/// The square of a picture with what is true of it: boxes and mask in colour.
+fn shown(mut square: RgbImage, pictured: &Pictured, side: usize) -> RgbImage {
+    const COLOUR: Rgb<u8> = Rgb([213, 94, 0]);
+    let size = square.width();
+    match &pictured.target {
+        Target::Label(_) | Target::Caption(_) => {}
+        Target::Mask(mask) => {
+            for (x, y, Rgb(pixel)) in square.enumerate_pixels_mut() {
+                let place = |at: u32| at as usize * side / size.max(1) as usize;
+                let share = mask.places.get(place(y) * side + place(x)).copied().unwrap_or(0.0) / 2.0;
+                for (channel, colour) in pixel.iter_mut().zip(COLOUR.0) {
+                    *channel = (f32::from(*channel) * (1.0 - share) + f32::from(colour) * share) as u8;
+                }
+            }
+        }
+        Target::Boxes(boxes) => {
+            for Marked { corners: [left, top, right, bottom], .. } in boxes.iter() {
+                let frame = &pictured.frame;
+                let ((x1, y1), (x2, y2)) = (frame.to_square((*left, *top)), frame.to_square((*right, *bottom)));
+                let last = |at: f32| (at.round() as u32).clamp(1, size) - 1;
+                let (x1, y1) = (x1.round() as u32, y1.round() as u32);
+                let (x2, y2) = (last(x2), last(y2));
+                let edge = (x1..=x2).flat_map(|x| [(x, y1), (x, y2)]).chain((y1..=y2).flat_map(|y| [(x1, y), (x2, y)]));
+                for (x, y) in edge {
+                    if let Some(pixel) = square.get_pixel_mut_checked(x, y) {
+                        *pixel = COLOUR;
+                    }
+                }
+            }
+        }
+    }
+    square
 }
 
 /// A picture of normalised numbers `[3, height, width]`: `(value * std + mean) * 255`, rounded.
@@ -73,8 +112,14 @@ pub(super) fn pieces(base: &Base, draft: &Draft) -> Result<Vec<Piece>> {
     let (ids, learnt): (&[u32], Vec<bool>) = match draft {
         Draft::Text { tokens, .. } => (&tokens.ids, tokens.labels.iter().map(|label| *label >= 0).collect()),
         Draft::Codes { prompt, .. } => (prompt, vec![false; prompt.len()]),
-        Draft::Label { label, .. } => {
-            return Ok(vec![Piece { text: format!("label {label}"), learnt: true }]);
+        Draft::Picture(pictured) => {
+            let text = match &pictured.target {
+                Target::Label(label) => format!("label {label}"),
+                Target::Boxes(boxes) => format!("{} boxes", boxes.len()),
+                Target::Mask(_) => "mask".to_owned(),
+                Target::Caption(ids) => base.tokenizer().decode(ids, true)?,
+            };
+            return Ok(vec![Piece { text, learnt: true }]);
         }
     };
     let placeholder = base.tokenizer().special().image_placeholder;

@@ -3,8 +3,6 @@
 //! The rows of a batch are packed: laid one behind the other in one sequence, each seen by itself alone
 //! ([`Placement::packed`]), so that no padding is computed. Only what comes padded from outside stays so.
 
-use std::sync::Arc;
-
 use candle_core::Tensor;
 use janus_core::Janus;
 use janus_core::model::decoder::Placement;
@@ -12,12 +10,11 @@ use janus_core::ops::{self, HeadLoss};
 use janus_core::pass::Pass;
 use janus_core::processing::Sample as TextSample;
 
-use super::Sample;
-use crate::adapter::AdapterError;
+use super::{PictureBatch, Sample};
 use crate::base::Base;
 use crate::cache::{self, Image};
 use crate::error::Result;
-use crate::heads::{Heads, classify};
+use crate::heads::Heads;
 
 /// Text around images.
 #[derive(Debug, Clone)]
@@ -51,17 +48,6 @@ pub struct CodeBatch {
     pub placeholder: u32,
 }
 
-/// Pictures and their labels.
-#[derive(Debug, Clone)]
-pub struct LabelBatch {
-    /// The head that tells labels.
-    pub head: Arc<str>,
-    /// The pictures.
-    pub images: Vec<Image>,
-    /// The number of each one's label.
-    pub labels: Vec<u32>,
-}
-
 /// Samples of one kind, made ready for one forward pass.
 #[derive(Debug, Clone)]
 pub enum Batch {
@@ -69,8 +55,8 @@ pub enum Batch {
     Text(TextBatch),
     /// Prompts and codes.
     Codes(CodeBatch),
-    /// Pictures and labels.
-    Labels(LabelBatch),
+    /// Pictures for a head.
+    Pictures(PictureBatch),
 }
 
 /// What one forward pass says of its supervised tokens.
@@ -94,26 +80,23 @@ impl Batch {
         let mut texts = Vec::new();
         let mut images = Vec::new();
         let (mut prompts, mut codes) = (Vec::new(), Vec::new());
-        let (mut heads, mut labels) = (Vec::new(), Vec::new());
+        let mut pictures = Vec::new();
         for sample in samples {
             match sample {
                 Sample::Text { tokens, images: own } => {
                     texts.push(tokens.clone());
                     images.extend(own.iter().cloned());
                 }
-                Sample::Codes { prompt, codes: own } => {
+                Sample::Codes { prompt, images: own, codes: own_codes, .. } => {
                     prompts.push(prompt.clone());
-                    codes.push(own.to_vec());
+                    codes.push(own_codes.to_vec());
+                    images.extend(own.iter().cloned());
                 }
-                Sample::Label { head, image, label } => {
-                    heads.push(head);
-                    images.push(image.clone());
-                    labels.push(*label);
-                }
+                Sample::Picture(pictured) => pictures.push(pictured.clone()),
             }
         }
-        if let Some(head) = heads.first() {
-            return Ok(Batch::Labels(LabelBatch { head: Arc::clone(head), images, labels }));
+        if let Some(batch) = PictureBatch::of(pictures) {
+            return Ok(Batch::Pictures(batch));
         }
         if texts.is_empty() {
             let placeholder = special.image_placeholder;
@@ -127,7 +110,20 @@ impl Batch {
         match self {
             Batch::Text(batch) => batch.labels.len(),
             Batch::Codes(batch) => batch.codes.iter().map(Vec::len).sum(),
-            Batch::Labels(batch) => batch.labels.len(),
+            Batch::Pictures(batch) => batch.images.len(),
+        }
+    }
+
+    /// Whether the loss is of pairs held against each other.
+    pub fn is_contrastive(&self) -> bool {
+        matches!(self, Batch::Pictures(batch) if batch.is_contrastive())
+    }
+
+    /// Whether a gradient of it reaches all that its task reaches.
+    pub fn is_telling(&self) -> bool {
+        match self {
+            Batch::Pictures(batch) => batch.is_telling(),
+            Batch::Text(_) | Batch::Codes(_) => self.supervised() > 0,
         }
     }
 
@@ -136,7 +132,7 @@ impl Batch {
         let labels: Vec<u32> = match self {
             Batch::Text(batch) => batch.labels.clone(),
             Batch::Codes(batch) => batch.codes.concat(),
-            Batch::Labels(batch) => batch.labels.clone(),
+            Batch::Pictures(batch) => batch.labels(),
         };
         for label in labels {
             *counts.entry(label).or_default() += 1;
@@ -159,32 +155,13 @@ impl Batch {
                 let (hidden, labels) = (batch.hidden(model, pass)?, batch.codes.concat());
                 Ok(Loss::of(model.generation()?.loss(pass, &hidden, &labels)?, labels.len()))
             }
-            Batch::Labels(batch) => {
-                let logits = batch.logits(model, pass, heads)?;
-                Ok(Loss::of(HeadLoss::of_logits(&logits, &batch.labels)?, batch.labels.len()))
-            }
+            Batch::Pictures(batch) => batch.loss(model, pass, heads),
         }
     }
 }
 
-impl LabelBatch {
-    /// Logits of every picture, `[images, labels]` in f32.
-    ///
-    /// # Errors
-    /// Images that do not fit the model, or a head that is not there.
-    pub fn logits(&self, model: &Janus, pass: &Pass, heads: &Heads) -> Result<Tensor> {
-        let head = heads.get(&self.head).ok_or_else(|| AdapterError::NoHead {
-            name: self.head.to_string(),
-            found: heads.keys().map(ToString::to_string).collect(),
-        })?;
-        let features = cache::features(model, pass, &self.images)?;
-        let features = features.ok_or(janus_core::ModelError::NotLoaded { part: "batch's images" })?;
-        Ok(classify::logits(head, &features)?)
-    }
-}
-
 impl Loss {
-    fn of(loss: HeadLoss, tokens: usize) -> Self {
+    pub(super) fn of(loss: HeadLoss, tokens: usize) -> Self {
         Self { sum: loss.sum, tokens, correct: loss.correct }
     }
 }
@@ -285,7 +262,10 @@ impl CodeBatch {
     }
 
     /// Normed hidden states from which each code is predicted, `[Σ codes, hidden]`.
-    fn hidden(&self, model: &Janus, pass: &Pass) -> Result<Tensor> {
+    ///
+    /// # Errors
+    /// Ids or codes beyond the model's, or a row without prompt or codes.
+    pub fn hidden(&self, model: &Janus, pass: &Pass) -> Result<Tensor> {
         let rows = self.prompts.len();
         let empty = self.prompts.iter().chain(&self.codes).any(Vec::is_empty);
         if empty || self.codes.len() != rows {

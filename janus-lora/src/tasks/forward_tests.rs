@@ -40,6 +40,7 @@ fn model() -> (Janus, Trainables) {
         modules_to_save: Vec::new(),
         dynamic: None,
         heads: Vec::new(),
+        aligns: false,
         base_name: None,
     };
     let read = |name: &str| Ok(checkpoint.read(name, DType::F32)?);

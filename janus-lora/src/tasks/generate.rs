@@ -2,7 +2,7 @@
 
 use janus_core::{ModelError, Parts};
 
-use super::{Draft, Question, Task, within};
+use super::{Draft, Drawing, Question, Task, image_column, within};
 use crate::base::Base;
 use crate::data::{ColumnKind, ColumnRequest, Row};
 use crate::error::Result;
@@ -42,7 +42,7 @@ impl Task for Generate {
     fn columns(&self) -> Vec<ColumnRequest> {
         vec![
             ColumnRequest::required("prompt", self.columns.name_of("prompt"), ColumnKind::Text),
-            ColumnRequest::required("image", self.columns.name_of("image"), ColumnKind::Image),
+            image_column(&self.columns),
         ]
     }
 
@@ -56,14 +56,16 @@ impl Task for Generate {
             prompt = base.prompts().unconditional(&prompt);
         }
         let image = row.image("image").ok_or(ModelError::NotLoaded { part: "row's image" })?;
-        Ok(Draft::Codes { prompt, image: base.image(image) })
+        Ok(Draft::Codes { prompt, images: Vec::new(), image: base.image(image) })
     }
 
     fn question(&self, _base: &Base, _row: &Row) -> Result<Option<Question>> {
         Ok(None)
     }
 
-    fn drawing(&self, base: &Base, row: &Row) -> Result<Option<Vec<u32>>> {
-        Ok(Some(base.prompts().generation_prompt(row.text("prompt").unwrap_or_default())?))
+    fn drawing(&self, base: &Base, row: &Row) -> Result<Option<Drawing>> {
+        let Some(image) = row.image("image") else { return Ok(None) };
+        let prompt = base.prompts().generation_prompt(row.text("prompt").unwrap_or_default())?;
+        Ok(Some(Drawing { prompt, images: Vec::new(), expected: base.image(image) }))
     }
 }

@@ -1,159 +1,38 @@
 //! What a table of rows teaches: one file per task.
 //!
 //! A task says which columns it reads, how a row becomes a sample, how samples become a batch, and which parameters its
-//! loss reaches. [`forward`] computes the losses that tasks share.
+//! loss reaches. `sample` and `target` hold rows made ready, [`forward`] and `pictures` compute the losses that tasks share.
 
-pub mod classify;
+mod classify;
+mod edit;
 pub mod forward;
 mod generate;
+mod locate;
+mod pictures;
+mod retrieve;
+mod sample;
+mod segment;
+mod target;
 mod text;
 mod understand;
 
 use std::sync::Arc;
 
-use janus_core::processing::{Message, Role, Sample as TextSample};
+use janus_core::processing::{Message, Role};
 use janus_core::{Janus, Parts};
 
 use crate::base::Base;
-use crate::cache::{Image, codes};
-use crate::data::{ColumnRequest, Row};
+use crate::cache::Image;
+use crate::data::{ColumnKind, ColumnRequest, Row};
 use crate::error::{Error, Result};
 use crate::heads::HeadKind;
-use crate::recipe::{DataSection, Task as TaskName};
+use crate::recipe::{Columns, DataSection, Task as TaskName};
 
-pub use forward::{Batch, CodeBatch, LabelBatch, TextBatch};
-
-/// A row made ready for a batch.
-#[derive(Debug, Clone)]
-pub enum Sample {
-    /// Labelled text around images.
-    Text {
-        /// Ids and labels.
-        tokens: TextSample,
-        /// The images, in reading order.
-        images: Vec<Image>,
-    },
-    /// A prompt and the codes of its image.
-    Codes {
-        /// Ids up to and with `<begin_of_image>`.
-        prompt: Vec<u32>,
-        /// Codes in raster order.
-        codes: Arc<[u32]>,
-    },
-    /// A picture and its label.
-    Label {
-        /// The head that tells labels.
-        head: Arc<str>,
-        /// The picture.
-        image: Image,
-        /// The label's number.
-        label: u32,
-    },
-}
-
-impl Sample {
-    /// Tokens that count in the loss.
-    pub fn supervised(&self) -> usize {
-        match self {
-            Sample::Text { tokens, .. } => tokens.labels.iter().filter(|label| **label >= 0).count(),
-            Sample::Codes { codes, .. } => codes.len(),
-            Sample::Label { .. } => 1,
-        }
-    }
-
-    /// Tokens that the decoder reads.
-    pub fn len(&self) -> usize {
-        match self {
-            Sample::Text { tokens, .. } => tokens.ids.len(),
-            Sample::Codes { prompt, codes } => prompt.len() + codes.len().saturating_sub(1),
-            Sample::Label { .. } => 0,
-        }
-    }
-
-    /// Whether there is nothing to read.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-/// A row made ready as far as that needs no model.
-#[derive(Debug, Clone)]
-pub enum Draft {
-    /// Labelled text around images.
-    Text {
-        /// Ids and labels.
-        tokens: TextSample,
-        /// The images, in reading order.
-        images: Vec<Image>,
-    },
-    /// A prompt and the image that is drawn for it.
-    Codes {
-        /// Ids up to and with `<begin_of_image>`.
-        prompt: Vec<u32>,
-        /// The image.
-        image: Image,
-    },
-    /// A picture and its label.
-    Label {
-        /// The head that tells labels.
-        head: Arc<str>,
-        /// The picture.
-        image: Image,
-        /// The label's number.
-        label: u32,
-    },
-}
-
-impl Draft {
-    /// Decodes and resizes its pictures before a model asks for them. What is wrong with one comes out then.
-    pub fn decode_ahead(&self) {
-        match self {
-            Draft::Text { images, .. } => images.iter().for_each(Image::pixels_ahead),
-            Draft::Codes { image, .. } => image.target_ahead(),
-            Draft::Label { image, .. } => image.pixels_ahead(),
-        }
-    }
-
-    /// The sample for a model: what is kept of its images is read, codes are computed where none are kept.
-    ///
-    /// # Errors
-    /// An image that cannot be decoded.
-    pub fn finish(&self, base: &Base, model: &Janus) -> Result<Sample> {
-        match self {
-            Draft::Text { tokens, images } => {
-                for image in images {
-                    image.prepare(model)?;
-                }
-                Ok(Sample::Text { tokens: tokens.clone(), images: images.clone() })
-            }
-            Draft::Codes { prompt, image } => {
-                Ok(Sample::Codes { prompt: prompt.clone(), codes: codes(base, model.device(), image)? })
-            }
-            Draft::Label { head, image, label } => {
-                image.prepare(model)?;
-                Ok(Sample::Label { head: head.clone(), image: image.clone(), label: *label })
-            }
-        }
-    }
-
-    /// Tokens that the decoder reads, and those that count in the loss, where an image has `codes_per_image` codes.
-    pub fn lengths(&self, codes_per_image: usize) -> (usize, usize) {
-        match self {
-            Draft::Text { tokens, .. } => (tokens.ids.len(), tokens.labels.iter().filter(|label| **label >= 0).count()),
-            Draft::Codes { prompt, .. } => (prompt.len() + codes_per_image.saturating_sub(1), codes_per_image),
-            Draft::Label { .. } => (0, 1),
-        }
-    }
-
-    /// Whether a finished one took pixels; `None` without images.
-    pub fn took_pixels(&self) -> Option<bool> {
-        match self {
-            Draft::Text { images, .. } if images.is_empty() => None,
-            Draft::Text { images, .. } => Some(images.iter().any(Image::was_needed)),
-            Draft::Codes { image, .. } | Draft::Label { image, .. } => Some(image.was_needed()),
-        }
-    }
-}
+pub use forward::{Batch, CodeBatch, TextBatch};
+pub use pictures::PictureBatch;
+pub use retrieve::caption_ids;
+pub use sample::{Draft, Sample};
+pub use target::{Mask, Pictured, Target, frame};
 
 /// What making a sample needs besides the row.
 #[derive(Debug, Clone, Copy)]
@@ -220,25 +99,67 @@ pub trait Task: std::fmt::Debug + Send + Sync {
         None
     }
 
-    /// The ids of a row's prompt up to and with `<begin_of_image>`, for tasks that answer with a picture.
+    /// What a row asks to be drawn, for tasks that answer with a picture.
     ///
     /// # Errors
     /// Text that makes no prompt.
-    fn drawing(&self, _base: &Base, _row: &Row) -> Result<Option<Vec<u32>>> {
+    fn drawing(&self, _base: &Base, _row: &Row) -> Result<Option<Drawing>> {
         Ok(None)
     }
 }
 
-/// The task of a table; `labels`, in their order, are those of a table to classify.
+/// A picture that is asked for.
+#[derive(Debug, Clone)]
+pub struct Drawing {
+    /// Ids of the prompt up to and with `<begin_of_image>`.
+    pub prompt: Vec<u32>,
+    /// The pictures it is made from, in reading order.
+    pub images: Vec<Image>,
+    /// The picture that the row holds.
+    pub expected: Image,
+}
+
+/// The column that holds the labels of a table's rows, for tasks whose head tells labels.
+pub fn label_column(section: &DataSection) -> Option<ColumnRequest> {
+    match section.task {
+        TaskName::Classify => Some(classify::label_column(&section.columns)),
+        TaskName::Locate => Some(locate::label_column(&section.columns)),
+        _ => None,
+    }
+}
+
+/// The task of a table; `labels`, in their order, are those of its rows, where its head tells some.
 pub fn task(section: &DataSection, labels: &[String]) -> Arc<dyn Task> {
     match section.task {
-        TaskName::Understand => Arc::new(understand::Understand::new(&section.columns)),
+        TaskName::Understand => Arc::new(understand::Understand::new(&section.columns, section.question.as_deref())),
         TaskName::Generate => {
             Arc::new(generate::Generate::new(&section.columns, section.prompt_dropout.unwrap_or(0.0)))
         }
         TaskName::Text => Arc::new(text::Text::new(&section.columns)),
+        TaskName::Edit => Arc::new(edit::Edit::new(&section.columns, section.prompt_dropout.unwrap_or(0.0))),
         TaskName::Classify => Arc::new(classify::Classify::new(&section.columns, &section.name, labels)),
+        TaskName::Locate => Arc::new(locate::Locate::new(&section.columns, &section.name, labels)),
+        TaskName::Segment => Arc::new(segment::Segment::new(&section.columns, &section.name)),
+        TaskName::Retrieve => Arc::new(retrieve::Retrieve::new(&section.columns, &section.name)),
     }
+}
+
+/// Native paths on which features of a picture depend.
+const PICTURE_PATHS: &[&str] = &["model.vision_model.", "model.aligner."];
+
+/// The column of a row's picture.
+fn image_column(columns: &Columns) -> ColumnRequest {
+    ColumnRequest::required("image", columns.name_of("image"), ColumnKind::Image)
+}
+
+/// The number of a label among `labels`, which rise.
+fn label_number(labels: &[String], label: &str) -> Option<u32> {
+    labels.binary_search_by(|known| known.as_str().cmp(label.trim())).ok().map(|place| place as u32)
+}
+
+/// That a label is none of those that are trained on.
+fn unknown_label(labels: &[String], label: &str) -> String {
+    format!("the label `{}` is none of the {} labels to train on", label.trim().escape_debug(), labels.len())
 }
 
 /// Whether `path` lies in one of the modules, `prefixes` ending in `.` or being whole paths.

@@ -19,11 +19,13 @@ const REACHED: &[&str] = &["model.language_model.", "lm_head", "lm_head.", "mode
 #[derive(Debug)]
 pub(super) struct Understand {
     columns: Columns,
+    /// Asked of every row.
+    question: Option<String>,
 }
 
 impl Understand {
-    pub(super) fn new(columns: &Columns) -> Self {
-        Self { columns: columns.clone() }
+    pub(super) fn new(columns: &Columns, question: Option<&str>) -> Self {
+        Self { columns: columns.clone(), question: question.map(str::to_owned) }
     }
 
     fn images<'a>(&self, row: &'a Row) -> &'a [crate::data::EncodedImage] {
@@ -35,7 +37,7 @@ impl Understand {
         if let Some(messages) = row.messages.get("messages") {
             return turns(messages, images);
         }
-        let question = row.text("question").unwrap_or(DEFAULT_QUESTION);
+        let question = self.question.as_deref().or_else(|| row.text("question")).unwrap_or(DEFAULT_QUESTION);
         let answer = row.text("answer").unwrap_or_default();
         Ok(vec![Message::user(question, images), Message::assistant(answer)])
     }
@@ -60,16 +62,14 @@ impl Task for Understand {
         if columns.is_given("messages") {
             return vec![image, ColumnRequest::required("messages", columns.name_of("messages"), ColumnKind::Messages)];
         }
-        let question = columns.name_of("question");
-        vec![
-            image,
-            if columns.is_given("question") {
-                ColumnRequest::required("question", question, ColumnKind::Text)
-            } else {
-                ColumnRequest::optional("question", question, ColumnKind::Text)
-            },
-            ColumnRequest::required("answer", columns.name_of("answer"), ColumnKind::Text),
-        ]
+        let column = columns.name_of("question");
+        let question = match (&self.question, columns.is_given("question")) {
+            (Some(_), _) => None,
+            (None, true) => Some(ColumnRequest::required("question", column, ColumnKind::Text)),
+            (None, false) => Some(ColumnRequest::optional("question", column, ColumnKind::Text)),
+        };
+        let answer = ColumnRequest::required("answer", columns.name_of("answer"), ColumnKind::Text);
+        [image].into_iter().chain(question).chain([answer]).collect()
     }
 
     fn check(&self, base: &Base, row: &Row) -> std::result::Result<(), String> {

@@ -36,8 +36,22 @@ pub enum TrainError {
         column: String,
         /// Different labels found.
         count: usize,
+        /// The fewest that make a table.
+        least: usize,
         /// The most that there may be.
         most: usize,
+    },
+    /// An alignment that moves nothing.
+    #[error("`[mifs]` can teach nothing: nothing is trained at or below the features that it aligns")]
+    NothingToAlign,
+    /// An alignment without pairs.
+    #[error("`[mifs]` can teach nothing: no batch has two pictures to hold against each other")]
+    TooFewToAlign,
+    /// A contrastive task whose batches are of one row.
+    #[error("`{table}` can teach nothing: no batch has two of its rows to hold against each other")]
+    NothingToHoldAgainst {
+        /// The table.
+        table: String,
     },
     /// Nothing is left to train.
     #[error("the targets {} leave nothing to train for the tasks {}", listed(.targets), .tasks.join(", "))]
@@ -255,8 +269,15 @@ impl Diagnose for TrainError {
             }
             TrainError::Labels { table, .. } => {
                 vec![format!(
-                    "`columns = {{ label = \"...\" }}` names the column of `{table}`; numbers to predict are no labels"
+                    "`columns` names the column of `{table}` that has them; numbers to predict are no labels"
                 )]
+            }
+            TrainError::NothingToAlign => vec![
+                "add `vision`, `aligner` or `generation` to `adapter.targets`, or a `[dynamic]` section, or leave `[mifs]` out"
+                    .into(),
+            ],
+            TrainError::TooFewToAlign | TrainError::NothingToHoldAgainst { .. } => {
+                vec!["set `train.batch_size` higher, or `train.mixture = \"each\"`".into()]
             }
             TrainError::NothingToTrain { .. } => vec!["`decoder` is used by every task".into()],
             TrainError::UnknownModule { .. } => {

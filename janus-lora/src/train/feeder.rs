@@ -11,6 +11,7 @@ use super::tables::{RecipeTable, SampleState, SampleStream};
 use crate::base::Base;
 use crate::data::RowId;
 use crate::error::Result;
+use crate::mifs::Aligned;
 use crate::recipe::Recipe;
 use crate::tasks::Batch;
 
@@ -31,6 +32,8 @@ pub(super) struct Feeder {
     streams: Vec<SampleStream>,
     batch_size: usize,
     accumulation: u64,
+    /// Whether mid features are aligned.
+    aligns: bool,
 }
 
 impl Feeder {
@@ -46,6 +49,7 @@ impl Feeder {
             streams: tables.iter().map(stream).collect::<Result<_>>()?,
             batch_size: recipe.train.batch_size as usize,
             accumulation: recipe.train.grad_accumulation,
+            aligns: recipe.mifs.is_some(),
         })
     }
 
@@ -90,7 +94,8 @@ impl Feeder {
                 let stream = &mut self.streams[table];
                 let samples = (0..rows).map(|_| stream.next(base, model)).collect::<Result<Vec<_>>>()?;
                 tokens += samples.iter().map(|sample| sample.len() as u64).sum::<u64>();
-                batches.push(TableBatch { table, batch: Batch::collate(base, &samples)? });
+                let aligned = if self.aligns { Aligned::of(base, model, &samples)? } else { None };
+                batches.push(TableBatch { table, batch: Batch::collate(base, &samples)?, aligned });
             }
         }
         Ok((batches, tokens))

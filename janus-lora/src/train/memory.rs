@@ -238,10 +238,7 @@ impl Memory<'_> {
             tape += (self.vision_blocks + 2) * patches * width * self.value_bytes;
             tape += self.stacked_pixels(load.rows * load.images);
         }
-        if load.tokens == 0 {
-            // A head on the features: normalised in four steps and pooled, with the gradients of these.
-            tape += 8 * patches * hidden * F32_BYTES;
-        }
+        tape += load.rows * load.head_values * F32_BYTES;
         // The aligner's maps and what is between them, and their place among the tokens.
         tape += 4 * patches * hidden * self.value_bytes;
         Activations { store, tape }
@@ -285,7 +282,9 @@ impl Memory<'_> {
         let answering = |rows: u64, length: u64| rows * length * (kv_token + 3 * token);
         let of = |load: &TableLoad| {
             let rows = self.evaluated_rows(load);
-            let loss = rows * load.tokens * 3 * token + self.head(load.is_generation, rows * load.labels);
+            let loss = rows * load.tokens * 3 * token
+                + self.head(load.is_generation, rows * load.labels)
+                + rows * load.head_values * F32_BYTES;
             if load.is_generation {
                 let drawn = answering(2 * PICTURES.min(load.eval_rows), load.tokens);
                 return drawn.max(self.tokenizer()).max(loss);

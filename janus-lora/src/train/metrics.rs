@@ -45,6 +45,9 @@ pub struct StepLine {
     pub peak_rss_bytes: u64,
     /// Loss of each table that the step had rows of.
     pub losses: serde_json::Map<String, serde_json::Value>,
+    /// Loss of the mid features' alignment, where the step had pictures to align.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alignment: Option<f64>,
     /// Why the step moved nothing, where its loss or gradient was no number; `loss` and `grad_norm` are `null` then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skipped: Option<SkippedStep>,

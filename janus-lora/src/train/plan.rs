@@ -26,6 +26,7 @@ use crate::cache::CacheSettings;
 use crate::dynamic::{self, Paths};
 use crate::error::Result;
 use crate::heads::{self, HeadKind};
+use crate::mifs;
 use crate::recipe::{BaseDtype, DynamicPlace, Recipe, Recompute};
 use crate::target::{self, Origin};
 
@@ -109,9 +110,14 @@ pub fn compute_type(recipe: &Recipe) -> DType {
     }
 }
 
-/// Parts of the model that the tasks of a recipe use.
-pub fn parts(tables: &[RecipeTable]) -> Parts {
-    tables.iter().fold(Parts::default(), |parts, table| parts.union(table.task.parts()))
+/// Parts of the model that a recipe uses.
+pub fn parts(recipe: &Recipe, tables: &[RecipeTable]) -> Parts {
+    let mut used = if recipe.mifs.is_some() { mifs::PARTS } else { Parts::default() };
+    if tables.iter().any(|table| table.section.eval_pictures.is_some_and(|count| count > 0) && table.eval.is_some()) {
+        // What is drawn is looked at, too.
+        used = used.union(Parts { text_head: true, vision: true, ..Parts::default() });
+    }
+    tables.iter().fold(used, |parts, table| parts.union(table.task.parts()))
 }
 
 impl Plan {
@@ -160,6 +166,14 @@ impl Plan {
             return Err(TrainError::NothingToTrain { targets, tasks: task_names() }.into());
         }
 
+        let multiplied = dynamic.map(|paths| dynamic::places(config, paths)).unwrap_or_default();
+        if recipe.mifs.is_some() {
+            let trained = chosen.iter().map(AsRef::as_ref);
+            let mut trained = trained.chain(saved.iter().chain(&multiplied).map(String::as_str));
+            if !trained.any(mifs::reaches) {
+                return Err(TrainError::NothingToAlign.into());
+            }
+        }
         let rank = recipe.adapter.rank;
         let by_path = |path: &Arc<str>| all_sites.iter().find(|site| site.path == *path);
         let shape_of = expected_tensors(config, !base.checkpoint().is_tied());
@@ -170,7 +184,8 @@ impl Plan {
         let dynamic_shapes = dynamic.map(|paths| dynamic::shapes(config, paths)).unwrap_or_default();
         let dynamic_values: u64 = dynamic_shapes.iter().map(|(_, shape)| elements(shape)).sum();
         let head_values: u64 = heads.iter().map(|(_, kind)| heads::parameter_count(config, kind)).sum();
-        let trainable_parameters = pair_values + saved_values + dynamic_values + head_values;
+        let temperatures = u64::from(recipe.mifs.is_some());
+        let trainable_parameters = pair_values + saved_values + dynamic_values + head_values + temperatures;
 
         let weights: Vec<f64> = tables.iter().map(|table| table.section.weight).collect();
         let mixer = Mixer::new(recipe.train.mixture, &weights);
@@ -185,14 +200,21 @@ impl Plan {
                 (epochs.unwrap_or(1) as f64 * rows as f64 / per_step).ceil().max(1.0) as u64
             }
         };
-        let multiplied = dynamic.map(|paths| dynamic::places(config, paths)).unwrap_or_default();
         let touched = chosen.iter().map(AsRef::as_ref).chain(saved.iter().chain(&multiplied).map(String::as_str));
         let point = VisionPoint::highest(config.vision.num_hidden_layers, touched);
         let cache_is_on = CacheSettings::from_environment()?.is_on();
-        let cached = if cache_is_on { cached(parts(tables), point) } else { Vec::new() };
+        let cached = if cache_is_on { cached(parts(recipe, tables), point) } else { Vec::new() };
         let loads = loads(recipe, base, tables, &rows_per_step)?;
+        for (table, load) in tables.iter().zip(&loads) {
+            if table.task.head() == Some(HeadKind::Retrieve {}) && load.rows < 2 {
+                return Err(TrainError::NothingToHoldAgainst { table: table.section.name.clone() }.into());
+            }
+        }
+        if recipe.mifs.is_some() && !loads.iter().any(|load| load.rows * load.images.max(1) >= 2) {
+            return Err(TrainError::TooFewToAlign.into());
+        }
         let vision_blocks = match point {
-            _ if !parts(tables).vision => 0,
+            _ if !parts(recipe, tables).vision => 0,
             None => config.vision.num_hidden_layers,
             Some(VisionPoint::Blocks(count)) => config.vision.num_hidden_layers.saturating_sub(count),
             Some(VisionPoint::Tower | VisionPoint::Aligner) => 0,
@@ -205,7 +227,7 @@ impl Plan {
         let memory = Memory {
             config,
             program_bytes: rss_bytes(),
-            parts: parts(tables),
+            parts: parts(recipe, tables),
             value_bytes: compute_type(recipe).size_in_bytes() as u64,
             trainable: trainable_parameters,
             rank,
@@ -305,6 +327,7 @@ impl Plan {
             modules_to_save: recipe.adapter.modules_to_save.clone(),
             dynamic: self.dynamic,
             heads: self.heads.clone(),
+            aligns: recipe.mifs.is_some(),
             base_name: Some(base.name().to_owned()),
         }
     }

@@ -67,8 +67,10 @@ fn shown(sample: &Sample) -> String {
             let pixels: Vec<Vec<f32>> = images.iter().map(values).collect();
             format!("{tokens:?} {pixels:?}")
         }
-        Sample::Codes { prompt, codes } => format!("{prompt:?} {codes:?}"),
-        Sample::Label { head, image, label } => format!("{head} {:?} {label}", image.pixels().unwrap()),
+        Sample::Codes { prompt, codes, .. } => format!("{prompt:?} {codes:?}"),
+        Sample::Picture(pictured) => {
+            format!("{} {:?} {:?}", pictured.head, pictured.image.pixels().unwrap(), pictured.target)
+        }
     }
 }
 

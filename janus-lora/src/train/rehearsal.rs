@@ -23,7 +23,7 @@ use crate::base::Base;
 use crate::cache::Image;
 use crate::error::Result;
 use crate::recipe::Recipe;
-use crate::tasks::{Batch, Draft, Sample};
+use crate::tasks::{Batch, Draft, Pictured, Sample};
 
 /// Blocks of the decoder and of the vision tower: enough that those between the first and the last count.
 const DEPTH: usize = 2;
@@ -49,7 +49,7 @@ pub(super) fn operations_per_second(
     config.vision.num_hidden_layers = config.vision.num_hidden_layers.min(DEPTH);
     let Some(spec) = shallow(spec, &config) else { return Ok(None) };
     let weights = RandomWeights::new(&config, recipe.train.seed);
-    let own_parts = Parts { image_tokenizer: false, ..parts(tables) };
+    let own_parts = Parts { image_tokenizer: false, ..parts(recipe, tables) };
     let model = Janus::open(&weights, compute_type(recipe), &Device::Cpu, own_parts, &mut |_| ())?;
     let read = |name: &str| weights.read(name, DType::F32);
     let adapter = Adapter::new(&config, model.is_tied(), &spec, recipe.train.seed, &read)?;
@@ -66,7 +66,7 @@ pub(super) fn operations_per_second(
             continue;
         }
         rehearsed.push(TableLoad::of_samples(load.is_generation, &samples));
-        batches.push(TableBatch { table, batch: Batch::collate(base, &samples)? });
+        batches.push(TableBatch { table, batch: Batch::collate(base, &samples)?, aligned: None });
     }
     let blocks = if trains_tower { config.vision.num_hidden_layers as u64 } else { 0 };
     let operations = step_operations(&config, &rehearsed, recompute, blocks, 1.0);
@@ -124,8 +124,13 @@ fn blank(draft: Draft, model: &Janus) -> Result<Sample> {
         Draft::Text { tokens, images } => {
             Ok(Sample::Text { tokens, images: images.iter().map(|_| picture()).collect::<Result<_>>()? })
         }
-        Draft::Label { head, label, .. } => Ok(Sample::Label { head, image: picture()?, label }),
-        Draft::Codes { prompt, .. } => Ok(Sample::Codes { prompt, codes: vec![0; model.codes_per_image()].into() }),
+        Draft::Picture(pictured) => Ok(Sample::Picture(Pictured { image: picture()?, ..pictured })),
+        Draft::Codes { prompt, images, .. } => Ok(Sample::Codes {
+            prompt,
+            images: images.iter().map(|_| picture()).collect::<Result<_>>()?,
+            codes: vec![0; model.codes_per_image()].into(),
+            image: picture()?,
+        }),
     }
 }
 
@@ -152,6 +157,7 @@ mod tests {
             modules_to_save: modules.iter().map(|module| (*module).to_owned()).collect(),
             dynamic: None,
             heads: Vec::new(),
+            aligns: false,
             base_name: None,
         };
         let (low, high) = ("model.language_model.layers.1.mlp.up_proj", "model.language_model.layers.3.mlp.up_proj");

@@ -24,7 +24,7 @@ use super::optimizer::AdamWConfig;
 use super::plan::{Plan, compute_type, parts};
 use super::schedule::LearningRate;
 use super::step::{StepReport, Stepper, TableBatch, TableLoss};
-use super::tables::{RecipeTable, SampleStream, open_tables};
+use super::tables::{RecipeTable, open_tables};
 use super::trainable::Trainables;
 use super::{TrainError, signals};
 use crate::adapter::{Adapter, BaseNote, Note};
@@ -36,10 +36,14 @@ use crate::error::{Error, Result};
 use crate::eval::{Metrics, evaluate};
 use crate::fingerprint::PendingFingerprint;
 use crate::heads::Heads;
+use crate::mifs::Aligned;
 use crate::recipe::{Recipe, to_toml};
 use crate::report::Sight;
 use crate::status::Status;
-use crate::tasks::Batch;
+use crate::tasks::{Batch, Context};
+
+/// Rows that are looked at together until some of them tell a task's whole way.
+const MOST_TOLD_ROWS: usize = 4;
 
 /// A recipe whose base and tables are open and whose run is worked out.
 #[derive(Debug)]
@@ -142,7 +146,7 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
             return Err(TrainError::OtherRun { folder: folder.path().to_path_buf(), differences }.into());
         }
     }
-    let own_parts = parts(tables);
+    let own_parts = parts(recipe, tables);
     let model = base.model(compute_type(recipe), device, own_parts, status)?;
     if cache_settings.is_on() && (own_parts.vision || own_parts.generation) {
         // What is kept of images is known by it.
@@ -317,8 +321,14 @@ impl Run<'_> {
                 let skipped = self.skip(&error, &began)?;
                 let none = vec![None; tables.len()];
                 let loss = f64::NAN;
-                let nothing =
-                    StepReport { loss, losses: none, grad_norm: loss, clip_factor: 1.0, supervised: Vec::new() };
+                let nothing = StepReport {
+                    loss,
+                    losses: none,
+                    alignment: None,
+                    grad_norm: loss,
+                    clip_factor: 1.0,
+                    supervised: Vec::new(),
+                };
                 (nothing, Some(skipped))
             }
             Err(error) => {
@@ -347,6 +357,7 @@ impl Run<'_> {
             wait_seconds,
             rss_bytes: rss_bytes(),
             peak_rss_bytes: peak_rss_bytes(),
+            alignment: report.alignment,
             losses: losses.filter_map(|(table, loss)| Some((table.section.name.clone(), json!((*loss)?)))).collect(),
             skipped,
             spikes,
@@ -479,6 +490,8 @@ impl Run<'_> {
         self.sample()?;
         base.cache().tell(self.status);
         let mut adapter = self.adapter()?;
+        // Of the alignment nothing is needed any more.
+        adapter.alignment = None;
         let mut metrics = json!({ "steps": self.step, "before": before, "after": after });
         if let Some(best) = &best {
             metrics["best_step"] = json!(best.step);
@@ -527,9 +540,10 @@ pub(super) fn stepper(recipe: &Recipe, tables: &[RecipeTable], trainables: Train
         .map(|table| TableLoss { name: table.section.name.clone(), loss_weight: table.section.loss_weight })
         .collect();
     Stepper::new(trainables, config, losses, train.accumulation, train.clip_norm, train.seed)
+        .with_alignment_weight(recipe.mifs.as_ref().map_or(0.0, |mifs| mifs.weight))
 }
 
-/// One row of each table must give every trainable tensor a gradient.
+/// The first rows of each table that can must give every trainable tensor a gradient.
 fn check_coverage(
     recipe: &Recipe,
     base: &Base,
@@ -542,8 +556,23 @@ fn check_coverage(
         if source.section.loss_weight == 0.0 {
             continue;
         }
-        let sample = SampleStream::new(source, recipe.train.seed, recipe.train.shuffle)?.next(base, model)?;
-        batches.push(TableBatch { table, batch: Batch::collate(base, &[sample])? });
+        let context = Context { base, model, draw: None };
+        let mut samples = Vec::new();
+        for row in source.train.rows()? {
+            samples.push(source.task.sample(context, &row?)?);
+            let batch = Batch::collate(base, &samples)?;
+            let aligned = if recipe.mifs.is_some() { Aligned::of(base, model, &samples)? } else { None };
+            // Two pictures are aligned at least, where the table has any.
+            let waits = recipe.mifs.is_some() && aligned.is_none() && samples.iter().any(|s| !s.images().is_empty());
+            if batch.is_telling() && !waits {
+                batches.push(TableBatch { table, batch, aligned });
+                break;
+            }
+            // Of a long way to a row that tells something, only the last ones are kept.
+            if samples.len() > MOST_TOLD_ROWS {
+                samples.remove(0);
+            }
+        }
     }
     require_gradients(stepper, model, &batches)
 }

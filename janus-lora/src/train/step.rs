@@ -9,6 +9,7 @@ use super::optimizer::{self, AdamW};
 use super::signals;
 use super::trainable::Trainables;
 use crate::error::Result;
+use crate::mifs::Aligned;
 use crate::recipe::Accumulation;
 use crate::tasks::Batch;
 
@@ -19,6 +20,8 @@ pub struct TableBatch {
     pub table: usize,
     /// Its rows.
     pub batch: Batch,
+    /// Its pictures, where their mid features are aligned.
+    pub aligned: Option<Aligned>,
 }
 
 /// What a table's loss is called and counts.
@@ -37,6 +40,8 @@ pub struct StepReport {
     pub loss: f64,
     /// Loss of each table, `None` where the step had no row of it.
     pub losses: Vec<Option<f64>>,
+    /// Mean loss of the mid features' alignment, where there was one.
+    pub alignment: Option<f64>,
     /// Norm of all gradients before clipping.
     pub grad_norm: f64,
     /// Factor of the clipping.
@@ -57,6 +62,8 @@ pub struct Stepper {
     clip_norm: f64,
     seed: u64,
     recompute: bool,
+    /// Factor on the alignment's loss.
+    alignment_weight: f64,
 }
 
 impl Stepper {
@@ -70,7 +77,13 @@ impl Stepper {
         seed: u64,
     ) -> Self {
         let optimizer = AdamW::new(config, trainables.len());
-        Self { trainables, optimizer, tables, accumulation, clip_norm, seed, recompute: false }
+        Self { trainables, optimizer, tables, accumulation, clip_norm, seed, recompute: false, alignment_weight: 0.0 }
+    }
+
+    /// With this factor on the loss of the mid features' alignment.
+    #[must_use]
+    pub fn with_alignment_weight(self, alignment_weight: f64) -> Self {
+        Self { alignment_weight, ..self }
     }
 
     /// With blocks that keep their input alone and compute the rest again in the backward: the same bits, less memory.
@@ -100,9 +113,12 @@ impl Stepper {
             supervised[batch.table] += batch.batch.supervised();
             counts[batch.table] += 1;
         }
+        let log_temperature = self.trainables.log_temperature();
+        let alignments = batches.iter().filter(|batch| batch.aligned.is_some()).count();
+        let mut alignment: Option<f64> = None;
         let mut sums: Vec<Option<Vec<f32>>> = vec![None; self.trainables.len()];
         let mut losses: Vec<Option<f64>> = vec![None; self.tables.len()];
-        for (number, TableBatch { table, batch }) in batches.iter().enumerate() {
+        for (number, TableBatch { table, batch, aligned }) in batches.iter().enumerate() {
             if number > 0 {
                 signals::check()?;
             }
@@ -114,6 +130,8 @@ impl Stepper {
                 continue;
             }
             let share = match self.accumulation {
+                // Pairs are held against those of their batch alone: more batches are no larger one.
+                _ if batch.is_contrastive() => 1.0 / (own * counts[*table]) as f64,
                 Accumulation::Tokens => 1.0 / supervised[*table] as f64,
                 Accumulation::Mean => 1.0 / (own * counts[*table]) as f64,
             };
@@ -130,7 +148,19 @@ impl Stepper {
                 return Err(not_finite(format!("the loss is {value}")).into());
             }
             *losses[*table].get_or_insert(0.0) += value;
-            let mut gradients = (loss.sum * (share * table_loss.loss_weight))?.backward()?;
+            let mut sum = (loss.sum * (share * table_loss.loss_weight))?;
+            if let (Some(aligned), Some(log_temperature)) = (aligned, &log_temperature) {
+                // Held against those of their batch alone, as pairs of a contrastive task.
+                let share = 1.0 / (aligned.len() * alignments) as f64;
+                let contrast = aligned.loss(model, &pass, log_temperature)?;
+                let value = f64::from(contrast.sum.to_scalar::<f32>()?) * share;
+                if !value.is_finite() {
+                    return Err(not_finite(format!("the loss of the alignment is {value}")).into());
+                }
+                *alignment.get_or_insert(0.0) += value;
+                sum = (sum + (contrast.sum * (share * self.alignment_weight))?)?;
+            }
+            let mut gradients = sum.backward()?;
             for (sum, trainable) in sums.iter_mut().zip(self.trainables.iter()) {
                 if let Some(gradient) = take(&mut gradients, &trainable.var) {
                     let gradient = gradient?;
@@ -141,7 +171,8 @@ impl Stepper {
                 }
             }
         }
-        let loss = losses.iter().zip(&self.tables).filter_map(|(loss, table)| Some((*loss)? * table.loss_weight)).sum();
+        let weighted = losses.iter().zip(&self.tables).filter_map(|(loss, table)| Some((*loss)? * table.loss_weight));
+        let loss = weighted.sum::<f64>() + alignment.unwrap_or(0.0) * self.alignment_weight;
         let (grad_norm, clip_factor) = optimizer::clip(&sums, self.clip_norm);
         if !grad_norm.is_finite() {
             // Each batch is finite, their sum is not.
@@ -149,7 +180,7 @@ impl Stepper {
             let what = format!("the norm of all gradients is {grad_norm}");
             return Err(TrainError::NotFinite { table: tables.join("`, `"), what, step, batch: None }.into());
         }
-        Ok((sums, StepReport { loss, losses, grad_norm, clip_factor, supervised }))
+        Ok((sums, StepReport { loss, losses, alignment, grad_norm, clip_factor, supervised }))
     }
 
     /// One optimiser step.

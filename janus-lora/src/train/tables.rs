@@ -20,8 +20,7 @@ use crate::data::{
 use crate::error::Result;
 use crate::recipe::{DataSection, Recipe, Task as TaskName};
 use crate::status::Status;
-use crate::tasks::classify::label_column;
-use crate::tasks::{self, Draft, Sample, Task};
+use crate::tasks::{self, Draft, Sample, Task, label_column};
 
 /// Most labels of a table to classify.
 const MAX_LABELS: usize = 10_000;
@@ -118,15 +117,13 @@ pub struct RecipeTable {
     pub eval: Option<Source>,
 }
 
-/// The task of a table: of one to classify, its labels are read first.
+/// The task of a table: where its head tells labels, they are read first.
 ///
 /// # Errors
 /// No files, no column of labels, or labels that are too few or too many.
 pub fn open_task(section: &DataSection, status: &dyn Status) -> Result<Arc<dyn Task>> {
-    if section.task != TaskName::Classify {
-        return Ok(tasks::task(section, &[]));
-    }
-    let (spec, request) = (&section.train, label_column(&section.columns));
+    let Some(request) = label_column(section) else { return Ok(tasks::task(section, &[])) };
+    let spec = &section.train;
     let downloads = status.download();
     let files = locate(spec, Path::new("."), &cache_folder().join("data"), Split::Train, downloads.as_ref())?;
     let table = Arc::new(Table::open_sources(&files, std::slice::from_ref(&request))?);
@@ -141,15 +138,19 @@ pub fn open_task(section: &DataSection, status: &dyn Status) -> Result<Arc<dyn T
     let source = Source { table, index: Arc::new(index) };
     if source.index.accepted_rows() > 0 {
         for row in source.rows()? {
-            labels.extend(row?.text("label").map(|label| label.trim().to_owned()));
+            let row = row?;
+            let all = row.texts.values().chain(row.lists.values().flatten());
+            labels.extend(all.map(|label| label.trim().to_owned()));
             if labels.len() > MAX_LABELS {
                 break;
             }
         }
     }
-    if !(2..=MAX_LABELS).contains(&labels.len()) {
+    // One label for all pictures tells nothing; all boxes may well be of one.
+    let least = if section.task == TaskName::Classify { 2 } else { 1 };
+    if !(least..=MAX_LABELS).contains(&labels.len()) {
         let (table, column, count) = (section.name.clone(), request.column, labels.len());
-        return Err(TrainError::Labels { table, column, count, most: MAX_LABELS }.into());
+        return Err(TrainError::Labels { table, column, count, least, most: MAX_LABELS }.into());
     }
     Ok(tasks::task(section, &labels.into_iter().collect::<Vec<_>>()))
 }

@@ -13,6 +13,7 @@ use crate::adapter::{Adapter, KEY_PREFIX, LoraCorrection, pair_keys};
 use crate::dynamic::{self, Factors};
 use crate::error::Result;
 use crate::heads::{Head, Heads};
+use crate::mifs;
 
 /// One variable.
 #[derive(Debug)]
@@ -113,6 +114,11 @@ impl Trainables {
         self.adapter.heads.iter().map(head).collect()
     }
 
+    /// The logarithm of the temperature of the mid features' alignment, where that is under training.
+    pub fn log_temperature(&self) -> Option<Tensor> {
+        self.adapter.alignment.as_ref().map(|_| self.var(mifs::TEMPERATURE, Graph::Kept))
+    }
+
     /// Makes anew what the model computes with that is no variable itself. To be called after the variables moved.
     ///
     /// # Errors
@@ -163,6 +169,7 @@ impl Trainables {
         }
         adapter.dynamic = adapter.dynamic.map(|dynamic| dynamic.with_values(value));
         adapter.heads.values_mut().for_each(|head| *head = head.with_values(value));
+        adapter.alignment = adapter.alignment.map(|_| value(mifs::TEMPERATURE));
         Ok(adapter)
     }
 
@@ -251,6 +258,7 @@ mod tests {
             modules_to_save: Vec::new(),
             dynamic: None,
             heads: Vec::new(),
+            aligns: false,
             base_name: None,
         };
         let no_copies = |name: &str| Err(ModelError::UnknownParameter { name: name.into() }.into());
@@ -308,6 +316,7 @@ mod tests {
             modules_to_save: vec!["encoder.layers.0.layer_norm2".into()],
             dynamic: Some(paths),
             heads: Vec::new(),
+            aligns: false,
             base_name: None,
         };
         let read = |name: &str| weights.read(name, DType::F32);

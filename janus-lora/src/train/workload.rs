@@ -7,7 +7,8 @@ use super::mixture::Mixer;
 use super::tables::{RecipeTable, SampleStream};
 use crate::base::Base;
 use crate::error::Result;
-use crate::recipe::{Mixture, Recipe, Task};
+use crate::heads;
+use crate::recipe::{Mixture, Recipe};
 use crate::tasks::{Draft, Sample};
 
 /// Rows of each table that are made ready to learn how long rows are.
@@ -30,6 +31,8 @@ pub(super) struct TableLoad {
     pub(super) labels: u64,
     /// Images of a row.
     pub(super) images: u64,
+    /// Values in f32 that a task head makes of a row, with their gradients.
+    pub(super) head_values: u64,
     /// Rows to evaluate on.
     pub(super) eval_rows: u64,
     /// Bytes of the rows that are shuffled among each other.
@@ -43,18 +46,13 @@ impl TableLoad {
     pub(super) fn of_samples(is_generation: bool, samples: &[Sample]) -> Self {
         let rows = samples.len();
         let mean = |of: &dyn Fn(&Sample) -> usize| samples.iter().map(of).sum::<usize>().div_ceil(rows.max(1)) as u64;
-        let images = |sample: &Sample| match sample {
-            Sample::Text { images, .. } => images.len(),
-            Sample::Codes { .. } => 0,
-            Sample::Label { .. } => 1,
-        };
         Self {
             is_generation,
             rows: rows as u64,
             rows_per_step: rows as f64,
             tokens: mean(&Sample::len),
             labels: mean(&Sample::supervised),
-            images: mean(&images),
+            images: mean(&Sample::seen_images),
             ..Self::default()
         }
     }
@@ -81,21 +79,20 @@ pub(super) fn loads(
         for _ in 0..LOOKED_AT.min(table.train.index.accepted_rows()) {
             let (_, draft) = stream.draft(base)?;
             lengths.push(draft.lengths(grid * grid));
-            images = images.max(match &draft {
-                Draft::Text { images: own, .. } => own.len() as u64,
-                Draft::Codes { .. } => 0,
-                Draft::Label { .. } => 1,
-            });
+            // To align a picture that is drawn, it is seen, too.
+            let drawn = recipe.mifs.is_some() && matches!(draft, Draft::Codes { .. });
+            images = images.max(draft.seen_images() as u64 + u64::from(drawn));
         }
         let tokens: Vec<usize> = lengths.iter().map(|(tokens, _)| *tokens).collect();
         let labels: Vec<usize> = lengths.iter().map(|(_, labels)| *labels).collect();
         loads.push(TableLoad {
-            is_generation: table.section.task == Task::Generate,
+            is_generation: table.task.parts().generation,
             rows: rows as u64,
             rows_per_step: *rows_per_step,
             tokens: longest(&tokens, rows),
             labels: longest(&labels, rows),
             images,
+            head_values: table.task.head().map_or(0, |kind| heads::activation_values(base.config(), &kind)),
             eval_rows: table.eval.as_ref().map_or(0, |source| source.index.accepted_rows() as u64),
             window_bytes: table.train.index.window_bytes(),
             eval_window_bytes: table.eval.as_ref().map_or(0, |source| source.index.window_bytes()),

@@ -34,11 +34,19 @@ impl Generation {
         })
     }
 
-    /// Embeddings of image codes, `batch` rows of equal length: `[batch, codes, hidden]`.
+    /// Image codes as the decoder reads them, `batch` rows of equal length: `[batch, codes, hidden]`.
     ///
     /// # Errors
     /// A code beyond the table.
     pub fn embed(&self, pass: &Pass, codes: &[u32], batch: usize) -> Result<Tensor> {
+        self.generation_aligner.forward(pass, &self.embed_codes(pass, codes, batch)?)
+    }
+
+    /// Image codes before the aligner, `batch` rows of equal length: `[batch, codes, width]`.
+    ///
+    /// # Errors
+    /// A code beyond the table.
+    pub fn embed_codes(&self, pass: &Pass, codes: &[u32], batch: usize) -> Result<Tensor> {
         let length = codes.len() / batch.max(1);
         if let Some(place) = codes.iter().position(|code| *code as usize >= self.codes) {
             return Err(ModelError::TokenOutOfRange {
@@ -50,7 +58,7 @@ impl Generation {
             .into());
         }
         let codes = Tensor::from_slice(codes, (batch, length), &candle_core::Device::Cpu)?;
-        self.generation_aligner.forward(pass, &self.generation_embeddings.forward(pass, &codes)?)
+        self.generation_embeddings.forward(pass, &codes)
     }
 
     /// Logits over codes of normed hidden states: `[.., hidden]` to `[.., codes]`.

@@ -54,6 +54,21 @@ impl VisionPoint {
         }
     }
 
+    /// A third of the blocks, at least one: where features are of places and edges more than of things.
+    pub fn low(layers: usize) -> Self {
+        Self::Blocks((layers / 3).max(1).min(layers))
+    }
+
+    /// Whether `other` is computed on the way to here, or is the same place.
+    pub fn covers(self, other: Self) -> bool {
+        let rank = |point| match point {
+            Self::Blocks(count) => (0, count),
+            Self::Tower => (1, 0),
+            Self::Aligner => (2, 0),
+        };
+        rank(self) >= rank(other)
+    }
+
     /// Whether what is computed up to here depends on the site or parameter of this native path or name.
     pub fn depends_on(self, name: &str) -> bool {
         let below = |stage| match self {
@@ -106,6 +121,15 @@ mod tests {
         ] {
             assert_eq!(VisionPoint::highest(5, touched.iter().copied()), point, "{touched:?}");
         }
+    }
+
+    #[test]
+    fn low_features_are_those_of_a_third() {
+        assert_eq!([0, 1, 2, 5, 24].map(VisionPoint::low), [0, 1, 1, 1, 8].map(VisionPoint::Blocks));
+        assert!(VisionPoint::Blocks(3).covers(VisionPoint::Blocks(3)));
+        assert!(!VisionPoint::Blocks(2).covers(VisionPoint::Blocks(3)));
+        assert!(VisionPoint::Aligner.covers(VisionPoint::Tower) && VisionPoint::Tower.covers(VisionPoint::Blocks(24)));
+        assert!(!VisionPoint::Tower.covers(VisionPoint::Aligner));
     }
 
     #[test]

@@ -7,11 +7,26 @@
 //! | `size` | 64 | width and height of the images in pixels |
 //! | `split` | `train` | `train` or `eval`: rows of one never come in the other |
 //!
-//! The file is as the Hugging Face `datasets` library writes one: images as `struct<bytes, path>`, the features in the
-//! schema's metadata, snappy, row groups of 100.
+//! | domain | shows | columns |
+//! | --- | --- | --- |
+//! | `inspection` | metal plates with a part and a defect | `image`, `mask`, `boxes`, `box_labels`, `label`, `severity`, `advice`, `question`, `answer`, `caption` |
+//! | `medical` | chests with nodules in the lungs | `image`, `mask`, `boxes`, `box_labels`, `label`, `report`, `question`, `answer`, `caption` |
+//! | `creative` | products, and the same in a style | `image`, `source`, `prompt`, `instruction`, `caption`, `copy`, `palette`, `label`, `question`, `answer` |
+//!
+//! Some combinations of what a row shows are held out: they come in `eval` and never in `train`, which has every value
+//! for itself. In `inspection` they are triples of the part's colour and shape and the label, in `creative` of product,
+//! colour and style (every seventh one), in `medical` pairs of a nodule's size and place.
+//!
+//! The file is as the Hugging Face `datasets` library writes one: images as `struct<bytes, path>`, boxes as lists of left,
+//! top, right and bottom in pixels, the features in the schema's metadata, snappy, row groups of 100.
 
+mod creative;
 mod draw;
 mod inspection;
+mod medical;
+mod products;
+#[cfg(test)]
+mod tests;
 mod write;
 
 use std::fmt;
@@ -19,37 +34,103 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::error::DataError;
+use super::random::Random;
 use super::schema::nearest;
 
 /// Raised when a drawing changes, so that no older file of the cache passes for a new one.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 const PREFIX: &str = "synth:";
-const DOMAINS: [&str; 1] = ["inspection"];
 const KEYS: [&str; 4] = ["rows", "seed", "size", "split"];
 const MAX_ROWS: u64 = 1_000_000;
 const MIN_SIZE: u64 = 32;
 const MAX_SIZE: u64 = 1024;
+
+/// Numbers of streams: rows of the two splits never share one.
+const TRAIN_STREAM: u64 = 0x0074_7261_696E;
+const EVAL_STREAM: u64 = 0x6576_616C;
 
 /// Whether a source is a `synth:` spec.
 pub fn is_spec(source: &str) -> bool {
     source.starts_with(PREFIX)
 }
 
-/// One drawn row.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Drawn {
+/// What is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Domain {
+    /// Metal plates with a part and a defect.
+    Inspection,
+    /// Chests with nodules in the lungs.
+    Medical,
+    /// Products, and the same in a style.
+    Creative,
+}
+
+/// What a column holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ColumnType {
+    Image,
+    Text,
+    Boxes,
+    Texts,
+}
+
+/// A value of a column.
+#[derive(Debug, Clone, PartialEq)]
+enum Cell {
     /// A PNG file.
-    pub(crate) image: Vec<u8>,
-    pub(crate) question: String,
-    pub(crate) answer: String,
-    pub(crate) caption: String,
-    pub(crate) label: &'static str,
+    Image(Vec<u8>),
+    /// Never empty.
+    Text(String),
+    /// Left, top, right, bottom in pixels; the latter two are exclusive.
+    Boxes(Vec<[f32; 4]>),
+    Texts(Vec<String>),
+}
+
+impl Cell {
+    fn text(text: impl Into<String>) -> Self {
+        Cell::Text(text.into())
+    }
+}
+
+impl Domain {
+    const ALL: [Domain; 3] = [Domain::Inspection, Domain::Medical, Domain::Creative];
+
+    /// The names that specs give domains.
+    pub const NAMES: [&'static str; 3] = ["inspection", "medical", "creative"];
+
+    fn name(self) -> &'static str {
+        Self::NAMES[self as usize]
+    }
+
+    fn columns(self) -> &'static [(&'static str, ColumnType)] {
+        match self {
+            Domain::Inspection => &inspection::COLUMNS,
+            Domain::Medical => &medical::COLUMNS,
+            Domain::Creative => &creative::COLUMNS,
+        }
+    }
+}
+
+/// Numbers below three bounds, each triple as likely; for train none that is held out.
+fn combination(bounds: [usize; 3], eval: bool, random: &mut Random) -> [usize; 3] {
+    loop {
+        let drawn = bounds.map(|bound| random.below(bound));
+        if eval || !is_held_out(drawn) {
+            return drawn;
+        }
+    }
+}
+
+/// Every seventh triple, spread over all values.
+fn is_held_out([first, second, third]: [usize; 3]) -> bool {
+    (first + 2 * second + third).is_multiple_of(7)
 }
 
 /// What to draw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SynthSpec {
+    domain: Domain,
     rows: u32,
     seed: u64,
     /// Width and height of the images in pixels.
@@ -63,11 +144,11 @@ impl FromStr for SynthSpec {
     fn from_str(spec: &str) -> Result<Self, DataError> {
         let refuse = |reason: String| DataError::Source { spec: spec.into(), reason };
         let body = spec.strip_prefix(PREFIX).ok_or_else(|| refuse(format!("it does not start with `{PREFIX}`")))?;
-        let (domain, query) = body.split_once('?').unwrap_or((body, ""));
-        if !DOMAINS.contains(&domain) {
-            return Err(refuse(format!("unknown domain `{domain}`, {}", legal("the domains are", domain, &DOMAINS))));
-        }
-        let mut parsed = SynthSpec { rows: 512, seed: 1, size: 64, eval: false };
+        let (name, query) = body.split_once('?').unwrap_or((body, ""));
+        let Some(domain) = Domain::ALL.into_iter().find(|domain| domain.name() == name) else {
+            return Err(refuse(format!("unknown domain `{name}`, {}", legal("the domains are", name, &Domain::NAMES))));
+        };
+        let mut parsed = SynthSpec { domain, rows: 512, seed: 1, size: 64, eval: false };
         let mut seen: Vec<&str> = Vec::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').ok_or_else(|| refuse(format!("`{pair}` is not `key=value`")))?;
@@ -109,22 +190,45 @@ fn legal(opening: &str, got: &str, names: &[&str]) -> String {
 /// The spec in full, every key named.
 impl fmt::Display for SynthSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let SynthSpec { rows, seed, size, eval } = self;
-        let split = if *eval { "eval" } else { "train" };
-        write!(f, "{PREFIX}inspection?rows={rows}&seed={seed}&size={size}&split={split}")
+        let SynthSpec { domain, rows, seed, size, .. } = self;
+        write!(f, "{PREFIX}{}?rows={rows}&seed={seed}&size={size}&split={}", domain.name(), self.split())
     }
 }
 
 impl SynthSpec {
     /// Name of the file that holds what the spec draws.
     pub fn file_name(&self) -> String {
-        let SynthSpec { rows, seed, size, eval } = self;
-        let split = if *eval { "eval" } else { "train" };
-        format!("inspection-v{VERSION}-{split}-rows{rows}-seed{seed}-size{size}.parquet")
+        let SynthSpec { domain, rows, seed, size, .. } = self;
+        format!("{}-v{VERSION}-{}-rows{rows}-seed{seed}-size{size}.parquet", domain.name(), self.split())
     }
 
-    fn draw(&self, row: u32) -> Result<Drawn, String> {
-        inspection::draw(self.seed, self.eval, row, self.size)
+    /// How many rows it draws.
+    pub fn rows(&self) -> u32 {
+        self.rows
+    }
+
+    /// Draws the rows into a Parquet file, which is written whole or not at all.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, path: &Path) -> Result<(), DataError> {
+        write::write(self, path)
+    }
+
+    fn split(&self) -> &'static str {
+        if self.eval { "eval" } else { "train" }
+    }
+
+    /// A row: a cell for each column of the domain.
+    fn draw(&self, row: u32) -> Result<Vec<Cell>, String> {
+        let stream = if self.eval { EVAL_STREAM } else { TRAIN_STREAM };
+        let mut random = Random::new(self.seed, &[stream, u64::from(row)]);
+        let draw = match self.domain {
+            Domain::Inspection => inspection::draw,
+            Domain::Medical => medical::draw,
+            Domain::Creative => creative::draw,
+        };
+        draw(self.eval, self.size, &mut random)
     }
 }
 
@@ -137,88 +241,7 @@ pub fn synthesize(spec: &str, folder: &Path) -> Result<PathBuf, DataError> {
     let path = folder.join(parsed.file_name());
     // Files are written whole or not at all, so one that is there is done.
     if !path.is_file() {
-        write::write(&parsed, &path)?;
+        parsed.write(&path)?;
     }
     Ok(path)
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use crate::data::testing::{accept_all, requests, scan_all};
-    use crate::data::{ColumnKind, RowStream, Table};
-    use std::collections::HashSet;
-    use std::sync::Arc;
-
-    #[test]
-    fn specs_have_defaults_and_legal_names() {
-        let parse = |text: &str| text.parse::<SynthSpec>();
-        let spec = parse("synth:inspection").unwrap();
-        assert_eq!(spec.to_string(), "synth:inspection?rows=512&seed=1&size=64&split=train");
-        let other = parse("synth:inspection?seed=9&split=eval&size=96&rows=3").unwrap();
-        assert_eq!(other, SynthSpec { rows: 3, seed: 9, size: 96, eval: true });
-        assert_eq!(parse(&other.to_string()).unwrap(), other);
-        for (wrong, says) in [
-            ("synth:medical", "unknown domain `medical`, the domains are `inspection`"),
-            ("synth:inspection?row=3", "the keys are `rows`, `seed`, `size`, `split`; did you mean `rows`?"),
-            ("synth:inspection?rows=0", "expected a whole number from 1 to"),
-            ("synth:inspection?rows=99999999999", "expected a whole number from 1 to"),
-            ("synth:inspection?size=8", "expected a whole number from 32 to 1024"),
-            ("synth:inspection?seed=-1", "`seed` is `-1`"),
-            ("synth:inspection?split=test", "expected `train` or `eval`"),
-            ("synth:inspection?rows", "`rows` is not `key=value`"),
-            ("synth:inspection?rows=1&rows=2", "given twice"),
-        ] {
-            let message = parse(wrong).unwrap_err().to_string();
-            assert!(message.contains(says), "{message}");
-        }
-    }
-
-    #[test]
-    fn the_same_seed_gives_the_same_bytes_and_splits_share_no_image() {
-        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let bytes = |spec: &str, folder: &Path| std::fs::read(synthesize(spec, folder).unwrap()).unwrap();
-        let spec = "synth:inspection?rows=130&size=32";
-        assert_eq!(bytes(spec, a.path()), bytes(spec, b.path()));
-        assert_ne!(bytes(spec, a.path()), bytes(&format!("{spec}&seed=2"), a.path()));
-
-        let images = |spec: &str| {
-            let parsed: SynthSpec = spec.parse().unwrap();
-            (0..130).map(|row| parsed.draw(row).unwrap().image).collect::<HashSet<_>>()
-        };
-        let (train, eval) = (images(spec), images(&format!("{spec}&split=eval")));
-        assert_eq!((train.len(), eval.len()), (130, 130), "no image twice");
-        assert!(train.is_disjoint(&eval));
-    }
-
-    #[test]
-    fn the_file_reads_back_as_any_other() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = synthesize("synth:inspection?rows=230&size=32", folder.path()).unwrap();
-        let before = std::fs::metadata(&path).unwrap().modified().unwrap();
-        assert_eq!(synthesize("synth:inspection?size=32&rows=230", folder.path()).unwrap(), path);
-        assert_eq!(
-            std::fs::metadata(&path).unwrap().modified().unwrap(),
-            before,
-            "a file that is there is not drawn again"
-        );
-
-        let mut requests = requests(&["question", "answer", "caption", "label"]);
-        requests.insert(0, crate::data::ColumnRequest::required("image", "image", ColumnKind::Image));
-        let table = Table::open(&[path], &requests).unwrap();
-        assert_eq!(table.files().next().map(|(_, groups, rows)| (groups, rows)), Some((3, 230)));
-        assert_eq!(table.columns()[0], ("image".into(), "struct<bytes: binary, path: string>".into()));
-        let index = scan_all(&table, &accept_all);
-        assert_eq!((index.accepted_rows(), index.rejected_rows()), (230, 0));
-
-        let (table, index) = (Arc::new(table), Arc::new(index));
-        let rows: Vec<_> = RowStream::new(table, index, 0, false).unwrap().take(230).map(Result::unwrap).collect();
-        let image = image::load_from_memory(&rows[0].image("image").unwrap().bytes).unwrap();
-        assert_eq!((image.width(), image.height()), (32, 32));
-        let labels: HashSet<_> = rows.iter().map(|row| row.text("label").unwrap()).collect();
-        assert_eq!(labels.len(), 4);
-        let questions: HashSet<_> = rows.iter().map(|row| row.text("question").unwrap()).collect();
-        assert_eq!(questions.len(), 5);
-    }
 }

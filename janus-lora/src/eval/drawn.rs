@@ -1,0 +1,152 @@
+//! Figures of pictures that are drawn of the first rows to evaluate.
+//!
+//! Features are those of the base's own vision tower, whatever is attached to the model that draws: another measure for each
+//! adapter would be none. They are named after it, for figures with Inception's or VGG's features have other sizes.
+
+use candle_core::{DType, Tensor};
+use image::RgbImage;
+use janus_core::model::Slice;
+use janus_core::model::vision::VisionPoint;
+use janus_core::pass::Pass;
+use janus_core::sample::{CodeOptions, generate_codes};
+use janus_core::{Janus, Parts};
+use serde::Serialize;
+
+use super::Evaluation;
+use super::answers::{SPARE_TOKENS, answer};
+use super::drawings::{code_prompts, pictures};
+use super::frechet::frechet;
+use super::pictures::{psnr, ssim};
+use super::rouge::rouge_l;
+use crate::cache::Image;
+use crate::data::Row;
+use crate::error::Result;
+use crate::tasks::{Drawing, Question};
+
+/// How pictures are drawn, as `janus generate` does unless told otherwise.
+const OPTIONS: CodeOptions = CodeOptions { guidance: 5.0, temperature: 1.0, seed: 0 };
+/// Pictures drawn side by side.
+const TOGETHER: usize = 8;
+/// Asked of a picture that was drawn for a prompt.
+const QUESTION: &str = "Describe this image.";
+
+/// Figures of drawn pictures beside those of their rows.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct DrawnMetrics {
+    /// Pictures drawn.
+    pub(crate) pictures: usize,
+    /// Mean over pictures and patches of the squared distance between the tower's features, brought to length one, of the
+    /// drawn and the row's picture: LPIPS (Zhang et al., arXiv:1801.03924) with this tower and without learnt weights.
+    pub(crate) tower_distance: f64,
+    /// Fréchet distance between the tower's mean features of drawn and of the rows' pictures; absent of fewer than two.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tower_frechet: Option<f64>,
+    /// Mean peak signal-to-noise ratio in decibels, of pictures that are made from others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) psnr: Option<f64>,
+    /// Mean structural similarity, of pictures that are made from others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ssim: Option<f64>,
+    /// Mean ROUGE-L of the prompt and what the model says of the picture that it drew for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) caption_agreement: Option<f64>,
+}
+
+/// Draws the first `count` rows' pictures and measures them; `None` where there are none.
+pub(super) fn evaluate(evaluation: &Evaluation<'_>, count: usize) -> Result<Option<DrawnMetrics>> {
+    let Evaluation { model, base, task, source, status, .. } = evaluation;
+    let mut asked: Vec<(Row, Drawing)> = Vec::new();
+    for row in source.rows()?.take(count) {
+        let row = row?;
+        if let Some(drawing) = task.drawing(base, &row)? {
+            asked.push((row, drawing));
+        }
+    }
+    if asked.is_empty() {
+        return Ok(None);
+    }
+    let bar = status.items(&format!("drawing {}", evaluation.name), (asked.len() * model.codes_per_image()) as u64);
+    let mut drawn: Vec<RgbImage> = Vec::with_capacity(asked.len());
+    for (number, chunk) in asked.chunks(TOGETHER).enumerate() {
+        let prompts: Vec<_> = chunk.iter().map(|(_, d)| (d.prompt.as_slice(), d.images.as_slice())).collect();
+        let prompts = code_prompts(model, base, &prompts)?;
+        let options = CodeOptions { seed: OPTIONS.seed + (number * TOGETHER) as u64, ..OPTIONS };
+        let codes =
+            generate_codes(model, &Pass::inference(), &prompts, &options, &mut |_| bar.advance(chunk.len() as u64))?;
+        drawn.extend(pictures(model, base, &codes)?);
+    }
+    bar.finish();
+
+    let tower = tower(evaluation)?;
+    let (mut distance, mut own_means, mut expected_means) = (0.0, Vec::new(), Vec::new());
+    let (mut psnr_sum, mut ssim_sum) = (0.0, Some(0.0));
+    let mut agreement = Vec::new();
+    for ((row, drawing), picture) in asked.iter().zip(&drawn) {
+        let expected = square(&drawing.expected)?;
+        let images = base.images();
+        let own = features(&tower, &images.understanding(picture)?)?;
+        let truth = features(&tower, &images.understanding(&expected)?)?;
+        distance += patch_distance(&own, &truth)?;
+        own_means.push(mean(&own)?);
+        expected_means.push(mean(&truth)?);
+        psnr_sum += psnr(picture.as_raw(), expected.as_raw());
+        let similarity = ssim(picture.as_raw(), expected.as_raw(), picture.width() as usize, picture.height() as usize);
+        ssim_sum = ssim_sum.zip(similarity).map(|(sum, similarity)| sum + similarity);
+        if drawing.images.is_empty() && model.vision().is_ok() {
+            agreement.push(said(evaluation, row, picture)?);
+        }
+    }
+    let count = drawn.len() as f64;
+    let is_edit = asked.iter().any(|(_, drawing)| !drawing.images.is_empty());
+    Ok(Some(DrawnMetrics {
+        pictures: drawn.len(),
+        tower_distance: distance / count,
+        tower_frechet: frechet(&own_means, &expected_means),
+        psnr: is_edit.then_some(psnr_sum / count),
+        ssim: ssim_sum.filter(|_| is_edit).map(|sum| sum / count),
+        caption_agreement: (!agreement.is_empty()).then(|| agreement.iter().sum::<f64>() / count),
+    }))
+}
+
+/// The picture that is to be drawn, as a square.
+fn square(image: &Image) -> Result<RgbImage> {
+    let pixels = janus_core::processing::pixels_to_images(&image.target()?.unsqueeze(0)?)?;
+    Ok(pixels.into_iter().next().unwrap_or_default())
+}
+
+/// The base's own tower, alone.
+fn tower(evaluation: &Evaluation<'_>) -> Result<Janus> {
+    let (parts, everything) = (Parts { vision: true, ..Parts::default() }, 0..usize::MAX);
+    let slice = Slice { vision_ends: true, vision_layers: everything, ..Slice::default() };
+    let checkpoint = evaluation.base.checkpoint();
+    let device = evaluation.model.device();
+    Ok(Janus::open_slice(checkpoint, DType::F32, device, parts, &slice, &mut |_| {})?)
+}
+
+/// Of one picture's pixels: `[patches, width]`.
+fn features(tower: &Janus, pixels: &Tensor) -> Result<Tensor> {
+    let pixels = pixels.unsqueeze(0)?.to_device(tower.device())?;
+    Ok(tower.vision()?.forward_to(&Pass::inference(), VisionPoint::Tower, &pixels)?.squeeze(0)?)
+}
+
+fn mean(features: &Tensor) -> Result<Vec<f64>> {
+    Ok(features.mean(0)?.to_dtype(DType::F64)?.to_vec1()?)
+}
+
+fn patch_distance(one: &Tensor, other: &Tensor) -> Result<f64> {
+    let unit = crate::heads::contrast::unit;
+    let squares = (unit(one)? - unit(other)?)?.sqr()?.sum(1)?;
+    Ok(f64::from(squares.mean_all()?.to_scalar::<f32>()?))
+}
+
+/// ROUGE-L of a row's prompt and what the model says of the picture.
+fn said(evaluation: &Evaluation<'_>, row: &Row, picture: &RgbImage) -> Result<f64> {
+    let Evaluation { model, base, .. } = evaluation;
+    let asked = row.text("prompt").unwrap_or_default();
+    let image = Image::from_pixels(base.images().understanding(picture)?);
+    let prompt = base.prompts().understanding_prompt(QUESTION, 1, true)?;
+    let question = Question { prompt, images: vec![image], answer: String::new() };
+    let limit = base.tokenizer().encode_plain(asked, "prompt")?.len() + SPARE_TOKENS;
+    let answers = answer(model, base, std::slice::from_ref(&question), limit, 0.0, 0)?;
+    Ok(answers.first().map_or(0.0, |answer| rouge_l(asked, &answer.text)))
+}

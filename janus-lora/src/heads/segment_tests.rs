@@ -1,0 +1,111 @@
+use candle_core::{Device, Var};
+use janus_core::noise;
+use janus_core::processing::ImageProcessor;
+
+use super::*;
+use crate::heads::HeadKind;
+
+fn config() -> JanusConfig {
+    JanusConfig::shape("janus-tiny").unwrap()
+}
+
+fn drawn(shape: &[usize], name: &str, deviation: f64) -> Tensor {
+    let key = noise::key_of(name);
+    let count = shape.iter().product::<usize>() as u64;
+    let values: Vec<f32> = (0..count).map(|i| (deviation * noise::normal(key, i)) as f32).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+fn head() -> Head {
+    let head = Head::new(&config(), "defects", HeadKind::Segment {}, 1).unwrap();
+    head.with_values(|name| (&head.values()[name] + drawn(head.values()[name].dims(), name, 0.05)).unwrap())
+}
+
+fn truth(images: usize) -> Tensor {
+    let side = side(&config());
+    let values: Vec<f32> =
+        (0..images * side * side).map(|place| ((place % 5) as f32 / 4.0 - 0.3).clamp(0.0, 1.0)).collect();
+    Tensor::from_vec(values, (images, side, side), &Device::Cpu).unwrap()
+}
+
+#[test]
+fn masks_are_a_quarter_of_the_square_or_finer() {
+    for shape in ["janus-tiny", "janus-small", "janus-pro-1b", "janus-pro-7b"] {
+        let config = JanusConfig::shape(shape).unwrap();
+        let size = config.vision.image_size;
+        assert!(side(&config) * PLACE_PIXELS >= size && side(&config) <= size, "{shape}");
+        let values: usize = values(&config).iter().map(|value| value.shape.iter().product::<usize>()).sum();
+        assert_eq!(crate::heads::parameter_count(&config, &HeadKind::Segment {}), values as u64);
+    }
+}
+
+#[test]
+fn the_loss_is_that_of_the_definition() {
+    let logits = drawn(&[2, side(&config()), side(&config())], "logits", 1.5);
+    let got = f64::from(loss(&logits, &truth(2)).unwrap().to_scalar::<f32>().unwrap());
+    let (logits, truth) = (logits.flatten_from(1).unwrap(), truth(2).flatten_from(1).unwrap());
+    let expected: f64 = logits
+        .to_vec2::<f32>()
+        .unwrap()
+        .iter()
+        .zip(truth.to_vec2::<f32>().unwrap())
+        .map(|(logits, truth)| {
+            let p: Vec<f64> = logits.iter().map(|x| 1.0 / (1.0 + (-f64::from(*x)).exp())).collect();
+            let t: Vec<f64> = truth.iter().map(|t| f64::from(*t)).collect();
+            let entropy: f64 = p.iter().zip(&t).map(|(p, t)| -t * p.ln() - (1.0 - t) * (1.0 - p).ln()).sum();
+            let common: f64 = p.iter().zip(&t).map(|(p, t)| p * t).sum();
+            let both = p.iter().sum::<f64>() + t.iter().sum::<f64>();
+            entropy / p.len() as f64 + 1.0 - (2.0 * common + 1.0) / (both + 1.0)
+        })
+        .sum();
+    assert!((got - expected).abs() < 1e-4, "{got} {expected}");
+}
+
+#[test]
+fn every_value_has_the_gradient_of_differences() {
+    let start = head();
+    let vars: std::collections::BTreeMap<_, Var> =
+        start.values().iter().map(|(name, value)| (name.clone(), Var::from_tensor(value).unwrap())).collect();
+    let (config, patches) = (config(), config().vision.num_patches());
+    let low = Var::from_tensor(&drawn(&[2, patches, config.vision.hidden_size], "low", 0.5)).unwrap();
+    let mid = Var::from_tensor(&drawn(&[2, patches, config.vision.projection_dim], "mid", 0.5)).unwrap();
+    let value = || {
+        let head = start.with_values(|name| vars[name].as_tensor().clone());
+        loss(&logits(&head, &config, low.as_tensor(), mid.as_tensor()).unwrap(), &truth(2)).unwrap()
+    };
+    let gradients = value().backward().unwrap();
+    let named = vars.iter().map(|(name, var)| (name.as_ref(), var));
+    for (name, var) in named.chain([("low", &low), ("mid", &mid)]) {
+        let gradient: Vec<f32> = gradients.get(var).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let largest = (0..gradient.len()).max_by(|a, b| gradient[*a].abs().total_cmp(&gradient[*b].abs())).unwrap();
+        assert!(gradient[largest].abs() > 1e-5, "{name}");
+        let before = var.as_detached_tensor().copy().unwrap();
+        let at = |shift: f32| {
+            let mut moved: Vec<f32> = before.flatten_all().unwrap().to_vec1().unwrap();
+            moved[largest] += shift;
+            var.set(&Tensor::from_vec(moved, before.dims(), &Device::Cpu).unwrap()).unwrap();
+            f64::from(value().to_scalar::<f32>().unwrap())
+        };
+        let difference = (at(2e-3) - at(-2e-3)) / 4e-3;
+        var.set(&before).unwrap();
+        let got = f64::from(gradient[largest]);
+        assert!(
+            (got - difference).abs() < 0.05 * difference.abs() + 1.5e-4,
+            "{name}: {got}, by differences {difference}"
+        );
+    }
+}
+
+#[test]
+fn masks_lie_where_their_places_do() {
+    // A picture of 64 x 32 in a square of 32: rows 8 to 24. Of 8 x 8 places the fourth row's first half.
+    let frame = ImageProcessor::new(32).unwrap().frame(64, 32);
+    let mut logits = vec![-4f32; 64];
+    logits[3 * 8..3 * 8 + 4].fill(4.0);
+    let mask = mask(&logits, 8, 32, &frame);
+    assert_eq!(mask.len(), 64 * 32);
+    let at = |x: usize, y: usize| mask[y * 64 + x];
+    // The row stands for the square's rows 12 to 16, which are the picture's 8 to 16.
+    assert!(at(5, 12) && at(30, 12) && !at(34, 12) && !at(5, 3) && !at(5, 22));
+    assert!(at(20, 9) && !at(20, 5) && at(20, 14) && !at(20, 18));
+}
