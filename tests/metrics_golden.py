@@ -1,7 +1,7 @@
 """Golden values of metrics: `python tests/metrics_golden.py` writes tests/golden/metrics/*.json.
 
-Needs numpy, pycocotools, rouge-score, sacrebleu, scikit-learn and torchmetrics (made with the versions that the files name).
-The metrics are tested against these files.
+Needs numpy, pycocotools, rouge-score, sacrebleu, scikit-learn and torchmetrics (made with the versions that the files
+name). The metrics are tested against these files.
 """
 
 import contextlib
@@ -232,7 +232,7 @@ def boxes():
             made.append((truth, found))
         return made
 
-    one = [10, 10, 20, 20]
+    one, one_side = [10, 10, 20, 20], [0, 0, 10, 9]
     # 7 of 20: a recall that is just one of those whose precision counts.
     row = [[12 * place, 0, 12 * place + 10, 10] for place in range(20)]
     crowd = [(0, some_box(), 1.0) for _ in range(99)]
@@ -246,7 +246,7 @@ def boxes():
         ("label only found", 3, [([(0, one), (2, one)], [(1, one, 1.0), (0, one, 0.5), (2, [10, 10, 20, 16], 0.5)])]),
         ("found twice", 1, [([(0, one)], [(0, one, 0.5), (0, one, 0.5), (0, [11, 10, 20, 20], 0.75)])]),
         # The first answer overlaps both alike, the second only one of them enough.
-        ("two alike", 1, [([(0, [0, 0, 10, 10]), (0, [4, 0, 14, 10])], [(0, [2, 0, 12, 10], 1), (0, [0, 0, 10, 9], 0.5)])]),
+        ("two alike", 1, [([(0, [0, 0, 10, 10]), (0, [4, 0, 14, 10])], [(0, [2, 0, 12, 10], 1), (0, one_side, 0.5)])]),
         ("overlap just enough", 1, [([(0, [0, 0, 10, 10])], [(0, [0, 0, 10, side], 0.5)]) for side in (5, 6, 9)]),
         ("seven of twenty", 1, [([(0, box) for box in row], [(0, box, 0.5) for box in row[:7]])]),
         # The one that is right comes as the 100th and the 101st.

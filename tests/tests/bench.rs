@@ -37,6 +37,15 @@ fn a_training_step_is_measured() {
 }
 
 #[test]
+fn a_switch_between_modalities_is_measured() {
+    let report = report(&["switch", "--dtype", "f32", "--rounds", "9"]);
+    for key in ["switch_seconds", "scatter_seconds", "rebuild_seconds"] {
+        assert!(report[key].as_f64().unwrap().is_finite(), "{key}: {report}");
+    }
+    assert!(report["rebuild_seconds"].as_f64().unwrap() > 0.0, "{report}");
+}
+
+#[test]
 fn training_is_measured_on_other_targets_and_tasks() {
     let decoder = report(&["train", "--steps", "2"]);
     let several = report(&["train", "--steps", "2", "--targets", "decoder,vision,aligner"]);

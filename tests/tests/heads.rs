@@ -170,7 +170,7 @@ fn rows_and_questions_that_do_not_fit_are_refused() {
     let place = place("task = \"locate\"");
     let table = |corners: [f32; 4], labels: Vec<&'static str>, mask: Vec<u8>| {
         let (mut all, mut names) = (vec![vec![[4.0, 6.0, 16.0, 14.0]]; 5], vec![vec!["pit"]; 5]);
-        (all[3], names[3]) = (vec![corners], labels);
+        (all[3], names[3], names[0]) = (vec![corners], labels, vec!["scratch"]);
         let pictures: Vec<_> = (0..5).map(|_| Some(painted(0))).collect();
         let mut masks = vec![Some(self::mask(0)); 5];
         masks[3] = Some(mask);
@@ -263,6 +263,21 @@ fn a_picture_is_changed_as_asked() {
         })
         .collect();
     assert_ne!(drawn[0], drawn[1]);
+
+    // Pictures are drawn and measured where a recipe asks for it, and what else the adapter changed is told.
+    fs_err::copy(place.path("recipe.toml"), place.path("other.toml")).unwrap();
+    let other = ["eval", "other.toml", "--adapter", "run", "data.0.eval_pictures=3", "data.0.name=other", "--json"];
+    let told = place.janus(&other).expect_success().json();
+    let figures = &told["after"]["other"];
+    assert_eq!(figures["pictures"], 3);
+    for name in ["tower_distance", "tower_frechet", "psnr", "ssim"] {
+        let (before, after) = (told["before"]["other"][name].as_f64().unwrap(), figures[name].as_f64().unwrap());
+        let is_better = if name == "psnr" || name == "ssim" { after > before } else { after < before };
+        assert!(is_better, "{name}: {told}");
+    }
+    assert!(figures.get("caption_agreement").is_none(), "the source is no drawing: {figures}");
+    let loss = |side: &str| told[side]["other"]["loss"].clone();
+    assert_eq!(told["forgetting"]["other"], json!({ "before": loss("before"), "after": loss("after") }));
     let features = |image: &str| {
         place
             .janus(&[

@@ -1,13 +1,16 @@
 //! `janus eval`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use clap::Args;
+use serde::Serialize;
 use serde_json::json;
 
 use super::arguments::{DeviceArgument, attach, read_adapter};
 use super::report;
 use super::status::Terminal;
+use crate::adapter::Adapter;
 use crate::cache::CacheSettings;
 use crate::error::{Error, Result};
 use crate::eval::{Metrics, evaluate};
@@ -15,11 +18,12 @@ use crate::heads::Heads;
 use crate::train::plan::{compute_type, parts};
 use crate::train::run;
 
-/// Evaluate a recipe's eval split, without and with an adapter.
+/// Evaluate a recipe's eval split, without and with an adapter; of tables that the adapter was not trained on, what it cost them.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   janus eval recipes/quickstart.toml
-  janus eval recipes/quickstart.toml --adapter runs/quickstart --json")]
+  janus eval recipes/quickstart.toml --adapter runs/quickstart --json
+  janus eval both.toml --adapter runs/questions-alone")]
 pub(super) struct Eval {
     /// Recipe file
     recipe: PathBuf,
@@ -61,17 +65,51 @@ impl Eval {
             evaluate(&model, &base, &heads, &tables, batch_size, &Terminal)?
         };
         base.cache().tell(&Terminal);
+        let forgotten = forgetting(&adapters, &before, &after);
         if self.json {
             let mut result = json!({ "before": before });
             if !adapters.is_empty() {
                 result["after"] = json!(after);
+                result["forgetting"] = json!(forgotten);
             }
             report::json(&result);
         } else {
             println!("{}", table(&before, &after));
+            for (name, Change { before, after }) in &forgotten {
+                let (word, change) = (if after > before { "lost" } else { "kept" }, after - before);
+                println!("not trained on: {name} {word}: loss {before:.4} without the adapter, {change:+.4} with it");
+            }
         }
         Ok(())
     }
+}
+
+/// The loss of rows that an adapter was not trained on.
+#[derive(Debug, Serialize)]
+struct Change {
+    before: f64,
+    after: f64,
+}
+
+/// What became of the tables that no adapter says it was trained on: of a joint recipe, usually the other modality.
+fn forgetting(adapters: &[(Adapter, f64)], before: &Metrics, after: &Metrics) -> BTreeMap<String, Change> {
+    let recipes = adapters.iter().filter_map(|(adapter, _)| adapter.note.as_ref()?.recipe.as_deref());
+    let mut trained = BTreeSet::new();
+    for recipe in recipes {
+        let Ok(recipe) = recipe.parse::<toml::Table>() else { return BTreeMap::new() };
+        let tables = recipe.get("data").and_then(toml::Value::as_array).into_iter().flatten();
+        trained.extend(tables.filter_map(|table| Some(table.get("name")?.as_str()?.to_owned())));
+    }
+    if trained.is_empty() {
+        // No adapter says anything.
+        return BTreeMap::new();
+    }
+    let loss = |metrics: &Metrics, name: &str| metrics.get(name)?.get("loss")?.as_f64();
+    let change = |name: &String| {
+        let change = Change { before: loss(before, name)?, after: loss(after, name)? };
+        Some((name.clone(), change))
+    };
+    before.keys().filter(|name| !trained.contains(*name)).filter_map(change).collect()
 }
 
 /// Metrics without and with the adapter, a line each; `after` may be empty.

@@ -15,7 +15,7 @@ use super::{First, Head, Value};
 /// Width of the head.
 const CHANNELS: usize = 64;
 /// Grids are doubled until they have so many places a side.
-const LEAST_SIDE: usize = 32;
+const LEAST_SIDE: usize = 16;
 /// Balance and focus of the focal loss, as in its paper.
 const ALPHA: f64 = 0.25;
 /// Probability of every class at first, as in the same paper: the many places without anything would drown the others.

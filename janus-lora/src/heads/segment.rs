@@ -1,4 +1,5 @@
-//! A mask of what is looked for: mid features with a skip from low ones, doubled until a quarter of the square's side.
+//! A mask of what is looked for: mid features with a skip from low ones, doubled until a quarter of the square's side, of
+//! small squares further.
 
 use candle_core::{D, Result, Tensor};
 use candle_nn::ops::sigmoid;
@@ -12,12 +13,15 @@ use super::{First, Head, Value};
 const CHANNELS: usize = 32;
 /// Pixels of the square that a place of the mask stands for at most, a side.
 const PLACE_PIXELS: usize = 4;
+/// Places a side of the mask at least, where the square has as many pixels.
+const LEAST_SIDE: usize = 32;
 
 /// How often the grid of patches is doubled.
 fn doublings(config: &JanusConfig) -> usize {
     let mut side = config.vision.num_patches().isqrt().max(1);
     let mut count = 0;
-    while side * PLACE_PIXELS < config.vision.image_size {
+    let size = config.vision.image_size;
+    while side * PLACE_PIXELS < size || side < LEAST_SIDE.min(size) {
         (side, count) = (2 * side, count + 1);
     }
     count
