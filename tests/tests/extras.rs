@@ -50,8 +50,13 @@ fn a_dynamic_encoder_is_trained_on_both_paths_resumed_to_the_bit_and_folded() {
     use janus_tests::joint::{difference, lines, place, run, stopped};
 
     let place = place();
-    let dynamic =
-        ["dynamic.enabled=true", "dynamic.learning_rate=2e-3", "adapter.targets=[\"decoder\", \"generation\"]"];
+    // The alignment's temperature is in checkpoints alone, and has to come back with them.
+    let dynamic = [
+        "dynamic.enabled=true",
+        "dynamic.learning_rate=2e-3",
+        "mifs.weight=0.2",
+        "adapter.targets=[\"decoder\", \"generation\"]",
+    ];
     assert_eq!(run(&place, "whole", &dynamic).code, Some(0));
     let ended = stopped(&place, "cut", &dynamic, "TERM", &|| lines(&place, "cut") >= 5);
     assert_eq!(ended.code(), Some(143));

@@ -85,15 +85,17 @@ Examples:
     },
     /// Draw a small data set into a Parquet file: pictures with masks, boxes, labels, captions and questions
     #[command(
-        after_help = "The rows are those of `synth:DOMAIN?rows=N&seed=N&size=N&split=SPLIT`, which a recipe takes for a table.
+        after_help = "A recipe takes the same rows for a table as `synth:DOMAIN?rows=N&seed=N&size=N&split=SPLIT`.
 The same numbers give the same bytes. Some combinations are in the split `eval` only.
 
-  inspection   metal plates with a part and a defect: image, mask, boxes, box_labels, label, severity, advice,
-               question, answer, caption
-  medical      chests with nodules in the lungs: image, mask, boxes, box_labels, label, report, question, answer,
-               caption
-  creative     products, and the same in a style: image, source, prompt, instruction, caption, copy, palette, label,
-               question, answer
+  inspection   metal plates with a part and a defect:
+               image, mask, boxes, box_labels, label, severity, advice, question, answer, caption
+  medical      chests with nodules in the lungs:
+               image, mask, boxes, box_labels, label, report, question, answer, caption
+  creative     products, and the same in a style:
+               image, source, prompt, instruction, caption, copy, palette, label, question, answer
+  world        parts of many kinds on a ground, what a base learns from:
+               image, caption, label, about, question, answer, text_question, text_answer
 
 Examples:
   janus data synth --domain inspection --out train.parquet

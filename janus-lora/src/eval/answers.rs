@@ -1,6 +1,6 @@
 //! Generated answers and their figures.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use janus_core::Janus;
 use janus_core::pass::Pass;
@@ -54,9 +54,15 @@ pub struct AnswerMetrics {
     pub bleu_4: f64,
     /// Mean ROUGE-L of the answers, from 0 to 1.
     pub rouge_l: f64,
+    /// `exact_match` of the most frequent of the expected answers in every row: an answer without looking.
+    pub frequent_exact_match: f64,
+    /// `bleu_4` of the same.
+    pub frequent_bleu_4: f64,
+    /// `rouge_l` of the same.
+    pub frequent_rouge_l: f64,
 }
 
-/// What is counted of generated answers.
+/// What is counted of answers.
 #[derive(Default)]
 struct Answered {
     rows: usize,
@@ -67,21 +73,33 @@ struct Answered {
 
 impl Answered {
     fn add(&mut self, expected: &str, answered: &str) {
-        let (expected, answered) = (expected.trim(), answered.trim());
         self.rows += 1;
         self.exact += usize::from(expected == answered);
         self.bleu.add(expected, answered);
         self.rouge_sum += rouge_l(expected, answered);
     }
 
-    fn metrics(&self) -> Option<AnswerMetrics> {
-        let rows = self.rows as f64;
-        (self.rows > 0).then(|| AnswerMetrics {
-            exact_match: self.exact as f64 / rows,
-            bleu_4: self.bleu.score(),
-            rouge_l: self.rouge_sum / rows,
-        })
+    /// Exact match, BLEU-4, ROUGE-L.
+    fn figures(&self) -> [f64; 3] {
+        let rows = self.rows.max(1) as f64;
+        [self.exact as f64 / rows, self.bleu.score(), self.rouge_sum / rows]
     }
+}
+
+/// Figures of pairs of an expected and a generated answer; `None` of none.
+fn answer_metrics(pairs: &[(String, String)]) -> Option<AnswerMetrics> {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    pairs.iter().for_each(|(expected, _)| *counts.entry(expected).or_default() += 1);
+    // Of equally frequent ones the first in order.
+    let (frequent, _) = counts.iter().max_by_key(|(text, count)| (**count, std::cmp::Reverse(**text)))?;
+    let (mut own, mut without_looking) = (Answered::default(), Answered::default());
+    for (expected, answered) in pairs {
+        own.add(expected, answered);
+        without_looking.add(expected, frequent);
+    }
+    let [exact_match, bleu_4, rouge_l] = own.figures();
+    let [frequent_exact_match, frequent_bleu_4, frequent_rouge_l] = without_looking.figures();
+    Some(AnswerMetrics { exact_match, bleu_4, rouge_l, frequent_exact_match, frequent_bleu_4, frequent_rouge_l })
 }
 
 /// Evaluates a table whose answers are texts or pictures.
@@ -90,7 +108,7 @@ pub(super) fn evaluate(evaluation: &Evaluation<'_>) -> Result<TableMetrics> {
     let pass = Pass::inference();
     let (mut rows, mut tokens, mut correct, mut sum) = (0, 0, 0, 0f64);
     let mut counts: HashMap<u32, usize> = HashMap::new();
-    let mut answered = Answered::default();
+    let mut pairs = Vec::new();
     evaluation.each(|chunk, batch| {
         batch.count_labels(&mut counts);
         let loss = batch.loss(model, &pass, &Heads::new())?;
@@ -100,7 +118,7 @@ pub(super) fn evaluate(evaluation: &Evaluation<'_>) -> Result<TableMetrics> {
         let questions = chunk.iter().map(|row| task.question(base, row)).collect::<Result<Vec<_>>>()?;
         let questions: Vec<Question> = questions.into_iter().flatten().collect();
         for (question, answer) in questions.iter().zip(answers(model, base, &questions)?) {
-            answered.add(&question.answer, &answer.text);
+            pairs.push((question.answer.trim().to_owned(), answer.text.trim().to_owned()));
         }
         rows += chunk.len();
         Ok(())
@@ -113,7 +131,7 @@ pub(super) fn evaluate(evaluation: &Evaluation<'_>) -> Result<TableMetrics> {
         perplexity: loss.exp(),
         token_accuracy: correct as f64 / tokens.max(1) as f64,
         frequency_loss: frequency_loss(&counts),
-        answers: answered.metrics(),
+        answers: answer_metrics(&pairs),
         drawn: if evaluation.pictures > 0 { drawn::evaluate(evaluation, evaluation.pictures)? } else { None },
     })
 }
@@ -186,4 +204,25 @@ pub fn answer(
             Ok(Answer { text, token_ids })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_stand_beside_the_most_frequent_one() {
+        let pair = |expected: &str, answered: &str| (expected.to_owned(), answered.to_owned());
+        let pairs = [
+            pair("replace the part", "replace the part"),
+            pair("no repair needed", "polish it"),
+            pair("no repair needed", "no repair needed"),
+            pair("polish it out", "polish it"),
+        ];
+        let metrics = answer_metrics(&pairs).unwrap();
+        assert_eq!((metrics.exact_match, metrics.frequent_exact_match), (0.5, 0.5));
+        assert!((metrics.rouge_l - (1.0 + 0.0 + 1.0 + 0.8) / 4.0).abs() < 1e-12, "{metrics:?}");
+        assert_eq!(metrics.frequent_rouge_l, 0.5);
+        assert!(answer_metrics(&[]).is_none());
+    }
 }

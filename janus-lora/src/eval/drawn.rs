@@ -27,6 +27,8 @@ use crate::tasks::{Drawing, Question};
 const OPTIONS: CodeOptions = CodeOptions { guidance: 5.0, temperature: 1.0, seed: 0 };
 /// Pictures drawn side by side.
 const TOGETHER: usize = 8;
+/// What equal pictures count as, in decibels: their ratio is infinite, and so would be any mean with it.
+const MOST_DECIBELS: f64 = 100.0;
 /// Asked of a picture that was drawn for a prompt.
 const QUESTION: &str = "Describe this image.";
 
@@ -41,7 +43,7 @@ pub(crate) struct DrawnMetrics {
     /// Fréchet distance between the tower's mean features of drawn and of the rows' pictures; absent of fewer than two.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tower_frechet: Option<f64>,
-    /// Mean peak signal-to-noise ratio in decibels, of pictures that are made from others.
+    /// Mean peak signal-to-noise ratio in decibels, at most 100, of pictures that are made from others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) psnr: Option<f64>,
     /// Mean structural similarity, of pictures that are made from others.
@@ -89,7 +91,7 @@ pub(super) fn evaluate(evaluation: &Evaluation<'_>, count: usize) -> Result<Opti
         distance += patch_distance(&own, &truth)?;
         own_means.push(mean(&own)?);
         expected_means.push(mean(&truth)?);
-        psnr_sum += psnr(picture.as_raw(), expected.as_raw());
+        psnr_sum += psnr(picture.as_raw(), expected.as_raw()).min(MOST_DECIBELS);
         let similarity = ssim(picture.as_raw(), expected.as_raw(), picture.width() as usize, picture.height() as usize);
         ssim_sum = ssim_sum.zip(similarity).map(|(sum, similarity)| sum + similarity);
         if drawing.images.is_empty() && model.vision().is_ok() {

@@ -30,6 +30,8 @@ fn requests() -> Vec<ColumnRequest> {
         ColumnRequest::optional("images", "images", ColumnKind::ImageList),
         ColumnRequest::optional("question", "question", ColumnKind::Text),
         ColumnRequest::optional("messages", "messages", ColumnKind::Messages),
+        ColumnRequest::optional("boxes", "boxes", ColumnKind::Boxes),
+        ColumnRequest::optional("labels", "labels", ColumnKind::TextList),
     ]
 }
 

@@ -12,10 +12,11 @@
 //! | `inspection` | metal plates with a part and a defect | `image`, `mask`, `boxes`, `box_labels`, `label`, `severity`, `advice`, `question`, `answer`, `caption` |
 //! | `medical` | chests with nodules in the lungs | `image`, `mask`, `boxes`, `box_labels`, `label`, `report`, `question`, `answer`, `caption` |
 //! | `creative` | products, and the same in a style | `image`, `source`, `prompt`, `instruction`, `caption`, `copy`, `palette`, `label`, `question`, `answer` |
+//! | `world` | parts of many kinds on a ground: what a base learns from | `image`, `caption`, `label`, `about`, `question`, `answer`, `text_question`, `text_answer` |
 //!
 //! Some combinations of what a row shows are held out: they come in `eval` and never in `train`, which has every value
 //! for itself. In `inspection` they are triples of the part's colour and shape and the label, in `creative` of product,
-//! colour and style (every seventh one), in `medical` pairs of a nodule's size and place.
+//! colour and style, in `world` of kind, colour and material (every seventh one), in `medical` pairs of a nodule's size and place.
 //!
 //! The file is as the Hugging Face `datasets` library writes one: images as `struct<bytes, path>`, boxes as lists of left,
 //! top, right and bottom in pixels, the features in the schema's metadata, snappy, row groups of 100.
@@ -27,6 +28,8 @@ mod medical;
 mod products;
 #[cfg(test)]
 mod tests;
+mod world;
+mod world_parts;
 mod write;
 
 use std::fmt;
@@ -64,6 +67,8 @@ pub enum Domain {
     Medical,
     /// Products, and the same in a style.
     Creative,
+    /// Parts of many kinds on a ground.
+    World,
 }
 
 /// What a column holds.
@@ -94,10 +99,10 @@ impl Cell {
 }
 
 impl Domain {
-    const ALL: [Domain; 3] = [Domain::Inspection, Domain::Medical, Domain::Creative];
+    const ALL: [Domain; 4] = [Domain::Inspection, Domain::Medical, Domain::Creative, Domain::World];
 
     /// The names that specs give domains.
-    pub const NAMES: [&'static str; 3] = ["inspection", "medical", "creative"];
+    pub const NAMES: [&'static str; 4] = ["inspection", "medical", "creative", "world"];
 
     fn name(self) -> &'static str {
         Self::NAMES[self as usize]
@@ -108,6 +113,7 @@ impl Domain {
             Domain::Inspection => &inspection::COLUMNS,
             Domain::Medical => &medical::COLUMNS,
             Domain::Creative => &creative::COLUMNS,
+            Domain::World => &world::COLUMNS,
         }
     }
 }
@@ -227,6 +233,7 @@ impl SynthSpec {
             Domain::Inspection => inspection::draw,
             Domain::Medical => medical::draw,
             Domain::Creative => creative::draw,
+            Domain::World => world::draw,
         };
         draw(self.eval, self.size, &mut random)
     }

@@ -1,8 +1,9 @@
 //! What the products of the creative pictures are made of: forms painted one over the other. Lengths are in parts of half
 //! the product's height, from its middle; light falls from the left.
 
-use super::draw::{Color, Point, depth_in_ellipse, depth_in_rectangle, inside, length, paint};
 use image::RgbImage;
+
+use super::draw::{Color, Point, depth_in_ellipse, depth_in_rectangle, inside, length, paint};
 
 /// A product.
 pub(super) struct Product {

@@ -20,7 +20,10 @@ fn specs_have_defaults_and_legal_names() {
     assert_eq!(other, SynthSpec { domain: Domain::Medical, rows: 3, seed: 9, size: 96, eval: true });
     assert_eq!(parse(&other.to_string()).unwrap(), other);
     for (wrong, says) in [
-        ("synth:medicine", "unknown domain `medicine`, the domains are `inspection`, `medical`, `creative`; did you"),
+        (
+            "synth:medicine",
+            "unknown domain `medicine`, the domains are `inspection`, `medical`, `creative`, `world`; did you",
+        ),
         ("synth:medicine", "did you mean `medical`?"),
         ("synth:inspection?row=3", "the keys are `rows`, `seed`, `size`, `split`; did you mean `rows`?"),
         ("synth:inspection?rows=0", "expected a whole number from 1 to"),
@@ -138,7 +141,10 @@ fn the_file_reads_back_as_any_other() {
             Domain::Inspection => (4, 5),
             Domain::Medical => (3, 4),
             Domain::Creative => (5, 4),
+            // Of two parts, questions name them.
+            Domain::World => (10, 8),
         };
-        assert_eq!((values("label"), values("question")), expected);
+        assert_eq!(values("label"), expected.0);
+        assert!(values("question") >= expected.1);
     }
 }
