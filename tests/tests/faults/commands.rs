@@ -105,7 +105,7 @@ fn usage() {
 #[test]
 fn help_of_every_command() {
     let place = Workplace::empty();
-    let commands: [&[&str]; 28] = [
+    let commands: [&[&str]; 31] = [
         &[],
         &["train"],
         &["eval"],
@@ -120,14 +120,17 @@ fn help_of_every_command() {
         &["base", "fetch"],
         &["base", "convert"],
         &["base", "init"],
+        &["base", "features"],
         &["data"],
         &["data", "check"],
         &["data", "stats"],
         &["data", "preview"],
+        &["data", "synth"],
         &["bench"],
         &["bench", "train"],
         &["bench", "understand"],
         &["bench", "generate"],
+        &["bench", "switch"],
         &["recipe"],
         &["recipe", "list"],
         &["recipe", "copy"],

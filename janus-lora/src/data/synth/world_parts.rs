@@ -11,16 +11,18 @@ pub(super) const KINDS: [&str; 10] =
 /// What parts are made of, told by how light falls on them.
 pub(super) const MATERIALS: [&str; 3] = ["metal", "plastic", "wooden"];
 
+const DIAGONAL: f64 = std::f64::consts::FRAC_1_SQRT_2;
+
 /// Directions of a gear's teeth.
 const TEETH: [Point; 8] = [
     (1.0, 0.0),
-    (0.7071, 0.7071),
+    (DIAGONAL, DIAGONAL),
     (0.0, 1.0),
-    (-0.7071, 0.7071),
+    (-DIAGONAL, DIAGONAL),
     (-1.0, 0.0),
-    (-0.7071, -0.7071),
+    (-DIAGONAL, -DIAGONAL),
     (0.0, -1.0),
-    (0.7071, -0.7071),
+    (DIAGONAL, -DIAGONAL),
 ];
 
 /// Outward directions of three of a hexagon's sides; the others lie opposite.
