@@ -4,6 +4,8 @@ use image::{Rgb, RgbImage, imageops};
 use plotters::prelude::*;
 use plotters::style::register_font;
 
+use crate::heads::locate::Found;
+
 const FONT: &str = "monospace";
 const FONT_SIZE: u32 = 13;
 /// Hack's letters are all 1233 of 2048 units wide.
@@ -15,6 +17,25 @@ const COLOURS: [[u8; 3]; 7] =
     [[230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178], [213, 94, 0], [204, 121, 167]];
 /// Share of the colour in a tinted pixel.
 const TINT: f32 = 0.45;
+
+/// Boxes below this score are neither drawn nor told in words.
+const SHOWN_SCORE: f32 = 0.3;
+
+/// What was found, in words.
+pub fn words(found: &[Found], labels: &[String]) -> String {
+    let shown = found.iter().filter(|found| found.score >= SHOWN_SCORE);
+    let all: Vec<String> = shown
+        .map(|found| {
+            let corners = found.corners.map(|corner| format!("{corner:.1}")).join(", ");
+            format!("{} {:.2} at {corners}", label_of(found, labels), found.score)
+        })
+        .collect();
+    if all.is_empty() { "nothing found".to_owned() } else { all.join("; ") }
+}
+
+fn label_of<'a>(found: &Found, labels: &'a [String]) -> &'a str {
+    labels.get(found.label as usize).map_or("", String::as_str)
+}
 
 /// A picture with drawings over it.
 #[derive(Debug, Clone)]
@@ -59,6 +80,19 @@ impl Overlay {
             }
         }
         self
+    }
+
+    /// Outlines what was found, under its label and score.
+    ///
+    /// # Errors
+    /// Why the words cannot be drawn.
+    pub fn boxes(mut self, found: &[Found], labels: &[String]) -> Result<Self, String> {
+        // The surest last, over the others.
+        for found in found.iter().rev().filter(|found| found.score >= SHOWN_SCORE) {
+            let words = format!("{} {:.2}", label_of(found, labels), found.score);
+            self = self.outlined(found.corners, found.label as usize, &words)?;
+        }
+        Ok(self)
     }
 
     /// Outlines a box, given in the picture's pixels, under some words.

@@ -107,6 +107,12 @@ fn boxes_are_learnt_found_and_drawn() {
     assert!(figures["mean_iou"].as_f64().unwrap() > 0.85, "{figures}");
     assert!(figures["mean_box_map_50"].as_f64().unwrap() < 0.5, "{figures}");
 
+    // The run shows what it found, too.
+    let samples: Value = serde_json::from_slice(&place.read("run/samples/step-120/samples.json")).unwrap();
+    assert_eq!(samples[0]["expected"], "pit at 4.0, 6.0, 16.0, 14.0");
+    assert!(samples[0]["answer"].as_str().unwrap().starts_with("pit 0."), "{samples}");
+    assert!(place.path(&format!("run/{}", samples[0]["picture"].as_str().unwrap())).exists());
+
     let told = ask(&place, &["--task", "locate", "--image", "2.png", "--out", "found.png"]).expect_success().json();
     let sure: Vec<&Value> =
         told["boxes"].as_array().unwrap().iter().filter(|found| found["score"].as_f64().unwrap() > 0.5).collect();

@@ -17,9 +17,10 @@ use super::understand::readable;
 use crate::adapter::{Adapter, AdapterError};
 use crate::base::Base;
 use crate::error::{Error, Result};
+use crate::heads::locate::Found;
 use crate::heads::{Head, HeadKind, Heads, segment};
-use crate::overlay::Overlay;
-use crate::report::picture_png;
+use crate::overlay::{Overlay, words};
+use crate::report::{ReportError, picture_png};
 use crate::tasks::{PictureBatch, Target, caption_ids, frame};
 
 /// What heads tell of a picture.
@@ -188,25 +189,13 @@ impl Ask<'_> {
     ) -> Result<Told> {
         let places = batch.places(&model.model, &Pass::inference(), &model.heads)?;
         let found = batch.found(&places)?.concat();
-        let label = |found: &crate::heads::locate::Found| labels.get(found.label as usize).map_or("", String::as_str);
-        let mut overlay = Overlay::new(&decode_image(bytes)?);
-        // The surest last, over the others.
-        for found in found.iter().rev().filter(|found| found.score >= SHOWN_SCORE) {
-            let words = format!("{} {:.2}", label(found), found.score);
-            let drawn = overlay.outlined(found.corners, found.label as usize, &words);
-            overlay = drawn.map_err(|reason| crate::report::ReportError::Picture { reason })?;
-        }
-        let path = self.write(overlay, number)?;
+        let overlay = Overlay::new(&decode_image(bytes)?).boxes(&found, labels);
+        let path = self.write(overlay.map_err(|reason| ReportError::Picture { reason })?, number)?;
+        let label = |found: &Found| labels.get(found.label as usize).map_or("", String::as_str);
         let all: Vec<Value> =
             found.iter().map(|f| json!({ "box": f.corners, "label": label(f), "score": f.score })).collect();
-        let lines: Vec<String> = found
-            .iter()
-            .filter(|found| found.score >= SHOWN_SCORE)
-            .map(|f| format!("{} {:.2} at {}", label(f), f.score, f.corners.map(|c| format!("{c:.1}")).join(", ")))
-            .collect();
-        let shown = if lines.is_empty() { "nothing found".to_owned() } else { lines.join("; ") };
         Ok(Told {
-            text: format!("{shown} ({})", path.display()),
+            text: format!("{} ({})", words(&found, labels), path.display()),
             json: [("boxes".to_owned(), json!(all)), ("overlay".to_owned(), json!(path))].into(),
         })
     }
@@ -244,9 +233,6 @@ impl Ask<'_> {
         Ok(Told { text: lines.join("; "), json: [("captions".to_owned(), json!(all))].into() })
     }
 }
-
-/// Boxes below this score are in the JSON alone.
-const SHOWN_SCORE: f32 = 0.3;
 
 /// What was told of one picture.
 #[derive(Debug, Default)]

@@ -179,7 +179,8 @@ fn goals(grids: &[usize], image_size: usize, boxes: &[Marked]) -> Vec<Goal> {
                 && belongs(sides.iter().copied().fold(0.0, f32::max), stride)
         };
         let mine = boxes.iter().enumerate().filter(|(_, marked)| holds(marked));
-        owner[place] = mine.min_by(|(_, a), (_, b)| area(a.corners).total_cmp(&area(b.corners))).map(|(box_, _)| box_);
+        owner[place] =
+            mine.min_by(|(_, a), (_, b)| area(a.corners).total_cmp(&area(b.corners))).map(|(number, _)| number);
         if let Some(number) = owner[place] {
             owned[number] = true;
         }

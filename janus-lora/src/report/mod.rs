@@ -16,6 +16,7 @@ mod picture;
 pub mod record;
 pub mod samples;
 mod sight;
+mod told;
 
 pub use error::ReportError;
 pub use page::write_report;

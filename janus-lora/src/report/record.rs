@@ -145,13 +145,15 @@ impl Record {
             tokens_per_second: number("tokens_per_second"),
             peak_rss_bytes: line.get("peak_rss_bytes").and_then(Value::as_u64).unwrap_or(0),
         });
-        for (name, loss) in line.get("losses").and_then(Value::as_object).into_iter().flatten() {
+        let tables = line.get("losses").and_then(Value::as_object).into_iter().flatten();
+        let alignment = line.get("alignment").map(|loss| ("alignment of both visual paths", loss));
+        for (name, loss) in tables.map(|(name, loss)| (name.as_str(), loss)).chain(alignment) {
             let known = self.losses.iter().position(|(known, _)| known == name);
             let place = match known {
                 Some(place) => place,
                 None if self.losses.len() >= MAX_NAMES => continue,
                 None => {
-                    self.losses.push((name.clone(), Vec::new()));
+                    self.losses.push((name.to_owned(), Vec::new()));
                     self.losses.len() - 1
                 }
             };

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use image::RgbImage;
 use janus_core::Janus;
 use janus_core::output::write_file;
 use janus_core::pass::Pass;
@@ -11,10 +12,12 @@ use janus_core::sample::{CodeOptions, generate_codes};
 use serde::{Deserialize, Serialize};
 
 use super::picture::{png, thumbnail};
+use super::told::told;
 use crate::base::Base;
 use crate::data::Row;
 use crate::error::Result;
 use crate::eval::{answer, code_prompts, pictures};
+use crate::heads::Heads;
 use crate::status::Status;
 use crate::tasks::Task;
 use crate::train::tables::RecipeTable;
@@ -111,6 +114,7 @@ impl Sampler {
         &self,
         model: &Janus,
         base: &Base,
+        heads: &Heads,
         folder: &Path,
         step: u64,
         status: &dyn Status,
@@ -119,11 +123,13 @@ impl Sampler {
         let bar = status.items("sampling", self.tables.len() as u64);
         for (number, table) in self.tables.iter().enumerate() {
             samples.extend(table.answers(model, base)?);
-            samples.extend(table.pictures(model, base, self.seed, |row, bytes| {
-                let name = format!("{FOLDER}/step-{step}/{number}-{row}.png");
-                write_file(&folder.join(&name), |file| file.write_all(bytes))?;
+            let write = |row: usize, picture: &RgbImage| -> Result<String> {
+                let (name, bytes) = (format!("{FOLDER}/step-{step}/{number}-{row}.png"), png(picture)?);
+                write_file(&folder.join(&name), |file| file.write_all(&bytes))?;
                 Ok(name)
-            })?);
+            };
+            samples.extend(table.told(model, base, heads, write)?);
+            samples.extend(table.pictures(model, base, self.seed, write)?);
             for sample in samples.iter_mut().filter(|sample| sample.table == table.name) {
                 sample.image = table.row_picture(sample.row, folder, number)?;
             }
@@ -175,12 +181,30 @@ impl TableRows {
             .collect())
     }
 
+    /// What the table's head tells of each row.
+    fn told(
+        &self,
+        model: &Janus,
+        base: &Base,
+        heads: &Heads,
+        write: impl Fn(usize, &RgbImage) -> Result<String>,
+    ) -> Result<Vec<Sample>> {
+        let mut samples = Vec::new();
+        for (number, row) in self.rows.iter().enumerate() {
+            let Some(told) = told(self.task.as_ref(), &self.name, row, model, base, heads)? else { continue };
+            let picture = told.overlay.map(|overlay| write(number, &overlay)).transpose()?;
+            let (expected, answer) = (Some(shortened(&told.expected)), Some(shortened(&told.answer)));
+            samples.push(Sample { expected, answer, picture, ..self.sample(number) });
+        }
+        Ok(samples)
+    }
+
     fn pictures(
         &self,
         model: &Janus,
         base: &Base,
         seed: u64,
-        mut write: impl FnMut(usize, &[u8]) -> Result<String>,
+        write: impl Fn(usize, &RgbImage) -> Result<String>,
     ) -> Result<Vec<Sample>> {
         let (mut numbers, mut drawings) = (Vec::new(), Vec::new());
         for (number, row) in self.rows.iter().enumerate().take(PICTURES) {
@@ -198,7 +222,7 @@ impl TableRows {
         let drawn = generate_codes(model, &Pass::inference(), &prompts, &options, &mut |_| {})?;
         let mut samples = Vec::with_capacity(drawn.len());
         for (number, picture) in numbers.into_iter().zip(pictures(model, base, &drawn)?) {
-            let name = write(number, &png(&picture)?)?;
+            let name = write(number, &picture)?;
             samples.push(Sample { picture: Some(name), ..self.sample(number) });
         }
         Ok(samples)

@@ -16,6 +16,7 @@ use super::samples::{Sample, Sampler};
 use crate::base::Base;
 use crate::error::Result;
 use crate::eval::Metrics;
+use crate::heads::Heads;
 use crate::recipe::Recipe;
 use crate::status::Status;
 use crate::train::metrics::{MetricsFile, StepLine};
@@ -78,6 +79,7 @@ impl Sight {
         ];
         let losses = line.losses.iter().filter_map(|(table, loss)| Some((format!("loss/{table}"), loss.as_f64()?)));
         values.extend(losses);
+        values.extend(line.alignment.map(|loss| ("loss/alignment".to_owned(), loss)));
         let values = values.into_iter().map(|(tag, value)| (tag, Summary::Scalar(value))).collect();
         self.event(line.step, values, status);
     }
@@ -104,13 +106,14 @@ impl Sight {
         step: u64,
         model: &Janus,
         base: &Base,
+        heads: &Heads,
         metrics: &mut MetricsFile,
         status: &dyn Status,
     ) -> Result<()> {
         if self.sampler.is_empty() {
             return Ok(());
         }
-        let samples = self.sampler.sample(model, base, &self.folder, step, status)?;
+        let samples = self.sampler.sample(model, base, heads, &self.folder, step, status)?;
         metrics.write(&json!({ "step": step, "samples": samples }))?;
         self.sampled(step, &samples, status);
         Ok(())

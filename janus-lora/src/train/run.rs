@@ -374,7 +374,7 @@ impl Run<'_> {
         let base = &self.prepared.base;
         allocator::give_back();
         let Self { sight, files, stepper, model, step, status, .. } = self;
-        let sample = |_: &Heads| sight.sample(*step, model, base, &mut files.metrics, *status);
+        let sample = |heads: &Heads| sight.sample(*step, model, base, heads, &mut files.metrics, *status);
         stepper.trainables.untracked(model, sample)?;
         self.progress.sampled_step = Some(self.step);
         Ok(())

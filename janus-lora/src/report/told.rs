@@ -1,0 +1,84 @@
+//! What heads tell of rows' pictures, in words and drawn over them.
+
+use candle_core::D;
+use image::RgbImage;
+use janus_core::Janus;
+use janus_core::pass::Pass;
+use janus_core::processing::decode_image;
+
+use super::ReportError;
+use crate::base::Base;
+use crate::data::Row;
+use crate::error::Result;
+use crate::heads::locate::Marked;
+use crate::heads::{HeadKind, Heads, segment};
+use crate::overlay::{Overlay, words};
+use crate::tasks::{Context, PictureBatch, Sample, Target, Task};
+
+/// What is told of one row.
+#[derive(Debug)]
+pub(super) struct Told {
+    /// What is true of it.
+    pub(super) expected: String,
+    pub(super) answer: String,
+    /// The picture with what was found drawn over it.
+    pub(super) overlay: Option<RgbImage>,
+}
+
+/// What the head of a table tells of a row; `None` where the task has none, or nothing that is told of a single picture.
+pub(super) fn told(
+    task: &dyn Task,
+    name: &str,
+    row: &Row,
+    model: &Janus,
+    base: &Base,
+    heads: &Heads,
+) -> Result<Option<Told>> {
+    let (Some(kind), true) = (task.head(), heads.contains_key(name)) else { return Ok(None) };
+    let Sample::Picture(pictured) = task.sample(Context { base, model, draw: None }, row)? else { return Ok(None) };
+    let Some(batch) = PictureBatch::of(vec![pictured]) else { return Ok(None) };
+    let pass = Pass::inference();
+    let picture = || -> Result<RgbImage> {
+        let bytes = row.image("image").map_or(&[][..], |image| &image.bytes);
+        Ok(decode_image(bytes)?)
+    };
+    Ok(match kind {
+        HeadKind::Classify { labels } => {
+            let label = |number: Option<&u32>| number.and_then(|number| labels.get(*number as usize)).cloned();
+            let answered: Vec<u32> = batch.label_logits(model, &pass, heads)?.argmax(D::Minus1)?.to_vec1()?;
+            Some(Told {
+                expected: label(batch.labels().first()).unwrap_or_default(),
+                answer: label(answered.first()).unwrap_or_default(),
+                overlay: None,
+            })
+        }
+        HeadKind::Locate { labels } => {
+            let found = batch.found(&batch.places(model, &pass, heads)?)?.concat();
+            let drawn = Overlay::new(&picture()?).boxes(&found, &labels);
+            let drawn = drawn.map_err(|reason| ReportError::Picture { reason })?;
+            let marked = |marked: &Marked| {
+                let label = labels.get(marked.label as usize).map_or("", String::as_str);
+                format!("{label} at {}", marked.corners.map(|corner| format!("{corner:.1}")).join(", "))
+            };
+            let expected: Vec<String> = batch.boxes().concat().iter().map(marked).collect();
+            let expected = if expected.is_empty() { "nothing".to_owned() } else { expected.join("; ") };
+            Some(Told { expected, answer: words(&found, &labels), overlay: Some(drawn.into_picture()) })
+        }
+        HeadKind::Segment {} => {
+            let logits: Vec<f32> = batch.mask_logits(model, &pass, heads)?.flatten_all()?.to_vec1()?;
+            let (Some(frame), Some(Target::Mask(truth))) = (batch.frames.first(), batch.targets.first()) else {
+                return Ok(None);
+            };
+            let config = model.config();
+            let mask = segment::mask(&logits, segment::side(config), config.vision.image_size, frame);
+            let share = |mask: &[bool]| {
+                let inside = mask.iter().filter(|inside| **inside).count();
+                format!("{:.2} % of the picture", 100.0 * inside as f64 / mask.len().max(1) as f64)
+            };
+            let drawn = Overlay::new(&picture()?).mask(&mask, 0);
+            let expected = truth.pixels.as_deref().map(share).unwrap_or_default();
+            Some(Told { expected, answer: share(&mask), overlay: Some(drawn.into_picture()) })
+        }
+        HeadKind::Retrieve {} => None,
+    })
+}
