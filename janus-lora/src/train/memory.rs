@@ -284,7 +284,8 @@ impl Memory<'_> {
             let rows = self.evaluated_rows(load);
             let loss = rows * load.tokens * 3 * token
                 + self.head(load.is_generation, rows * load.labels)
-                + rows * load.head_values * F32_BYTES;
+                // Without gradients.
+                + rows * load.head_values * F32_BYTES / 2;
             if load.is_generation {
                 let drawn = answering(2 * PICTURES.min(load.eval_rows), load.tokens);
                 return drawn.max(self.tokenizer()).max(loss);
