@@ -16,7 +16,7 @@ use crate::base::Base;
 use crate::cache::{Image, codes, features};
 use crate::error::Result;
 use crate::heads::contrast::{Contrast, FIRST_TEMPERATURE, info_nce, unit};
-use crate::tasks::Sample;
+use crate::tasks::{Sample, within};
 
 /// What the temperature's logarithm is called in a checkpoint's extras.
 pub const TEMPERATURE: &str = "mifs.log_temperature";
@@ -35,7 +35,7 @@ pub const PARTS: Parts = Parts { text_head: false, vision: true, generation: tru
 
 /// Whether a site or parameter of this native path or name lies at or below the mid features.
 pub fn reaches(path: &str) -> bool {
-    PATHS.iter().any(|prefix| path == *prefix || (prefix.ends_with('.') && path.starts_with(prefix)))
+    within(path, &PATHS)
 }
 
 /// The temperature's logarithm at first, `[1]`.

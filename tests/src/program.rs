@@ -102,3 +102,15 @@ pub fn run(mut command: Command) -> Done {
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     Done { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
+
+/// The program ended with exit code 2 and said all of this.
+///
+/// # Panics
+/// It did not.
+#[track_caller]
+pub fn refused(done: &Done, said: &[&str]) {
+    assert_eq!(done.code, Some(2), "{}{}", done.stdout, done.stderr);
+    for part in said {
+        assert!(done.stderr.contains(part), "no `{part}`: {}", done.stderr);
+    }
+}

@@ -4,7 +4,7 @@
 use candle_core::{Device, Tensor};
 use janus_tests::compare::close;
 use janus_tests::expected::Expected;
-use janus_tests::program::Done;
+use janus_tests::program::refused;
 use janus_tests::rows::{images, picture, texts, write_table};
 use janus_tests::tiny::Workplace;
 
@@ -108,14 +108,6 @@ fn rows(place: &Workplace, name: &str, label: impl Fn(usize) -> &'static str) {
     let pictures: Vec<_> = (0..9).map(|i| Some(picture(40, 32, i))).collect();
     let columns = vec![("image", images(&pictures)), ("kind", texts((0..9).map(label)))];
     write_table(&place.path(name), columns, 4);
-}
-
-#[track_caller]
-fn refused(done: &Done, said: &[&str]) {
-    assert_eq!(done.code, Some(2), "{}{}", done.stdout, done.stderr);
-    for part in said {
-        assert!(done.stderr.contains(part), "no `{part}`: {}", done.stderr);
-    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Heads that locate, segment and retrieve: trained on a handful of rows, evaluated, asked, refused.
 #![allow(clippy::unwrap_used)]
 
-use janus_tests::program::Done;
+use janus_tests::program::{Done, refused};
 use janus_tests::rows::{boxes, images, rectangles, text_lists, texts, write_table};
 use janus_tests::tiny::Workplace;
 use serde_json::{Value, json};
@@ -87,14 +87,6 @@ fn after(place: &Workplace) -> Value {
 fn ask(place: &Workplace, more: &[&str]) -> Done {
     let adapter = ["understand", "--base", "base", "--adapter", "run", "--dtype", "f32", "--json"];
     place.janus(&[&adapter[..], more].concat())
-}
-
-#[track_caller]
-fn refused(done: &Done, said: &[&str]) {
-    assert_eq!(done.code, Some(2), "{}{}", done.stdout, done.stderr);
-    for part in said {
-        assert!(done.stderr.contains(part), "no `{part}`: {}", done.stderr);
-    }
 }
 
 #[test]

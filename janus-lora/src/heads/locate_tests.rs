@@ -3,6 +3,7 @@ use janus_core::noise;
 
 use super::*;
 use crate::heads::HeadKind;
+use crate::heads::testing::{Nearness, check_gradients, variables};
 
 fn config() -> JanusConfig {
     JanusConfig::shape("janus-tiny").unwrap()
@@ -78,8 +79,7 @@ fn the_loss_is_that_of_the_definition() {
 #[test]
 fn every_value_has_the_gradient_of_differences() {
     let start = head();
-    let vars: std::collections::BTreeMap<_, Var> =
-        start.values().iter().map(|(name, value)| (name.clone(), Var::from_tensor(value).unwrap())).collect();
+    let vars = variables(&start);
     let features = Var::from_tensor(&features(2)).unwrap();
     let boxes = vec![
         vec![marked([3.0, 5.0, 17.0, 12.0], 2), marked([20.0, 18.0, 24.0, 25.0], 0)],
@@ -89,26 +89,8 @@ fn every_value_has_the_gradient_of_differences() {
         let head = start.with_values(|name| vars[name].as_tensor().clone());
         loss(&places(&head, &config(), features.as_tensor()).unwrap(), &boxes).unwrap()
     };
-    let gradients = value().backward().unwrap();
-    for (name, var) in vars.iter().map(|(name, var)| (name.as_ref(), var)).chain([("features", &features)]) {
-        let gradient: Vec<f32> = gradients.get(var).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-        let largest = (0..gradient.len()).max_by(|a, b| gradient[*a].abs().total_cmp(&gradient[*b].abs())).unwrap();
-        assert!(gradient[largest].abs() > 1e-4, "{name}");
-        let before = var.as_detached_tensor().copy().unwrap();
-        let at = |shift: f32| {
-            let mut moved: Vec<f32> = before.flatten_all().unwrap().to_vec1().unwrap();
-            moved[largest] += shift;
-            var.set(&Tensor::from_vec(moved, before.dims(), &Device::Cpu).unwrap()).unwrap();
-            f64::from(value().to_scalar::<f32>().unwrap())
-        };
-        let difference = (at(4e-3) - at(-4e-3)) / 8e-3;
-        var.set(&before).unwrap();
-        let got = f64::from(gradient[largest]);
-        assert!(
-            (got - difference).abs() < 0.05 * difference.abs() + 2e-3,
-            "{name}: {got}, by differences {difference}"
-        );
-    }
+    let named = vars.iter().map(|(name, var)| (name.as_ref(), var)).chain([("features", &features)]);
+    check_gradients(named, &Nearness { step: 4e-3, relative: 0.05, absolute: 2e-3, least: 1e-4 }, value);
 }
 
 #[test]

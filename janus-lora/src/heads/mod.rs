@@ -228,4 +228,6 @@ pub fn activation_values(config: &JanusConfig, kind: &HeadKind) -> u64 {
 }
 
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;

@@ -4,6 +4,7 @@ use janus_core::processing::ImageProcessor;
 
 use super::*;
 use crate::heads::HeadKind;
+use crate::heads::testing::{Nearness, check_gradients, variables};
 
 fn config() -> JanusConfig {
     JanusConfig::shape("janus-tiny").unwrap()
@@ -64,8 +65,7 @@ fn the_loss_is_that_of_the_definition() {
 #[test]
 fn every_value_has_the_gradient_of_differences() {
     let start = head();
-    let vars: std::collections::BTreeMap<_, Var> =
-        start.values().iter().map(|(name, value)| (name.clone(), Var::from_tensor(value).unwrap())).collect();
+    let vars = variables(&start);
     let (config, patches) = (config(), config().vision.num_patches());
     let low = Var::from_tensor(&drawn(&[2, patches, config.vision.hidden_size], "low", 0.5)).unwrap();
     let mid = Var::from_tensor(&drawn(&[2, patches, config.vision.projection_dim], "mid", 0.5)).unwrap();
@@ -73,27 +73,8 @@ fn every_value_has_the_gradient_of_differences() {
         let head = start.with_values(|name| vars[name].as_tensor().clone());
         loss(&logits(&head, &config, low.as_tensor(), mid.as_tensor()).unwrap(), &truth(2)).unwrap()
     };
-    let gradients = value().backward().unwrap();
-    let named = vars.iter().map(|(name, var)| (name.as_ref(), var));
-    for (name, var) in named.chain([("low", &low), ("mid", &mid)]) {
-        let gradient: Vec<f32> = gradients.get(var).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-        let largest = (0..gradient.len()).max_by(|a, b| gradient[*a].abs().total_cmp(&gradient[*b].abs())).unwrap();
-        assert!(gradient[largest].abs() > 1e-5, "{name}");
-        let before = var.as_detached_tensor().copy().unwrap();
-        let at = |shift: f32| {
-            let mut moved: Vec<f32> = before.flatten_all().unwrap().to_vec1().unwrap();
-            moved[largest] += shift;
-            var.set(&Tensor::from_vec(moved, before.dims(), &Device::Cpu).unwrap()).unwrap();
-            f64::from(value().to_scalar::<f32>().unwrap())
-        };
-        let difference = (at(2e-3) - at(-2e-3)) / 4e-3;
-        var.set(&before).unwrap();
-        let got = f64::from(gradient[largest]);
-        assert!(
-            (got - difference).abs() < 0.05 * difference.abs() + 1.5e-4,
-            "{name}: {got}, by differences {difference}"
-        );
-    }
+    let named = vars.iter().map(|(name, var)| (name.as_ref(), var)).chain([("low", &low), ("mid", &mid)]);
+    check_gradients(named, &Nearness { step: 2e-3, relative: 0.05, absolute: 1.5e-4, least: 1e-5 }, value);
 }
 
 #[test]

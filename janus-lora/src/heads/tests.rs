@@ -1,5 +1,6 @@
 use candle_core::{D, DType, Var};
 
+use super::testing::{Nearness, check_gradients, variables};
 use super::*;
 
 fn config() -> JanusConfig {
@@ -83,8 +84,7 @@ fn a_new_head_prefers_no_label() {
 #[test]
 fn every_value_has_the_gradient_of_differences() {
     let head = trained();
-    let vars: BTreeMap<Arc<str>, Var> =
-        head.values().iter().map(|(name, value)| (name.clone(), Var::from_tensor(value).unwrap())).collect();
+    let vars = variables(&head);
     let features = Var::from_tensor(&drawn(&[2, 5, config().vision.projection_dim], "features")).unwrap();
     let loss = || {
         let head = head.with_values(|name| vars[name].as_tensor().clone());
@@ -92,25 +92,8 @@ fn every_value_has_the_gradient_of_differences() {
         let weights = drawn(logits.dims(), "weights");
         (candle_nn::ops::log_softmax(&logits, D::Minus1).unwrap() * weights).unwrap().sum_all().unwrap()
     };
-    let gradients = loss().backward().unwrap();
-    for var in vars.values().chain([&features]) {
-        let gradient = values(gradients.get(var).unwrap());
-        let largest = (0..gradient.len()).max_by(|a, b| gradient[*a].abs().total_cmp(&gradient[*b].abs())).unwrap();
-        let start = var.as_detached_tensor().copy().unwrap();
-        let at = |shift: f32| {
-            let mut moved = values(&start);
-            moved[largest] += shift;
-            var.set(&Tensor::from_vec(moved, start.dims(), &Device::Cpu).unwrap()).unwrap();
-            loss().to_scalar::<f32>().unwrap()
-        };
-        let difference = (at(1e-2) - at(-1e-2)) / 2e-2;
-        var.set(&start).unwrap();
-        assert!(
-            (gradient[largest] - difference).abs() < 0.02 * difference.abs() + 1e-3,
-            "{} {difference}",
-            gradient[largest]
-        );
-    }
+    let named = vars.iter().map(|(name, var)| (name.as_ref(), var)).chain([("features", &features)]);
+    check_gradients(named, &Nearness { step: 1e-2, relative: 0.02, absolute: 1e-3, least: 1e-4 }, loss);
 }
 
 #[test]
@@ -141,28 +124,13 @@ fn vectors_are_of_length_one_and_have_gradients() {
     for length in values(&images.sqr().unwrap().sum(1).unwrap()) {
         assert!((length - 1.0).abs() < 1e-5);
     }
-    let vars: BTreeMap<Arc<str>, Var> =
-        head.values().iter().map(|(name, value)| (name.clone(), Var::from_tensor(value).unwrap())).collect();
+    let vars = variables(&head);
     let loss = || {
         let head = head.with_values(|name| vars[name].as_tensor().clone());
         let images = retrieve::image_vectors(&head, &features.narrow(0, 0, 2).unwrap()).unwrap();
         let captions = retrieve::text_vectors(&head, &hidden).unwrap();
         contrast::info_nce(&images, &captions, retrieve::log_temperature(&head), |_, _| false).unwrap().sum
     };
-    let gradients = loss().backward().unwrap();
-    for (name, var) in &vars {
-        let gradient = values(gradients.get(var).unwrap());
-        let largest = (0..gradient.len()).max_by(|a, b| gradient[*a].abs().total_cmp(&gradient[*b].abs())).unwrap();
-        let start = var.as_detached_tensor().copy().unwrap();
-        let at = |shift: f32| {
-            let mut moved = values(&start);
-            moved[largest] += shift;
-            var.set(&Tensor::from_vec(moved, start.dims(), &Device::Cpu).unwrap()).unwrap();
-            loss().to_scalar::<f32>().unwrap()
-        };
-        let difference = (at(1e-2) - at(-1e-2)) / 2e-2;
-        var.set(&start).unwrap();
-        let got = gradient[largest];
-        assert!((got - difference).abs() < 0.03 * difference.abs() + 1e-3, "{name}: {got} {difference}");
-    }
+    let named = vars.iter().map(|(name, var)| (name.as_ref(), var));
+    check_gradients(named, &Nearness { step: 1e-2, relative: 0.03, absolute: 1e-3, least: 1e-4 }, loss);
 }

@@ -2,22 +2,11 @@
 
 use janus_core::{ModelError, Parts};
 
-use super::{Draft, Drawing, Question, Task, image_column, within};
+use super::{Draft, Drawing, PICTURE_PATHS, Question, Task, generate, image_column, within};
 use crate::base::Base;
 use crate::data::{ColumnKind, ColumnRequest, Row};
 use crate::error::Result;
 use crate::recipe::Columns;
-
-/// Native paths the loss depends on: those of `generate`, and the way of the source picture.
-const REACHED: &[&str] = &[
-    "model.language_model.",
-    "model.generation_embeddings",
-    "model.generation_embeddings.",
-    "model.generation_aligner.",
-    "model.generation_head.",
-    "model.vision_model.",
-    "model.aligner.",
-];
 
 #[derive(Debug)]
 pub(super) struct Edit {
@@ -41,7 +30,8 @@ impl Task for Edit {
     }
 
     fn reaches(&self, path: &str) -> bool {
-        within(path, REACHED)
+        // Those of a drawing, and the way of the source picture.
+        within(path, generate::REACHED) || within(path, PICTURE_PATHS)
     }
 
     fn columns(&self) -> Vec<ColumnRequest> {

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::recipe::Columns;
 
 /// Native paths the loss depends on. The image tokenizer only makes labels: nothing flows back through it.
-const REACHED: &[&str] = &[
+pub(super) const REACHED: &[&str] = &[
     "model.language_model.",
     "model.generation_embeddings",
     "model.generation_embeddings.",

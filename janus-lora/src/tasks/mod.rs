@@ -163,7 +163,7 @@ fn unknown_label(labels: &[String], label: &str) -> String {
 }
 
 /// Whether `path` lies in one of the modules, `prefixes` ending in `.` or being whole paths.
-fn within(path: &str, prefixes: &[&str]) -> bool {
+pub(crate) fn within(path: &str, prefixes: &[&str]) -> bool {
     prefixes.iter().any(|prefix| path == *prefix || (prefix.ends_with('.') && path.starts_with(prefix)))
 }
 

@@ -561,12 +561,14 @@ fn check_coverage(
         for row in source.train.rows()? {
             samples.push(source.task.sample(context, &row?)?);
             let batch = Batch::collate(base, &samples)?;
-            let aligned = if recipe.mifs.is_some() { Aligned::of(base, model, &samples)? } else { None };
-            // Two pictures are aligned at least, where the table has any.
-            let waits = recipe.mifs.is_some() && aligned.is_none() && samples.iter().any(|s| !s.images().is_empty());
-            if batch.is_telling() && !waits {
-                batches.push(TableBatch { table, batch, aligned });
-                break;
+            if batch.is_telling() {
+                let aligned = if recipe.mifs.is_some() { Aligned::of(base, model, &samples)? } else { None };
+                // Two pictures are aligned at least, where the table has any.
+                let has_pictures = samples.iter().any(|sample| !sample.images().is_empty());
+                if recipe.mifs.is_none() || aligned.is_some() || !has_pictures {
+                    batches.push(TableBatch { table, batch, aligned });
+                    break;
+                }
             }
             // Of a long way to a row that tells something, only the last ones are kept.
             if samples.len() > MOST_TOLD_ROWS {

@@ -21,6 +21,19 @@ pub(super) const COLORS: [(&str, Color); 5] = [
     ("purple", [130.0, 50.0, 160.0]),
 ];
 
+/// Names of the cells of a 3 x 3 grid, row by row.
+pub(super) const PLACES: [&str; 9] = [
+    "top left",
+    "top centre",
+    "top right",
+    "middle left",
+    "centre",
+    "middle right",
+    "bottom left",
+    "bottom centre",
+    "bottom right",
+];
+
 /// A column and a row of pixels, and the way to its middle from a centre.
 type Reached = ((u32, u32), Point);
 

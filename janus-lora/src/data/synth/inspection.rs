@@ -8,7 +8,8 @@
 use image::{GrayImage, Rgb, RgbImage};
 
 use super::draw::{
-    COLORS, Color, Point, direction, distance_to_stretch, inside, length, mark, mask_png, paint, picture_png, rounded,
+    COLORS, Color, PLACES, Point, direction, distance_to_stretch, inside, length, mark, mask_png, paint, picture_png,
+    rounded,
 };
 use super::{Cell, ColumnType, combination};
 use crate::data::random::Random;
@@ -24,18 +25,6 @@ pub(super) const COLUMNS: [(&str, ColumnType); 10] = [
     ("question", ColumnType::Text),
     ("answer", ColumnType::Text),
     ("caption", ColumnType::Text),
-];
-
-const PLACES: [&str; 9] = [
-    "top left",
-    "top centre",
-    "top right",
-    "middle left",
-    "centre",
-    "middle right",
-    "bottom left",
-    "bottom centre",
-    "bottom right",
 ];
 
 const SHAPES: [&str; 5] = ["circle", "square", "triangle", "ring", "cross"];

@@ -7,7 +7,7 @@
 
 use image::{Rgb, RgbImage};
 
-use super::draw::{Color, direction, grain, picture_png, rounded};
+use super::draw::{Color, PLACES, direction, grain, picture_png, rounded};
 use super::world_parts::{KINDS, MATERIALS, paint_part};
 use super::{Cell, ColumnType, combination};
 use crate::data::random::Random;
@@ -38,19 +38,6 @@ const SIZES: [&str; 2] = ["small", "large"];
 const COUNTS: [&str; 4] = ["one", "two", "three", "four"];
 const GROUNDS: [&str; 4] = ["plain", "striped", "checked", "speckled"];
 const LIGHTS: [&str; 2] = ["bright", "dim"];
-
-/// Places of a single part: a 3 x 3 grid.
-const PLACES: [&str; 9] = [
-    "top left",
-    "top centre",
-    "top right",
-    "middle left",
-    "centre",
-    "middle right",
-    "bottom left",
-    "bottom centre",
-    "bottom right",
-];
 
 /// Places of one to four equal parts, in cells of the grid from its middle.
 const GROUPS: [&[(f64, f64)]; 4] = [
