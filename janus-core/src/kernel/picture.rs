@@ -61,11 +61,18 @@ impl Moments {
 /// Values of a piece whose moments are taken by themselves: small beside a core's second-level cache, for it is read twice.
 const PIECE: usize = 1 << 15;
 
-impl Norm {
-    /// The norm of one picture over `groups` groups, which divide the channels; `weight` and `bias`: `[channels]`.
-    pub(crate) fn of(picture: Picture<'_>, weight: &[f32], bias: &[f32], groups: usize, eps: f64) -> Self {
+/// Mean and `1 / sqrt(variance + eps)` of each channel's group.
+#[derive(Debug, Default)]
+pub(crate) struct Statistics {
+    pub(crate) mean: Vec<f32>,
+    pub(crate) inverse: Vec<f64>,
+}
+
+impl Statistics {
+    /// Of one picture whose channels are `groups` groups.
+    pub(crate) fn of(picture: Picture<'_>, groups: usize, eps: f64) -> Self {
         let channels = picture.channels;
-        assert!(weight.len() == channels && bias.len() == channels && groups > 0 && channels.is_multiple_of(groups));
+        assert!(groups > 0 && channels.is_multiple_of(groups), "groups that do not divide the channels");
         if channels == 0 {
             return Self::default();
         }
@@ -83,15 +90,25 @@ impl Norm {
             })
             .collect();
         let width = channels / groups;
-        let mut norm = Self { mean: Vec::new(), scale: Vec::new(), shift: bias.to_vec() };
-        for (group, weight) in weight.chunks_exact(width).enumerate() {
+        let mut statistics = Self::default();
+        for group in 0..groups {
             let own = pieces.iter().flat_map(|piece| &piece[group * width..(group + 1) * width]);
             let all = own.fold(Moments::default(), |all, piece| all.with(*piece));
-            let deviation = (all.squares / all.count.max(1.0) + eps).sqrt();
-            norm.mean.extend(weight.iter().map(|_| all.mean as f32));
-            norm.scale.extend(weight.iter().map(|weight| (f64::from(*weight) / deviation) as f32));
+            let inverse = 1.0 / (all.squares / all.count.max(1.0) + eps).sqrt();
+            statistics.mean.extend((0..width).map(|_| all.mean as f32));
+            statistics.inverse.extend((0..width).map(|_| inverse));
         }
-        norm
+        statistics
+    }
+}
+
+impl Norm {
+    /// The norm of one picture over `groups` groups, which divide the channels; `weight` and `bias`: `[channels]`.
+    pub(crate) fn of(picture: Picture<'_>, weight: &[f32], bias: &[f32], groups: usize, eps: f64) -> Self {
+        assert!(weight.len() == picture.channels && bias.len() == picture.channels, "channels without parameters");
+        let Statistics { mean, inverse } = Statistics::of(picture, groups, eps);
+        let scale = weight.iter().zip(inverse).map(|(weight, inverse)| (f64::from(*weight) * inverse) as f32).collect();
+        Self { mean, scale, shift: bias.to_vec() }
     }
 
     /// The normed picture, with `x · sigmoid(x)` of it where `activated`.
@@ -152,6 +169,58 @@ vectorized! {
             for c in 0..channels {
                 let y = (pixel[c].widen() - mean[c]) * scale[c] + shift[c];
                 out[c] = y * sigmoid(y);
+            }
+        }
+    }
+
+    /// Replaces the gradient of the result by that of the normed values, and sums it by channel, alone and times those.
+    fn gradient_sums<E>(
+        x: &[E],
+        mean: &[f32],
+        inverse: &[f32],
+        weight: &[f32],
+        bias: &[f32],
+        activated: bool,
+        gradient: &mut [f32],
+        sums: &mut [f32],
+        products: &mut [f32],
+    ) {
+        let channels = mean.len();
+        let (inverse, weight, bias) = (&inverse[..channels], &weight[..channels], &bias[..channels]);
+        let (sums, products) = (&mut sums[..channels], &mut products[..channels]);
+        for (pixel, gradient) in x.chunks_exact(channels).zip(gradient.chunks_exact_mut(channels)) {
+            for c in 0..channels {
+                let normed = (pixel[c].widen() - mean[c]) * inverse[c];
+                let mut g = gradient[c];
+                if activated {
+                    let y = normed * weight[c] + bias[c];
+                    let s = sigmoid(y);
+                    g *= s * (1.0 + y * (1.0 - s));
+                }
+                gradient[c] = g;
+                sums[c] += g;
+                products[c] += g * normed;
+            }
+        }
+    }
+
+    /// From the gradient of the normed values to that of the pixels, with the means that [`gradient_sums`] leads to.
+    fn input_gradient<E>(
+        x: &[E],
+        mean: &[f32],
+        inverse: &[f32],
+        weight: &[f32],
+        means: &[f32],
+        products: &[f32],
+        gradient: &mut [f32],
+    ) {
+        let channels = mean.len();
+        let (inverse, weight) = (&inverse[..channels], &weight[..channels]);
+        let (means, products) = (&means[..channels], &products[..channels]);
+        for (pixel, gradient) in x.chunks_exact(channels).zip(gradient.chunks_exact_mut(channels)) {
+            for c in 0..channels {
+                let normed = (pixel[c].widen() - mean[c]) * inverse[c];
+                gradient[c] = inverse[c] * (weight[c] * gradient[c] - means[c] - normed * products[c]);
             }
         }
     }

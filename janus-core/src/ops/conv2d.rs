@@ -1,24 +1,28 @@
-//! Convolution with a frozen kernel.
+//! Convolution.
 //!
 //! 3 x 3 kernels with a margin of one go through [`crate::kernel::winograd`], with what stands around them; all others are
-//! one matrix product, of the pixels themselves or of patches unrolled a band of rows at a time. candle's own convolution is
-//! several times slower on the processor; it serves where a gradient is wanted.
+//! one matrix product, of the pixels themselves or of patches unrolled a band of rows at a time
+//! (`unrolled`). Where a gradient is wanted, both have one of their own (`tracked_conv2d`): candle's
+//! convolution is several times slower on the processor, and serves on other devices.
 
 use candle_core::{DType, Result, Tensor};
-use rayon::prelude::*;
 
 use super::channels_last;
 use super::composed::is_composed;
 use super::group_norm::{GroupNorm, group_norm_silu};
+use super::tracked_conv2d::tracked;
+use super::unrolled::Geometry;
 use super::values;
 use crate::kernel::picture::Picture;
-use crate::kernel::{Finish, Rows, Term, product, winograd};
-
-/// Values of unrolled patches held at a time: 4 MiB.
-const BAND_VALUES: usize = 1 << 20;
+use crate::kernel::winograd;
 
 /// Input channels from which transforming tiles pays.
 const LEAST_CHANNELS: usize = 16;
+
+/// Whether a convolution goes through [`winograd`].
+pub(super) fn is_winograd(kernel: [usize; 2], stride: usize, padding: usize, input: usize) -> bool {
+    kernel == [3, 3] && [stride, padding] == [1, 1] && input >= LEAST_CHANNELS
+}
 
 /// What is computed together with a convolution, in this order.
 #[derive(Debug, Clone, Copy, Default)]
@@ -50,7 +54,7 @@ impl Around<'_> {
     /// Shapes that do not fit.
     pub(crate) fn behind(&self, y: Tensor) -> Result<Tensor> {
         match self.add {
-            Some(add) => add + y,
+            Some(add) => channels_last::sum(add, &y),
             None => Ok(y),
         }
     }
@@ -59,8 +63,8 @@ impl Around<'_> {
 /// `x: [batch, in, height, width]`, `kernel: [out, in, kh, kw]`, `bias: [out]`, equal stride and padding on both axes;
 /// returns `[batch, out, height', width']` in `x`'s type.
 ///
-/// Where `x`, `kernel` or `bias` carry a graph, candle's differentiable convolution is used; elsewhere the result is a view
-/// of `[batch, height', width', out]`, and an `x` that is such a view is read without a copy.
+/// On the processor the result is a view of `[batch, height', width', out]`, and an `x` that is such a view is read without a
+/// copy. Gradients flow to all three.
 ///
 /// # Errors
 /// Shapes that do not fit.
@@ -94,15 +98,18 @@ pub(crate) fn conv2d_within(
         candle_core::bail!("the addend {:?} does not fit a result {dims:?}", around.add.map(Tensor::dims));
     }
     let parameters_tracked = kernel.track_op() || bias.is_some_and(Tensor::track_op);
-    let tracked = x.track_op() || parameters_tracked || around.add.is_some_and(Tensor::track_op);
+    let is_tracked = x.track_op() || parameters_tracked || around.add.is_some_and(Tensor::track_op);
     let norm_is_fast = match &around.norm {
         Some(norm) => norm.is_fast(x)?,
         None => true,
     };
-    if tracked || !norm_is_fast || is_composed(x.device()) {
+    if is_composed(x.device()) {
         return around.behind(composed(&around.before(x)?, kernel, bias, stride, padding)?);
     }
-    let winograd = [kh, kw, stride, padding] == [3, 3, 1, 1] && input >= LEAST_CHANNELS;
+    if is_tracked || !norm_is_fast {
+        return around.behind(tracked(&around.before(x)?, kernel, bias, stride, padding)?);
+    }
+    let winograd = is_winograd([kh, kw], stride, padding, input);
     let before = if winograd { x.clone() } else { around.before(x)? };
     let bias = bias.map(|bias| values::with_values(bias, |bias| Ok(bias.to_vec()))).transpose()?;
     let y = channels_last::with_pixels(&before, |pixels| {
@@ -112,17 +119,8 @@ pub(crate) fn conv2d_within(
                     let sizes = [batch, height, width, input];
                     return by_winograd(pixels, sizes, kernel, out, bias.as_deref(), around, add);
                 }
-                let geometry = Geometry {
-                    input,
-                    height: height * factor,
-                    width: width * factor,
-                    kh,
-                    kw,
-                    stride,
-                    padding,
-                    out_height,
-                    out_width,
-                };
+                let size = [height * factor, width * factor];
+                let geometry = Geometry::new(input, size, [kh, kw], stride, padding);
                 Ok(geometry.run(batch, out, pixels, kernel, bias.as_deref(), add))
             };
             match around.add {
@@ -135,7 +133,7 @@ pub(crate) fn conv2d_within(
 }
 
 /// Pictures one by one through one kernel.
-fn by_winograd(
+pub(super) fn by_winograd(
     pixels: &[f32],
     [batch, height, width, input]: [usize; 4],
     kernel: &[f32],
@@ -156,9 +154,15 @@ fn by_winograd(
     Ok(y)
 }
 
-/// By candle's convolution. Its backward fails unless the last step leaves as many rows unread as columns, so where there
+/// By candle's convolution: the slow truth, and the path of other devices. Its backward fails unless the last step leaves as many rows unread as columns, so where there
 /// are steps, what is unread is cut off first.
-fn composed(x: &Tensor, kernel: &Tensor, bias: Option<&Tensor>, stride: usize, padding: usize) -> Result<Tensor> {
+pub(super) fn composed(
+    x: &Tensor,
+    kernel: &Tensor,
+    bias: Option<&Tensor>,
+    stride: usize,
+    padding: usize,
+) -> Result<Tensor> {
     let (wide, kernel) = (x.to_dtype(DType::F32)?.contiguous()?, kernel.to_dtype(DType::F32)?);
     let y = if stride == 1 {
         wide.conv2d(&kernel, padding, 1, 1, 1)?
@@ -179,93 +183,6 @@ fn composed(x: &Tensor, kernel: &Tensor, bias: Option<&Tensor>, stride: usize, p
         None => y,
     };
     y.to_dtype(x.dtype())
-}
-
-struct Geometry {
-    input: usize,
-    height: usize,
-    width: usize,
-    kh: usize,
-    kw: usize,
-    stride: usize,
-    padding: usize,
-    out_height: usize,
-    out_width: usize,
-}
-
-impl Geometry {
-    /// `x: [batch, height, width, input]`, `kernel: [out, input, kh, kw]`; returns `[batch, out_height, out_width, out]`.
-    fn run(
-        &self,
-        batch: usize,
-        out: usize,
-        x: &[f32],
-        kernel: &[f32],
-        bias: Option<&[f32]>,
-        add: Option<&[f32]>,
-    ) -> Vec<f32> {
-        let depth = self.input * self.kh * self.kw;
-        let area = self.out_height * self.out_width;
-        let mut y = vec![0f32; batch * area * out];
-        let mut multiply = |rows: Rows<'_, f32>, kernel: &[f32], first: usize| {
-            let places = first * out..(first + rows.count()) * out;
-            let add = add.map(|add| Rows::dense(&add[places.clone()], rows.count(), out));
-            let term = Term::transposed(rows, Rows::dense(kernel, out, depth));
-            product(&[term], Finish { bias, add, ..Finish::default() }, &mut y[places], out);
-        };
-        if [self.kh, self.kw, self.stride, self.padding] == [1, 1, 1, 0] {
-            multiply(Rows::dense(x, batch * area, depth), kernel, 0);
-            return y;
-        }
-        let kernel = self.channels_last(kernel);
-        let band = (BAND_VALUES / (depth * self.out_width).max(1)).clamp(1, self.out_height.max(1));
-        let mut patches = vec![0f32; depth * band * self.out_width];
-        for (i, x) in x.chunks_exact((self.height * self.width * self.input).max(1)).enumerate() {
-            for first in (0..self.out_height).step_by(band) {
-                let count = band.min(self.out_height - first) * self.out_width;
-                let patches = &mut patches[..depth * count];
-                patches.par_chunks_mut((depth * self.out_width).max(1)).enumerate().for_each(|(row, patches)| {
-                    self.unroll(x, first + row, patches);
-                });
-                multiply(Rows::dense(patches, count, depth), &kernel, i * area + first * self.out_width);
-            }
-        }
-        y
-    }
-
-    /// `[out, input, kh, kw]` as `[out, kh, kw, input]`.
-    fn channels_last(&self, kernel: &[f32]) -> Vec<f32> {
-        let taps = self.kh * self.kw;
-        let mut turned = vec![0f32; kernel.len()];
-        let size = (taps * self.input).max(1);
-        for (turned, kernel) in turned.chunks_exact_mut(size).zip(kernel.chunks_exact(size)) {
-            for (i, value) in kernel.iter().enumerate() {
-                turned[i % taps * self.input + i / taps] = *value;
-            }
-        }
-        turned
-    }
-
-    /// Fills the patches of the output's row `row`, `[out_width, kh, kw, input]`.
-    fn unroll(&self, x: &[f32], row: usize, patches: &mut [f32]) {
-        let line = self.kw * self.input;
-        for (i, cells) in patches.chunks_exact_mut(line.max(1)).enumerate() {
-            let (place, ky) = (i / self.kh, i % self.kh);
-            let y = (row * self.stride + ky).wrapping_sub(self.padding);
-            // Pixels of this line that lie in the picture: from `left` to `right` of the kernel's cells.
-            let start = place * self.stride;
-            let left = self.padding.saturating_sub(start).min(self.kw);
-            let right = (self.width + self.padding).saturating_sub(start).min(self.kw);
-            if y >= self.height || left >= right {
-                cells.fill(0.0);
-                continue;
-            }
-            let from = (y * self.width + start + left - self.padding) * self.input;
-            cells[..left * self.input].fill(0.0);
-            cells[left * self.input..right * self.input].copy_from_slice(&x[from..from + (right - left) * self.input]);
-            cells[right * self.input..].fill(0.0);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use candle_core::{DType, Result, Tensor};
 
 use super::channels_last;
 use super::composed::is_composed;
+use super::tracked_group_norm::tracked;
 use super::values;
 use crate::kernel::picture::{Norm, Picture};
 
@@ -25,7 +26,7 @@ pub struct GroupNorm<'a> {
 /// # Errors
 /// Channels that the groups do not divide.
 pub fn group_norm(x: &Tensor, norm: GroupNorm<'_>) -> Result<Tensor> {
-    if norm.is_fast(x)? { norm.fast(x, false) } else { norm.composed(x) }
+    norm.run(x, false)
 }
 
 /// [`group_norm`], then `y · sigmoid(y)`.
@@ -33,11 +34,22 @@ pub fn group_norm(x: &Tensor, norm: GroupNorm<'_>) -> Result<Tensor> {
 /// # Errors
 /// Channels that the groups do not divide.
 pub fn group_norm_silu(x: &Tensor, norm: GroupNorm<'_>) -> Result<Tensor> {
-    if norm.is_fast(x)? { norm.fast(x, true) } else { norm.composed(x)?.silu() }
+    norm.run(x, true)
 }
 
 impl GroupNorm<'_> {
-    /// Whether the processor's code computes it: the shapes fit, and nothing carries a graph.
+    fn run(self, x: &Tensor, activated: bool) -> Result<Tensor> {
+        if self.is_fast(x)? {
+            return self.fast(x, activated);
+        }
+        if !is_composed(x.device()) {
+            return tracked(x, self, activated);
+        }
+        let y = self.composed(x)?;
+        if activated { y.silu() } else { Ok(y) }
+    }
+
+    /// Whether the processor's code computes it without a graph: the shapes fit, and nothing carries one.
     pub(super) fn is_fast(&self, x: &Tensor) -> Result<bool> {
         let (_, channels, _, _) = x.dims4()?;
         if self.groups == 0 || channels % self.groups != 0 {
@@ -76,8 +88,8 @@ impl GroupNorm<'_> {
         channels_last::tensor(y, [batch, channels, height, width], x)
     }
 
-    /// By candle's differentiable operations: the slow truth, and the path of other devices and of gradients.
-    fn composed(&self, x: &Tensor) -> Result<Tensor> {
+    /// By candle's differentiable operations: the slow truth, and the path of other devices.
+    pub(super) fn composed(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, channels, height, width) = x.dims4()?;
         let wide = x.to_dtype(DType::F32)?.reshape((batch, self.groups, ()))?;
         let centred = wide.broadcast_sub(&wide.mean_keepdim(2)?)?;

@@ -7,7 +7,7 @@
 //! | operation | file |
 //! | --- | --- |
 //! | product with a frozen weight | [`linear`] |
-//! | convolution with a frozen kernel | [`conv2d`] |
+//! | convolution | [`conv2d`] |
 //! | normalisation | [`rms_norm`](mod@rms_norm), [`layer_norm`](mod@layer_norm), [`group_norm`](mod@group_norm) |
 //! | attention in blocks of queries | [`attention`](mod@attention) |
 //! | rotary position embedding | [`rotary`] |
@@ -35,6 +35,9 @@ pub mod linear;
 pub mod rms_norm;
 pub mod rotary;
 pub mod select_rows;
+mod tracked_conv2d;
+mod tracked_group_norm;
+mod unrolled;
 pub(crate) mod values;
 
 pub use attention::{AttentionMask, attention};
