@@ -150,6 +150,12 @@ pub enum CheckpointError {
         /// The shape it has.
         got: Vec<usize>,
     },
+    /// Texts that no merges can be learnt from.
+    #[error("no merges can be learnt: {reason}")]
+    Merges {
+        /// What the learner says.
+        reason: String,
+    },
     /// Token ids that do not fit the vocabulary of the shape.
     #[error(
         "a vocabulary of {vocab_size} has no room for 256 bytes and {special} special tokens from id {first_id} on"

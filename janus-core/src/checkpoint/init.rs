@@ -94,7 +94,8 @@ fn random_tensor(seed: u64, name: &str, shape: &[usize]) -> candle_core::Result<
 /// [`crate::output::StagedFolder`].
 ///
 /// Every tensor depends on `seed` and its native name only. `dtype` is `f32`, `bf16` or `f16`. The tokenizer is byte-level
-/// (byte b has id b), with the special tokens of Janus at the ids of `config`. `progress` hears of bytes done and in total.
+/// (byte b has id b; [`super::write_tokenizer`] puts one with merges in its place), with the special tokens of Janus at the
+/// ids of `config`. `progress` hears of bytes done and in total.
 ///
 /// # Errors
 /// Another type, a vocabulary too small for the special tokens, or the system's.
@@ -109,7 +110,7 @@ pub fn init_checkpoint(
     if !is_weight_dtype(dtype) {
         return Err(CheckpointError::WeightDtype { dtype }.into());
     }
-    let ids = tokenizer::write(config, into)?;
+    let ids = tokenizer::write(config, &tokenizer::Merges::new(), into)?;
     let mut config = config.clone();
     ids.complete(&mut config);
 

@@ -35,6 +35,7 @@ pub use names::{EMBED_TOKENS, ExpectedTensor, LM_HEAD, expected_tensors};
 pub use random::RandomWeights;
 pub(crate) use shards::MAX_INDEX_BYTES;
 pub use source::WeightSource;
+pub use tokenizer::{Merges, learn_merges, merged_ids, write_tokenizer};
 pub use write::{WriteOptions, WriteReport, convert_checkpoint, write_checkpoint};
 
 use crate::config::{JanusConfig, Layout};
@@ -74,6 +75,8 @@ pub struct Checkpoint {
     by_name: HashMap<String, usize>,
     unused: Vec<TensorInfo>,
     tied: bool,
+    /// Values that stand for stored ones, f32, by native name.
+    replaced: BTreeMap<String, Tensor>,
 }
 
 impl Checkpoint {
@@ -175,7 +178,8 @@ impl Checkpoint {
             })
             .collect();
         let by_name = tensors.iter().enumerate().map(|(i, tensor)| (tensor.name.clone(), i)).collect();
-        Ok(Self { folder: folder.to_path_buf(), config, config_json, files, tensors, by_name, unused, tied })
+        let replaced = BTreeMap::new();
+        Ok(Self { folder: folder.to_path_buf(), config, config_json, files, tensors, by_name, unused, tied, replaced })
     }
 
     /// The folder.
@@ -232,7 +236,31 @@ impl Checkpoint {
     /// No such tensor, another type, a finite value that `f16` cannot hold, or the system's.
     pub fn read(&self, native_name: &str, dtype: DType) -> Result<Tensor, CheckpointError> {
         let info = self.known_tensor(native_name)?;
+        if let Some(value) = self.replaced.get(&info.name) {
+            let converted = value.to_dtype(dtype);
+            return converted.map_err(|source| CheckpointError::Tensor { tensor: info.name.clone(), source });
+        }
         self.extent(info).read(&info.shape, dtype)
+    }
+
+    /// Lets a value stand for the stored one of a native name: the files stay as they are. The fingerprint is that of the
+    /// files.
+    ///
+    /// # Errors
+    /// No such tensor, or a value of another shape.
+    pub fn replace(&mut self, native_name: &str, value: &Tensor) -> Result<(), CheckpointError> {
+        let info = self.known_tensor(native_name)?;
+        if info.shape != value.dims() {
+            let (expected, got) = (info.shape.clone(), value.dims().to_vec());
+            let misshapen = vec![Misshapen { name: info.name.clone(), expected, got }];
+            let (folder, missing, leftover) = (self.folder.clone(), Vec::new(), Vec::new());
+            return Err(CheckpointError::Tensors { folder, missing, leftover, misshapen });
+        }
+        let name = info.name.clone();
+        let wide = value.to_dtype(DType::F32).and_then(|value| value.contiguous());
+        let wide = wide.map_err(|source| CheckpointError::Tensor { tensor: name.clone(), source })?;
+        self.replaced.insert(name, wide.detach());
+        Ok(())
     }
 
     /// Whether reading a tensor of native name again, as the type of `tensor` (`f32`, `bf16` or `f16`, any device), gives the
@@ -242,6 +270,17 @@ impl Checkpoint {
     /// As [`Checkpoint::read`].
     pub fn matches(&self, native_name: &str, tensor: &Tensor) -> Result<bool, CheckpointError> {
         let info = self.known_tensor(native_name)?;
+        if let Some(value) = self.replaced.get(&info.name) {
+            let same = |a: &Tensor, b: &Tensor| -> candle_core::Result<bool> {
+                let bits = |tensor: &Tensor| -> candle_core::Result<Vec<u32>> {
+                    let wide = tensor.to_device(&candle_core::Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?;
+                    Ok(wide.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect())
+                };
+                Ok(a.dims() == b.dims() && bits(a)? == bits(b)?)
+            };
+            let told = |source| CheckpointError::Tensor { tensor: info.name.clone(), source };
+            return value.to_dtype(tensor.dtype()).and_then(|value| same(&value, tensor)).map_err(told);
+        }
         Ok(info.shape == tensor.dims() && self.extent(info).matches(tensor)?)
     }
 

@@ -257,3 +257,24 @@ fn tensors_are_converted_while_they_are_read() {
         assert_eq!(bits(&read), bits(&full.to_dtype(dtype).unwrap()));
     }
 }
+
+#[test]
+fn a_replaced_value_stands_for_the_stored_one_and_leaves_the_files_as_they_are() {
+    let folder = tiny(Layout::Native, DType::BF16);
+    let mut checkpoint = open(&folder);
+    let name = "model.vqmodel.quantize.embedding.weight";
+    let (stored, other) = (checkpoint.read(name, DType::F32).unwrap(), "model.aligner.fc1.weight");
+    let value = (&stored + 0.300_000_01).unwrap();
+    checkpoint.replace(name, &value).unwrap();
+    // In f32 to the last bit, as another type rounded.
+    assert_eq!(bits(&checkpoint.read(name, DType::F32).unwrap()), bits(&value));
+    let narrow = checkpoint.read(name, DType::BF16).unwrap();
+    assert_eq!(bits(&narrow), bits(&value.to_dtype(DType::BF16).unwrap()));
+    assert!(checkpoint.matches(name, &value).unwrap() && checkpoint.matches(name, &narrow).unwrap());
+    assert!(!checkpoint.matches(name, &stored).unwrap() && !checkpoint.matches(name, &value.t().unwrap()).unwrap());
+    assert!(checkpoint.matches(other, &open(&folder).read(other, DType::BF16).unwrap()).unwrap());
+    assert_eq!(bits(&open(&folder).read(name, DType::F32).unwrap()), bits(&stored));
+    let refused = checkpoint.replace(name, &value.t().unwrap());
+    assert!(matches!(refused, Err(CheckpointError::Tensors { .. })), "{refused:?}");
+    assert!(checkpoint.replace("model.nothing", &value).is_err());
+}

@@ -1,8 +1,12 @@
-//! A tokenizer made on the spot for random models: byte-level, without merges, with the special tokens of Janus.
+//! A tokenizer made on the spot for random models: byte-level, with the special tokens of Janus, and with merges where they
+//! are learnt from a text.
 
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
+use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Trainer};
 
 use super::CheckpointError;
 use super::side_files::{SpecialIds, added_token, special};
@@ -61,12 +65,66 @@ fn byte_alphabet() -> Vec<char> {
         .collect()
 }
 
-/// Writes `tokenizer.json` and `special_tokens_map.json`; byte b has id b.
-pub(super) fn write(config: &JanusConfig, into: &Path) -> crate::Result<SpecialIds> {
+/// Pairs of neighbouring tokens that become one, in the order in which they do, in the alphabet of byte-level vocabularies.
+pub type Merges = Vec<(String, String)>;
+
+/// The ids that `config` leaves for tokens that are merged: those behind the special ones.
+///
+/// # Errors
+/// A vocabulary too small for the special tokens.
+pub fn merged_ids(config: &JanusConfig) -> Result<std::ops::Range<u32>, CheckpointError> {
+    let last = special_tokens(config)?.into_iter().map(|(_, id)| id).max().unwrap_or(255);
+    Ok(last + 1..config.text.vocab_size as u32)
+}
+
+/// Learns merges for [`write_tokenizer`] by byte-pair encoding (Sennrich, Haddow and Birch, arXiv:1508.07909), as many as
+/// `config` has ids for and the texts give.
+///
+/// # Errors
+/// A vocabulary too small for the special tokens.
+pub fn learn_merges(config: &JanusConfig, texts: &[String]) -> Result<Merges, CheckpointError> {
+    let count = merged_ids(config)?.len();
+    let alphabet: std::collections::HashSet<char> = byte_alphabet().into_iter().collect();
+    let mut trainer = BpeTrainer::builder()
+        .vocab_size(256 + count)
+        .min_frequency(2)
+        .show_progress(false)
+        .initial_alphabet(alphabet)
+        .build();
+    let unusable = |reason: String| CheckpointError::Merges { reason };
+    let words = |text: &str| -> tokenizers::Result<Vec<String>> {
+        let mut split = PreTokenizedString::from(text);
+        ByteLevel::new(false, true, true).pre_tokenize(&mut split)?;
+        let pieces = split.get_splits(OffsetReferential::Original, OffsetType::Byte);
+        Ok(pieces.into_iter().map(|(piece, ..)| piece.to_owned()).collect())
+    };
+    trainer.feed(texts.iter(), words).map_err(|e| unusable(e.to_string()))?;
+    let mut model = BPE::default();
+    trainer.train(&mut model).map_err(|e| unusable(e.to_string()))?;
+    let model = serde_json::to_value(&model).map_err(|e| unusable(e.to_string()))?;
+    let merges = model.get("merges").cloned().unwrap_or_default();
+    let mut merges: Merges = serde_json::from_value(merges).map_err(|e| unusable(e.to_string()))?;
+    merges.truncate(count);
+    Ok(merges)
+}
+
+/// Writes `tokenizer.json` and `special_tokens_map.json`; byte b has id b, what merges make follows the special tokens.
+///
+/// # Errors
+/// A vocabulary too small for the special tokens, or the system's.
+pub fn write_tokenizer(config: &JanusConfig, merges: &Merges, into: &Path) -> crate::Result<()> {
+    write(config, merges, into).map(|_| ())
+}
+
+/// [`write_tokenizer`]; gives the ids of special tokens.
+pub(super) fn write(config: &JanusConfig, merges: &Merges, into: &Path) -> crate::Result<SpecialIds> {
     let tokens = special_tokens(config)?;
     let mut vocabulary = Map::new();
     for (id, character) in byte_alphabet().into_iter().enumerate() {
         vocabulary.insert(character.to_string(), json!(id));
+    }
+    for (id, (left, right)) in merged_ids(config)?.zip(merges) {
+        vocabulary.entry(format!("{left}{right}")).or_insert(json!(id));
     }
     let mut added = Vec::new();
     let mut by_id = tokens.clone();
@@ -79,8 +137,7 @@ pub(super) fn write(config: &JanusConfig, into: &Path) -> crate::Result<SpecialI
     let id_of = |text: &str| tokens.iter().find(|(content, _)| *content == text).map(|(_, id)| *id);
     let bos = json!({ "SpecialToken": { "id": special::BOS, "type_id": 0 } });
     let sequence = |name: &str| json!({ "Sequence": { "id": name, "type_id": 0 } });
-    let byte_level =
-        json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false });
+    let byte_level = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": !merges.is_empty() });
     let tokenizer = json!({
         "version": "1.0",
         "truncation": null,
@@ -100,7 +157,7 @@ pub(super) fn write(config: &JanusConfig, into: &Path) -> crate::Result<SpecialI
         "model": {
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
             "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
-            "vocab": vocabulary, "merges": [],
+            "vocab": vocabulary, "merges": merges,
         },
     });
     write_json(&into.join("tokenizer.json"), &tokenizer)?;
@@ -133,7 +190,7 @@ mod tests {
         for shape in JanusConfig::shape_names() {
             let folder = tempfile::tempdir().unwrap();
             let config = JanusConfig::shape(shape).unwrap();
-            write(&config, folder.path()).unwrap();
+            write(&config, &Merges::new(), folder.path()).unwrap();
             let tokenizer = tokenizers::Tokenizer::from_file(folder.path().join("tokenizer.json")).unwrap();
             let id = |text: &str| tokenizer.token_to_id(text);
             assert_eq!(id(special::BOS), config.text.bos_token_id, "{shape}");
@@ -165,6 +222,26 @@ mod tests {
                 assert!(tokens.contains(&(text, id)), "{shape} {text}");
             }
         }
+    }
+
+    #[test]
+    fn merges_are_learnt_from_a_text_and_leave_every_other_text_whole() {
+        let config = JanusConfig::shape("janus-nano").unwrap();
+        let texts: Vec<String> =
+            (0..40).map(|n| format!("A small gear and {n} large gears, on a plain ground.")).collect();
+        let merges = learn_merges(&config, &texts).unwrap();
+        assert_eq!(merges, learn_merges(&config, &texts).unwrap());
+        assert!((20..merged_ids(&config).unwrap().len()).contains(&merges.len()), "{}", merges.len());
+        let folder = tempfile::tempdir().unwrap();
+        write_tokenizer(&config, &merges, folder.path()).unwrap();
+        let tokenizer = tokenizers::Tokenizer::from_file(folder.path().join("tokenizer.json")).unwrap();
+        let ids = |text: &str| tokenizer.encode(text, false).unwrap().get_ids().to_vec();
+        assert_eq!(ids(" gears").len(), 1);
+        assert!(ids(" gears")[0] >= merged_ids(&config).unwrap().start);
+        for text in ["A small gear", "Grüße,\n\0 wörld <|User|>: <begin_of_image>x", "gears gear  ge ars"] {
+            assert_eq!(tokenizer.decode(&ids(text), false).unwrap(), text);
+        }
+        assert_eq!(tokenizer.token_to_id(special::USER), Some(268));
     }
 
     #[test]

@@ -1,13 +1,15 @@
-//! Models known by name: the three published ones, and two small ones.
+//! Models known by name: the three published ones, and three small ones.
 //! Sources: table 1 of the Janus-Pro report and the published files; sizes absent there are defaults of the two codes.
 
 use super::{JanusConfig, Layout, TextConfig, VisionConfig, VqConfig};
 
-pub(super) const NAMES: &[&str] = &["janus-1.3b", "janus-pro-1b", "janus-pro-7b", "janus-small", "janus-tiny"];
+pub(super) const NAMES: &[&str] =
+    &["janus-1.3b", "janus-nano", "janus-pro-1b", "janus-pro-7b", "janus-small", "janus-tiny"];
 
 pub(super) fn shape(name: &str) -> Option<JanusConfig> {
     match name {
         "janus-1.3b" => Some(published(ONE_B, IDS_7B)),
+        "janus-nano" => Some(nano()),
         "janus-pro-1b" => Some(published(ONE_B, IDS_1B)),
         "janus-pro-7b" => Some(published(SEVEN_B, IDS_7B)),
         "janus-small" => Some(small()),
@@ -80,6 +82,34 @@ fn published(decoder: Decoder, (pad, image): (u32, u32)) -> JanusConfig {
         image_token_id: Some(image),
         tie_word_embeddings: false,
         layout: Layout::Native,
+    }
+}
+
+/// Two cores train all of it within hours: `janus-small`'s pictures and grid, 1024 codes, merged tokens. Channels of the image tokenizer are multiples of the 32 groups of its norms.
+fn nano() -> JanusConfig {
+    let small = small();
+    let width = 192;
+    JanusConfig {
+        text: TextConfig {
+            vocab_size: 1024,
+            hidden_size: width,
+            intermediate_size: 512,
+            num_hidden_layers: 4,
+            num_attention_heads: 6,
+            num_key_value_heads: 6,
+            head_dim: 32,
+            ..small.text
+        },
+        vision: VisionConfig {
+            hidden_size: width,
+            intermediate_size: 768,
+            num_hidden_layers: 4,
+            num_attention_heads: 6,
+            projection_dim: width,
+            ..small.vision
+        },
+        vq: VqConfig { num_embeddings: 1024, projection_dim: width, image_token_embed_dim: width, ..small.vq },
+        ..small
     }
 }
 

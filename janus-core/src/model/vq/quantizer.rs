@@ -24,6 +24,24 @@ pub(super) struct Quantizer {
     width: usize,
 }
 
+/// Latents that were quantised.
+pub(super) struct Quantized {
+    /// The latents at unit length.
+    pub(super) unit: Tensor,
+    /// The unit vectors of their codes, with the gradient of `unit`.
+    pub(super) straight: Tensor,
+    pub(super) commitment: Tensor,
+    pub(super) codebook: Tensor,
+    pub(super) codes: Vec<u32>,
+    pub(super) latents: Tensor,
+}
+
+/// `[images, embed_dim, grid, grid]` as `[images · grid · grid, embed_dim]`.
+fn rows(latents: &Tensor) -> Result<Tensor> {
+    let (images, width, height, breadth) = latents.dims4()?;
+    Ok(latents.permute((0, 2, 3, 1))?.contiguous()?.reshape((images * height * breadth, width))?)
+}
+
 /// Rows brought to unit length.
 fn unit(rows: &Tensor) -> Result<Tensor> {
     let length = rows.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(SMALLEST_LENGTH)?;
@@ -45,24 +63,42 @@ impl Quantizer {
     ///
     /// For unit vectors the smallest distance is the largest product; the first of equals wins.
     pub(super) fn nearest(&self, latents: &Tensor) -> Result<Vec<Vec<u32>>> {
-        let (images, width, height, breadth) = latents.dims4()?;
-        let rows = latents.permute((0, 2, 3, 1))?.contiguous()?.reshape((images * height * breadth, width))?;
-        let rows: Vec<Vec<f32>> = unit(&rows)?.to_vec2()?;
-        let codes: Vec<Vec<f32>> = unit(&self.embedding.value())?.to_vec2()?;
-        let nearest: Vec<u32> = rows
-            .par_iter()
-            .map(|row| {
-                let mut best = (0u32, f32::NEG_INFINITY);
-                for (index, code) in codes.iter().enumerate() {
-                    let product: f32 = row.iter().zip(code).map(|(a, b)| a * b).sum();
-                    if product > best.1 {
-                        best = (index as u32, product);
-                    }
+        let (_, _, height, breadth) = latents.dims4()?;
+        let rows = unit(&rows(latents)?)?;
+        Ok(self.nearest_to(&rows)?.chunks((height * breadth).max(1)).map(<[u32]>::to_vec).collect())
+    }
+
+    /// The nearest code of each unit row, `[places, embed_dim]`.
+    fn nearest_to(&self, rows: &Tensor) -> Result<Vec<u32>> {
+        let rows: Vec<Vec<f32>> = rows.detach().to_vec2()?;
+        let codes: Vec<Vec<f32>> = unit(&self.embedding.value().detach())?.to_vec2()?;
+        let nearest = rows.par_iter().map(|row| {
+            let mut best = (0u32, f32::NEG_INFINITY);
+            for (index, code) in codes.iter().enumerate() {
+                let product: f32 = row.iter().zip(code).map(|(a, b)| a * b).sum();
+                if product > best.1 {
+                    best = (index as u32, product);
                 }
-                best.0
-            })
-            .collect();
-        Ok(nearest.chunks(height * breadth).map(<[u32]>::to_vec).collect())
+            }
+            best.0
+        });
+        Ok(nearest.collect())
+    }
+
+    /// Latents `[images, embed_dim, grid, grid]` as the unit vectors of their codes, through which gradients pass as if they
+    /// were the latents themselves, and what draws the two together.
+    pub(super) fn straight_through(&self, latents: &Tensor) -> Result<Quantized> {
+        let (images, width, height, breadth) = latents.dims4()?;
+        let rows = unit(&rows(latents)?)?;
+        let codes = self.nearest_to(&rows)?;
+        let entries = crate::ops::select_rows(&unit(&self.embedding.value())?, &codes)?;
+        let distance = |a: &Tensor, b: &Tensor| -> Result<Tensor> { Ok((a - b)?.sqr()?.mean_all()?) };
+        let commitment = distance(&rows, &entries.detach())?;
+        let codebook = distance(&entries, &rows.detach())?;
+        let straight = (&rows + (&entries - &rows)?.detach())?;
+        let on_grid = |rows: &Tensor| rows.reshape((images, height, breadth, width))?.permute((0, 3, 1, 2));
+        let (straight, unit) = (on_grid(&straight)?, on_grid(&rows)?);
+        Ok(Quantized { unit, straight, commitment, codebook, codes, latents: rows.detach() })
     }
 
     /// Unit code vectors on their grid: `[images, embed_dim, grid, grid]`.
