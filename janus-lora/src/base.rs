@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use janus_core::checkpoint::{Checkpoint, KnownFingerprints, init_checkpoint};
+use janus_core::checkpoint::{Checkpoint, KnownFingerprints, Merges, init_checkpoint, learn_merges, write_tokenizer};
 use janus_core::config::{JanusConfig, Layout};
 use janus_core::hub::{self, Progress};
 use janus_core::output::StagedFolder;
@@ -12,13 +12,13 @@ use janus_core::processing::{ImageProcessor, JanusTokenizer, PromptBuilder};
 use janus_core::{Diagnose, Fault, Janus, Parts};
 
 use crate::cache::{Image, ImageCache};
-use crate::data::EncodedImage;
+use crate::data::{EncodedImage, synth};
 use crate::error::Result;
 use crate::fingerprint::PendingFingerprint;
 use crate::nearest::nearest;
 use crate::status::Status;
 
-/// How a base with random weights is named in a recipe: `init:SHAPE?seed=N`.
+/// How a base with random weights is named in a recipe: `init:SHAPE?seed=N&vocabulary=DOMAIN`.
 const INIT_PREFIX: &str = "init:";
 
 /// A base that cannot be used.
@@ -34,7 +34,7 @@ pub enum BaseError {
         shape: String,
     },
     /// `init:` with a malformed tail.
-    #[error("`{spec}` is not of the form `init:SHAPE?seed=N`")]
+    #[error("`{spec}` is not of the form `init:SHAPE?seed=N&vocabulary=DOMAIN`")]
     MalformedInit {
         /// What was written.
         spec: String,
@@ -94,7 +94,8 @@ pub struct Base {
 
 impl Base {
     /// Opens what a user calls a base: a folder, a hub id, or `init:SHAPE?seed=N` (random weights, made on first use and
-    /// kept in the cache folder).
+    /// kept in the cache folder; with `&vocabulary=DOMAIN` and a tokenizer that learnt its merges from that domain of
+    /// drawn data).
     ///
     /// # Errors
     /// Nothing of that name, or a checkpoint, tokenizer or image processor that cannot be used.
@@ -122,6 +123,20 @@ impl Base {
         let prompts = PromptBuilder::new(tokenizer, config.vision.num_patches());
         let cache = Arc::new(ImageCache::new(images.clone()));
         Ok(Self { name: name.to_owned(), checkpoint, prompts, images, cache })
+    }
+
+    /// The same base with these values in the place of its own, by native name: what a stage of a run has trained is what the
+    /// next one begins with. Its cache is a new one.
+    ///
+    /// # Errors
+    /// Names that it does not have, other shapes, or files that cannot be opened again.
+    pub(crate) fn with_values<'a>(&self, values: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Result<Self> {
+        let mut checkpoint = Checkpoint::open(self.checkpoint.folder())?;
+        for (name, value) in values {
+            checkpoint.replace(name, value)?;
+        }
+        let cache = Arc::new(ImageCache::new(self.images.clone()));
+        Ok(Self { checkpoint: Arc::new(checkpoint), cache, ..self.clone() })
     }
 
     /// What the user called it.
@@ -240,25 +255,46 @@ pub fn cache_folder() -> PathBuf {
         .unwrap_or_else(|| std::env::temp_dir().join("janus"))
 }
 
+/// Raised when the drawn texts change, so that no older vocabulary of the cache passes for a new one.
+const VOCABULARY_VERSION: u32 = 1;
+
+/// Rows of drawn data that merges are learnt from.
+const VOCABULARY_ROWS: u32 = 4096;
+
+/// Merges learnt from a domain of drawn data.
+///
+/// # Errors
+/// No such domain.
+pub fn vocabulary_of(config: &JanusConfig, domain: &str, seed: u64) -> Result<Merges> {
+    let texts = synth::texts(domain, VOCABULARY_ROWS, seed)?;
+    Ok(learn_merges(config, &texts).map_err(janus_core::Error::from)?)
+}
+
 /// The folder of a base with random weights, made on first use.
 fn random_base(spec: &str, status: &dyn Status) -> Result<PathBuf> {
     let malformed = || BaseError::MalformedInit { spec: spec.to_owned() };
     let body = spec.strip_prefix(INIT_PREFIX).ok_or_else(malformed)?;
-    let (shape, seed) = match body.split_once('?') {
-        None => (body, 1),
-        Some((shape, tail)) => {
-            let seed = tail.strip_prefix("seed=").and_then(|seed| seed.parse().ok()).ok_or_else(malformed)?;
-            (shape, seed)
+    let (shape, tail) = body.split_once('?').unwrap_or((body, ""));
+    let (mut seed, mut vocabulary) = (1, None);
+    for pair in tail.split('&').filter(|pair| !pair.is_empty()) {
+        match pair.split_once('=') {
+            Some(("seed", value)) => seed = value.parse().map_err(|_| malformed())?,
+            Some(("vocabulary", domain)) => vocabulary = Some(domain),
+            _ => return Err(malformed().into()),
         }
-    };
+    }
     let config = JanusConfig::shape(shape)
         .ok_or_else(|| BaseError::UnknownShape { spec: spec.to_owned(), shape: shape.to_owned() })?;
-    let folder = cache_folder().join("bases").join(format!("{shape}-seed{seed}"));
+    let suffix = vocabulary.map(|domain| format!("-{domain}{VOCABULARY_VERSION}")).unwrap_or_default();
+    let folder = cache_folder().join("bases").join(format!("{shape}-seed{seed}{suffix}"));
     if !folder.join("config.json").exists() {
         let staged = StagedFolder::create(&folder)?;
         let bar = status.bytes("making random weights", 0);
         let mut progress = |done, total| bar.set(done, total);
         init_checkpoint(&config, seed, DType::BF16, staged.path(), Layout::Native, &mut progress)?;
+        if let Some(domain) = vocabulary {
+            write_tokenizer(&config, &vocabulary_of(&config, domain, seed)?, staged.path())?;
+        }
         staged.commit()?;
         bar.finish();
     }

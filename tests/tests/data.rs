@@ -35,7 +35,7 @@ fn drafts(folder: &Path, base: &Base, task: &str, more: &str, count: usize) -> V
 fn text(draft: &Draft) -> (&[u32], &[i64], usize) {
     match draft {
         Draft::Text { tokens, images } => (&tokens.ids, &tokens.labels, images.len()),
-        Draft::Codes { .. } | Draft::Picture(_) => panic!("no text"),
+        Draft::Codes { .. } | Draft::Picture(_) | Draft::Pixels { .. } => panic!("no text"),
     }
 }
 

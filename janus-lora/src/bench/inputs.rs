@@ -82,7 +82,7 @@ pub(super) fn batch(config: &JanusConfig, task: Task, rows: usize, codes_per_ima
             images: Vec::new(),
             placeholder: placeholder(config),
         }),
-        Task::Classify | Task::Locate | Task::Segment | Task::Retrieve | Task::Edit => {
+        _ => {
             let message = format!("there is no bench for the task `{task}`");
             return Err(Error::Usage { message, hint: "give understand, generate or text".into() });
         }
@@ -90,7 +90,7 @@ pub(super) fn batch(config: &JanusConfig, task: Task, rows: usize, codes_per_ima
     let tokens = match &batch {
         Batch::Text(batch) => batch.ids.len(),
         Batch::Codes(_) => rows * (PROMPT_TOKENS + codes_per_image),
-        Batch::Pictures(_) => 0,
+        Batch::Pictures(_) | Batch::Pixels(_) => 0,
     };
     Ok((batch, tokens))
 }

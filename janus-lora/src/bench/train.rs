@@ -147,6 +147,7 @@ fn task(task: TaskName) -> Arc<dyn Task> {
         columns: Columns::default(),
         question: None,
         eval_pictures: None,
+        quantize_from: None,
         prompt_dropout: None,
     };
     tasks::task(&section, &[])

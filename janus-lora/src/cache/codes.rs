@@ -83,17 +83,17 @@ impl ImageCache {
     }
 
     fn kept_codes(&self, base: &Base, device: &Device, image: &Digest) -> Option<Vec<u32>> {
-        let Kept { store, fingerprint } = self.kept.get()?;
+        let Kept { store, codes, .. } = self.kept.get()?;
         let vq = &base.config().vq;
         let grid = base.config().vision.image_size / vq.down_factor();
-        let key = self.codes_key(fingerprint, device, image);
+        let key = self.codes_key(codes, device, image);
         let payload = store.get(Kind::Codes, &key, grid * grid * size_of::<u32>())?;
         let codes = payload.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes));
         codes.map(|code| ((code as usize) < vq.num_embeddings).then_some(code)).collect()
     }
 
     fn keep_codes(&self, device: &Device, image: &Digest, codes: &[u32]) {
-        if let Some(Kept { store, fingerprint }) = self.kept.get() {
+        if let Some(Kept { store, codes: fingerprint, .. }) = self.kept.get() {
             let payload: Vec<u8> = codes.iter().flat_map(|code| code.to_le_bytes()).collect();
             store.put(Kind::Codes, &self.codes_key(fingerprint, device, image), &payload);
         }

@@ -90,7 +90,7 @@ pub fn low_and_mid_features(model: &Janus, pass: &Pass, images: &[Image]) -> Res
 impl ImageCache {
     /// What the features of an image are known by; `None` where nothing is kept.
     pub(super) fn features_key(&self, model: &Janus, point: VisionPoint, image: &Digest) -> Result<Option<Digest>> {
-        let Some(Kept { fingerprint, .. }) = self.kept.get() else { return Ok(None) };
+        let Some(Kept { features: fingerprint, .. }) = self.kept.get() else { return Ok(None) };
         let mut key = Key::new(Kind::Features.name())
             .field("image", image)
             .field("fingerprint", fingerprint.as_bytes())

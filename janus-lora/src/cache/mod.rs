@@ -67,7 +67,9 @@ fn count(counter: &AtomicU64) {
 #[derive(Debug)]
 struct Kept {
     store: Store,
-    fingerprint: String,
+    /// What the features of its images depend on, and what their codes do.
+    features: String,
+    codes: String,
 }
 
 /// What is computed of a base's images. It keeps nothing on disk before [`ImageCache::keep`].
@@ -101,9 +103,14 @@ impl ImageCache {
     /// Keeps on disk from now on what is computed for the base of this fingerprint, and reads what is there. Further
     /// calls change nothing.
     pub fn keep(&self, fingerprint: &str, settings: &CacheSettings) {
+        self.keep_by(fingerprint, fingerprint, settings);
+    }
+
+    /// As [`ImageCache::keep`], where features and codes of images are known by values of their own.
+    pub(crate) fn keep_by(&self, features: &str, codes: &str, settings: &CacheSettings) {
         if let Some(store) = Store::open(settings) {
             // A second store is dropped.
-            let _ = self.kept.set(Kept { store, fingerprint: fingerprint.to_owned() });
+            let _ = self.kept.set(Kept { store, features: features.to_owned(), codes: codes.to_owned() });
         }
     }
 

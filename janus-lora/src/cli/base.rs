@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use candle_core::DType;
 use clap::Subcommand;
-use janus_core::checkpoint::{WriteOptions, convert_checkpoint, init_checkpoint};
+use janus_core::checkpoint::{WriteOptions, convert_checkpoint, init_checkpoint, write_tokenizer};
 use janus_core::config::{JanusConfig, Layout};
 use janus_core::output::{StagedFolder, require_new_folder};
 use serde_json::json;
@@ -13,7 +13,7 @@ use super::arguments::parse_dtype;
 use super::merge::parse_layout;
 use super::report;
 use super::status::Terminal;
-use crate::base::{Base, shape_hint};
+use crate::base::{Base, shape_hint, vocabulary_of};
 use crate::error::{Error, Result};
 use crate::status::Status;
 
@@ -62,14 +62,18 @@ pub(super) enum BaseCommand {
     /// Make a checkpoint of a named shape with random weights
     #[command(after_help = "Examples:
   janus base init --shape janus-small --seed 1 --out base
+  janus base init --shape janus-nano --vocabulary world --out nano
   janus base init --shape janus-pro-1b --seed 1 --out pro-1b --dtype bf16")]
     Init {
-        /// janus-tiny, janus-small, janus-1.3b, janus-pro-1b or janus-pro-7b
+        /// janus-tiny, janus-small, janus-nano, janus-1.3b, janus-pro-1b or janus-pro-7b
         #[arg(long)]
         shape: String,
         /// Seed of the weights
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// Domain of drawn data whose texts the tokenizer learns merges from; without, it knows bytes alone
+        #[arg(long, value_name = "DOMAIN")]
+        vocabulary: Option<String>,
         /// Type of every tensor (f32, bf16, f16)
         #[arg(long, value_name = "TYPE", value_parser = parse_dtype, default_value = "bf16")]
         dtype: DType,
@@ -109,7 +113,7 @@ impl BaseCommand {
                 println!("{}: {} tensors, {}", out.display(), report.tensors, report::bytes(report.bytes));
                 Ok(())
             }
-            BaseCommand::Init { shape, seed, dtype, layout, out } => {
+            BaseCommand::Init { shape, seed, vocabulary, dtype, layout, out } => {
                 let config = JanusConfig::shape(&shape).ok_or_else(|| Error::Usage {
                     message: format!("there is no shape `{shape}`"),
                     hint: shape_hint(&shape),
@@ -118,6 +122,9 @@ impl BaseCommand {
                 let bar = Terminal.bytes("drawing weights", 0);
                 let mut progress = |done, total| bar.set(done, total);
                 let report = init_checkpoint(&config, seed, dtype, staged.path(), layout, &mut progress)?;
+                if let Some(domain) = vocabulary {
+                    write_tokenizer(&config, &vocabulary_of(&config, &domain, seed)?, staged.path())?;
+                }
                 staged.commit()?;
                 bar.finish();
                 println!(

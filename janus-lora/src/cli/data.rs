@@ -285,6 +285,7 @@ fn stats_of_table(spec: &str, base: Option<String>, task: TaskArgument, columns:
         columns: Columns::new(given),
         question: None,
         eval_pictures: None,
+        quantize_from: None,
         prompt_dropout: None,
     };
     let base = Base::open(&base, &Terminal)?;

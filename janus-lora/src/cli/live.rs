@@ -91,9 +91,9 @@ impl TrainingView for Live {
                 }
                 // Whole on a terminal of 80 columns.
                 drawn.rates.set_message(format!(
-                    "  learning rate {:.2e}  {:.0} tokens/s  memory {} ({} predicted)",
+                    "  learning rate {:.2e}{}  memory {} ({} predicted)",
                     step.lr,
-                    step.tokens_per_second,
+                    speed(step.tokens_per_second),
                     bytes(step.rss_bytes),
                     bytes(self.predicted_peak_bytes)
                 ));
@@ -111,12 +111,12 @@ impl TrainingView for Live {
                     state.tables.iter().map(|(name, curve)| format!("{name} {:.4}", curve.last)).collect();
                 let by_table = if by_table.len() > 1 { format!(" ({})", by_table.join(", ")) } else { String::new() };
                 say(&format!(
-                    "training: {} of {}, {left} left  loss {:.4}{by_table}  learning rate {:.2e}  {:.0} tokens/s  memory {}",
+                    "training: {} of {}, {left} left  loss {:.4}{by_table}  learning rate {:.2e}{}  memory {}",
                     step.step,
                     self.steps,
                     step.loss,
                     step.lr,
-                    step.tokens_per_second,
+                    speed(step.tokens_per_second),
                     bytes(step.rss_bytes)
                 ));
             }
@@ -129,11 +129,11 @@ impl TrainingView for Live {
         let seconds = self.started.elapsed();
         if seconds >= QUIET {
             say(&format!(
-                "training: {} in {:.1} s  loss {:.4}  {:.0} tokens/s",
+                "training: {} in {:.1} s  loss {:.4}{}",
                 state.taken,
                 seconds.as_secs_f64(),
                 state.loss,
-                state.tokens_per_second
+                speed(state.tokens_per_second)
             ));
         }
     }
@@ -218,6 +218,11 @@ fn duration(time: Duration) -> String {
         3600..86400 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
         _ => format!("{} days", seconds / 86400),
     }
+}
+
+/// Tokens a second; nothing of steps that read pictures alone.
+fn speed(tokens_per_second: f64) -> String {
+    if tokens_per_second > 0.0 { format!("  {tokens_per_second:.0} tokens/s") } else { String::new() }
 }
 
 #[cfg(test)]

@@ -7,17 +7,23 @@ use serde_json::json;
 
 use super::report;
 use crate::error::Result;
+use crate::report::expected::ExpectedCurve;
 use crate::report::write_report;
 
 /// Write a run's report.html again, from its folder alone.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   janus report runs/quickstart
-  janus report runs/quickstart --json")]
+  janus report runs/quickstart --json
+  janus report runs/quickstart --curve recipes/quickstart.curve.json")]
 pub(super) struct RunReport {
     /// Run folder
     #[arg(value_name = "RUN_DIR")]
     folder: PathBuf,
+    /// Write the range of losses that a run of the same recipe is expected to have; beside a recipe, as NAME.curve.json,
+    /// `janus train` holds its runs against it
+    #[arg(long, value_name = "FILE")]
+    curve: Option<PathBuf>,
     /// Print one JSON object: file
     #[arg(long)]
     json: bool,
@@ -26,6 +32,9 @@ pub(super) struct RunReport {
 impl RunReport {
     pub(super) fn run(self) -> Result<()> {
         let file = write_report(&self.folder)?;
+        if let Some(curve) = &self.curve {
+            ExpectedCurve::of_run(&self.folder)?.write(curve)?;
+        }
         if self.json {
             report::json(&json!({ "file": file }));
         } else {

@@ -10,6 +10,7 @@ use super::report;
 use super::status::Terminal;
 use crate::error::Result;
 use crate::recipe::{self, Recipe};
+use crate::report::expected::{ExpectedCurve, Outside};
 use crate::train::folder::RunFolder;
 use crate::train::run::{self, Prepared};
 use crate::train::signals;
@@ -70,8 +71,7 @@ impl Train {
         let mut prepared = run::prepare(recipe, &Terminal)?;
         let Some(folder) = folder else {
             if device.is_cpu() {
-                let Prepared { recipe, base, tables, plan, .. } = &mut prepared;
-                plan.estimate_time(recipe, base, tables)?;
+                prepared.estimate_time()?;
             }
             if self.json {
                 report::json(&prepared.plan);
@@ -82,7 +82,9 @@ impl Train {
         };
         eprintln!("{}", plan_text(&prepared));
         signals::listen();
+        let expected = self.expected()?;
         let summary = run::train(&prepared, folder, &device, &Terminal)?;
+        let outside = expected.map(|expected| expected.outside(&summary.folder)).transpose()?;
         if self.json {
             report::json(&json!({
                 "dir": summary.folder,
@@ -97,6 +99,7 @@ impl Train {
                 "opening_seconds": summary.opening_seconds,
                 "training_seconds": summary.training_seconds,
                 "wait_seconds": summary.wait_seconds,
+                "loss_curve": outside.map(|outside| json!({ "inside": outside.is_empty(), "outside": outside })),
             }));
             return Ok(());
         }
@@ -113,9 +116,36 @@ impl Train {
         if summary.skipped_steps > 0 {
             println!("{} steps gave no finite loss and gradient and were skipped", summary.skipped_steps);
         }
+        if let Some(outside) = outside {
+            println!("{}", curve_text(&outside));
+        }
         println!("what happened: {}", summary.folder.join("report.html").display());
         Ok(())
     }
+}
+
+impl Train {
+    /// The losses that the recipe's runs are expected to have, where it is run as it stands.
+    fn expected(&self) -> Result<Option<ExpectedCurve>> {
+        let changes_nothing = |key: &String| key.trim_start().starts_with("output.");
+        if !self.overrides.iter().all(changes_nothing) {
+            return Ok(None);
+        }
+        Ok(ExpectedCurve::beside(&self.recipe)?)
+    }
+}
+
+/// Whether losses were as expected, in words.
+fn curve_text(outside: &[Outside]) -> String {
+    let Some(first) = outside.first() else {
+        return "loss curve: inside the range that the recipe expects".into();
+    };
+    let Outside { table, steps: [from, to], loss, expected: [least, most] } = first;
+    let loss = loss.map_or_else(|| "none".to_owned(), |loss| format!("{loss:.4}"));
+    let more = if outside.len() > 1 { format!(", and {} places more", outside.len() - 1) } else { String::new() };
+    format!(
+        "loss curve: outside what the recipe expects: `{table}`, steps {from} to {to}: {loss}, expected {least:.4} to {most:.4}{more}"
+    )
 }
 
 /// The plan in words.
@@ -136,7 +166,10 @@ fn plan_text(prepared: &Prepared) -> String {
         lines.push(format!("           {group}"));
     }
     if !plan.saved_parameters.is_empty() {
-        lines.push(format!("copies     {}", plan.saved_parameters.join(", ")));
+        let copies = groups(&plan.saved_parameters.iter().map(String::as_str).collect::<Vec<_>>());
+        for (number, group) in copies.iter().enumerate() {
+            lines.push(format!("{:<11}{group}", if number == 0 { "copies" } else { "" }));
+        }
     }
     if plan.dynamic.is_some() {
         lines.push(format!("dynamic    {} values of the visual encoder", report::count(plan.dynamic_parameters)));
@@ -157,6 +190,16 @@ fn plan_text(prepared: &Prepared) -> String {
         lines.push(format!(
             "data       {} ({}): {} rows{rejected}, {} to evaluate",
             table.name, table.task, table.rows, table.eval_rows
+        ));
+    }
+    for (number, stage) in plan.stages.iter().enumerate() {
+        lines.push(format!(
+            "{:<11}{}: {} steps of {}, {} trainable parameters",
+            if number == 0 { "stages" } else { "" },
+            stage.name,
+            stage.steps,
+            stage.tables.join(", "),
+            report::count(stage.trainable_parameters)
         ));
     }
     if !plan.cached.is_empty() {

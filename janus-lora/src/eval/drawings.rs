@@ -30,12 +30,20 @@ pub fn code_prompts(model: &Janus, base: &Base, prompts: &[(&[u32], &[Image])]) 
     })
 }
 
-/// The pictures of some codes, one at a time: the tokenizer's finest level is large.
+/// The pictures of some codes, one at a time: the tokenizer's finest level is large. By the model's own image tokenizer, with
+/// what is attached to it, where the model has one, else by the base's.
 ///
 /// # Errors
 /// Codes beyond the codebook, or values that are no picture.
 pub fn pictures(model: &Janus, base: &Base, codes: &[Vec<u32>]) -> Result<Vec<RgbImage>> {
-    let tokenizer = base.cache().tokenizer(base, model.device())?;
+    let apart = match model.image_tokenizer() {
+        Ok(_) => None,
+        Err(_) => Some(base.cache().tokenizer(base, model.device())?),
+    };
+    let tokenizer = match &apart {
+        Some(tokenizer) => tokenizer,
+        None => model.image_tokenizer()?,
+    };
     let mut pictures = Vec::with_capacity(codes.len());
     for codes in codes {
         let pixels = tokenizer.decode(&Pass::inference(), std::slice::from_ref(codes))?;

@@ -17,6 +17,7 @@ use super::answers::{SPARE_TOKENS, answer};
 use super::drawings::{code_prompts, pictures};
 use super::frechet::frechet;
 use super::pictures::{psnr, ssim};
+use super::rebuilt::MOST_DECIBELS;
 use super::rouge::rouge_l;
 use crate::cache::Image;
 use crate::data::Row;
@@ -27,8 +28,6 @@ use crate::tasks::{Drawing, Question};
 const OPTIONS: CodeOptions = CodeOptions { guidance: 5.0, temperature: 1.0, seed: 0 };
 /// Pictures drawn side by side.
 const TOGETHER: usize = 8;
-/// What equal pictures count as, in decibels: their ratio is infinite, and so would be any mean with it.
-const MOST_DECIBELS: f64 = 100.0;
 /// Asked of a picture that was drawn for a prompt.
 const QUESTION: &str = "Describe this image.";
 

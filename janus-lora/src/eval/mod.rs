@@ -5,6 +5,7 @@
 //! | `answers` | generated answers and their figures |
 //! | `drawings`, `drawn` | pictures that a model draws, and their figures |
 //! | `pictures`, `frechet` | figures of two pictures, and of many |
+//! | `rebuilt` | pictures that come back from their codes |
 //! | `told` | what heads tell of pictures |
 //! | `classes`, `boxes`, `masks`, `ranks` | figures of labels, boxes, masks and retrieval |
 //! | `bleu`, `rouge` | figures of texts |
@@ -22,6 +23,7 @@ mod frechet;
 mod masks;
 mod pictures;
 mod ranks;
+mod rebuilt;
 mod rouge;
 mod told;
 
@@ -62,6 +64,9 @@ pub fn evaluate(
         let evaluation = Evaluation { model, base, heads, task, source, name, pictures, batch_size, status };
         let value = match task.head() {
             Some(kind) => told::evaluate(&evaluation, &kind)?,
+            None if task.rebuilds() => {
+                Some(serde_json::to_value(rebuilt::evaluate(&evaluation)?).expect("plain numbers are JSON"))
+            }
             None => Some(serde_json::to_value(answers::evaluate(&evaluation)?).expect("plain numbers are JSON")),
         };
         if let Some(value) = value {

@@ -123,12 +123,34 @@ pub enum Problem {
         problem: String,
     },
     /// Two data tables of one name.
-    #[error("the name `{name}` is taken by `data.{first}`")]
+    #[error("the name `{name}` is taken by `{first}`")]
     DuplicateName {
         /// The name.
         name: String,
-        /// Number of the table that has it, counted from 0.
-        first: usize,
+        /// The key of the table that has it, `data.0`.
+        first: String,
+    },
+    /// A stage that names no table, or a table that no stage names.
+    #[error("{what}; the tables are {}", tables.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "))]
+    StageTables {
+        /// What is wrong.
+        what: String,
+        /// The tables.
+        tables: Vec<String>,
+    },
+    /// Stages whose pairs differ in what they all share.
+    #[error(
+        "`{key}` is {got} in the stage `{stage}`, but {expected} in one before it: the pairs of all stages are of one form"
+    )]
+    OtherPairs {
+        /// The key of `[adapter]`.
+        key: &'static str,
+        /// The stage.
+        stage: String,
+        /// Its value.
+        got: String,
+        /// The value before.
+        expected: String,
     },
     /// Nothing to train.
     #[error("`adapter.targets` and `adapter.modules_to_save` are both empty: nothing would be trained")]

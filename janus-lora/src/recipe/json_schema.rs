@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::schema::{Field, NumberRange, Rule, Section};
-use super::types::{EarlyStopping, Recipe, Task};
+use super::types::{EarlyStopping, Recipe, StageSection, Task};
 
 /// JSON Schema (draft 7, which TOML editors read) of a recipe file.
 ///
@@ -17,7 +17,7 @@ pub fn json_schema() -> Value {
             schema = json!({ "type": "array", "minItems": 1, "items": schema });
         }
         properties.insert(section.name.to_owned(), schema);
-        if section.fields.iter().any(|field| field.required) {
+        if section.name != StageSection::SECTION.name && section.fields.iter().any(|field| field.required) {
             required.push(section.name);
         }
     }
@@ -77,6 +77,14 @@ fn rule_schema(rule: &Rule) -> Value {
         Rule::Columns => json!({ "type": "object", "additionalProperties": { "type": "string", "minLength": 1 } }),
         Rule::BadRows => json!({ "type": "number", "minimum": 0 }),
         Rule::EarlyStopping => section_schema(&EarlyStopping::SECTION),
+        Rule::Rates => json!({ "type": "object", "additionalProperties": number_schema(NumberRange::Positive) }),
+        Rule::Keys(section) => {
+            let mut schema = section_schema(section);
+            if let Some(schema) = schema.as_object_mut() {
+                schema.remove("required");
+            }
+            schema
+        }
     }
 }
 

@@ -16,6 +16,7 @@ mod read;
 mod reference;
 mod resolve;
 pub mod schema;
+mod stages;
 mod tree;
 mod types;
 mod value;
@@ -35,8 +36,8 @@ pub use location::{Location, Origin};
 pub use reference::markdown as reference_page;
 pub use types::{
     Accumulation, AdapterMethod, AdapterSection, BaseDtype, BaseSection, Columns, DataLimits, DataSection,
-    DynamicPlace, DynamicSection, EarlyStopping, Goal, MifsSection, Mixture, OutputSection, Recipe, Recompute,
-    Schedule, Task, TrainSection,
+    DynamicPlace, DynamicSection, EarlyStopping, Goal, MifsSection, Mixture, OutputSection, Rates, Recipe, Recompute,
+    Schedule, Stage, StageSection, Task, TrainSection,
 };
 pub use write::to_toml;
 

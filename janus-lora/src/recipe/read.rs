@@ -4,7 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use super::fault::{Faults, Problem, quotable};
 use super::resolve::Folders;
-use super::schema::{FOREIGN_NAMES, LATER_SECTIONS, Section};
+use super::schema::{FOREIGN_NAMES, Section};
+use super::stages::{has_stages, read_stages};
 use super::tree::{Entry, Node, Table, Value};
 use super::types::{
     AdapterSection, BaseSection, DEFAULT_EPOCHS, DEFAULT_PROMPT_DROPOUT, DEFAULT_SCALE, DataLimits, DataSection,
@@ -21,22 +22,23 @@ pub(crate) fn read_recipe(root: &Table, folders: &Folders, faults: &mut Faults) 
     }
     let base = read_base(root, folders, faults);
     let adapter = read_adapter(root, faults);
-    let dynamic = match root.get(DynamicSection::SECTION.name) {
-        Some(_) => DynamicSection::read(&mut reader(root, DynamicSection::SECTION, faults)).map(Some),
-        None => Some(None),
-    };
-    let mifs = match root.get(MifsSection::SECTION.name) {
-        Some(_) => MifsSection::read(&mut reader(root, MifsSection::SECTION, faults)).map(Some),
-        None => Some(None),
-    };
+    let (dynamic, mifs) = read_visual(root, faults);
     let data = read_data(root, folders, faults);
     let data_limits = DataLimits::read(&mut reader(root, DataLimits::SECTION, faults));
     let train = read_train(root, faults);
+    if let (true, Some(train)) = (has_stages(root), train_entry(root)) {
+        for name in ["steps", "epochs", "early_stopping"] {
+            if let Some(entry) = train.get(name) {
+                let problem = Problem::Conflict { first: "stage".into(), second: format!("train.{name}") };
+                faults.push(Some(entry.key_place.clone()), problem);
+            }
+        }
+    }
     let output = read_output(root, folders, faults);
     if let (Some(train), Some(data)) = (&train, &data) {
         check_early_stopping(root, train, data, faults);
     }
-    Some(Recipe {
+    let recipe = Recipe {
         base: base?,
         adapter: adapter?,
         dynamic: dynamic?,
@@ -45,10 +47,37 @@ pub(crate) fn read_recipe(root: &Table, folders: &Folders, faults: &mut Faults) 
         data_limits: data_limits?,
         train: train?,
         output: output?,
-    })
+        stages: Vec::new(),
+    };
+    // What is wrong above would be told again in each stage.
+    let stages = if faults.is_empty() { read_stages(root, &recipe, faults)? } else { Vec::new() };
+    Some(Recipe { stages, ..recipe })
 }
 
-/// Refuses a top-level key that no recipe has, that this version does not support, or that is no table.
+fn train_entry(root: &Table) -> Option<&Table> {
+    match &root.get("train")?.node.value {
+        Value::Table(table) => Some(table),
+        _ => None,
+    }
+}
+
+/// `[dynamic]` and `[mifs]`, each absent where the recipe has none.
+pub(super) fn read_visual(
+    root: &Table,
+    faults: &mut Faults,
+) -> (Option<Option<DynamicSection>>, Option<Option<MifsSection>>) {
+    let dynamic = match root.get(DynamicSection::SECTION.name) {
+        Some(_) => DynamicSection::read(&mut reader(root, DynamicSection::SECTION, faults)).map(Some),
+        None => Some(None),
+    };
+    let mifs = match root.get(MifsSection::SECTION.name) {
+        Some(_) => MifsSection::read(&mut reader(root, MifsSection::SECTION, faults)).map(Some),
+        None => Some(None),
+    };
+    (dynamic, mifs)
+}
+
+/// Refuses a top-level key that no recipe has, or that is no table.
 fn check_section(entry: &Entry, faults: &mut Faults) {
     let key = entry.key.as_str();
     if let Some(section) = Recipe::SECTIONS.iter().find(|section| section.name == key) {
@@ -67,16 +96,11 @@ fn check_section(entry: &Entry, faults: &mut Faults) {
         wrong_section(&entry.node, key.into(), expected, faults);
         return;
     }
-    let problem = if LATER_SECTIONS.contains(&key) {
-        let heading = if key == "stage" { "[[stage]]".to_owned() } else { format!("[{key}]") };
-        Problem::NotSupported { what: format!("`{heading}`") }
-    } else {
-        Problem::UnknownKey {
-            key: quotable(key),
-            table: "a recipe".into(),
-            nearest: nearest_key(key, None),
-            legal: Recipe::SECTIONS.iter().map(|section| section.name).collect(),
-        }
+    let problem = Problem::UnknownKey {
+        key: quotable(key),
+        table: "a recipe".into(),
+        nearest: nearest_key(key, None),
+        legal: Recipe::SECTIONS.iter().map(|section| section.name).collect(),
     };
     faults.push(Some(entry.key_place.clone()), problem);
 }
@@ -146,7 +170,7 @@ fn read_base(root: &Table, folders: &Folders, faults: &mut Faults) -> Option<Bas
     Some(base)
 }
 
-fn read_adapter(root: &Table, faults: &mut Faults) -> Option<AdapterSection> {
+pub(super) fn read_adapter(root: &Table, faults: &mut Faults) -> Option<AdapterSection> {
     let mut reader = reader(root, AdapterSection::SECTION, faults);
     let mut adapter = AdapterSection::read(&mut reader)?;
     reader.refuse_both("scale", "alpha");
@@ -166,7 +190,7 @@ fn read_adapter(root: &Table, faults: &mut Faults) -> Option<AdapterSection> {
         }
     }
     let is_alone = root.get(DynamicSection::SECTION.name).is_none() && !tasks(root).any(Task::has_head);
-    if adapter.targets.is_empty() && adapter.modules_to_save.is_empty() && is_alone {
+    if adapter.targets.is_empty() && adapter.modules_to_save.is_empty() && is_alone && !has_stages(root) {
         let place = reader.entry("targets").map(|entry| entry.node.place.clone());
         reader.faults.push(place, Problem::NothingToTrain);
     }
@@ -189,11 +213,11 @@ fn tasks(root: &Table) -> impl Iterator<Item = Task> {
     items.iter().filter_map(task)
 }
 
-fn read_train(root: &Table, faults: &mut Faults) -> Option<TrainSection> {
+pub(super) fn read_train(root: &Table, faults: &mut Faults) -> Option<TrainSection> {
     let mut reader = reader(root, TrainSection::SECTION, faults);
     let mut train = TrainSection::read(&mut reader)?;
     reader.refuse_both("epochs", "steps");
-    if train.epochs.is_none() && train.steps.is_none() {
+    if train.epochs.is_none() && train.steps.is_none() && !has_stages(root) {
         train.epochs = Some(DEFAULT_EPOCHS);
     }
     Some(train)
@@ -245,7 +269,7 @@ fn read_data(root: &Table, folders: &Folders, faults: &mut Faults) -> Option<Vec
     };
     let tables: Vec<Option<DataSection>> =
         items.iter().enumerate().map(|(index, node)| read_data_table(index, node, folders, faults)).collect();
-    refuse_equal_names(items, faults);
+    refuse_equal_names("data", items, faults);
     let mut tables: Vec<DataSection> = tables.into_iter().collect::<Option<_>>()?;
     name_unnamed(&mut tables);
     Some(tables)
@@ -269,6 +293,7 @@ fn read_data_table(index: usize, node: &Node, folders: &Folders, faults: &mut Fa
             ("prompt_dropout", task.draws(), Task::Generate),
             ("eval_pictures", task.draws(), Task::Generate),
             ("question", task == Task::Understand, Task::Understand),
+            ("quantize_from", task == Task::Reconstruct, Task::Reconstruct),
         ];
         for (name, belongs, owner) in belongings {
             if let (Some(entry), false) = (reader.entry(name), belongs) {
@@ -339,13 +364,14 @@ fn given_name(node: &Node) -> Option<(&str, &Node)> {
     }
 }
 
-fn refuse_equal_names(items: &[Node], faults: &mut Faults) {
+/// Refuses tables of one name; `list` is what their list is called.
+pub(super) fn refuse_equal_names(list: &str, items: &[Node], faults: &mut Faults) {
     let mut first_of: HashMap<&str, usize> = HashMap::new();
     for (index, item) in items.iter().enumerate() {
         let Some((name, node)) = given_name(item) else { continue };
         match first_of.get(name) {
             Some(&first) => {
-                let problem = Problem::DuplicateName { name: quotable(name), first };
+                let problem = Problem::DuplicateName { name: quotable(name), first: format!("{list}.{first}") };
                 faults.push(Some(node.place.clone()), problem);
             }
             None => {

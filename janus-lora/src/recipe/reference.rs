@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::json_schema::text;
-use super::schema::{LATER_SECTIONS, Rule, Section};
+use super::schema::{Rule, Section};
 use super::types::{EarlyStopping, Recipe, Task};
 
 /// `docs/reference/recipe.md`: every section with its keys, what they take, their defaults and what they mean.
@@ -21,8 +21,6 @@ pub fn markdown() -> String {
     for section in Recipe::SECTIONS {
         write_section(&mut page, section).expect("a text takes whatever is written to it");
     }
-    let later: Vec<String> = LATER_SECTIONS.iter().map(|name| format!("`[{name}]`")).collect();
-    page.push_str(&format!("\nRefused by name, for this version does not read them yet: {}.\n", later.join(", ")));
     page
 }
 

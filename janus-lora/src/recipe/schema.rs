@@ -84,6 +84,10 @@ pub enum Rule {
     BadRows,
     /// A table with the keys of [`EarlyStopping`](super::EarlyStopping).
     EarlyStopping,
+    /// A table from modules to factors.
+    Rates,
+    /// A table with keys of another section.
+    Keys(&'static Section),
 }
 
 impl fmt::Display for Rule {
@@ -113,6 +117,8 @@ impl fmt::Display for Rule {
             Rule::EarlyStopping => {
                 f.write_str("a table such as { metric = \"table.loss\", patience = 3, mode = \"min\" }")
             }
+            Rule::Rates => f.write_str("a table of factors above 0, such as { vision_model = 0.1 }"),
+            Rule::Keys(section) => write!(f, "a table with keys of `[{}]`", section.name),
             Rule::BadRows => f.write_str("a share from 0.0 to 1.0, or a count of rows as an integer"),
         }
     }
@@ -156,9 +162,6 @@ pub struct Section {
     /// Its keys.
     pub fields: &'static [Field],
 }
-
-/// Tables of the recipe format that this version refuses by name.
-pub const LATER_SECTIONS: &[&str] = &["stage"];
 
 /// What other tools call some keys; a user who writes these is told ours.
 pub(crate) const FOREIGN_NAMES: &[(&str, &str)] = &[
@@ -332,3 +335,10 @@ macro_rules! choice {
 }
 
 pub(crate) use {choice, section};
+
+/// A section is known by its name.
+impl PartialEq for Section {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}

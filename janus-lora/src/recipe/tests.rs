@@ -313,7 +313,7 @@ command line, column 1
             "set `adapter.scale` to a finite number other than 0, or leave it out for its default",
             "task `understand` reads `image`, `images`, `question`, `answer`, `messages`",
             "set `train.batch_size` to an integer from 1 to 1000000, or leave it out for its default",
-            "a recipe takes `base`, `adapter`, `data`, `data_limits`, `train`, `dynamic`, `mifs`, `output`",
+            "a recipe takes `base`, `adapter`, `data`, `data_limits`, `train`, `dynamic`, `mifs`, `output`, `stage`",
         ]
     );
     assert_eq!(error.fault(), Fault::Input);
@@ -445,9 +445,7 @@ fn numbers_are_held_to_their_ranges() {
 
 #[test]
 fn what_later_versions_read_is_refused_by_name() {
-    let data = |line: &str| LEAST.replace("task = \"text\"", line);
     for (text, expected) in [
-        (format!("{LEAST}[[stage]]\nname = \"a\"\n"), "`[[stage]]` is not supported by this version yet"),
         (
             format!("{LEAST}[adapter]\nmethod = \"dora\"\n"),
             "`adapter.method = \"dora\"` is not supported by this version yet",
@@ -464,19 +462,9 @@ fn what_later_versions_read_is_refused_by_name() {
             LEAST.replace("\"tiny\"", "\"tiny\"\ndtype = \"q8_0\""),
             "`base.dtype = \"q8_0\"` is not supported by this version yet",
         ),
-        (
-            data("task = \"reconstruct\"\ncolumns = { image = \"m\" }"),
-            "`data.0.task = \"reconstruct\"` is not supported by this version yet",
-        ),
     ] {
         assert_eq!(problems(&text, &[]), [expected], "{text}");
     }
-    let text = format!("{LEAST}[[stage]]\nname = \"a\"\n");
-    assert!(
-        message(&text, &[]).contains("x.toml:8:3\n  |\n8 | [[stage]]\n  |   ^^^^^ `[[stage]]` is not"),
-        "{}",
-        message(&text, &[])
-    );
 }
 
 #[test]
@@ -706,4 +694,100 @@ fn every_key_is_documented_and_its_default_is_legal() {
     assert_eq!(default("base", "dtype").as_deref(), Some("\"bf16\""));
     assert_eq!(default("train", "learning_rate").as_deref(), Some("0.0002"));
     assert_eq!(default("train", "steps"), None);
+}
+
+/// [`LEAST`] with two stages.
+const STAGED: &str = r#"[base]
+path = "tiny"
+[adapter]
+scale = 0.5
+targets = []
+[[data]]
+name = "a"
+task = "text"
+train = "t.parquet"
+[[data]]
+name = "b"
+task = "generate"
+train = "t.parquet"
+[train]
+learning_rate = 1e-3
+[[stage]]
+name = "first"
+steps = 7
+data = ["a"]
+adapter = { targets = ["decoder"], alpha = 4 }
+[[stage]]
+name = "second"
+steps = 9
+dynamic = { learning_rate = 0.25 }
+[stage.train]
+learning_rate = 0.5
+rates = { vision_model = 0.1, lm_head = 2 }
+[output]
+dir = "runs"
+"#;
+
+#[test]
+fn a_stage_sets_keys_of_the_sections_above() {
+    let recipe = good(STAGED, &[]);
+    let [first, second] = recipe.stages.as_slice() else { panic!("two stages") };
+    assert_eq!((first.name.as_str(), first.recipe.train.steps, first.recipe.train.epochs), ("first", Some(7), None));
+    let names = |stage: &Stage| stage.recipe.data.iter().map(|table| table.name.clone()).collect::<Vec<_>>();
+    assert_eq!((names(first), names(second)), (vec!["a".to_owned()], vec!["a".to_owned(), "b".to_owned()]));
+    // The stage's alpha stands for the scale from above.
+    assert_eq!(first.recipe.adapter.effective_scale(), 0.5);
+    assert_eq!((first.recipe.adapter.scale, first.recipe.adapter.alpha), (None, Some(4.0)));
+    assert_eq!((first.recipe.train.learning_rate, second.recipe.train.learning_rate), (1e-3, 0.5));
+    assert_eq!(second.recipe.train.rates.0, [("vision_model".to_owned(), 0.1), ("lm_head".to_owned(), 2.0)]);
+    assert!(first.recipe.dynamic.is_none());
+    assert_eq!(second.recipe.dynamic.as_ref().map(|dynamic| dynamic.learning_rate), Some(0.25));
+    assert_eq!((recipe.train.steps, recipe.train.epochs), (None, None));
+    assert_eq!(good(&to_toml(&recipe), &[]), recipe, "{}", to_toml(&recipe));
+    let set = good(STAGED, &["stage.1.steps=3", "stage.0.adapter.rank=2", "train.batch_size=5"]);
+    assert_eq!((set.stages[1].recipe.train.steps, set.stages[0].recipe.adapter.rank), (Some(3), 2));
+    assert!(set.stages.iter().all(|stage| stage.recipe.train.batch_size == 5));
+}
+
+#[test]
+fn faults_of_stages_are_told_where_they_are() {
+    for (was, is, expected) in [
+        ("steps = 7\n", "", "missing key `stage.0.steps`"),
+        ("name = \"second\"", "name = \"first\"", "the name `first` is taken by `stage.0`"),
+        (
+            "data = [\"a\"]",
+            "data = [\"c\"]",
+            "the stage `first` learns from `c`, which is no table; the tables are `a`, `b`",
+        ),
+        ("steps = 9\n", "steps = 9\ndata = [\"a\"]\n", "no stage learns from the table `b`; the tables are `a`, `b`"),
+        ("alpha = 4", "rnak = 4", "unknown key `rnak` in [adapter]; did you mean `rank`?"),
+        (
+            "learning_rate = 0.5",
+            "learning_rate = -1",
+            "`train.learning_rate` must be a finite number above 0, got `-1.0`",
+        ),
+        (
+            "rates = { vision_model = 0.1",
+            "rates = { vision_model = 0",
+            "`train.rates.vision_model` must be a finite number above 0, got `0.0`",
+        ),
+        (
+            "learning_rate = 0.5",
+            "steps = 5",
+            "`stage.1.train.steps` cannot stand beside `stage.1.steps`: give one of them",
+        ),
+        ("learning_rate = 1e-3", "steps = 5", "`train.steps` cannot stand beside `stage`: give one of them"),
+        (
+            "dynamic = {",
+            "adapter = { targets = [\"vision\"], rank = 4 }\ndynamic = {",
+            "`adapter.rank` is 4 in the stage `second`, but 8 in one before it: the pairs of all stages are of one form",
+        ),
+    ] {
+        let text = STAGED.replace(was, is);
+        assert_ne!(text, STAGED, "{was}");
+        let found = problems(&text, &[]);
+        assert!(found.contains(&expected.to_owned()), "{was}: {found:?}");
+    }
+    let unread = STAGED.replace("task = \"generate\"", "task = \"generate\"\nquantize_from = 3");
+    assert_eq!(problems(&unread, &[]), ["`data.1.quantize_from` has no meaning for task `generate`"]);
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::schema::{NumberRange, Rule, Section, choice, section};
+use super::value::Overrides;
 
 /// Greatest rank: beyond the widest layer of the family (Janus-Pro-7B's feed-forward, 11,008) a pair is no longer low-rank.
 const MAX_RANK: u64 = 16_384;
@@ -50,6 +51,18 @@ pub struct Recipe {
     pub train: TrainSection,
     /// `[output]`.
     pub output: OutputSection,
+    /// `[[stage]]`, empty where the run has no stages.
+    pub stages: Vec<Stage>,
+}
+
+/// One stage of a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stage {
+    /// Its name.
+    pub name: String,
+    /// What holds in it: the recipe with the stage's own keys set, its own tables alone, its steps in `train.steps`, and no
+    /// stages.
+    pub recipe: Recipe,
 }
 
 impl Recipe {
@@ -63,6 +76,7 @@ impl Recipe {
         DynamicSection::SECTION,
         MifsSection::SECTION,
         OutputSection::SECTION,
+        StageSection::SECTION,
     ];
 }
 
@@ -193,8 +207,10 @@ choice! {
         Retrieve = "retrieve",
         /// An image and a prompt to another image.
         Edit = "edit",
+        /// An image to itself through the codes of the image tokenizer, which is what is trained.
+        Reconstruct = "reconstruct",
     }
-    later ["reconstruct"]
+    later []
 }
 
 impl Task {
@@ -209,6 +225,7 @@ impl Task {
             Task::Segment => &["image", "mask"],
             Task::Retrieve => &["image", "caption"],
             Task::Edit => &["source", "prompt", "image"],
+            Task::Reconstruct => &["image"],
         }
     }
 
@@ -226,8 +243,8 @@ impl Task {
     pub fn excluding_roles(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Task::Understand => &[("image", "images"), ("messages", "question"), ("messages", "answer")],
-            Task::Generate | Task::Classify | Task::Locate | Task::Segment | Task::Retrieve | Task::Edit => &[],
             Task::Text => &[("messages", "prompt"), ("messages", "answer")],
+            _ => &[],
         }
     }
 }
@@ -254,6 +271,10 @@ section! {
         /// Pictures that each evaluation draws of the first rows to evaluate, to be measured: hundreds of passes each. For
         /// `generate` and `edit` only.
         pub eval_pictures: Option<u64>, Rule::Integer { minimum: 0, maximum: MAX_COUNT }, default(None);
+        /// Steps of its stage, or of a run without stages, in which pictures come back from latents that are not quantised yet; the
+        /// codebook is laid over the latents then. For a tokenizer with random weights, of which no code would be learnt
+        /// otherwise; 0 for one that is trained. For `reconstruct` only.
+        pub quantize_from: Option<u64>, STEPS_OR_NONE, default(None);
         /// Share of prompts that are emptied in training, so that guidance works; for `generate` and `edit` only, where it is 0.1 by default.
         pub prompt_dropout: Option<f64>, Rule::Number(NumberRange::Share), default(None);
     }
@@ -286,6 +307,10 @@ impl Columns {
         self.given.iter().map(|(role, column)| (role.as_str(), column.as_str()))
     }
 }
+
+/// Factors on the learning rate by module, in the recipe's order.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Rates(pub Vec<(String, f64)>);
 
 impl FromIterator<(String, String)> for Columns {
     fn from_iter<I: IntoIterator<Item = (String, String)>>(pairs: I) -> Self {
@@ -389,6 +414,9 @@ section! {
         pub mixture: Mixture, Rule::Choice(&Mixture::CHOICES), default(Mixture::Sample);
         /// Learning rate after the warm-up.
         pub learning_rate: f64, Rule::Number(NumberRange::Positive), default(2e-4);
+        /// Factors on the learning rate of parts of the model, by module: `{ vision_model = 0.1 }`. The first that holds a tensor
+        /// counts.
+        pub rates: Rates, Rule::Rates, default(Rates::default());
         /// AdamW's decay rates of the first and the second moment.
         pub betas: [f64; 2], Rule::Pair(NumberRange::BelowOne), default([0.9, 0.999]);
         /// AdamW's epsilon.
@@ -435,5 +463,27 @@ section! {
     pub struct OutputSection = "output" once {
         /// The run folder, which must be new or empty. Relative to the current folder.
         pub dir: PathBuf, Rule::Text, required;
+    }
+}
+
+section! {
+    /// A stage of a run. Stages follow one another in the order of the file: what one has trained, the next begins with. Each
+    /// starts from the sections above and sets some of their keys for itself; its optimiser, its schedule and the order of its
+    /// rows begin anew. Without any, the run is one piece.
+    pub struct StageSection = "stage" repeated {
+        /// What the stage is called in metrics.
+        pub name: String, Rule::Text, required;
+        /// Its optimiser steps; `train.steps` and `train.epochs` have no meaning beside stages.
+        pub steps: u64, STEPS, required;
+        /// Names of the tables that it learns from; all of them by default.
+        pub data: Option<Vec<String>>, Rule::TextList, default(None);
+        /// Keys of `[adapter]` in this stage.
+        pub adapter: Overrides, Rule::Keys(&AdapterSection::SECTION), default(Overrides);
+        /// Keys of `[train]` in this stage.
+        pub train: Overrides, Rule::Keys(&TrainSection::SECTION), default(Overrides);
+        /// Keys of `[dynamic]` in this stage.
+        pub dynamic: Overrides, Rule::Keys(&DynamicSection::SECTION), default(Overrides);
+        /// Keys of `[mifs]` in this stage.
+        pub mifs: Overrides, Rule::Keys(&MifsSection::SECTION), default(Overrides);
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::fault::{Faults, Problem, quotable};
 use super::schema::{Choices, Field, NumberRange, Rule, Section};
 use super::tree::{Entry, Node, Place, Table, Value};
-use super::types::{Columns, EarlyStopping};
+use super::types::{Columns, EarlyStopping, Rates};
 use crate::data::BadRowLimit;
 use crate::nearest::nearest;
 
@@ -265,6 +265,29 @@ impl FieldValue for Columns {
     }
 }
 
+impl FieldValue for Rates {
+    fn read(node: &Node, key: &str, rule: &Rule, faults: &mut Faults) -> Option<Self> {
+        let Value::Table(table) = &node.value else {
+            wrong_type(node, key, rule, faults);
+            return None;
+        };
+        let factor = Rule::Number(NumberRange::Positive);
+        let pairs = table.entries.iter().map(|entry| {
+            let key = format!("{key}.{}", quotable(&entry.key));
+            let value = read_number(&entry.node, &key, &factor, NumberRange::Positive, faults)?;
+            Some((entry.key.clone(), value))
+        });
+        // All of them are read before the first fault counts.
+        pairs.collect::<Vec<_>>().into_iter().collect::<Option<_>>().map(Rates)
+    }
+
+    fn write(&self) -> Option<String> {
+        let pair = |(module, factor): &(String, f64)| format!("{} = {}", write_text(module), write_number(*factor));
+        let pairs: Vec<String> = self.0.iter().map(pair).collect();
+        (!pairs.is_empty()).then(|| format!("{{ {} }}", pairs.join(", ")))
+    }
+}
+
 impl FieldValue for BadRowLimit {
     fn read(node: &Node, key: &str, rule: &Rule, faults: &mut Faults) -> Option<Self> {
         match node.value {
@@ -308,6 +331,26 @@ impl FieldValue for EarlyStopping {
         let mut lines = String::new();
         Self::write(self, &mut lines);
         Some(format!("{{ {} }}", lines.trim_end().replace('\n', ", ")))
+    }
+}
+
+/// Keys of another section that a stage sets for itself. They are read in that section's place.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Overrides;
+
+impl FieldValue for Overrides {
+    fn read(node: &Node, key: &str, rule: &Rule, faults: &mut Faults) -> Option<Self> {
+        let (Value::Table(_), Rule::Keys(section)) = (&node.value, rule) else {
+            wrong_type(node, key, rule, faults);
+            return None;
+        };
+        // Tells of unknown keys.
+        SectionReader::new(key.into(), **section, Some(node), faults);
+        Some(Self)
+    }
+
+    fn write(&self) -> Option<String> {
+        None
     }
 }
 

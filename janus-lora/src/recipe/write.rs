@@ -2,10 +2,10 @@
 
 use super::schema::Section;
 use super::types::{
-    AdapterSection, BaseSection, DataLimits, DataSection, DynamicSection, MifsSection, OutputSection, Recipe,
-    TrainSection,
+    AdapterSection, BaseSection, DataLimits, DataSection, DynamicSection, MifsSection, OutputSection, Recipe, Stage,
+    StageSection, TrainSection,
 };
-use super::value::heading;
+use super::value::{Overrides, heading};
 
 /// The resolved recipe with every key that has a value, as it is written into a run folder. Reading it gives an equal recipe.
 pub fn to_toml(recipe: &Recipe) -> String {
@@ -32,5 +32,36 @@ pub fn to_toml(recipe: &Recipe) -> String {
         section(MifsSection::SECTION, &|out| mifs.write(out));
     }
     section(OutputSection::SECTION, &|out| recipe.output.write(out));
+    for stage in &recipe.stages {
+        write_stage(stage, &mut out);
+    }
     out
+}
+
+/// A stage with every key of the sections that hold in it.
+fn write_stage(stage: &Stage, out: &mut String) {
+    let Stage { name, recipe } = stage;
+    let own = StageSection {
+        name: name.clone(),
+        steps: recipe.train.steps.unwrap_or(1),
+        data: Some(recipe.data.iter().map(|table| table.name.clone()).collect()),
+        adapter: Overrides,
+        train: Overrides,
+        dynamic: Overrides,
+        mifs: Overrides,
+    };
+    let mut section = |name: &str, write: &dyn Fn(&mut String)| {
+        out.push_str(&format!("\n{name}\n"));
+        write(out);
+    };
+    section("[[stage]]", &|out| own.write(out));
+    section("[stage.adapter]", &|out| recipe.adapter.write(out));
+    let train = TrainSection { steps: None, epochs: None, ..recipe.train.clone() };
+    section("[stage.train]", &|out| train.write(out));
+    if let Some(dynamic) = &recipe.dynamic {
+        section("[stage.dynamic]", &|out| dynamic.write(out));
+    }
+    if let Some(mifs) = &recipe.mifs {
+        section("[stage.mifs]", &|out| mifs.write(out));
+    }
 }

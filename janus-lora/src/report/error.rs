@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use janus_core::input::InputError;
+use janus_core::output::OutputError;
 use janus_core::{Diagnose, Fault};
 
 /// A report that cannot be made.
@@ -34,6 +35,17 @@ pub enum ReportError {
         /// Why.
         source: std::io::Error,
     },
+    /// Expected losses, or those to be compared with them, that cannot be read.
+    #[error("`{}` holds no losses to compare: {reason}", path.display())]
+    Curve {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A folder or file that cannot be written.
+    #[error(transparent)]
+    Output(#[from] OutputError),
     /// A picture that cannot be encoded.
     #[error("cannot encode a picture: {reason}")]
     Picture {
@@ -46,7 +58,8 @@ impl Diagnose for ReportError {
     fn fault(&self) -> Fault {
         match self {
             ReportError::Input(e) => e.fault(),
-            ReportError::NoRun { .. } | ReportError::Read { .. } => Fault::Input,
+            ReportError::Output(e) => e.fault(),
+            ReportError::NoRun { .. } | ReportError::Read { .. } | ReportError::Curve { .. } => Fault::Input,
             ReportError::Write { .. } | ReportError::Picture { .. } => Fault::Internal,
         }
     }
@@ -55,6 +68,7 @@ impl Diagnose for ReportError {
         match self {
             ReportError::NoRun { .. } => vec!["give the folder that a recipe names as `output.dir`".into()],
             ReportError::Input(e) => e.hints(),
+            ReportError::Output(e) => e.hints(),
             _ => Vec::new(),
         }
     }

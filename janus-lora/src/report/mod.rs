@@ -2,13 +2,14 @@
 //!
 //! [`Sight`] stands beside the loop and is told of every step and evaluation: it writes TensorBoard event files
 //! ([`events`]), samples answers and pictures at times ([`samples`]), notes what the run was made with ([`facts`]), and
-//! writes `report.html`. The page ([`page`], of charts from `chart`) is made from the run folder alone, which [`record`]
+//! writes `report.html`. Losses are held against those that a recipe's runs are expected to have ([`expected`]). The page ([`page`], of charts from `chart`) is made from the run folder alone, which [`record`]
 //! reads back, so that it can be made again at any time. Everything in a run folder counts as hostile: texts are escaped,
 //! and no file outside it is read.
 
 mod chart;
 mod error;
 pub mod events;
+pub mod expected;
 pub mod facts;
 mod figures;
 pub mod page;

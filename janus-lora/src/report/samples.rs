@@ -66,6 +66,19 @@ pub struct Sample {
     pub picture: Option<String>,
 }
 
+/// A model as it stands.
+#[derive(Debug, Clone, Copy)]
+pub struct Stand<'a> {
+    /// The model.
+    pub model: &'a Janus,
+    /// Its base.
+    pub base: &'a Base,
+    /// The heads beside it.
+    pub heads: &'a Heads,
+    /// Steps done.
+    pub step: u64,
+}
+
 /// The rows that are sampled.
 #[derive(Debug)]
 pub struct Sampler {
@@ -105,23 +118,22 @@ impl Sampler {
         self.tables.is_empty()
     }
 
-    /// Samples every row as the model stands after `step` steps; pictures and a list go to `samples/step-N/` of the run
-    /// folder, the rows' own pictures to `samples/rows/`.
+    /// Samples every row of the tables that are wanted, by name; pictures and a list go to `samples/step-N/` of the run folder,
+    /// the rows' own pictures to `samples/rows/`.
     ///
     /// # Errors
     /// Rows that make no prompt, or files that cannot be written.
     pub fn sample(
         &self,
-        model: &Janus,
-        base: &Base,
-        heads: &Heads,
+        stand: &Stand<'_>,
         folder: &Path,
-        step: u64,
+        is_wanted: &dyn Fn(&str) -> bool,
         status: &dyn Status,
     ) -> Result<Vec<Sample>> {
+        let Stand { model, base, heads, step } = *stand;
         let mut samples = Vec::new();
         let bar = status.items("sampling", self.tables.len() as u64);
-        for (number, table) in self.tables.iter().enumerate() {
+        for (number, table) in self.tables.iter().enumerate().filter(|(_, table)| is_wanted(&table.name)) {
             samples.extend(table.answers(model, base)?);
             let write = |row: usize, picture: &RgbImage| -> Result<String> {
                 let (name, bytes) = (format!("{FOLDER}/step-{step}/{number}-{row}.png"), png(picture)?);

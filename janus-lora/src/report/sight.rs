@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use janus_core::Janus;
 use janus_core::processing::decode_image;
 use serde_json::json;
 
@@ -12,11 +11,9 @@ use super::events::{EventFile, Summary};
 use super::facts::Facts;
 use super::page::write_report;
 use super::picture::{Encoded, thumbnail};
-use super::samples::{Sample, Sampler};
-use crate::base::Base;
+use super::samples::{Sample, Sampler, Stand};
 use crate::error::Result;
 use crate::eval::Metrics;
-use crate::heads::Heads;
 use crate::recipe::Recipe;
 use crate::status::Status;
 use crate::train::metrics::{MetricsFile, StepLine};
@@ -79,6 +76,7 @@ impl Sight {
         ];
         let losses = line.losses.iter().filter_map(|(table, loss)| Some((format!("loss/{table}"), loss.as_f64()?)));
         values.extend(losses);
+        values.extend(line.codes_alive.map(|share| ("train/codes_alive".to_owned(), share)));
         values.extend(line.alignment.map(|loss| ("loss/alignment".to_owned(), loss)));
         let values = values.into_iter().map(|(tag, value)| (tag, Summary::Scalar(value))).collect();
         self.event(line.step, values, status);
@@ -97,25 +95,23 @@ impl Sight {
         self.event(step, values, status);
     }
 
-    /// Samples after `step` steps, and notes what came of it.
+    /// Samples the wanted tables, and notes what came of it.
     ///
     /// # Errors
     /// Rows that make no prompt, or files that cannot be written.
     pub fn sample(
         &mut self,
-        step: u64,
-        model: &Janus,
-        base: &Base,
-        heads: &Heads,
+        stand: &Stand<'_>,
+        is_wanted: &dyn Fn(&str) -> bool,
         metrics: &mut MetricsFile,
         status: &dyn Status,
     ) -> Result<()> {
         if self.sampler.is_empty() {
             return Ok(());
         }
-        let samples = self.sampler.sample(model, base, heads, &self.folder, step, status)?;
-        metrics.write(&json!({ "step": step, "samples": samples }))?;
-        self.sampled(step, &samples, status);
+        let samples = self.sampler.sample(stand, &self.folder, is_wanted, status)?;
+        metrics.write(&json!({ "step": stand.step, "samples": samples }))?;
+        self.sampled(stand.step, &samples, status);
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use candle_core::D;
 use image::RgbImage;
 use janus_core::Janus;
 use janus_core::pass::Pass;
-use janus_core::processing::decode_image;
+use janus_core::processing::{decode_image, pixels_to_images};
 
 use super::ReportError;
 use crate::base::Base;
@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::heads::locate::Marked;
 use crate::heads::{HeadKind, Heads, segment};
 use crate::overlay::{Overlay, words};
-use crate::tasks::{Context, PictureBatch, Sample, Target, Task};
+use crate::tasks::{Batch, Context, PictureBatch, Sample, Target, Task};
 
 /// What is told of one row.
 #[derive(Debug)]
@@ -25,6 +25,19 @@ pub(super) struct Told {
     pub(super) overlay: Option<RgbImage>,
 }
 
+/// A row's picture as it comes back from its codes.
+fn rebuilt(task: &dyn Task, row: &Row, model: &Janus, base: &Base) -> Result<Told> {
+    let sample = task.sample(Context { base, model, draw: None }, row)?;
+    let Batch::Pixels(batch) = Batch::collate(base, &[sample])? else {
+        return Err(ReportError::Picture { reason: "a row without pixels".into() }.into());
+    };
+    let again = batch.reconstruction(model, &Pass::inference(), &batch.pixels(model)?)?;
+    let different: std::collections::BTreeSet<u32> = again.codes.iter().copied().collect();
+    let answer = format!("{} places, {} different codes", again.codes.len(), different.len());
+    let overlay = pixels_to_images(&again.pixels.contiguous()?)?.into_iter().next();
+    Ok(Told { expected: String::new(), answer, overlay })
+}
+
 /// What the head of a table tells of a row; `None` where the task has none, or nothing that is told of a single picture.
 pub(super) fn told(
     task: &dyn Task,
@@ -34,6 +47,9 @@ pub(super) fn told(
     base: &Base,
     heads: &Heads,
 ) -> Result<Option<Told>> {
+    if task.rebuilds() {
+        return rebuilt(task, row, model, base).map(Some);
+    }
     let (Some(kind), true) = (task.head(), heads.contains_key(name)) else { return Ok(None) };
     let Sample::Picture(pictured) = task.sample(Context { base, model, draw: None }, row)? else { return Ok(None) };
     let Some(batch) = PictureBatch::of(vec![pictured]) else { return Ok(None) };

@@ -49,6 +49,7 @@ fn pictures(base: &Base, draft: &Draft) -> Result<Vec<RgbImage>> {
             let drawn = visible(&image.target()?, [0.5; 3], [0.5; 3]);
             images.iter().map(seen).chain([drawn]).collect()
         }
+        Draft::Pixels { image, .. } => Ok(vec![visible(&image.target()?, [0.5; 3], [0.5; 3])?]),
         Draft::Picture(pictured) => Ok(vec![shown(seen(&pictured.image)?, pictured, segment::side(base.config()))]),
     }
 }
@@ -112,6 +113,7 @@ pub(super) fn pieces(base: &Base, draft: &Draft) -> Result<Vec<Piece>> {
     let (ids, learnt): (&[u32], Vec<bool>) = match draft {
         Draft::Text { tokens, .. } => (&tokens.ids, tokens.labels.iter().map(|label| *label >= 0).collect()),
         Draft::Codes { prompt, .. } => (prompt, vec![false; prompt.len()]),
+        Draft::Pixels { .. } => (&[], Vec::new()),
         Draft::Picture(pictured) => {
             let text = match &pictured.target {
                 Target::Label(label) => format!("label {label}"),

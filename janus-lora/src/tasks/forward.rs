@@ -10,7 +10,7 @@ use janus_core::ops::{self, HeadLoss};
 use janus_core::pass::Pass;
 use janus_core::processing::Sample as TextSample;
 
-use super::{PictureBatch, Sample};
+use super::{PictureBatch, PixelBatch, Sample};
 use crate::base::Base;
 use crate::cache::{self, Image};
 use crate::error::Result;
@@ -57,6 +57,8 @@ pub enum Batch {
     Codes(CodeBatch),
     /// Pictures for a head.
     Pictures(PictureBatch),
+    /// Pictures that are to come back from their codes.
+    Pixels(PixelBatch),
 }
 
 /// What one forward pass says of its supervised tokens.
@@ -68,6 +70,17 @@ pub struct Loss {
     pub tokens: usize,
     /// Tokens that the largest logit names.
     pub correct: usize,
+    /// What the image tokenizer made of its pictures, where it is what is trained.
+    pub coded: Option<Coded>,
+}
+
+/// Places of pictures and their codes.
+#[derive(Debug, Clone)]
+pub struct Coded {
+    /// The code of each place.
+    pub codes: Vec<u32>,
+    /// The unit latent of each place, `[places, embed_dim]`, without a graph.
+    pub latents: Tensor,
 }
 
 impl Batch {
@@ -80,7 +93,7 @@ impl Batch {
         let mut texts = Vec::new();
         let mut images = Vec::new();
         let (mut prompts, mut codes) = (Vec::new(), Vec::new());
-        let mut pictures = Vec::new();
+        let (mut pictures, mut pixels, mut quantize_from) = (Vec::new(), Vec::new(), 0);
         for sample in samples {
             match sample {
                 Sample::Text { tokens, images: own } => {
@@ -93,7 +106,14 @@ impl Batch {
                     images.extend(own.iter().cloned());
                 }
                 Sample::Picture(pictured) => pictures.push(pictured.clone()),
+                Sample::Pixels { image, quantize_from: from } => {
+                    pixels.push(image.clone());
+                    quantize_from = *from;
+                }
             }
+        }
+        if !pixels.is_empty() {
+            return Ok(Batch::Pixels(PixelBatch { images: pixels, quantize_from }));
         }
         if let Some(batch) = PictureBatch::of(pictures) {
             return Ok(Batch::Pictures(batch));
@@ -111,6 +131,7 @@ impl Batch {
             Batch::Text(batch) => batch.labels.len(),
             Batch::Codes(batch) => batch.codes.iter().map(Vec::len).sum(),
             Batch::Pictures(batch) => batch.images.len(),
+            Batch::Pixels(batch) => batch.images.len(),
         }
     }
 
@@ -123,7 +144,7 @@ impl Batch {
     pub fn is_telling(&self) -> bool {
         match self {
             Batch::Pictures(batch) => batch.is_telling(),
-            Batch::Text(_) | Batch::Codes(_) => self.supervised() > 0,
+            Batch::Text(_) | Batch::Codes(_) | Batch::Pixels(_) => self.supervised() > 0,
         }
     }
 
@@ -133,6 +154,7 @@ impl Batch {
             Batch::Text(batch) => batch.labels.clone(),
             Batch::Codes(batch) => batch.codes.concat(),
             Batch::Pictures(batch) => batch.labels(),
+            Batch::Pixels(_) => Vec::new(),
         };
         for label in labels {
             *counts.entry(label).or_default() += 1;
@@ -156,13 +178,14 @@ impl Batch {
                 Ok(Loss::of(model.generation()?.loss(pass, &hidden, &labels)?, labels.len()))
             }
             Batch::Pictures(batch) => batch.loss(model, pass, heads),
+            Batch::Pixels(batch) => batch.loss(model, pass),
         }
     }
 }
 
 impl Loss {
     pub(super) fn of(loss: HeadLoss, tokens: usize) -> Self {
-        Self { sum: loss.sum, tokens, correct: loss.correct }
+        Self { sum: loss.sum, tokens, correct: loss.correct, coded: None }
     }
 }
 

@@ -9,6 +9,7 @@ pub mod forward;
 mod generate;
 mod locate;
 mod pictures;
+mod reconstruct;
 mod retrieve;
 mod sample;
 mod segment;
@@ -28,8 +29,10 @@ use crate::error::{Error, Result};
 use crate::heads::HeadKind;
 use crate::recipe::{Columns, DataSection, Task as TaskName};
 
-pub use forward::{Batch, CodeBatch, TextBatch};
+pub use forward::{Batch, CodeBatch, Coded, TextBatch};
 pub use pictures::PictureBatch;
+pub(crate) use reconstruct::CODE_PATHS;
+pub use reconstruct::PixelBatch;
 pub use retrieve::caption_ids;
 pub use sample::{Draft, Sample};
 pub use target::{Mask, Pictured, Target, frame};
@@ -99,6 +102,11 @@ pub trait Task: std::fmt::Debug + Send + Sync {
         None
     }
 
+    /// Whether its pictures are to come back from their codes.
+    fn rebuilds(&self) -> bool {
+        false
+    }
+
     /// What a row asks to be drawn, for tasks that answer with a picture.
     ///
     /// # Errors
@@ -141,6 +149,9 @@ pub fn task(section: &DataSection, labels: &[String]) -> Arc<dyn Task> {
         TaskName::Locate => Arc::new(locate::Locate::new(&section.columns, &section.name, labels)),
         TaskName::Segment => Arc::new(segment::Segment::new(&section.columns, &section.name)),
         TaskName::Retrieve => Arc::new(retrieve::Retrieve::new(&section.columns, &section.name)),
+        TaskName::Reconstruct => {
+            Arc::new(reconstruct::Reconstruct::new(&section.columns, section.quantize_from.unwrap_or(0)))
+        }
     }
 }
 

@@ -184,7 +184,7 @@ impl PictureBatch {
     pub fn loss(&self, model: &Janus, pass: &Pass, heads: &Heads) -> Result<Loss> {
         let head = self.head(heads)?;
         let tokens = self.images.len();
-        let told = |sum: Tensor| Loss { sum, tokens, correct: 0 };
+        let told = |sum: Tensor| Loss { sum, tokens, correct: 0, coded: None };
         Ok(match &head.kind {
             HeadKind::Classify { .. } => {
                 Loss::of(HeadLoss::of_logits(&self.label_logits(model, pass, heads)?, &self.labels())?, tokens)
@@ -197,7 +197,7 @@ impl PictureBatch {
                 let (images, captions) = self.vectors(model, pass, heads)?;
                 let same = |one, other| self.is_same_caption(one, other);
                 let contrast = info_nce(&images, &captions, retrieve::log_temperature(head), same)?;
-                Loss { sum: contrast.sum, tokens, correct: contrast.correct }
+                Loss { sum: contrast.sum, tokens, correct: contrast.correct, coded: None }
             }
         })
     }

@@ -33,6 +33,13 @@ pub enum Sample {
     },
     /// A picture and what a head is to tell of it.
     Picture(Pictured),
+    /// A picture that is to come back from its codes.
+    Pixels {
+        /// The picture.
+        image: Image,
+        /// Steps of training in which it comes back from latents that are not quantised.
+        quantize_from: u64,
+    },
 }
 
 impl Sample {
@@ -41,7 +48,7 @@ impl Sample {
         match self {
             Sample::Text { tokens, .. } => tokens.labels.iter().filter(|label| **label >= 0).count(),
             Sample::Codes { codes, .. } => codes.len(),
-            Sample::Picture(_) => 1,
+            Sample::Picture(_) | Sample::Pixels { .. } => 1,
         }
     }
 
@@ -51,6 +58,7 @@ impl Sample {
             Sample::Text { tokens, .. } => tokens.ids.len(),
             Sample::Codes { prompt, codes, .. } => prompt.len() + codes.len().saturating_sub(1),
             Sample::Picture(pictured) => pictured.target.caption().len(),
+            Sample::Pixels { .. } => 0,
         }
     }
 
@@ -64,6 +72,7 @@ impl Sample {
         match self {
             Sample::Text { images, .. } | Sample::Codes { images, .. } => images.len(),
             Sample::Picture(_) => 1,
+            Sample::Pixels { .. } => 0,
         }
     }
 
@@ -73,6 +82,7 @@ impl Sample {
             Sample::Text { images, .. } => images.iter().collect(),
             Sample::Codes { images, image, .. } => images.iter().chain([image]).collect(),
             Sample::Picture(pictured) => vec![&pictured.image],
+            Sample::Pixels { image, .. } => vec![image],
         }
     }
 }
@@ -98,6 +108,13 @@ pub enum Draft {
     },
     /// A picture and what a head is to tell of it.
     Picture(Pictured),
+    /// A picture that is to come back from its codes.
+    Pixels {
+        /// The picture.
+        image: Image,
+        /// Steps of training in which it comes back from latents that are not quantised.
+        quantize_from: u64,
+    },
 }
 
 impl Draft {
@@ -110,6 +127,7 @@ impl Draft {
                 image.target_ahead();
             }
             Draft::Picture(pictured) => pictured.image.pixels_ahead(),
+            Draft::Pixels { image, .. } => image.target_ahead(),
         }
     }
 
@@ -133,6 +151,10 @@ impl Draft {
                 pictured.image.prepare(model)?;
                 Ok(Sample::Picture(pictured.clone()))
             }
+            Draft::Pixels { image, quantize_from } => {
+                image.target()?;
+                Ok(Sample::Pixels { image: image.clone(), quantize_from: *quantize_from })
+            }
         }
     }
 
@@ -142,6 +164,7 @@ impl Draft {
             Draft::Text { tokens, .. } => (tokens.ids.len(), tokens.labels.iter().filter(|label| **label >= 0).count()),
             Draft::Codes { prompt, .. } => (prompt.len() + codes_per_image.saturating_sub(1), codes_per_image),
             Draft::Picture(pictured) => (pictured.target.caption().len(), 1),
+            Draft::Pixels { .. } => (0, 1),
         }
     }
 
@@ -150,6 +173,7 @@ impl Draft {
         match self {
             Draft::Text { images, .. } | Draft::Codes { images, .. } => images.len(),
             Draft::Picture(_) => 1,
+            Draft::Pixels { .. } => 0,
         }
     }
 
@@ -161,6 +185,7 @@ impl Draft {
             Draft::Text { images, .. } => Some(any(images)),
             Draft::Codes { images, image, .. } => Some(any(images) || image.was_needed()),
             Draft::Picture(pictured) => Some(pictured.image.was_needed()),
+            Draft::Pixels { image, .. } => Some(image.was_needed()),
         }
     }
 }

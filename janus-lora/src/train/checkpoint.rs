@@ -108,7 +108,7 @@ pub fn write(run: &Path, state: &State, adapter: &Adapter, stepper: &Stepper) ->
     let staged = StagedFolder::create(&target)?;
     let failed = |source| TrainError::Write { path: target.clone(), source };
     adapter.write(staged.path())?;
-    moments::write(staged.path(), &stepper.trainables, &stepper.optimizer).map_err(failed)?;
+    moments::write(staged.path(), stepper).map_err(failed)?;
     let text = serde_json::to_vec(state).map_err(|e| failed(e.into()))?;
     write_file(&staged.path().join(STATE_FILE), |file| file.write_all(&text))?;
     let mut checksums = BTreeMap::new();
@@ -268,8 +268,7 @@ impl Checkpoint {
     /// As [`Checkpoint::restore_adapter`].
     pub fn restore(&self, stepper: &mut Stepper, base: &Base) -> Result<()> {
         self.restore_adapter(stepper, base)?;
-        moments::read(&self.folder, &stepper.trainables, &mut stepper.optimizer)
-            .map_err(|problem| self.unusable(problem))
+        moments::read(&self.folder, stepper).map_err(|problem| self.unusable(problem))
     }
 
     /// The checkpoint cannot be used, for this reason.

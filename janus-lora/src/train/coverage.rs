@@ -7,12 +7,15 @@ use super::TrainError;
 use super::step::{Stepper, TableBatch};
 use crate::error::Result;
 
+/// A step after all that is different at the start of a run.
+const LATE: u64 = u64::MAX;
+
 /// Runs the check over one batch of each table.
 ///
 /// # Errors
 /// [`TrainError::NoGradient`] with the names of the tensors that got none.
 pub fn require_gradients(stepper: &Stepper, model: &Janus, batches: &[TableBatch]) -> Result<()> {
-    let (gradients, _) = stepper.trainables.perturbed(|| stepper.gradients(model, 0, batches))?;
+    let (gradients, _) = stepper.trainables.perturbed(|| stepper.gradients(model, LATE, batches))?;
     let missing: Vec<String> = stepper
         .trainables
         .iter()

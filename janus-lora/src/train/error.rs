@@ -47,6 +47,20 @@ pub enum TrainError {
     /// An alignment without pairs.
     #[error("`[mifs]` can teach nothing: no batch has two pictures to hold against each other")]
     TooFewToAlign,
+    /// Codes that are learnt while what makes them changes.
+    #[error("`{table}` learns image codes, which change with `{name}`, which is trained beside it")]
+    MovingCodes {
+        /// The table.
+        table: String,
+        /// The first such site or parameter.
+        name: String,
+    },
+    /// A learning rate for what is not there.
+    #[error("`train.rates` names `{module}`, of which nothing is trained")]
+    UnusedRate {
+        /// The module.
+        module: String,
+    },
     /// A contrastive task whose batches are of one row.
     #[error("`{table}` can teach nothing: no batch has two of its rows to hold against each other")]
     NothingToHoldAgainst {
@@ -276,6 +290,12 @@ impl Diagnose for TrainError {
                 "add `vision`, `aligner` or `generation` to `adapter.targets`, or a `[dynamic]` section, or leave `[mifs]` out"
                     .into(),
             ],
+            TrainError::UnusedRate { .. } => {
+                vec!["name whole segments of a checkpoint path, such as `vision_model` or `language_model.layers.0`".into()]
+            }
+            TrainError::MovingCodes { .. } => {
+                vec!["train the image tokenizer in a `[[stage]]` of its own, before the tables that learn its codes".into()]
+            }
             TrainError::TooFewToAlign | TrainError::NothingToHoldAgainst { .. } => {
                 vec!["set `train.batch_size` higher, or `train.mixture = \"each\"`".into()]
             }

@@ -1,6 +1,6 @@
 //! From streams of samples to the batches of each step.
 
-use janus_core::Janus;
+use janus_core::{Janus, noise};
 use serde::{Deserialize, Serialize};
 
 use super::mixture::Mixer;
@@ -25,6 +25,11 @@ pub struct FeederState {
     pub streams: Vec<SampleState>,
 }
 
+/// The seed of a stage's rows and noise; of the first, and of a run without stages, the recipe's own.
+pub(super) fn stage_seed(recipe: &Recipe, stage: usize) -> u64 {
+    if stage == 0 { recipe.train.seed } else { noise::combine(recipe.train.seed, stage as u64) }
+}
+
 /// Hands out the batches of each step.
 #[derive(Debug)]
 pub(super) struct Feeder {
@@ -37,11 +42,13 @@ pub(super) struct Feeder {
 }
 
 impl Feeder {
-    pub(super) fn new(recipe: &Recipe, tables: &[RecipeTable]) -> Result<Self> {
+    /// For the stage of this number, whose rows come in an order of its own.
+    pub(super) fn new(recipe: &Recipe, tables: &[RecipeTable], stage: usize) -> Result<Self> {
         let weights: Vec<f64> = tables.iter().map(|table| table.section.weight).collect();
         let rows_ahead = rows_ahead(recipe);
+        let seed = stage_seed(recipe, stage);
         let stream = |table| {
-            let stream = SampleStream::new(table, recipe.train.seed, recipe.train.shuffle)?;
+            let stream = SampleStream::new(table, seed, recipe.train.shuffle)?;
             Ok(stream.with_rows_ahead(rows_ahead, row_threads()))
         };
         Ok(Self {

@@ -143,7 +143,11 @@ pub(super) fn recipe_differences(was: &str, is: &str, free: &[&str]) -> Vec<Stri
     flatten("", &toml::Value::Table(is), &mut new);
     let is_free = |key: &str| {
         let of_table = key.strip_prefix("data.").and_then(|rest| rest.split_once('.'));
-        free.contains(&key) || of_table.is_some_and(|(_, key)| FREE_TABLE_KEYS.contains(&key))
+        let of_stage = key.strip_prefix("stage.").and_then(|rest| rest.split_once('.')).map(|(_, key)| key);
+        // A stage's steps are its own key, which is not free.
+        free.contains(&key)
+            || of_stage.is_some_and(|key| free.contains(&key))
+            || of_table.is_some_and(|(_, key)| FREE_TABLE_KEYS.contains(&key))
     };
     let value = |list: &[(String, String)], key: &str| {
         list.iter().find(|(other, _)| other == key).map_or_else(|| "absent".to_owned(), |(_, value)| value.clone())

@@ -25,6 +25,9 @@ pub struct SkippedStep {
 pub struct StepLine {
     /// Steps done, from 1.
     pub step: u64,
+    /// The stage, where the run has some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stage: Option<String>,
     /// Passes over the largest table, as a fraction.
     pub epoch: f64,
     /// `Σ loss_weight · loss`.
@@ -48,6 +51,12 @@ pub struct StepLine {
     /// Loss of the mid features' alignment, where the step had pictures to align.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alignment: Option<f64>,
+    /// Share of the image tokenizer's codes that are in use, where they are under training.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub codes_alive: Option<f64>,
+    /// Those that were moved after the step, for nothing came near them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub codes_revived: Option<usize>,
     /// Why the step moved nothing, where its loss or gradient was no number; `loss` and `grad_norm` are `null` then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skipped: Option<SkippedStep>,

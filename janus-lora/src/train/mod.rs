@@ -3,14 +3,15 @@
 //! The way of one step: [`mixture`] says from which table each row comes, [`tables`] hands out the rows, the tasks make
 //! samples and batches of them (`prefetch` reads and decodes ahead), [`step`] runs forward and backward, clips and lets [`optimizer`] move the
 //! [`trainable`] tensors at the rate of [`schedule`]. [`plan`] is what is known before the first step ([`memory`] by
-//! `workload`, against the [`room`] there is, time by a `rehearsal`), [`coverage`] the proof that every tensor learns, [`run`] the loop with its
+//! `workload`, against the [`room`] there is, time by a `rehearsal`), [`stages`] are what it does one after the other, [`coverage`] the proof that every tensor learns, [`run`] the loop with its
 //! `files` in a [`folder`] of its own.
 //!
 //! What makes a run one that can be trusted: [`checkpoint`] writes and reads all that the same bits need (rows by `feeder`,
-//! `moments`, and what the run began with by [`identity`]), [`guard`] watches losses and evaluations, [`signals`] end a run
+//! `moments`, the use of a `codebook`, and what the run began with by [`identity`]), [`guard`] watches losses and evaluations, [`signals`] end a run
 //! between two steps.
 
 pub mod checkpoint;
+mod codebook;
 pub mod coverage;
 mod error;
 pub mod feeder;
@@ -33,6 +34,7 @@ pub mod room;
 pub mod run;
 pub mod schedule;
 pub mod signals;
+pub mod stages;
 pub mod step;
 pub mod tables;
 pub mod trainable;

@@ -1,6 +1,6 @@
 //! `optimizer.safetensors`: AdamW's state, under the names of the adapter's tensors and torch's names of the parts:
 //! `<tensor>.exp_avg` and `<tensor>.exp_avg_sq` in f32 and the tensor's shape, `<tensor>.step` as an I64 scalar. A tensor that
-//! had no gradient yet has none of them.
+//! had no gradient yet has none of them. Beside them, where a codebook is trained, `codebook.shares`: how its codes are used.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -8,8 +8,7 @@ use std::path::Path;
 use fs_err as fs;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, View, serialize_to_file};
 
-use super::optimizer::AdamW;
-use super::trainable::Trainables;
+use super::step::Stepper;
 
 /// File name in a checkpoint.
 pub(super) const FILE: &str = "optimizer.safetensors";
@@ -17,6 +16,7 @@ pub(super) const FILE: &str = "optimizer.safetensors";
 const FIRST: &str = "exp_avg";
 const SECOND: &str = "exp_avg_sq";
 const STEP: &str = "step";
+const SHARES: &str = "codebook.shares";
 
 /// Room for names and shapes beside the values.
 const HEADER_LIMIT_BYTES: u64 = 100_000_000;
@@ -61,7 +61,8 @@ impl View for Part<'_> {
 ///
 /// # Errors
 /// The system's.
-pub(super) fn write(folder: &Path, trainables: &Trainables, optimizer: &AdamW) -> Result<(), std::io::Error> {
+pub(super) fn write(folder: &Path, stepper: &Stepper) -> Result<(), std::io::Error> {
+    let Stepper { trainables, optimizer, .. } = stepper;
     let mut parts = Vec::with_capacity(3 * trainables.len());
     for (number, trainable) in trainables.iter().enumerate() {
         let Some(moments) = optimizer.state(number) else { continue };
@@ -69,6 +70,10 @@ pub(super) fn write(folder: &Path, trainables: &Trainables, optimizer: &AdamW) -
         parts.push((name(FIRST), Part::Values(moments.first, trainable.var.dims())));
         parts.push((name(SECOND), Part::Values(moments.second, trainable.var.dims())));
         parts.push((name(STEP), Part::Count(moments.steps.into())));
+    }
+    let codes = stepper.codebook.as_ref().map(|codebook| [codebook.shares().len()]);
+    if let (Some(codebook), Some(codes)) = (&stepper.codebook, &codes) {
+        parts.push((SHARES.to_owned(), Part::Values(codebook.shares(), codes)));
     }
     serialize_to_file(parts, None, &folder.join(FILE)).map_err(|error| match error {
         safetensors::SafeTensorError::IoError(error) => error,
@@ -80,7 +85,8 @@ pub(super) fn write(folder: &Path, trainables: &Trainables, optimizer: &AdamW) -
 ///
 /// # Errors
 /// What is wrong.
-pub(super) fn read(folder: &Path, trainables: &Trainables, optimizer: &mut AdamW) -> Result<(), String> {
+pub(super) fn read(folder: &Path, stepper: &mut Stepper) -> Result<(), String> {
+    let Stepper { trainables, optimizer, codebook, .. } = stepper;
     let path = folder.join(FILE);
     let told = |e: &dyn std::fmt::Display| e.to_string();
     let values: u64 = trainables.iter().map(|trainable| trainable.var.elem_count() as u64).sum();
@@ -106,12 +112,9 @@ pub(super) fn read(folder: &Path, trainables: &Trainables, optimizer: &mut AdamW
             }
             Ok(tensor)
         };
-        let values = |tensor: TensorView<'_>| -> Vec<f32> {
-            tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-        };
         let shape = trainable.var.dims();
-        let first = values(part(FIRST, Dtype::F32, shape)?);
-        let second = values(part(SECOND, Dtype::F32, shape)?);
+        let first = floats(&part(FIRST, Dtype::F32, shape)?);
+        let second = floats(&part(SECOND, Dtype::F32, shape)?);
         if let Some(value) = first.iter().chain(&second).find(|value| !value.is_finite()) {
             return Err(format!("the moments of `{}` hold {value}", trainable.name));
         }
@@ -120,11 +123,29 @@ pub(super) fn read(folder: &Path, trainables: &Trainables, optimizer: &mut AdamW
         found.push((number, first, second, steps.ok_or_else(|| format!("`{}` counts no steps", name(STEP)))?));
         used += 3;
     }
+    let mut shares = None;
+    if let Some(codebook) = codebook.as_ref() {
+        let tensor = file.tensor(SHARES).map_err(|_| format!("`{FILE}` has no `{SHARES}`"))?;
+        if (tensor.dtype(), tensor.shape()) != (Dtype::F32, &[codebook.shares().len()][..]) {
+            let got = (tensor.dtype(), tensor.shape());
+            return Err(format!("`{SHARES}` is {got:?}, expected {} in f32", codebook.shares().len()));
+        }
+        shares = Some(floats(&tensor));
+        used += 1;
+    }
     if used != file.len() {
         return Err(format!("`{FILE}` has {} tensors, {used} of them of this run", file.len()));
+    }
+    if let (Some(codebook), Some(shares)) = (codebook, shares) {
+        codebook.restore(shares);
     }
     for (number, first, second, steps) in found {
         optimizer.restore(number, first, second, steps);
     }
     Ok(())
+}
+
+/// The values of an F32 tensor.
+fn floats(tensor: &TensorView<'_>) -> Vec<f32> {
+    tensor.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }

@@ -17,9 +17,10 @@ use super::mixture::Mixer;
 use super::prefetch::rows_ahead;
 use super::rehearsal::operations_per_second;
 use super::room::available_bytes;
+use super::stages::{self, Stage};
 use super::tables::RecipeTable;
 use super::workload::{TableLoad, encoder_operations, loads, step_operations};
-use crate::adapter::AdapterSpec;
+use crate::adapter::{Adapter, AdapterSpec};
 use crate::allocator;
 use crate::base::Base;
 use crate::cache::CacheSettings;
@@ -29,6 +30,7 @@ use crate::heads::{self, HeadKind};
 use crate::mifs;
 use crate::recipe::{BaseDtype, DynamicPlace, Recipe, Recompute};
 use crate::target::{self, Origin};
+use crate::tasks::CODE_PATHS;
 
 /// Rows of one table.
 #[derive(Debug, Clone, Serialize)]
@@ -43,6 +45,21 @@ pub struct TablePlan {
     pub rejected: usize,
     /// Good rows to evaluate on.
     pub eval_rows: usize,
+}
+
+/// One stage of a run.
+#[derive(Debug, Clone, Serialize)]
+pub struct StagePlan {
+    /// Its name.
+    pub name: String,
+    /// Its optimiser steps.
+    pub steps: u64,
+    /// Values that it moves.
+    pub trainable_parameters: u64,
+    /// The tables that it learns from.
+    pub tables: Vec<String>,
+    /// Estimate of its largest resident memory.
+    pub predicted_peak_bytes: u64,
 }
 
 /// What a run will do.
@@ -100,6 +117,9 @@ pub struct Plan {
     pub rows_per_step: Vec<f64>,
     /// What is computed once of each image and kept in the cache.
     pub cached: Vec<String>,
+    /// The stages, empty where the run has none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<StagePlan>,
 }
 
 /// The type of a recipe.
@@ -166,6 +186,12 @@ impl Plan {
             return Err(TrainError::NothingToTrain { targets, tasks: task_names() }.into());
         }
 
+        let moving = |path: &str| CODE_PATHS.iter().any(|prefix| path.starts_with(prefix));
+        let mut trained = chosen.iter().map(AsRef::as_ref).chain(saved.iter().map(String::as_str));
+        let learns_codes = |table: &&RecipeTable| table.section.task.draws() || recipe.mifs.is_some();
+        if let (Some(table), Some(name)) = (tables.iter().find(learns_codes), trained.find(|path| moving(path))) {
+            return Err(TrainError::MovingCodes { table: table.section.name.clone(), name: name.into() }.into());
+        }
         let multiplied = dynamic.map(|paths| dynamic::places(config, paths)).unwrap_or_default();
         if recipe.mifs.is_some() {
             let trained = chosen.iter().map(AsRef::as_ref);
@@ -288,7 +314,62 @@ impl Plan {
             head_parameters: head_values,
             rows_per_step,
             cached,
+            stages: Vec::new(),
         })
+    }
+
+    /// The stages of a recipe together: steps and rows are added up, memory is that of the stage that needs most.
+    ///
+    /// # Errors
+    /// What two stages train in ways that exclude each other.
+    pub(super) fn whole(recipe: &Recipe, base: &Base, tables: &[RecipeTable], stages: &[Stage]) -> Result<Self> {
+        let plans = || stages.iter().map(|stage| &stage.plan);
+        let largest = plans().max_by_key(|plan| plan.predicted_peak_bytes).expect("a run has a stage");
+        let mut whole = largest.clone();
+        if stages.len() == 1 {
+            return Ok(whole);
+        }
+        let spec = stages::whole_spec(recipe, base, stages);
+        let read = |name: &str| Ok(base.checkpoint().read(name, DType::F32)?);
+        let adapter = Adapter::new(base.config(), base.checkpoint().is_tied(), &spec, recipe.train.seed, &read)?;
+        let values = |kept: &dyn Fn(&str) -> bool| -> u64 {
+            let extras = adapter.extras();
+            extras.iter().filter(|(name, _)| kept(name)).map(|(_, value)| value.elem_count() as u64).sum()
+        };
+        whole.trainable_parameters = adapter.parameter_count() as u64 + u64::from(spec.aligns);
+        whole.dynamic_parameters = values(&|name| name.starts_with(dynamic::PREFIX));
+        whole.head_parameters =
+            adapter.heads.values().flat_map(|head| head.values().values()).map(|v| v.elem_count() as u64).sum();
+        whole.sites = spec.sites;
+        whole.saved_parameters = adapter.saved.keys().map(ToString::to_string).collect();
+        (whole.dynamic, whole.heads) = (spec.dynamic, spec.heads);
+        whole.steps = plans().map(|plan| plan.steps).sum();
+        whole.unused_sites.clear();
+        let of_table = |table: &RecipeTable| {
+            let mut all = plans().flat_map(|plan| &plan.tables);
+            all.find(|plan| plan.name == table.section.name).cloned()
+        };
+        whole.tables = tables.iter().filter_map(of_table).collect();
+        whole.rows = whole.tables.iter().map(|table| table.rows).sum();
+        let mut cached: Vec<String> = plans().flat_map(|plan| plan.cached.clone()).collect();
+        cached.sort();
+        cached.dedup();
+        whole.cached = cached;
+        whole.recompute = plans().any(|plan| plan.recompute);
+        whole.stages = stages
+            .iter()
+            .map(|stage| StagePlan {
+                name: stage.name.clone().unwrap_or_default(),
+                steps: stage.plan.steps,
+                trainable_parameters: stage.plan.trainable_parameters,
+                tables: stage.plan.tables.iter().map(|table| table.name.clone()).collect(),
+                predicted_peak_bytes: stage.plan.predicted_peak_bytes,
+            })
+            .collect();
+        let all_steps = whole.steps.max(1) as f64;
+        whole.predicted_step_operations =
+            plans().map(|plan| plan.predicted_step_operations * plan.steps as f64).sum::<f64>() / all_steps;
+        Ok(whole)
     }
 
     /// Works out how long a step takes, from steps over a model of few blocks on this machine now: a second or two, at full

@@ -68,6 +68,7 @@ fn shown(sample: &Sample) -> String {
             format!("{tokens:?} {pixels:?}")
         }
         Sample::Codes { prompt, codes, .. } => format!("{prompt:?} {codes:?}"),
+        Sample::Pixels { image, .. } => format!("{:?}", image.target().unwrap()),
         Sample::Picture(pictured) => {
             format!("{} {:?} {:?}", pictured.head, pictured.image.pixels().unwrap(), pictured.target)
         }

@@ -44,6 +44,10 @@ pub(super) fn operations_per_second(
     spec: AdapterSpec,
     recompute: bool,
 ) -> Result<Option<f64>> {
+    // The image tokenizer is no stack of blocks.
+    if tables.iter().any(|table| table.task.rebuilds()) {
+        return Ok(None);
+    }
     let mut config = base.config().clone();
     config.text.num_hidden_layers = config.text.num_hidden_layers.min(DEPTH);
     config.vision.num_hidden_layers = config.vision.num_hidden_layers.min(DEPTH);
@@ -55,7 +59,7 @@ pub(super) fn operations_per_second(
     let adapter = Adapter::new(&config, model.is_tied(), &spec, recipe.train.seed, &read)?;
     let trains_tower = spec.sites.iter().any(|site| site.starts_with("model.vision_model."))
         || spec.dynamic.is_some_and(|paths| paths.vision);
-    let mut stepper = stepper(recipe, tables, Trainables::attach(&model, adapter)?).with_recompute(recompute);
+    let mut stepper = stepper(recipe, tables, Trainables::attach(&model, adapter)?, 0).with_recompute(recompute);
 
     let (mut batches, mut rehearsed) = (Vec::new(), Vec::new());
     for (table, (source, load)) in tables.iter().zip(loads).enumerate() {
@@ -124,6 +128,7 @@ fn blank(draft: Draft, model: &Janus) -> Result<Sample> {
         Draft::Text { tokens, images } => {
             Ok(Sample::Text { tokens, images: images.iter().map(|_| picture()).collect::<Result<_>>()? })
         }
+        Draft::Pixels { quantize_from, .. } => Ok(Sample::Pixels { image: picture()?, quantize_from }),
         Draft::Picture(pictured) => Ok(Sample::Picture(Pictured { image: picture()?, ..pictured })),
         Draft::Codes { prompt, images, .. } => Ok(Sample::Codes {
             prompt,

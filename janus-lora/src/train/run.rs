@@ -8,13 +8,12 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use candle_core::{DType, Device};
-use janus_core::Janus;
 use serde_json::{Value, json};
 
 use super::checkpoint::{self, State};
 use super::coverage::require_gradients;
 use super::error::rows_listed;
-use super::feeder::{Feeder, FeederState};
+use super::feeder::{Feeder, FeederState, stage_seed};
 use super::files::RunFiles;
 use super::folder::{RunFolder, is_finished};
 use super::guard::{Best, Progress, Spike, require_metric};
@@ -23,6 +22,7 @@ use super::metrics::{SkippedStep, StepLine, peak_rss_bytes, rss_bytes};
 use super::optimizer::AdamWConfig;
 use super::plan::{Plan, compute_type, parts};
 use super::schedule::LearningRate;
+use super::stages::{self, Opened, Stage};
 use super::step::{StepReport, Stepper, TableBatch, TableLoss};
 use super::tables::{RecipeTable, open_tables};
 use super::trainable::Trainables;
@@ -39,8 +39,12 @@ use crate::heads::Heads;
 use crate::mifs::Aligned;
 use crate::recipe::{Recipe, to_toml};
 use crate::report::Sight;
+use crate::report::samples::Stand;
 use crate::status::Status;
 use crate::tasks::{Batch, Context};
+
+/// A run that needs less than this part of the memory there is keeps what it frees.
+const ROOMY: u64 = 16;
 
 /// Rows that are looked at together until some of them tell a task's whole way.
 const MOST_TOLD_ROWS: usize = 4;
@@ -54,8 +58,10 @@ pub struct Prepared {
     pub base: Base,
     /// Its tables.
     pub tables: Vec<RecipeTable>,
-    /// What will be done.
+    /// What will be done, all stages together.
     pub plan: Plan,
+    /// The stages, one where the recipe has none.
+    pub stages: Vec<Stage>,
     /// When its opening began.
     started: Instant,
 }
@@ -95,8 +101,26 @@ pub fn prepare(recipe: Recipe, status: &dyn Status) -> Result<Prepared> {
     let started = Instant::now();
     let base = Base::open(&recipe.base.path, status)?;
     let tables = open_tables(&recipe, &base, status)?;
-    let plan = Plan::new(&recipe, &base, &tables)?;
-    Ok(Prepared { recipe, base, tables, plan, started })
+    let stages = stages::stages(&recipe, &base, &tables)?;
+    let plan = Plan::whole(&recipe, &base, &tables, &stages)?;
+    Ok(Prepared { recipe, base, tables, plan, stages, started })
+}
+
+impl Prepared {
+    /// Works out how long a step takes, as [`Plan::estimate_time`].
+    ///
+    /// # Errors
+    /// As [`Plan::estimate_time`].
+    pub fn estimate_time(&mut self) -> Result<()> {
+        let mut seconds = Some(0.0);
+        for Stage { recipe, tables, plan, .. } in &mut self.stages {
+            plan.estimate_time(recipe, &self.base, tables)?;
+            let of_stage = plan.predicted_step_seconds.map(|seconds| seconds * plan.steps as f64);
+            seconds = seconds.zip(of_stage).map(|(sum, own)| sum + own);
+        }
+        self.plan.predicted_step_seconds = seconds.map(|seconds| seconds / self.plan.steps.max(1) as f64);
+        Ok(())
+    }
 }
 
 /// What the run in the folder of a recipe came to, if it is over: metrics as in `janus_adapter.json`.
@@ -127,9 +151,12 @@ pub fn finished(recipe: &Recipe) -> Result<Option<Value>> {
 /// met, the last checkpoint staying as it is; [`TrainError::Stopped`] after [`signals::listen`] and a signal, with a
 /// checkpoint of what was done.
 pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status: &dyn Status) -> Result<Summary> {
-    let Prepared { recipe, base, tables, plan, .. } = prepared;
+    let Prepared { recipe, base, tables, plan, stages, .. } = prepared;
     if device.is_cpu() {
         plan.require_room()?;
+        if plan.available_bytes.is_some_and(|bytes| plan.predicted_peak_bytes < bytes / ROOMY) {
+            allocator::keep_freed();
+        }
     }
     let cache_settings = CacheSettings::from_environment()?;
     let fingerprint = base.start_fingerprint();
@@ -146,38 +173,60 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
             return Err(TrainError::OtherRun { folder: folder.path().to_path_buf(), differences }.into());
         }
     }
-    let own_parts = parts(recipe, tables);
-    let model = base.model(compute_type(recipe), device, own_parts, status)?;
-    if cache_settings.is_on() && (own_parts.vision || own_parts.generation) {
-        // What is kept of images is known by it.
+    // What is kept of images is known by it, and what stages pass on.
+    let uses_images = stages.iter().any(|stage| {
+        let parts = parts(&stage.recipe, &stage.tables);
+        parts.vision || parts.generation
+    });
+    if (cache_settings.is_on() && uses_images) || stages.len() > 1 {
         base.cache().keep(fingerprint.wait(status)?, &cache_settings);
     }
-
     let read = |name: &str| Ok(base.checkpoint().read(name, DType::F32)?);
-    let spec = plan.adapter_spec(recipe, base);
+    let spec = stages::whole_spec(recipe, base, stages);
     let mut adapter = Adapter::new(base.config(), base.checkpoint().is_tied(), &spec, recipe.train.seed, &read)?;
     let mut note = Note::new();
     note.recipe = Some(to_toml(recipe));
     adapter.note = Some(note);
-    let trainables = Trainables::attach(&model, adapter)?;
-    base.cache().move_with(trainables.moving(&model));
-    let mut stepper = stepper(recipe, tables, trainables).with_recompute(plan.recompute);
-    let opening_seconds = prepared.started.elapsed().as_secs_f64();
-    check_coverage(recipe, base, tables, &model, &stepper)?;
 
-    let mut feeder = Feeder::new(recipe, tables)?;
+    let step = resumed.as_ref().map_or(0, |checkpoint| checkpoint.state.step);
+    // A stage that is over has nothing left to go on with.
+    let number = stages.iter().position(|stage| step < stage.end()).unwrap_or(stages.len() - 1);
+    for (number, stage) in stages.iter().enumerate().filter(|(other, _)| *other != number && step == 0) {
+        let opened = stage.open(number, base.clone(), adapter.clone(), device, status)?;
+        check_coverage(stage, &opened)?;
+    }
+    if let Some(checkpoint) = &resumed {
+        let note = adapter.note.take();
+        adapter = Adapter::read(&checkpoint.folder, base.config(), base.checkpoint().is_tied())
+            .map_err(|error| checkpoint.unusable(error.to_string()))?;
+        adapter.note = note;
+    }
+    let known = if stages.len() > 1 { fingerprint.wait(status)? } else { "" };
+    let stage_base = stages::with_copies(base, known, &adapter, &cache_settings)?;
+    let opened = stages[number].open(number, stage_base, adapter, device, status)?;
+    let opening_seconds = prepared.started.elapsed().as_secs_f64();
+    check_coverage(&stages[number], &opened)?;
+    let mut opened = opened;
+
+    let mut feeder = Feeder::new(&stages[number].recipe, &stages[number].tables, number)?;
     let mut saved_step = None;
     let (step, progress, metrics_bytes) = match resumed {
         Some(checkpoint) => {
-            checkpoint.restore(&mut stepper, base)?;
-            feeder.restore(&checkpoint.state.feeder).map_err(|problem| checkpoint.unusable(problem))?;
+            // At the end of a stage before, what is kept beside the adapter is that stage's.
+            if step > stages[number].first_step || number == 0 {
+                checkpoint.restore(&mut opened.stepper, base)?;
+                feeder.restore(&checkpoint.state.feeder).map_err(|problem| checkpoint.unusable(problem))?;
+            }
             let State { step, progress, metrics_bytes, .. } = checkpoint.state;
             status.note(&format!("going on after step {step} of {}", plan.steps));
             saved_step = Some(step);
             (step, progress, metrics_bytes)
         }
         None => {
-            let before = evaluation(prepared, &model, &stepper.trainables, status)?;
+            let before = match stages.len() {
+                1 => evaluation(prepared, &stages[0], &opened, status)?,
+                _ => whole_evaluation(prepared, device, status)?,
+            };
             if let Some(rule) = &recipe.train.early_stopping {
                 require_metric(rule, &before)?;
             }
@@ -198,12 +247,14 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
     let sight = Sight::open(folder.path(), recipe, plan, tables, step, device, status)?;
     let mut run = Run {
         prepared,
-        model: &model,
+        stage: &stages[number],
+        opened,
+        device,
+        cache_settings,
         status,
         folder,
         identity,
         fingerprint,
-        stepper,
         feeder,
         files,
         sight,
@@ -212,18 +263,21 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
         saved_step,
         opening_seconds,
     };
-    run.whole(saved_step)
+    run.whole(number, saved_step)
 }
 
 /// A run under way.
 struct Run<'a> {
     prepared: &'a Prepared,
-    model: &'a Janus,
+    /// The stage that it is in.
+    stage: &'a Stage,
+    opened: Opened,
+    device: &'a Device,
+    cache_settings: CacheSettings,
     status: &'a dyn Status,
     folder: RunFolder,
     identity: RunIdentity,
     fingerprint: PendingFingerprint,
-    stepper: Stepper,
     feeder: Feeder,
     files: RunFiles,
     sight: Sight,
@@ -237,8 +291,8 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Everything from here to the summary. On a signal, and there alone, what was done is saved before leaving.
-    fn whole(&mut self, resumed_from: Option<u64>) -> Result<Summary> {
-        let done = self.steps().and_then(|()| self.finish(resumed_from));
+    fn whole(&mut self, first: usize, resumed_from: Option<u64>) -> Result<Summary> {
+        let done = self.stages(first).and_then(|()| self.finish(resumed_from));
         match done {
             Err(Error::Train(TrainError::Stopped { signal, .. })) => {
                 if self.saved_step != Some(self.step) {
@@ -258,9 +312,39 @@ impl Run<'_> {
         }
     }
 
-    fn steps(&mut self) -> Result<()> {
-        let Prepared { recipe, base, plan, .. } = self.prepared;
-        let train = &recipe.train;
+    /// The stages from one of them on.
+    fn stages(&mut self, first: usize) -> Result<()> {
+        let all = self.prepared.stages.len();
+        for number in first..all {
+            if number > first {
+                self.enter(number)?;
+            }
+            if let Some(name) = &self.stage.name {
+                self.status.note(&format!("stage {} of {all}: {name}, up to step {}", number + 1, self.stage.end()));
+            }
+            self.steps(number + 1 < all)?;
+        }
+        Ok(())
+    }
+
+    /// Goes over into another stage with what the one before has trained.
+    fn enter(&mut self, number: usize) -> Result<()> {
+        let Prepared { base, stages, .. } = self.prepared;
+        let adapter = self.opened.stepper.trainables.adapter()?;
+        self.opened.base.verify(&self.opened.model, self.status)?;
+        self.stage = &stages[number];
+        let fingerprint = self.fingerprint.wait(self.status)?;
+        let stage_base = stages::with_copies(base, fingerprint, &adapter, &self.cache_settings)?;
+        self.opened = self.stage.open(number, stage_base, adapter, self.device, self.status)?;
+        self.feeder = Feeder::new(&self.stage.recipe, &self.stage.tables, number)?;
+        allocator::give_back();
+        Ok(())
+    }
+
+    /// The steps of the stage; `goes_on` where another one follows.
+    fn steps(&mut self, goes_on: bool) -> Result<()> {
+        let (plan, base, stage) = (&self.prepared.plan, self.opened.base.clone(), self.stage);
+        let train = &stage.recipe.train;
         if self.saved_step.is_none() && !self.progress.before.is_empty() {
             self.files.metrics.write(&json!({ "step": 0, "eval": { "before": self.progress.before } }))?;
             self.files.evaluated(0, &self.progress.before);
@@ -270,7 +354,7 @@ impl Run<'_> {
             peak: train.learning_rate,
             schedule: train.schedule,
             warmup_steps: train.warmup_steps,
-            steps: plan.steps,
+            steps: stage.plan.steps,
         };
         base.cache().warn(self.status);
         let live = self.status.training(plan.steps, self.step, plan.predicted_peak_bytes);
@@ -279,9 +363,10 @@ impl Run<'_> {
             let clock = Instant::now();
             let step = self.step;
             let due = |every: u64| every > 0 && step.is_multiple_of(every);
-            let ended = self.step >= plan.steps;
+            let ended = self.step >= stage.end();
             let (eval_due, save_due) = (due(train.eval_every) && !ended, due(train.checkpoint_every) || ended);
             let mut best = false;
+            let eval_due = eval_due || (ended && goes_on);
             if eval_due && self.step > self.progress.evaluated_step {
                 best = self.evaluate()?;
             }
@@ -306,14 +391,16 @@ impl Run<'_> {
 
     /// One step; gives its line in the metrics.
     fn one_step(&mut self, rate: &LearningRate) -> Result<StepLine> {
-        let Prepared { base, tables, plan, .. } = self.prepared;
+        let Stage { tables, plan, first_step, name, .. } = self.stage;
         let (step, clock) = (self.step, Instant::now());
-        let learning_rate = rate.at(step);
+        let in_stage = step - first_step;
+        let learning_rate = rate.at(in_stage);
         let began = self.feeder.state();
         let mut tokens = 0;
-        let outcome = self.feeder.next(base, self.model).and_then(|(batches, counted)| {
+        let Opened { base, model, stepper } = &mut self.opened;
+        let outcome = self.feeder.next(base, model).and_then(|(batches, counted)| {
             tokens = counted;
-            self.stepper.step(self.model, step, learning_rate, &batches)
+            stepper.step(model, in_stage, learning_rate, &batches)
         });
         let (report, skipped) = match outcome {
             Ok(report) => (report, None),
@@ -328,6 +415,7 @@ impl Run<'_> {
                     grad_norm: loss,
                     clip_factor: 1.0,
                     supervised: Vec::new(),
+                    codebook: None,
                 };
                 (nothing, Some(skipped))
             }
@@ -339,8 +427,9 @@ impl Run<'_> {
                 return Err(error);
             }
         };
-        base.cache().warn(self.status);
-        let spikes = self.spikes(&report.losses, &began);
+        self.opened.base.cache().warn(self.status);
+        let all_losses = self.stage.among_all(&report.losses, self.prepared.tables.len());
+        let spikes = self.spikes(&all_losses, &began);
         let tokens_per_second = tokens as f64 / clock.elapsed().as_secs_f64();
         let losses = tables.iter().zip(&report.losses);
         let epoch_rows = plan.tables.iter().zip(&plan.rows_per_step).map(|(table, rows)| table.rows as f64 / rows);
@@ -348,7 +437,8 @@ impl Run<'_> {
         self.progress.wait_seconds += wait_seconds;
         let line = StepLine {
             step: step + 1,
-            epoch: (step + 1) as f64 / epoch_rows.fold(1.0, f64::max),
+            stage: name.clone(),
+            epoch: (in_stage + 1) as f64 / epoch_rows.fold(1.0, f64::max),
             loss: report.loss,
             lr: learning_rate,
             grad_norm: report.grad_norm,
@@ -358,12 +448,14 @@ impl Run<'_> {
             rss_bytes: rss_bytes(),
             peak_rss_bytes: peak_rss_bytes(),
             alignment: report.alignment,
+            codes_alive: report.codebook.map(|codebook| codebook.alive),
+            codes_revived: report.codebook.map(|codebook| codebook.revived),
             losses: losses.filter_map(|(table, loss)| Some((table.section.name.clone(), json!((*loss)?)))).collect(),
             skipped,
             spikes,
         };
         self.step += 1;
-        self.files.stepped(self.step, &report.losses);
+        self.files.stepped(self.step, &all_losses);
         self.files.metrics.write(&line)?;
         self.sight.stepped(&line, self.status);
         Ok(line)
@@ -371,10 +463,15 @@ impl Run<'_> {
 
     /// Answers and pictures of the first rows to evaluate, as the adapter stands.
     fn sample(&mut self) -> Result<()> {
-        let base = &self.prepared.base;
         allocator::give_back();
-        let Self { sight, files, stepper, model, step, status, .. } = self;
-        let sample = |heads: &Heads| sight.sample(*step, model, base, heads, &mut files.metrics, *status);
+        let Self { sight, files, opened, step, stage, status, .. } = self;
+        let Opened { base, model, stepper } = opened;
+        let is_over = stepper.trainables.is_empty();
+        let is_own = |name: &str| is_over || stage.tables.iter().any(|table| table.section.name == name);
+        let sample = |heads: &Heads| {
+            let stand = Stand { model, base, heads, step: *step };
+            sight.sample(&stand, &is_own, &mut files.metrics, *status)
+        };
         stepper.trainables.untracked(model, sample)?;
         self.progress.sampled_step = Some(self.step);
         Ok(())
@@ -405,7 +502,7 @@ impl Run<'_> {
         }
         let batches = self.feeder.rows_of_step(began);
         let spike = |(number, loss, mean): (usize, f64, f64)| {
-            let own = batches.iter().filter(|(table, _)| *table == number);
+            let own = batches.iter().filter(|(table, _)| self.stage.numbers.get(*table) == Some(&number));
             let rows: Vec<RowId> = own.flat_map(|(_, rows)| rows.iter().cloned()).collect();
             let table = self.prepared.tables[number].section.name.clone();
             let (step, listed) = (self.step + 1, rows_listed(&rows));
@@ -417,13 +514,17 @@ impl Run<'_> {
     }
 
     fn evaluation(&self) -> Result<Metrics> {
-        evaluation(self.prepared, self.model, &self.stepper.trainables, self.status)
+        evaluation(self.prepared, self.stage, &self.opened, self.status)
     }
 
     /// An evaluation on the way; whether it is the best so far.
     fn evaluate(&mut self) -> Result<bool> {
         let now = self.evaluation()?;
-        self.files.metrics.write(&json!({ "step": self.step, "eval": { "after": now } }))?;
+        let mut line = json!({ "step": self.step, "eval": { "after": now } });
+        if let Some(name) = &self.stage.name {
+            line["stage"] = json!(name);
+        }
+        self.files.metrics.write(&line)?;
         self.files.evaluated(self.step, &now);
         self.sight.evaluated(self.step, true, &now, self.status);
         self.progress.evaluated_step = self.step;
@@ -438,16 +539,30 @@ impl Run<'_> {
         let state =
             State::new(self.step, self.identity.clone(), self.feeder.state(), metrics_bytes, self.progress.clone());
         let adapter = self.adapter()?;
-        checkpoint::write(self.folder.path(), &state, &adapter, &self.stepper)?;
+        checkpoint::write(self.folder.path(), &state, &adapter, &self.opened.stepper)?;
         self.saved_step = Some(self.step);
         checkpoint::prune(self.folder.path(), self.step, self.prepared.recipe.train.keep_checkpoints)?;
         self.sight.report(self.status);
         Ok(())
     }
 
+    /// After the last of several stages: one model with all that any of them trained, in which nothing moves any more.
+    fn gather(&mut self) -> Result<()> {
+        let Prepared { recipe, base, tables, stages, .. } = self.prepared;
+        let adapter = self.opened.stepper.trainables.adapter()?;
+        let fingerprint = self.fingerprint.wait(self.status)?;
+        let last = stages::with_copies(base, fingerprint, &adapter, &self.cache_settings)?;
+        let parts = stages::whole_parts(recipe, stages, tables);
+        let model = last.model(compute_type(recipe), self.device, parts, self.status)?;
+        let trainables = Trainables::attach_some(&model, adapter, &|_| false)?;
+        let stepper = stepper(recipe, &[], trainables, 0);
+        self.opened = Opened { base: last, model, stepper };
+        Ok(())
+    }
+
     /// The adapter as it stands, with a note of its base: here at the latest the fingerprint has to be known.
     fn adapter(&self) -> Result<Adapter> {
-        let mut adapter = self.stepper.trainables.adapter()?;
+        let mut adapter = self.opened.stepper.trainables.adapter()?;
         let fingerprint = self.fingerprint.wait(self.status)?.to_owned();
         let note = adapter.note.get_or_insert_default();
         note.base = Some(BaseNote { name: Some(self.prepared.base.name().to_owned()), fingerprint });
@@ -456,8 +571,11 @@ impl Run<'_> {
 
     /// After the last step: the base is compared, the adapter evaluated and written, its weights last of all.
     fn finish(&mut self, resumed_from: Option<u64>) -> Result<Summary> {
-        let Prepared { recipe, base, .. } = self.prepared;
-        base.verify(self.model, self.status)?;
+        let Prepared { recipe, base, stages, .. } = self.prepared;
+        self.opened.base.verify(&self.opened.model, self.status)?;
+        if stages.len() > 1 {
+            self.gather()?;
+        }
         let mut after = self.evaluation()?;
         let before = self.progress.before.clone();
         if !after.is_empty() {
@@ -477,7 +595,7 @@ impl Run<'_> {
         if let Some((step, metrics)) = earlier.map(|best| (best.step, best.metrics.clone())) {
             match checkpoint::open(self.folder.path(), step) {
                 Ok(checkpoint) => {
-                    checkpoint.restore_adapter(&self.stepper, base)?;
+                    checkpoint.restore_adapter(&self.opened.stepper, base)?;
                     after = metrics;
                     self.status.note(&format!("the adapter is that of step {step}, the best evaluation"));
                 }
@@ -488,7 +606,7 @@ impl Run<'_> {
             }
         }
         self.sample()?;
-        base.cache().tell(self.status);
+        self.opened.base.cache().tell(self.status);
         let mut adapter = self.adapter()?;
         // Of the alignment nothing is needed any more.
         adapter.alignment = None;
@@ -519,16 +637,27 @@ impl Run<'_> {
     }
 }
 
-/// The metrics of all tables as the adapter stands, with nothing kept for a backward.
-fn evaluation(prepared: &Prepared, model: &Janus, trainables: &Trainables, status: &dyn Status) -> Result<Metrics> {
-    let Prepared { recipe, base, tables, .. } = prepared;
+/// The metrics of a stage's tables as the adapter stands, with nothing kept for a backward.
+fn evaluation(prepared: &Prepared, stage: &Stage, opened: &Opened, status: &dyn Status) -> Result<Metrics> {
     allocator::give_back();
-    let batch_size = recipe.train.batch_size as usize;
-    trainables.untracked(model, |heads| evaluate(model, base, heads, tables, batch_size, status))
+    let Opened { base, model, stepper } = opened;
+    // After all stages, of all of them.
+    let tables = if stepper.trainables.is_empty() { &prepared.tables } else { &stage.tables };
+    let batch_size = stage.recipe.train.batch_size as usize;
+    stepper.trainables.untracked(model, |heads| evaluate(model, base, heads, tables, batch_size, status))
+}
+
+/// The metrics of all tables before any stage.
+fn whole_evaluation(prepared: &Prepared, device: &Device, status: &dyn Status) -> Result<Metrics> {
+    let Prepared { recipe, base, tables, stages, .. } = prepared;
+    allocator::give_back();
+    let parts = stages::whole_parts(recipe, stages, tables);
+    let model = base.model(compute_type(recipe), device, parts, status)?;
+    evaluate(&model, base, &Heads::new(), tables, recipe.train.batch_size as usize, status)
 }
 
 /// What moves the tensors as the recipe says.
-pub(super) fn stepper(recipe: &Recipe, tables: &[RecipeTable], trainables: Trainables) -> Stepper {
+pub(super) fn stepper(recipe: &Recipe, tables: &[RecipeTable], trainables: Trainables, stage: usize) -> Stepper {
     let train = &recipe.train;
     let trainables = match recipe.dynamic() {
         Some(dynamic) => trainables.with_dynamic_rate(dynamic.learning_rate / train.learning_rate),
@@ -539,18 +668,16 @@ pub(super) fn stepper(recipe: &Recipe, tables: &[RecipeTable], trainables: Train
         .iter()
         .map(|table| TableLoss { name: table.section.name.clone(), loss_weight: table.section.loss_weight })
         .collect();
-    Stepper::new(trainables, config, losses, train.accumulation, train.clip_norm, train.seed)
+    let quantize_from = tables.iter().filter_map(|table| table.section.quantize_from).max().unwrap_or(0);
+    let seed = stage_seed(recipe, stage);
+    Stepper::new(trainables, config, losses, train.accumulation, train.clip_norm, seed)
+        .with_quantize_from(quantize_from)
         .with_alignment_weight(recipe.mifs.as_ref().map_or(0.0, |mifs| mifs.weight))
 }
 
 /// The first rows of each table that can must give every trainable tensor a gradient.
-fn check_coverage(
-    recipe: &Recipe,
-    base: &Base,
-    tables: &[RecipeTable],
-    model: &Janus,
-    stepper: &Stepper,
-) -> Result<()> {
+fn check_coverage(stage: &Stage, opened: &Opened) -> Result<()> {
+    let (Stage { recipe, tables, .. }, Opened { base, model, stepper }) = (stage, opened);
     let mut batches = Vec::with_capacity(tables.len());
     for (table, source) in tables.iter().enumerate() {
         if source.section.loss_weight == 0.0 {

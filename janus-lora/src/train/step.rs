@@ -5,13 +5,14 @@ use janus_core::Janus;
 use janus_core::pass::{NoiseKey, Pass};
 
 use super::TrainError;
+use super::codebook::{Codebook, CodebookUse};
 use super::optimizer::{self, AdamW};
 use super::signals;
 use super::trainable::Trainables;
 use crate::error::Result;
 use crate::mifs::Aligned;
 use crate::recipe::Accumulation;
-use crate::tasks::Batch;
+use crate::tasks::{Batch, Coded};
 
 /// A batch of one table.
 #[derive(Debug)]
@@ -48,6 +49,8 @@ pub struct StepReport {
     pub clip_factor: f64,
     /// Supervised tokens of each table.
     pub supervised: Vec<usize>,
+    /// How the image tokenizer's codes are used, where they are under training.
+    pub codebook: Option<CodebookUse>,
 }
 
 /// Everything a step changes.
@@ -57,6 +60,8 @@ pub struct Stepper {
     pub trainables: Trainables,
     /// Their moments.
     pub optimizer: AdamW,
+    /// The codebook, where it is one of them.
+    pub(super) codebook: Option<Codebook>,
     tables: Vec<TableLoss>,
     accumulation: Accumulation,
     clip_norm: f64,
@@ -64,6 +69,8 @@ pub struct Stepper {
     recompute: bool,
     /// Factor on the alignment's loss.
     alignment_weight: f64,
+    /// Steps of the run before the first of its stage.
+    first_step: u64,
 }
 
 impl Stepper {
@@ -77,7 +84,19 @@ impl Stepper {
         seed: u64,
     ) -> Self {
         let optimizer = AdamW::new(config, trainables.len());
-        Self { trainables, optimizer, tables, accumulation, clip_norm, seed, recompute: false, alignment_weight: 0.0 }
+        let codebook = Codebook::of(&trainables, 0, seed);
+        Self {
+            trainables,
+            optimizer,
+            codebook,
+            tables,
+            accumulation,
+            clip_norm,
+            seed,
+            recompute: false,
+            alignment_weight: 0.0,
+            first_step: 0,
+        }
     }
 
     /// With this factor on the loss of the mid features' alignment.
@@ -86,12 +105,25 @@ impl Stepper {
         Self { alignment_weight, ..self }
     }
 
+    /// With so many steps in which the image tokenizer's latents are not quantised.
+    #[must_use]
+    pub fn with_quantize_from(self, quantize_from: u64) -> Self {
+        let codebook = Codebook::of(&self.trainables, quantize_from, self.seed);
+        Self { codebook, ..self }
+    }
+
+    /// As a stage that begins after so many steps of its run.
+    #[must_use]
+    pub fn with_first_step(self, first_step: u64) -> Self {
+        Self { first_step, ..self }
+    }
+
     /// With blocks that keep their input alone and compute the rest again in the backward: the same bits, less memory.
     pub fn with_recompute(self, recompute: bool) -> Self {
         Self { recompute, ..self }
     }
 
-    /// Sums of gradients over `batches` and the losses, without moving anything.
+    /// Sums of gradients over `batches` and the losses, without moving anything. `step` counts from the first of the stage.
     ///
     /// The loss of a table is its summed cross-entropy over the step divided by its supervised tokens of the step
     /// (`tokens`), or the mean over its batches of each batch's mean (`mean`).
@@ -104,6 +136,18 @@ impl Stepper {
         model: &Janus,
         step: u64,
         batches: &[TableBatch],
+    ) -> Result<(Vec<Option<Vec<f32>>>, StepReport)> {
+        let mut coded = Vec::new();
+        self.gradients_and_codes(model, step, batches, &mut coded)
+    }
+
+    /// [`Stepper::gradients`], with what the image tokenizer made of the step's pictures.
+    fn gradients_and_codes(
+        &self,
+        model: &Janus,
+        step: u64,
+        batches: &[TableBatch],
+        coded: &mut Vec<Coded>,
     ) -> Result<(Vec<Option<Vec<f32>>>, StepReport)> {
         self.trainables.renew(model)?;
         let heads = self.trainables.heads();
@@ -136,12 +180,13 @@ impl Stepper {
                 Accumulation::Mean => 1.0 / (own * counts[*table]) as f64,
             };
             let loss = batch.loss(model, &pass, &heads)?;
+            coded.extend(loss.coded);
             let value = f64::from(loss.sum.to_scalar::<f32>()?) * share;
             let table_loss = &self.tables[*table];
             let not_finite = |what: String| TrainError::NotFinite {
                 table: table_loss.name.clone(),
                 what,
-                step,
+                step: self.first_step.saturating_add(step),
                 batch: Some(number),
             };
             if !value.is_finite() {
@@ -178,9 +223,15 @@ impl Stepper {
             // Each batch is finite, their sum is not.
             let tables: Vec<&str> = self.tables.iter().map(|table| table.name.as_str()).collect();
             let what = format!("the norm of all gradients is {grad_norm}");
-            return Err(TrainError::NotFinite { table: tables.join("`, `"), what, step, batch: None }.into());
+            return Err(TrainError::NotFinite {
+                table: tables.join("`, `"),
+                what,
+                step: self.first_step + step,
+                batch: None,
+            }
+            .into());
         }
-        Ok((sums, StepReport { loss, losses, alignment, grad_norm, clip_factor, supervised }))
+        Ok((sums, StepReport { loss, losses, alignment, grad_norm, clip_factor, supervised, codebook: None }))
     }
 
     /// One optimiser step.
@@ -188,7 +239,8 @@ impl Stepper {
     /// # Errors
     /// As [`Stepper::gradients`]; nothing has moved then.
     pub fn step(&mut self, model: &Janus, step: u64, learning_rate: f64, batches: &[TableBatch]) -> Result<StepReport> {
-        let (gradients, report) = self.gradients(model, step, batches)?;
+        let mut coded = Vec::new();
+        let (gradients, mut report) = self.gradients_and_codes(model, step, batches, &mut coded)?;
         let factor = report.clip_factor as f32;
         for (number, (trainable, gradient)) in self.trainables.iter().zip(gradients).enumerate() {
             let Some(mut gradient) = gradient else { continue };
@@ -198,6 +250,9 @@ impl Stepper {
             let mut values: Vec<f32> = trainable.var.flatten_all()?.to_vec1()?;
             self.optimizer.update(number, &mut values, &gradient, learning_rate * trainable.rate);
             trainable.var.set(&Tensor::from_vec(values, trainable.var.dims(), trainable.var.device())?)?;
+        }
+        if let Some(codebook) = &mut self.codebook {
+            report.codebook = Some(codebook.stepped(step, &coded, &self.trainables)?);
         }
         Ok(report)
     }

@@ -104,8 +104,8 @@ impl Source {
     }
 }
 
-/// One `[[data]]` table of a recipe.
-#[derive(Debug)]
+/// One `[[data]]` table of a recipe. Copies share everything.
+#[derive(Debug, Clone)]
 pub struct RecipeTable {
     /// What the recipe says.
     pub section: DataSection,

@@ -9,11 +9,13 @@ use janus_core::Janus;
 use janus_core::noise;
 use janus_core::site::LowRank;
 
+use super::TrainError;
 use crate::adapter::{Adapter, KEY_PREFIX, LoraCorrection, pair_keys};
 use crate::dynamic::{self, Factors};
 use crate::error::Result;
 use crate::heads::{Head, Heads};
 use crate::mifs;
+use crate::recipe::Rates;
 
 /// One variable.
 #[derive(Debug)]
@@ -48,12 +50,26 @@ impl Trainables {
     /// # Errors
     /// A site or parameter that the model lacks.
     pub fn attach(model: &Janus, adapter: Adapter) -> Result<Self> {
+        Self::attach_some(model, adapter, &|_| true)
+    }
+
+    /// As [`Trainables::attach`], of which only tensors of some names are to move. Copies that do not move are left to the
+    /// base; of pairs that do not, those are attached whose site the model has.
+    ///
+    /// # Errors
+    /// As [`Trainables::attach`].
+    pub fn attach_some(model: &Janus, adapter: Adapter, moves: &dyn Fn(&str) -> bool) -> Result<Self> {
         let mut list = Vec::new();
         let mut vars = BTreeMap::new();
         for (name, tensor) in adapter.tensors().into_iter().chain(adapter.extras()) {
-            let var = Var::from_tensor(&tensor.to_device(model.device())?.to_dtype(DType::F32)?.contiguous()?)?;
-            vars.insert(name.clone(), var.as_tensor().clone());
-            list.push(Trainable { name, var, rate: 1.0 });
+            let value = tensor.to_device(model.device())?.to_dtype(DType::F32)?.contiguous()?;
+            if moves(&name) {
+                let var = Var::from_tensor(&value)?;
+                vars.insert(name.clone(), var.as_tensor().clone());
+                list.push(Trainable { name, var, rate: 1.0 });
+            } else {
+                vars.insert(name, value.detach());
+            }
         }
         let trainables = Self { adapter, list, vars };
         trainables.place(model, Graph::Kept)?;
@@ -68,9 +84,41 @@ impl Trainables {
         self
     }
 
+    /// With factors on the learning rates of modules; the first whose segments a name has counts.
+    ///
+    /// # Errors
+    /// A module of which nothing moves.
+    pub fn with_rates(mut self, rates: &Rates) -> Result<Self> {
+        let mut used = vec![false; rates.0.len()];
+        for trainable in &mut self.list {
+            let name = format!(".{}.", trainable.name);
+            let found = rates.0.iter().position(|(module, _)| name.contains(&format!(".{module}.")));
+            if let Some((number, (_, factor))) = found.and_then(|number| Some((number, rates.0.get(number)?))) {
+                trainable.rate *= factor;
+                used[number] = true;
+            }
+        }
+        match rates.0.iter().zip(used).find(|(_, used)| !used) {
+            Some(((module, _), _)) => Err(TrainError::UnusedRate { module: module.clone() }.into()),
+            None => Ok(self),
+        }
+    }
+
     fn var(&self, name: &str, graph: Graph) -> Tensor {
         let var = self.vars.get(name).expect("an adapter lists its own tensors");
         if graph == Graph::Kept { var.clone() } else { var.detach() }
+    }
+
+    fn is_moving(&self, name: &str) -> bool {
+        self.list.iter().any(|trainable| trainable.name == name)
+    }
+
+    /// Whether a pair's factors, or factors of the dynamic encoder where there is no pair, are under training.
+    fn moves_at(&self, path: &str) -> bool {
+        match self.adapter.pairs.get(path) {
+            Some(pair) => self.is_moving(&pair_keys(&pair.site).0),
+            None => self.list.iter().any(|trainable| trainable.name.starts_with(dynamic::PREFIX)),
+        }
     }
 
     /// Puts everything that is under training into the model, as the variables are now.
@@ -86,16 +134,22 @@ impl Trainables {
                 LowRank { a: var(&a), b: var(&b), dropout, ..pair.low_rank(1.0) }
             });
             let terms: Vec<LowRank> = term.into_iter().collect();
-            let projection = model
-                .projections()
-                .get(path)
-                .ok_or_else(|| janus_core::ModelError::UnknownParameter { name: path.to_string() })?;
+            let projection = match model.projections().get(path) {
+                Some(projection) => projection,
+                // Nothing of it moves in this stage, whose tasks do not use it.
+                None if !self.moves_at(path) => continue,
+                None => return Err(janus_core::ModelError::UnknownParameter { name: path.to_string() }.into()),
+            };
             let scaled = factors.correction(model, path, terms.clone())?;
             projection.attach(Some(scaled.unwrap_or_else(|| Arc::new(LoraCorrection::new(terms)))));
         }
-        let saved = |name: &str| self.adapter.saved.contains_key(name).then(|| var(&format!("{KEY_PREFIX}{name}")));
+        let moving = |name: &str| self.is_moving(&format!("{KEY_PREFIX}{name}"));
+        let saved = |name: &str| {
+            let is_copy = self.adapter.saved.contains_key(name) && moving(name);
+            is_copy.then(|| var(&format!("{KEY_PREFIX}{name}")))
+        };
         let norms = factors.norm_copies(model, saved)?;
-        for name in self.adapter.saved.keys() {
+        for name in self.adapter.saved.keys().filter(|name| moving(name)) {
             model.parameters().substitute(name, saved(name))?;
         }
         for (name, copy) in norms {
@@ -159,7 +213,11 @@ impl Trainables {
             .iter()
             .map(|t| Ok((t.name.as_str(), t.var.as_detached_tensor().copy()?.to_device(&Device::Cpu)?)))
             .collect::<Result<_>>()?;
-        let value = |name: &str| values.get(name).cloned().expect("an adapter lists its own tensors");
+        let own: BTreeMap<String, Tensor> = adapter.tensors().into_iter().chain(adapter.extras()).collect();
+        let value = |name: &str| {
+            let value = values.get(name).or_else(|| own.get(name));
+            value.cloned().expect("an adapter lists its own tensors")
+        };
         for pair in adapter.pairs.values_mut() {
             let (a, b) = pair_keys(&pair.site);
             (pair.a, pair.b) = (value(&a), value(&b));
@@ -191,8 +249,8 @@ impl Trainables {
     /// What does not fit; nothing has changed then.
     pub fn set(&self, adapter: &Adapter) -> std::result::Result<(), String> {
         let values: BTreeMap<String, Tensor> = adapter.tensors().into_iter().chain(adapter.extras()).collect();
-        if values.len() != self.list.len() {
-            return Err(format!("its adapter has {} tensors, expected {}", values.len(), self.list.len()));
+        if values.len() != self.vars.len() {
+            return Err(format!("its adapter has {} tensors, expected {}", values.len(), self.vars.len()));
         }
         let mut fitting = Vec::with_capacity(self.list.len());
         for Trainable { name, var, .. } in &self.list {

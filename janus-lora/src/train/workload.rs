@@ -92,13 +92,37 @@ pub(super) fn loads(
             tokens: longest(&tokens, rows),
             labels: longest(&labels, rows),
             images,
-            head_values: table.task.head().map_or(0, |kind| heads::activation_values(base.config(), &kind)),
+            head_values: match table.task.head() {
+                Some(kind) => heads::activation_values(base.config(), &kind),
+                None if table.task.rebuilds() => tokenizer_values(base.config()),
+                None => 0,
+            },
             eval_rows: table.eval.as_ref().map_or(0, |source| source.index.accepted_rows() as u64),
             window_bytes: table.train.index.window_bytes(),
             eval_window_bytes: table.eval.as_ref().map_or(0, |source| source.index.window_bytes()),
         });
     }
     Ok(loads)
+}
+
+/// Values in f32 that the image tokenizer makes of a picture on the way to codes and back, with their gradients: five of its
+/// own width a place for each residual block (both norms, both convolutions, the sum) and two for each change of size, and
+/// the gradients that are under way, three fifths of it (measured at `janus-nano`'s sizes).
+fn tokenizer_values(config: &JanusConfig) -> u64 {
+    let vq = &config.vq;
+    let levels = vq.channel_multiplier.len();
+    let mut values = 0;
+    for (level, multiplier) in vq.channel_multiplier.iter().enumerate() {
+        let side = (config.vision.image_size >> level) as u64;
+        let width = (vq.base_channels * multiplier) as u64;
+        // One block more each way back, two in the middle both ways at the lowest level, attention counted as a block.
+        let mut blocks = 2 * vq.num_res_blocks as u64 + 1;
+        if level + 1 == levels {
+            blocks = 2 * blocks + 6;
+        }
+        values += side * side * width * (5 * blocks + 4);
+    }
+    values * 8 / 5
 }
 
 /// The most rows of each table in a micro-batch of `batch` rows.

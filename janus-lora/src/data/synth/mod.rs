@@ -12,7 +12,7 @@
 //! | `inspection` | metal plates with a part and a defect | `image`, `mask`, `boxes`, `box_labels`, `label`, `severity`, `advice`, `question`, `answer`, `caption` |
 //! | `medical` | chests with nodules in the lungs | `image`, `mask`, `boxes`, `box_labels`, `label`, `report`, `question`, `answer`, `caption` |
 //! | `creative` | products, and the same in a style | `image`, `source`, `prompt`, `instruction`, `caption`, `copy`, `palette`, `label`, `question`, `answer` |
-//! | `world` | parts of many kinds on a ground: what a base learns from | `image`, `caption`, `label`, `about`, `question`, `answer`, `text_question`, `text_answer` |
+//! | `world` | parts of many kinds on a ground: what a base learns from | `image`, `caption`, `label`, `about`, `question`, `answer`, `messages`, `text_question`, `text_answer` |
 //!
 //! Some combinations of what a row shows are held out: they come in `eval` and never in `train`, which has every value
 //! for itself. In `inspection` they are triples of the part's colour and shape and the label, in `creative` of product,
@@ -36,12 +36,14 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use rayon::prelude::*;
+
 use super::error::DataError;
 use super::random::Random;
 use super::schema::nearest;
 
 /// Raised when a drawing changes, so that no older file of the cache passes for a new one.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 const PREFIX: &str = "synth:";
 const KEYS: [&str; 4] = ["rows", "seed", "size", "split"];
@@ -78,6 +80,7 @@ enum ColumnType {
     Text,
     Boxes,
     Texts,
+    Messages,
 }
 
 /// A value of a column.
@@ -90,6 +93,8 @@ enum Cell {
     /// Left, top, right, bottom in pixels; the latter two are exclusive.
     Boxes(Vec<[f32; 4]>),
     Texts(Vec<String>),
+    /// Questions with their answers.
+    Messages(Vec<(String, String)>),
 }
 
 impl Cell {
@@ -237,6 +242,23 @@ impl SynthSpec {
         };
         draw(self.eval, self.size, &mut random)
     }
+}
+
+/// All texts of a domain's first rows to train on: what a tokenizer learns its merges from.
+///
+/// # Errors
+/// A domain that is none.
+pub fn texts(domain: &str, rows: u32, seed: u64) -> Result<Vec<String>, DataError> {
+    let spec: SynthSpec = format!("{PREFIX}{domain}?rows={rows}&seed={seed}&size={MIN_SIZE}").parse()?;
+    let drawn = (0..rows).into_par_iter().map(|row| spec.draw(row)).collect::<Result<Vec<_>, _>>();
+    let drawn = drawn.map_err(|reason| DataError::Source { spec: spec.to_string(), reason })?;
+    let of_cell = |cell: Cell| match cell {
+        Cell::Text(text) => vec![text],
+        Cell::Texts(texts) => texts,
+        Cell::Messages(turns) => turns.into_iter().flat_map(|(question, answer)| [question, answer]).collect(),
+        Cell::Image(_) | Cell::Boxes(_) => Vec::new(),
+    };
+    Ok(drawn.into_iter().flatten().flat_map(of_cell).collect())
 }
 
 /// Draws what a spec asks for into a Parquet file in `folder`, unless it is there already; returns its path.

@@ -14,7 +14,7 @@ fn specs_have_defaults_and_legal_names() {
     for name in Domain::NAMES {
         let spec = parse(&format!("synth:{name}")).unwrap();
         assert_eq!(spec.to_string(), format!("synth:{name}?rows=512&seed=1&size=64&split=train"));
-        assert_eq!(spec.file_name(), format!("{name}-v2-train-rows512-seed1-size64.parquet"));
+        assert_eq!(spec.file_name(), format!("{name}-v3-train-rows512-seed1-size64.parquet"));
     }
     let other = parse("synth:medical?seed=9&split=eval&size=96&rows=3").unwrap();
     assert_eq!(other, SynthSpec { domain: Domain::Medical, rows: 3, seed: 9, size: 96, eval: true });
@@ -87,6 +87,9 @@ fn cells_are_what_their_columns_say() {
                         }
                     }
                     (Cell::Texts(texts), ColumnType::Texts) => boxes_and_labels.push(texts.len()),
+                    (Cell::Messages(turns), ColumnType::Messages) => {
+                        assert!(turns.iter().all(|(question, answer)| question.len() > 3 && !answer.is_empty()));
+                    }
                     _ => panic!("{name}: {cell:?}"),
                 }
             }
@@ -123,6 +126,7 @@ fn the_file_reads_back_as_any_other() {
                 ColumnType::Text => "string",
                 ColumnType::Boxes => "list<list<float>>",
                 ColumnType::Texts => "list<string>",
+                ColumnType::Messages => "list<struct<role: string, content: string>>",
             };
             (name.to_string(), kind.to_string())
         });

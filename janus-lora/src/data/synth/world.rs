@@ -2,7 +2,7 @@
 //!
 //! Kind, colour, material, size, number and places of the parts, the ground and the light are drawn independently. A scene
 //! has one group of equal parts, or two single ones side by side or one above the other. Each row has one question; its kind
-//! is in `about`. Plain text is asked and answered in `text_question` and `text_answer`. Held out of train: triples of kind,
+//! is in `about`. `messages` asks several about the same scene, one after the other, and for the caption. Plain text is asked and answered in `text_question` and `text_answer`. Held out of train: triples of kind,
 //! colour and material ([`super::is_held_out`]).
 
 use image::{Rgb, RgbImage};
@@ -12,13 +12,14 @@ use super::world_parts::{KINDS, MATERIALS, paint_part};
 use super::{Cell, ColumnType, combination};
 use crate::data::random::Random;
 
-pub(super) const COLUMNS: [(&str, ColumnType); 8] = [
+pub(super) const COLUMNS: [(&str, ColumnType); 9] = [
     ("image", ColumnType::Image),
     ("caption", ColumnType::Text),
     ("label", ColumnType::Text),
     ("about", ColumnType::Text),
     ("question", ColumnType::Text),
     ("answer", ColumnType::Text),
+    ("messages", ColumnType::Messages),
     ("text_question", ColumnType::Text),
     ("text_answer", ColumnType::Text),
 ];
@@ -38,6 +39,13 @@ const SIZES: [&str; 2] = ["small", "large"];
 const COUNTS: [&str; 4] = ["one", "two", "three", "four"];
 const GROUNDS: [&str; 4] = ["plain", "striped", "checked", "speckled"];
 const LIGHTS: [&str; 2] = ["bright", "dim"];
+
+/// Questions of a conversation beside the last, and how often one is drawn for them.
+const TURNS: usize = 5;
+const DRAWN_QUESTIONS: usize = 12;
+
+/// The last question of a conversation, which the caption answers.
+const DESCRIBE: &str = "Describe the picture.";
 
 /// Places of one to four equal parts, in cells of the grid from its middle.
 const GROUPS: [&[(f64, f64)]; 4] = [
@@ -89,6 +97,7 @@ pub(super) fn draw(eval: bool, size: u32, random: &mut Random) -> Result<Vec<Cel
     let image = scene.paint(size, random);
     let (about, question, answer) = scene.question(random);
     let (text_question, text_answer) = text(random);
+    let conversation = scene.conversation(random);
     Ok(vec![
         Cell::Image(picture_png(&image)?),
         Cell::text(scene.caption()),
@@ -96,6 +105,7 @@ pub(super) fn draw(eval: bool, size: u32, random: &mut Random) -> Result<Vec<Cel
         Cell::text(about),
         Cell::text(question),
         Cell::text(answer),
+        Cell::Messages(conversation),
         Cell::text(text_question),
         Cell::text(text_answer),
     ])
@@ -139,6 +149,19 @@ impl Scene {
             }
         };
         format!("{parts}, on a {} ground in {} light.", GROUNDS[self.ground], LIGHTS[self.light])
+    }
+
+    /// Several different questions, each with its answer, and last the caption.
+    fn conversation(&self, random: &mut Random) -> Vec<(String, String)> {
+        let mut turns: Vec<(String, String)> = Vec::new();
+        for _ in 0..DRAWN_QUESTIONS {
+            let (_, question, answer) = self.question(random);
+            if turns.len() < TURNS && !turns.iter().any(|(known, _)| *known == question) {
+                turns.push((question, answer));
+            }
+        }
+        turns.push((DESCRIBE.to_owned(), self.caption()));
+        turns
     }
 
     /// What is asked about, the question, and its answer.
@@ -275,6 +298,21 @@ mod tests {
             [("colour", 8), ("count", 4), ("ground", 4), ("kind", 10), ("light", 2), ("material", 3), ("place", 9)];
         let expected = expected.into_iter().chain([("relation", 10), ("size", 2)]);
         assert_eq!(counts, expected.collect());
+    }
+
+    #[test]
+    fn a_conversation_asks_different_questions_and_ends_with_the_caption() {
+        let mut lengths = BTreeSet::new();
+        for row in 0..300 {
+            let mut random = Random::new(4, &[row]);
+            let scene = Scene::draw(true, &mut random);
+            let turns = scene.conversation(&mut random);
+            let questions: BTreeSet<&str> = turns.iter().map(|(question, _)| question.as_str()).collect();
+            assert_eq!(questions.len(), turns.len(), "{turns:?}");
+            assert_eq!(turns.last(), Some(&(DESCRIBE.to_owned(), scene.caption())));
+            lengths.insert(turns.len());
+        }
+        assert!(lengths.iter().all(|length| (3..=TURNS + 1).contains(length)), "{lengths:?}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::{
     ArrayRef, BinaryArray, Float32Builder, ListBuilder, RecordBatch, StringArray, StringBuilder, StructArray,
+    StructBuilder,
 };
 use arrow::datatypes::{DataType, Field, Fields, Schema};
 use janus_core::output::write_file;
@@ -76,6 +77,10 @@ fn image_fields() -> Fields {
     Fields::from(vec![Field::new("bytes", DataType::Binary, true), Field::new("path", DataType::Utf8, true)])
 }
 
+fn message_fields() -> Fields {
+    Fields::from(vec![Field::new("role", DataType::Utf8, true), Field::new("content", DataType::Utf8, true)])
+}
+
 /// What a column of the type is in the file, and in the features of `datasets`.
 fn types(kind: ColumnType) -> (DataType, Value) {
     let list = |item: DataType| DataType::List(Arc::new(Field::new_list_field(item, true)));
@@ -86,6 +91,9 @@ fn types(kind: ColumnType) -> (DataType, Value) {
         ColumnType::Text => (DataType::Utf8, value("string")),
         ColumnType::Boxes => (list(list(DataType::Float32)), sequence(sequence(value("float32")))),
         ColumnType::Texts => (list(DataType::Utf8), sequence(value("string"))),
+        ColumnType::Messages => {
+            (list(DataType::Struct(message_fields())), json!([{ "role": value("string"), "content": value("string") }]))
+        }
     }
 }
 
@@ -134,6 +142,24 @@ fn batch(
                 for cell in cells {
                     let Some(Cell::Boxes(boxes)) = cell else { return Err(other()) };
                     all.append_value(boxes.iter().map(|edges| Some(edges.map(Some))));
+                }
+                Arc::new(all.finish())
+            }
+            ColumnType::Messages => {
+                let fields = StructBuilder::from_fields(message_fields(), 0);
+                let mut all = ListBuilder::new(fields);
+                for cell in cells {
+                    let Some(Cell::Messages(turns)) = cell else { return Err(other()) };
+                    for (question, answer) in turns {
+                        for (role, content) in [("user", question), ("assistant", answer)] {
+                            for (number, text) in [role, content.as_str()].into_iter().enumerate() {
+                                let column = all.values().field_builder::<StringBuilder>(number).ok_or_else(other)?;
+                                column.append_value(text);
+                            }
+                            all.values().append(true);
+                        }
+                    }
+                    all.append(true);
                 }
                 Arc::new(all.finish())
             }
