@@ -112,7 +112,7 @@ impl CustomOp3 for Convolution {
 }
 
 /// `[out, in, 3, 3]` as the kernel `[in, out, 3, 3]` that takes a gradient back: each upside down and left to right.
-fn turned_over(kernel: &[f32], out: usize, input: usize) -> Vec<f32> {
+pub(super) fn turned_over(kernel: &[f32], out: usize, input: usize) -> Vec<f32> {
     const TAPS: usize = 9;
     let mut turned = vec![0f32; kernel.len()];
     for (o, kernels) in kernel.chunks_exact((input * TAPS).max(1)).enumerate() {

@@ -22,12 +22,44 @@ struct Normed {
     activated: bool,
 }
 
-/// Sums over a picture's pixels, by channel.
-struct Sums {
-    /// Of the gradient of the normed values with weight and bias.
-    gradient: Vec<f32>,
-    /// Of its product with the normed values without.
-    product: Vec<f32>,
+/// Gradients of a norm's parameters, by channel.
+pub(super) struct NormGradient {
+    pub(super) weight: Vec<f32>,
+    pub(super) bias: Vec<f32>,
+}
+
+impl NormGradient {
+    /// Of one picture; replaces the gradient of the result by that of the pixels.
+    ///
+    /// With `n = (x - mean)·s` and g the gradient of `w·n + b`: `dx = s·(w·g - mean(w·g) - n·mean(w·g·n))`, the means over a
+    /// group; `dw = Σ g·n`, `db = Σ g`.
+    pub(super) fn of_picture(
+        picture: Picture<'_>,
+        weight: &[f32],
+        bias: &[f32],
+        groups: usize,
+        eps: f64,
+        activated: bool,
+        gradient: &mut [f32],
+    ) -> Self {
+        let (x, channels) = (picture.values, picture.channels);
+        let group = channels / groups.max(1);
+        let count = (picture.height * picture.width * group) as f32;
+        let Statistics { mean, inverse } = Statistics::of(picture, groups, eps);
+        let inverse: Vec<f32> = inverse.into_iter().map(|inverse| inverse as f32).collect();
+        let (mut sums, mut products) = (vec![0f32; channels], vec![0f32; channels]);
+        gradient_sums(x, &mean, &inverse, weight, bias, activated, gradient, &mut sums, &mut products);
+        let (mut means, mut of_products) = (Vec::with_capacity(channels), Vec::with_capacity(channels));
+        for first in (0..channels).step_by(group.max(1)) {
+            let own = first..first + group;
+            let mean: f32 = own.clone().map(|c| weight[c] * sums[c]).sum();
+            let product: f32 = own.map(|c| weight[c] * products[c]).sum();
+            means.extend((0..group).map(|_| mean / count));
+            of_products.extend((0..group).map(|_| product / count));
+        }
+        input_gradient(x, &mean, &inverse, weight, &means, &of_products, gradient);
+        Self { weight: products, bias: sums }
+    }
 }
 
 impl CustomOp3 for Normed {
@@ -57,8 +89,6 @@ impl CustomOp3 for Normed {
         Ok((values::store(y, dtype)?, lx.shape().clone()))
     }
 
-    /// With `n = (x - mean)·s` and g the gradient of `w·n + b`: `dx = s·(w·g - mean(w·g) - n·mean(w·g·n))`, the means over a
-    /// group; `dw = Σ g·n`, `db = Σ g`.
     fn bwd(
         &self,
         x: &Tensor,
@@ -69,39 +99,23 @@ impl CustomOp3 for Normed {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let (_, height, width, channels) = x.dims4()?;
         let size = (height * width * channels).max(1);
-        let group = channels / self.groups.max(1);
-        let count = (height * width * group) as f32;
         let mut dx = values::with_values(gradient, |dy| Ok(dy.to_vec()))?;
         let (w, b) = (values::with_values(weight, |w| Ok(w.to_vec()))?, values::with_values(bias, |b| Ok(b.to_vec()))?);
-        let sums: Vec<Sums> = values::with_values(x, |x| {
+        let each: Vec<NormGradient> = values::with_values(x, |x| {
             let pictures = dx.par_chunks_exact_mut(size).zip(x.par_chunks_exact(size));
             let of_picture = |(dx, x): (&mut [f32], &[f32])| {
                 let picture = Picture::new(x, height, width, channels);
-                let Statistics { mean, inverse } = Statistics::of(picture, self.groups, self.eps);
-                let inverse: Vec<f32> = inverse.into_iter().map(|inverse| inverse as f32).collect();
-                let mut sums = Sums { gradient: vec![0f32; channels], product: vec![0f32; channels] };
-                let Sums { gradient, product } = &mut sums;
-                gradient_sums(x, &mean, &inverse, &w, &b, self.activated, dx, gradient, product);
-                let (mut means, mut products) = (Vec::with_capacity(channels), Vec::with_capacity(channels));
-                for first in (0..channels).step_by(group.max(1)) {
-                    let own = first..first + group;
-                    let mean: f32 = own.clone().map(|c| w[c] * gradient[c]).sum();
-                    let product: f32 = own.map(|c| w[c] * product[c]).sum();
-                    means.extend((0..group).map(|_| mean / count));
-                    products.extend((0..group).map(|_| product / count));
-                }
-                input_gradient(x, &mean, &inverse, &w, &means, &products, dx);
-                sums
+                NormGradient::of_picture(picture, &w, &b, self.groups, self.eps, self.activated, dx)
             };
             Ok(pictures.map(of_picture).collect())
         })?;
-        let summed = |of: fn(&Sums) -> &[f32]| -> Vec<f32> {
-            (0..channels).map(|c| sums.iter().map(|sums| f64::from(of(sums)[c])).sum::<f64>() as f32).collect()
+        let summed = |of: fn(&NormGradient) -> &[f32]| -> Vec<f32> {
+            (0..channels).map(|c| each.iter().map(|own| f64::from(of(own)[c])).sum::<f64>() as f32).collect()
         };
         let keep = |tensor: &Tensor, values: Vec<f32>| -> Result<Option<Tensor>> {
             if tensor.track_op() { Ok(Some(values::tensor(values, tensor.shape(), tensor)?)) } else { Ok(None) }
         };
-        let (dw, db) = (summed(|sums| &sums.product), summed(|sums| &sums.gradient));
+        let (dw, db) = (summed(|own| &own.weight), summed(|own| &own.bias));
         Ok((keep(x, dx)?, keep(weight, dw)?, keep(bias, db)?))
     }
 }

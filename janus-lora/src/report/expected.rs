@@ -14,7 +14,7 @@ use super::ReportError;
 const WINDOW: u64 = 10;
 /// How far above or below the mean of the run that it was made from a loss may lie, as a share of it, and beside that: what
 /// another machine's order of sums, and another number of threads, make of a run.
-const SHARE: f64 = 0.15;
+const SHARE: f64 = 0.08;
 const BESIDE: f64 = 0.05;
 /// Longest file that is read.
 const LIMIT_BYTES: u64 = 1 << 20;
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_run_is_inside_its_own_curve_and_another_one_is_not() {
-        let (own, near, far) = (run(1.0), run(1.1), run(1.4));
+        let (own, near, far) = (run(1.0), run(1.06), run(1.4));
         let curve = ExpectedCurve::of_run(own.path()).unwrap();
         let recipe = own.path().join("r.toml");
         assert_eq!(ExpectedCurve::beside(&recipe).unwrap(), None);

@@ -105,9 +105,9 @@ pub(super) fn loads(
     Ok(loads)
 }
 
-/// Values in f32 that the image tokenizer makes of a picture on the way to codes and back, with their gradients: five of its
-/// own width a place for each residual block (both norms, both convolutions, the sum) and two for each change of size, and
-/// the gradients that are under way, three fifths of it (measured at `janus-nano`'s sizes).
+/// Values in f32 that the image tokenizer makes of a picture on the way to codes and back, with their gradients: of its own
+/// width a place two for each residual block (what lies between its convolutions, and what it gives) and four for each change
+/// of size, and three fifths of it for the gradients that are under way (measured at `janus-nano`'s sizes).
 fn tokenizer_values(config: &JanusConfig) -> u64 {
     let vq = &config.vq;
     let levels = vq.channel_multiplier.len();
@@ -120,7 +120,7 @@ fn tokenizer_values(config: &JanusConfig) -> u64 {
         if level + 1 == levels {
             blocks = 2 * blocks + 6;
         }
-        values += side * side * width * (5 * blocks + 4);
+        values += side * side * width * (2 * blocks + 4);
     }
     values * 8 / 5
 }

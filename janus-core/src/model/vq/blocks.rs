@@ -9,6 +9,7 @@ use super::DTYPE;
 use crate::error::Result;
 use crate::model::loader::Loader;
 use crate::ops::conv2d::Around;
+use crate::ops::residual::{NormedConvolution, Residual};
 use crate::ops::{self, AttentionMask};
 use crate::parameter::Parameter;
 use crate::pass::Pass;
@@ -77,12 +78,41 @@ impl ResidualBlock {
     }
 
     pub(super) fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
+        if let Some(block) = self.under_training(x)? {
+            return Ok(block.forward(x)?);
+        }
         let h = self.norm1.forward_into(pass, &self.conv1, x, None)?;
         let shortcut = match &self.nin_shortcut {
             Some(shortcut) => shortcut.forward(pass, x)?,
             None => x.clone(),
         };
         self.norm2.forward_into(pass, &self.conv2, &h, Some(&shortcut))
+    }
+}
+
+impl ResidualBlock {
+    /// The block as one node of the tape, where something in it or before it is trained and nothing corrects it.
+    fn under_training(&self, x: &Tensor) -> Result<Option<Residual>> {
+        let convolutions = [Some(&self.conv1), Some(&self.conv2), self.nin_shortcut.as_ref()];
+        if convolutions.into_iter().flatten().any(|projection| projection.correction().is_some()) {
+            return Ok(None);
+        }
+        let biased = |projection: &Projection| {
+            let bias = projection.bias().expect("every convolution here has a bias");
+            (projection.weight().value(), bias.value())
+        };
+        let half = |norm: &GroupNorm, conv: &Projection| {
+            let (kernel, bias) = biased(conv);
+            NormedConvolution { norm_weight: norm.weight.value(), norm_bias: norm.bias.value(), kernel, bias }
+        };
+        let block = Residual {
+            first: half(&self.norm1, &self.conv1),
+            second: half(&self.norm2, &self.conv2),
+            shortcut: self.nin_shortcut.as_deref().map(biased),
+            groups: GROUPS,
+            eps: EPS,
+        };
+        Ok((block.is_tracked(x) && block.is_fused(x)?).then_some(block))
     }
 }
 
