@@ -173,12 +173,12 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
             return Err(TrainError::OtherRun { folder: folder.path().to_path_buf(), differences }.into());
         }
     }
-    // What is kept of images is known by it, and what stages pass on.
+    // What is kept of images is known by it.
     let uses_images = stages.iter().any(|stage| {
         let parts = parts(&stage.recipe, &stage.tables);
         parts.vision || parts.generation
     });
-    if (cache_settings.is_on() && uses_images) || stages.len() > 1 {
+    if cache_settings.is_on() && uses_images {
         base.cache().keep(fingerprint.wait(status)?, &cache_settings);
     }
     let read = |name: &str| Ok(base.checkpoint().read(name, DType::F32)?);
@@ -203,10 +203,9 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
     }
     let known = if stages.len() > 1 { fingerprint.wait(status)? } else { "" };
     let stage_base = stages::with_copies(base, known, &adapter, &cache_settings)?;
-    let opened = stages[number].open(number, stage_base, adapter, device, status)?;
+    let mut opened = stages[number].open(number, stage_base, adapter, device, status)?;
     let opening_seconds = prepared.started.elapsed().as_secs_f64();
     check_coverage(&stages[number], &opened)?;
-    let mut opened = opened;
 
     let mut feeder = Feeder::new(&stages[number].recipe, &stages[number].tables, number)?;
     let mut saved_step = None;
