@@ -271,15 +271,9 @@ impl Checkpoint {
     pub fn matches(&self, native_name: &str, tensor: &Tensor) -> Result<bool, CheckpointError> {
         let info = self.known_tensor(native_name)?;
         if let Some(value) = self.replaced.get(&info.name) {
-            let same = |a: &Tensor, b: &Tensor| -> candle_core::Result<bool> {
-                let bits = |tensor: &Tensor| -> candle_core::Result<Vec<u32>> {
-                    let wide = tensor.to_device(&candle_core::Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?;
-                    Ok(wide.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect())
-                };
-                Ok(a.dims() == b.dims() && bits(a)? == bits(b)?)
-            };
             let told = |source| CheckpointError::Tensor { tensor: info.name.clone(), source };
-            return value.to_dtype(tensor.dtype()).and_then(|value| same(&value, tensor)).map_err(told);
+            let value = value.to_dtype(tensor.dtype()).map_err(told)?;
+            return Ok(value.dims() == tensor.dims() && tensor_digest(&value)? == tensor_digest(tensor)?);
         }
         Ok(info.shape == tensor.dims() && self.extent(info).matches(tensor)?)
     }

@@ -154,8 +154,8 @@ pub(super) fn by_winograd(
     Ok(y)
 }
 
-/// By candle's convolution: the slow truth, and the path of other devices. Its backward fails unless the last step leaves as many rows unread as columns, so where there
-/// are steps, what is unread is cut off first.
+/// By candle's convolution: the slow truth, and the path of other devices. Its backward fails unless the last step leaves as
+/// many rows unread as columns, so where there are steps, what is unread is cut off first.
 pub(super) fn composed(
     x: &Tensor,
     kernel: &Tensor,
