@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::fault::{Faults, Problem, quotable};
 use super::resolve::Folders;
 use super::schema::{FOREIGN_NAMES, Section};
-use super::stages::{has_stages, read_stages};
+use super::stages::{has_stages, read_stages, refuse_lengths};
 use super::tree::{Entry, Node, Table, Value};
 use super::types::{
     AdapterSection, BaseSection, DEFAULT_EPOCHS, DEFAULT_PROMPT_DROPOUT, DEFAULT_SCALE, DataLimits, DataSection,
@@ -27,12 +27,7 @@ pub(crate) fn read_recipe(root: &Table, folders: &Folders, faults: &mut Faults) 
     let data_limits = DataLimits::read(&mut reader(root, DataLimits::SECTION, faults));
     let train = read_train(root, faults);
     if let (true, Some(train)) = (has_stages(root), train_entry(root)) {
-        for name in ["steps", "epochs", "early_stopping"] {
-            if let Some(entry) = train.get(name) {
-                let problem = Problem::Conflict { first: "stage".into(), second: format!("train.{name}") };
-                faults.push(Some(entry.key_place.clone()), problem);
-            }
-        }
+        refuse_lengths("stage", "train", train, faults);
     }
     let output = read_output(root, folders, faults);
     if let (Some(train), Some(data)) = (&train, &data) {

@@ -15,6 +15,16 @@ pub(super) fn has_stages(root: &Table) -> bool {
     !items(root).is_empty()
 }
 
+/// Refuses keys of `[train]` that say how long a run is, which is for `first` to say; `section` is what `train` is called.
+pub(super) fn refuse_lengths(first: &str, section: &str, train: &Table, faults: &mut Faults) {
+    for name in ["steps", "epochs", "early_stopping"] {
+        if let Some(entry) = train.get(name) {
+            let problem = Problem::Conflict { first: first.into(), second: format!("{section}.{name}") };
+            faults.push(Some(entry.key_place.clone()), problem);
+        }
+    }
+}
+
 fn items(root: &Table) -> &[Node] {
     match root.get(StageSection::SECTION.name).map(|entry| &entry.node.value) {
         Some(Value::Array(items)) => items,
@@ -51,13 +61,7 @@ fn read_stage(root: &Table, recipe: &Recipe, index: usize, node: &Node, faults: 
         let Some(entry) = own.get(field.name) else { continue };
         let Value::Table(keys) = &entry.node.value else { continue };
         if field.name == "train" {
-            for name in ["steps", "epochs", "early_stopping"] {
-                if let Some(entry) = keys.get(name) {
-                    let second = format!("stage.{index}.train.{name}");
-                    let problem = Problem::Conflict { first: format!("stage.{index}.steps"), second };
-                    faults.push(Some(entry.key_place.clone()), problem);
-                }
-            }
+            refuse_lengths(&format!("stage.{index}.steps"), &format!("stage.{index}.train"), keys, faults);
         }
         set_keys(&mut merged, entry, keys);
     }
