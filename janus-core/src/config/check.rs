@@ -203,7 +203,6 @@ impl JanusConfig {
         checker.within("vq_config.num_embeddings", vq.num_embeddings, MAX_ROWS)?;
         checker.within("vq_config.latent_channels", vq.latent_channels, MAX_WIDTH)?;
         checker.within("vq_config.base_channels", vq.base_channels, MAX_WIDTH)?;
-        checker.within("vq_config.num_res_blocks", vq.num_res_blocks, MAX_DEPTH)?;
         checker.within("vq_config.num_hidden_layers", vq.aligner_depth, MAX_DEPTH)?;
         for (key, channels) in [("in_channels", vq.in_channels), ("out_channels", vq.out_channels)] {
             if channels != 3 {
@@ -225,6 +224,10 @@ impl JanusConfig {
                 let expected = format!("multipliers that give 1 to {MAX_WIDTH} channels");
                 return Err(checker.value("vq_config.channel_multiplier", format!("{multipliers:?}"), expected));
             }
+        }
+        // Without residual blocks nothing in the encoder changes the number of channels.
+        if vq.num_res_blocks != 0 || multipliers.iter().any(|multiplier| *multiplier != 1) {
+            checker.within("vq_config.num_res_blocks", vq.num_res_blocks, MAX_DEPTH)?;
         }
         checker.pair(
             vq.down_factor() == self.vision.patch_size,

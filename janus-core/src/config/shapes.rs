@@ -85,7 +85,9 @@ fn published(decoder: Decoder, (pad, image): (u32, u32)) -> JanusConfig {
     }
 }
 
-/// Two cores train all of it within hours: `janus-small`'s pictures and grid, 1024 codes, merged tokens. Channels of the image tokenizer are multiples of the 32 groups of its norms.
+/// Two cores train all of it within hours: `janus-small`'s pictures and grid, 1024 codes, merged tokens. The image tokenizer
+/// has 64 channels throughout: with one channel to each of the norms' 32 groups the decoder's last norm would wipe out what
+/// a channel's mean says, the colour of large areas.
 fn nano() -> JanusConfig {
     let small = small();
     let width = 192;
@@ -108,7 +110,15 @@ fn nano() -> JanusConfig {
             projection_dim: width,
             ..small.vision
         },
-        vq: VqConfig { num_embeddings: 1024, projection_dim: width, image_token_embed_dim: width, ..small.vq },
+        vq: VqConfig {
+            num_embeddings: 1024,
+            base_channels: 32,
+            channel_multiplier: vec![1, 1, 1, 1],
+            num_res_blocks: 0,
+            projection_dim: width,
+            image_token_embed_dim: width,
+            ..small.vq
+        },
         ..small
     }
 }

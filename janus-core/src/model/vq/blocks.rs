@@ -88,9 +88,7 @@ impl ResidualBlock {
         };
         self.norm2.forward_into(pass, &self.conv2, &h, Some(&shortcut))
     }
-}
 
-impl ResidualBlock {
     /// The block as one node of the tape, where something in it or before it is trained and nothing corrects it.
     fn under_training(&self, x: &Tensor) -> Result<Option<Residual>> {
         let convolutions = [Some(&self.conv1), Some(&self.conv2), self.nin_shortcut.as_ref()];
