@@ -1,9 +1,11 @@
 //! The world that a base learns from: one to four parts on a ground, in bright or dim light.
 //!
 //! Kind, colour, material, size, number and places of the parts, the ground and the light are drawn independently. A scene
-//! has one group of equal parts, or two single ones side by side or one above the other. Each row has one question; its kind
-//! is in `about`. `messages` asks several about the same scene, one after the other, and for the caption. Plain text is asked and answered in `text_question` and `text_answer`. Held out of train: triples of kind,
-//! colour and material ([`super::is_held_out`]).
+//! has one group of equal parts, or two single ones side by side or one above the other. Parts are large and grounds faint,
+//! so that what an image tokenizer learns first, and a small base sees first, is the parts. Each row has one question; its
+//! kind is in `about`. `messages` asks several about the same scene, one after the other, and for the caption. Plain text is
+//! asked and answered in `text_question` and `text_answer`. Held out of train: triples of kind, colour and material
+//! ([`super::is_held_out`]).
 
 use image::{Rgb, RgbImage};
 
@@ -40,6 +42,15 @@ const COUNTS: [&str; 4] = ["one", "two", "three", "four"];
 const GROUNDS: [&str; 4] = ["plain", "striped", "checked", "speckled"];
 const LIGHTS: [&str; 2] = ["bright", "dim"];
 
+/// How far from the middle the places of an only part are, in cells: so that a large one is whole at the picture's border.
+const OUTWARDS: f64 = 0.85;
+
+/// Half the width of a small and of a large part, in cells.
+const RADII: [f64; 2] = [0.42, 0.62];
+
+/// How much darker stripes, squares and specks are than the rest of the ground, of 255.
+const FAINT: f64 = 24.0;
+
 /// Questions of a conversation beside the last, and how often one is drawn for them.
 const TURNS: usize = 5;
 const DRAWN_QUESTIONS: usize = 12;
@@ -50,9 +61,9 @@ const DESCRIBE: &str = "Describe the picture.";
 /// Places of one to four equal parts, in cells of the grid from its middle.
 const GROUPS: [&[(f64, f64)]; 4] = [
     &[(0.0, 0.0)],
-    &[(-0.6, 0.0), (0.6, 0.0)],
-    &[(-0.6, 0.5), (0.6, 0.5), (0.0, -0.55)],
-    &[(-0.6, -0.6), (0.6, -0.6), (-0.6, 0.6), (0.6, 0.6)],
+    &[(-0.75, 0.0), (0.75, 0.0)],
+    &[(-0.75, 0.65), (0.75, 0.65), (0.0, -0.7)],
+    &[(-0.75, -0.75), (0.75, -0.75), (-0.75, 0.75), (0.75, 0.75)],
 ];
 
 /// A part of a scene: numbers of the tables above.
@@ -201,16 +212,17 @@ impl Scene {
         let cell = f64::from(size) / 3.0;
         let middle = f64::from(size) / 2.0;
         let mut put = |part: Part, (x, y): (f64, f64), random: &mut Random| {
-            let mut moved = |at: f64| middle + cell * (at + random.range(-0.06, 0.06));
+            let mut moved = |at: f64| middle + cell * (at + random.range(-0.04, 0.04));
             let centre = (moved(x), moved(y));
-            let radius = cell * [0.28, 0.46][part.size] * random.range(0.95, 1.05);
+            let radius = cell * RADII[part.size] * random.range(0.95, 1.05);
             let shade = random.range(0.95, 1.05);
             let color = COLORS[part.color].1.map(|channel| (channel * shade).min(255.0));
             paint_part(&mut image, (part.kind, part.material), centre, radius, color, towards);
         };
         match &self.content {
             Content::Group { part, more: 0, place } => {
-                put(*part, ((place % 3) as f64 - 1.0, (place / 3) as f64 - 1.0), random);
+                let outwards = |step: usize| (step as f64 - 1.0) * OUTWARDS;
+                put(*part, (outwards(place % 3), outwards(place / 3)), random);
             }
             Content::Group { part, more, .. } => GROUPS[*more].iter().for_each(|place| put(*part, *place, random)),
             Content::Pair { first, second, upright } => {
@@ -222,7 +234,7 @@ impl Scene {
         // All but the same in either light: dim takes from every pixel and leaves the colours apart.
         let factor = [1.0, 0.55][self.light];
         image.pixels_mut().for_each(|Rgb(pixel)| *pixel = pixel.map(|channel| rounded(f64::from(channel) * factor)));
-        grain(&mut image, 4.0, random);
+        grain(&mut image, 2.0, random);
         image
     }
 }
@@ -241,7 +253,7 @@ fn ground(size: u32, kind: usize, random: &mut Random) -> RgbImage {
             "checked" => (across + down).is_multiple_of(2),
             _ => specks.get((y * size + x) as usize).copied().unwrap_or(false),
         };
-        Rgb(tint.map(|tint| rounded(tone + tint - if is_dark { 42.0 } else { 0.0 })))
+        Rgb(tint.map(|tint| rounded(tone + tint - if is_dark { FAINT } else { 0.0 })))
     })
 }
 
