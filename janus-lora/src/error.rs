@@ -11,6 +11,7 @@ use crate::adapter::AdapterError;
 use crate::base::BaseError;
 use crate::cache::CacheError;
 use crate::data::DataError;
+use crate::eval::NetworkError;
 use crate::merge::MergeError;
 use crate::probe::ProbeError;
 use crate::recipe::RecipeError;
@@ -47,6 +48,9 @@ pub enum Error {
     /// A run that cannot start or go on.
     #[error(transparent)]
     Train(#[from] TrainError),
+    /// Weights of a network that measures pictures.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// A picture of data that cannot be made.
     #[error(transparent)]
     Survey(#[from] SurveyError),
@@ -82,6 +86,7 @@ impl Diagnose for Error {
             Error::Train(e) => e.fault(),
             Error::Merge(e) => e.fault(),
             Error::Probe(e) => e.fault(),
+            Error::Network(e) => e.fault(),
             Error::Survey(e) => e.fault(),
             Error::Report(e) => e.fault(),
             Error::Usage { .. } => Fault::Input,
@@ -100,6 +105,7 @@ impl Diagnose for Error {
             Error::Train(e) => e.hints(),
             Error::Merge(e) => e.hints(),
             Error::Probe(e) => e.hints(),
+            Error::Network(e) => e.hints(),
             Error::Survey(e) => e.hints(),
             Error::Report(e) => e.hints(),
             Error::Usage { hint, .. } => vec![hint.clone()],

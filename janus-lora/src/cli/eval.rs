@@ -13,7 +13,7 @@ use super::status::Terminal;
 use crate::adapter::Adapter;
 use crate::cache::CacheSettings;
 use crate::error::{Error, Result};
-use crate::eval::{Metrics, evaluate};
+use crate::eval::{Metrics, Networks, evaluate};
 use crate::heads::Heads;
 use crate::train::plan::{compute_type, parts};
 use crate::train::run;
@@ -23,7 +23,8 @@ use crate::train::run;
 #[command(after_help = "Examples:
   janus eval recipes/quickstart.toml
   janus eval recipes/quickstart.toml --adapter runs/quickstart --json
-  janus eval both.toml --adapter runs/questions-alone")]
+  janus eval both.toml --adapter runs/questions-alone
+  janus eval recipes/creative.toml --adapter runs/creative --lpips lpips-vgg.pth --inception pt_inception-2015-12-05.pth")]
 pub(super) struct Eval {
     /// Recipe file
     recipe: PathBuf,
@@ -33,6 +34,12 @@ pub(super) struct Eval {
     /// Adapter folder, with a factor on its scale after a colon; several add up
     #[arg(long = "adapter", value_name = "DIR[:SCALE]")]
     adapters: Vec<String>,
+    /// Weights of LPIPS with VGG-16 or AlexNet, to measure drawn pictures with (safetensors, or as PyTorch saved them)
+    #[arg(long, value_name = "FILE")]
+    lpips: Option<PathBuf>,
+    /// Weights of the Inception-v3 that Fréchet distances are measured with, likewise
+    #[arg(long, value_name = "FILE")]
+    inception: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceArgument,
     /// Print one JSON object
@@ -47,6 +54,7 @@ impl Eval {
             let message = format!("`{}` names no rows to evaluate", self.recipe.display());
             return Err(Error::Usage { message, hint: "set `eval` in a `[[data]]` section".into() });
         }
+        let networks = Networks::open(self.lpips.as_deref(), self.inception.as_deref())?;
         let device = self.device.open()?;
         let run::Prepared { recipe, base, tables, .. } = run::prepare(recipe, &Terminal)?;
         let adapters = self.adapters.iter().map(|a| read_adapter(a, &base, &Terminal)).collect::<Result<Vec<_>>>()?;
@@ -57,12 +65,12 @@ impl Eval {
         }
         let model = base.model(compute_type(&recipe), &device, parts, &Terminal)?;
         let batch_size = recipe.train.batch_size as usize;
-        let before = evaluate(&model, &base, &Heads::new(), &tables, batch_size, &Terminal)?;
+        let before = evaluate(&model, &base, &Heads::new(), &tables, &networks, batch_size, &Terminal)?;
         let after = if adapters.is_empty() {
             Metrics::new()
         } else {
             let heads = attach(&model, &adapters)?;
-            evaluate(&model, &base, &heads, &tables, batch_size, &Terminal)?
+            evaluate(&model, &base, &heads, &tables, &networks, batch_size, &Terminal)?
         };
         base.cache().tell(&Terminal);
         let forgotten = forgetting(&adapters, &before, &after);

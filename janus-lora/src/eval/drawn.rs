@@ -1,7 +1,8 @@
 //! Figures of pictures that are drawn of the first rows to evaluate.
 //!
 //! Features are those of the base's own vision tower, whatever is attached to the model that draws: another measure for each
-//! adapter would be none. They are named after it, for figures with Inception's or VGG's features have other sizes.
+//! adapter would be none. They are named after it, for figures with Inception's or VGG's features have other sizes; those come
+//! beside them where such weights are given ([`super::given`]).
 
 use candle_core::{DType, Tensor};
 use image::RgbImage;
@@ -42,6 +43,13 @@ pub(crate) struct DrawnMetrics {
     /// Fréchet distance between the tower's mean features of drawn and of the rows' pictures; absent of fewer than two.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tower_frechet: Option<f64>,
+    /// Mean LPIPS of the drawn and the row's picture; absent where its weights were not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) lpips: Option<f64>,
+    /// Fréchet distance between Inception's features of drawn and of the rows' pictures, known as FID; absent where its weights
+    /// were not given, and of fewer than two pictures.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) frechet_inception_distance: Option<f64>,
     /// Mean peak signal-to-noise ratio in decibels, at most 100, of pictures that are made from others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) psnr: Option<f64>,
@@ -55,7 +63,7 @@ pub(crate) struct DrawnMetrics {
 
 /// Draws the first `count` rows' pictures and measures them; `None` where there are none.
 pub(super) fn evaluate(evaluation: &Evaluation<'_>, count: usize) -> Result<Option<DrawnMetrics>> {
-    let Evaluation { model, base, task, source, status, .. } = evaluation;
+    let Evaluation { model, base, task, source, networks, status, .. } = evaluation;
     let mut asked: Vec<(Row, Drawing)> = Vec::new();
     for row in source.rows()?.take(count) {
         let row = row?;
@@ -81,6 +89,7 @@ pub(super) fn evaluate(evaluation: &Evaluation<'_>, count: usize) -> Result<Opti
     let tower = tower(evaluation)?;
     let (mut distance, mut own_means, mut expected_means) = (0.0, Vec::new(), Vec::new());
     let (mut psnr_sum, mut ssim_sum) = (0.0, Some(0.0));
+    let (mut lpips, mut own_pooled, mut expected_pooled) = (Vec::new(), Vec::new(), Vec::new());
     let mut agreement = Vec::new();
     for ((row, drawing), picture) in asked.iter().zip(&drawn) {
         let expected = square(&drawing.expected)?;
@@ -90,6 +99,9 @@ pub(super) fn evaluate(evaluation: &Evaluation<'_>, count: usize) -> Result<Opti
         distance += patch_distance(&own, &truth)?;
         own_means.push(mean(&own)?);
         expected_means.push(mean(&truth)?);
+        lpips.extend(networks.lpips(picture, &expected)?);
+        own_pooled.extend(networks.inception(picture)?);
+        expected_pooled.extend(networks.inception(&expected)?);
         psnr_sum += psnr(picture.as_raw(), expected.as_raw()).min(MOST_DECIBELS);
         let similarity = ssim(picture.as_raw(), expected.as_raw(), picture.width() as usize, picture.height() as usize);
         ssim_sum = ssim_sum.zip(similarity).map(|(sum, similarity)| sum + similarity);
@@ -103,6 +115,8 @@ pub(super) fn evaluate(evaluation: &Evaluation<'_>, count: usize) -> Result<Opti
         pictures: drawn.len(),
         tower_distance: distance / count,
         tower_frechet: frechet(&own_means, &expected_means),
+        lpips: (!lpips.is_empty()).then(|| lpips.iter().sum::<f64>() / count),
+        frechet_inception_distance: frechet(&own_pooled, &expected_pooled),
         psnr: is_edit.then_some(psnr_sum / count),
         ssim: ssim_sum.filter(|_| is_edit).map(|sum| sum / count),
         caption_agreement: (!agreement.is_empty()).then(|| agreement.iter().sum::<f64>() / count),

@@ -5,6 +5,7 @@
 //! | `answers` | generated answers and their figures |
 //! | `drawings`, `drawn` | pictures that a model draws, and their figures |
 //! | `pictures`, `frechet` | figures of two pictures, and of many |
+//! | `given` | networks for such figures whose weights the user gives |
 //! | `rebuilt` | pictures that come back from their codes |
 //! | `told` | what heads tell of pictures |
 //! | `classes`, `boxes`, `masks`, `ranks` | figures of labels, boxes, masks and retrieval |
@@ -20,6 +21,7 @@ mod classes;
 mod drawings;
 mod drawn;
 mod frechet;
+mod given;
 mod masks;
 mod pictures;
 mod ranks;
@@ -40,11 +42,13 @@ use crate::train::tables::{RecipeTable, Source};
 
 pub use answers::{Answer, TableMetrics, answer};
 pub use drawings::{code_prompts, pictures};
+pub use given::{NetworkError, Networks};
 
 /// Metrics of every table that has evaluation rows, by name.
 pub type Metrics = serde_json::Map<String, serde_json::Value>;
 
-/// Evaluates every table of a recipe that has evaluation rows; one whose head is not among `heads` has no figures.
+/// Evaluates every table of a recipe that has evaluation rows; one whose head is not among `heads` has no figures. Drawn pictures
+/// are measured with those of the `networks` that were given, too.
 ///
 /// # Errors
 /// Rows that cannot be read, or a model that lacks a part.
@@ -53,6 +57,7 @@ pub fn evaluate(
     base: &Base,
     heads: &Heads,
     tables: &[RecipeTable],
+    networks: &Networks,
     batch_size: usize,
     status: &dyn Status,
 ) -> Result<Metrics> {
@@ -61,7 +66,7 @@ pub fn evaluate(
         let Some(source) = &table.eval else { continue };
         let (task, name) = (table.task.as_ref(), table.section.name.as_str());
         let pictures = table.section.eval_pictures.unwrap_or(0) as usize;
-        let evaluation = Evaluation { model, base, heads, task, source, name, pictures, batch_size, status };
+        let evaluation = Evaluation { model, base, heads, task, source, name, pictures, networks, batch_size, status };
         let value = match task.head() {
             Some(kind) => told::evaluate(&evaluation, &kind)?,
             None if task.rebuilds() => {
@@ -86,6 +91,7 @@ struct Evaluation<'a> {
     name: &'a str,
     /// Pictures that are drawn of its first rows.
     pictures: usize,
+    networks: &'a Networks,
     batch_size: usize,
     status: &'a dyn Status,
 }

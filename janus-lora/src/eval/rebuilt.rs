@@ -9,7 +9,6 @@ use serde::Serialize;
 use super::Evaluation;
 use super::pictures::{psnr, ssim};
 use crate::error::Result;
-use crate::heads::Heads;
 use crate::tasks::Batch;
 
 /// What equal pictures count as, in decibels: their ratio is infinite, and so would be any mean with it.
@@ -42,12 +41,11 @@ pub(super) fn evaluate(evaluation: &Evaluation<'_>) -> Result<RebuiltMetrics> {
     let (mut rows, mut loss, mut decibels, mut without_looking) = (0, 0.0, 0.0, 0.0);
     let mut structure = Some(0.0);
     evaluation.each(|_, batch| {
-        loss += f64::from(batch.loss(model, &pass, &Heads::new())?.sum.to_scalar::<f32>()?);
         let Batch::Pixels(batch) = batch else { return Ok(()) };
         let pixels = batch.pixels(model)?;
         let again = batch.reconstruction(model, &pass, &pixels)?;
-        for code in again.codes {
-            if let Some(count) = counts.get_mut(code as usize) {
+        for code in &again.codes {
+            if let Some(count) = counts.get_mut(*code as usize) {
                 *count += 1;
             }
         }
@@ -58,6 +56,7 @@ pub(super) fn evaluate(evaluation: &Evaluation<'_>) -> Result<RebuiltMetrics> {
             let similarity = ssim(picture, &truth, truth.width() as usize, truth.height() as usize);
             structure = structure.zip(similarity).map(|(sum, similarity)| sum + similarity);
         }
+        loss += f64::from(batch.loss_of(&pass, &pixels, again)?.sum.to_scalar::<f32>()?);
         Ok(())
     })?;
     let (all, places) = (rows.max(1) as f64, counts.iter().sum::<usize>().max(1) as f64);
