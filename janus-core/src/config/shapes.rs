@@ -85,9 +85,8 @@ fn published(decoder: Decoder, (pad, image): (u32, u32)) -> JanusConfig {
     }
 }
 
-/// Two cores train all of it within hours: `janus-small`'s pictures and grid, 1024 codes, merged tokens. The image tokenizer
-/// has 64 channels throughout: with one channel to each of the norms' 32 groups the decoder's last norm would wipe out what
-/// a channel's mean says, the colour of large areas.
+/// Two cores train all of it within two hours: `janus-small`'s pictures and grid, 1024 codes, merged tokens. The image tokenizer
+/// is as shallow as it can be, because many steps teach it more than many channels (docs/decisions/0013).
 fn nano() -> JanusConfig {
     let small = small();
     let width = 192;

@@ -1,25 +1,32 @@
 //! A base as commands use it: the checkpoint with the tokenizer and the image processor that belong to it.
 
+mod random;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use janus_core::checkpoint::{Checkpoint, KnownFingerprints, Merges, init_checkpoint, learn_merges, write_tokenizer};
-use janus_core::config::{JanusConfig, Layout};
+use janus_core::checkpoint::{Checkpoint, KnownFingerprints};
+use janus_core::config::JanusConfig;
 use janus_core::hub::{self, Progress};
-use janus_core::output::StagedFolder;
 use janus_core::processing::{ImageProcessor, JanusTokenizer, PromptBuilder};
 use janus_core::{Diagnose, Fault, Janus, Parts};
+use sha2::{Digest, Sha256};
 
 use crate::cache::{Image, ImageCache};
-use crate::data::{EncodedImage, synth};
+use crate::data::EncodedImage;
 use crate::error::Result;
 use crate::fingerprint::PendingFingerprint;
 use crate::nearest::nearest;
 use crate::status::Status;
 
+pub use random::vocabulary_of;
+
 /// How a base with random weights is named in a recipe: `init:SHAPE?seed=N&vocabulary=DOMAIN`.
 const INIT_PREFIX: &str = "init:";
+
+/// Digits of a hash that tells the folders of two versions apart.
+const HASH_DIGITS: usize = 12;
 
 /// A base that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +45,14 @@ pub enum BaseError {
     MalformedInit {
         /// What was written.
         spec: String,
+    },
+    /// No folder and no hub id, but nearly a shape's name.
+    #[error("there is no base `{spec}`")]
+    Misspelt {
+        /// What was written.
+        spec: String,
+        /// What may have been meant.
+        meant: String,
     },
     /// The base of a run changed while it ran.
     #[error("the base's parameter `{name}` changed while training: this is a defect, the adapter is not saved")]
@@ -65,6 +80,7 @@ impl Diagnose for BaseError {
         match self {
             BaseError::UnknownShape { shape, .. } => vec![shape_hint(shape)],
             BaseError::MalformedInit { .. } => vec!["for example `init:janus-small?seed=1`".into()],
+            BaseError::Misspelt { meant, .. } => vec![format!("did you mean `{meant}`?")],
             BaseError::Changed { .. } => Vec::new(),
             BaseError::Rewritten { .. } => {
                 vec!["run again; put new weights into another folder, or rename them into place".into()]
@@ -100,13 +116,7 @@ impl Base {
     /// # Errors
     /// Nothing of that name, or a checkpoint, tokenizer or image processor that cannot be used.
     pub fn open(spec: &str, status: &dyn Status) -> Result<Self> {
-        let folder = match spec.strip_prefix(INIT_PREFIX) {
-            Some(_) => random_base(spec, status)?,
-            None => {
-                let progress = status.download();
-                hub::resolve_base(spec, progress.as_ref() as &dyn Progress)?
-            }
-        };
+        let folder = resolve(spec, status)?;
         Self::open_folder(spec, &folder)
     }
 
@@ -246,6 +256,40 @@ impl Base {
     }
 }
 
+/// The folder of what a user calls a base, as [`Base::open`] says: downloaded, drawn or written out where it is not there yet.
+///
+/// # Errors
+/// Nothing of that name, or a folder that cannot be made.
+pub fn resolve(spec: &str, status: &dyn Status) -> Result<PathBuf> {
+    if spec.starts_with(INIT_PREFIX) {
+        random::folder(spec, status)
+    } else if let Some(meant) = misspelt(spec) {
+        Err(BaseError::Misspelt { spec: spec.to_owned(), meant }.into())
+    } else {
+        let progress = status.download();
+        Ok(hub::resolve_base(spec, progress.as_ref() as &dyn Progress)?)
+    }
+}
+
+/// What may have been meant by a name that is neither there nor can be on a hub.
+fn misspelt(spec: &str) -> Option<String> {
+    if spec.contains('/') || Path::new(spec).exists() {
+        return None;
+    }
+    let meant = nearest(spec, JanusConfig::shape_names().iter().copied())?;
+    Some(format!("{INIT_PREFIX}{meant}"))
+}
+
+/// The first digits of a hash of these bytes.
+fn short_hash<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update((part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).take(HASH_DIGITS / 2).collect()
+}
+
 /// Where things made on the spot are kept: `JANUS_CACHE`, else the system's cache folder for `janus`.
 pub fn cache_folder() -> PathBuf {
     let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
@@ -255,54 +299,11 @@ pub fn cache_folder() -> PathBuf {
         .unwrap_or_else(|| std::env::temp_dir().join("janus"))
 }
 
-/// Raised when the drawn texts change, so that no older vocabulary of the cache passes for a new one.
-const VOCABULARY_VERSION: u32 = 1;
-
-/// Rows of drawn data that merges are learnt from.
-const VOCABULARY_ROWS: u32 = 4096;
-
-/// Merges learnt from a domain of drawn data.
-///
-/// # Errors
-/// No such domain.
-pub fn vocabulary_of(config: &JanusConfig, domain: &str, seed: u64) -> Result<Merges> {
-    let texts = synth::texts(domain, VOCABULARY_ROWS, seed)?;
-    Ok(learn_merges(config, &texts).map_err(janus_core::Error::from)?)
-}
-
-/// The folder of a base with random weights, made on first use.
-fn random_base(spec: &str, status: &dyn Status) -> Result<PathBuf> {
-    let malformed = || BaseError::MalformedInit { spec: spec.to_owned() };
-    let body = spec.strip_prefix(INIT_PREFIX).ok_or_else(malformed)?;
-    let (shape, tail) = body.split_once('?').unwrap_or((body, ""));
-    let (mut seed, mut vocabulary) = (1, None);
-    for pair in tail.split('&').filter(|pair| !pair.is_empty()) {
-        match pair.split_once('=') {
-            Some(("seed", value)) => seed = value.parse().map_err(|_| malformed())?,
-            Some(("vocabulary", domain)) => vocabulary = Some(domain),
-            _ => return Err(malformed().into()),
-        }
-    }
-    let config = JanusConfig::shape(shape)
-        .ok_or_else(|| BaseError::UnknownShape { spec: spec.to_owned(), shape: shape.to_owned() })?;
-    let suffix = vocabulary.map(|domain| format!("-{domain}{VOCABULARY_VERSION}")).unwrap_or_default();
-    let folder = cache_folder().join("bases").join(format!("{shape}-seed{seed}{suffix}"));
-    if !folder.join("config.json").exists() {
-        let staged = StagedFolder::create(&folder)?;
-        let bar = status.bytes("making random weights", 0);
-        let mut progress = |done, total| bar.set(done, total);
-        init_checkpoint(&config, seed, DType::BF16, staged.path(), Layout::Native, &mut progress)?;
-        if let Some(domain) = vocabulary {
-            write_tokenizer(&config, &vocabulary_of(&config, domain, seed)?, staged.path())?;
-        }
-        staged.commit()?;
-        bar.finish();
-    }
-    Ok(folder)
-}
-
 #[cfg(test)]
 mod tests {
+    use janus_core::checkpoint::init_checkpoint;
+    use janus_core::config::Layout;
+
     use super::*;
     use crate::error::Error;
     use crate::status::Silent;

@@ -13,7 +13,7 @@ use super::arguments::parse_dtype;
 use super::merge::parse_layout;
 use super::report;
 use super::status::Terminal;
-use crate::base::{Base, shape_hint, vocabulary_of};
+use crate::base::{Base, resolve, shape_hint, vocabulary_of};
 use crate::error::{Error, Result};
 use crate::status::Status;
 
@@ -92,7 +92,7 @@ impl BaseCommand {
             BaseCommand::Features(features) => features.run(),
             BaseCommand::Inspect { base, fingerprint, json } => inspect(&base, fingerprint, json),
             BaseCommand::Fetch { base } => {
-                let folder = janus_core::hub::resolve_base(&base, Terminal.download().as_ref())?;
+                let folder = resolve(&base, &Terminal)?;
                 println!("{}", folder.display());
                 Ok(())
             }

@@ -17,6 +17,7 @@ mod probe;
 mod recipe;
 mod report;
 mod run_report;
+mod samples;
 mod status;
 mod threads;
 mod train;

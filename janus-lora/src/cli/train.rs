@@ -6,11 +6,12 @@ use clap::Args;
 use serde_json::json;
 
 use super::arguments::DeviceArgument;
-use super::report;
 use super::status::Terminal;
+use super::{report, samples};
 use crate::error::Result;
 use crate::recipe::{self, Recipe};
 use crate::report::expected::{ExpectedCurve, Outside};
+use crate::report::record::Record;
 use crate::train::folder::RunFolder;
 use crate::train::run::{self, Prepared};
 use crate::train::signals;
@@ -104,6 +105,9 @@ impl Train {
             return Ok(());
         }
         println!("{}", super::eval::table(&summary.before, &summary.after));
+        if let Some(samples) = samples::text(&Record::read(&summary.folder)?) {
+            println!("\n{samples}");
+        }
         println!(
             "\nadapter in {}: {} steps in {:.0} s ({:.1} % of it waiting for rows), peak memory {} (predicted {})",
             summary.folder.display(),
