@@ -172,7 +172,7 @@ fn impossible_sizes_are_refused_by_key_and_value() {
         ("/vq_config/channel_multiplier", json!([1, 0, 1, 1]), "`[1, 0, 1, 1]`"),
         ("/vq_config/channel_multiplier", json!([1, 1, 1]), "`vision_config.patch_size` = `8`"),
         ("/vq_config/base_channels", json!(48), "`vq_config.base_channels`"),
-        ("/vq_config/num_res_blocks", json!(0), "`vq_config.num_res_blocks` = `0`"),
+        ("/vq_config/num_res_blocks", json!(0), "`vq_config.num_res_blocks` in `config.json` is `0`"),
         ("/image_token_id", json!(400), "`image_token_id`"),
     ] {
         let message = refusal(&native, pointer, value);

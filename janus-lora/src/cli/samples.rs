@@ -44,9 +44,10 @@ pub(super) fn text(record: &Record) -> Option<String> {
     (!parts.is_empty()).then(|| parts.join("\n"))
 }
 
-/// A text's beginning, on one line.
+/// A text's beginning, on one line, with nothing in it that a terminal would obey.
 fn short(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let line = line.replace(char::is_control, "\u{fffd}");
     match line.char_indices().nth(MAX_CHARACTERS) {
         Some((end, _)) => format!("{}...", &line[..end]),
         None => line,
@@ -94,6 +95,7 @@ mod tests {
     #[test]
     fn long_texts_are_cut_between_characters() {
         assert_eq!(short("kurz und gut"), "kurz und gut");
+        assert_eq!(short("\u{1b}[2J pit"), "\u{fffd}[2J pit");
         let long = "ä".repeat(50);
         assert_eq!(short(&long), format!("{}...", "ä".repeat(MAX_CHARACTERS)));
     }
