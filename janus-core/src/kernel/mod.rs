@@ -22,6 +22,7 @@
 //! | [`winograd`] | 3 x 3 convolutions |
 //! | [`low_rank`] | products with thin f32 factors |
 //! | [`attention`] | attention and its backward, head by head in blocks |
+//! | [`row_math`] | norms, activations and rotations of one row, forward and backward |
 //! | [`vector`] | loops compiled for each level, elementary functions |
 //! | [`matrix`] | a matrix of its own memory, reused |
 
@@ -43,6 +44,7 @@ pub(crate) mod picture;
 #[cfg(target_arch = "x86_64")]
 mod prefetch;
 pub(crate) mod product;
+pub(crate) mod row_math;
 mod rows;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::composed::is_composed;
 use super::values;
+use crate::kernel::row_math::{gelu_backward_row, gelu_row, silu_gate_d_gate_row, silu_gate_row};
 
 /// Elements per parallel piece.
 const CHUNK: usize = 1 << 13;
@@ -38,49 +39,33 @@ fn composed_silu_gate(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 
 struct Gelu;
 
-/// Φ(x), the standard normal distribution function.
-fn normal_cdf(x: f32) -> f32 {
-    let x = f64::from(x);
-    (0.5 * (1.0 + candle_core::cpu::erf::erf_f64(x * std::f64::consts::FRAC_1_SQRT_2))) as f32
-}
-
-/// The standard normal density.
-fn normal_density(x: f32) -> f32 {
-    const INVERSE_SQRT_TAU: f32 = 0.398_942_3;
-    INVERSE_SQRT_TAU * (-0.5 * x * x).exp()
-}
-
 impl CustomOp1 for Gelu {
     fn name(&self) -> &'static str {
         "gelu"
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let mut y = values::read(storage, layout)?.into_owned();
-        y.par_chunks_mut(CHUNK).for_each(|y| y.iter_mut().for_each(|y| *y *= normal_cdf(*y)));
+        let x = values::read(storage, layout)?;
+        let mut y = vec![0f32; x.len()];
+        y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| gelu_row(x, y));
         Ok((values::store(y, values::dtype_of(storage))?, layout.shape().clone()))
     }
 
     /// `d/dx = Φ(x) + x·φ(x)`.
     fn bwd(&self, x: &Tensor, _y: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let mut dx = values::with_values(gradient, |dy| Ok(dy.to_vec()))?;
+        let mut dx = vec![0f32; x.elem_count()];
         values::with_values(x, |x| {
-            dx.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(dx, x)| {
-                for (dx, x) in dx.iter_mut().zip(x) {
-                    *dx *= normal_cdf(*x) + x * normal_density(*x);
-                }
-            });
-            Ok(())
+            values::with_values(gradient, |dy| {
+                let inputs = x.par_chunks(CHUNK).zip(dy.par_chunks(CHUNK));
+                dx.par_chunks_mut(CHUNK).zip(inputs).for_each(|(dx, (x, dy))| gelu_backward_row(x, dy, dx));
+                Ok(())
+            })
         })?;
         Ok(Some(values::tensor(dx, x.shape(), x)?))
     }
 }
 
 struct SiluGate;
-
-fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + (-x).exp())
-}
 
 impl CustomOp2 for SiluGate {
     fn name(&self) -> &'static str {
@@ -92,12 +77,10 @@ impl CustomOp2 for SiluGate {
             bail!("gate of shape {:?} and up of shape {:?} differ", lg.dims(), lu.dims());
         }
         let dtype = values::dtype_of(gate);
-        let (mut y, up) = (values::read(gate, lg)?.into_owned(), values::read(up, lu)?);
-        y.par_chunks_mut(CHUNK).zip(up.par_chunks(CHUNK)).for_each(|(y, up)| {
-            for (y, up) in y.iter_mut().zip(up) {
-                *y *= sigmoid(*y) * up;
-            }
-        });
+        let (gate, up) = (values::read(gate, lg)?, values::read(up, lu)?);
+        let mut y = vec![0f32; gate.len()];
+        let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK));
+        y.par_chunks_mut(CHUNK).zip(inputs).for_each(|(y, (gate, up))| silu_gate_row(gate, up, y));
         Ok((values::store(y, dtype)?, lg.shape().clone()))
     }
 
@@ -117,11 +100,8 @@ impl CustomOp2 for SiluGate {
                     let outputs = d_gate.par_chunks_mut(CHUNK).zip(d_up.par_chunks_mut(CHUNK));
                     let inputs = g.par_chunks(CHUNK).zip(u.par_chunks(CHUNK)).zip(dy.par_chunks(CHUNK));
                     outputs.zip(inputs).for_each(|((d_gate, d_up), ((g, u), dy))| {
-                        for i in 0..g.len() {
-                            let s = sigmoid(g[i]);
-                            d_gate[i] = dy[i] * u[i] * s * (1.0 + g[i] * (1.0 - s));
-                            d_up[i] = dy[i] * g[i] * s;
-                        }
+                        silu_gate_d_gate_row(g, u, dy, d_gate);
+                        silu_gate_row(g, dy, d_up);
                     });
                     Ok(())
                 })

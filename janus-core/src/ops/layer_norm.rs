@@ -5,6 +5,10 @@ use rayon::prelude::*;
 
 use super::composed::is_composed;
 use super::values;
+use crate::kernel::row_math::{layer_norm_backward_row, layer_norm_row, norm_gradients_row};
+
+/// Rows of a parallel piece.
+const ROWS: usize = 16;
 
 /// `x: [.., width]`, `weight` and `bias`: `[width]`; returns `[.., width]` in `x`'s type. Gradients flow to all three.
 ///
@@ -35,16 +39,6 @@ struct LayerNorm {
     eps: f64,
 }
 
-impl LayerNorm {
-    /// Mean and `1 / sqrt(variance + eps)` of one row.
-    fn moments(&self, x: &[f32]) -> (f32, f32) {
-        let count = x.len() as f32;
-        let mean = x.iter().sum::<f32>() / count;
-        let variance = x.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>() / count;
-        (mean, 1.0 / (variance + self.eps as f32).sqrt())
-    }
-}
-
 impl CustomOp3 for LayerNorm {
     fn name(&self) -> &'static str {
         "layer-norm"
@@ -66,10 +60,9 @@ impl CustomOp3 for LayerNorm {
         let dtype = values::dtype_of(x);
         let (x, weight, bias) = (values::read(x, lx)?, values::read(weight, lw)?, values::read(bias, lb)?);
         let mut y = vec![0f32; x.len()];
-        y.par_chunks_mut(width).zip(x.par_chunks(width)).for_each(|(y, x)| {
-            let (mean, scale) = self.moments(x);
-            for (((y, x), w), b) in y.iter_mut().zip(x).zip(weight.iter()).zip(bias.iter()) {
-                *y = (x - mean) * scale * w + b;
+        y.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width)).for_each(|(y, x)| {
+            for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                layer_norm_row(x, &weight, &bias, self.eps as f32, y);
             }
         });
         Ok((values::store(y, dtype)?, lx.shape().clone()))
@@ -85,32 +78,22 @@ impl CustomOp3 for LayerNorm {
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let width = weight.elem_count();
-        let count = width as f32;
+        let (eps, nothing) = (self.eps as f32, vec![0f32; width]);
         let mut dx = vec![0f32; if x.track_op() { x.elem_count() } else { 0 }];
         let (mut dw, mut db) = (vec![0f32; width], vec![0f32; width]);
         values::with_values(x, |xs| {
             values::with_values(weight, |w| {
                 values::with_values(gradient, |dy| {
-                    dx.par_chunks_mut(width).zip(xs.par_chunks(width)).zip(dy.par_chunks(width)).for_each(
-                        |((dx, x), dy)| {
-                            let (mean, scale) = self.moments(x);
-                            let (mut sum, mut dot) = (0f32, 0f32);
-                            for ((x, dy), w) in x.iter().zip(dy).zip(w) {
-                                sum += dy * w;
-                                dot += dy * w * (x - mean) * scale;
-                            }
-                            for (((dx, x), dy), w) in dx.iter_mut().zip(x).zip(dy).zip(w) {
-                                *dx = scale * (dy * w - sum / count - (x - mean) * scale * dot / count);
-                            }
-                        },
-                    );
+                    let inputs = xs.par_chunks(ROWS * width).zip(dy.par_chunks(ROWS * width));
+                    dx.par_chunks_mut(ROWS * width).zip(inputs).for_each(|(dx, (x, dy))| {
+                        let inputs = x.chunks_exact(width).zip(dy.chunks_exact(width));
+                        for (dx, (x, dy)) in dx.chunks_exact_mut(width).zip(inputs) {
+                            layer_norm_backward_row(x, w, eps, dy, &nothing, dx);
+                        }
+                    });
                     if weight.track_op() || bias.track_op() {
                         for (x, dy) in xs.chunks_exact(width).zip(dy.chunks_exact(width)) {
-                            let (mean, scale) = self.moments(x);
-                            for (((dw, db), x), dy) in dw.iter_mut().zip(&mut db).zip(x).zip(dy) {
-                                *dw += (x - mean) * scale * dy;
-                                *db += dy;
-                            }
+                            norm_gradients_row(x, true, eps, dy, &mut dw, &mut db);
                         }
                     }
                     Ok(())

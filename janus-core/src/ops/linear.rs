@@ -7,6 +7,7 @@ use half::bf16;
 
 use super::composed::is_composed;
 use super::input_gradient;
+use super::tracked_linear::tracked_linear;
 use super::values::{Stored, with_slices};
 use crate::kernel::{Finish, Rows, Term, product};
 
@@ -28,11 +29,20 @@ pub fn frozen_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resu
     if x.track_op() { x.apply_op1(operation) } else { x.apply_op1_no_bwd(&operation) }
 }
 
-/// The same product by candle's operations, with gradients for all three: for trainable weights.
+/// The same product with gradients for all three: for trainable weights.
 ///
 /// # Errors
 /// Shapes that do not fit.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    if is_composed(x.device()) {
+        return composed_linear(x, weight, bias);
+    }
+    let (weight, bias) = (weight.to_dtype(x.dtype())?, bias.map(|bias| bias.to_dtype(x.dtype())).transpose()?);
+    tracked_linear(x, &weight, bias.as_ref())
+}
+
+/// The same by candle's operations: the slow truth, and the path of other devices.
+pub(super) fn composed_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     composed(x, weight, bias, |x, weight| x.matmul(&weight.t()?))
 }
 

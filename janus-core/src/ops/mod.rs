@@ -6,7 +6,7 @@
 //!
 //! | operation | file |
 //! | --- | --- |
-//! | product with a frozen weight | [`linear`] |
+//! | product with a frozen weight, and with one under training | [`linear`], `tracked_linear` |
 //! | convolution | [`conv2d`] |
 //! | normalisation | [`rms_norm`](mod@rms_norm), [`layer_norm`](mod@layer_norm), [`group_norm`](mod@group_norm) |
 //! | attention in blocks of queries | [`attention`](mod@attention) |
@@ -38,6 +38,7 @@ pub mod rotary;
 pub mod select_rows;
 mod tracked_conv2d;
 mod tracked_group_norm;
+mod tracked_linear;
 mod unrolled;
 pub(crate) mod values;
 

@@ -5,6 +5,10 @@ use rayon::prelude::*;
 
 use super::composed::is_composed;
 use super::values;
+use crate::kernel::row_math::{norm_gradients_row, rms_norm_backward_row, rms_norm_row};
+
+/// Rows of a parallel piece.
+const ROWS: usize = 16;
 
 /// `x: [.., width]`, `weight: [width]`; returns `[.., width]` in `x`'s type. Gradients flow to both.
 ///
@@ -34,14 +38,6 @@ struct RmsNorm {
     eps: f64,
 }
 
-impl RmsNorm {
-    /// `1 / sqrt(mean(x²) + eps)` of one row.
-    fn scale(&self, x: &[f32]) -> f32 {
-        let mean = x.iter().map(|v| v * v).sum::<f32>() / x.len() as f32;
-        1.0 / (mean + self.eps as f32).sqrt()
-    }
-}
-
 impl CustomOp2 for RmsNorm {
     fn name(&self) -> &'static str {
         "rms-norm"
@@ -54,10 +50,9 @@ impl CustomOp2 for RmsNorm {
         }
         let (x, weight, dtype) = (values::read(x, lx)?, values::read(weight, lw)?, values::dtype_of(x));
         let mut y = vec![0f32; x.len()];
-        y.par_chunks_mut(width).zip(x.par_chunks(width)).for_each(|(y, x)| {
-            let scale = self.scale(x);
-            for ((y, x), w) in y.iter_mut().zip(x).zip(weight.iter()) {
-                *y = x * scale * w;
+        y.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width)).for_each(|(y, x)| {
+            for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                rms_norm_row(x, &weight, self.eps as f32, y);
             }
         });
         Ok((values::store(y, dtype)?, lx.shape().clone()))
@@ -73,26 +68,21 @@ impl CustomOp2 for RmsNorm {
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let width = weight.elem_count();
         let mut dx = vec![0f32; if x.track_op() { x.elem_count() } else { 0 }];
-        let mut dw = vec![0f32; width];
+        let (mut dw, mut no_bias) = (vec![0f32; width], vec![0f32; width]);
+        let (eps, nothing) = (self.eps as f32, vec![0f32; width]);
         values::with_values(x, |xs| {
             values::with_values(weight, |w| {
                 values::with_values(gradient, |dy| {
-                    dx.par_chunks_mut(width).zip(xs.par_chunks(width)).zip(dy.par_chunks(width)).for_each(
-                        |((dx, x), dy)| {
-                            let scale = self.scale(x);
-                            let dot: f32 = x.iter().zip(dy).zip(w).map(|((x, dy), w)| x * scale * dy * w).sum();
-                            let mean = dot / width as f32;
-                            for (((dx, x), dy), w) in dx.iter_mut().zip(x).zip(dy).zip(w) {
-                                *dx = scale * (dy * w - x * scale * mean);
-                            }
-                        },
-                    );
+                    let inputs = xs.par_chunks(ROWS * width).zip(dy.par_chunks(ROWS * width));
+                    dx.par_chunks_mut(ROWS * width).zip(inputs).for_each(|(dx, (x, dy))| {
+                        let inputs = x.chunks_exact(width).zip(dy.chunks_exact(width));
+                        for (dx, (x, dy)) in dx.chunks_exact_mut(width).zip(inputs) {
+                            rms_norm_backward_row(x, w, eps, dy, &nothing, dx);
+                        }
+                    });
                     if weight.track_op() {
                         for (x, dy) in xs.chunks_exact(width).zip(dy.chunks_exact(width)) {
-                            let scale = self.scale(x);
-                            for ((dw, x), dy) in dw.iter_mut().zip(x).zip(dy) {
-                                *dw += x * scale * dy;
-                            }
+                            norm_gradients_row(x, false, eps, dy, &mut dw, &mut no_bias);
                         }
                     }
                     Ok(())

@@ -226,7 +226,7 @@ impl Geometry {
 }
 
 /// `rows: [.., columns]` as `[columns, ..]`.
-fn transpose(rows: &[f32], columns: usize, turned: &mut Vec<f32>) {
+pub(super) fn transpose(rows: &[f32], columns: usize, turned: &mut Vec<f32>) {
     let count = rows.len() / columns.max(1);
     turned.clear();
     turned.resize(rows.len(), 0.0);

@@ -146,8 +146,11 @@ impl ImageProcessor {
     }
 }
 
-/// F32 `[3, height, width]` of a picture.
-fn normalised(image: &RgbImage, mean: [f32; 3], std: [f32; 3]) -> Result<Tensor> {
+/// F32 `[3, height, width]` of a picture: `(value / 255 - mean) / std` of each channel.
+///
+/// # Errors
+/// None of its own; the tensor engine's.
+pub fn normalised(image: &RgbImage, mean: [f32; 3], std: [f32; 3]) -> Result<Tensor> {
     let (width, height) = (image.width() as usize, image.height() as usize);
     let mut values = Vec::with_capacity(3 * width * height);
     for channel in 0..3 {

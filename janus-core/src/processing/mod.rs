@@ -29,7 +29,7 @@ pub use chat::{
 pub use config::ShortEdge;
 pub use decode::{MAX_ASPECT_RATIO, MAX_PIXELS, decode_image, image_dimensions};
 pub use error::ProcessingError;
-pub use image::{Frame, ImageProcessor, pixels_to_images};
+pub use image::{Frame, ImageProcessor, normalised, pixels_to_images};
 pub use prompt::{IGNORE_INDEX, PromptBuilder, Sample};
 pub use resize::{Window, resize_bicubic, resize_bicubic_window};
 pub use tokenizer::{JanusTokenizer, SpecialTokens};

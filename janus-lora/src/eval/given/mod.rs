@@ -13,8 +13,9 @@ mod weights;
 
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use image::RgbImage;
+use janus_core::processing::normalised;
 
 pub use error::NetworkError;
 
@@ -63,7 +64,5 @@ impl Networks {
 
 /// `[1, 3, height, width]` in [-1, 1].
 fn pixels(picture: &RgbImage) -> Result<Tensor> {
-    let shape = (picture.height() as usize, picture.width() as usize, 3);
-    let values = Tensor::from_slice(picture.as_raw(), shape, &Device::Cpu)?.to_dtype(DType::F32)?;
-    Ok(((values.permute((2, 0, 1))?.contiguous()? / 127.5)? - 1.0)?.unsqueeze(0)?)
+    Ok(normalised(picture, [0.5; 3], [0.5; 3])?.unsqueeze(0)?)
 }

@@ -1,5 +1,6 @@
 //! Against the packages whose figures these networks make (`tests/network_golden.py`).
 
+use candle_core::{DType, Device};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
