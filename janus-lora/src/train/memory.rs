@@ -92,6 +92,8 @@ pub(super) struct Memory<'a> {
     pub(super) accumulates: bool,
     /// Whether blocks compute again in the backward what they would have kept.
     pub(super) recompute: bool,
+    /// Whether two micro-batches are computed at once.
+    pub(super) side_by_side: bool,
     /// Rows of a micro-batch, and of a batch of an evaluation.
     pub(super) batch_size: u64,
     /// Rows of each table that are made ready ahead.
@@ -121,21 +123,25 @@ impl Memory<'_> {
         let tape = steps.iter().map(|step| step.tape).max().unwrap_or(0);
         // An evaluation comes on top of the matrices that wait, the tape is gone by then.
         let evaluation = store.min(STORE_BYTES) + self.evaluation();
+        let at_once = if self.side_by_side { 2 } else { 1 };
+        let activations = at_once * (store + tape);
         // Initial values, variables, the blocks' flat copies of them, their gradients, and one more set where micro-batches
         // are summed; all f32.
         let copies = if self.accumulates { 5 } else { 4 };
+        // Two batches at once, and the gradients of one that waits for the other's.
+        let copies = if self.side_by_side { copies + 2 } else { copies };
         PredictedMemory {
             program: self.program_bytes + LATER_CODE_BYTES,
             base: self.base_bytes(),
             adapters: self.trainable * F32_BYTES * copies,
             moments: self.trainable * F32_BYTES * 2,
-            activations: store + tape,
+            activations,
             rows: self
                 .loads
                 .iter()
                 .map(|load| load.window_bytes + self.waiting_rows(load) * self.row_bytes(load))
                 .sum(),
-            cache: evaluation.saturating_sub(store + tape),
+            cache: evaluation.saturating_sub(activations),
         }
     }
 
@@ -394,6 +400,7 @@ mod tests {
             trained_heads: [false; 2],
             accumulates: false,
             recompute: false,
+            side_by_side: false,
             batch_size: 3,
             rows_ahead: 8,
             loads: vec![load()],
@@ -452,6 +459,8 @@ mod tests {
         let of = |memory: Memory<'_>| memory.predicted();
         assert_eq!(of(Memory { accumulates: true, ..base.clone() }).adapters, 5 * 4 * 1000);
         assert_eq!(of(Memory { value_bytes: 4, ..base.clone() }).base, 2 * told.base);
+        let beside = of(Memory { accumulates: true, side_by_side: true, ..base.clone() });
+        assert_eq!((beside.activations, beside.adapters), (2 * told.activations, 7 * 4 * 1000));
         let lean = of(Memory { recompute: true, ..base.clone() });
         assert!(lean.activations < told.activations / 2, "{lean:?} {told:?}");
         assert!(of(Memory { vision_blocks: 24, ..base.clone() }).activations > told.activations);

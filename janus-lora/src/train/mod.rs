@@ -1,9 +1,10 @@
 //! Training: a recipe becomes a plan, the plan a run, the run an adapter.
 //!
 //! The way of one step: [`mixture`] says from which table each row comes, [`tables`] hands out the rows, the tasks make
-//! samples and batches of them (`prefetch` reads and decodes ahead), [`step`] runs forward and backward, clips and lets [`optimizer`] move the
-//! [`trainable`] tensors at the rate of [`schedule`]. [`plan`] is what is known before the first step ([`memory`] by
-//! `workload`, against the [`room`] there is, time by a `rehearsal`), [`stages`] are what it does one after the other, [`coverage`] the proof that every tensor learns, [`run`] the loop with its
+//! samples and batches of them (`prefetch` reads and decodes ahead), [`step`] runs forward and backward (of small bases two
+//! batches `side_by_side`), clips and lets [`optimizer`] move the [`trainable`] tensors at the rate of [`schedule`]. [`plan`] is
+//! what is known before the first step ([`memory`] by `workload`, against the [`room`] there is, time by a `rehearsal`),
+//! [`stages`] are what it does one after the other, [`coverage`] the proof that every tensor learns, [`run`] the loop with its
 //! `files` in a [`folder`] of its own.
 //!
 //! What makes a run one that can be trusted: [`checkpoint`] writes and reads all that the same bits need (rows by `feeder`,
@@ -33,6 +34,7 @@ mod rehearsal;
 pub mod room;
 pub mod run;
 pub mod schedule;
+mod side_by_side;
 pub mod signals;
 pub mod stages;
 pub mod step;

@@ -32,6 +32,9 @@ use crate::recipe::{BaseDtype, DynamicPlace, Recipe, Recompute};
 use crate::target::{self, Origin};
 use crate::tasks::CODE_PATHS;
 
+/// Values of the largest base whose batches are computed side by side: above it a batch alone has work for all threads.
+const SMALL_PARAMETERS: u64 = 30_000_000;
+
 /// Rows of one table.
 #[derive(Debug, Clone, Serialize)]
 pub struct TablePlan {
@@ -75,6 +78,8 @@ pub struct Plan {
     pub steps: u64,
     /// Whether blocks compute again in the backward what they would have kept.
     pub recompute: bool,
+    /// Whether two batches of a step are computed at once, each on a part of the threads.
+    pub side_by_side: bool,
     /// Estimate of the largest resident memory.
     pub predicted_peak_bytes: u64,
     /// The same by what holds it.
@@ -262,6 +267,7 @@ impl Plan {
             trained_heads: [trained("lm_head"), trained("model.generation_head.vision_head")],
             accumulates: recipe.train.grad_accumulation > 1 || tables.len() > 1,
             recompute: recipe.train.recompute == Recompute::On,
+            side_by_side: false,
             batch_size: recipe.train.batch_size,
             rows_ahead: rows_ahead(recipe) as u64,
             loads,
@@ -272,6 +278,11 @@ impl Plan {
         let is_tight = recipe.train.recompute == Recompute::Auto && !fits(&memory);
         let memory = Memory { recompute: memory.recompute || is_tight, ..memory };
         let recompute = memory.recompute;
+        // Only where it costs no recompute, and threads wait more than they compute.
+        let wider = Memory { side_by_side: true, ..memory.clone() };
+        let is_small = total_parameters <= SMALL_PARAMETERS && rayon::current_num_threads() > 1;
+        let memory = if is_small && memory.accumulates && !recompute && fits(&wider) { wider } else { memory };
+        let side_by_side = memory.side_by_side;
         let predicted_memory = memory.predicted();
         let remedies = if fits(&memory) { Vec::new() } else { memory.remedies(&fits) };
         let read: f64 = rows_per_step.iter().sum::<f64>() * steps as f64;
@@ -297,6 +308,7 @@ impl Plan {
             rows: tables.iter().map(|table| table.rows).sum(),
             steps,
             recompute,
+            side_by_side,
             predicted_peak_bytes: predicted_memory.peak_bytes(),
             predicted_memory,
             available_bytes,
@@ -356,6 +368,7 @@ impl Plan {
         cached.dedup();
         whole.cached = cached;
         whole.recompute = plans().any(|plan| plan.recompute);
+        whole.side_by_side = plans().any(|plan| plan.side_by_side);
         whole.stages = stages
             .iter()
             .map(|stage| StagePlan {
@@ -379,7 +392,7 @@ impl Plan {
     /// Rows that cannot be read, or the tensor engine's.
     pub fn estimate_time(&mut self, recipe: &Recipe, base: &Base, tables: &[RecipeTable]) -> Result<()> {
         let spec = self.adapter_spec(recipe, base);
-        let rate = operations_per_second(recipe, base, tables, &self.loads, spec, self.recompute)?;
+        let rate = operations_per_second(recipe, base, tables, &self.loads, spec, [self.recompute, self.side_by_side])?;
         self.predicted_step_seconds = rate.map(|rate| self.predicted_step_operations / rate.max(f64::MIN_POSITIVE));
         Ok(())
     }

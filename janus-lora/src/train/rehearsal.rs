@@ -42,7 +42,7 @@ pub(super) fn operations_per_second(
     tables: &[RecipeTable],
     loads: &[TableLoad],
     spec: AdapterSpec,
-    recompute: bool,
+    [recompute, side_by_side]: [bool; 2],
 ) -> Result<Option<f64>> {
     // The image tokenizer is no stack of blocks.
     if tables.iter().any(|table| table.task.rebuilds()) {
@@ -60,6 +60,9 @@ pub(super) fn operations_per_second(
     let trains_tower = spec.sites.iter().any(|site| site.starts_with("model.vision_model."))
         || spec.dynamic.is_some_and(|paths| paths.vision);
     let mut stepper = stepper(recipe, tables, Trainables::attach(&model, adapter)?, 0).with_recompute(recompute);
+    if side_by_side {
+        stepper = stepper.with_side_by_side();
+    }
 
     let (mut batches, mut rehearsed) = (Vec::new(), Vec::new());
     for (table, (source, load)) in tables.iter().zip(loads).enumerate() {

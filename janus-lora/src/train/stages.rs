@@ -199,6 +199,7 @@ impl Stage {
         let stepper = stepper(&self.recipe, &self.tables, trainables, number)
             .with_recompute(self.plan.recompute)
             .with_first_step(self.first_step);
+        let stepper = if self.plan.side_by_side { stepper.with_side_by_side() } else { stepper };
         Ok(Opened { base, model, stepper })
     }
 }

@@ -1,5 +1,7 @@
 //! One optimiser step: forward and backward over its batches, token-weighted sums, clipping, update.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use candle_core::{Tensor, Var};
 use janus_core::Janus;
 use janus_core::pass::{NoiseKey, Pass};
@@ -7,6 +9,7 @@ use janus_core::pass::{NoiseKey, Pass};
 use super::TrainError;
 use super::codebook::{Codebook, CodebookUse};
 use super::optimizer::{self, AdamW};
+use super::side_by_side::SideBySide;
 use super::signals;
 use super::trainable::Trainables;
 use crate::error::Result;
@@ -53,6 +56,14 @@ pub struct StepReport {
     pub codebook: Option<CodebookUse>,
 }
 
+/// What a batch gave beside its gradients.
+struct OfBatch {
+    /// Its share of its table's loss.
+    loss: f64,
+    alignment: Option<f64>,
+    coded: Option<Coded>,
+}
+
 /// Everything a step changes.
 #[derive(Debug)]
 pub struct Stepper {
@@ -67,6 +78,7 @@ pub struct Stepper {
     clip_norm: f64,
     seed: u64,
     recompute: bool,
+    side_by_side: Option<SideBySide>,
     /// Factor on the alignment's loss.
     alignment_weight: f64,
     /// Steps of the run before the first of its stage.
@@ -94,6 +106,7 @@ impl Stepper {
             clip_norm,
             seed,
             recompute: false,
+            side_by_side: None,
             alignment_weight: 0.0,
             first_step: 0,
         }
@@ -121,6 +134,13 @@ impl Stepper {
     /// With blocks that keep their input alone and compute the rest again in the backward: the same bits, less memory.
     pub fn with_recompute(self, recompute: bool) -> Self {
         Self { recompute, ..self }
+    }
+
+    /// With two batches of a step at once, each on a part of the threads: for models so small that threads wait more than they
+    /// compute, where the memory of two batches is there. The bits are those of one after the other on so many threads.
+    #[must_use]
+    pub fn with_side_by_side(self) -> Self {
+        Self { side_by_side: SideBySide::new(2), ..self }
     }
 
     /// Sums of gradients over `batches` and the losses, without moving anything. `step` counts from the first of the stage.
@@ -162,7 +182,8 @@ impl Stepper {
         let mut alignment: Option<f64> = None;
         let mut sums: Vec<Option<Vec<f32>>> = vec![None; self.trainables.len()];
         let mut losses: Vec<Option<f64>> = vec![None; self.tables.len()];
-        for (number, TableBatch { table, batch, aligned }) in batches.iter().enumerate() {
+        let of_batch = |number: usize, sums: &mut [Option<Vec<f32>>]| -> Result<Option<OfBatch>> {
+            let TableBatch { table, batch, aligned } = &batches[number];
             if number > 0 {
                 signals::check()?;
             }
@@ -171,7 +192,7 @@ impl Stepper {
             pass.recompute = self.recompute;
             let own = batch.supervised();
             if own == 0 {
-                continue;
+                return Ok(None);
             }
             let share = match self.accumulation {
                 // Pairs are held against those of their batch alone: more batches are no larger one.
@@ -180,7 +201,6 @@ impl Stepper {
                 Accumulation::Mean => 1.0 / (own * counts[*table]) as f64,
             };
             let loss = batch.loss(model, &pass, &heads)?;
-            coded.extend(loss.coded);
             let value = f64::from(loss.sum.to_scalar::<f32>()?) * share;
             let table_loss = &self.tables[*table];
             let not_finite = |what: String| TrainError::NotFinite {
@@ -192,7 +212,7 @@ impl Stepper {
             if !value.is_finite() {
                 return Err(not_finite(format!("the loss is {value}")).into());
             }
-            *losses[*table].get_or_insert(0.0) += value;
+            let mut done = OfBatch { loss: value, alignment: None, coded: loss.coded };
             let mut sum = (loss.sum * (share * table_loss.loss_weight))?;
             if let (Some(aligned), Some(log_temperature)) = (aligned, &log_temperature) {
                 // Held against those of their batch alone, as pairs of a contrastive task.
@@ -202,7 +222,7 @@ impl Stepper {
                 if !value.is_finite() {
                     return Err(not_finite(format!("the loss of the alignment is {value}")).into());
                 }
-                *alignment.get_or_insert(0.0) += value;
+                done.alignment = Some(value);
                 sum = (sum + (contrast.sum * (share * self.alignment_weight))?)?;
             }
             let mut gradients = sum.backward()?;
@@ -212,7 +232,50 @@ impl Stepper {
                     if let Some(value) = gradient.iter().find(|value| !value.is_finite()) {
                         return Err(not_finite(format!("the gradient of `{}` has a {value}", trainable.name)).into());
                     }
-                    add(sum, &gradient);
+                    add(sum, gradient);
+                }
+            }
+            Ok(Some(done))
+        };
+        let mut collect = |number: usize, done: Option<OfBatch>| {
+            let Some(OfBatch { loss, alignment: of_alignment, coded: of_batch }) = done else { return };
+            *losses[batches[number].table].get_or_insert(0.0) += loss;
+            if let Some(value) = of_alignment {
+                *alignment.get_or_insert(0.0) += value;
+            }
+            coded.extend(of_batch);
+        };
+        match &self.side_by_side {
+            Some(side_by_side) if batches.len() > 1 => {
+                let (tensors, failed) = (sums.len(), AtomicBool::new(false));
+                let of_one = |number: usize| {
+                    // What follows a failure is for nothing.
+                    if failed.load(Ordering::Relaxed) {
+                        return Ok((None, Vec::new()));
+                    }
+                    let mut own = vec![None; tensors];
+                    let done = of_batch(number, &mut own).map(|done| (done, own));
+                    failed.fetch_or(done.is_err(), Ordering::Relaxed);
+                    done
+                };
+                let mut first_failure = Ok(());
+                side_by_side.each(batches.len(), of_one, |number, result| match result {
+                    Ok((done, own)) => {
+                        collect(number, done);
+                        for (sum, gradient) in sums.iter_mut().zip(own) {
+                            if let Some(gradient) = gradient {
+                                add(sum, gradient);
+                            }
+                        }
+                    }
+                    Err(error) if first_failure.is_ok() => first_failure = Err(error),
+                    Err(_) => {}
+                });
+                first_failure?;
+            }
+            _ => {
+                for number in 0..batches.len() {
+                    collect(number, of_batch(number, &mut sums)?);
                 }
             }
         }
@@ -263,9 +326,9 @@ fn take(gradients: &mut candle_core::backprop::GradStore, var: &Var) -> Option<R
     Some(gradient.flatten_all().and_then(|g| g.to_vec1()).map_err(Into::into))
 }
 
-fn add(sum: &mut Option<Vec<f32>>, gradient: &[f32]) {
+fn add(sum: &mut Option<Vec<f32>>, gradient: Vec<f32>) {
     match sum {
         Some(sum) => sum.iter_mut().zip(gradient).for_each(|(s, g)| *s += g),
-        None => *sum = Some(gradient.to_vec()),
+        None => *sum = Some(gradient),
     }
 }

@@ -2,14 +2,14 @@
 
 use serde_json::json;
 
-use super::super::checkpoint::{self, State};
-use super::super::metrics::peak_rss_bytes;
-use super::super::plan::compute_type;
-use super::super::stages::{self, Opened};
-use super::super::trainable::Trainables;
 use super::{Prepared, Run, Summary, stepper};
 use crate::adapter::{Adapter, BaseNote};
 use crate::error::Result;
+use crate::train::checkpoint::{self, State};
+use crate::train::metrics::peak_rss_bytes;
+use crate::train::plan::compute_type;
+use crate::train::stages::{self, Opened};
+use crate::train::trainable::Trainables;
 
 impl Run<'_> {
     /// Writes a checkpoint of what is done, and removes those that are no longer kept.
