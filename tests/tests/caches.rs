@@ -58,7 +58,9 @@ fn train(
     environment: &[(&str, &str)],
 ) -> (Vec<u8>, Vec<String>, Done) {
     let folder = format!("output.dir={run}");
-    let arguments: Vec<&str> = ["train", "recipe.toml", &folder].iter().chain(overrides).copied().collect();
+    // Entries are of a number of threads: on several, batches that are computed side by side would have their own.
+    let arguments: Vec<&str> =
+        ["train", "recipe.toml", &folder, "--threads", "1"].iter().chain(overrides).copied().collect();
     let done = janus_with(place.folder(), &arguments, environment).expect_success();
     let metrics = String::from_utf8(place.read(&format!("{run}/metrics.jsonl"))).unwrap();
     let figures = metrics.lines().map(|line| {
@@ -171,12 +173,14 @@ fn a_small_limit_is_kept() {
 fn questions_and_pictures_together_are_those_asked_for_alone() {
     let place = place();
     place.write("picture.png", picture(40, 28, 1));
+    // With random weights nearly all questions have one answer.
     let run = |arguments: &[&str]| -> Vec<serde_json::Value> {
-        let done = place.janus(&[arguments, &["--base", "base", "--json"]].concat()).expect_success();
+        let done = place.janus(&[arguments, &["--base", "janus-nano", "--json"]].concat()).expect_success();
         done.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     };
     let understand = ["understand", "--image", "picture.png", "--max-new-tokens", "6"];
-    let questions = ["Part 3?", "Is there a defect, and if so, where is it?", "Part 3?"];
+    let light = "Is the light bright or dim?";
+    let questions = [light, "How many parts are there?", light];
     let together = run(&[&understand[..], &questions].concat());
     for (answer, question) in together.iter().zip(questions) {
         assert_eq!(run(&[&understand[..], &[question]].concat()), std::slice::from_ref(answer));
@@ -185,8 +189,7 @@ fn questions_and_pictures_together_are_those_asked_for_alone() {
     assert_ne!(together[0], together[1]);
 
     let generate = |seed: &str, count: &str| {
-        run(&["generate", "a part of kind 3", "--out", "drawn.png", "--seed", seed, "--count", count])[0]["codes"]
-            .clone()
+        run(&["generate", "A red ring.", "--out", "drawn.png", "--seed", seed, "--count", count])[0]["codes"].clone()
     };
     let together = generate("5", "3");
     for (number, seed) in ["5", "6", "7"].into_iter().enumerate() {

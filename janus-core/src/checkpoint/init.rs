@@ -23,9 +23,25 @@ const BLOCK: usize = 1 << 16;
 /// Bytes of a file, as [`super::WriteOptions`] has it.
 const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
-/// Size of what a residual block of the image tokenizer adds to its input at first. Not zero, for with that the tensors
-/// before it would get no gradient in the first step.
+/// Size of what a residual branch adds to its input at first. Not zero, for with that the tensors before its last would get
+/// no gradient in the first step.
 const BRANCH_GAIN: f32 = 0.1;
+
+/// Pixels in [-1, 1] have a deviation of about a half: with this, patches and positions are of one size where they meet.
+const PATCH_GAIN: f32 = 2.0;
+
+/// Angle from one patch to the next of the fastest wave of positions, and how much faster it is than the slowest.
+const WAVES: (f32, f32) = (1.5, 32.0);
+
+/// The last layers of residual branches: where they are, and how their names end.
+const BRANCH_ENDS: [(&str, &str); 6] = [
+    ("model.vqmodel.", ".conv2.weight"),
+    ("model.vqmodel.", ".proj_out.weight"),
+    ("model.vision_model.", ".projection_layer.weight"),
+    ("model.vision_model.", ".fc2.weight"),
+    ("model.language_model.", ".o_proj.weight"),
+    ("model.language_model.", ".down_proj.weight"),
+];
 
 /// How a tensor is filled.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -34,16 +50,19 @@ pub(super) enum Fill {
     Zeros,
     /// Normal with this deviation.
     Normal(f32),
+    /// Sines and cosines of the place in a square grid.
+    Waves,
     /// Normal rows cut to length 1.
     UnitRows,
 }
 
 /// Norm weights 1, biases 0, codes of length 1. A linear layer or convolution has deviation 1/sqrt(fan in), which keeps
 /// the size of a normed input (0.022 at width 2048, close to the usual 0.02, and right for small widths as well).
-/// Tables have deviation 1, so that texts, positions and images are of one size where they meet. What a block of the image
-/// tokenizer adds to its input is nearly nothing at first (Goyal and others, arXiv:1706.02677, section 5.1, begin with
-/// nothing): colours then come through the shortcuts from the start. Measured on drawn scenes of 32 pixels, 220 steps of 16:
-/// a squared distance of 0.010 where whole branches leave 0.018.
+/// Tables have deviation 1, so that texts and images are of one size where they meet. Positions of patches are waves
+/// (Beyer and others, arXiv:2205.01580), so that neighbours are alike from the start. What a residual branch adds to its input
+/// is nearly nothing at first (Goyal and others, arXiv:1706.02677, section 5.1, begin with nothing): what went in comes through
+/// the shortcuts from the start. What each is worth was measured: `docs/decisions/0013-tokenizers-of-janus-nano.md` for the
+/// image tokenizer, `docs/decisions/0014-how-janus-nano-learns-to-see.md` for the tower.
 pub(super) fn fill(name: &str, shape: &[usize]) -> Fill {
     let fan_in: usize = shape.iter().skip(1).product();
     if name == CODEBOOK {
@@ -52,17 +71,34 @@ pub(super) fn fill(name: &str, shape: &[usize]) -> Fill {
         Fill::Zeros
     } else if shape.len() == 1 {
         Fill::Ones
-    } else if name.contains("embed_tokens")
-        || name.contains("position_embedding")
-        || name.contains("generation_embeddings")
-    {
+    } else if name.contains("position_embedding") {
+        Fill::Waves
+    } else if name.contains("embed_tokens") || name.contains("generation_embeddings") {
         Fill::Normal(1.0)
     } else {
-        let ends_branch = name.starts_with("model.vqmodel.")
-            && (name.ends_with(".conv2.weight") || name.ends_with(".proj_out.weight"));
-        let gain = if ends_branch { BRANCH_GAIN } else { 1.0 };
+        let gain = if BRANCH_ENDS.iter().any(|(room, end)| name.starts_with(room) && name.ends_with(end)) {
+            BRANCH_GAIN
+        } else if name.ends_with(".patch_embedding.weight") {
+            PATCH_GAIN
+        } else {
+            1.0
+        };
         Fill::Normal(gain / (fan_in.max(1) as f32).sqrt())
     }
+}
+
+/// Places of a square grid, `[places, width]`: a quarter of the width each for sines and cosines of the row and of the column.
+fn waves(shape: &[usize]) -> Vec<f32> {
+    let (places, width) = (shape.first().copied().unwrap_or(0), shape.last().copied().unwrap_or(0));
+    let side = (1..=places).find(|side| side * side >= places).unwrap_or(1);
+    let quarter = width.div_ceil(4).max(1);
+    let value = |index: usize| {
+        let (place, at) = (index / width, index % width);
+        let along = if at < 2 * quarter { place / side } else { place % side } as f32;
+        let angle = along * WAVES.0 * WAVES.1.powf(-((at % quarter) as f32) / quarter as f32);
+        if (at / quarter).is_multiple_of(2) { angle.sin() } else { angle.cos() }
+    };
+    (0..places * width).map(value).collect()
 }
 
 /// Brings the rows of a table of `shape` to length 1.
@@ -79,6 +115,7 @@ fn random_tensor(seed: u64, name: &str, shape: &[usize]) -> candle_core::Result<
     let deviation = match fill(name, shape) {
         Fill::Ones => return Tensor::ones(shape, DType::F32, &Device::Cpu),
         Fill::Zeros => return Tensor::zeros(shape, DType::F32, &Device::Cpu),
+        Fill::Waves => return Tensor::from_vec(waves(shape), shape, &Device::Cpu),
         Fill::Normal(deviation) => deviation,
         Fill::UnitRows => 1.0,
     };

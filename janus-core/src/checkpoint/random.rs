@@ -64,7 +64,7 @@ impl RandomWeights {
         Ok(match fill(name, shape) {
             Fill::Ones => Tensor::ones(shape.as_slice(), dtype, &Device::Cpu)?,
             Fill::Zeros => Tensor::zeros(shape.as_slice(), dtype, &Device::Cpu)?,
-            Fill::Normal(_) => uniform(key, shape, dtype)?,
+            Fill::Normal(_) | Fill::Waves => uniform(key, shape, dtype)?,
             Fill::UnitRows => {
                 let mut values = uniform_values(key, shape.iter().product());
                 init::unit_rows(&mut values, shape);

@@ -89,23 +89,23 @@ fn published(decoder: Decoder, (pad, image): (u32, u32)) -> JanusConfig {
 /// is as shallow as it can be, because many steps teach it more than many channels (docs/decisions/0013).
 fn nano() -> JanusConfig {
     let small = small();
-    let width = 192;
+    let width = 128;
     JanusConfig {
         text: TextConfig {
             vocab_size: 1024,
             hidden_size: width,
-            intermediate_size: 512,
+            intermediate_size: 384,
             num_hidden_layers: 4,
-            num_attention_heads: 6,
-            num_key_value_heads: 6,
+            num_attention_heads: 4,
+            num_key_value_heads: 4,
             head_dim: 32,
             ..small.text
         },
         vision: VisionConfig {
             hidden_size: width,
-            intermediate_size: 768,
-            num_hidden_layers: 4,
-            num_attention_heads: 6,
+            intermediate_size: 512,
+            num_hidden_layers: 3,
+            num_attention_heads: 4,
             projection_dim: width,
             ..small.vision
         },

@@ -1,5 +1,6 @@
 //! A base as commands use it: the checkpoint with the tokenizer and the image processor that belong to it.
 
+pub mod builtin;
 mod random;
 
 use std::path::{Path, PathBuf};
@@ -46,7 +47,7 @@ pub enum BaseError {
         /// What was written.
         spec: String,
     },
-    /// No folder and no hub id, but nearly a shape's name.
+    /// No folder and no hub id, but nearly the built-in base's name or a shape's.
     #[error("there is no base `{spec}`")]
     Misspelt {
         /// What was written.
@@ -109,9 +110,9 @@ pub struct Base {
 }
 
 impl Base {
-    /// Opens what a user calls a base: a folder, a hub id, or `init:SHAPE?seed=N` (random weights, made on first use and
-    /// kept in the cache folder; with `&vocabulary=DOMAIN` and a tokenizer that learnt its merges from that domain of
-    /// drawn data).
+    /// Opens what a user calls a base: a folder, a hub id, the built-in [`builtin::NAME`], or `init:SHAPE?seed=N` (random
+    /// weights, made on first use and kept in the cache folder; with `&vocabulary=DOMAIN` and a tokenizer that learnt its
+    /// merges from that domain of drawn data).
     ///
     /// # Errors
     /// Nothing of that name, or a checkpoint, tokenizer or image processor that cannot be used.
@@ -261,7 +262,9 @@ impl Base {
 /// # Errors
 /// Nothing of that name, or a folder that cannot be made.
 pub fn resolve(spec: &str, status: &dyn Status) -> Result<PathBuf> {
-    if spec.starts_with(INIT_PREFIX) {
+    if spec == builtin::NAME {
+        builtin::folder(&cache_folder())
+    } else if spec.starts_with(INIT_PREFIX) {
         random::folder(spec, status)
     } else if let Some(meant) = misspelt(spec) {
         Err(BaseError::Misspelt { spec: spec.to_owned(), meant }.into())
@@ -276,8 +279,9 @@ fn misspelt(spec: &str) -> Option<String> {
     if spec.contains('/') || Path::new(spec).exists() {
         return None;
     }
-    let meant = nearest(spec, JanusConfig::shape_names().iter().copied())?;
-    Some(format!("{INIT_PREFIX}{meant}"))
+    let names = std::iter::once(builtin::NAME).chain(JanusConfig::shape_names().iter().copied());
+    let meant = nearest(spec, names)?;
+    Some(if meant == builtin::NAME { meant.to_owned() } else { format!("{INIT_PREFIX}{meant}") })
 }
 
 /// The first digits of a hash of these bytes.

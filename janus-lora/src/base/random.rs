@@ -16,6 +16,9 @@ use crate::status::Status;
 /// Raised when the drawn texts change, so that no older vocabulary of the cache passes for a new one.
 const VOCABULARY_VERSION: u32 = 2;
 
+/// Raised when a tensor of the same shape is drawn otherwise, for the same reason.
+const VALUES_VERSION: u32 = 2;
+
 /// Rows of drawn data that merges are learnt from.
 const VOCABULARY_ROWS: u32 = 4096;
 
@@ -30,8 +33,8 @@ pub fn vocabulary_of(config: &JanusConfig, domain: &str, seed: u64) -> Result<Me
     Ok(learn_merges(config, &texts).map_err(janus_core::Error::from)?)
 }
 
-/// The folder of a base with random weights. Its name carries a hash of the shape's sizes, so that one made by an earlier
-/// version with others does not pass for it.
+/// The folder of a base with random weights. Its name carries a hash of the shape's sizes and of how values are drawn, so
+/// that one made by an earlier version with others does not pass for it.
 pub(super) fn folder(spec: &str, status: &dyn Status) -> Result<PathBuf> {
     let malformed = || BaseError::MalformedInit { spec: spec.to_owned() };
     let body = spec.strip_prefix(INIT_PREFIX).ok_or_else(malformed)?;
@@ -47,7 +50,8 @@ pub(super) fn folder(spec: &str, status: &dyn Status) -> Result<PathBuf> {
     let config = JanusConfig::shape(shape)
         .ok_or_else(|| BaseError::UnknownShape { spec: spec.to_owned(), shape: shape.to_owned() })?;
     let suffix = vocabulary.map(|domain| format!("-{domain}{VOCABULARY_VERSION}")).unwrap_or_default();
-    let sizes = short_hash([config.to_json(Layout::Native, DType::BF16).to_string().as_bytes()]);
+    let sizes =
+        short_hash([config.to_json(Layout::Native, DType::BF16).to_string().as_bytes(), &VALUES_VERSION.to_le_bytes()]);
     let folder = cache_folder().join("bases").join(format!("{shape}-{sizes}-seed{seed}{suffix}"));
     if !folder.join("config.json").exists() {
         let staged = StagedFolder::create(&folder)?;

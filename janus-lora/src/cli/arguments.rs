@@ -15,7 +15,7 @@ use crate::status::Status;
 /// A base and the adapters over it.
 #[derive(Debug, Args)]
 pub(super) struct BaseArguments {
-    /// Base: a folder, a hub id such as `deepseek-ai/Janus-Pro-1B`, or `init:SHAPE?seed=N`
+    /// Base: `janus-nano` (built in), a folder, a hub id such as `deepseek-ai/Janus-Pro-1B`, or `init:SHAPE?seed=N`
     #[arg(long)]
     pub(super) base: String,
     /// Adapter folder, with a factor on its scale after a colon; several add up

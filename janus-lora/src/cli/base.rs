@@ -25,7 +25,7 @@ pub(super) enum BaseCommand {
   janus base inspect deepseek-ai/Janus-Pro-1B
   janus base inspect base --json --fingerprint")]
     Inspect {
-        /// Folder, hub id or `init:SHAPE?seed=N`
+        /// `janus-nano` (built in), folder, hub id or `init:SHAPE?seed=N`
         base: String,
         /// Also compute the fingerprint, which reads every weight
         #[arg(long)]
@@ -47,7 +47,7 @@ pub(super) enum BaseCommand {
   janus base convert deepseek-ai/Janus-Pro-1B --layout native --out native
   janus base convert native --layout deepseek --dtype bf16 --out original")]
     Convert {
-        /// Folder, hub id or `init:SHAPE?seed=N`
+        /// `janus-nano` (built in), folder, hub id or `init:SHAPE?seed=N`
         base: String,
         /// native or deepseek
         #[arg(long, value_parser = parse_layout)]

@@ -11,12 +11,12 @@ const QUERY: &str = "query";
 const WEIGHT: &str = "weight";
 const BIAS: &str = "bias";
 
-/// `query [hidden]`, `weight [labels, hidden]`, `bias [labels]`; all labels are alike at first.
+/// `query [hidden]`, `weight [labels, hidden]`, `bias [labels]`.
 pub(super) fn values(config: &JanusConfig, labels: usize) -> Vec<Value> {
     let hidden = config.vision.projection_dim;
     vec![
         Value::new(QUERY, &[hidden], First::Normal(0.02)),
-        Value::new(WEIGHT, &[labels, hidden], First::Constant(0.0)),
+        Value::new(WEIGHT, &[labels, hidden], First::Normal(1.0 / (hidden as f64).sqrt())),
         Value::new(BIAS, &[labels], First::Constant(0.0)),
     ]
 }

@@ -179,7 +179,7 @@ fn bases_that_are_not_there() {
 #[test]
 fn the_name_of_a_shape_leads_to_its_base() {
     let place = Workplace::empty();
-    for (name, meant) in [("janus_nanno", "`init:janus-nano`"), ("janus-tiny", "`init:janus-tiny`")] {
+    for (name, meant) in [("janus_nanno", "`janus-nano`"), ("janus-tiny", "`init:janus-tiny`")] {
         place.refuses_with_hint(&["base", "inspect", name], &[&format!("no base `{name}`"), meant]);
     }
 }

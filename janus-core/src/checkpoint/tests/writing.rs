@@ -42,9 +42,39 @@ fn a_seed_decides_every_value() {
     }
     let norm = checkpoint.read("model.language_model.norm.weight", DType::F32).unwrap();
     assert_eq!(norm.to_vec1::<f32>().unwrap(), vec![1.0; 48]);
-    let projection = checkpoint.read("model.language_model.layers.0.mlp.down_proj.weight", DType::F32).unwrap();
-    let deviation = projection.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
-    assert!((deviation * 80_f32.sqrt() - 1.0).abs() < 0.05, "{deviation}");
+    // Inputs of a map, and its gain: what ends a branch is a tenth as large, patches are twice as large.
+    let maps = [
+        ("model.language_model.layers.0.mlp.up_proj.weight", 48_f32, 1.0),
+        ("model.language_model.layers.0.mlp.down_proj.weight", 80.0, 0.1),
+        ("model.vision_model.encoder.layers.1.self_attn.projection_layer.weight", 32.0, 0.1),
+        ("model.vision_model.embeddings.patch_embedding.weight", 192.0, 2.0),
+    ];
+    for (name, fan_in, gain) in maps {
+        let values = checkpoint.read(name, DType::F32).unwrap();
+        let size = values.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap().sqrt() * fan_in.sqrt();
+        assert!((size / gain - 1.0).abs() < 0.05, "{name}: {size}");
+    }
+}
+
+#[test]
+fn positions_of_patches_are_waves_and_neighbours_are_alike() {
+    let checkpoint = open(&tiny(Layout::Native, DType::F32));
+    let name = "model.vision_model.embeddings.position_embedding.weight";
+    let table = checkpoint.read(name, DType::F32).unwrap().to_vec2::<f32>().unwrap();
+    let side = table.len().isqrt();
+    let width = table[0].len();
+    assert_eq!((side * side, width % 4), (table.len(), 0));
+    for (place, row) in table.iter().enumerate() {
+        let (down, across) = ((place / side) as f32, (place % side) as f32);
+        // The fastest waves, 1.5 from one patch to the next: sine and cosine of the row, then of the column.
+        for (quarter, expected) in [(1.5 * down).sin(), (1.5 * down).cos(), (1.5 * across).sin()].iter().enumerate() {
+            assert!((row[quarter * width / 4] - expected).abs() < 1e-5, "{place}");
+        }
+    }
+    let apart = |one: usize, other: usize| -> f32 {
+        table[one].iter().zip(&table[other]).map(|(a, b)| (a - b) * (a - b)).sum()
+    };
+    assert!(apart(0, 1) < apart(0, 2) && apart(0, side) < apart(0, 2 * side));
 }
 
 #[test]

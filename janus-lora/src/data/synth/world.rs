@@ -42,8 +42,10 @@ const COUNTS: [&str; 4] = ["one", "two", "three", "four"];
 const GROUNDS: [&str; 4] = ["plain", "striped", "checked", "speckled"];
 const LIGHTS: [&str; 2] = ["bright", "dim"];
 
-/// How far from the middle the places of an only part are, in cells: so that a large one is whole at the picture's border.
-const OUTWARDS: f64 = 0.85;
+/// How far from the middle parts stand that do not stand there, in cells: a quarter of the picture. Any part is then whole,
+/// and in pictures of 64 pixels lies in patches of 8 in the same way wherever it stands, so that a small tower that knows it
+/// in one place knows it in all.
+const OUTWARDS: f64 = 0.75;
 
 /// Half the width of a small and of a large part, in cells.
 const RADII: [f64; 2] = [0.42, 0.62];
@@ -61,9 +63,9 @@ const DESCRIBE: &str = "Describe the picture.";
 /// Places of one to four equal parts, in cells of the grid from its middle.
 const GROUPS: [&[(f64, f64)]; 4] = [
     &[(0.0, 0.0)],
-    &[(-0.75, 0.0), (0.75, 0.0)],
-    &[(-0.75, 0.65), (0.75, 0.65), (0.0, -0.7)],
-    &[(-0.75, -0.75), (0.75, -0.75), (-0.75, 0.75), (0.75, 0.75)],
+    &[(-OUTWARDS, 0.0), (OUTWARDS, 0.0)],
+    &[(-OUTWARDS, OUTWARDS), (OUTWARDS, OUTWARDS), (0.0, -OUTWARDS)],
+    &[(-OUTWARDS, -OUTWARDS), (OUTWARDS, -OUTWARDS), (-OUTWARDS, OUTWARDS), (OUTWARDS, OUTWARDS)],
 ];
 
 /// A part of a scene: numbers of the tables above.
@@ -227,8 +229,8 @@ impl Scene {
             Content::Group { part, more, .. } => GROUPS[*more].iter().for_each(|place| put(*part, *place, random)),
             Content::Pair { first, second, upright } => {
                 let place = |at: f64| if *upright { (0.0, at) } else { (at, 0.0) };
-                put(*first, place(-0.75), random);
-                put(*second, place(0.75), random);
+                put(*first, place(-OUTWARDS), random);
+                put(*second, place(OUTWARDS), random);
             }
         }
         // All but the same in either light: dim takes from every pixel and leaves the colours apart.

@@ -1,15 +1,16 @@
 //! The recipes that are shipped.
-#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use janus_lora::recipe;
 use janus_tests::program::janus;
 use janus_tests::tiny::Workplace;
 
+use crate::repository;
+
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("recipes")
+    repository().join("recipes")
 }
 
 /// Every `*.toml` below the folder, by its path in it.

@@ -1,0 +1,74 @@
+//! The base that is compiled into the program: found by its name from any folder, without a network.
+//!
+//! Its files are written into the cache folder on first use and opened there as any other base is. How it was made:
+//! `recipes/janus-nano.toml`, `docs/janus-nano.md`.
+
+use std::path::{Path, PathBuf};
+
+use super::short_hash;
+use crate::error::Result;
+use janus_core::output::write_file;
+
+/// Its name.
+pub const NAME: &str = "janus-nano";
+
+macro_rules! files {
+    ($($name:literal),+ $(,)?) => {
+        &[$(($name, include_bytes!(concat!("../../janus-nano/", $name)))),+]
+    };
+}
+
+/// Its files.
+const FILES: &[(&str, &[u8])] = files![
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+];
+
+/// Its folder below `cache`. What is missing there, or of another length, is written.
+///
+/// # Errors
+/// The cache folder cannot be written to.
+pub(super) fn folder(cache: &Path) -> Result<PathBuf> {
+    let hash = short_hash(FILES.iter().flat_map(|(name, bytes)| [name.as_bytes(), *bytes]));
+    let folder = cache.join("bases").join(format!("{NAME}-{hash}"));
+    for (name, bytes) in FILES {
+        let path = folder.join(name);
+        let is_there = std::fs::metadata(&path).is_ok_and(|file| file.len() == bytes.len() as u64);
+        if !is_there {
+            write_file(&path, |file| file.write_all(bytes))?;
+        }
+    }
+    Ok(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_come_from_the_program_and_a_damaged_one_is_written_again() {
+        let cache = tempfile::tempdir().unwrap();
+        let folder = super::folder(cache.path()).unwrap();
+        let weights = folder.join("model.safetensors");
+        let whole = fs_err::read(&weights).unwrap();
+        assert!(FILES.iter().any(|(name, bytes)| *name == "model.safetensors" && *bytes == whole));
+        fs_err::write(&weights, &whole[..whole.len() / 3]).unwrap();
+        fs_err::remove_file(folder.join("config.json")).unwrap();
+        assert_eq!(super::folder(cache.path()).unwrap(), folder);
+        assert_eq!(fs_err::read(&weights).unwrap(), whole);
+        assert!(folder.join("config.json").exists());
+    }
+
+    #[test]
+    fn it_is_small_enough_to_be_carried_along() {
+        let bytes: usize = FILES.iter().map(|(_, bytes)| bytes.len()).sum();
+        assert!(bytes <= 16 << 20, "{bytes}");
+    }
+}
