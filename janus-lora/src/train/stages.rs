@@ -199,7 +199,9 @@ impl Stage {
         let stepper = stepper(&self.recipe, &self.tables, trainables, number)
             .with_recompute(self.plan.recompute)
             .with_first_step(self.first_step);
-        let stepper = if self.plan.side_by_side { stepper.with_side_by_side() } else { stepper };
+        // The threads that wait for each other are the processor's.
+        let at_once = self.plan.side_by_side && device.is_cpu();
+        let stepper = if at_once { stepper.with_side_by_side() } else { stepper };
         Ok(Opened { base, model, stepper })
     }
 }
