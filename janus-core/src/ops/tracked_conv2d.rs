@@ -97,15 +97,8 @@ impl CustomOp3 for Convolution {
             } else {
                 None
             };
-            let d_bias = if bias.track_op() {
-                let mut sums = vec![0f64; out];
-                for pixel in dy.chunks_exact(out.max(1)) {
-                    sums.iter_mut().zip(pixel).for_each(|(sum, dy)| *sum += f64::from(*dy));
-                }
-                Some(values::tensor(sums.into_iter().map(|sum| sum as f32).collect(), out, bias)?)
-            } else {
-                None
-            };
+            let d_bias =
+                if bias.track_op() { Some(values::tensor(values::column_sums(dy, out), out, bias)?) } else { None };
             Ok((dx, d_kernel, d_bias))
         })
     }

@@ -77,13 +77,7 @@ impl TrackedLinear {
                 None
             };
             let d_bias = match bias {
-                Some(bias) if bias.track_op() => {
-                    let mut sums = vec![0f64; out];
-                    for dy in dy.chunks_exact(out.max(1)) {
-                        sums.iter_mut().zip(dy).for_each(|(sum, dy)| *sum += f64::from(*dy));
-                    }
-                    Some(values::tensor(sums.into_iter().map(|sum| sum as f32).collect(), out, bias)?)
-                }
+                Some(bias) if bias.track_op() => Some(values::tensor(values::column_sums(dy, out), out, bias)?),
                 _ => None,
             };
             Ok([dx, d_weight, d_bias])

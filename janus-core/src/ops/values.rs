@@ -168,6 +168,15 @@ pub(crate) fn tensor(values: Vec<f32>, shape: impl Into<candle_core::Shape>, lik
     }
 }
 
+/// The sum of each column of `rows`, `[count, columns]`, row after row in f64: the gradient of a bias.
+pub(crate) fn column_sums(rows: &[f32], columns: usize) -> Vec<f32> {
+    let mut sums = vec![0f64; columns];
+    for row in rows.chunks_exact(columns.max(1)) {
+        sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(*value));
+    }
+    sums.into_iter().map(|sum| sum as f32).collect()
+}
+
 /// The type of a storage.
 pub(crate) fn dtype_of(storage: &CpuStorage) -> DType {
     candle_core::backend::BackendStorage::dtype(storage)
