@@ -19,6 +19,7 @@
 pub mod adapter;
 mod allocator;
 pub mod base;
+mod beginning;
 pub mod bench;
 pub mod cache;
 pub mod cli;

@@ -113,6 +113,15 @@ impl Workplace {
         fs_err::read(self.path(name)).unwrap()
     }
 
+    /// The lines of `metrics.jsonl` of a run.
+    ///
+    /// # Panics
+    /// There are none, or they are not JSON.
+    pub fn metrics(&self, run: &str) -> Vec<serde_json::Value> {
+        let text = String::from_utf8(self.read(&format!("{run}/metrics.jsonl"))).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
+    }
+
     /// Changes a JSON file.
     ///
     /// # Panics

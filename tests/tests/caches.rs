@@ -62,11 +62,9 @@ fn train(
     let arguments: Vec<&str> =
         ["train", "recipe.toml", &folder, "--threads", "1"].iter().chain(overrides).copied().collect();
     let done = janus_with(place.folder(), &arguments, environment).expect_success();
-    let metrics = String::from_utf8(place.read(&format!("{run}/metrics.jsonl"))).unwrap();
-    let figures = metrics.lines().map(|line| {
-        let line: serde_json::Value = serde_json::from_str(line).unwrap();
-        format!("{} {} {} {}", line["step"], line["loss"], line["grad_norm"], line["eval"])
-    });
+    let figures = place.metrics(run).into_iter();
+    let figures =
+        figures.map(|line| format!("{} {} {} {}", line["step"], line["loss"], line["grad_norm"], line["eval"]));
     (place.read(&format!("{run}/adapter_model.safetensors")), figures.collect(), done)
 }
 

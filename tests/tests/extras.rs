@@ -114,9 +114,7 @@ fn rows(place: &Workplace, name: &str, label: impl Fn(usize) -> &'static str) {
 fn a_head_learns_a_handful_of_pictures_and_tells_them() {
     let place = labelled();
     place.janus(&["train", "recipe.toml"]).expect_success();
-    let metrics = String::from_utf8(place.read("run/metrics.jsonl")).unwrap();
-    let evaluated = metrics.lines().rfind(|line| line.contains("\"after\"")).unwrap();
-    let evaluated: serde_json::Value = serde_json::from_str(evaluated).unwrap();
+    let evaluated = place.metrics("run").into_iter().rfind(|line| line["eval"]["after"].is_object()).unwrap();
     let (before, after) = (&evaluated["eval"]["before"]["defects"], &evaluated["eval"]["after"]["defects"]);
     assert_eq!(after["accuracy"], 1.0, "{evaluated}");
     assert_eq!(after["confusion"], serde_json::json!([[3, 0, 0], [0, 3, 0], [0, 0, 3]]));

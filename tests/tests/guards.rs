@@ -85,7 +85,8 @@ impl Correction for RootOfZero {
 fn a_gradient_that_is_no_number_moves_nothing() {
     let place = place();
     let targets = r#"adapter.targets=["decoder", "vision"]"#.to_owned();
-    let prepared = prepare(recipe::load(&place.path("recipe.toml"), &[targets], place.folder()).unwrap(), &Silent);
+    let prepared =
+        prepare(recipe::load(&place.path("recipe.toml"), &[targets], place.folder()).unwrap(), &Device::Cpu, &Silent);
     let prepared = prepared.unwrap();
     let (recipe, base) = (&prepared.recipe, &prepared.base);
     let model = base.model(DType::F32, &Device::Cpu, parts(&prepared.recipe, &prepared.tables), &Silent).unwrap();

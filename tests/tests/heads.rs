@@ -79,8 +79,7 @@ fn place(table: &str) -> Workplace {
 
 /// The figures of the run's last evaluation.
 fn after(place: &Workplace) -> Value {
-    let metrics = String::from_utf8(place.read("run/metrics.jsonl")).unwrap();
-    let last: Value = serde_json::from_str(metrics.lines().rfind(|line| line.contains("\"after\"")).unwrap()).unwrap();
+    let last = place.metrics("run").into_iter().rfind(|line| line["eval"]["after"].is_object()).unwrap();
     last["eval"]["after"]["own"].clone()
 }
 
@@ -305,9 +304,7 @@ fn an_alignment_brings_both_paths_together_and_leaves_nothing_behind() {
         place.janus(&[&["train", "recipe.toml", "train.steps=60", &out], more].concat())
     };
     train("with", &["mifs.weight=0.5"]).expect_success();
-    let metrics = String::from_utf8(place.read("with/metrics.jsonl")).unwrap();
-    let alignment: Vec<f64> =
-        metrics.lines().filter_map(|line| serde_json::from_str::<Value>(line).unwrap()["alignment"].as_f64()).collect();
+    let alignment: Vec<f64> = place.metrics("with").iter().filter_map(|line| line["alignment"].as_f64()).collect();
     assert_eq!(alignment.len(), 60);
     assert!(alignment[59] < 0.5 * alignment[0], "{alignment:?}");
     let keys = |file: &str| {

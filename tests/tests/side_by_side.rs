@@ -46,10 +46,9 @@ fn two_batches_at_once_give_the_bits_of_one_after_the_other() {
         let plan = ["train", "recipe.toml", &folder, "--threads", threads, "--dry-run", "--json"];
         let plan = place.janus(&plan).expect_success().json();
         place.janus(&["train", "recipe.toml", &folder, "--threads", threads]).expect_success();
-        let log = String::from_utf8(place.read(&format!("run-{threads}/metrics.jsonl"))).unwrap();
-        let losses: Vec<Value> = log
-            .lines()
-            .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        let losses: Vec<Value> = place
+            .metrics(&format!("run-{threads}"))
+            .into_iter()
             .filter(|line| line.get("losses").is_some())
             .map(|line| Value::from_iter([line["losses"].clone(), line["grad_norm"].clone(), line["tokens"].clone()]))
             .collect();

@@ -90,7 +90,7 @@ pub(super) fn fill(name: &str, shape: &[usize]) -> Fill {
 /// Places of a square grid, `[places, width]`: a quarter of the width each for sines and cosines of the row and of the column.
 fn waves(shape: &[usize]) -> Vec<f32> {
     let (places, width) = (shape.first().copied().unwrap_or(0), shape.last().copied().unwrap_or(0));
-    let side = (1..=places).find(|side| side * side >= places).unwrap_or(1);
+    let side = places.saturating_sub(1).isqrt() + 1;
     let quarter = width.div_ceil(4).max(1);
     let value = |index: usize| {
         let (place, at) = (index / width, index % width);

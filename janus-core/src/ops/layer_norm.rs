@@ -1,14 +1,11 @@
 //! Layer norm with weight and bias over the last dimension (Ba, Kiros, Hinton, arXiv:1607.06450).
 
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
 use super::composed::is_composed;
+use super::norm_rows::{each_row, each_row_back};
 use super::values;
 use crate::kernel::row_math::{layer_norm_backward_row, layer_norm_row, norm_gradients_row};
-
-/// Rows of a parallel piece.
-const ROWS: usize = 16;
 
 /// `x: [.., width]`, `weight` and `bias`: `[width]`; returns `[.., width]` in `x`'s type. Gradients flow to all three.
 ///
@@ -60,11 +57,7 @@ impl CustomOp3 for LayerNorm {
         let dtype = values::dtype_of(x);
         let (x, weight, bias) = (values::read(x, lx)?, values::read(weight, lw)?, values::read(bias, lb)?);
         let mut y = vec![0f32; x.len()];
-        y.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width)).for_each(|(y, x)| {
-            for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                layer_norm_row(x, &weight, &bias, self.eps as f32, y);
-            }
-        });
+        each_row(&x, width, &mut y, |x, y| layer_norm_row(x, &weight, &bias, self.eps as f32, y));
         Ok((values::store(y, dtype)?, lx.shape().clone()))
     }
 
@@ -84,12 +77,8 @@ impl CustomOp3 for LayerNorm {
         values::with_values(x, |xs| {
             values::with_values(weight, |w| {
                 values::with_values(gradient, |dy| {
-                    let inputs = xs.par_chunks(ROWS * width).zip(dy.par_chunks(ROWS * width));
-                    dx.par_chunks_mut(ROWS * width).zip(inputs).for_each(|(dx, (x, dy))| {
-                        let inputs = x.chunks_exact(width).zip(dy.chunks_exact(width));
-                        for (dx, (x, dy)) in dx.chunks_exact_mut(width).zip(inputs) {
-                            layer_norm_backward_row(x, w, eps, dy, &nothing, dx);
-                        }
+                    each_row_back(xs, dy, width, &mut dx, |x, dy, dx| {
+                        layer_norm_backward_row(x, w, eps, dy, &nothing, dx);
                     });
                     if weight.track_op() || bias.track_op() {
                         for (x, dy) in xs.chunks_exact(width).zip(dy.chunks_exact(width)) {

@@ -32,6 +32,7 @@ pub mod head_loss;
 mod input_gradient;
 pub mod layer_norm;
 pub mod linear;
+mod norm_rows;
 pub(crate) mod residual;
 pub mod rms_norm;
 pub mod rotary;

@@ -1,14 +1,11 @@
 //! Root-mean-square norm: `y = g · x / sqrt(mean(x²) + eps)` over the last dimension (Zhang and Sennrich, arXiv:1910.07467).
 
 use candle_core::{CpuStorage, CustomOp2, D, DType, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
 use super::composed::is_composed;
+use super::norm_rows::{each_row, each_row_back};
 use super::values;
 use crate::kernel::row_math::{norm_gradients_row, rms_norm_backward_row, rms_norm_row};
-
-/// Rows of a parallel piece.
-const ROWS: usize = 16;
 
 /// `x: [.., width]`, `weight: [width]`; returns `[.., width]` in `x`'s type. Gradients flow to both.
 ///
@@ -50,11 +47,7 @@ impl CustomOp2 for RmsNorm {
         }
         let (x, weight, dtype) = (values::read(x, lx)?, values::read(weight, lw)?, values::dtype_of(x));
         let mut y = vec![0f32; x.len()];
-        y.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width)).for_each(|(y, x)| {
-            for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                rms_norm_row(x, &weight, self.eps as f32, y);
-            }
-        });
+        each_row(&x, width, &mut y, |x, y| rms_norm_row(x, &weight, self.eps as f32, y));
         Ok((values::store(y, dtype)?, lx.shape().clone()))
     }
 
@@ -73,12 +66,8 @@ impl CustomOp2 for RmsNorm {
         values::with_values(x, |xs| {
             values::with_values(weight, |w| {
                 values::with_values(gradient, |dy| {
-                    let inputs = xs.par_chunks(ROWS * width).zip(dy.par_chunks(ROWS * width));
-                    dx.par_chunks_mut(ROWS * width).zip(inputs).for_each(|(dx, (x, dy))| {
-                        let inputs = x.chunks_exact(width).zip(dy.chunks_exact(width));
-                        for (dx, (x, dy)) in dx.chunks_exact_mut(width).zip(inputs) {
-                            rms_norm_backward_row(x, w, eps, dy, &nothing, dx);
-                        }
+                    each_row_back(xs, dy, width, &mut dx, |x, dy, dx| {
+                        rms_norm_backward_row(x, w, eps, dy, &nothing, dx);
                     });
                     if weight.track_op() {
                         for (x, dy) in xs.chunks_exact(width).zip(dy.chunks_exact(width)) {

@@ -56,7 +56,7 @@ impl Eval {
         }
         let networks = Networks::open(self.lpips.as_deref(), self.inception.as_deref())?;
         let device = self.device.open()?;
-        let run::Prepared { recipe, base, tables, .. } = run::prepare(recipe, &Terminal)?;
+        let run::Prepared { recipe, base, tables, .. } = run::prepare(recipe, &device, &Terminal)?;
         let adapters = self.adapters.iter().map(|a| read_adapter(a, &base, &Terminal)).collect::<Result<Vec<_>>>()?;
         let parts = parts(&recipe, &tables);
         let settings = CacheSettings::from_environment()?;

@@ -1,6 +1,7 @@
 //! What a run's model answered and drew, without and with its adapter, in lines.
 
 use super::report;
+use crate::beginning::beginning;
 use crate::report::record::Record;
 use crate::report::samples::Sample;
 
@@ -47,11 +48,7 @@ pub(super) fn text(record: &Record) -> Option<String> {
 /// A text's beginning, on one line, with nothing in it that a terminal would obey.
 fn short(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let line = line.replace(char::is_control, "\u{fffd}");
-    match line.char_indices().nth(MAX_CHARACTERS) {
-        Some((end, _)) => format!("{}...", &line[..end]),
-        None => line,
-    }
+    beginning(&line.replace(char::is_control, "\u{fffd}"), MAX_CHARACTERS)
 }
 
 #[cfg(test)]
@@ -97,6 +94,6 @@ mod tests {
         assert_eq!(short("kurz und gut"), "kurz und gut");
         assert_eq!(short("\u{1b}[2J pit"), "\u{fffd}[2J pit");
         let long = "ä".repeat(50);
-        assert_eq!(short(&long), format!("{}...", "ä".repeat(MAX_CHARACTERS)));
+        assert_eq!(short(&long), format!("{}…", "ä".repeat(MAX_CHARACTERS)));
     }
 }

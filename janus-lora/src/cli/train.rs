@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::recipe::{self, Recipe};
 use crate::report::expected::{ExpectedCurve, Outside};
 use crate::report::record::Record;
+use crate::status::Status;
 use crate::train::folder::RunFolder;
 use crate::train::run::{self, Prepared};
 use crate::train::signals;
@@ -69,7 +70,7 @@ impl Train {
             (false, true) => Some(RunFolder::resume(&recipe.output.dir)?),
         };
         let device = self.device.open()?;
-        let mut prepared = run::prepare(recipe, &Terminal)?;
+        let mut prepared = run::prepare(recipe, &device, &Terminal)?;
         let Some(folder) = folder else {
             if device.is_cpu() {
                 prepared.estimate_time()?;
@@ -105,8 +106,10 @@ impl Train {
             return Ok(());
         }
         println!("{}", super::eval::table(&summary.before, &summary.after));
-        if let Some(samples) = samples::text(&Record::read(&summary.folder)?) {
-            println!("\n{samples}");
+        // The run is done and saved: what cannot be shown of it is no failure of it.
+        match Record::read(&summary.folder) {
+            Ok(record) => samples::text(&record).iter().for_each(|samples| println!("\n{samples}")),
+            Err(error) => Terminal.warn(&format!("no samples can be shown: {error}")),
         }
         println!(
             "\nadapter in {}: {} steps in {:.0} s ({:.1} % of it waiting for rows), peak memory {} (predicted {})",

@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::location::{Location, Sources};
 use super::tree::{Place, Table};
+use crate::beginning::beginning;
 use crate::target::TargetError;
 
 /// More faults than these are not gathered: nobody reads them, and a hostile file could hold hundreds of thousands.
@@ -364,10 +365,5 @@ pub(crate) fn parse_file(text: &str, faults: &mut Faults) -> Table {
 
 /// A name or value from the file, fit to be quoted in a message.
 pub(crate) fn quotable(text: &str) -> String {
-    let escaped: String =
-        text.chars().take(MAX_QUOTED_CHARS).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-    match text.chars().nth(MAX_QUOTED_CHARS) {
-        Some(_) => format!("{escaped}…"),
-        None => escaped,
-    }
+    beginning(text, MAX_QUOTED_CHARS).replace(char::is_control, "\u{fffd}")
 }

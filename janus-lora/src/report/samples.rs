@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::picture::{png, thumbnail};
 use super::told::told;
 use crate::base::Base;
+use crate::beginning::beginning;
 use crate::data::Row;
 use crate::error::Result;
 use crate::eval::{answer, code_prompts, pictures};
@@ -161,7 +162,7 @@ impl TableRows {
             table: self.name.clone(),
             task: self.kind.clone(),
             row,
-            prompt: shortened(&prompt),
+            prompt: beginning(&prompt, MAX_CHARACTERS),
             ..Sample::default()
         }
     }
@@ -186,8 +187,8 @@ impl TableRows {
         let made = numbers.into_iter().zip(&questions).zip(answers);
         Ok(made
             .map(|((number, question), answer)| Sample {
-                expected: Some(shortened(&question.answer)),
-                answer: Some(shortened(&answer.text)),
+                expected: Some(beginning(&question.answer, MAX_CHARACTERS)),
+                answer: Some(beginning(&answer.text, MAX_CHARACTERS)),
                 ..self.sample(number)
             })
             .collect())
@@ -205,7 +206,8 @@ impl TableRows {
         for (number, row) in self.rows.iter().enumerate() {
             let Some(told) = told(self.task.as_ref(), &self.name, row, model, base, heads)? else { continue };
             let picture = told.overlay.map(|overlay| write(number, &overlay)).transpose()?;
-            let (expected, answer) = (Some(shortened(&told.expected)), Some(shortened(&told.answer)));
+            let (expected, answer) =
+                (Some(beginning(&told.expected, MAX_CHARACTERS)), Some(beginning(&told.answer, MAX_CHARACTERS)));
             samples.push(Sample { expected, answer, picture, ..self.sample(number) });
         }
         Ok(samples)
@@ -261,11 +263,4 @@ fn asked(row: &Row) -> String {
         turns.filter(|turn| turn.role == "user").map(|turn| turn.content.as_str()).next_back()
     };
     row.text("question").or_else(|| row.text("prompt")).or_else(last_turn).unwrap_or_default().to_owned()
-}
-
-fn shortened(text: &str) -> String {
-    match text.char_indices().nth(MAX_CHARACTERS) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
 }

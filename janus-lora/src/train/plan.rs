@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use janus_core::Parts;
 use janus_core::checkpoint::expected_tensors;
 use janus_core::config::JanusConfig;
@@ -146,11 +146,11 @@ pub fn parts(recipe: &Recipe, tables: &[RecipeTable]) -> Parts {
 }
 
 impl Plan {
-    /// Works out a run.
+    /// Works out a run on `device`.
     ///
     /// # Errors
     /// Targets that match nothing, that no task uses, or that leave nothing to train; a limit of the cache that is none.
-    pub fn new(recipe: &Recipe, base: &Base, tables: &[RecipeTable]) -> Result<Self> {
+    pub fn new(recipe: &Recipe, base: &Base, tables: &[RecipeTable], device: &Device) -> Result<Self> {
         let config = base.config();
         let all_sites = sites(config);
         let reached = |path: &str| tables.iter().any(|table| table.task.reaches(path));
@@ -278,9 +278,9 @@ impl Plan {
         let is_tight = recipe.train.recompute == Recompute::Auto && !fits(&memory);
         let memory = Memory { recompute: memory.recompute || is_tight, ..memory };
         let recompute = memory.recompute;
-        // Only where it costs no recompute, and threads wait more than they compute.
+        // Only where it costs no recompute, and threads of the processor wait more than they compute.
         let wider = Memory { side_by_side: true, ..memory.clone() };
-        let is_small = total_parameters <= SMALL_PARAMETERS && rayon::current_num_threads() > 1;
+        let is_small = device.is_cpu() && total_parameters <= SMALL_PARAMETERS && rayon::current_num_threads() > 1;
         let memory = if is_small && memory.accumulates && !recompute && fits(&wider) { wider } else { memory };
         let side_by_side = memory.side_by_side;
         let predicted_memory = memory.predicted();

@@ -67,7 +67,7 @@ impl Stage {
 ///
 /// # Errors
 /// As [`Plan::new`].
-pub(super) fn stages(recipe: &Recipe, base: &Base, tables: &[RecipeTable]) -> Result<Vec<Stage>> {
+pub(super) fn stages(recipe: &Recipe, base: &Base, tables: &[RecipeTable], device: &Device) -> Result<Vec<Stage>> {
     let whole = |recipe: &Recipe| StageRecipe { name: String::new(), recipe: recipe.clone() };
     let recipes = if recipe.stages.is_empty() { vec![whole(recipe)] } else { recipe.stages.clone() };
     let mut first_step = 0;
@@ -76,7 +76,7 @@ pub(super) fn stages(recipe: &Recipe, base: &Base, tables: &[RecipeTable]) -> Re
         let is_own = |table: &RecipeTable| recipe.data.iter().any(|own| own.name == table.section.name);
         let numbers: Vec<usize> = (0..tables.len()).filter(|number| is_own(&tables[*number])).collect();
         let tables: Vec<RecipeTable> = numbers.iter().map(|number| tables[*number].clone()).collect();
-        let plan = Plan::new(&recipe, base, &tables)?;
+        let plan = Plan::new(&recipe, base, &tables, device)?;
         let name = (!name.is_empty()).then_some(name);
         let stage = Stage { name, recipe, tables, numbers, plan, first_step };
         first_step = stage.end();
@@ -199,9 +199,7 @@ impl Stage {
         let stepper = stepper(&self.recipe, &self.tables, trainables, number)
             .with_recompute(self.plan.recompute)
             .with_first_step(self.first_step);
-        // The threads that wait for each other are the processor's.
-        let at_once = self.plan.side_by_side && device.is_cpu();
-        let stepper = if at_once { stepper.with_side_by_side() } else { stepper };
+        let stepper = if self.plan.side_by_side { stepper.with_side_by_side() } else { stepper };
         Ok(Opened { base, model, stepper })
     }
 }

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use janus_tests::tiny::Workplace;
-use serde_json::Value;
 
 use crate::repository;
 
@@ -71,8 +70,7 @@ fn the_recipe_of_the_built_in_base_runs_in_short() {
         arguments.push(format!("data.{table}.eval=synth:world?rows=4&seed=1&size=64&split=eval"));
     }
     place.janus(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).expect_success();
-    let log = String::from_utf8(place.read("run/metrics.jsonl")).unwrap();
-    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lines = place.metrics("run");
     let stages: Vec<&str> = lines.iter().filter_map(|line| line["step"].as_u64().and(line["stage"].as_str())).collect();
     let mut steps = stages.clone();
     steps.dedup();

@@ -95,15 +95,15 @@ pub struct Summary {
     pub wait_seconds: f64,
 }
 
-/// Opens what a recipe names and works out its run. Writes nothing.
+/// Opens what a recipe names and works out its run on `device`. Writes nothing.
 ///
 /// # Errors
 /// Anything wrong with base, data or targets.
-pub fn prepare(recipe: Recipe, status: &dyn Status) -> Result<Prepared> {
+pub fn prepare(recipe: Recipe, device: &Device, status: &dyn Status) -> Result<Prepared> {
     let started = Instant::now();
     let base = Base::open(&recipe.base.path, status)?;
     let tables = open_tables(&recipe, &base, status)?;
-    let stages = stages::stages(&recipe, &base, &tables)?;
+    let stages = stages::stages(&recipe, &base, &tables, device)?;
     let plan = Plan::whole(&recipe, &base, &tables, &stages)?;
     Ok(Prepared { recipe, base, tables, plan, stages, started })
 }

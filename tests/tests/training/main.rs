@@ -1,28 +1,18 @@
 //! Whole training runs on a small base: what learns, what stays, what is written, what comes again.
 #![allow(clippy::unwrap_used)]
 
+mod graph;
+mod plans;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Stdio;
-use std::sync::Arc;
 use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
-use janus_core::Janus;
 use janus_core::checkpoint::Checkpoint;
-use janus_core::pass::Pass;
-use janus_core::site::{BaseView, Correction};
 use janus_lora::adapter::Adapter;
 use janus_lora::recipe::{self, Recipe};
-use janus_lora::status::Silent;
-use janus_lora::tasks::Batch;
-use janus_lora::train::coverage::require_gradients;
-use janus_lora::train::optimizer::AdamWConfig;
-use janus_lora::train::plan::parts;
-use janus_lora::train::run::prepare;
-use janus_lora::train::step::{Stepper, TableBatch, TableLoss};
-use janus_lora::train::tables::SampleStream;
-use janus_lora::train::trainable::Trainables;
-use janus_tests::program::{command, janus_with};
+use janus_tests::program::command;
 use janus_tests::rows::{conversations, image_lists, images, picture, texts, write_table};
 use janus_tests::tiny::{Workplace, tree};
 use serde_json::Value;
@@ -102,19 +92,15 @@ fn train(place: &Workplace, run: &str, overrides: &[&str]) -> Vec<u8> {
     place.read(&format!("{run}/{WEIGHTS}"))
 }
 
-/// The lines of a run's `metrics.jsonl`: those of steps, and those of evaluations.
+/// The lines of a run's steps, and those of its evaluations.
 fn metrics(place: &Workplace, run: &str) -> (Vec<Value>, Vec<Value>) {
-    let text = String::from_utf8(place.read(&format!("{run}/metrics.jsonl"))).unwrap();
-    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let lines: Vec<Value> = lines.filter(|line| line.get("samples").is_none()).collect();
-    lines.into_iter().partition(|line| line.get("eval").is_none())
+    let lines = place.metrics(run).into_iter().filter(|line| line.get("samples").is_none());
+    lines.partition(|line| line.get("eval").is_none())
 }
 
 /// The lines of samples.
 fn samples(place: &Workplace, run: &str) -> Vec<Value> {
-    let text = String::from_utf8(place.read(&format!("{run}/metrics.jsonl"))).unwrap();
-    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    lines.filter(|line| line.get("samples").is_some()).collect()
+    place.metrics(run).into_iter().filter(|line| line.get("samples").is_some()).collect()
 }
 
 fn losses(place: &Workplace, run: &str) -> Vec<f64> {
@@ -138,124 +124,6 @@ fn largest_difference(a: &[u8], b: &[u8]) -> f32 {
 fn load(place: &Workplace, overrides: &[&str]) -> Recipe {
     let overrides: Vec<String> = overrides.iter().map(|text| (*text).to_owned()).collect();
     recipe::load(&place.path("recipe.toml"), &overrides, place.folder()).unwrap()
-}
-
-/// Hides from the backward pass everything before it.
-#[derive(Debug)]
-struct Cut;
-
-impl Correction for Cut {
-    fn apply(&self, _pass: &Pass, x: &Tensor, base: &BaseView<'_>) -> janus_core::Result<Tensor> {
-        Ok(base.forward(x)?.detach())
-    }
-}
-
-/// Checks a recipe's coverage with the graph cut at `cut`: the names of all trainable tensors, and the refusal.
-fn coverage(place: &Workplace, overrides: &[&str], cut: Option<&str>) -> (BTreeSet<String>, Option<String>) {
-    let prepared = prepare(load(place, overrides), &Silent).unwrap();
-    let (recipe, base) = (&prepared.recipe, &prepared.base);
-    let model: Janus =
-        base.model(DType::F32, &Device::Cpu, parts(&prepared.recipe, &prepared.tables), &Silent).unwrap();
-    let read = |name: &str| Ok(base.checkpoint().read(name, DType::F32)?);
-    let spec = prepared.plan.adapter_spec(recipe, base);
-    let adapter = Adapter::new(base.config(), base.checkpoint().is_tied(), &spec, 1, &read).unwrap();
-    let config = AdamWConfig { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0 };
-    let tables = prepared.tables.iter().map(|t| TableLoss { name: t.section.name.clone(), loss_weight: 1.0 }).collect();
-    let trainables = Trainables::attach(&model, adapter).unwrap();
-    if let Some(path) = cut {
-        let site = model.projections().get(path).unwrap();
-        assert!(site.correction().is_none(), "`{path}` is adapted");
-        site.attach(Some(Arc::new(Cut)));
-    }
-    let stepper = Stepper::new(trainables, config, tables, recipe.train.accumulation, 1.0, 0);
-    let batch = |(table, source)| {
-        let sample = SampleStream::new(source, 1, false).unwrap().next(base, &model).unwrap();
-        TableBatch { table, batch: Batch::collate(base, &[sample]).unwrap(), aligned: None }
-    };
-    let batches: Vec<TableBatch> = prepared.tables.iter().enumerate().map(batch).collect();
-    let values = || -> Vec<Vec<f32>> {
-        stepper.trainables.iter().map(|t| t.var.flatten_all().unwrap().to_vec1().unwrap()).collect()
-    };
-    let before = values();
-    let refusal = require_gradients(&stepper, &model, &batches).err().map(|error| match error {
-        janus_lora::Error::Train(janus_lora::train::TrainError::NoGradient { tensors }) => tensors.join("\n"),
-        other => panic!("{other}"),
-    });
-    assert_eq!(values(), before, "the check leaves every tensor as it was");
-    (stepper.trainables.iter().map(|t| t.name.clone()).collect(), refusal)
-}
-
-#[test]
-fn a_cut_graph_is_refused_by_the_names_behind_it() {
-    let cases = [
-        (UNDERSTAND, r#"["decoder", "vision", "aligner.fc1"]"#, "model.aligner.hidden_layers.0"),
-        (GENERATE, r#"["decoder", "generation_aligner.fc1"]"#, "model.generation_aligner.hidden_layers.0"),
-        (TEXT, r#"["decoder", "embed_tokens"]"#, "lm_head"),
-    ];
-    for (table, targets, cut) in cases {
-        let place = place(&[table]);
-        let targets = format!("adapter.targets={targets}");
-        let (all, refusal) = coverage(&place, &[&targets], None);
-        assert_eq!(refusal, None, "the graph is whole");
-        let behind = |name: &&String| match cut {
-            "lm_head" => true,
-            "model.aligner.hidden_layers.0" => name.contains(".vision_model.") || name.contains(".model.aligner.fc1."),
-            _ => name.contains(".model.generation_aligner.fc1."),
-        };
-        let expected: BTreeSet<String> = all.iter().filter(behind).cloned().collect();
-        assert!(!expected.is_empty());
-        let (_, refusal) = coverage(&place, &[&targets], Some(cut));
-        let refused: BTreeSet<String> = refusal.unwrap().lines().map(str::to_owned).collect();
-        assert_eq!(refused, expected, "cut at {cut}");
-    }
-}
-
-#[test]
-fn a_cut_in_one_of_two_tasks_is_no_cut_where_the_other_reaches() {
-    let place = place(&[UNDERSTAND, GENERATE]);
-    let targets = r#"adapter.targets=["decoder", "vision", "generation_head"]"#;
-    let targets = targets.replace("generation_head", "generation_head.vision_head");
-    let (all, refusal) = coverage(&place, &[&targets], Some("model.aligner.hidden_layers.0"));
-    let refused: BTreeSet<String> = refusal.unwrap().lines().map(str::to_owned).collect();
-    let vision: BTreeSet<String> = all.iter().filter(|name| name.contains(".vision_model.")).cloned().collect();
-    assert_eq!(refused, vision, "the decoder learns from both");
-}
-
-#[test]
-fn what_no_task_reaches_is_not_created() {
-    let reached: [(&[&str], &[&str], &[&str]); 4] = [
-        (&[UNDERSTAND], &[".language_model.", ".vision_model.", ".model.aligner."], &[".generation_"]),
-        (
-            &[GENERATE],
-            &[".language_model.", ".generation_aligner.", ".generation_head."],
-            &[".vision_model.", ".model.aligner."],
-        ),
-        (&[TEXT], &[".language_model."], &[".vision_model.", ".model.aligner.", ".generation_"]),
-        (
-            &[UNDERSTAND, GENERATE],
-            &[".language_model.", ".vision_model.", ".model.aligner.", ".generation_aligner.", ".generation_head."],
-            &[],
-        ),
-    ];
-    for (tables, there, absent) in reached {
-        let place = place(tables);
-        let names: Vec<String> = tensors(&train(&place, "run", &["train.steps=1"])).into_keys().collect();
-        for part in there {
-            assert!(names.iter().any(|name| name.contains(part)), "{tables:?} trains nothing in {part}");
-        }
-        for part in absent {
-            assert!(!names.iter().any(|name| name.contains(part)), "{tables:?} trains something in {part}");
-        }
-        for never in ["embed", "lm_head", "vqmodel"] {
-            assert!(!names.iter().any(|name| name.contains(never)), "a preset names {never}");
-        }
-        let plan = place.janus(&["train", "recipe.toml", "--dry-run"]).expect_success().stdout;
-        assert_eq!(plan.contains("left out"), !absent.is_empty(), "{plan}");
-        let config: Value = serde_json::from_slice(&place.read("run/adapter_config.json")).unwrap();
-        for part in absent {
-            assert!(!config.to_string().contains(part.trim_matches('.')), "{config} names {part}");
-        }
-    }
 }
 
 #[test]
@@ -616,92 +484,4 @@ fn every_kind_of_site_and_copies() {
     let (first, last) = (losses(&place, "run")[0], *losses(&place, "run").last().unwrap());
     assert!(last < 0.8 * first, "{first} to {last}");
     same_attached_and_merged(&place, "run");
-}
-
-#[test]
-fn a_run_that_cannot_fit_is_refused_before_it_starts() {
-    let place = place(&[UNDERSTAND]);
-    let before = tree(place.folder());
-    let run = |room: &str, more: &[&str]| {
-        let arguments = [&["train", "recipe.toml"], more].concat();
-        janus_with(place.folder(), &arguments, &[("JANUS_MEMORY_LIMIT_BYTES", room)])
-    };
-    let plan = |more: &[&str]| run("1000000000000", &[&["--dry-run", "--json"], more].concat()).expect_success().json();
-    let wide = "train.batch_size=128";
-    let kept = plan(&[wide]);
-    assert_eq!(kept["available_bytes"].as_u64(), Some(1_000_000_000_000));
-    assert_eq!(kept["recompute"], false);
-    for more in [&[][..], &["--json"], &["--dry-run"]] {
-        let refused = run("1000000", more);
-        assert_eq!(refused.code, Some(2), "{}", refused.stderr);
-        let told = &refused.stderr;
-        // Where it is tight, blocks are computed again: the figure is of that, and smaller.
-        assert!(told.contains("error: the run needs about ") && told.contains(" 1000000 are there"), "{told}");
-        assert!(told.contains("train.recompute=on") && told.contains("train.batch_size=1"), "{told}");
-        assert!(tree(place.folder()) == before, "a refused run wrote something");
-    }
-    // Too little for everything that may be kept: it fits as soon as blocks are computed again. The program itself takes a
-    // little more or less each time.
-    let needed = |plan: &Value| plan["predicted_peak_bytes"].as_u64().unwrap();
-    let (kept, computed_again) = (needed(&kept), needed(&plan(&[wide, r#"train.recompute="on""#])));
-    assert!(kept > computed_again + 6_000_000, "{kept} {computed_again}");
-    let room = u64::midpoint(kept, computed_again).to_string();
-    let tight = run(&room, &["--dry-run", "--json", wide]).expect_success().json();
-    assert_eq!(tight["recompute"], true, "{tight}");
-    let off = run(&room, &[wide, r#"train.recompute="off""#]);
-    assert_eq!(off.code, Some(2), "{}", off.stderr);
-    assert!(off.stderr.contains("hint: with train.recompute=on it takes "), "{}", off.stderr);
-    let wrong = run("much", &[]);
-    assert_eq!(wrong.code, Some(2), "{}", wrong.stderr);
-    assert!(wrong.stderr.contains("`JANUS_MEMORY_LIMIT_BYTES` is `much`"), "{}", wrong.stderr);
-}
-
-#[test]
-fn a_dry_run_tells_and_writes_nothing() {
-    let place = place(&[UNDERSTAND]);
-    let before = tree(place.folder());
-    let plan = |more: &[&str]| {
-        let plan = place.janus(&[&["train", "recipe.toml", "--dry-run", "--json"], more].concat()).expect_success();
-        assert_eq!(plan.stdout.lines().count(), 1, "{}", plan.stdout);
-        plan.json()
-    };
-    // janus-tiny: each of two decoder layers has four maps of 48 to 48, two of 48 to 80 and one of 80 to 48; each of
-    // two vision layers four of 32 to 32, one of 32 to 56 and one of 56 to 32. A pair has rank * (input + output).
-    let decoder = 2 * (4 * (48 + 48) + 3 * (48 + 80));
-    let vision = 2 * (4 * (32 + 32) + 2 * (32 + 56));
-    let epochs = ["train.epochs=2", "train.batch_size=4"];
-    let told = plan(&[&[r#"adapter.targets=["decoder", "vision"]"#, "adapter.rank=3"], &epochs[..]].concat());
-    assert_eq!(told["trainable_parameters"].as_u64(), Some(3 * (decoder + vision)));
-    // Two epochs of ten rows, four a step.
-    assert_eq!((told["rows"].as_u64(), told["steps"].as_u64()), (Some(10), Some(5)), "{told}");
-    let base = place.janus(&["base", "inspect", "base", "--json"]).expect_success().json();
-    assert_eq!(told["total_parameters"], base["parameters"]);
-    let modules = r#"adapter.modules_to_save=["lm_head"]"#;
-    let copied = plan(&[r#"adapter.targets=["vision"]"#, modules, "adapter.rank=1"]);
-    assert_eq!(copied["trainable_parameters"].as_u64(), Some(vision + 400 * 48));
-    assert_eq!(copied["steps"].as_u64(), Some(3));
-    let text = place.janus(&["train", "recipe.toml", "--dry-run"]).expect_success();
-    assert!(text.stdout.contains("3 steps"), "{}", text.stdout);
-    assert!(tree(place.folder()) == before, "a dry run wrote something");
-
-    let wide = plan(&["train.batch_size=64"]);
-    assert!(wide["predicted_peak_bytes"].as_u64() > told["predicted_peak_bytes"].as_u64());
-    let run = place.janus(&["train", "recipe.toml", "--json"]).expect_success().json();
-    let elements: usize = tensors(&place.read(&format!("run/{WEIGHTS}"))).values().map(Tensor::elem_count).sum();
-    let told = plan(&["output.dir=other"]);
-    assert_eq!(told["trainable_parameters"].as_u64(), Some(elements as u64));
-    let predicted = told["predicted_peak_bytes"].as_f64().unwrap();
-    let parts = told["predicted_memory"].as_object().unwrap();
-    for part in ["base", "adapters", "moments", "activations", "cache"] {
-        assert!(parts[part].is_u64(), "{told}");
-    }
-    assert_eq!(parts.values().map(|bytes| bytes.as_f64().unwrap()).sum::<f64>(), predicted);
-    assert!(text.stdout.contains("activations ") && text.stdout.contains("moments "), "{}", text.stdout);
-    // Time is told where the machine's speed was measured: by a dry run.
-    assert!(text.stdout.contains(" s per step"), "{}", text.stdout);
-    let time = |plan: &Value| (plan["predicted_step_seconds"].as_f64(), plan["predicted_step_operations"].as_f64());
-    assert!(time(&told).0 > Some(0.0) && time(&told).1 > Some(0.0), "{told}");
-    assert!(time(&wide).1 > time(&told).1, "{wide}");
-    let ratio = run["peak_rss_bytes"].as_f64().unwrap() / predicted;
-    assert!((0.2..5.0).contains(&ratio), "peak is {ratio} times the predicted {predicted}");
 }
