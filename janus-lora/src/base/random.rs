@@ -13,7 +13,8 @@ use crate::data::synth;
 use crate::error::Result;
 use crate::status::Status;
 
-/// Raised when the drawn texts change, so that no older vocabulary of the cache passes for a new one.
+/// Raised when merges are learnt otherwise from the same drawn texts, so that no older vocabulary of the cache passes for a new
+/// one.
 const VOCABULARY_VERSION: u32 = 2;
 
 /// Raised when a tensor of the same shape is drawn otherwise, for the same reason.
@@ -49,7 +50,8 @@ pub(super) fn folder(spec: &str, status: &dyn Status) -> Result<PathBuf> {
     }
     let config = JanusConfig::shape(shape)
         .ok_or_else(|| BaseError::UnknownShape { spec: spec.to_owned(), shape: shape.to_owned() })?;
-    let suffix = vocabulary.map(|domain| format!("-{domain}{VOCABULARY_VERSION}")).unwrap_or_default();
+    let suffix =
+        vocabulary.map(|domain| format!("-{domain}{}-{VOCABULARY_VERSION}", synth::VERSION)).unwrap_or_default();
     let sizes =
         short_hash([config.to_json(Layout::Native, DType::BF16).to_string().as_bytes(), &VALUES_VERSION.to_le_bytes()]);
     let folder = cache_folder().join("bases").join(format!("{shape}-{sizes}-seed{seed}{suffix}"));

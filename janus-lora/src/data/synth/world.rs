@@ -9,7 +9,7 @@
 
 use image::{Rgb, RgbImage};
 
-use super::draw::{Color, PLACES, direction, grain, picture_png, rounded};
+use super::draw::{Color, PLACES, Point, grain, picture_png, rounded};
 use super::world_parts::{KINDS, MATERIALS, paint_part};
 use super::{Cell, ColumnType, combination};
 use crate::data::random::Random;
@@ -39,7 +39,7 @@ const COLORS: [(&str, Color); 8] = [
 
 const SIZES: [&str; 2] = ["small", "large"];
 const COUNTS: [&str; 4] = ["one", "two", "three", "four"];
-const GROUNDS: [&str; 4] = ["plain", "striped", "checked", "speckled"];
+const GROUNDS: [&str; 4] = ["plain", "striped", "checked", "dotted"];
 const LIGHTS: [&str; 2] = ["bright", "dim"];
 
 /// How far from the middle parts stand that do not stand there, in cells: a quarter of the picture. Any part is then whole,
@@ -50,8 +50,11 @@ const OUTWARDS: f64 = 0.75;
 /// Half the width of a small and of a large part, in cells.
 const RADII: [f64; 2] = [0.42, 0.62];
 
-/// How much darker stripes, squares and specks are than the rest of the ground, of 255.
-const FAINT: f64 = 24.0;
+/// How much darker stripes, squares and dots are than the rest of the ground, of 255.
+const FAINT: f64 = 30.0;
+
+/// The way to where the light comes from: from above, from the left.
+const TOWARDS: Point = (-0.6, -0.8);
 
 /// Questions of a conversation beside the last, and how often one is drawn for them.
 const TURNS: usize = 5;
@@ -209,17 +212,16 @@ impl Scene {
     }
 
     fn paint(&self, size: u32, random: &mut Random) -> RgbImage {
-        let towards = direction(random);
         let mut image = ground(size, self.ground, random);
         let cell = f64::from(size) / 3.0;
         let middle = f64::from(size) / 2.0;
         let mut put = |part: Part, (x, y): (f64, f64), random: &mut Random| {
-            let mut moved = |at: f64| middle + cell * (at + random.range(-0.04, 0.04));
+            let mut moved = |at: f64| middle + cell * (at + random.range(-0.02, 0.02));
             let centre = (moved(x), moved(y));
-            let radius = cell * RADII[part.size] * random.range(0.95, 1.05);
-            let shade = random.range(0.95, 1.05);
+            let radius = cell * RADII[part.size] * random.range(0.97, 1.03);
+            let shade = random.range(0.97, 1.03);
             let color = COLORS[part.color].1.map(|channel| (channel * shade).min(255.0));
-            paint_part(&mut image, (part.kind, part.material), centre, radius, color, towards);
+            paint_part(&mut image, (part.kind, part.material), centre, radius, color, TOWARDS);
         };
         match &self.content {
             Content::Group { part, more: 0, place } => {
@@ -236,24 +238,26 @@ impl Scene {
         // All but the same in either light: dim takes from every pixel and leaves the colours apart.
         let factor = [1.0, 0.55][self.light];
         image.pixels_mut().for_each(|Rgb(pixel)| *pixel = pixel.map(|channel| rounded(f64::from(channel) * factor)));
-        grain(&mut image, 2.0, random);
+        grain(&mut image, 1.0, random);
         image
     }
 }
 
-/// A grey or tinted ground, lighter than black parts and darker than white ones.
+/// A grey or tinted ground, lighter than black parts and darker than white ones. In pictures of 64 pixels a pattern comes
+/// again after 8 of them, so that it can be seen within any patch of that size, and looks the same in all.
 fn ground(size: u32, kind: usize, random: &mut Random) -> RgbImage {
-    let tone = random.range(140.0, 185.0);
-    let tint = [random.range(-14.0, 14.0), random.range(-10.0, 10.0), random.range(-14.0, 14.0)];
-    let width = (f64::from(size) / 8.0).max(2.0);
-    let specks: Vec<bool> = (0..size * size).map(|_| random.below(9) == 0).collect();
+    let tone = random.range(150.0, 175.0);
+    let tint = [random.range(-6.0, 6.0), random.range(-5.0, 5.0), random.range(-6.0, 6.0)];
+    let width = (f64::from(size) / 16.0).max(2.0);
     RgbImage::from_fn(size, size, |x, y| {
-        let (across, down) = ((f64::from(x) / width).floor() as u32, (f64::from(y) / width).floor() as u32);
+        let (across, down) = ((f64::from(x) + 0.5) / width, (f64::from(y) + 0.5) / width);
+        let is_odd = |at: f64| at.floor() as u32 % 2 == 1;
+        let is_dot = |at: f64| (at - at.floor() - 0.5).abs() < 0.26;
         let is_dark = match GROUNDS[kind] {
             "plain" => false,
-            "striped" => down.is_multiple_of(2),
-            "checked" => (across + down).is_multiple_of(2),
-            _ => specks.get((y * size + x) as usize).copied().unwrap_or(false),
+            "striped" => is_odd(down),
+            "checked" => is_odd(across) != is_odd(down),
+            _ => is_dot(across) && is_dot(down),
         };
         Rgb(tint.map(|tint| rounded(tone + tint - if is_dark { FAINT } else { 0.0 })))
     })

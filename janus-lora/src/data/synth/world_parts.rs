@@ -8,7 +8,7 @@ use super::draw::{Color, Point, distance_to_stretch, inside, length, paint};
 pub(super) const KINDS: [&str; 10] =
     ["ball", "bolt", "bracket", "cross", "gear", "nut", "plate", "ring", "rod", "wedge"];
 
-/// What parts are made of, told by how light falls on them.
+/// What parts are made of: metal shines, wood has a grain, plastic neither.
 pub(super) const MATERIALS: [&str; 3] = ["metal", "plastic", "wooden"];
 
 const DIAGONAL: f64 = std::f64::consts::FRAC_1_SQRT_2;
@@ -83,23 +83,15 @@ pub(super) fn paint_part(
     let towards = |(x, y): Point| (x * light.0 + y * light.1) / radius;
     match MATERIALS[material % MATERIALS.len()] {
         "metal" => {
-            paint(image, centre, reach, [255.0; 3], |way| {
-                let band = 1.0 - (towards(way) - 0.25).abs() / 0.3;
-                0.75 * band.max(0.0) * cover(way)
-            });
-            paint(image, centre, reach, [0.0; 3], |way| 0.45 * (-towards(way)).max(0.0) * cover(way));
+            paint(image, centre, reach, [255.0; 3], |way| 0.9 * towards(way).max(0.0) * cover(way));
+            paint(image, centre, reach, [0.0; 3], |way| 0.7 * (-towards(way)).max(0.0) * cover(way));
         }
-        "plastic" => {
-            let spot = (0.4 * radius * light.0, 0.4 * radius * light.1);
-            paint(image, centre, reach, [255.0; 3], |way| {
-                0.9 * inside(0.16 * radius - length((way.0 - spot.0, way.1 - spot.1))) * cover(way)
-            });
-        }
-        _ => paint(image, centre, reach, [70.0, 40.0, 15.0], |way| {
-            // Grain: lines along one direction, wider than the gaps between them.
-            let line = (way.1 + 0.25 * way.0) / (0.34 * radius);
+        "plastic" => {}
+        _ => paint(image, centre, reach, [120.0, 75.0, 35.0], |way| {
+            // Grain: lines as wide as the gaps between them.
+            let line = way.1 / (0.45 * radius);
             let within = line - line.floor();
-            (if within < 0.45 { 0.55 } else { 0.12 }) * cover(way)
+            (if within < 0.5 { 0.6 } else { 0.0 }) * cover(way)
         }),
     }
 }
