@@ -83,7 +83,7 @@ mod tests {
         };
         let mut frame = vec![0; 16];
         frame.extend(picture(16000, 15000));
-        let mut file = b"RIFF\0\0\0\0WEBPXXXX\x01\0\0\0?\0ANMF".to_vec();
+        let mut file = b"RIFF\0\0\0\0WEBPJUNK\x01\0\0\0?\0ANMF".to_vec();
         file.extend((frame.len() as u32).to_le_bytes());
         file.extend(frame);
         file.extend(picture(3, 4));

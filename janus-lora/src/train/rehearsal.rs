@@ -59,10 +59,9 @@ pub(super) fn operations_per_second(
     let adapter = Adapter::new(&config, model.is_tied(), &spec, recipe.train.seed, &read)?;
     let trains_tower = spec.sites.iter().any(|site| site.starts_with("model.vision_model."))
         || spec.dynamic.is_some_and(|paths| paths.vision);
-    let mut stepper = stepper(recipe, tables, Trainables::attach(&model, adapter)?, 0).with_recompute(recompute);
-    if side_by_side {
-        stepper = stepper.with_side_by_side();
-    }
+    let mut stepper = stepper(recipe, tables, Trainables::attach(&model, adapter)?, 0)
+        .with_recompute(recompute)
+        .with_side_by_side(side_by_side);
 
     let (mut batches, mut rehearsed) = (Vec::new(), Vec::new());
     for (table, (source, load)) in tables.iter().zip(loads).enumerate() {

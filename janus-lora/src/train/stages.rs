@@ -198,8 +198,8 @@ impl Stage {
         let trainables = trainables.with_rates(&self.recipe.train.rates)?;
         let stepper = stepper(&self.recipe, &self.tables, trainables, number)
             .with_recompute(self.plan.recompute)
+            .with_side_by_side(self.plan.side_by_side)
             .with_first_step(self.first_step);
-        let stepper = if self.plan.side_by_side { stepper.with_side_by_side() } else { stepper };
         Ok(Opened { base, model, stepper })
     }
 }

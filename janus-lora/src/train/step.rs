@@ -136,11 +136,12 @@ impl Stepper {
         Self { recompute, ..self }
     }
 
-    /// With two batches of a step at once, each on a part of the threads: for models so small that threads wait more than they
-    /// compute, where the memory of two batches is there. The bits are those of one after the other on so many threads.
+    /// Whether two batches of a step are computed at once, each on a part of the threads: for models so small that threads wait
+    /// more than they compute, where the memory of two batches is there. The bits are those of one after the other on so many
+    /// threads.
     #[must_use]
-    pub fn with_side_by_side(self) -> Self {
-        Self { side_by_side: SideBySide::new(2), ..self }
+    pub fn with_side_by_side(self, at_once: bool) -> Self {
+        Self { side_by_side: at_once.then(|| SideBySide::new(2)).flatten(), ..self }
     }
 
     /// Sums of gradients over `batches` and the losses, without moving anything. `step` counts from the first of the stage.

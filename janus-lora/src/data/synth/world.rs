@@ -9,7 +9,7 @@
 
 use image::{Rgb, RgbImage};
 
-use super::draw::{Color, PLACES, Point, grain, picture_png, rounded};
+use super::draw::{Color, PLACES, grain, picture_png, rounded};
 use super::world_parts::{KINDS, MATERIALS, paint_part};
 use super::{Cell, ColumnType, combination};
 use crate::data::random::Random;
@@ -52,9 +52,6 @@ const RADII: [f64; 2] = [0.42, 0.62];
 
 /// How much darker stripes, squares and dots are than the rest of the ground, of 255.
 const FAINT: f64 = 30.0;
-
-/// The way to where the light comes from: from above, from the left.
-const TOWARDS: Point = (-0.6, -0.8);
 
 /// Questions of a conversation beside the last, and how often one is drawn for them.
 const TURNS: usize = 5;
@@ -221,7 +218,7 @@ impl Scene {
             let radius = cell * RADII[part.size] * random.range(0.97, 1.03);
             let shade = random.range(0.97, 1.03);
             let color = COLORS[part.color].1.map(|channel| (channel * shade).min(255.0));
-            paint_part(&mut image, (part.kind, part.material), centre, radius, color, TOWARDS);
+            paint_part(&mut image, (part.kind, part.material), centre, radius, color);
         };
         match &self.content {
             Content::Group { part, more: 0, place } => {

@@ -11,6 +11,9 @@ pub(super) const KINDS: [&str; 10] =
 /// What parts are made of: metal shines, wood has a grain, plastic neither.
 pub(super) const MATERIALS: [&str; 3] = ["metal", "plastic", "wooden"];
 
+/// The way to where the light comes from: from above, from the left.
+const LIGHT: Point = (-0.6, -0.8);
+
 const DIAGONAL: f64 = std::f64::consts::FRAC_1_SQRT_2;
 
 /// Directions of a gear's teeth.
@@ -65,22 +68,21 @@ fn depth(kind: usize, point: Point) -> f64 {
     }
 }
 
-/// Paints a part; `light` is the way to where the light comes from.
+/// Paints a part, in light from [`LIGHT`].
 pub(super) fn paint_part(
     image: &mut RgbImage,
     (kind, material): (usize, usize),
     centre: Point,
     radius: f64,
     color: Color,
-    light: Point,
 ) {
     let reach = 1.3 * radius + 1.0;
     let cover = |(x, y): Point| inside(radius * depth(kind, (x / radius, y / radius)));
-    let shadow = (centre.0 - 0.14 * radius * light.0, centre.1 - 0.14 * radius * light.1 + 0.06 * radius);
+    let shadow = (centre.0 - 0.14 * radius * LIGHT.0, centre.1 - 0.14 * radius * LIGHT.1 + 0.06 * radius);
     paint(image, shadow, reach, [0.0; 3], |way| 0.35 * cover(way));
     paint(image, centre, reach, color, cover);
     // What lies towards the light is lighter, what lies away from it darker.
-    let towards = |(x, y): Point| (x * light.0 + y * light.1) / radius;
+    let towards = |(x, y): Point| (x * LIGHT.0 + y * LIGHT.1) / radius;
     match MATERIALS[material % MATERIALS.len()] {
         "metal" => {
             paint(image, centre, reach, [255.0; 3], |way| 0.9 * towards(way).max(0.0) * cover(way));
@@ -125,7 +127,7 @@ mod tests {
         let painted: Vec<RgbImage> = (0..MATERIALS.len())
             .map(|material| {
                 let mut image = RgbImage::from_pixel(32, 32, Rgb([128; 3]));
-                paint_part(&mut image, (6, material), (16.0, 16.0), 12.0, [200.0, 35.0, 40.0], (-0.6, -0.8));
+                paint_part(&mut image, (6, material), (16.0, 16.0), 12.0, [200.0, 35.0, 40.0]);
                 image
             })
             .collect();
