@@ -3,14 +3,14 @@
 //! Three forms are in use: `processor_config.json` with them under `image_processor` (transformers 5),
 //! `preprocessor_config.json` with `size` (transformers 4), and the same file with `image_size` (DeepSeek).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::Result;
 use super::error::ProcessingError;
 use super::image::ImageProcessor;
-use super::tokenizer::read_json;
+use super::settings::{Settings, setting};
 
 /// Janus' mean and standard deviation of every channel.
 const JANUS_MEAN: [f32; 3] = [0.5; 3];
@@ -96,59 +96,21 @@ fn background(mean: [f32; 3]) -> [u8; 3] {
     mean.map(|x| (f64::from(x) * 255.0) as u8)
 }
 
-/// The image settings of one file.
-struct Settings {
-    path: PathBuf,
-    values: Map<String, Value>,
-}
-
 impl Settings {
     /// From `processor_config.json` if it has an image processor in it, else from `preprocessor_config.json`.
     fn find(folder: &Path) -> Result<Option<Self>> {
         for (file, inner) in [("processor_config.json", Some("image_processor")), ("preprocessor_config.json", None)] {
-            let path = folder.join(file);
-            let Some(whole) = read_json(folder, file)? else { continue };
-            let wrong = |key: &str, value: &Value| ProcessingError::Setting {
-                path: path.clone(),
-                key: key.into(),
-                expected: "an object".into(),
-                got: shown(value),
-            };
-            let Value::Object(mut whole) = whole else { return Err(wrong("the whole file", &whole)) };
+            let Some(mut whole) = Self::read(folder, file)? else { continue };
             match inner {
-                None => return Ok(Some(Self { path, values: whole })),
-                Some(key) => match whole.remove(key) {
-                    Some(Value::Object(values)) => return Ok(Some(Self { path, values })),
+                None => return Ok(Some(whole)),
+                Some(key) => match whole.values.remove(key) {
+                    Some(Value::Object(values)) => return Ok(Some(Self { values, ..whole })),
                     None | Some(Value::Null) => {}
-                    Some(value) => return Err(wrong(key, &value)),
+                    Some(value) => return Err(setting(&whole.path, key, "an object", &value)),
                 },
             }
         }
         Ok(None)
-    }
-
-    /// A value that is there and not null.
-    fn get(&self, key: &str) -> Option<&Value> {
-        self.values.get(key).filter(|value| !value.is_null())
-    }
-
-    fn wrong(&self, key: &str, expected: &str) -> ProcessingError {
-        ProcessingError::Setting {
-            path: self.path.clone(),
-            key: key.into(),
-            expected: expected.into(),
-            got: shown(self.get(key).unwrap_or(&Value::Null)),
-        }
-    }
-
-    fn flag(&self, key: &str) -> Result<Option<bool>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        value.as_bool().map(Some).ok_or_else(|| self.wrong(key, "true or false"))
-    }
-
-    fn number(&self, key: &str) -> Result<Option<f64>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        value.as_f64().map(Some).ok_or_else(|| self.wrong(key, "a number"))
     }
 
     /// One number for each channel, or one for all.
@@ -182,16 +144,6 @@ impl Settings {
             }
         }
         Ok(())
-    }
-}
-
-/// A value as it goes into a message, shortened where it is long.
-fn shown(value: &Value) -> String {
-    const LIMIT: usize = 60;
-    let text = value.to_string();
-    match text.char_indices().nth(LIMIT) {
-        Some((end, _)) => format!("`{}...`", &text[..end]),
-        None => format!("`{text}`"),
     }
 }
 

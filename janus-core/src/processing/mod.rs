@@ -4,6 +4,7 @@
 //! size through [`resize_bicubic`], then numbers), and back with [`pixels_to_images`]. The way of a text:
 //! [`JanusTokenizer`] (ids of the special tokens by their strings), [`ChatStyle`] and [`Message`] (the template as
 //! strings), [`PromptBuilder`] (the template as ids, with labels where something is to be learned), [`PaddedBatch`].
+//! [`GenerationConfig`] is how pictures are drawn of such a text.
 //!
 //! Two implementations of Janus differ in details that matter to the last bit: DeepSeek's own code and Hugging Face
 //! transformers. DeepSeek's rules are the default; those of transformers are offered beside them
@@ -14,10 +15,12 @@ mod chat;
 mod config;
 mod decode;
 mod error;
+mod generation;
 mod headers;
 mod image;
 mod prompt;
 mod resize;
+mod settings;
 #[cfg(test)]
 mod testing;
 mod tokenizer;
@@ -29,6 +32,7 @@ pub use chat::{
 pub use config::ShortEdge;
 pub use decode::{MAX_ASPECT_RATIO, MAX_PIXELS, decode_image, image_dimensions};
 pub use error::ProcessingError;
+pub use generation::GenerationConfig;
 pub use image::{Frame, ImageProcessor, normalised, pixels_to_images};
 pub use prompt::{IGNORE_INDEX, PromptBuilder, Sample};
 pub use resize::{Window, resize_bicubic, resize_bicubic_window};

@@ -10,7 +10,8 @@ use candle_core::{DType, Device, Tensor};
 use janus_core::checkpoint::{Checkpoint, KnownFingerprints};
 use janus_core::config::JanusConfig;
 use janus_core::hub::{self, Progress};
-use janus_core::processing::{ImageProcessor, JanusTokenizer, PromptBuilder};
+use janus_core::processing::{GenerationConfig, ImageProcessor, JanusTokenizer, PromptBuilder};
+use janus_core::sample::CodeOptions;
 use janus_core::{Diagnose, Fault, Janus, Parts};
 use sha2::{Digest, Sha256};
 
@@ -106,6 +107,7 @@ pub struct Base {
     checkpoint: Arc<Checkpoint>,
     prompts: PromptBuilder,
     images: ImageProcessor,
+    generation: GenerationConfig,
     cache: Arc<ImageCache>,
 }
 
@@ -131,9 +133,10 @@ impl Base {
         let tokenizer = JanusTokenizer::from_folder(folder)?;
         tokenizer.check_vocabulary(config.text.vocab_size)?;
         let images = ImageProcessor::from_folder(folder, config.vision.image_size)?;
+        let generation = GenerationConfig::from_folder(folder)?;
         let prompts = PromptBuilder::new(tokenizer, config.vision.num_patches());
         let cache = Arc::new(ImageCache::new(images.clone()));
-        Ok(Self { name: name.to_owned(), checkpoint, prompts, images, cache })
+        Ok(Self { name: name.to_owned(), checkpoint, prompts, images, generation, cache })
     }
 
     /// The same base with these values in the place of its own, by native name: what a stage of a run has trained is what the
@@ -178,6 +181,12 @@ impl Base {
     /// Pictures to tensors.
     pub fn images(&self) -> &ImageProcessor {
         &self.images
+    }
+
+    /// How pictures are drawn where nobody says otherwise, with this seed.
+    pub fn drawing(&self, seed: u64) -> CodeOptions {
+        let GenerationConfig { guidance_scale, temperature } = self.generation;
+        CodeOptions { guidance: guidance_scale, temperature, seed }
     }
 
     /// What is computed of images.

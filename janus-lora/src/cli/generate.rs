@@ -7,7 +7,7 @@ use janus_core::Parts;
 use janus_core::output::write_file;
 use janus_core::pass::Pass;
 use janus_core::processing::pixels_to_images;
-use janus_core::sample::{CodeOptions, generate_codes};
+use janus_core::sample::generate_codes;
 use serde_json::json;
 
 use super::arguments::{BaseArguments, DeviceArgument, TypeArgument};
@@ -43,12 +43,12 @@ pub(super) struct Generate {
     /// Picture to be changed, as the prompt says; several are told in order
     #[arg(long = "source", value_name = "FILE")]
     sources: Vec<PathBuf>,
-    /// Strength of the prompt; 1 is without guidance
-    #[arg(long, default_value_t = 5.0)]
-    guidance: f64,
-    /// 0 takes the best code each time
-    #[arg(long, default_value_t = 1.0)]
-    temperature: f64,
+    /// Strength of the prompt; 1 is without guidance [default: the base's `generation_config.json`, else 5]
+    #[arg(long)]
+    guidance: Option<f64>,
+    /// 0 takes the best code each time [default: the base's `generation_config.json`, else 1]
+    #[arg(long)]
+    temperature: Option<f64>,
     /// Seed of the draws
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -70,9 +70,11 @@ pub(super) fn read_picture(path: &Path) -> Result<Vec<u8>> {
 
 impl Generate {
     pub(super) fn run(self) -> Result<()> {
-        check_temperature(self.temperature)?;
-        if !self.guidance.is_finite() {
-            let message = format!("`--guidance {}` is no number", self.guidance);
+        if let Some(temperature) = self.temperature {
+            check_temperature(temperature)?;
+        }
+        if let Some(guidance) = self.guidance.filter(|guidance| !guidance.is_finite()) {
+            let message = format!("`--guidance {guidance}` is no number");
             return Err(Error::Usage { message, hint: "5 is the usual strength".into() });
         }
         if self.out.extension().is_none_or(|e| !e.eq_ignore_ascii_case("png")) {
@@ -91,7 +93,9 @@ impl Generate {
         let (model, _) = self.dtype.model(&base, &adapters, &device, parts, &Terminal)?;
         let count = self.count as usize;
         let bar = Terminal.items("drawing", model.codes_per_image() as u64);
-        let options = CodeOptions { guidance: self.guidance, temperature: self.temperature, seed: self.seed };
+        let mut options = base.drawing(self.seed);
+        options.guidance = self.guidance.unwrap_or(options.guidance);
+        options.temperature = self.temperature.unwrap_or(options.temperature);
         let pass = Pass::inference();
         let prompts = code_prompts(&model, &base, &vec![(prompt.as_slice(), sources.as_slice()); count])?;
         let codes = generate_codes(&model, &pass, &prompts, &options, &mut |_| bar.advance(1))?;

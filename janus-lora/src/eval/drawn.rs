@@ -9,7 +9,7 @@ use image::RgbImage;
 use janus_core::model::Slice;
 use janus_core::model::vision::VisionPoint;
 use janus_core::pass::Pass;
-use janus_core::sample::{CodeOptions, generate_codes};
+use janus_core::sample::generate_codes;
 use janus_core::{Janus, Parts};
 use serde::Serialize;
 
@@ -25,8 +25,6 @@ use crate::data::Row;
 use crate::error::Result;
 use crate::tasks::{Drawing, Question};
 
-/// How pictures are drawn, as `janus generate` does unless told otherwise.
-const OPTIONS: CodeOptions = CodeOptions { guidance: 5.0, temperature: 1.0, seed: 0 };
 /// Pictures drawn side by side.
 const TOGETHER: usize = 8;
 /// Asked of a picture that was drawn for a prompt.
@@ -63,7 +61,7 @@ pub(crate) struct DrawnMetrics {
 
 /// Draws the first `count` rows' pictures and measures them; `None` where there are none.
 pub(super) fn evaluate(evaluation: &Evaluation<'_>, count: usize) -> Result<Option<DrawnMetrics>> {
-    let Evaluation { model, base, task, source, networks, status, .. } = evaluation;
+    let Evaluation { model, base, task, source, status, .. } = evaluation;
     let mut asked: Vec<(Row, Drawing)> = Vec::new();
     for row in source.rows()?.take(count) {
         let row = row?;
@@ -79,7 +77,7 @@ pub(super) fn evaluate(evaluation: &Evaluation<'_>, count: usize) -> Result<Opti
     for (number, chunk) in asked.chunks(TOGETHER).enumerate() {
         let prompts: Vec<_> = chunk.iter().map(|(_, d)| (d.prompt.as_slice(), d.images.as_slice())).collect();
         let prompts = code_prompts(model, base, &prompts)?;
-        let options = CodeOptions { seed: OPTIONS.seed + (number * TOGETHER) as u64, ..OPTIONS };
+        let options = base.drawing((number * TOGETHER) as u64);
         let codes =
             generate_codes(model, &Pass::inference(), &prompts, &options, &mut |_| bar.advance(chunk.len() as u64))?;
         drawn.extend(pictures(model, base, &codes)?);
@@ -87,40 +85,74 @@ pub(super) fn evaluate(evaluation: &Evaluation<'_>, count: usize) -> Result<Opti
     bar.finish();
 
     let tower = tower(evaluation)?;
-    let (mut distance, mut own_means, mut expected_means) = (0.0, Vec::new(), Vec::new());
-    let (mut psnr_sum, mut ssim_sum) = (0.0, Some(0.0));
-    let (mut lpips, mut own_pooled, mut expected_pooled) = (Vec::new(), Vec::new(), Vec::new());
-    let mut agreement = Vec::new();
-    for ((row, drawing), picture) in asked.iter().zip(&drawn) {
-        let expected = square(&drawing.expected)?;
-        let images = base.images();
-        let own = features(&tower, &images.understanding(picture)?)?;
-        let truth = features(&tower, &images.understanding(&expected)?)?;
-        distance += patch_distance(&own, &truth)?;
-        own_means.push(mean(&own)?);
-        expected_means.push(mean(&truth)?);
-        lpips.extend(networks.lpips(picture, &expected)?);
-        own_pooled.extend(networks.inception(picture)?);
-        expected_pooled.extend(networks.inception(&expected)?);
-        psnr_sum += psnr(picture.as_raw(), expected.as_raw()).min(MOST_DECIBELS);
-        let similarity = ssim(picture.as_raw(), expected.as_raw(), picture.width() as usize, picture.height() as usize);
-        ssim_sum = ssim_sum.zip(similarity).map(|(sum, similarity)| sum + similarity);
-        if drawing.images.is_empty() && model.vision().is_ok() {
-            agreement.push(said(evaluation, row, picture)?);
-        }
-    }
-    let count = drawn.len() as f64;
+    let measure = |((row, drawing), picture): (&(Row, Drawing), &RgbImage)| {
+        Measured::of(evaluation, &tower, row, drawing, picture)
+    };
+    let measured = asked.iter().zip(&drawn).map(measure).collect::<Result<Vec<_>>>()?;
+    let all = |figure: fn(&Measured) -> Option<&Vec<f64>>| -> Vec<Vec<f64>> {
+        measured.iter().filter_map(figure).cloned().collect()
+    };
     let is_edit = asked.iter().any(|(_, drawing)| !drawing.images.is_empty());
+    let mean = |figure: fn(&Measured) -> Option<f64>| average(measured.iter().map(figure));
     Ok(Some(DrawnMetrics {
-        pictures: drawn.len(),
-        tower_distance: distance / count,
-        tower_frechet: frechet(&own_means, &expected_means),
-        lpips: (!lpips.is_empty()).then(|| lpips.iter().sum::<f64>() / count),
-        frechet_inception_distance: frechet(&own_pooled, &expected_pooled),
-        psnr: is_edit.then_some(psnr_sum / count),
-        ssim: ssim_sum.filter(|_| is_edit).map(|sum| sum / count),
-        caption_agreement: (!agreement.is_empty()).then(|| agreement.iter().sum::<f64>() / count),
+        pictures: measured.len(),
+        tower_distance: mean(|m| Some(m.distance)).unwrap_or_default(),
+        tower_frechet: frechet(&all(|m| Some(&m.mean)), &all(|m| Some(&m.expected_mean))),
+        lpips: mean(|m| m.lpips),
+        frechet_inception_distance: frechet(&all(|m| m.pooled.as_ref()), &all(|m| m.expected_pooled.as_ref())),
+        psnr: mean(|m| Some(m.psnr)).filter(|_| is_edit),
+        ssim: mean(|m| m.ssim).filter(|_| is_edit),
+        caption_agreement: mean(|m| m.agreement),
     }))
+}
+
+/// What is measured of one drawn picture. "Expected" is the row's own.
+struct Measured {
+    distance: f64,
+    mean: Vec<f64>,
+    expected_mean: Vec<f64>,
+    lpips: Option<f64>,
+    pooled: Option<Vec<f64>>,
+    expected_pooled: Option<Vec<f64>>,
+    psnr: f64,
+    /// Absent where the pictures are too small for a window.
+    ssim: Option<f64>,
+    /// Absent of edited pictures, which no prompt describes.
+    agreement: Option<f64>,
+}
+
+impl Measured {
+    fn of(
+        evaluation: &Evaluation<'_>,
+        tower: &Janus,
+        row: &Row,
+        drawing: &Drawing,
+        picture: &RgbImage,
+    ) -> Result<Self> {
+        let Evaluation { model, base, networks, .. } = evaluation;
+        let expected = square(&drawing.expected)?;
+        let own = features(tower, &base.images().understanding(picture)?)?;
+        let truth = features(tower, &base.images().understanding(&expected)?)?;
+        let (width, height) = (picture.width() as usize, picture.height() as usize);
+        let is_described = drawing.images.is_empty() && model.vision().is_ok();
+        Ok(Measured {
+            distance: patch_distance(&own, &truth)?,
+            mean: mean(&own)?,
+            expected_mean: mean(&truth)?,
+            lpips: networks.lpips(picture, &expected)?,
+            pooled: networks.inception(picture)?,
+            expected_pooled: networks.inception(&expected)?,
+            psnr: psnr(picture.as_raw(), expected.as_raw()).min(MOST_DECIBELS),
+            ssim: ssim(picture.as_raw(), expected.as_raw(), width, height),
+            agreement: if is_described { Some(said(evaluation, row, picture)?) } else { None },
+        })
+    }
+}
+
+/// The mean of those that are there; `None` of none.
+fn average(figures: impl Iterator<Item = Option<f64>>) -> Option<f64> {
+    let there: Vec<f64> = figures.flatten().collect();
+    (!there.is_empty()).then(|| there.iter().sum::<f64>() / there.len() as f64)
 }
 
 /// The picture that is to be drawn, as a square.

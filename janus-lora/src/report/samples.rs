@@ -8,7 +8,7 @@ use janus_core::Janus;
 use janus_core::output::write_file;
 use janus_core::pass::Pass;
 use janus_core::processing::decode_image;
-use janus_core::sample::{CodeOptions, generate_codes};
+use janus_core::sample::generate_codes;
 use serde::{Deserialize, Serialize};
 
 use super::picture::{png, thumbnail};
@@ -37,9 +37,6 @@ const SPARE_TOKENS: usize = 8;
 const MAX_CHARACTERS: usize = 2_000;
 /// Longer side of what is kept of a row's own picture, in pixels.
 const ROW_SIDE: u32 = 256;
-/// How pictures are drawn, as `janus generate` does unless told otherwise.
-const GUIDANCE: f64 = 5.0;
-const TEMPERATURE: f64 = 1.0;
 
 /// What a model made of one row. Files are named by their path in the run folder, parts joined by `/`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -232,7 +229,7 @@ impl TableRows {
         }
         let prompts: Vec<_> = drawings.iter().map(|d| (d.prompt.as_slice(), d.images.as_slice())).collect();
         let prompts = code_prompts(model, base, &prompts)?;
-        let options = CodeOptions { guidance: GUIDANCE, temperature: TEMPERATURE, seed };
+        let options = base.drawing(seed);
         let drawn = generate_codes(model, &Pass::inference(), &prompts, &options, &mut |_| {})?;
         let mut samples = Vec::with_capacity(drawn.len());
         for (number, picture) in numbers.into_iter().zip(pictures(model, base, &drawn)?) {
