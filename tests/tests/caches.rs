@@ -195,3 +195,19 @@ fn questions_and_pictures_together_are_those_asked_for_alone() {
     }
     assert_ne!(together[0], together[1]);
 }
+
+/// Several commands that make the same base with random weights at once: each finds a whole one.
+#[test]
+fn a_base_that_several_make_at_once_is_whole_for_each() {
+    let place = Workplace::empty();
+    let cache = place.path("cache");
+    let arguments = ["base", "inspect", "init:janus-tiny?seed=5&vocabulary=world"];
+    let told: Vec<String> = std::thread::scope(|scope| {
+        let one = || janus_with(place.folder(), &arguments, &[("JANUS_CACHE", cache.to_str().unwrap())]);
+        let all: Vec<_> = (0..4).map(|_| scope.spawn(one)).collect();
+        all.into_iter().map(|done| done.join().unwrap().expect_success().stdout).collect()
+    });
+    assert!(told.iter().all(|text| text == &told[0]), "{told:?}");
+    let left: Vec<_> = fs_err::read_dir(cache.join("bases")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+}

@@ -63,7 +63,12 @@ pub(super) fn folder(spec: &str, status: &dyn Status) -> Result<PathBuf> {
         if let Some(domain) = vocabulary {
             write_tokenizer(&config, &vocabulary_of(&config, domain, seed)?, staged.path())?;
         }
-        staged.commit()?;
+        // Another run may have made the same meanwhile: its folder is as good.
+        if let Err(error) = staged.commit()
+            && !folder.join("config.json").exists()
+        {
+            return Err(error.into());
+        }
         bar.finish();
     }
     Ok(folder)
