@@ -21,7 +21,7 @@ pub(super) fn text(record: &Record) -> Option<String> {
     for sample in last {
         let earlier = before(sample);
         if let Some(answer) = &sample.answer {
-            let mut row = vec![short(&sample.prompt), short(sample.expected.as_deref().unwrap_or_default())];
+            let mut row = vec![asked(sample), short(sample.expected.as_deref().unwrap_or_default())];
             row.extend(first.map(|_| short(earlier.and_then(|earlier| earlier.answer.as_deref()).unwrap_or_default())));
             row.push(short(answer));
             answers.push(row);
@@ -30,7 +30,9 @@ pub(super) fn text(record: &Record) -> Option<String> {
         let drawn: Vec<String> =
             drawn.into_iter().flatten().map(|name| record.folder.join(name).display().to_string()).collect();
         if !drawn.is_empty() {
-            pictures.push(format!("drawn of `{}`: {}", short(&sample.prompt), drawn.join(" -> ")));
+            // A head marks what its answer tells of.
+            let made = if sample.answer.is_some() { "marked by" } else { "drawn of" };
+            pictures.push(format!("{made} `{}`: {}", asked(sample), drawn.join(" -> ")));
         }
     }
     let mut parts = Vec::new();
@@ -43,6 +45,11 @@ pub(super) fn text(record: &Record) -> Option<String> {
     }
     parts.extend(pictures);
     (!parts.is_empty()).then(|| parts.join("\n"))
+}
+
+/// The question or prompt; of a head, which is asked nothing, its table's name.
+fn asked(sample: &Sample) -> String {
+    short(if sample.prompt.is_empty() { &sample.table } else { &sample.prompt })
 }
 
 /// A text's beginning, on one line, with nothing in it that a terminal would obey.
@@ -87,6 +94,16 @@ mod tests {
         let text = super::text(&record(&once)).unwrap();
         assert!(!text.contains("base") && !text.contains("->"), "{text}");
         assert_eq!(super::text(&record("")), None);
+    }
+
+    #[test]
+    fn what_a_head_found_stands_under_its_table_s_name() {
+        let sample =
+            r#"{"table":"places","task":"locate","row":0,"answer":"pit at 1, 2, 3, 4","picture":"samples/0.png"}"#;
+        let text = text(&record(&format!("{{\"step\":1,\"samples\":[{sample}]}}\n"))).unwrap();
+        let words: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();
+        assert_eq!(words[..3], ["places", "pit", "at"], "{text}");
+        assert!(text.contains("marked by `places`: "), "{text}");
     }
 
     #[test]
