@@ -86,7 +86,9 @@ impl AdamW {
 /// Global norm of gradients, and the factor that brings it to at most `limit` (0 = no limit).
 pub fn clip(gradients: &[Option<Vec<f32>>], limit: f64) -> (f64, f64) {
     let square = |gradient: &Vec<f32>| gradient.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>();
-    let norm = gradients.iter().flatten().map(square).sum::<f64>().sqrt();
+    // Each tensor on one thread and the sum in their order: the same bits on any number of threads.
+    let squares: Vec<f64> = gradients.par_iter().filter_map(Option::as_ref).map(square).collect();
+    let norm = squares.iter().sum::<f64>().sqrt();
     let factor = if limit > 0.0 { (limit / (norm + 1e-6)).min(1.0) } else { 1.0 };
     (norm, factor)
 }
