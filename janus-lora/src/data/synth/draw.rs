@@ -21,6 +21,11 @@ pub(super) const COLORS: [(&str, Color); 5] = [
     ("purple", [130.0, 50.0, 160.0]),
 ];
 
+/// How far from the middle things stand that do not stand there, in thirds of the picture: a quarter of the picture. Any is
+/// then whole, and in pictures of 64 pixels lies in patches of 8 in the same way wherever it stands, so that a small tower
+/// that knows it in one place knows it in all.
+pub(super) const OUTWARDS: f64 = 0.75;
+
 /// Names of the cells of a 3 x 3 grid, row by row.
 pub(super) const PLACES: [&str; 9] = [
     "top left",

@@ -1,5 +1,5 @@
 //! Inspection photos in small: a brushed metal plate under uneven light, a coloured part on it, and a scratch, a pit, a
-//! stain or nothing wrong, each in a cell of a 3 x 3 grid of its own.
+//! stain or nothing wrong, each in one of nine places of its own.
 //!
 //! What a question asks for can be seen in the image and nowhere else: kind and place of the defect, colour, shape and
 //! place of the part are drawn independently, but for the triples of colour, shape and label that are held out
@@ -8,8 +8,8 @@
 use image::{GrayImage, Rgb, RgbImage};
 
 use super::draw::{
-    COLORS, Color, PLACES, Point, direction, distance_to_stretch, inside, length, mark, mask_png, paint, picture_png,
-    rounded,
+    COLORS, Color, OUTWARDS, PLACES, Point, direction, distance_to_stretch, inside, length, mark, mask_png, paint,
+    picture_png, rounded,
 };
 use super::{Cell, ColumnType, combination};
 use crate::data::random::Random;
@@ -128,7 +128,7 @@ impl Scene {
     }
 
     fn draw_defect(&self, image: &mut RgbImage, mask: &mut GrayImage, random: &mut Random) -> Option<[f32; 4]> {
-        let (width, centre) = cell(image, self.defect_place, random);
+        let (width, centre) = middle_of(image, self.defect_place, random);
         let level = |light: f64, heavy: f64| if self.heavy { heavy } else { light };
         let mut draw = |strength: f64, layers: &[(f64, Color)], depth: &dyn Fn(Point) -> f64| {
             for &(within, color) in layers {
@@ -138,9 +138,9 @@ impl Scene {
         };
         match LABELS[self.label] {
             "scratch" => {
-                // From one side of the cell towards the other, falling or rising, at any slope up to the diagonal.
+                // From one side of the place towards the other, falling or rising, at any slope up to the diagonal.
                 let slope = random.range(-1.0, 1.0);
-                let (half, upright) = (level(0.28, 0.4) * width, random.below(2) == 0);
+                let (half, upright) = (level(0.22, 0.3) * width, random.below(2) == 0);
                 let end = if upright { (slope * half, half) } else { (half, slope * half) };
                 let (start, thickness) = ((-end.0, -end.1), (level(0.072, 0.095) * width).max(1.3));
                 let layers = [(0.0, [40.0, 40.0, 45.0]), (0.45 * thickness, [255.0, 255.0, 255.0])];
@@ -174,26 +174,26 @@ impl Scene {
 fn plate(size: u32, random: &mut Random) -> RgbImage {
     let grey = random.range(142.0, 174.0);
     let tint = [random.range(-6.0, 6.0), random.range(-4.0, 4.0), random.range(-6.0, 6.0)];
-    let (towards, fall) = (direction(random), random.range(0.0, 18.0));
-    let lines: Vec<f64> = (0..size).map(|_| random.range(-8.0, 8.0)).collect();
+    let (towards, fall) = (direction(random), random.range(0.0, 12.0));
+    let lines: Vec<f64> = (0..size).map(|_| random.range(-4.0, 4.0)).collect();
     let half = f64::from(size) / 2.0;
     RgbImage::from_fn(size, size, |x, y| {
         let way = (f64::from(x) - half) * towards.0 + (f64::from(y) - half) * towards.1;
-        let light = grey + fall * way / half + lines[y as usize] + random.range(-6.0, 6.0);
+        let light = grey + fall * way / half + lines[y as usize] + random.range(-3.0, 3.0);
         Rgb(tint.map(|tint| rounded(light + tint)))
     })
 }
 
-/// Width of a cell, and its middle moved by up to a twentieth of that.
-fn cell(image: &RgbImage, place: usize, random: &mut Random) -> (f64, Point) {
+/// A third of the picture, and the middle of a place, moved by up to a fiftieth of that.
+fn middle_of(image: &RgbImage, place: usize, random: &mut Random) -> (f64, Point) {
     let width = f64::from(image.width()) / 3.0;
-    let mut middle = |cell: usize| width * (cell as f64 + 0.5 + random.range(-0.05, 0.05));
+    let mut middle = |step: usize| width * (1.5 + (step as f64 - 1.0) * OUTWARDS + random.range(-0.02, 0.02));
     (width, (middle(place % 3), middle(place / 3)))
 }
 
 fn draw_part(image: &mut RgbImage, place: usize, shape: &str, color: Color, random: &mut Random) {
-    let (width, centre) = cell(image, place, random);
-    let radius = width * random.range(0.34, 0.42);
+    let (width, centre) = middle_of(image, place, random);
+    let radius = width * random.range(0.31, 0.37);
     paint(image, centre, radius + 1.0, color, |(x, y)| {
         inside(match shape {
             "circle" => radius - length((x, y)),
@@ -213,16 +213,17 @@ mod tests {
     use super::super::is_held_out;
     use super::*;
 
-    /// Whether a good part of a cell is not as the plate is.
+    /// Whether a good part of what lies about a place is not as the plate is.
     fn differs(image: &RgbImage, place: usize) -> bool {
-        let cell = image.width() / 3;
-        let (x, y) = (place as u32 % 3 * cell, place as u32 / 3 * cell);
-        let row = (0..cell).flat_map(|dy| (0..cell).map(move |dx| (x + dx, y + dy)));
-        row.filter(|&(x, y)| {
-            let Rgb([r, g, b]) = *image.get_pixel(x, y);
-            r.abs_diff(g) > 20 || g.abs_diff(b) > 20 || !(94..=219).contains(&g)
-        })
-        .count()
+        let reach = image.width() / 8;
+        let (x, y) = ((1 + place as u32 % 3) * 2 * reach, (1 + place as u32 / 3) * 2 * reach);
+        let around = (y - reach..y + reach).flat_map(|y| (x - reach..x + reach).map(move |x| (x, y)));
+        around
+            .filter(|&(x, y)| {
+                let Rgb([r, g, b]) = *image.get_pixel(x, y);
+                r.abs_diff(g) > 20 || g.abs_diff(b) > 20 || !(94..=219).contains(&g)
+            })
+            .count()
             > 12
     }
 

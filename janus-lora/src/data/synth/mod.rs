@@ -43,7 +43,7 @@ use super::random::Random;
 use super::schema::nearest;
 
 /// Raised when a drawing changes, so that no older file of the cache passes for a new one.
-pub(crate) const VERSION: u32 = 6;
+pub(crate) const VERSION: u32 = 7;
 
 const PREFIX: &str = "synth:";
 const KEYS: [&str; 4] = ["rows", "seed", "size", "split"];

@@ -14,7 +14,7 @@ fn specs_have_defaults_and_legal_names() {
     for name in Domain::NAMES {
         let spec = parse(&format!("synth:{name}")).unwrap();
         assert_eq!(spec.to_string(), format!("synth:{name}?rows=512&seed=1&size=64&split=train"));
-        assert_eq!(spec.file_name(), format!("{name}-v6-train-rows512-seed1-size64.parquet"));
+        assert_eq!(spec.file_name(), format!("{name}-v7-train-rows512-seed1-size64.parquet"));
     }
     let other = parse("synth:medical?seed=9&split=eval&size=96&rows=3").unwrap();
     assert_eq!(other, SynthSpec { domain: Domain::Medical, rows: 3, seed: 9, size: 96, eval: true });

@@ -9,7 +9,7 @@
 
 use image::{Rgb, RgbImage};
 
-use super::draw::{Color, PLACES, grain, picture_png, rounded};
+use super::draw::{Color, OUTWARDS, PLACES, grain, picture_png, rounded};
 use super::world_parts::{KINDS, MATERIALS, paint_part};
 use super::{Cell, ColumnType, combination};
 use crate::data::random::Random;
@@ -41,11 +41,6 @@ const SIZES: [&str; 2] = ["small", "large"];
 const COUNTS: [&str; 4] = ["one", "two", "three", "four"];
 const GROUNDS: [&str; 4] = ["plain", "striped", "checked", "dotted"];
 const LIGHTS: [&str; 2] = ["bright", "dim"];
-
-/// How far from the middle parts stand that do not stand there, in cells: a quarter of the picture. Any part is then whole,
-/// and in pictures of 64 pixels lies in patches of 8 in the same way wherever it stands, so that a small tower that knows it
-/// in one place knows it in all.
-const OUTWARDS: f64 = 0.75;
 
 /// Half the width of a small and of a large part, in cells.
 const RADII: [f64; 2] = [0.42, 0.62];
@@ -243,8 +238,8 @@ impl Scene {
 /// A grey or tinted ground, lighter than black parts and darker than white ones. In pictures of 64 pixels a pattern comes
 /// again after 8 of them, so that it can be seen within any patch of that size, and looks the same in all.
 fn ground(size: u32, kind: usize, random: &mut Random) -> RgbImage {
-    let tone = random.range(150.0, 175.0);
-    let tint = [random.range(-6.0, 6.0), random.range(-5.0, 5.0), random.range(-6.0, 6.0)];
+    let tone = random.range(156.0, 168.0);
+    let tint = [random.range(-3.0, 3.0), random.range(-2.0, 2.0), random.range(-3.0, 3.0)];
     let width = (f64::from(size) / 16.0).max(2.0);
     RgbImage::from_fn(size, size, |x, y| {
         let (across, down) = ((f64::from(x) + 0.5) / width, (f64::from(y) + 0.5) / width);

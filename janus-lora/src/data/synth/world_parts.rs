@@ -14,20 +14,6 @@ pub(super) const MATERIALS: [&str; 3] = ["metal", "plastic", "wooden"];
 /// The way to where the light comes from: from above, from the left.
 const LIGHT: Point = (-0.6, -0.8);
 
-const DIAGONAL: f64 = std::f64::consts::FRAC_1_SQRT_2;
-
-/// Directions of a gear's teeth.
-const TEETH: [Point; 8] = [
-    (1.0, 0.0),
-    (DIAGONAL, DIAGONAL),
-    (0.0, 1.0),
-    (-DIAGONAL, DIAGONAL),
-    (-1.0, 0.0),
-    (-DIAGONAL, -DIAGONAL),
-    (0.0, -1.0),
-    (DIAGONAL, -DIAGONAL),
-];
-
 /// Outward directions of three of a hexagon's sides; the others lie opposite.
 const HEXAGON: [Point; 3] = [(1.0, 0.0), (0.5, 0.8660), (-0.5, 0.8660)];
 
@@ -54,11 +40,13 @@ fn depth(kind: usize, point: Point) -> f64 {
             upright.max((0.22 - (y - 0.62).abs()).min(0.82 - x.abs()))
         }
         "cross" => (0.26 - x.abs().min(y.abs())).min(0.9 - x.abs().max(y.abs())),
+        // Six teeth, as wide as the gaps between them: narrower ones are lost in an image tokenizer.
         "gear" => {
-            let tooth = TEETH
-                .iter()
-                .map(|(across, down)| 0.17 - distance_to_stretch(point, (0.0, 0.0), (0.8 * across, 0.8 * down)));
-            (0.68 - far).max(tooth.fold(f64::MIN, f64::max)).min(far - 0.28)
+            let tooth = HEXAGON.iter().map(|(across, down)| {
+                let (across, down) = (0.8 * across, 0.8 * down);
+                0.2 - distance_to_stretch(point, (-across, -down), (across, down))
+            });
+            (0.62 - far).max(tooth.fold(f64::MIN, f64::max)).min(far - 0.26)
         }
         "nut" => hexagon(point, 0.8).min(far - 0.38),
         "plate" => square(point, 0.8),
