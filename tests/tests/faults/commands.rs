@@ -77,6 +77,13 @@ fn what_is_not_understood() {
     place.refuses_with_hint(&generate(["--out", "x.png", "--guidance", "nan"]), &["guidance"]);
     place.refuses_with_hint(&generate(["--out", "x.png", "--temperature=-1", "--seed=1"]), &["temperature"]);
     place.refuses(&generate(["--out", "x.png", "--count", "0"]), &["--count"]);
+    let own = place.read("base/generation_config.json");
+    place.edit_json("base/generation_config.json", |config| config["temperature"] = "hot".into());
+    place.refuses_with_hint(
+        &generate(["--out", "x.png", "--seed", "1"]),
+        &["generation_config.json", "temperature", "hot"],
+    );
+    place.write("base/generation_config.json", own);
     place.refuses(&generate(["--out", "x.png", "--count", "65"]), &["--count"]);
     place.refuses(&["understand", "--base", "base", "What?", "--max-new-tokens", "0"], &["--max-new-tokens"]);
     for temperature in ["nan", "inf", "-0.5"] {

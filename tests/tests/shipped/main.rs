@@ -1,6 +1,7 @@
 //! What lies in the repository ready to use: recipes, the built-in base, adapters.
 #![allow(clippy::unwrap_used)]
 
+mod adapters;
 mod nano;
 mod recipes;
 

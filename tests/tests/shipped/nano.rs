@@ -29,6 +29,25 @@ steps = 1
 dir = "run"
 "#;
 
+/// The file that says how it draws unless a command says otherwise, and what it says.
+const GENERATION: &str = "generation_config.json";
+const GUIDANCE: f64 = 1.5;
+const TEMPERATURE: f64 = 0.7;
+
+#[test]
+fn the_built_in_base_draws_as_its_own_file_says() {
+    let place = Workplace::empty();
+    let codes = |more: &[&str]| {
+        let command =
+            ["generate", "--base", "janus-nano", "A small red metal gear, centre.", "--out", "a.png", "--json"];
+        place.janus(&[&command, more].concat()).expect_success().json()["codes"].clone()
+    };
+    let (guidance, temperature) = (GUIDANCE.to_string(), TEMPERATURE.to_string());
+    let own = codes(&[]);
+    assert_eq!(own, codes(&["--guidance", &guidance, "--temperature", &temperature]));
+    assert_ne!(own, codes(&["--guidance", "5", "--temperature", "1"]));
+}
+
 /// A regression of the shipped weights, or of anything between a picture and an answer, would show here.
 #[test]
 fn the_built_in_base_answers_and_draws_from_any_folder() {
@@ -91,8 +110,17 @@ fn the_recipe_of_the_built_in_base_runs_in_short() {
     };
     let made = names(&place.path("made"));
     assert!(names(&built_in).is_subset(&made), "{made:?}");
-    // All but the weights is what the recipe makes.
-    for name in names(&built_in).iter().filter(|name| *name != "model.safetensors") {
+    // How it draws best was found once it was there.
+    place.edit_json(&format!("made/{GENERATION}"), |config| {
+        config["guidance_scale"] = GUIDANCE.into();
+        config["temperature"] = TEMPERATURE.into();
+    });
+    let parsed = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).unwrap();
+    let (made_config, shipped_config) = (place.read(&format!("made/{GENERATION}")), built_in.join(GENERATION));
+    assert_eq!(parsed(&made_config), parsed(&fs_err::read(shipped_config).unwrap()));
+    // All but that and the weights is what the recipe makes.
+    let is_made = |name: &&String| !["model.safetensors", GENERATION].contains(&name.as_str());
+    for name in names(&built_in).iter().filter(is_made) {
         let (here, shipped) = (place.read(&format!("made/{name}")), fs_err::read(built_in.join(name)).unwrap());
         assert!(here == shipped, "{name} differs from the built-in base's");
     }

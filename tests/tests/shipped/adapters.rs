@@ -1,0 +1,57 @@
+//! The finished adapters over the built-in base.
+
+use std::collections::BTreeSet;
+
+use janus_tests::tiny::Workplace;
+use serde_json::Value;
+
+use crate::repository;
+
+fn folder_of(name: &str) -> String {
+    repository().join("adapters").join(name).to_str().unwrap().to_owned()
+}
+
+/// The figures of an adapter's recipe without and with it, of few rows to evaluate.
+fn evaluated(place: &Workplace, name: &str, tables: usize) -> (Value, Value) {
+    let recipe = repository().join(format!("recipes/{name}.toml"));
+    let (recipe, adapter) = (recipe.to_str().unwrap(), folder_of(name));
+    let mut arguments: Vec<String> = ["eval", recipe, "--adapter", &adapter, "--json"].map(String::from).into();
+    for table in 0..tables {
+        arguments.push(format!("data.{table}.train=synth:{name}?rows=64&seed=1&size=64"));
+        arguments.push(format!("data.{table}.eval=synth:{name}?rows=48&seed=5&size=64&split=eval"));
+    }
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let told = place.janus(&arguments).expect_success().json();
+    (told["before"].clone(), told["after"].clone())
+}
+
+#[test]
+fn every_adapter_has_a_card_a_recipe_and_the_built_in_base() {
+    let root = repository().join("adapters");
+    let catalogue = fs_err::read_to_string(root.join("README.md")).unwrap();
+    let folders = fs_err::read_dir(&root).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
+    let names: BTreeSet<String> =
+        folders.map(|folder| folder.file_name().unwrap().to_str().unwrap().to_owned()).collect();
+    let place = Workplace::empty();
+    for name in &names {
+        assert!(catalogue.contains(&format!("({name}/README.md)")), "{name} is not in the catalogue");
+        assert!(root.join(name).join("README.md").exists(), "{name} has no card");
+        let inspected = place.janus(&["adapter", "inspect", &folder_of(name), "--base", "janus-nano"]).expect_success();
+        assert!(!inspected.stderr.contains("warning"), "{}", inspected.stderr);
+        let recipe = repository().join(format!("recipes/{name}.toml"));
+        place.janus(&["recipe", "check", recipe.to_str().unwrap()]).expect_success();
+    }
+    for name in ["creative", "inspection", "medical"] {
+        assert!(names.contains(name), "{names:?}");
+    }
+}
+
+#[test]
+fn the_inspection_adapter_tells_defects_and_what_to_do() {
+    let place = Workplace::empty();
+    let (before, after) = evaluated(&place, "inspection", 3);
+    let figure = |of: &Value, table: &str, name: &str| of[table][name].as_f64().unwrap();
+    let accuracy = figure(&after, "defects", "accuracy");
+    assert!(accuracy > figure(&after, "defects", "majority_accuracy") + 0.2, "{after}");
+    assert!(figure(&after, "advice", "exact_match") > figure(&before, "advice", "exact_match") + 0.2, "{after}");
+}
