@@ -52,6 +52,27 @@ fn the_inspection_adapter_tells_defects_and_what_to_do() {
     let (before, after) = evaluated(&place, "inspection", 3);
     let figure = |of: &Value, table: &str, name: &str| of[table][name].as_f64().unwrap();
     let accuracy = figure(&after, "defects", "accuracy");
-    assert!(accuracy > figure(&after, "defects", "majority_accuracy") + 0.2, "{after}");
-    assert!(figure(&after, "advice", "exact_match") > figure(&before, "advice", "exact_match") + 0.2, "{after}");
+    assert!(accuracy > figure(&after, "defects", "majority_accuracy") + 0.5, "{after}");
+    assert!(figure(&after, "advice", "exact_match") > figure(&before, "advice", "exact_match") + 0.4, "{after}");
+}
+
+#[test]
+fn the_answers_of_the_cards_are_given() {
+    let place = Workplace::empty();
+    for (name, picture, question, answer) in [
+        ("inspection", "plate", "What should be done?", "Grind the heavy scratch down and brush the plate again."),
+        (
+            "medical",
+            "chest",
+            "Write the report.",
+            "Two nodules. Large nodule in the upper left lung; small nodule in the lower right lung.",
+        ),
+        ("creative", "product", "Write a line of copy.", "Cool and calm: the blue cup."),
+    ] {
+        let (folder, card) = (folder_of(name), folder_of(&format!("{name}/README.md")));
+        let picture = format!("{folder}/{picture}.png");
+        let asked = ["understand", "--base", "janus-nano", "--adapter", &folder, "--image", &picture, question];
+        assert_eq!(place.janus(&asked).expect_success().stdout.trim(), answer);
+        assert!(fs_err::read_to_string(card).unwrap().contains(answer), "the card of {name} says otherwise");
+    }
 }
