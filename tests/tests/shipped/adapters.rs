@@ -11,20 +11,6 @@ fn folder_of(name: &str) -> String {
     repository().join("adapters").join(name).to_str().unwrap().to_owned()
 }
 
-/// The figures of an adapter's recipe without and with it, of few rows to evaluate.
-fn evaluated(place: &Workplace, name: &str, tables: usize) -> (Value, Value) {
-    let recipe = repository().join(format!("recipes/{name}.toml"));
-    let (recipe, adapter) = (recipe.to_str().unwrap(), folder_of(name));
-    let mut arguments: Vec<String> = ["eval", recipe, "--adapter", &adapter, "--json"].map(String::from).into();
-    for table in 0..tables {
-        arguments.push(format!("data.{table}.train=synth:{name}?rows=64&seed=1&size=64"));
-        arguments.push(format!("data.{table}.eval=synth:{name}?rows=48&seed=5&size=64&split=eval"));
-    }
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let told = place.janus(&arguments).expect_success().json();
-    (told["before"].clone(), told["after"].clone())
-}
-
 #[test]
 fn every_adapter_has_a_card_a_recipe_and_the_built_in_base() {
     let root = repository().join("adapters");
@@ -49,11 +35,19 @@ fn every_adapter_has_a_card_a_recipe_and_the_built_in_base() {
 #[test]
 fn the_inspection_adapter_tells_defects_and_what_to_do() {
     let place = Workplace::empty();
-    let (before, after) = evaluated(&place, "inspection", 3);
+    let recipe = repository().join("recipes/inspection.toml");
+    let (recipe, adapter) = (recipe.to_str().unwrap(), folder_of("inspection"));
+    let mut arguments: Vec<String> = ["eval", recipe, "--adapter", &adapter, "--json"].map(String::from).into();
+    for table in 0..3 {
+        arguments.push(format!("data.{table}.train=synth:inspection?rows=64&seed=1&size=64"));
+        arguments.push(format!("data.{table}.eval=synth:inspection?rows=48&seed=5&size=64&split=eval"));
+    }
+    let told = place.janus(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).expect_success().json();
+    let (before, after) = (&told["before"], &told["after"]);
     let figure = |of: &Value, table: &str, name: &str| of[table][name].as_f64().unwrap();
-    let accuracy = figure(&after, "defects", "accuracy");
-    assert!(accuracy > figure(&after, "defects", "majority_accuracy") + 0.5, "{after}");
-    assert!(figure(&after, "advice", "exact_match") > figure(&before, "advice", "exact_match") + 0.4, "{after}");
+    let accuracy = figure(after, "defects", "accuracy");
+    assert!(accuracy > figure(after, "defects", "majority_accuracy") + 0.5, "{after}");
+    assert!(figure(after, "advice", "exact_match") > figure(before, "advice", "exact_match") + 0.4, "{after}");
 }
 
 #[test]
