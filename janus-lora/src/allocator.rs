@@ -14,7 +14,11 @@ pub(crate) fn set_up() {
     {
         /// Fresh pages of a smaller buffer would cost more than they save.
         const MAPPED_FROM_BYTES: libc::c_int = 1 << 20;
-        for (parameter, value) in [(libc::M_MMAP_THRESHOLD, MAPPED_FROM_BYTES), (libc::M_ARENA_MAX, 1)] {
+        /// What a block's scratch takes; told nothing, the C library gives back all above 128 KiB, to ask for it again.
+        const KEPT_BYTES: libc::c_int = 16 << 20;
+        let settings =
+            [(libc::M_MMAP_THRESHOLD, MAPPED_FROM_BYTES), (libc::M_TRIM_THRESHOLD, KEPT_BYTES), (libc::M_ARENA_MAX, 1)];
+        for (parameter, value) in settings {
             // SAFETY: no memory is passed; a refusal leaves the allocator as it was.
             let _ = unsafe { libc::mallopt(parameter, value) };
         }

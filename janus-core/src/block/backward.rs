@@ -2,7 +2,7 @@
 
 use super::forward::{Plan, Saved, activate};
 use super::rows::{gather, gelu_backward, norm, norm_backward, norm_gradients, rotate, scatter, silu_gate_backward};
-use super::thin::{Thin, beside};
+use super::thin::{self, Thin, beside};
 use super::view::{BlockView, MLP, O, Q};
 use crate::kernel::{Element, Finish, Matrix, Rows, Term, attention, product};
 
@@ -36,21 +36,14 @@ impl<E: Element> Sites<'_, E> {
         let sites = self.first..self.first + dy.len();
         let thin = &self.thin[sites.clone()];
         let m = dy[0].count();
-        let d_hidden: Vec<Option<Vec<f32>>> =
-            thin.iter().zip(dy).map(|(thin, dy)| thin.as_ref().map(|thin| thin.d_hidden(*dy))).collect();
+        let d_hidden = thin::d_hidden(thin, dy);
         if thin.iter().any(Option::is_some) {
             let x = x();
             let x = match &x {
                 Input::Held(x) => *x,
                 Input::Made(x) => x.view(),
             };
-            for (site, (thin, dy)) in thin.iter().zip(dy).enumerate() {
-                if let (Some(thin), Some(d_hidden), Some(hidden)) =
-                    (thin, &d_hidden[site], &self.hidden[self.first + site])
-                {
-                    thin.gradients(x, *dy, hidden, d_hidden, flat);
-                }
-            }
+            thin::gradients(thin, x, dy, &self.hidden[sites.clone()], &d_hidden, flat);
         }
         if !wanted {
             return None;

@@ -3,7 +3,7 @@
 use candle_core::Result;
 
 use super::rows::{gather, gelu, norm, rotate, silu_gate};
-use super::thin::Thin;
+use super::thin::{self, Thin};
 use super::view::{BlockView, MLP, O, Q};
 use crate::kernel::attention::{self, Attended, Heads, KeyValues, Segment};
 use crate::kernel::{Element, Finish, Job, Matrix, Rows, Term, products};
@@ -48,7 +48,8 @@ pub(super) fn sites<E: Element, const N: usize>(
     x: Rows<'_, E>,
     add: Option<Rows<'_, E>>,
 ) -> ([Matrix<E>; N], [Option<Vec<f32>>; N]) {
-    let hidden: [Option<Vec<f32>>; N] = std::array::from_fn(|i| thin[first + i].as_ref().map(|thin| thin.hidden(x)));
+    let mut own = thin::hidden(&thin[first..first + N], x).into_iter();
+    let hidden: [Option<Vec<f32>>; N] = std::array::from_fn(|_| own.next().flatten());
     let mut outputs: [Matrix<E>; N] =
         std::array::from_fn(|i| Matrix::new(x.count(), view.linears[first + i].weight.count()));
     let jobs = outputs.iter_mut().enumerate().map(|(i, y)| {

@@ -5,7 +5,7 @@ use half::bf16;
 
 use super::backward::{Input, Sites};
 use super::forward::sites;
-use super::thin::ThinPlan;
+use super::thin::{self, ThinPlan};
 use super::view::{BlockView, LinearView};
 use crate::kernel::Rows;
 use crate::ops::is_composed;
@@ -82,7 +82,7 @@ impl CorrectedLinear {
                     let x_rows = Rows::dense(slices[0], rows, weight.width());
                     let dy = Rows::dense(slices[1], rows, weight.count());
                     let thin = self.thin.read(flat[0]);
-                    let hidden: Vec<_> = thin.iter().map(|thin| thin.as_ref().map(|t| t.hidden(x_rows))).collect();
+                    let hidden = thin::hidden(&thin, x_rows);
                     let sites = Sites { view, thin: &thin, hidden: &hidden, first: 0 };
                     Ok(sites.backward(&[dy], || Input::Held(x_rows), &mut gradients, x.track_op()))
                 })

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::kernel::low_rank::{down, outer, transposed};
+use crate::kernel::low_rank::{down, outer};
 use crate::kernel::{Element, Matrix, Rows};
 use crate::noise;
 use crate::site::LowRank;
@@ -111,6 +111,16 @@ impl SitePlan {
     fn len(&self) -> usize {
         self.rank() * (self.input + self.output)
     }
+
+    /// Where every A lies in the flat tensor.
+    fn place_of_a(&self) -> Range<usize> {
+        self.offset..self.offset + self.rank() * self.input
+    }
+
+    /// Where every B lies in the flat tensor.
+    fn place_of_b(&self) -> Range<usize> {
+        self.place_of_a().end..self.offset + self.len()
+    }
 }
 
 /// The factors of one site: all terms side by side.
@@ -131,7 +141,7 @@ impl<'a> Thin<'a> {
         for term in &plan.terms {
             let (own, rest) = b.split_at(term.rank * plan.output);
             b = rest;
-            scaled_b.extend(transposed(Rows::dense(own, plan.output, term.rank)).into_iter().map(|v| v * term.scale));
+            scaled_b.extend(Rows::dense(own, plan.output, term.rank).turned().into_iter().map(|v| v * term.scale));
         }
         Self { plan, a: Rows::dense(a, rank, plan.input), scaled_b }
     }
@@ -164,13 +174,10 @@ impl<'a> Thin<'a> {
     }
 
     /// `x·Aᵀ` behind the dropout, `[m, rank]`.
-    pub(super) fn hidden<E: Element>(&self, x: Rows<'_, E>) -> Vec<f32> {
-        if !self.drops() {
-            return down(x, self.a);
-        }
+    fn masked_hidden<E: Element>(&self, x: Rows<'_, E>) -> Vec<f32> {
         let mut hidden = vec![0f32; x.count() * self.rank()];
         self.each_input(x, |ranks, x, factor| {
-            let own = down(x, self.a.part(ranks.clone(), 0..self.plan.input));
+            let own = down(&[(x, vec![self.a.part(ranks.clone(), 0..self.plan.input)])]).concat();
             for (row, own) in hidden.chunks_exact_mut(self.rank().max(1)).zip(own.chunks_exact(ranks.len().max(1))) {
                 row[ranks.clone()].iter_mut().zip(own).for_each(|(h, o)| *h = o * factor);
             }
@@ -178,40 +185,25 @@ impl<'a> Thin<'a> {
         hidden
     }
 
-    /// Gradient of [`Thin::hidden`] from that of the site's output, `[m, rank]`.
-    pub(super) fn d_hidden<E: Element>(&self, dy: Rows<'_, E>) -> Vec<f32> {
-        down(dy, self.b())
+    /// Writes the gradient of every A, its input being masked anew.
+    fn masked_gradient_of_a<E: Element>(&self, x: Rows<'_, E>, d_hidden: &[f32], flat: &mut [f32]) {
+        let d_hidden = Rows::dense(d_hidden, x.count(), self.rank());
+        let d_a = &mut flat[self.plan.place_of_a()];
+        self.each_input(x, |ranks, x, factor| {
+            let own = outer(&[(vec![d_hidden.part(0..x.count(), ranks.clone())], x)]).concat();
+            let d_a = &mut d_a[ranks.start * self.plan.input..ranks.end * self.plan.input];
+            d_a.iter_mut().zip(own).for_each(|(d, o)| *d = o * factor);
+        });
     }
 
-    /// Writes the factors' gradients into the flat gradient.
-    pub(super) fn gradients<E: Element>(
-        &self,
-        x: Rows<'_, E>,
-        dy: Rows<'_, E>,
-        hidden: &[f32],
-        d_hidden: &[f32],
-        flat: &mut [f32],
-    ) {
-        let (m, rank) = (x.count(), self.rank());
-        let own = &mut flat[self.plan.offset..self.plan.offset + self.plan.len()];
-        let (d_a, mut d_b) = own.split_at_mut(rank * self.plan.input);
-        let d_hidden = Rows::dense(d_hidden, m, rank);
-        if self.drops() {
-            self.each_input(x, |ranks, x, factor| {
-                let own = outer(d_hidden.part(0..m, ranks.clone()), x);
-                let d_a = &mut d_a[ranks.start * self.plan.input..ranks.end * self.plan.input];
-                d_a.iter_mut().zip(own).for_each(|(d, o)| *d = o * factor);
-            });
-        } else {
-            d_a.copy_from_slice(&outer(d_hidden, x));
-        }
-        let turned = outer(Rows::dense(hidden, m, rank), dy);
-        let mut first = 0;
+    /// Writes the gradient of every B, given that of the scaled Bᵀ, `[rank, output]`.
+    fn gradient_of_b(&self, turned: &[f32], flat: &mut [f32]) {
+        let (mut d_b, mut first) = (&mut flat[self.plan.place_of_b()], 0);
         for term in &self.plan.terms {
             let (own, rest) = d_b.split_at_mut(term.rank * self.plan.output);
             d_b = rest;
             let rows = &turned[first * self.plan.output..][..own.len()];
-            for (target, value) in own.iter_mut().zip(transposed(Rows::dense(rows, term.rank, self.plan.output))) {
+            for (target, value) in own.iter_mut().zip(Rows::dense(rows, term.rank, self.plan.output).turned()) {
                 *target = value * term.scale;
             }
             first += term.rank;
@@ -265,6 +257,63 @@ impl Dropout {
             }
         }
         kept
+    }
+}
+
+/// `x·Aᵀ` behind the dropout, `[m, rank]`, of each of several sites that share their input.
+pub(super) fn hidden<E: Element>(sites: &[Option<Thin<'_>>], x: Rows<'_, E>) -> Vec<Option<Vec<f32>>> {
+    let plain = |thin: &&Thin<'_>| !thin.drops();
+    let factors: Vec<Rows<'_, f32>> = sites.iter().flatten().filter(plain).map(|thin| thin.a).collect();
+    let mut own = if factors.is_empty() { Vec::new() } else { down(&[(x, factors)]) }.into_iter();
+    let mut of_site = |thin: &Thin<'_>| match thin.drops() {
+        true => thin.masked_hidden(x),
+        false => own.next().expect("a result for every factor"),
+    };
+    sites.iter().map(Option::as_ref).map(|thin| thin.map(&mut of_site)).collect()
+}
+
+/// Gradient of each site's [`hidden`] from that of its output, `[m, rank]`.
+pub(super) fn d_hidden<E: Element>(sites: &[Option<Thin<'_>>], dy: &[Rows<'_, E>]) -> Vec<Option<Vec<f32>>> {
+    let factors = sites.iter().zip(dy).filter_map(|(thin, dy)| Some((*dy, vec![thin.as_ref()?.b()])));
+    let mut own = down(&factors.collect::<Vec<_>>()).into_iter();
+    let mut of_site = |_: &Thin<'_>| own.next().expect("a result for every factor");
+    sites.iter().map(Option::as_ref).map(|thin| thin.map(&mut of_site)).collect()
+}
+
+/// Writes the gradients of the factors of sites that share their input into the flat gradient; `hidden` and `d_hidden` are
+/// as the functions of these names return them.
+pub(super) fn gradients<E: Element>(
+    sites: &[Option<Thin<'_>>],
+    x: Rows<'_, E>,
+    dy: &[Rows<'_, E>],
+    hidden: &[Option<Vec<f32>>],
+    d_hidden: &[Option<Vec<f32>>],
+    flat: &mut [f32],
+) {
+    let m = x.count();
+    let mut own = Vec::with_capacity(sites.len());
+    for (((thin, dy), hidden), d_hidden) in sites.iter().zip(dy).zip(hidden).zip(d_hidden) {
+        if let (Some(thin), Some(hidden), Some(d_hidden)) = (thin, hidden, d_hidden) {
+            own.push((thin, *dy, hidden, d_hidden));
+        }
+    }
+    let rows = |thin: &Thin<'_>, values| Rows::dense(values, m, thin.rank());
+    let mut groups: Vec<_> = own.iter().map(|(thin, dy, hidden, _)| (vec![rows(thin, hidden)], *dy)).collect();
+    let plain = own.iter().filter(|(thin, ..)| !thin.drops());
+    let shared: Vec<_> = plain.map(|(thin, _, _, d_hidden)| rows(thin, d_hidden)).collect();
+    if !shared.is_empty() {
+        groups.push((shared, x));
+    }
+    let made = outer(&groups);
+    let (of_b, of_a) = made.split_at(own.len());
+    let mut of_a = of_a.iter();
+    for ((thin, _, _, d_hidden), of_b) in own.iter().zip(of_b) {
+        thin.gradient_of_b(of_b, flat);
+        if thin.drops() {
+            thin.masked_gradient_of_a(x, d_hidden, flat);
+        } else {
+            flat[thin.plan.place_of_a()].copy_from_slice(of_a.next().expect("a result for every factor"));
+        }
     }
 }
 

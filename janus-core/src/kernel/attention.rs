@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::element::Element;
 use super::matrix::Matrix;
 use super::product::{Finish, Term, product_alone};
-use super::rows::Rows;
+use super::rows::{Rows, SharedRows};
 use super::vector::{exp, sum, vectorized};
 
 /// Queries or keys of a block, a multiple of a tile's rows: its scores over a thousand keys stay in the second-level cache.
@@ -64,6 +64,13 @@ impl Segment {
     }
 }
 
+/// Whether no two segments share a query.
+fn are_apart(segments: &[Segment]) -> bool {
+    let mut queries: Vec<&Range<usize>> = segments.iter().map(|segment| &segment.queries).collect();
+    queries.sort_by_key(|queries| queries.start);
+    queries.windows(2).all(|pair| pair[0].end <= pair[1].start)
+}
+
 /// Blocks of at most [`BLOCK`] of `count`.
 fn blocks(count: usize) -> impl Iterator<Item = Range<usize>> {
     (0..count).step_by(BLOCK).map(move |start| start..(start + BLOCK).min(count))
@@ -103,9 +110,6 @@ impl<'a, E: Element> KeyValues<'a, E> {
     }
 }
 
-/// Each query head's `dq`, and `dk` and `dv` of the key head they share, without gaps.
-type GroupGradients<E> = (Vec<Vec<E>>, Vec<f32>, Vec<f32>);
-
 /// What the forward leaves: the output `[tokens, heads · head_dim]`, and each query's log-partition, `[heads, tokens]`.
 #[derive(Debug)]
 pub(crate) struct Attended<E: Element> {
@@ -121,45 +125,60 @@ pub(crate) fn forward<E: Element>(
     segments: &[Segment],
 ) -> Attended<E> {
     let tokens = q.count();
+    assert!(are_apart(segments), "a query is in two segments");
     let items: Vec<(&Segment, usize, Range<usize>)> = segments
         .iter()
         .flat_map(|s| (0..heads.heads).flat_map(move |head| blocks(s.queries.len()).map(move |block| (s, head, block))))
         .collect();
-    let pieces: Vec<(Vec<E>, Vec<f32>)> = items
-        .par_iter()
-        .map_init(Vec::new, |scores: &mut Vec<f32>, (segment, head, block)| {
-            let reach = segment.reach(heads.causal, block);
-            let keys = segment.keys.start..segment.keys.start + reach;
-            let (keys, values) = all.part(heads, heads.kv_head(*head), keys);
-            let rows = segment.queries.start + block.start..segment.queries.start + block.end;
-            scores.resize(scores.len().max(block.len() * reach), 0.0);
-            let scores = &mut scores[..block.len() * reach];
-            let finish = Finish { factor: heads.scale(), ..Finish::default() };
-            let product = Term::transposed(q.part(rows, heads.columns(*head)), keys);
-            product_alone(&[product], finish, scores, reach);
-            let mut probabilities = vec![E::default(); scores.len()];
-            let mut partitions = Vec::with_capacity(block.len());
-            for (i, (scores, probabilities)) in
-                scores.chunks_exact_mut(reach).zip(probabilities.chunks_exact_mut(reach)).enumerate()
-            {
-                let end = if heads.causal { segment.offset() + block.start + i + 1 } else { reach };
-                partitions.push(softmax(&mut scores[..end], &mut probabilities[..end]));
-            }
-            let mut out = vec![E::default(); block.len() * heads.head_dim];
-            let probabilities = Rows::dense(&probabilities, block.len(), reach);
-            let product = Term::plain(probabilities, values);
-            product_alone(&[product], Finish::default(), &mut out, heads.head_dim);
-            (out, partitions)
-        })
-        .collect();
-    let mut out = Matrix::new(tokens, heads.heads * heads.head_dim);
+    let (width, dim) = (heads.heads * heads.head_dim, heads.head_dim);
+    let mut out = Matrix::new(tokens, width);
     let mut log_partitions = vec![0f32; heads.heads * tokens];
-    for ((segment, head, block), (piece, partitions)) in items.into_iter().zip(pieces) {
-        let first = segment.queries.start + block.start;
-        put(&mut out, first, heads.columns(head), &piece);
-        log_partitions[head * tokens + first..][..block.len()].copy_from_slice(&partitions);
-    }
+    let stride = out.stride();
+    let shared_out = SharedRows::new(out.values_mut(), tokens, width, stride);
+    let shared_partitions = SharedRows::new(&mut log_partitions, heads.heads, tokens, tokens);
+    items.par_iter().for_each_init(Forward::default, |buffers, (segment, head, block)| {
+        let Forward { scores, probabilities, out } = buffers;
+        let reach = segment.reach(heads.causal, block);
+        let keys = segment.keys.start..segment.keys.start + reach;
+        let (keys, values) = all.part(heads, heads.kv_head(*head), keys);
+        let rows = segment.queries.start + block.start..segment.queries.start + block.end;
+        scores.resize(scores.len().max(block.len() * reach), 0.0);
+        probabilities.resize(probabilities.len().max(block.len() * reach), E::default());
+        out.resize(out.len().max(block.len() * dim), E::default());
+        let (scores, probabilities) = (&mut scores[..block.len() * reach], &mut probabilities[..block.len() * reach]);
+        let finish = Finish { factor: heads.scale(), ..Finish::default() };
+        let product = Term::transposed(q.part(rows.clone(), heads.columns(*head)), keys);
+        product_alone(&[product], finish, scores, reach);
+        // SAFETY: a query of a head is in one item only.
+        let partitions = unsafe { shared_partitions.place(*head, rows.clone()) };
+        let by_row = scores.chunks_exact_mut(reach).zip(probabilities.chunks_exact_mut(reach)).zip(partitions);
+        for (i, ((scores, probabilities), partition)) in by_row.enumerate() {
+            let end = if heads.causal { segment.offset() + block.start + i + 1 } else { reach };
+            *partition = softmax(&mut scores[..end], &mut probabilities[..end]);
+            probabilities[end..].fill(E::default());
+        }
+        let probabilities = Rows::dense(probabilities, block.len(), reach);
+        product_alone(&[Term::plain(probabilities, values)], Finish::default(), out, dim);
+        for (row, out) in rows.zip(out.chunks_exact(dim.max(1))) {
+            // SAFETY: as above.
+            unsafe { shared_out.place(row, heads.columns(*head)) }.copy_from_slice(out);
+        }
+    });
+    drop(shared_out);
     Attended { out, log_partitions }
+}
+
+/// What a thread's items of the forward have in common.
+struct Forward<E> {
+    scores: Vec<f32>,
+    probabilities: Vec<E>,
+    out: Vec<E>,
+}
+
+impl<E> Default for Forward<E> {
+    fn default() -> Self {
+        Self { scores: Vec::new(), probabilities: Vec::new(), out: Vec::new() }
+    }
 }
 
 /// Gradients of [`forward`]'s inputs: `dq` as `q`, `dk` and `dv` as `k`.
@@ -175,7 +194,12 @@ pub(crate) fn backward<E: Element>(
     let groups = heads.heads / heads.kv_heads;
     let items: Vec<(&Segment, usize)> =
         segments.iter().flat_map(|s| (0..heads.kv_heads).map(move |kv_head| (s, kv_head))).collect();
-    let pieces: Vec<GroupGradients<E>> = items
+    assert!(are_apart(segments), "a query is in two segments");
+    // Rows that no segment has are zero.
+    let (mut dq, dim) = (Matrix::zeros(q.count(), q.width()), heads.head_dim);
+    let stride = dq.stride();
+    let shared_dq = SharedRows::new(dq.values_mut(), q.count(), q.width(), stride);
+    let pieces: Vec<[Vec<f32>; 2]> = items
         .par_iter()
         .map_init(Buffers::default, |buffers, (segment, kv_head)| {
             let size = segment.keys.len() * heads.head_dim;
@@ -183,46 +207,61 @@ pub(crate) fn backward<E: Element>(
             let columns = heads.columns(*kv_head);
             let keys = k.part(segment.keys.clone(), columns.clone());
             let values = v.part(segment.keys.clone(), columns);
-            let turned_keys = turned(keys);
-            let own = (kv_head * groups..(kv_head + 1) * groups)
-                .map(|head| {
-                    let rows = |of: Rows<'_, E>| -> Vec<E> {
-                        // Without gaps: the head's rows are met once for every block of keys.
-                        let part = of.part(segment.queries.clone(), heads.columns(head));
-                        (0..part.count()).flat_map(|i| part.row(i).iter().copied()).collect()
-                    };
-                    let (q, d_out) = (rows(q), rows(d_out));
-                    let count = segment.queries.len();
-                    let partitions =
-                        &attended.log_partitions[head * attended.out.rows() + segment.queries.start..][..count];
-                    let out = attended.out.view().part(segment.queries.clone(), heads.columns(head));
-                    let head = Head {
-                        q: Rows::dense(&q, count, heads.head_dim),
-                        d_out: Rows::dense(&d_out, count, heads.head_dim),
-                        keys,
-                        values,
-                        turned_keys: &turned_keys,
-                        partitions,
-                        deltas: (0..count)
-                            .map(|i| dot(out.row(i), &d_out[i * heads.head_dim..][..heads.head_dim]))
-                            .collect(),
-                    };
-                    head.gradients(heads, segment, buffers, &mut dk, &mut dv)
-                })
-                .collect();
-            (own, dk, dv)
+            let turned_keys = keys.turned();
+            for head in kv_head * groups..(kv_head + 1) * groups {
+                let rows = |of: Rows<'_, E>| -> Vec<E> {
+                    // Without gaps: the head's rows are met once for every block of keys.
+                    let part = of.part(segment.queries.clone(), heads.columns(head));
+                    let mut rows = Vec::with_capacity(part.count() * dim);
+                    (0..part.count()).for_each(|i| rows.extend_from_slice(part.row(i)));
+                    rows
+                };
+                let (q, d_out) = (rows(q), rows(d_out));
+                let count = segment.queries.len();
+                let partitions =
+                    &attended.log_partitions[head * attended.out.rows() + segment.queries.start..][..count];
+                let out = attended.out.view().part(segment.queries.clone(), heads.columns(head));
+                let own = Head {
+                    q: Rows::dense(&q, count, dim),
+                    d_out: Rows::dense(&d_out, count, dim),
+                    keys,
+                    values,
+                    turned_keys: &turned_keys,
+                    partitions,
+                    deltas: (0..count).map(|i| dot(out.row(i), &d_out[i * dim..][..dim])).collect(),
+                };
+                let turned_dq = own.gradients(heads, segment, buffers, &mut dk, &mut dv);
+                let dq = Rows::dense(&turned_dq, dim, count).turned();
+                for (row, dq) in segment.queries.clone().zip(dq.chunks_exact(dim.max(1))) {
+                    // SAFETY: a query of a head is in one item only.
+                    let place = unsafe { shared_dq.place(row, heads.columns(head)) };
+                    place.iter_mut().zip(dq).for_each(|(place, dq)| *place = E::narrow(*dq));
+                }
+            }
+            [dk, dv]
         })
         .collect();
-    // Padding behind a row sees keys of the row's own segment, and keys that nobody sees have no gradient.
-    let mut dq = Matrix::zeros(q.count(), q.width());
-    let (mut dk, mut dv) = (Matrix::zeros(k.count(), k.width()), Matrix::zeros(k.count(), k.width()));
-    for ((segment, kv_head), (own, own_dk, own_dv)) in items.into_iter().zip(pieces) {
-        for (head, own) in (kv_head * groups..).zip(own) {
-            put(&mut dq, segment.queries.start, heads.columns(head), &own);
-        }
-        add(&mut dk, segment.keys.start, heads.columns(kv_head), &own_dk);
-        add(&mut dv, segment.keys.start, heads.columns(kv_head), &own_dv);
-    }
+    drop(shared_dq);
+    let summed = |which: usize| {
+        let mut sums = Matrix::new(k.count(), k.width());
+        let stride = sums.stride();
+        let shared = SharedRows::new(sums.values_mut(), k.count(), k.width(), stride);
+        (0..heads.kv_heads).into_par_iter().for_each(|kv_head| {
+            // SAFETY: the columns of a head are this call's alone.
+            let place = |row| unsafe { shared.place(row, heads.columns(kv_head)) };
+            (0..k.count()).for_each(|row| place(row).fill(E::default()));
+            // Padding behind a row sees keys of the row's own segment: these may have a share in several.
+            for ((segment, _), piece) in items.iter().zip(&pieces).filter(|((_, own), _)| *own == kv_head) {
+                for (row, piece) in segment.keys.clone().zip(piece[which].chunks_exact(dim.max(1))) {
+                    let place = place(row).iter_mut().zip(piece);
+                    place.for_each(|(value, piece)| *value = E::narrow(value.widen() + piece));
+                }
+            }
+        });
+        drop(shared);
+        sums
+    };
+    let (dk, dv) = (summed(0), summed(1));
     [dq, dk, dv]
 }
 
@@ -254,7 +293,7 @@ struct Head<'a, E> {
 }
 
 impl<E: Element> Head<'_, E> {
-    /// Adds the head's share to `dk` and `dv` (`[keys, head_dim]`) and returns its `dq` (`[queries, head_dim]`).
+    /// Adds the head's share to `dk` and `dv` (`[keys, head_dim]`) and returns its `dq`, `[head_dim, queries]`.
     fn gradients(
         &self,
         heads: &Heads,
@@ -262,7 +301,7 @@ impl<E: Element> Head<'_, E> {
         buffers: &mut Buffers<E>,
         dk: &mut [f32],
         dv: &mut [f32],
-    ) -> Vec<E> {
+    ) -> Vec<f32> {
         let (queries, dim, scale) = (self.q.count(), heads.head_dim, heads.scale());
         let mut turned_dq = vec![0f32; dim * queries];
         for block in blocks(self.keys.count()) {
@@ -306,45 +345,7 @@ impl<E: Element> Head<'_, E> {
             let turned_keys = Rows::dense(self.turned_keys, dim, self.keys.count()).part(0..dim, block);
             product_alone(&[Term::plain(turned_keys, d_scores)], add, &mut turned_dq[first..], queries);
         }
-        let turned_dq = Rows::dense(&turned_dq, dim, queries);
-        turned(turned_dq).into_iter().map(E::narrow).collect()
-    }
-}
-
-/// The rows of a matrix as columns, without gaps.
-fn turned<T: Element>(matrix: Rows<'_, T>) -> Vec<T> {
-    const SIDE: usize = 16;
-    let (count, width) = (matrix.count(), matrix.width());
-    let mut turned = vec![T::default(); count * width];
-    for top in (0..count).step_by(SIDE) {
-        for left in (0..width).step_by(SIDE) {
-            for i in top..(top + SIDE).min(count) {
-                let row = &matrix.row(i)[left..(left + SIDE).min(width)];
-                for (j, value) in row.iter().enumerate() {
-                    turned[(left + j) * count + i] = *value;
-                }
-            }
-        }
-    }
-    turned
-}
-
-/// Copies a piece without gaps into rows from `first` on.
-fn put<E: Element>(matrix: &mut Matrix<E>, first: usize, columns: Range<usize>, piece: &[E]) {
-    let stride = matrix.stride();
-    for (i, piece) in piece.chunks_exact(columns.len().max(1)).enumerate() {
-        let at = (first + i) * stride;
-        matrix.values_mut()[at + columns.start..at + columns.end].copy_from_slice(piece);
-    }
-}
-
-/// Adds a piece without gaps to rows from `first` on.
-fn add<E: Element>(matrix: &mut Matrix<E>, first: usize, columns: Range<usize>, piece: &[f32]) {
-    let stride = matrix.stride();
-    for (i, piece) in piece.chunks_exact(columns.len().max(1)).enumerate() {
-        let at = (first + i) * stride;
-        let row = &mut matrix.values_mut()[at + columns.start..at + columns.end];
-        row.iter_mut().zip(piece).for_each(|(value, piece)| *value = E::narrow(value.widen() + piece));
+        turned_dq
     }
 }
 

@@ -233,6 +233,9 @@ unsafe fn pack_transposed<E: Element>(
     }
 }
 
+/// Rows asked for ahead of the one that is laid out: lines of rows whole pages apart are foreseen by no hardware.
+const PACKED_AHEAD: usize = 32;
+
 /// Rows of the matrix are inner steps: f32 rows are copied, bf16 rows zipped two by two.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn pack_plain<E: Element>(first: *const E, stride: usize, inner: usize, columns: usize, lines: &mut [Line]) {
@@ -252,6 +255,9 @@ unsafe fn pack_plain<E: Element>(first: *const E, stride: usize, inner: usize, c
                 false => _mm512_setzero_si512(),
             };
             for step in 0..inner.div_ceil(2) {
+                let ahead = first.wrapping_add((2 * step + PACKED_AHEAD) * stride);
+                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(stride).cast());
                 let (even, odd) = (load(2 * step), load(2 * step + 1));
                 _mm512_store_si512(lines.add(step * LINES).cast(), _mm512_permutex2var_epi16(even, low, odd));
                 _mm512_store_si512(lines.add(step * LINES + 1).cast(), _mm512_permutex2var_epi16(even, high, odd));
@@ -259,6 +265,8 @@ unsafe fn pack_plain<E: Element>(first: *const E, stride: usize, inner: usize, c
         } else {
             for row in 0..inner {
                 for half in 0..LINES {
+                    let ahead = first.wrapping_add((row + PACKED_AHEAD) * stride + half * 16);
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
                     let count = columns.saturating_sub(half * 16).min(16);
                     let values = match count {
                         0 => _mm512_setzero_si512(),

@@ -1,10 +1,10 @@
-//! What one filling of the panels holds, laid out while the tiles of the filling before still run.
+//! What one filling of the panels holds, and how it gets there.
 
 use std::ops::Range;
 
 use super::element::Element;
 use super::level::Level;
-use super::panel::{self, LANES, LINES, Layout, Line, Panel};
+use super::panel::{self, LANES, LINES, Layout, Line, Panel, Side};
 use super::product::Term;
 
 /// Bytes of one panel's chunk: those of two fillings and a block of sums share a core's second-level cache, which is 1 MiB or
@@ -16,9 +16,10 @@ fn panel_bytes(level: Level) -> usize {
 /// Words of inner values laid out at a time: a line of a row of the matrix.
 const UNIT_WORDS: usize = 16;
 
-/// Rows of a block during whose tiles the next chunk is laid out. AVX2 tiles are slow enough for all of them to share in it.
-fn late_rows(level: Level) -> usize {
-    if level >= Level::Avx512 { 120 } else { usize::MAX }
+/// Whether the next chunk is laid out under the tiles of this one. AVX2 tiles are slow enough for that; AVX-512 tiles wait for
+/// the lines under way, and lose what is gained (docs/decisions/0007).
+fn fills_under_tiles(level: Level) -> bool {
+    level == Level::Avx2
 }
 
 /// Some inner steps of a term under the result columns of a block.
@@ -99,51 +100,52 @@ impl<'c, 'a, E: Element> Filling<'c, 'a, E> {
         Self { chunk, level, lines, units: chunk.units(level), asked: 0, done: 0 }
     }
 
-    /// Called before each of `count` tiles of `rows` rows. During the last of them it lays out what it asked for at the call
-    /// before and asks for more, until all is asked for.
-    ///
-    /// The memory is slow and the tiles leave it idle. Not earlier, because the rows that stream by would push out what is
-    /// laid out too soon; and little is under way at a time, because rows whole pages apart meet in the same few sets of the
-    /// cache.
-    pub(super) fn advance(&mut self, call: usize, count: usize, rows: usize) {
-        let late = (late_rows(self.level) / rows).min(count);
-        let Some(call) = (call + late).checked_sub(count) else { return };
+    /// Called before each of `count` tiles: where tiles leave the memory idle, it lays out what it asked for at the call before
+    /// and asks for more. Little is under way at a time, because rows whole pages apart meet in the same few sets of the cache.
+    pub(super) fn advance(&mut self, call: usize, count: usize) {
+        if !fills_under_tiles(self.level) {
+            return;
+        }
         let asked = self.asked;
-        self.lay_out(asked);
-        self.asked = (self.units * (call + 1)).div_ceil(late).min(self.units);
+        for unit in self.done..asked {
+            self.lay_out(unit * UNIT_WORDS, self.chunk.unit(self.level, unit));
+        }
+        self.done = asked;
+        self.asked = (self.units * (call + 1)).div_ceil(count).min(self.units);
         #[cfg(target_arch = "x86_64")]
-        if self.level >= Level::Avx2 {
-            let (panel_lines, layout) = (self.chunk.lines(self.level), self.chunk.layout(self.level));
-            for unit in asked..self.asked {
-                let (rows, columns) =
-                    self.chunk.term.area(self.chunk.unit(self.level, unit), self.chunk.columns.clone());
-                super::prefetch::bring(self.chunk.term.matrix, rows, columns);
-                if layout == Layout::TOGETHER {
-                    for lines in self.lines.chunks_exact(panel_lines).take(self.chunk.panels()) {
-                        super::prefetch::bring_lines(&lines[unit * UNIT_WORDS * LINES..], UNIT_WORDS * LINES);
-                    }
-                }
-            }
+        for unit in asked..self.asked {
+            let (rows, columns) = self.chunk.term.area(self.chunk.unit(self.level, unit), self.chunk.columns.clone());
+            super::prefetch::bring(self.chunk.term.matrix, rows, columns);
         }
     }
 
     /// Lays out all that is missing.
     pub(super) fn complete(&mut self) {
-        self.lay_out(self.units);
-    }
-
-    fn lay_out(&mut self, end: usize) {
-        let (panel_lines, layout) = (self.chunk.lines(self.level), self.chunk.layout(self.level));
-        for unit in self.done..end {
-            let inner = self.chunk.unit(self.level, unit);
-            for (number, lines) in self.lines.chunks_exact_mut(panel_lines).take(self.chunk.panels()).enumerate() {
-                let first = self.chunk.columns.start + number * LANES;
-                let columns = first..(first + LANES).min(self.chunk.columns.end);
-                let Term { matrix, side, .. } = self.chunk.term;
-                let lines = &mut lines[unit * UNIT_WORDS * layout.step..];
-                panel::pack(self.level, matrix, side, inner.clone(), columns, lines, layout);
+        let first = self.done;
+        self.done = self.units;
+        match self.chunk.term.side {
+            // Few rows at a time, each from end to end: the hardware foresees that.
+            Side::Transposed if first < self.units => {
+                let start = self.chunk.unit(self.level, first).start;
+                self.lay_out(first * UNIT_WORDS, start..self.chunk.inner.end);
+            }
+            // What the panels take of a row lies side by side.
+            _ => {
+                for unit in first..self.units {
+                    self.lay_out(unit * UNIT_WORDS, self.chunk.unit(self.level, unit));
+                }
             }
         }
-        self.done = self.done.max(end);
+    }
+
+    /// Lays out some inner steps, the first of which is the panels' step `first`.
+    fn lay_out(&mut self, first: usize, inner: Range<usize>) {
+        let (panel_lines, layout) = (self.chunk.lines(self.level), self.chunk.layout(self.level));
+        for (number, lines) in self.lines.chunks_exact_mut(panel_lines).take(self.chunk.panels()).enumerate() {
+            let start = self.chunk.columns.start + number * LANES;
+            let columns = start..(start + LANES).min(self.chunk.columns.end);
+            let Term { matrix, side, .. } = self.chunk.term;
+            panel::pack(self.level, matrix, side, inner.clone(), columns, &mut lines[first * layout.step..], layout);
+        }
     }
 }

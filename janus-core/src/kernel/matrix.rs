@@ -5,6 +5,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use rayon::prelude::*;
+
 use super::element::Element;
 use super::rows::{Rows, SPREAD};
 
@@ -77,23 +79,20 @@ impl<E: Element> Matrix<E> {
     /// All zeros.
     pub(crate) fn zeros(rows: usize, width: usize) -> Self {
         let mut zeros = Self::new(rows, width);
-        zeros.values_mut().fill(E::default());
+        zeros.values_mut().par_chunks_mut(1 << 16).for_each(|values| values.fill(E::default()));
         zeros
     }
 
     /// The same values as other rows.
     pub(crate) fn copy_of(rows: Rows<'_, E>) -> Self {
-        let mut copy = Self::new(rows.count(), rows.width());
-        for i in 0..rows.count() {
-            copy.values[i * copy.stride..][..copy.width].copy_from_slice(rows.row(i));
-        }
-        copy
+        rows.spread(true)
     }
 
     /// The values without gaps.
     pub(crate) fn to_dense(&self) -> Vec<E> {
-        let mut values = Vec::with_capacity(self.rows * self.width);
-        (0..self.rows).for_each(|i| values.extend_from_slice(self.row(i)));
+        let mut values = vec![E::default(); self.rows * self.width];
+        let rows = values.par_chunks_mut(self.width.max(1)).with_min_len(16).enumerate();
+        rows.for_each(|(i, row)| row.copy_from_slice(self.row(i)));
         values
     }
 

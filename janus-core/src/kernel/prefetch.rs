@@ -5,7 +5,6 @@ use std::mem::size_of;
 use std::ops::Range;
 
 use super::element::Element;
-use super::panel::Line;
 use super::rows::Rows;
 
 /// Asks for the lines of a block of a matrix to be brought near.
@@ -16,14 +15,6 @@ pub(super) fn bring<E: Element>(matrix: Rows<'_, E>, rows: Range<usize>, columns
             // SAFETY: a prefetch touches nothing, whatever its address.
             unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
         }
-    }
-}
-
-/// Asks for lines that are about to be written.
-pub(super) fn bring_lines(lines: &[Line], count: usize) {
-    for line in lines.iter().take(count) {
-        // SAFETY: a prefetch touches nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_ET1>(std::ptr::from_ref(line).cast()) };
     }
 }
 

@@ -11,7 +11,7 @@ use super::element::Element;
 use super::level::{Level, level};
 use super::matrix::Matrix;
 use super::panel::{LANES, Line, Panel, Side};
-use super::rows::{Rows, extent};
+use super::rows::{Rows, SharedRows};
 use super::tile::MAX_ROWS;
 use super::{few_rows, tile};
 
@@ -188,8 +188,7 @@ fn products_at<E: Element, O: Element>(level: Level, parallel: bool, mut jobs: V
                 let next = claim(count.saturating_sub(workers));
                 let ahead = next.as_ref().and_then(|(job, block)| block.chunks(level, &job.terms).next());
                 block.sum(level, &job.terms, is_ready, ahead.as_ref(), scratch);
-                // SAFETY: the assertions of `of` keep every block inside `out`, which is borrowed mutably for as long as
-                // this product exists, and each block, claimed once, has a place of its own.
+                // SAFETY: each block, claimed once, has a place of its own.
                 unsafe { block.write(level, &job.finish, &mut scratch.sums, &job.out) };
                 is_ready = ahead.is_some();
                 current = next.or_else(|| claim(count));
@@ -233,7 +232,7 @@ impl<E: Element, O: Element> Job<'_, E, O> {
 struct Prepared<'a, E, O> {
     terms: Vec<Term<'a, E>>,
     finish: Finish<'a, E>,
-    out: Shared<O>,
+    out: SharedRows<'a, O>,
     m: usize,
     n: usize,
     block_rows: usize,
@@ -249,8 +248,6 @@ impl<'a, E: Element, O: Element> Prepared<'a, E, O> {
         for term in &job.terms {
             assert!(term.x.count == m && term.columns() == n, "terms of different shapes");
         }
-        assert!(n <= job.out_stride || m <= 1, "rows of the result overlap");
-        assert!(extent(m, n, job.out_stride) <= job.out.len(), "the result reaches beyond its values");
         let finish = job.finish;
         if let Some(bias) = finish.bias {
             assert_eq!(bias.len(), n, "bias of another length");
@@ -279,7 +276,7 @@ impl<'a, E: Element, O: Element> Prepared<'a, E, O> {
         Some(Self {
             terms: terms.collect(),
             finish,
-            out: Shared { values: job.out.as_mut_ptr(), stride: job.out_stride },
+            out: SharedRows::new(job.out, m, n, job.out_stride),
             m,
             n,
             block_rows,
@@ -295,15 +292,6 @@ impl<'a, E: Element, O: Element> Prepared<'a, E, O> {
         Block { rows: row..end_row, columns: column..end_column }
     }
 }
-
-/// The result, written by several threads in disjoint blocks.
-struct Shared<O> {
-    values: *mut O,
-    stride: usize,
-}
-
-// SAFETY: threads write disjoint blocks only (see `products_at`).
-unsafe impl<O: Send> Sync for Shared<O> {}
 
 /// Buffers of one thread, kept from product to product.
 #[derive(Default)]
@@ -387,7 +375,7 @@ impl Block {
         let tiles = self.rows.len().div_ceil(tile_rows);
         for number in 0..tiles {
             if let Some(filling) = &mut filling {
-                filling.advance(number, tiles, tile_rows);
+                filling.advance(number, tiles);
             }
             let start = number * tile_rows;
             #[cfg(target_arch = "x86_64")]
@@ -406,13 +394,13 @@ impl Block {
     /// Finishes the sums and writes them, rounded.
     ///
     /// # Safety
-    /// The block lies inside `out`, and no one else touches it there.
+    /// No one else touches the block's place in `out`.
     unsafe fn write<E: Element, O: Element>(
         &self,
         level: Level,
         finish: &Finish<'_, E>,
         sums: &mut [f32],
-        out: &Shared<O>,
+        out: &SharedRows<'_, O>,
     ) {
         #[cfg(target_arch = "x86_64")]
         {
@@ -432,7 +420,12 @@ impl Block {
     /// As [`Block::write`], compiled for AVX-512.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    unsafe fn write_avx512<E: Element, O: Element>(&self, finish: &Finish<'_, E>, sums: &mut [f32], out: &Shared<O>) {
+    unsafe fn write_avx512<E: Element, O: Element>(
+        &self,
+        finish: &Finish<'_, E>,
+        sums: &mut [f32],
+        out: &SharedRows<'_, O>,
+    ) {
         // SAFETY: as this function's own.
         unsafe { self.write_plain(f32::mul_add, finish, sums, out) }
     }
@@ -440,7 +433,12 @@ impl Block {
     /// As [`Block::write`], compiled for AVX2.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn write_avx2<E: Element, O: Element>(&self, finish: &Finish<'_, E>, sums: &mut [f32], out: &Shared<O>) {
+    unsafe fn write_avx2<E: Element, O: Element>(
+        &self,
+        finish: &Finish<'_, E>,
+        sums: &mut [f32],
+        out: &SharedRows<'_, O>,
+    ) {
         // SAFETY: as this function's own.
         unsafe { self.write_plain(f32::mul_add, finish, sums, out) }
     }
@@ -452,7 +450,7 @@ impl Block {
         fused: impl Fn(f32, f32, f32) -> f32,
         finish: &Finish<'_, E>,
         sums: &mut [f32],
-        out: &Shared<O>,
+        out: &SharedRows<'_, O>,
     ) {
         let columns = self.columns.clone();
         for (row, sums) in self.rows.clone().zip(sums.chunks_exact_mut(BLOCK_COLUMNS)) {
@@ -486,10 +484,8 @@ impl Block {
             if let Some(add) = finish.add {
                 sums.iter_mut().zip(&add.row(row)[columns.clone()]).for_each(|(s, a)| *s += a.widen());
             }
-            // SAFETY: the block lies inside `out` and is this call's alone.
-            let out = unsafe {
-                std::slice::from_raw_parts_mut(out.values.add(row * out.stride + columns.start), columns.len())
-            };
+            // SAFETY: the block is this call's alone.
+            let out = unsafe { out.place(row, columns.clone()) };
             if finish.accumulate {
                 out.iter_mut().zip(&*sums).for_each(|(o, s)| *o = O::narrow(o.widen() + *s));
             } else {

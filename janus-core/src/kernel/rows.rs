@@ -1,5 +1,6 @@
 //! Matrices as rows inside a slice.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -85,6 +86,25 @@ impl<'a, E: Element> Rows<'a, E> {
         copies
     }
 
+    /// The rows as columns, without gaps.
+    pub(crate) fn turned(&self) -> Vec<E> {
+        // A square of values at a time, so that neither side's lines are met once a value.
+        const SIDE: usize = 16;
+        let (count, width) = (self.count, self.width);
+        let mut turned = vec![E::default(); count * width];
+        for top in (0..count).step_by(SIDE) {
+            for left in (0..width).step_by(SIDE) {
+                for i in top..(top + SIDE).min(count) {
+                    let row = &self.row(i)[left..(left + SIDE).min(width)];
+                    for (j, value) in row.iter().enumerate() {
+                        turned[(left + j) * count + i] = *value;
+                    }
+                }
+            }
+        }
+        turned
+    }
+
     /// Where the values begin.
     pub(super) fn as_ptr(&self) -> *const E {
         self.values.as_ptr()
@@ -94,6 +114,41 @@ impl<'a, E: Element> Rows<'a, E> {
     #[inline(always)]
     pub(crate) fn row(&self, i: usize) -> &'a [E] {
         &self.values[i * self.stride..][..self.width]
+    }
+}
+
+/// Rows that several threads write, each its own places.
+#[derive(Debug)]
+pub(super) struct SharedRows<'a, E> {
+    values: *mut E,
+    count: usize,
+    width: usize,
+    stride: usize,
+    /// The values are borrowed for as long as this lives.
+    borrow: PhantomData<&'a mut [E]>,
+}
+
+// SAFETY: only [`SharedRows::place`] reaches the values, and its callers keep to places of their own.
+unsafe impl<E: Send> Sync for SharedRows<'_, E> {}
+
+impl<'a, E> SharedRows<'a, E> {
+    /// `count` rows of `width` values, `stride` apart.
+    pub(super) fn new(values: &'a mut [E], count: usize, width: usize, stride: usize) -> Self {
+        assert!(width <= stride || count <= 1, "rows overlap");
+        assert!(extent(count, width, stride) <= values.len(), "rows reach beyond their values");
+        Self { values: values.as_mut_ptr(), count, width, stride, borrow: PhantomData }
+    }
+
+    /// Some columns of a row.
+    ///
+    /// # Safety
+    /// No one else holds any of these values.
+    #[allow(clippy::mut_from_ref, reason = "threads share the matrix and write places of their own")]
+    #[inline(always)]
+    pub(super) unsafe fn place(&self, row: usize, columns: Range<usize>) -> &mut [E] {
+        assert!(row < self.count && columns.start <= columns.end && columns.end <= self.width, "beyond the rows");
+        // SAFETY: `new` saw that every column of every row lies inside the values; the rest is the caller's.
+        unsafe { std::slice::from_raw_parts_mut(self.values.add(row * self.stride + columns.start), columns.len()) }
     }
 }
 
