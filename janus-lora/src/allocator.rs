@@ -25,8 +25,9 @@ pub(crate) fn set_up() {
     }
 }
 
-/// Keeps what is freed for the next step, where memory is not what is short: of a small model, whose buffers are of some
-/// megabytes, fresh pages take up to half of a step's time. [`give_back`] still gives all of it back.
+/// Keeps what is freed for what comes next, where memory is not what is short: a step, a block and a drawn token ask for the
+/// same sizes again and again, and fresh pages take up to half of a small model's step and a tenth of a large one's.
+/// [`give_back`] still gives all of it back.
 pub(crate) fn keep_freed() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {

@@ -11,6 +11,7 @@ mod init;
 mod known;
 mod layout;
 mod names;
+mod pages;
 mod pickle;
 mod random;
 mod safetensors;

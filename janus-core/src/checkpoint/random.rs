@@ -7,11 +7,11 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
-use half::vec::HalfBitsVecExt;
 use rayon::prelude::*;
 
 use super::init::{Fill, fill};
 use super::names::{EMBED_TOKENS, LM_HEAD, expected_tensors};
+use super::values::Value;
 use super::{CheckpointError, init};
 use crate::config::JanusConfig;
 use crate::error::{ModelError, Result};
@@ -79,14 +79,13 @@ fn uniform(key: u64, shape: &[usize], dtype: DType) -> candle_core::Result<Tenso
     if dtype == DType::F32 {
         return Tensor::from_vec(uniform_values(key, count), shape, &Device::Cpu);
     }
-    // A vector of zero bits costs nothing until it is written, one of bf16 zeros would be written twice.
-    let mut bits = vec![0_u16; count];
-    draw(key, &mut bits, |value| bf16::from_f32(value).to_bits());
-    Tensor::from_vec(bits.reinterpret_into::<bf16>(), shape, &Device::Cpu)
+    let mut values = bf16::zeros(count);
+    draw(key, &mut values, bf16::from_f32);
+    Tensor::from_vec(values, shape, &Device::Cpu)
 }
 
 fn uniform_values(key: u64, count: usize) -> Vec<f32> {
-    let mut values = vec![0_f32; count];
+    let mut values = f32::zeros(count);
     draw(key, &mut values, |value| value);
     values
 }

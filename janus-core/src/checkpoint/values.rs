@@ -7,8 +7,8 @@ use half::vec::HalfBitsVecExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::CheckpointError;
 use super::file::WeightsFile;
+use super::{CheckpointError, pages};
 
 /// Bytes read or converted at once: small enough for the cache of a core, large enough to hide the calls.
 const CHUNK_BYTES: usize = 1 << 18;
@@ -38,7 +38,9 @@ macro_rules! value {
             const BYTES: usize = $bytes;
 
             fn zeros(count: usize) -> Vec<Self> {
-                $zeros(count)
+                let zeros: Vec<Self> = $zeros(count);
+                pages::ask_for_large(&zeros);
+                zeros
             }
 
             fn native_bytes(values: &mut [Self]) -> &mut [u8] {

@@ -1,6 +1,7 @@
 //! The two types values are stored in.
 
 use half::bf16;
+use half::vec::HalfBitsVecExt;
 
 use super::matrix::Store;
 
@@ -17,6 +18,9 @@ pub(crate) trait Element: Copy + Send + Sync + Default + std::fmt::Debug + 'stat
 
     /// The values as they are, where they are f32.
     fn as_wide(values: &[Self]) -> Option<&[f32]>;
+
+    /// Zeros; of many, memory of the system that nothing was written to yet.
+    fn zeros(count: usize) -> Vec<Self>;
 
     /// Where buffers of such values wait for their next use.
     fn spares() -> &'static Store<Self>;
@@ -37,6 +41,10 @@ impl Element for f32 {
 
     fn as_wide(values: &[Self]) -> Option<&[f32]> {
         Some(values)
+    }
+
+    fn zeros(count: usize) -> Vec<Self> {
+        vec![0.0; count]
     }
 
     fn spares() -> &'static Store<Self> {
@@ -65,6 +73,11 @@ impl Element for bf16 {
 
     fn as_wide(_: &[Self]) -> Option<&[f32]> {
         None
+    }
+
+    fn zeros(count: usize) -> Vec<Self> {
+        // Of bf16 zeros the compiler does not know that they are all zero bits: each would be written.
+        vec![0_u16; count].reinterpret_into()
     }
 
     fn spares() -> &'static Store<Self> {

@@ -66,7 +66,7 @@ impl<E: Element> Split<E> {
         let ranks: Vec<usize> = factors.iter().map(Rows::count).collect();
         let (rank, width) = (ranks.iter().sum::<usize>(), factors.first().map_or(0, Rows::width));
         let parts = if E::PAIRED { 2 } else { 1 };
-        let mut values = vec![E::default(); parts * rank * width];
+        let mut values = E::zeros(parts * rank * width);
         let (high, low) = values.split_at_mut(rank * width);
         let rows = factors.iter().flat_map(|factor| (0..factor.count()).map(|i| factor.row(i)));
         for (i, row) in rows.enumerate() {

@@ -38,7 +38,7 @@ impl<E: Element> Store<E> {
                 let outgrown = last.map(|last| buffers.swap_remove(last));
                 drop(buffers);
                 drop(outgrown);
-                vec![E::default(); count]
+                E::zeros(count)
             }
         }
     }
@@ -90,7 +90,7 @@ impl<E: Element> Matrix<E> {
 
     /// The values without gaps.
     pub(crate) fn to_dense(&self) -> Vec<E> {
-        let mut values = vec![E::default(); self.rows * self.width];
+        let mut values = E::zeros(self.rows * self.width);
         let rows = values.par_chunks_mut(self.width.max(1)).with_min_len(16).enumerate();
         rows.for_each(|(i, row)| row.copy_from_slice(self.row(i)));
         values

@@ -91,7 +91,7 @@ impl<'a, E: Element> Rows<'a, E> {
         // A square of values at a time, so that neither side's lines are met once a value.
         const SIDE: usize = 16;
         let (count, width) = (self.count, self.width);
-        let mut turned = vec![E::default(); count * width];
+        let mut turned = E::zeros(count * width);
         for top in (0..count).step_by(SIDE) {
             for left in (0..width).step_by(SIDE) {
                 for i in top..(top + SIDE).min(count) {

@@ -30,6 +30,12 @@ pub fn is_composed(device: &Device) -> bool {
     !device.is_cpu() || FORCED.get()
 }
 
+/// Runs `f` on a thread of the pool where its operations on tensors of `device` are code for the processor: their many small
+/// pieces of work do not begin with waking a thread each time.
+pub fn on_pool<T: Send>(device: &Device, f: impl FnOnce() -> T + Send) -> T {
+    if is_composed(device) { f() } else { rayon::scope(|_| f()) }
+}
+
 /// Stands at the door of all code that reads values where only the processor has them.
 ///
 /// # Errors
@@ -47,6 +53,13 @@ mod tests {
 
     use super::*;
     use crate::ops::{self, check};
+
+    #[test]
+    fn work_for_the_processor_is_on_the_pool_and_composed_work_stays() {
+        assert!(rayon::current_thread_index().is_none());
+        assert!(on_pool(&Device::Cpu, rayon::current_thread_index).is_some());
+        assert!(with_composed(|| on_pool(&Device::Cpu, || is_composed(&Device::Cpu))), "the switch is this thread's");
+    }
 
     #[test]
     fn the_switch_ends_with_its_call_even_by_a_panic() {

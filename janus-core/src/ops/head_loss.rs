@@ -121,7 +121,7 @@ fn panels<E: Stored>(
     // `Σ_j exp(logit_j - largest) · weight_j` of each row, rescaled whenever a larger logit is met.
     let mut pulled = vec![0f32; if tracked { rows * width } else { 0 }];
     let mut logits = vec![0f32; CHUNK_ROWS.min(rows) * PANEL_CLASSES.min(classes)];
-    let mut shares = vec![E::default(); logits.len()];
+    let mut shares = E::zeros(logits.len());
     with_slices::<E, _>(&[&hidden.contiguous()?, &weight.contiguous()?], |slices| {
         let (hidden, weight) = (Rows::dense(slices[0], rows, width), Rows::dense(slices[1], classes, width));
         for first in (0..classes).step_by(PANEL_CLASSES) {

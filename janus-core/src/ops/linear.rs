@@ -113,7 +113,7 @@ fn gradient_in<E: Stored>(dy: &Tensor, weight: &Tensor) -> Result<Tensor> {
     if dy.dims().last() != Some(&out) {
         bail!("a gradient of shape {:?} does not fit a weight of shape [{out}, {input}]", dy.dims());
     }
-    let mut dx = vec![E::default(); rows * input];
+    let mut dx = E::zeros(rows * input);
     with_slices::<E, _>(&[dy, weight], |slices| {
         let term = Term::plain(Rows::dense(slices[0], rows, out), Rows::dense(slices[1], out, input));
         product(&[term], Finish::default(), &mut dx, input);
@@ -131,7 +131,7 @@ impl FrozenLinear {
             bail!("input of shape {dims:?} and bias {:?} do not fit a weight of shape [{out}, {input}]", self.bias);
         };
         let rows = layout.shape().elem_count() / input.max(1);
-        let mut y = vec![E::default(); rows * out];
+        let mut y = E::zeros(rows * out);
         let mut parameters = vec![&self.weight];
         parameters.extend(&self.bias);
         with_slices::<E, _>(&parameters, |parameters| {

@@ -44,7 +44,7 @@ mod unrolled;
 pub(crate) mod values;
 
 pub use attention::{AttentionMask, attention};
-pub use composed::{is_composed, with_composed};
+pub use composed::{is_composed, on_pool, with_composed};
 pub use cross_entropy::cross_entropy;
 pub use dropout::dropout;
 pub use group_norm::{GroupNorm, group_norm, group_norm_silu};

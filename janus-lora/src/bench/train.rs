@@ -108,7 +108,6 @@ pub fn train(model: &Model, options: &TrainOptions, status: &dyn Status) -> Resu
     let mut stepper = Stepper::new(trainables, ADAMW, tables, Accumulation::Tokens, CLIP_NORM, SEED)
         .with_recompute(options.recompute);
 
-    crate::allocator::keep_freed();
     let batches = [TableBatch { table: 0, batch, aligned: None }];
     let bar = status.items("training", options.steps as u64);
     let mut seconds = Vec::with_capacity(options.steps);

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{Tensor, Var};
 use janus_core::Janus;
+use janus_core::ops::on_pool;
 use janus_core::pass::{NoiseKey, Pass};
 
 use super::TrainError;
@@ -226,7 +227,7 @@ impl Stepper {
                 done.alignment = Some(value);
                 sum = (sum + (contrast.sum * (share * self.alignment_weight))?)?;
             }
-            let mut gradients = sum.backward()?;
+            let mut gradients = on_pool(sum.device(), || sum.backward())?;
             for (sum, trainable) in sums.iter_mut().zip(self.trainables.iter()) {
                 if let Some(gradient) = take(&mut gradients, &trainable.var) {
                     let gradient = gradient?;

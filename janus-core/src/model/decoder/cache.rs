@@ -195,7 +195,7 @@ pub(crate) struct HeadMajor<E> {
 
 impl<E: Stored> HeadMajor<E> {
     fn new(batch: usize, kv_heads: usize, head_dim: usize, capacity: usize) -> Self {
-        let values = vec![E::default(); batch * kv_heads * capacity * head_dim];
+        let values = E::zeros(batch * kv_heads * capacity * head_dim);
         Self { keys: values.clone(), values, batch, kv_heads, head_dim, capacity, len: 0 }
     }
 
@@ -259,7 +259,7 @@ impl<E: Stored> HeadMajor<E> {
     fn grow(&mut self, capacity: usize) {
         let (old, new) = (self.capacity * self.head_dim, capacity * self.head_dim);
         for values in [&mut self.keys, &mut self.values] {
-            let mut grown = vec![E::default(); self.batch * self.kv_heads * new];
+            let mut grown = E::zeros(self.batch * self.kv_heads * new);
             for (target, source) in grown.chunks_exact_mut(new).zip(values.chunks_exact(old)) {
                 target[..old].copy_from_slice(source);
             }

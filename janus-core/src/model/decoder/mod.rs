@@ -18,7 +18,7 @@ use super::slice::Slice;
 use crate::config::TextConfig;
 use crate::error::{ModelError, Result};
 use crate::ops::rotary::Rotary;
-use crate::ops::{AttentionMask, HeadLoss, is_composed};
+use crate::ops::{AttentionMask, HeadLoss, on_pool};
 use crate::pass::Pass;
 use crate::site::Projection;
 
@@ -239,11 +239,7 @@ impl Decoder {
                 None => Ok(x),
             }
         };
-        if is_composed(embeds.device()) {
-            return layers();
-        }
-        // On a thread of the pool: the many small pieces of work of a short pass do not begin with waking one each time.
-        rayon::scope(|_| layers())
+        on_pool(embeds.device(), layers)
     }
 
     /// The norm that both heads read through.

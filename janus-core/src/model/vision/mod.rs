@@ -17,6 +17,7 @@ use super::projector::Projector;
 use super::slice::Slice;
 use crate::config::VisionConfig;
 use crate::error::{ModelError, Result};
+use crate::ops::on_pool;
 use crate::parameter::Parameter;
 use crate::pass::Pass;
 use crate::site::Projection;
@@ -125,18 +126,20 @@ impl Vision {
             VisionPoint::Blocks(count) => count,
             VisionPoint::Tower | VisionPoint::Aligner => self.layers.len(),
         };
-        let mut x = self.embed(pass, pixels)?;
-        for layer in self.layers.iter().take(blocks) {
-            x = layer.forward(pass, &x)?;
-        }
-        match point {
-            VisionPoint::Blocks(_) => Ok(x),
-            VisionPoint::Tower => self.ends()?.post_layernorm.forward(&x),
-            VisionPoint::Aligner => {
-                let ends = self.ends()?;
-                ends.aligner.forward(pass, &ends.post_layernorm.forward(&x)?)
+        on_pool(pixels.device(), || {
+            let mut x = self.embed(pass, pixels)?;
+            for layer in self.layers.iter().take(blocks) {
+                x = layer.forward(pass, &x)?;
             }
-        }
+            match point {
+                VisionPoint::Blocks(_) => Ok(x),
+                VisionPoint::Tower => self.ends()?.post_layernorm.forward(&x),
+                VisionPoint::Aligner => {
+                    let ends = self.ends()?;
+                    ends.aligner.forward(pass, &ends.post_layernorm.forward(&x)?)
+                }
+            }
+        })
     }
 
     /// From what [`Vision::forward_to`] gave at a point to `[images, patches, hidden]`; both together are
@@ -145,16 +148,18 @@ impl Vision {
     /// # Errors
     /// Another shape than that point's.
     pub fn forward_from(&self, pass: &Pass, point: VisionPoint, hidden: &Tensor) -> Result<Tensor> {
-        let mut x = hidden.clone();
-        if let VisionPoint::Blocks(count) = point {
-            for layer in self.layers.iter().skip(count) {
-                x = layer.forward(pass, &x)?;
+        on_pool(hidden.device(), || {
+            let mut x = hidden.clone();
+            if let VisionPoint::Blocks(count) = point {
+                for layer in self.layers.iter().skip(count) {
+                    x = layer.forward(pass, &x)?;
+                }
+                x = self.ends()?.post_layernorm.forward(&x)?;
             }
-            x = self.ends()?.post_layernorm.forward(&x)?;
-        }
-        if point != VisionPoint::Aligner {
-            x = self.ends()?.aligner.forward(pass, &x)?;
-        }
-        Ok(x)
+            if point != VisionPoint::Aligner {
+                x = self.ends()?.aligner.forward(pass, &x)?;
+            }
+            Ok(x)
+        })
     }
 }
