@@ -2,7 +2,8 @@
 //!
 //! glibc takes a buffer for a mapping of its own from a size on that grows with what is freed, up to 32 MiB; below it, what
 //! is freed stays resident between what is in use. A run's activations are of just these sizes, and what they left behind
-//! depended on the order of sizes. With a fixed size the resident memory is what is in use, which the plan can tell.
+//! depended on the order of sizes. With a fixed size the resident memory is what is in use, which the plan can tell. Where
+//! memory is not what is short, and for answers and pictures, what was freed is kept instead ([`keep_freed`]).
 //!
 //! It also gives each thread a heap of its own, in which what was freed waits for that thread: rows are made ready by one
 //! thread and freed by another. One heap for all takes 7 to 9 % less memory (`recipes/quickstart.toml` 123 of 135 MB); what

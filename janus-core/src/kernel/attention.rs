@@ -66,7 +66,8 @@ impl Segment {
 
 /// Whether no two segments share a query.
 fn are_apart(segments: &[Segment]) -> bool {
-    let mut queries: Vec<&Range<usize>> = segments.iter().map(|segment| &segment.queries).collect();
+    let mut queries: Vec<&Range<usize>> =
+        segments.iter().map(|segment| &segment.queries).filter(|queries| !queries.is_empty()).collect();
     queries.sort_by_key(|queries| queries.start);
     queries.windows(2).all(|pair| pair[0].end <= pair[1].start)
 }
@@ -136,8 +137,8 @@ pub(crate) fn forward<E: Element>(
     let stride = out.stride();
     let shared_out = SharedRows::new(out.values_mut(), tokens, width, stride);
     let shared_partitions = SharedRows::new(&mut log_partitions, heads.heads, tokens, tokens);
-    items.par_iter().for_each_init(Forward::default, |buffers, (segment, head, block)| {
-        let Forward { scores, probabilities, out } = buffers;
+    items.par_iter().for_each_init(ForwardBuffers::default, |buffers, (segment, head, block)| {
+        let ForwardBuffers { scores, probabilities, out } = buffers;
         let reach = segment.reach(heads.causal, block);
         let keys = segment.keys.start..segment.keys.start + reach;
         let (keys, values) = all.part(heads, heads.kv_head(*head), keys);
@@ -164,21 +165,15 @@ pub(crate) fn forward<E: Element>(
             unsafe { shared_out.place(row, heads.columns(*head)) }.copy_from_slice(out);
         }
     });
-    drop(shared_out);
     Attended { out, log_partitions }
 }
 
 /// What a thread's items of the forward have in common.
-struct Forward<E> {
+#[derive(Default)]
+struct ForwardBuffers<E> {
     scores: Vec<f32>,
     probabilities: Vec<E>,
     out: Vec<E>,
-}
-
-impl<E> Default for Forward<E> {
-    fn default() -> Self {
-        Self { scores: Vec::new(), probabilities: Vec::new(), out: Vec::new() }
-    }
 }
 
 /// Gradients of [`forward`]'s inputs: `dq` as `q`, `dk` and `dv` as `k`.
@@ -191,17 +186,18 @@ pub(crate) fn backward<E: Element>(
     heads: &Heads,
     segments: &[Segment],
 ) -> [Matrix<E>; 3] {
+    assert!(are_apart(segments), "a query is in two segments");
+    assert!(k.width() == heads.kv_heads * heads.head_dim, "keys of another width than their heads");
     let groups = heads.heads / heads.kv_heads;
     let items: Vec<(&Segment, usize)> =
         segments.iter().flat_map(|s| (0..heads.kv_heads).map(move |kv_head| (s, kv_head))).collect();
-    assert!(are_apart(segments), "a query is in two segments");
     // Rows that no segment has are zero.
     let (mut dq, dim) = (Matrix::zeros(q.count(), q.width()), heads.head_dim);
     let stride = dq.stride();
     let shared_dq = SharedRows::new(dq.values_mut(), q.count(), q.width(), stride);
     let pieces: Vec<[Vec<f32>; 2]> = items
         .par_iter()
-        .map_init(Buffers::default, |buffers, (segment, kv_head)| {
+        .map_init(BackwardBuffers::default, |buffers, (segment, kv_head)| {
             let size = segment.keys.len() * heads.head_dim;
             let (mut dk, mut dv) = (vec![0f32; size], vec![0f32; size]);
             let columns = heads.columns(*kv_head);
@@ -241,7 +237,6 @@ pub(crate) fn backward<E: Element>(
             [dk, dv]
         })
         .collect();
-    drop(shared_dq);
     let summed = |which: usize| {
         let mut sums = Matrix::new(k.count(), k.width());
         let stride = sums.stride();
@@ -258,7 +253,6 @@ pub(crate) fn backward<E: Element>(
                 }
             }
         });
-        drop(shared);
         sums
     };
     let (dk, dv) = (summed(0), summed(1));
@@ -266,17 +260,12 @@ pub(crate) fn backward<E: Element>(
 }
 
 /// Scores and their gradients of one block of keys.
-struct Buffers<E> {
+#[derive(Default)]
+struct BackwardBuffers<E> {
     scores: Vec<f32>,
     d_probabilities: Vec<f32>,
     probabilities: Vec<E>,
     d_scores: Vec<E>,
-}
-
-impl<E> Default for Buffers<E> {
-    fn default() -> Self {
-        Self { scores: Vec::new(), d_probabilities: Vec::new(), probabilities: Vec::new(), d_scores: Vec::new() }
-    }
 }
 
 /// One query head of one segment.
@@ -298,7 +287,7 @@ impl<E: Element> Head<'_, E> {
         &self,
         heads: &Heads,
         segment: &Segment,
-        buffers: &mut Buffers<E>,
+        buffers: &mut BackwardBuffers<E>,
         dk: &mut [f32],
         dv: &mut [f32],
     ) -> Vec<f32> {
@@ -312,7 +301,7 @@ impl<E: Element> Head<'_, E> {
                 continue;
             }
             let size = block.len() * count;
-            let Buffers { scores, d_probabilities, probabilities, d_scores } = buffers;
+            let BackwardBuffers { scores, d_probabilities, probabilities, d_scores } = buffers;
             scores.resize(size.max(scores.len()), 0.0);
             d_probabilities.resize(size.max(d_probabilities.len()), 0.0);
             probabilities.resize(size.max(probabilities.len()), E::default());
@@ -467,6 +456,13 @@ mod tests {
         for (got, truth) in gradients.iter().zip(&truth) {
             close(&dense(got), truth, bound * 4.0);
         }
+    }
+
+    #[test]
+    fn a_query_in_two_segments_is_seen_in_any_order() {
+        let segment = |queries: Range<usize>| Segment { keys: queries.clone(), queries };
+        assert!(are_apart(&[]) && are_apart(&[segment(4..9), segment(0..4), segment(5..5)]));
+        assert!(!are_apart(&[segment(4..9), segment(0..5)]) && !are_apart(&[segment(0..9), segment(2..3)]));
     }
 
     #[test]

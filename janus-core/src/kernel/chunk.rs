@@ -18,7 +18,7 @@ const UNIT_WORDS: usize = 16;
 
 /// Whether the next chunk is laid out under the tiles of this one. AVX2 tiles are slow enough for that; AVX-512 tiles wait for
 /// the lines under way, and lose what is gained (docs/decisions/0007).
-fn fills_under_tiles(level: Level) -> bool {
+pub(super) fn fills_under_tiles(level: Level) -> bool {
     level == Level::Avx2
 }
 
@@ -100,12 +100,8 @@ impl<'c, 'a, E: Element> Filling<'c, 'a, E> {
         Self { chunk, level, lines, units: chunk.units(level), asked: 0, done: 0 }
     }
 
-    /// Called before each of `count` tiles: where tiles leave the memory idle, it lays out what it asked for at the call before
-    /// and asks for more. Little is under way at a time, because rows whole pages apart meet in the same few sets of the cache.
+    /// Called before each of `count` tiles: it lays out what it asked for at the call before and asks for more. Little is under way at a time, because rows whole pages apart meet in the same few sets of the cache.
     pub(super) fn advance(&mut self, call: usize, count: usize) {
-        if !fills_under_tiles(self.level) {
-            return;
-        }
         let asked = self.asked;
         for unit in self.done..asked {
             self.lay_out(unit * UNIT_WORDS, self.chunk.unit(self.level, unit));

@@ -3,7 +3,7 @@
 //! With bf16 values an f32 factor is split into its bf16 rounding and the rounding of what is left: sixteen bits of
 //! mantissa, so that the factor loses nothing that the values have, and the bf16 product serves. Factors that meet the same
 //! values lie one behind the other in one product, which reads the values once; products of different values are made
-//! together.
+//! together. No group is without factors.
 
 use super::element::Element;
 use super::product::{Finish, Job, Term, products};
@@ -33,8 +33,8 @@ pub(crate) fn outer<E: Element>(groups: &[(Vec<Rows<'_, f32>>, Rows<'_, E>)]) ->
     let splits: Vec<Split<E>> = groups
         .iter()
         .zip(&turned)
-        .map(|((us, x), turned)| {
-            let rows = |(u, turned): (&Rows<'_, f32>, _)| Rows::dense(turned, u.width(), x.count());
+        .map(|((us, _), turned)| {
+            let rows = |(u, turned): (&Rows<'_, f32>, _)| Rows::dense(turned, u.width(), u.count());
             let factors: Vec<Rows<'_, f32>> = us.iter().zip(turned.iter().map(Vec::as_slice)).map(rows).collect();
             Split::of(&factors)
         })
@@ -65,6 +65,7 @@ impl<E: Element> Split<E> {
     fn of(factors: &[Rows<'_, f32>]) -> Self {
         let ranks: Vec<usize> = factors.iter().map(Rows::count).collect();
         let (rank, width) = (ranks.iter().sum::<usize>(), factors.first().map_or(0, Rows::width));
+        assert!(factors.iter().all(|factor| factor.width() == width), "factors of different widths");
         let parts = if E::PAIRED { 2 } else { 1 };
         let mut values = E::zeros(parts * rank * width);
         let (high, low) = values.split_at_mut(rank * width);

@@ -11,7 +11,7 @@
 //! | [`element`] | f32 and bf16 values |
 //! | [`rows`] | matrices as rows inside a slice |
 //! | [`product`] | the driver: blocks, panels, threads, what is added before rounding |
-//! | [`chunk`] | what one filling of the panels holds, laid out while the tiles before it run |
+//! | [`chunk`] | what one filling of the panels holds, and how it gets there |
 //! | [`panel`] | a block of a weight as panels |
 //! | [`tile`] | rows times a panel: the level's tile, and plain Rust, the slow truth |
 //! | `avx512` | panels, tiles and dot products by AVX-512 and AVX512-BF16 |

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
-use super::chunk::{Chunk, Filling};
+use super::chunk::{Chunk, Filling, fills_under_tiles};
 use super::element::Element;
 use super::level::{Level, level};
 use super::matrix::Matrix;
@@ -186,7 +186,8 @@ fn products_at<E: Element, O: Element>(level: Level, parallel: bool, mut jobs: V
             while let Some((job, block)) = current {
                 // The last blocks go to whoever is free; the others are claimed in time to be laid out ahead.
                 let next = claim(count.saturating_sub(workers));
-                let ahead = next.as_ref().and_then(|(job, block)| block.chunks(level, &job.terms).next());
+                let ahead = next.as_ref().filter(|_| fills_under_tiles(level));
+                let ahead = ahead.and_then(|(job, block)| block.chunks(level, &job.terms).next());
                 block.sum(level, &job.terms, is_ready, ahead.as_ref(), scratch);
                 // SAFETY: each block, claimed once, has a place of its own.
                 unsafe { block.write(level, &job.finish, &mut scratch.sums, &job.out) };
@@ -343,13 +344,15 @@ impl Block {
             add = true;
         }
         let mut chunks = self.chunks(level, terms).peekable();
-        if !is_ready && let Some(first) = chunks.peek() {
-            Filling::new(level, first, &mut scratch.panels).complete();
-        }
+        let mut is_ready = is_ready;
         while let Some(chunk) = chunks.next() {
-            let next = chunks.peek().or(ahead);
+            if !is_ready {
+                Filling::new(level, &chunk, &mut scratch.panels).complete();
+            }
+            let next = chunks.peek().or(ahead).filter(|_| fills_under_tiles(level));
             self.tiles(level, &chunk, next, scratch, add);
-            if next.is_some() {
+            is_ready = next.is_some();
+            if is_ready {
                 std::mem::swap(&mut scratch.panels, &mut scratch.ahead);
             }
             add = true;

@@ -19,7 +19,7 @@ fn run_at<E: Element>(
 
 #[test]
 fn products_made_together_are_those_made_alone() {
-    // The panels of one block are laid out under the tiles of the block before, whichever job that belongs to.
+    // Under AVX2 tiles the panels of the next block are laid out, whichever job that belongs to.
     let m = 30;
     let shapes = [(5, 70), (330, 2100), (200, 33), (64, 4100), (1, 1)];
     let x: Vec<Vec<bf16>> = shapes.iter().map(|(_, inner)| values(m * inner, *inner as u64)).collect();

@@ -162,3 +162,53 @@ fn widen<E: Element>(level: Level, values: &[E], wide: &mut [f32]) {
 pub(super) fn extent(count: usize, width: usize, stride: usize) -> usize {
     if count == 0 || width == 0 { 0 } else { (count - 1) * stride + width }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_threads_write_at_once_lies_where_one_would_have_written_it() {
+        let (count, width, stride) = (23, 12, 15);
+        let value = |row: usize, column: usize| (row * 100 + column) as f32;
+        let mut slow = vec![-1f32; extent(count, width, stride)];
+        for row in 0..count {
+            (0..width).for_each(|column| slow[row * stride + column] = value(row, column));
+        }
+        let mut shared = vec![-1f32; slow.len()];
+        let rows = SharedRows::new(&mut shared, count, width, stride);
+        (0..count * 3).into_par_iter().with_max_len(1).for_each(|part| {
+            let (row, columns) = (part / 3, part % 3 * 4..(part % 3 + 1) * 4);
+            // SAFETY: every part is met once, and no two overlap.
+            let place = unsafe { rows.place(row, columns.clone()) };
+            place.iter_mut().zip(columns).for_each(|(place, column)| *place = value(row, column));
+        });
+        assert_eq!(shared, slow);
+    }
+
+    #[test]
+    fn no_place_reaches_beyond_its_rows() {
+        let mut values = vec![0f32; 10];
+        for (count, width, stride) in [(3, 4, 4), (2, 5, 4)] {
+            let refused = std::panic::catch_unwind(|| {
+                SharedRows::new(&mut [0f32; 10], count, width, stride);
+            });
+            assert!(refused.is_err(), "{count} rows of {width}, {stride} apart");
+        }
+        let rows = std::panic::AssertUnwindSafe(SharedRows::new(&mut values, 2, 3, 4));
+        for (row, columns) in [(2, 0..1), (0, 0..4), (1, Range { start: 2, end: 1 })] {
+            // SAFETY: nothing else holds the values, and the place is refused.
+            let place = || unsafe { rows.place(row, columns.clone()) }.len();
+            assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(place)).is_err(), "{row} {columns:?}");
+        }
+    }
+
+    #[test]
+    fn rows_turn_into_columns() {
+        let values: Vec<f32> = (0..19 * 40).map(|i| i as f32).collect();
+        let rows = Rows::new(&values, 19, 37, 40);
+        let turned = rows.turned();
+        assert_eq!(turned.len(), 19 * 37);
+        assert!((0..19).all(|i| (0..37).all(|j| turned[j * 19 + i] == rows.row(i)[j])));
+    }
+}

@@ -79,7 +79,7 @@ pub(crate) fn widen(source: &[bf16], target: &mut [f32]) {
 
 /// Rounds f32 values to bf16, to nearest even.
 pub(crate) fn narrow(source: &[f32]) -> Vec<bf16> {
-    let mut target = vec![bf16::ZERO; source.len()];
+    let mut target = <bf16 as Element>::zeros(source.len());
     if source.len() <= CHUNK {
         target.convert_from_f32_slice(source);
     } else {

@@ -35,6 +35,8 @@ pub(super) fn set_up(asked: Option<usize>) -> Result<()> {
         unsafe { std::env::set_var(name, value) };
     }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("janus-{i}"));
+    // As large as that of `main` mostly is: a backward walks its graph by recursion.
+    let pool = pool.stack_size(8 << 20);
     pool.build_global().map_err(|e| Error::Usage {
         message: format!("cannot start {threads} threads: {e}"),
         hint: "give fewer with `--threads`".into(),

@@ -195,8 +195,8 @@ pub(crate) struct HeadMajor<E> {
 
 impl<E: Stored> HeadMajor<E> {
     fn new(batch: usize, kv_heads: usize, head_dim: usize, capacity: usize) -> Self {
-        let values = E::zeros(batch * kv_heads * capacity * head_dim);
-        Self { keys: values.clone(), values, batch, kv_heads, head_dim, capacity, len: 0 }
+        let count = batch * kv_heads * capacity * head_dim;
+        Self { keys: E::zeros(count), values: E::zeros(count), batch, kv_heads, head_dim, capacity, len: 0 }
     }
 
     /// Tokens held of each row.

@@ -46,7 +46,7 @@ use crate::status::Status;
 use crate::tasks::{Batch, Context};
 
 /// A run that needs less than this part of the memory there is keeps what it frees.
-const ROOMY: u64 = 4;
+const ROOMY: u64 = 2;
 
 /// Rows that are looked at together until some of them tell a task's whole way.
 const MOST_TOLD_ROWS: usize = 4;
