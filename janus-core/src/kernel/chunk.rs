@@ -100,7 +100,8 @@ impl<'c, 'a, E: Element> Filling<'c, 'a, E> {
         Self { chunk, level, lines, units: chunk.units(level), asked: 0, done: 0 }
     }
 
-    /// Called before each of `count` tiles: it lays out what it asked for at the call before and asks for more. Little is under way at a time, because rows whole pages apart meet in the same few sets of the cache.
+    /// Called before each of `count` tiles: it lays out what it asked for at the call before and asks for more. Little is under
+    /// way at a time, because rows whole pages apart meet in the same few sets of the cache.
     pub(super) fn advance(&mut self, call: usize, count: usize) {
         let asked = self.asked;
         for unit in self.done..asked {
