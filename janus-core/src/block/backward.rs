@@ -94,7 +94,7 @@ pub(super) fn backward<E: Element>(
     let below_mlp = below_second_norm || second_norm.is_trained();
 
     let into_inner = below_mlp || thin[MLP..last].iter().any(Option::is_some);
-    let own_dy = Matrix::copy_of(dy);
+    let own_dy = dy.spread(true);
     let activated = || Input::Made(activate(&saved.inner));
     let d_activated = sites(last).backward(&[own_dy.view()], activated, flat, into_inner)?;
     drop(own_dy);

@@ -75,7 +75,7 @@ macro_rules! value {
     };
 }
 
-// Zeros of these two kinds, and not of bf16 and f16, come as memory of the system that nothing was written to.
+// Zeros of f32 and u16, and not of bf16 and f16, come as memory of the system that nothing was written to.
 value!(f32, 4, |count| vec![0.0; count], std::convert::identity, std::convert::identity);
 value!(bf16, 2, <bf16 as crate::kernel::Element>::zeros, bf16::to_f32, bf16::from_f32);
 value!(f16, 2, |count| vec![0_u16; count].reinterpret_into(), f16::to_f32, f16::from_f32);

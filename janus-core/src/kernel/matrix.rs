@@ -83,11 +83,6 @@ impl<E: Element> Matrix<E> {
         zeros
     }
 
-    /// The same values as other rows.
-    pub(crate) fn copy_of(rows: Rows<'_, E>) -> Self {
-        rows.spread(true)
-    }
-
     /// The values without gaps.
     pub(crate) fn to_dense(&self) -> Vec<E> {
         let mut values = E::zeros(self.rows * self.width);

@@ -67,7 +67,7 @@ impl<'a, E: Element> Rows<'a, E> {
     }
 
     /// The same rows further apart.
-    pub(super) fn spread(&self, parallel: bool) -> Matrix<E> {
+    pub(crate) fn spread(&self, parallel: bool) -> Matrix<E> {
         self.copied(parallel, |values, copy| copy.copy_from_slice(values))
     }
 
