@@ -188,10 +188,9 @@ fn products_at<E: Element, O: Element>(level: Level, parallel: bool, mut jobs: V
                 let next = claim(count.saturating_sub(workers));
                 let ahead = next.as_ref().filter(|_| fills_under_tiles(level));
                 let ahead = ahead.and_then(|(job, block)| block.chunks(level, &job.terms).next());
-                block.sum(level, &job.terms, is_ready, ahead.as_ref(), scratch);
+                is_ready = block.sum(level, &job.terms, is_ready, ahead.as_ref(), scratch);
                 // SAFETY: each block, claimed once, has a place of its own.
                 unsafe { block.write(level, &job.finish, &mut scratch.sums, &job.out) };
-                is_ready = ahead.is_some();
                 current = next.or_else(|| claim(count));
             }
         });
@@ -322,8 +321,8 @@ impl Block {
         paneled.flat_map(move |term| Chunk::of(level, *term, columns.clone()))
     }
 
-    /// Fills the block's sums, `[rows, BLOCK_COLUMNS]`. `is_ready` says that the first chunk is laid out; `ahead` is laid out
-    /// afterwards.
+    /// Fills the block's sums, `[rows, BLOCK_COLUMNS]`. `is_ready` says that the first chunk is laid out. Returns whether `ahead`
+    /// is laid out afterwards, which happens under the block's own tiles, if there are any.
     fn sum<E: Element>(
         &self,
         level: Level,
@@ -331,7 +330,7 @@ impl Block {
         is_ready: bool,
         ahead: Option<&Chunk<'_, E>>,
         scratch: &mut Scratch,
-    ) {
+    ) -> bool {
         scratch.sums.resize(self.rows.len() * BLOCK_COLUMNS, 0.0);
         let mut add = false;
         for term in terms.iter().filter(|term| term.is_few_rows()) {
@@ -360,6 +359,7 @@ impl Block {
         if !add {
             scratch.sums.fill(0.0);
         }
+        is_ready
     }
 
     /// Adds the rows of one chunk times its panels to the sums, and lays out the panels of the next one.

@@ -19,30 +19,29 @@ fn run_at<E: Element>(
 
 #[test]
 fn products_made_together_are_those_made_alone() {
-    // Under AVX2 tiles the panels of the next block are laid out, whichever job that belongs to.
-    let m = 30;
-    let shapes = [(5, 70), (330, 2100), (200, 33), (64, 4100), (1, 1)];
-    let x: Vec<Vec<bf16>> = shapes.iter().map(|(_, inner)| values(m * inner, *inner as u64)).collect();
-    let weights: Vec<Vec<bf16>> = shapes.iter().map(|(n, inner)| values(n * inner, *n as u64)).collect();
+    // Under AVX2 tiles the panels of the next block are laid out, whichever job that belongs to; few rows have neither.
+    let shapes = [(30, 5, 70), (30, 330, 2100), (3, 200, 33), (30, 64, 4100), (7, 900, 40), (30, 70, 60), (30, 1, 1)];
+    let x: Vec<Vec<bf16>> = shapes.iter().map(|(m, _, inner)| values(m * inner, *inner as u64)).collect();
+    let weights: Vec<Vec<bf16>> = shapes.iter().map(|(_, n, inner)| values(n * inner, *n as u64)).collect();
     let term = |i: usize| {
-        let (n, inner) = shapes[i];
+        let (m, n, inner) = shapes[i];
         let x = Rows::dense(&x[i], m, inner);
         match i % 2 {
             0 => Term::transposed(x, Rows::dense(&weights[i], n, inner)),
             _ => Term::plain(x, Rows::dense(&weights[i], inner, n)),
         }
     };
-    let jobs = |out: &mut [Vec<f32>], parallel| {
-        let job = |(i, out)| Job { terms: vec![term(i)], finish: Finish::default(), out, out_stride: shapes[i].0 };
+    let jobs = |level, out: &mut [Vec<f32>], parallel| {
+        let job = |(i, out)| Job { terms: vec![term(i)], finish: Finish::default(), out, out_stride: shapes[i].1 };
         let jobs = out.iter_mut().map(Vec::as_mut_slice).enumerate().map(job).collect();
-        products_at(level(), parallel, jobs);
+        products_at(level, parallel, jobs);
     };
-    for parallel in [false, true] {
-        let mut together: Vec<Vec<f32>> = shapes.iter().map(|(n, _)| vec![0.0; m * n]).collect();
-        jobs(&mut together, parallel);
+    for (level, parallel) in levels().into_iter().flat_map(|level| [(level, false), (level, true)]) {
+        let mut together: Vec<Vec<f32>> = shapes.iter().map(|(m, n, _)| vec![0.0; m * n]).collect();
+        jobs(level, &mut together, parallel);
         for (i, together) in together.iter().enumerate() {
             let mut alone = vec![0f32; together.len()];
-            run_at(Level::Plain, false, &[term(i)], Finish::default(), &mut alone, shapes[i].0);
+            run_at(Level::Plain, false, &[term(i)], Finish::default(), &mut alone, shapes[i].1);
             close(together, &alone, 1e-3);
         }
     }
