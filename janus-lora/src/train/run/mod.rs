@@ -195,7 +195,7 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
     let number = stages.iter().position(|stage| step < stage.end()).unwrap_or(stages.len() - 1);
     for (number, stage) in stages.iter().enumerate().filter(|(other, _)| *other != number && step == 0) {
         let opened = stage.open(number, base.clone(), adapter.clone(), device, status)?;
-        check_coverage(stage, &opened)?;
+        check_coverage(stage, &opened, status)?;
     }
     if let Some(checkpoint) = &resumed {
         let note = adapter.note.take();
@@ -207,7 +207,7 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
     let stage_base = stages::with_copies(base, known, &adapter, &cache_settings)?;
     let mut opened = stages[number].open(number, stage_base, adapter, device, status)?;
     let opening_seconds = prepared.started.elapsed().as_secs_f64();
-    check_coverage(&stages[number], &opened)?;
+    check_coverage(&stages[number], &opened, status)?;
 
     let mut feeder = Feeder::new(&stages[number].recipe, &stages[number].tables, number)?;
     let mut saved_step = None;
@@ -575,7 +575,7 @@ pub(super) fn stepper(recipe: &Recipe, tables: &[RecipeTable], trainables: Train
 }
 
 /// The first rows of each table that can must give every trainable tensor a gradient.
-fn check_coverage(stage: &Stage, opened: &Opened) -> Result<()> {
+fn check_coverage(stage: &Stage, opened: &Opened, status: &dyn Status) -> Result<()> {
     let (Stage { recipe, tables, .. }, Opened { base, model, stepper }) = (stage, opened);
     let mut batches = Vec::with_capacity(tables.len());
     for (table, source) in tables.iter().enumerate() {
@@ -602,5 +602,11 @@ fn check_coverage(stage: &Stage, opened: &Opened) -> Result<()> {
             }
         }
     }
-    require_gradients(stepper, model, &batches)
+    // Over a large base it takes as long as a step.
+    let count = batches.len() as u64;
+    let bar = status.items("gradient check", count);
+    let checked = require_gradients(stepper, model, &batches);
+    bar.set(count, count);
+    bar.finish();
+    checked
 }
