@@ -128,7 +128,7 @@ fn boxes_are_learnt_found_and_drawn() {
 #[test]
 fn masks_are_learnt_measured_at_their_own_size_and_drawn() {
     let place = place("task = \"segment\"");
-    place.janus(&["train", "recipe.toml"]).expect_success();
+    place.janus(&["train", "recipe.toml", "train.steps=400"]).expect_success();
     let figures = after(&place);
     assert!(figures["dice"].as_f64().unwrap() > 0.9, "{figures}");
     assert!((figures["empty_mask_dice"].as_f64().unwrap() - 1.0 / 6.0).abs() < 1e-9, "{figures}");

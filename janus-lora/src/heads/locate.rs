@@ -12,8 +12,9 @@ use janus_core::config::JanusConfig;
 use super::layers::{doubled, grid, normalised, softplus, with_neighbours};
 use super::{First, Head, Value};
 
-/// Width of the head.
-const CHANNELS: usize = 64;
+/// Width of the head: a quarter of the features' between these bounds, so that over a small base the head stays small beside it.
+const LEAST_CHANNELS: usize = 16;
+const MOST_CHANNELS: usize = 64;
 /// Grids are doubled until they have so many places a side.
 const LEAST_SIDE: usize = 16;
 /// Balance and focus of the focal loss, as in its paper.
@@ -47,6 +48,11 @@ pub struct Found {
     pub score: f32,
 }
 
+/// Width of the head over a base.
+fn channels(config: &JanusConfig) -> usize {
+    (config.vision.projection_dim / 4).clamp(LEAST_CHANNELS, MOST_CHANNELS)
+}
+
 /// Places a side of each grid, the coarsest first.
 fn sides(config: &JanusConfig) -> Vec<usize> {
     let mut sides = vec![config.vision.num_patches().isqrt()];
@@ -59,14 +65,14 @@ fn sides(config: &JanusConfig) -> Vec<usize> {
 /// `project` from the features, `up.N` to the next finer grid, `near` over each place's neighbourhood, and what a place tells:
 /// `class`, `side` and `centre`, with a factor on the sides for each grid.
 pub(super) fn values(config: &JanusConfig, labels: usize) -> Vec<Value> {
-    let hidden = config.vision.projection_dim;
+    let (hidden, channels) = (config.vision.projection_dim, channels(config));
     let levels = sides(config).len();
-    let mut values = Value::affine("project", hidden, CHANNELS);
-    (1..levels).for_each(|level| values.extend(Value::affine(&format!("up.{level}"), CHANNELS, 4 * CHANNELS)));
-    values.extend(Value::affine("near", 9 * CHANNELS, CHANNELS));
+    let mut values = Value::affine("project", hidden, channels);
+    (1..levels).for_each(|level| values.extend(Value::affine(&format!("up.{level}"), channels, 4 * channels)));
+    values.extend(Value::affine("near", 9 * channels, channels));
     for (name, outputs, bias) in [("class", labels, (PRIOR / (1.0 - PRIOR)).ln()), ("side", 4, 0.0), ("centre", 1, 0.0)]
     {
-        values.push(Value::new(&format!("{name}.weight"), &[outputs, CHANNELS], First::Normal(0.01)));
+        values.push(Value::new(&format!("{name}.weight"), &[outputs, channels], First::Normal(0.01)));
         values.push(Value::new(&format!("{name}.bias"), &[outputs], First::Constant(bias)));
     }
     values.push(Value::new("scale", &[levels], First::Constant(1.0)));
@@ -77,7 +83,7 @@ pub(super) fn values(config: &JanusConfig, labels: usize) -> Vec<Value> {
 /// the four parts that the next finer grid is made of.
 pub(super) fn activation_values(config: &JanusConfig) -> usize {
     let places: usize = sides(config).iter().map(|side| side * side).sum();
-    places * CHANNELS * 2 * (9 + 9 + 2 + 4)
+    places * channels(config) * 2 * (9 + 9 + 2 + 4)
 }
 
 /// What every place of every grid says.

@@ -9,12 +9,19 @@ use janus_core::processing::Frame;
 use super::layers::{doubled, grid, normalised, softplus, with_neighbours};
 use super::{First, Head, Value};
 
-/// Width of the head.
-const CHANNELS: usize = 32;
+/// Width of the head: an eighth of the mid features' between these bounds, so that over a small base the head stays small
+/// beside it.
+const LEAST_CHANNELS: usize = 16;
+const MOST_CHANNELS: usize = 32;
 /// Pixels of the square that a place of the mask stands for at most, a side.
 const PLACE_PIXELS: usize = 4;
 /// Places a side of the mask at least, where the square has as many pixels.
 const LEAST_SIDE: usize = 32;
+
+/// Width of the head over a base.
+fn channels(config: &JanusConfig) -> usize {
+    (config.vision.projection_dim / 8).clamp(LEAST_CHANNELS, MOST_CHANNELS)
+}
 
 /// How often the grid of patches is doubled.
 fn doublings(config: &JanusConfig) -> usize {
@@ -34,12 +41,13 @@ pub fn side(config: &JanusConfig) -> usize {
 
 /// `mid` and `low` from the features, `up.N` to the next finer grid, `near` over each place's neighbourhood, then `mask`.
 pub(super) fn values(config: &JanusConfig) -> Vec<Value> {
-    let mut values = Value::affine("mid", config.vision.projection_dim, CHANNELS);
-    values.extend(Value::affine("low", config.vision.hidden_size, CHANNELS));
+    let channels = channels(config);
+    let mut values = Value::affine("mid", config.vision.projection_dim, channels);
+    values.extend(Value::affine("low", config.vision.hidden_size, channels));
     let ups = 1..=doublings(config);
-    ups.for_each(|level| values.extend(Value::affine(&format!("up.{level}"), CHANNELS, 4 * CHANNELS)));
-    values.extend(Value::affine("near", 9 * CHANNELS, CHANNELS));
-    values.push(Value::new("mask.weight", &[1, CHANNELS], First::Normal(0.01)));
+    ups.for_each(|level| values.extend(Value::affine(&format!("up.{level}"), channels, 4 * channels)));
+    values.extend(Value::affine("near", 9 * channels, channels));
+    values.push(Value::new("mask.weight", &[1, channels], First::Normal(0.01)));
     values.push(Value::new("mask.bias", &[1], First::Constant(0.0)));
     values
 }
@@ -47,7 +55,7 @@ pub(super) fn values(config: &JanusConfig) -> Vec<Value> {
 /// Values of the finest grid with their gradients: each place's neighbourhood, as nine parts and together, what is made of
 /// it, and what it was made of.
 pub(super) fn activation_values(config: &JanusConfig) -> usize {
-    side(config) * side(config) * CHANNELS * 2 * (9 + 9 + 2 + 4)
+    side(config) * side(config) * channels(config) * 2 * (9 + 9 + 2 + 4)
 }
 
 /// Low features, `[images, patches, width]`, and mid ones, `[images, patches, hidden]`, to logits, `[images, side, side]`.
