@@ -4,8 +4,15 @@
 use janus_core::Janus;
 
 use super::TrainError;
+use super::stages::{Opened, Stage};
 use super::step::{Stepper, TableBatch};
 use crate::error::Result;
+use crate::mifs::Aligned;
+use crate::status::Status;
+use crate::tasks::{Batch, Context};
+
+/// Rows that are looked at together until some of them tell a task's whole way.
+const MOST_TOLD_ROWS: usize = 4;
 
 /// A step after all that is different at the start of a run.
 const LATE: u64 = u64::MAX;
@@ -24,4 +31,41 @@ pub fn require_gradients(stepper: &Stepper, model: &Janus, batches: &[TableBatch
         .map(|(trainable, _)| trainable.name.clone())
         .collect();
     if missing.is_empty() { Ok(()) } else { Err(TrainError::NoGradient { tensors: missing }.into()) }
+}
+
+/// The first rows of each table that can must give every trainable tensor a gradient.
+pub(super) fn check_coverage(stage: &Stage, opened: &Opened, status: &dyn Status) -> Result<()> {
+    let (Stage { recipe, tables, .. }, Opened { base, model, stepper }) = (stage, opened);
+    let mut batches = Vec::with_capacity(tables.len());
+    for (table, source) in tables.iter().enumerate() {
+        if source.section.loss_weight == 0.0 {
+            continue;
+        }
+        let context = Context { base, model, draw: None };
+        let mut samples = Vec::new();
+        for row in source.train.rows()? {
+            samples.push(source.task.sample(context, &row?)?);
+            let batch = Batch::collate(base, &samples)?;
+            if batch.is_telling() {
+                let aligned = if recipe.mifs.is_some() { Aligned::of(base, model, &samples)? } else { None };
+                // Two pictures are aligned at least, where the table has any.
+                let has_pictures = samples.iter().any(|sample| !sample.images().is_empty());
+                if recipe.mifs.is_none() || aligned.is_some() || !has_pictures {
+                    batches.push(TableBatch { table, batch, aligned });
+                    break;
+                }
+            }
+            // Of a long way to a row that tells something, only the last ones are kept.
+            if samples.len() > MOST_TOLD_ROWS {
+                samples.remove(0);
+            }
+        }
+    }
+    // Over a large base it takes as long as a step.
+    let count = batches.len() as u64;
+    let bar = status.items("gradient check", count);
+    let checked = require_gradients(stepper, model, &batches);
+    bar.set(count, count);
+    bar.finish();
+    checked
 }

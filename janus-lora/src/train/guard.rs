@@ -10,10 +10,13 @@ use crate::recipe::{EarlyStopping, Goal};
 const WINDOW: usize = 100;
 /// Fewer losses than these say nothing of what is usual.
 const LEAST: usize = 20;
-/// A loss is a spike where it lies so many standard deviations above the mean of the window...
+/// A loss is a spike where it lies so many standard deviations above the mean of the window, its logarithm above that of
+/// their logarithms, too, so that what is nearly always right and then not quite gives no alarm...
 const DEVIATIONS: f64 = 6.0;
-/// ...and is larger than the mean by this share of it, so that a loss that hardly moves at all gives no alarm.
+/// ...and is larger than the mean by this share of it, so that a loss that hardly moves at all gives none either.
 const SHARE: f64 = 0.5;
+/// Losses below this have its logarithm.
+const LEAST_LOSS: f64 = 1e-9;
 
 /// What a run knows of itself beside its tensors.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -80,9 +83,12 @@ impl LossWatch {
         let mut spikes = Vec::new();
         for (number, (window, loss)) in self.0.iter_mut().zip(losses).enumerate() {
             let Some(loss) = *loss else { continue };
-            let mean = window.iter().sum::<f64>() / window.len().max(1) as f64;
-            let variance = window.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / window.len().max(1) as f64;
-            if window.len() >= LEAST && loss > mean + (DEVIATIONS * variance.sqrt()).max(SHARE * mean.abs()) {
+            let (mean, deviation) = mean_and_deviation(window.iter().copied());
+            let logarithm = |loss: f64| loss.max(LEAST_LOSS).ln();
+            let (usual, spread) = mean_and_deviation(window.iter().map(|x| logarithm(*x)));
+            let is_far = loss > mean + (DEVIATIONS * deviation).max(SHARE * mean.abs())
+                && logarithm(loss) > usual + DEVIATIONS * spread;
+            if window.len() >= LEAST && is_far {
                 spikes.push((number, loss, mean));
             }
             if window.len() >= WINDOW {
@@ -92,6 +98,12 @@ impl LossWatch {
         }
         spikes
     }
+}
+
+fn mean_and_deviation(values: impl ExactSizeIterator<Item = f64> + Clone) -> (f64, f64) {
+    let count = values.len().max(1) as f64;
+    let mean = values.clone().sum::<f64>() / count;
+    (mean, (values.map(|x| (x - mean).powi(2)).sum::<f64>() / count).sqrt())
 }
 
 impl Progress {
@@ -160,9 +172,9 @@ mod tests {
             assert_eq!(watch.observe(&[Some(wave), None]), [], "step {step}");
         }
         assert_eq!(watch.0[0].len(), WINDOW);
-        let spikes = watch.observe(&[Some(3.6), Some(9.0)]);
+        let spikes = watch.observe(&[Some(4.2), Some(9.0)]);
         assert_eq!(spikes.len(), 1, "a table's first losses are none");
-        assert_eq!((spikes[0].0, spikes[0].1), (0, 3.6));
+        assert_eq!((spikes[0].0, spikes[0].1), (0, 4.2));
         assert!((spikes[0].2 - 2.3).abs() < 0.02, "{spikes:?}");
         // A loss that hardly moves: many deviations, no alarm.
         let mut still = LossWatch::default();
@@ -171,6 +183,14 @@ mod tests {
         }
         assert_eq!(still.observe(&[Some(1.4)]), []);
         assert_eq!(still.observe(&[Some(1.6)]).len(), 1);
+        // Answers that are nearly always right: one that is not is many deviations away, and as usual as that.
+        let mut learnt = LossWatch::default();
+        for step in 0..100 {
+            let loss = if step % 25 == 24 { 0.3 } else { 1e-4 * 4f64.powi(step % 5) };
+            assert_eq!(learnt.observe(&[Some(loss)]), [], "step {step}");
+        }
+        assert_eq!(learnt.observe(&[Some(2.0)]), []);
+        assert_eq!(learnt.observe(&[Some(0.0)]), []);
     }
 
     #[test]

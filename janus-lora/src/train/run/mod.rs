@@ -13,7 +13,7 @@ use candle_core::{DType, Device};
 use serde_json::{Value, json};
 
 use super::checkpoint::{self, State};
-use super::coverage::require_gradients;
+use super::coverage::check_coverage;
 use super::error::rows_listed;
 use super::feeder::{Feeder, FeederState, stage_seed};
 use super::files::RunFiles;
@@ -25,7 +25,7 @@ use super::optimizer::AdamWConfig;
 use super::plan::{Plan, compute_type, parts};
 use super::schedule::LearningRate;
 use super::stages::{self, Opened, Stage};
-use super::step::{StepReport, Stepper, TableBatch, TableLoss};
+use super::step::{StepReport, Stepper, TableLoss};
 use super::tables::{RecipeTable, open_tables};
 use super::trainable::Trainables;
 use super::{TrainError, signals};
@@ -38,18 +38,13 @@ use crate::error::{Error, Result};
 use crate::eval::{Metrics, Networks, evaluate};
 use crate::fingerprint::PendingFingerprint;
 use crate::heads::Heads;
-use crate::mifs::Aligned;
 use crate::recipe::{Recipe, to_toml};
 use crate::report::Sight;
 use crate::report::samples::Stand;
 use crate::status::Status;
-use crate::tasks::{Batch, Context};
 
 /// A run that needs less than this part of the memory there is keeps what it frees.
 const ROOMY: u64 = 2;
-
-/// Rows that are looked at together until some of them tell a task's whole way.
-const MOST_TOLD_ROWS: usize = 4;
 
 /// A recipe whose base and tables are open and whose run is worked out.
 #[derive(Debug)]
@@ -572,41 +567,4 @@ pub(super) fn stepper(recipe: &Recipe, tables: &[RecipeTable], trainables: Train
     Stepper::new(trainables, config, losses, train.accumulation, train.clip_norm, seed)
         .with_quantize_from(quantize_from)
         .with_alignment_weight(recipe.mifs.as_ref().map_or(0.0, |mifs| mifs.weight))
-}
-
-/// The first rows of each table that can must give every trainable tensor a gradient.
-fn check_coverage(stage: &Stage, opened: &Opened, status: &dyn Status) -> Result<()> {
-    let (Stage { recipe, tables, .. }, Opened { base, model, stepper }) = (stage, opened);
-    let mut batches = Vec::with_capacity(tables.len());
-    for (table, source) in tables.iter().enumerate() {
-        if source.section.loss_weight == 0.0 {
-            continue;
-        }
-        let context = Context { base, model, draw: None };
-        let mut samples = Vec::new();
-        for row in source.train.rows()? {
-            samples.push(source.task.sample(context, &row?)?);
-            let batch = Batch::collate(base, &samples)?;
-            if batch.is_telling() {
-                let aligned = if recipe.mifs.is_some() { Aligned::of(base, model, &samples)? } else { None };
-                // Two pictures are aligned at least, where the table has any.
-                let has_pictures = samples.iter().any(|sample| !sample.images().is_empty());
-                if recipe.mifs.is_none() || aligned.is_some() || !has_pictures {
-                    batches.push(TableBatch { table, batch, aligned });
-                    break;
-                }
-            }
-            // Of a long way to a row that tells something, only the last ones are kept.
-            if samples.len() > MOST_TOLD_ROWS {
-                samples.remove(0);
-            }
-        }
-    }
-    // Over a large base it takes as long as a step.
-    let count = batches.len() as u64;
-    let bar = status.items("gradient check", count);
-    let checked = require_gradients(stepper, model, &batches);
-    bar.set(count, count);
-    bar.finish();
-    checked
 }
