@@ -1,10 +1,22 @@
 //! What heads are built of, on grids of features `[images, rows, columns, channels]` in f32, all of it differentiable.
 
 use candle_core::{D, DType, Result, Tensor};
+use janus_core::config::JanusConfig;
 use janus_core::ops::select_rows;
 
 /// Added to the features' variance before its root is taken.
 const EPS: f64 = 1e-6;
+
+/// Values of a place's features over which heads have their full width.
+const FULL_FEATURES: usize = 256;
+/// Width that heads have at least.
+const LEAST_CHANNELS: usize = 16;
+
+/// Width of a head that has `most` channels over large bases: over a small one its share of them, so that the head stays
+/// small beside it.
+pub(super) fn channels(config: &JanusConfig, most: usize) -> usize {
+    (config.vision.projection_dim * most / FULL_FEATURES).clamp(LEAST_CHANNELS, most)
+}
 
 /// Features of each place brought to mean zero and variance one, in f32: the base's have a scale of their own, which an
 /// optimiser's step would have to find.

@@ -9,11 +9,10 @@ use candle_core::{D, Device, Result, Tensor};
 use candle_nn::ops::sigmoid;
 use janus_core::config::JanusConfig;
 
-use super::layers::{doubled, grid, normalised, softplus, with_neighbours};
+use super::layers::{channels, doubled, grid, normalised, softplus, with_neighbours};
 use super::{First, Head, Value};
 
-/// Width of the head: a quarter of the features' between these bounds, so that over a small base the head stays small beside it.
-const LEAST_CHANNELS: usize = 16;
+/// Width of the head over large bases.
 const MOST_CHANNELS: usize = 64;
 /// Grids are doubled until they have so many places a side.
 const LEAST_SIDE: usize = 16;
@@ -48,11 +47,6 @@ pub struct Found {
     pub score: f32,
 }
 
-/// Width of the head over a base.
-fn channels(config: &JanusConfig) -> usize {
-    (config.vision.projection_dim / 4).clamp(LEAST_CHANNELS, MOST_CHANNELS)
-}
-
 /// Places a side of each grid, the coarsest first.
 fn sides(config: &JanusConfig) -> Vec<usize> {
     let mut sides = vec![config.vision.num_patches().isqrt()];
@@ -65,7 +59,7 @@ fn sides(config: &JanusConfig) -> Vec<usize> {
 /// `project` from the features, `up.N` to the next finer grid, `near` over each place's neighbourhood, and what a place tells:
 /// `class`, `side` and `centre`, with a factor on the sides for each grid.
 pub(super) fn values(config: &JanusConfig, labels: usize) -> Vec<Value> {
-    let (hidden, channels) = (config.vision.projection_dim, channels(config));
+    let (hidden, channels) = (config.vision.projection_dim, channels(config, MOST_CHANNELS));
     let levels = sides(config).len();
     let mut values = Value::affine("project", hidden, channels);
     (1..levels).for_each(|level| values.extend(Value::affine(&format!("up.{level}"), channels, 4 * channels)));
@@ -83,7 +77,7 @@ pub(super) fn values(config: &JanusConfig, labels: usize) -> Vec<Value> {
 /// the four parts that the next finer grid is made of.
 pub(super) fn activation_values(config: &JanusConfig) -> usize {
     let places: usize = sides(config).iter().map(|side| side * side).sum();
-    places * channels(config) * 2 * (9 + 9 + 2 + 4)
+    places * channels(config, MOST_CHANNELS) * 2 * (9 + 9 + 2 + 4)
 }
 
 /// What every place of every grid says.

@@ -6,22 +6,15 @@ use candle_nn::ops::sigmoid;
 use janus_core::config::JanusConfig;
 use janus_core::processing::Frame;
 
-use super::layers::{doubled, grid, normalised, softplus, with_neighbours};
+use super::layers::{channels, doubled, grid, normalised, softplus, with_neighbours};
 use super::{First, Head, Value};
 
-/// Width of the head: an eighth of the mid features' between these bounds, so that over a small base the head stays small
-/// beside it.
-const LEAST_CHANNELS: usize = 16;
+/// Width of the head over large bases.
 const MOST_CHANNELS: usize = 32;
 /// Pixels of the square that a place of the mask stands for at most, a side.
 const PLACE_PIXELS: usize = 4;
 /// Places a side of the mask at least, where the square has as many pixels.
 const LEAST_SIDE: usize = 32;
-
-/// Width of the head over a base.
-fn channels(config: &JanusConfig) -> usize {
-    (config.vision.projection_dim / 8).clamp(LEAST_CHANNELS, MOST_CHANNELS)
-}
 
 /// How often the grid of patches is doubled.
 fn doublings(config: &JanusConfig) -> usize {
@@ -41,7 +34,7 @@ pub fn side(config: &JanusConfig) -> usize {
 
 /// `mid` and `low` from the features, `up.N` to the next finer grid, `near` over each place's neighbourhood, then `mask`.
 pub(super) fn values(config: &JanusConfig) -> Vec<Value> {
-    let channels = channels(config);
+    let channels = channels(config, MOST_CHANNELS);
     let mut values = Value::affine("mid", config.vision.projection_dim, channels);
     values.extend(Value::affine("low", config.vision.hidden_size, channels));
     let ups = 1..=doublings(config);
@@ -55,7 +48,7 @@ pub(super) fn values(config: &JanusConfig) -> Vec<Value> {
 /// Values of the finest grid with their gradients: each place's neighbourhood, as nine parts and together, what is made of
 /// it, and what it was made of.
 pub(super) fn activation_values(config: &JanusConfig) -> usize {
-    side(config) * side(config) * channels(config) * 2 * (9 + 9 + 2 + 4)
+    side(config) * side(config) * channels(config, MOST_CHANNELS) * 2 * (9 + 9 + 2 + 4)
 }
 
 /// Low features, `[images, patches, width]`, and mid ones, `[images, patches, hidden]`, to logits, `[images, side, side]`.

@@ -78,7 +78,7 @@ fn the_built_in_base_answers_and_draws_from_any_folder() {
 fn the_recipe_of_the_built_in_base_runs_in_short() {
     let place = Workplace::empty();
     fs_err::copy(repository().join("recipes/janus-nano.toml"), place.path("nano.toml")).unwrap();
-    let tables = 10;
+    let (tables, stages) = (10, 6);
     let rows = |key: &str, tail: &str| -> Vec<String> {
         (0..tables).map(|table| format!("data.{table}.{key}=synth:world?rows=8&seed=1&size=64{tail}")).collect()
     };
@@ -87,10 +87,11 @@ fn the_recipe_of_the_built_in_base_runs_in_short() {
     arguments.extend(rows("train", ""));
     // Enough for every kind.
     arguments.push("data.2.train=synth:world?rows=96&seed=1&size=64".to_owned());
-    arguments.extend((0..6).map(|stage| format!("stage.{stage}.steps=2")));
-    arguments.extend((0..6).map(|stage| format!("stage.{stage}.train.batch_size=6")));
+    arguments.extend((0..stages).map(|stage| format!("stage.{stage}.steps=2")));
+    arguments.extend((0..stages).map(|stage| format!("stage.{stage}.train.batch_size=6")));
     arguments.push("train.warmup_steps=0".to_owned());
-    for table in [0, 1, 2, 3, 4, 6, 7, 8, 9] {
+    // Conversations are not evaluated.
+    for table in (0..tables).filter(|table| *table != 5) {
         arguments.push(format!("data.{table}.eval=synth:world?rows=4&seed=1&size=64&split=eval"));
     }
     place.janus(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).expect_success();
