@@ -8,8 +8,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::element::Element;
+use super::finish::Finish;
 use super::matrix::Matrix;
-use super::product::{Finish, Term, product_alone};
+use super::product::{Term, product_alone};
 use super::rows::{Rows, SharedRows};
 use super::vector::{exp, sum, vectorized};
 

@@ -6,7 +6,8 @@
 //! together. No group is without factors.
 
 use super::element::Element;
-use super::product::{Finish, Job, Term, products};
+use super::finish::Finish;
+use super::product::{Job, Term, products};
 use super::rows::Rows;
 use super::vector::vectorized;
 

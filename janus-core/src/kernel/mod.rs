@@ -17,6 +17,7 @@
 //! | `avx512` | panels, tiles and dot products by AVX-512 and AVX512-BF16 |
 //! | `avx2` | the same by AVX2, in f32 |
 //! | `prefetch` | lines asked for ahead |
+//! | [`finish`] | what is added to a product's sums, and their rounding |
 //! | [`few_rows`] | few rows: the matrix read once where it lies, at memory speed |
 //! | [`picture`] | pictures with their channels side by side, group norm |
 //! | [`winograd`] | 3 x 3 convolutions |
@@ -36,6 +37,7 @@ mod avx512;
 mod chunk;
 pub(crate) mod element;
 mod few_rows;
+mod finish;
 pub(crate) mod level;
 pub(crate) mod low_rank;
 pub(crate) mod matrix;
@@ -53,6 +55,7 @@ pub(crate) mod vector;
 pub(crate) mod winograd;
 
 pub(crate) use element::Element;
+pub(crate) use finish::Finish;
 pub(crate) use matrix::Matrix;
-pub(crate) use product::{Finish, Job, Term, product, products};
+pub(crate) use product::{Job, Term, product, products};
 pub(crate) use rows::Rows;

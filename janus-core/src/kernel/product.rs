@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::chunk::{Chunk, Filling, fills_under_tiles};
 use super::element::Element;
+use super::finish::{self, Finish};
 use super::level::{Level, level};
 use super::matrix::Matrix;
 use super::panel::{LANES, Line, Panel, Side};
@@ -16,7 +17,7 @@ use super::tile::MAX_ROWS;
 use super::{few_rows, tile};
 
 /// Result columns of a block: two panels.
-const BLOCK_COLUMNS: usize = 2 * LANES;
+pub(super) const BLOCK_COLUMNS: usize = 2 * LANES;
 
 /// Rows of a block of sums, a multiple of every tile's rows.
 const BLOCK_ROWS: usize = 768;
@@ -96,27 +97,6 @@ impl<'a, E: Element> Term<'a, E> {
     }
 }
 
-/// What happens to the sums before they are rounded, in this order.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Finish<'a, E> {
-    /// Factor on the sums.
-    pub(crate) factor: f32,
-    /// `[n]`, added to every row.
-    pub(crate) bias: Option<&'a [E]>,
-    /// `left: [m, rank]` times `right: [rank, n]`, added.
-    pub(crate) low_rank: Option<(Rows<'a, f32>, Rows<'a, f32>)>,
-    /// `[m, n]`, added.
-    pub(crate) add: Option<Rows<'a, E>>,
-    /// Whether what the result held before is added, too.
-    pub(crate) accumulate: bool,
-}
-
-impl<E> Default for Finish<'_, E> {
-    fn default() -> Self {
-        Self { factor: 1.0, bias: None, low_rank: None, add: None, accumulate: false }
-    }
-}
-
 /// A product to be made: `out = finish(Σ terms)`, `out: [m, n]` with rows `out_stride` apart.
 #[derive(Debug)]
 pub(crate) struct Job<'a, E, O> {
@@ -189,8 +169,8 @@ fn products_at<E: Element, O: Element>(level: Level, parallel: bool, mut jobs: V
                 let ahead = next.as_ref().filter(|_| fills_under_tiles(level));
                 let ahead = ahead.and_then(|(job, block)| block.chunks(level, &job.terms).next());
                 is_ready = block.sum(level, &job.terms, is_ready, ahead.as_ref(), scratch);
-                // SAFETY: each block, claimed once, has a place of its own.
-                unsafe { block.write(level, &job.finish, &mut scratch.sums, &job.out) };
+                // SAFETY: the level is the processor's, and each block, claimed once, has a place of its own.
+                unsafe { finish::write(level, block.rows, block.columns, &job.finish, &scratch.sums, &job.out) };
                 current = next.or_else(|| claim(count));
             }
         });
@@ -391,109 +371,6 @@ impl Block {
         }
         if let Some(mut filling) = filling {
             filling.complete();
-        }
-    }
-
-    /// Finishes the sums and writes them, rounded.
-    ///
-    /// # Safety
-    /// No one else touches the block's place in `out`.
-    unsafe fn write<E: Element, O: Element>(
-        &self,
-        level: Level,
-        finish: &Finish<'_, E>,
-        sums: &mut [f32],
-        out: &SharedRows<'_, O>,
-    ) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if level >= Level::Avx512 {
-                // SAFETY: the processor has the instructions; the rest as this function's own.
-                return unsafe { self.write_avx512(finish, sums, out) };
-            }
-            if level >= Level::Avx2 {
-                // SAFETY: as above.
-                return unsafe { self.write_avx2(finish, sums, out) };
-            }
-        }
-        // SAFETY: as this function's own.
-        unsafe { self.write_plain(|a, b, c| a * b + c, finish, sums, out) }
-    }
-
-    /// As [`Block::write`], compiled for AVX-512.
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    unsafe fn write_avx512<E: Element, O: Element>(
-        &self,
-        finish: &Finish<'_, E>,
-        sums: &mut [f32],
-        out: &SharedRows<'_, O>,
-    ) {
-        // SAFETY: as this function's own.
-        unsafe { self.write_plain(f32::mul_add, finish, sums, out) }
-    }
-
-    /// As [`Block::write`], compiled for AVX2.
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn write_avx2<E: Element, O: Element>(
-        &self,
-        finish: &Finish<'_, E>,
-        sums: &mut [f32],
-        out: &SharedRows<'_, O>,
-    ) {
-        // SAFETY: as this function's own.
-        unsafe { self.write_plain(f32::mul_add, finish, sums, out) }
-    }
-
-    /// As [`Block::write`] with a given fused product.
-    #[inline(always)]
-    unsafe fn write_plain<E: Element, O: Element>(
-        &self,
-        fused: impl Fn(f32, f32, f32) -> f32,
-        finish: &Finish<'_, E>,
-        sums: &mut [f32],
-        out: &SharedRows<'_, O>,
-    ) {
-        let columns = self.columns.clone();
-        for (row, sums) in self.rows.clone().zip(sums.chunks_exact_mut(BLOCK_COLUMNS)) {
-            let sums = &mut sums[..columns.len()];
-            if finish.factor != 1.0 {
-                sums.iter_mut().for_each(|s| *s *= finish.factor);
-            }
-            if let Some(bias) = finish.bias {
-                sums.iter_mut().zip(&bias[columns.clone()]).for_each(|(s, b)| *s += b.widen());
-            }
-            if let Some((left, right)) = finish.low_rank {
-                let left = left.row(row);
-                let values = |j: usize| &right.row(j)[columns.clone()];
-                if let Ok(whole) = <&mut [f32; BLOCK_COLUMNS]>::try_from(&mut *sums) {
-                    // Of a size known here, so that the sums stay in registers over the whole rank.
-                    let mut lanes = *whole;
-                    for (j, factor) in left.iter().enumerate() {
-                        if let Ok(values) = <&[f32; BLOCK_COLUMNS]>::try_from(values(j)) {
-                            for (lane, r) in lanes.iter_mut().zip(values) {
-                                *lane = fused(*factor, *r, *lane);
-                            }
-                        }
-                    }
-                    *whole = lanes;
-                } else {
-                    for (j, factor) in left.iter().enumerate() {
-                        sums.iter_mut().zip(values(j)).for_each(|(s, r)| *s = fused(*factor, *r, *s));
-                    }
-                }
-            }
-            if let Some(add) = finish.add {
-                sums.iter_mut().zip(&add.row(row)[columns.clone()]).for_each(|(s, a)| *s += a.widen());
-            }
-            // SAFETY: the block is this call's alone.
-            let out = unsafe { out.place(row, columns.clone()) };
-            if finish.accumulate {
-                out.iter_mut().zip(&*sums).for_each(|(o, s)| *o = O::narrow(o.widen() + *s));
-            } else {
-                out.iter_mut().zip(&*sums).for_each(|(o, s)| *o = O::narrow(*s));
-            }
         }
     }
 }
