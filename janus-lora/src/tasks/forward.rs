@@ -33,6 +33,8 @@ pub struct TextBatch {
     pub images: Vec<Image>,
     /// The id that image features replace.
     pub placeholder: u32,
+    /// How many of each image's last patches are in `ids`; all without.
+    pub last_patches: Option<usize>,
 }
 
 /// Prompts and the codes of their images.
@@ -198,7 +200,8 @@ impl TextBatch {
             ids.extend_from_slice(&sample.ids);
         }
         let lengths: Vec<usize> = samples.iter().map(|sample| sample.ids.len()).collect();
-        Self { ids, rows: 1, placement: Placement::packed(&lengths), places, labels, images, placeholder }
+        let placement = Placement::packed(&lengths);
+        Self { ids, rows: 1, placement, places, labels, images, placeholder, last_patches: None }
     }
 
     /// `rows` rows of equal length as they are, padding included: `ids`, `mask` (true = a token) and `labels` (negative
@@ -216,7 +219,8 @@ impl TextBatch {
         for (row, labels) in labels.chunks(length.max(1)).enumerate() {
             predict(labels, row * length, &mut places, &mut targets);
         }
-        Self { ids, rows, placement: Placement::masked(mask, rows), places, labels: targets, images, placeholder }
+        let placement = Placement::masked(mask, rows);
+        Self { ids, rows, placement, places, labels: targets, images, placeholder, last_patches: None }
     }
 
     /// Tokens of a row, padding included.
@@ -234,7 +238,10 @@ impl TextBatch {
     /// # Errors
     /// Images that cannot be decoded, or pixels of another size than the model's.
     pub fn features(&self, model: &Janus, pass: &Pass) -> Result<Option<Tensor>> {
-        cache::features(model, pass, &self.images)
+        let features = cache::features(model, pass, &self.images)?;
+        let (Some(features), Some(last)) = (&features, self.last_patches) else { return Ok(features) };
+        let skipped = features.dim(1)?.saturating_sub(last);
+        Ok(Some(features.narrow(1, skipped, last)?.contiguous()?))
     }
 
     /// Normed hidden states, `[rows, len, hidden]`.

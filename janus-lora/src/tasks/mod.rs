@@ -1,7 +1,8 @@
 //! What a table of rows teaches: one file per task.
 //!
 //! A task says which columns it reads, how a row becomes a sample, how samples become a batch, and which parameters its
-//! loss reaches. `sample` and `target` hold rows made ready, [`forward`] and `pictures` compute the losses that tasks share.
+//! loss reaches. `sample` and `target` hold rows made ready, [`forward`] and `pictures` compute the losses that tasks share; `shortened`
+//! leaves out most of a batch where it is enough that something passes.
 
 mod classify;
 mod edit;
@@ -13,6 +14,7 @@ mod reconstruct;
 mod retrieve;
 mod sample;
 mod segment;
+mod shortened;
 mod target;
 mod text;
 mod understand;

@@ -1,5 +1,5 @@
 //! The proof, before step 1, that every trainable tensor learns: one forward and backward over a batch of each table
-//! while no factor is zero, then every tensor must have a gradient that is not.
+//! while no factor is zero, then every tensor must have a gradient that is not. Few tokens of an image are enough for that.
 
 use janus_core::Janus;
 
@@ -51,7 +51,7 @@ pub(super) fn check_coverage(stage: &Stage, opened: &Opened, status: &dyn Status
                 // Two pictures are aligned at least, where the table has any.
                 let has_pictures = samples.iter().any(|sample| !sample.images().is_empty());
                 if recipe.mifs.is_none() || aligned.is_some() || !has_pictures {
-                    batches.push(TableBatch { table, batch, aligned });
+                    batches.push(TableBatch { table, batch: batch.shortened(), aligned });
                     break;
                 }
             }
@@ -61,7 +61,7 @@ pub(super) fn check_coverage(stage: &Stage, opened: &Opened, status: &dyn Status
             }
         }
     }
-    // Over a large base it takes as long as a step.
+    // Over a large base it takes seconds.
     let count = batches.len() as u64;
     let bar = status.items("gradient check", count);
     let checked = require_gradients(stepper, model, &batches);
