@@ -383,34 +383,18 @@ pub(super) unsafe fn dots<E: Element>(
     add: bool,
 ) {
     assert!(x.width() == weight.width() && size_of::<E>() == size_of::<bf16>());
-    for first in columns.clone().step_by(TOGETHER) {
-        // The last weight row stands in for those that are not there; their dot products are dropped.
-        let weights: [&[E]; TOGETHER] = std::array::from_fn(|r| weight.row((first + r).min(columns.end - 1)));
-        let ahead = weight.row((first + TOGETHER).min(columns.end - 1)).as_ptr();
-        let sums = &mut sums[first - columns.start..];
-        let kept = TOGETHER.min(columns.end - first);
-        for start in rows.clone().step_by(GROUP) {
-            let sums = &mut sums[(start - rows.start) * stride..];
-            let count = GROUP.min(rows.end - start);
-            macro_rules! of {
-                ($($count:literal)*) => {
-                    match count {
-                        $($count => {
-                            let x: [&[E]; $count] = std::array::from_fn(|i| x.row(start + i));
-                            // SAFETY: as this function's own; all rows have one length.
-                            let dots = unsafe { block(&x, &weights, ahead, weight.stride()) };
-                            for (i, dots) in dots.iter().enumerate() {
-                                for (sum, dot) in sums[i * stride..].iter_mut().zip(&dots[..kept]) {
-                                    *sum = if add { *sum + dot } else { *dot };
-                                }
-                            }
-                        })*
-                        _ => unreachable!("a group has 1 to 6 rows"),
-                    }
-                };
-            }
-            of!(1 2 3 4 5 6)
+    for start in rows.clone().step_by(GROUP) {
+        let sums = &mut sums[(start - rows.start) * stride..];
+        macro_rules! of {
+            ($($count:literal)*) => {
+                match GROUP.min(rows.end - start) {
+                    // SAFETY: as this function's own.
+                    $($count => unsafe { rows_of::<E, $count>(x, start, weight, columns.clone(), sums, stride, add) },)*
+                    _ => unreachable!("a group has 1 to 6 rows"),
+                }
+            };
         }
+        of!(1 2 3 4 5 6);
     }
 }
 
@@ -420,44 +404,103 @@ const GROUP: usize = 6;
 /// Weight rows met at a time.
 const TOGETHER: usize = 4;
 
+/// [`dots`] of `M` rows of x from `start` on.
+///
+/// # Safety
+/// As [`dots`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn rows_of<E: Element, const M: usize>(
+    x: Rows<'_, E>,
+    start: usize,
+    weight: Rows<'_, E>,
+    columns: Range<usize>,
+    sums: &mut [f32],
+    stride: usize,
+    add: bool,
+) {
+    let mut x_rows = [std::ptr::null(); M];
+    for (i, row) in x_rows.iter_mut().enumerate() {
+        *row = x.row(start + i).as_ptr();
+    }
+    let (length, apart) = (x.width(), weight.stride());
+    let mut column = columns.start;
+    while column < columns.end {
+        let (first, sums) = (weight.row(column).as_ptr(), &mut sums[column - columns.start..]);
+        if columns.end - column >= TOGETHER {
+            assert!(column + TOGETHER <= weight.count());
+            // SAFETY: the rows of x and so many of the weight have `length` values.
+            let dots = unsafe { group::<E, M, TOGETHER>(&x_rows, first, apart, length) };
+            put(&dots, sums, stride, add);
+            column += TOGETHER;
+        } else {
+            // SAFETY: as above.
+            let dots = unsafe { group::<E, M, 1>(&x_rows, first, apart, length) };
+            put(&dots, sums, stride, add);
+            column += 1;
+        }
+    }
+}
+
+#[inline(always)]
+fn put<const M: usize, const R: usize>(dots: &[[f32; R]; M], sums: &mut [f32], stride: usize, add: bool) {
+    for (i, dots) in dots.iter().enumerate() {
+        for (sum, dot) in sums[i * stride..][..R].iter_mut().zip(dots) {
+            *sum = if add { *sum + dot } else { *dot };
+        }
+    }
+}
+
+/// # Safety
+/// The processor has AVX512-BF16; every row of x, and `R` rows from `weight` on, `apart` values from one to the next, have
+/// `length` bf16 values.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn block<E: Element, const M: usize>(
-    x: &[&[E]; M],
-    weight: &[&[E]; TOGETHER],
-    ahead: *const E,
-    ahead_stride: usize,
-) -> [[f32; TOGETHER]; M] {
+unsafe fn group<E: Element, const M: usize, const R: usize>(
+    x: &[*const E; M],
+    weight: *const E,
+    apart: usize,
+    length: usize,
+) -> [[f32; R]; M] {
     const STEP: usize = 32;
-    let length = x[0].len();
-    let mut sums = [[_mm512_setzero_ps(); TOGETHER]; M];
-    // SAFETY: every row has `length` values; masked loads read no more; a prefetch touches nothing.
+    let mut sums = [[_mm512_setzero_ps(); R]; M];
+    // SAFETY: as this function's own; masked loads read no more than the rows.
     unsafe {
         let mut k = 0;
-        while k + STEP <= length {
-            let weights: [__m512i; TOGETHER] = std::array::from_fn(|r| {
-                // A weight row is often one page, where the hardware's own prefetching ends. Into the second level: the first
-                // has too few lines under way at a time.
-                _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(r * ahead_stride + k).cast());
-                _mm512_loadu_si512(weight[r].as_ptr().add(k).cast())
-            });
-            for (x, sums) in x.iter().zip(&mut sums) {
-                let x = _mm512_loadu_si512(x.as_ptr().add(k).cast());
-                for (sum, weight) in sums.iter_mut().zip(weights) {
-                    *sum = multiply_add::<E>(x, weight, *sum);
+        macro_rules! step {
+            ($k:expr) => {
+                let mut values = [_mm512_setzero_si512(); M];
+                for (values, x) in values.iter_mut().zip(x) {
+                    *values = _mm512_loadu_si512(x.add($k).cast());
                 }
-            }
+                for r in 0..R {
+                    let at = weight.add(r * apart + $k);
+                    let weights = _mm512_loadu_si512(at.cast());
+                    for (sums, x) in sums.iter_mut().zip(values) {
+                        sums[r] = multiply_add::<E>(x, weights, sums[r]);
+                    }
+                }
+            };
+        }
+        // The fewer instructions a line takes, the more lines the processor has under way: two steps a turn, and nothing asked
+        // for ahead. One row on a Zen 5: 94 % of the memory's bandwidth, 80 with one step and a prefetch for each line.
+        while k + 2 * STEP <= length {
+            step!(k);
+            step!(k + STEP);
+            k += 2 * STEP;
+        }
+        if k + STEP <= length {
+            step!(k);
             k += STEP;
         }
         if k < length {
             for (x, sums) in x.iter().zip(&mut sums) {
-                let x = load_some::<E>(x.as_ptr().add(k), length - k);
-                for (sum, weight) in sums.iter_mut().zip(weight) {
-                    *sum = multiply_add::<E>(x, load_some::<E>(weight.as_ptr().add(k), length - k), *sum);
+                let x = load_some::<E>(x.add(k), length - k);
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    *sum = multiply_add::<E>(x, load_some::<E>(weight.add(r * apart + k), length - k), *sum);
                 }
             }
         }
-        let mut dots = [[0f32; TOGETHER]; M];
+        let mut dots = [[0f32; R]; M];
         for (dots, sums) in dots.iter_mut().zip(sums) {
             for (dot, sum) in dots.iter_mut().zip(sums) {
                 *dot = _mm512_reduce_add_ps(sum);

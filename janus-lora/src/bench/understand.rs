@@ -46,8 +46,8 @@ pub struct UnderstandReport {
     pub memory_bandwidth_bytes_per_second: f64,
     /// Bytes of weights that every drawn token has to read.
     pub weight_bytes_per_token: u64,
-    /// Share of the bandwidth that reading the weights took up: median over the tokens of that answer, each against
-    /// the pass before it.
+    /// Share of the bandwidth that reading the weights and the kept keys and values took up: median over the tokens of that
+    /// answer, each against the pass before it.
     pub memory_bandwidth_share: f64,
 }
 
@@ -104,7 +104,10 @@ pub fn understand(model: &Model, options: &UnderstandOptions, status: &dyn Statu
             (0, _) => bandwidths.push(memory.bytes_per_second()),
             // What the pass pushed out of the caches is of no token's cost.
             (1, _) | (_, None) => {}
-            (_, Some(bandwidth)) => shares.push(weight_bytes_per_token as f64 / token_seconds / bandwidth),
+            (_, Some(bandwidth)) => {
+                let kept_bytes = kept_bytes_per_position(model) * (ids.len() + drawn_tokens) as u64;
+                shares.push((weight_bytes_per_token + kept_bytes) as f64 / token_seconds / bandwidth);
+            }
         }
         drawn_tokens += 1;
         clock = Instant::now();
@@ -134,6 +137,12 @@ fn weight_bytes_per_token(model: &Model) -> u64 {
     (values.sum::<usize>() * model.dtype.size_in_bytes()) as u64
 }
 
+/// Bytes of keys and values that every later token reads of one position.
+fn kept_bytes_per_position(model: &Model) -> u64 {
+    let text = &model.config.text;
+    (2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * model.dtype.size_in_bytes()) as u64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,6 +156,7 @@ mod tests {
         let values = 24 * (4 * 2048 * 2048 + 3 * 2048 * 5632 + 2 * 2048) + 2048 + 102_400 * 2048_u64;
         let model = Model { shape: "janus-pro-1b".into(), config: config.clone(), dtype: DType::BF16 };
         assert_eq!(weight_bytes_per_token(&model), 2 * values);
+        assert_eq!(kept_bytes_per_position(&model), 2 * 2 * 24 * 2048);
         let tied = Model { config: JanusConfig { tie_word_embeddings: true, ..config }, dtype: DType::F32, ..model };
         assert_eq!(weight_bytes_per_token(&tied), 4 * values);
     }
