@@ -61,10 +61,25 @@ impl AdamW {
         }
     }
 
-    /// Moves the values of one tensor against its gradient.
-    pub fn update(&mut self, tensor: usize, values: &mut [f32], gradient: &[f32], learning_rate: f64) {
+    /// What moves each tensor, in their order.
+    pub fn movers(&mut self) -> impl IndexedParallelIterator<Item = Mover<'_>> {
+        let config = self.config;
+        self.slots.par_iter_mut().map(move |slot| Mover { config, slot })
+    }
+}
+
+/// AdamW of one tensor.
+#[derive(Debug)]
+pub struct Mover<'a> {
+    config: AdamWConfig,
+    slot: &'a mut Slot,
+}
+
+impl Mover<'_> {
+    /// Moves the values against their gradient.
+    pub fn update(self, values: &mut [f32], gradient: &[f32], learning_rate: f64) {
         let AdamWConfig { betas: [beta1, beta2], eps, weight_decay } = self.config;
-        let slot = &mut self.slots[tensor];
+        let slot = self.slot;
         slot.first.resize(values.len(), 0.0);
         slot.second.resize(values.len(), 0.0);
         slot.steps += 1;
@@ -122,7 +137,8 @@ mod tests {
         let mut values = [1.0f32, -0.5, 0.25];
         let mut optimizer = AdamW::new(CONFIG, 1);
         for gradient in gradients {
-            optimizer.update(0, &mut values, &gradient.map(|g| g as f32), 0.01);
+            let mut movers: Vec<Mover<'_>> = optimizer.movers().collect();
+            movers.remove(0).update(&mut values, &gradient.map(|g| g as f32), 0.01);
         }
         for (a, b) in values.iter().zip(truth) {
             assert!((f64::from(*a) - b).abs() < 1e-6, "{a} {b}");

@@ -2,17 +2,18 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use candle_core::{Tensor, Var};
+use candle_core::Tensor;
 use janus_core::Janus;
 use janus_core::ops::on_pool;
 use janus_core::pass::{NoiseKey, Pass};
+use rayon::prelude::*;
 
 use super::TrainError;
 use super::codebook::{Codebook, CodebookUse};
 use super::optimizer::{self, AdamW};
 use super::side_by_side::SideBySide;
 use super::signals;
-use super::trainable::Trainables;
+use super::trainable::{Trainable, Trainables};
 use crate::error::Result;
 use crate::mifs::Aligned;
 use crate::recipe::Accumulation;
@@ -228,14 +229,16 @@ impl Stepper {
                 sum = (sum + (contrast.sum * (share * self.alignment_weight))?)?;
             }
             let mut gradients = on_pool(sum.device(), || sum.backward())?;
-            for (sum, trainable) in sums.iter_mut().zip(self.trainables.iter()) {
-                if let Some(gradient) = take(&mut gradients, &trainable.var) {
-                    let gradient = gradient?;
-                    if let Some(value) = gradient.iter().find(|value| !value.is_finite()) {
-                        return Err(not_finite(format!("the gradient of `{}` has a {value}", trainable.name)).into());
-                    }
-                    add(sum, gradient);
+            let taken: Vec<Option<Tensor>> =
+                self.trainables.iter().map(|trainable| gradients.remove(trainable.var.as_tensor())).collect();
+            let taken: Vec<Result<Option<Gradient>>> =
+                taken.into_par_iter().map(|tensor| tensor.map(Gradient::of).transpose()).collect();
+            for ((sum, trainable), gradient) in sums.iter_mut().zip(self.trainables.iter()).zip(taken) {
+                let Some(Gradient { values, stray }) = gradient? else { continue };
+                if let Some(value) = stray {
+                    return Err(not_finite(format!("the gradient of `{}` has a {value}", trainable.name)).into());
                 }
+                add(sum, values);
             }
             Ok(Some(done))
         };
@@ -307,15 +310,16 @@ impl Stepper {
         let mut coded = Vec::new();
         let (gradients, mut report) = self.gradients_and_codes(model, step, batches, &mut coded)?;
         let factor = report.clip_factor as f32;
-        for (number, (trainable, gradient)) in self.trainables.iter().zip(gradients).enumerate() {
-            let Some(mut gradient) = gradient else { continue };
+        let trainables: Vec<&Trainable> = self.trainables.iter().collect();
+        self.optimizer.movers().zip(trainables).zip(gradients).try_for_each(|((mover, trainable), gradient)| {
+            let Some(mut gradient) = gradient else { return Ok(()) };
             if factor != 1.0 {
                 gradient.iter_mut().for_each(|g| *g *= factor);
             }
             let mut values: Vec<f32> = trainable.var.flatten_all()?.to_vec1()?;
-            self.optimizer.update(number, &mut values, &gradient, learning_rate * trainable.rate);
-            trainable.var.set(&Tensor::from_vec(values, trainable.var.dims(), trainable.var.device())?)?;
-        }
+            mover.update(&mut values, &gradient, learning_rate * trainable.rate);
+            trainable.var.set(&Tensor::from_vec(values, trainable.var.dims(), trainable.var.device())?)
+        })?;
         if let Some(codebook) = &mut self.codebook {
             report.codebook = Some(codebook.stepped(step, &coded, &self.trainables)?);
         }
@@ -323,9 +327,19 @@ impl Stepper {
     }
 }
 
-fn take(gradients: &mut candle_core::backprop::GradStore, var: &Var) -> Option<Result<Vec<f32>>> {
-    let gradient = gradients.remove(var.as_tensor())?;
-    Some(gradient.flatten_all().and_then(|g| g.to_vec1()).map_err(Into::into))
+/// One tensor's gradient of one batch.
+struct Gradient {
+    values: Vec<f32>,
+    /// The first value that is no number.
+    stray: Option<f32>,
+}
+
+impl Gradient {
+    fn of(tensor: Tensor) -> Result<Self> {
+        let values: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
+        let stray = values.iter().copied().find(|value| !value.is_finite());
+        Ok(Self { values, stray })
+    }
 }
 
 fn add(sum: &mut Option<Vec<f32>>, gradient: Vec<f32>) {
