@@ -309,4 +309,23 @@ mod tests {
         agree::<bf16, f32>();
         agree::<f32, bf16>();
     }
+
+    #[test]
+    fn ties_and_values_beyond_numbers_round_as_one_by_one() {
+        // Ties above an even and an odd neighbour and what lies beside them, of the least, usual and largest exponents.
+        let mantissas = [0, 1, 0x7fff, 0x8000, 0x8001, 0x1_7fff, 0x1_8000, 0x1_8001];
+        let highs = [0, 1, 0x7f, 0x80, 0xfe, 0xff, 0x100, 0x17f, 0x1ff];
+        let special = highs.iter().flat_map(|high| mantissas.map(|mantissa| f32::from_bits(high << 23 | mantissa)));
+        let sums: Vec<f32> = special.cycle().take(4 * BLOCK_COLUMNS).collect();
+        for level in levels() {
+            let mut out = vec![bf16::ZERO; sums.len()];
+            let places = SharedRows::new(&mut out, 4, BLOCK_COLUMNS, BLOCK_COLUMNS);
+            let finish = Finish::<bf16>::default();
+            // SAFETY: one thread writes, and the level is the processor's.
+            unsafe { write(level, 0..4, 0..BLOCK_COLUMNS, &finish, &sums, &places) };
+            for (got, value) in out.iter().zip(&sums) {
+                assert_eq!(got.to_bits(), <bf16 as Element>::narrow(*value).to_bits(), "{level:?} {value:e}");
+            }
+        }
+    }
 }
