@@ -295,47 +295,6 @@ unsafe fn load_some<E: Element>(from: *const E, count: usize) -> __m512i {
     }
 }
 
-/// Sixteen values in f32.
-///
-/// # Safety
-/// The processor has AVX-512; there are sixteen values.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) unsafe fn load_wide<E: Element>(values: *const E) -> __m512 {
-    // SAFETY: as this function's own.
-    unsafe {
-        if E::PAIRED {
-            let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(values.cast()));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
-        } else {
-            _mm512_loadu_ps(values.cast())
-        }
-    }
-}
-
-/// Rounds as [`Element::narrow`]; the processor's own conversion would make zeros of the least numbers.
-///
-/// # Safety
-/// As [`load_wide`].
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) unsafe fn store_rounded<E: Element>(lanes: __m512, values: *mut E) {
-    // SAFETY: as this function's own.
-    unsafe {
-        if E::PAIRED {
-            let bits = _mm512_castps_si512(lanes);
-            let high = _mm512_srli_epi32::<16>(bits);
-            let up = _mm512_add_epi32(_mm512_and_si512(high, _mm512_set1_epi32(1)), _mm512_set1_epi32(0x7fff));
-            let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, up));
-            let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(lanes, lanes);
-            let rounded = _mm512_mask_or_epi32(rounded, is_nan, high, _mm512_set1_epi32(0x40));
-            _mm256_storeu_si256(values.cast(), _mm512_cvtepi32_epi16(rounded));
-        } else {
-            _mm512_storeu_ps(values.cast(), lanes);
-        }
-    }
-}
-
 /// Turns 16 x 16 words over their diagonal.
 #[inline]
 #[target_feature(enable = "avx512f")]

@@ -169,7 +169,7 @@ fn products_at<E: Element, O: Element>(level: Level, parallel: bool, mut jobs: V
                 let ahead = next.as_ref().filter(|_| fills_under_tiles(level));
                 let ahead = ahead.and_then(|(job, block)| block.chunks(level, &job.terms).next());
                 is_ready = block.sum(level, &job.terms, is_ready, ahead.as_ref(), scratch);
-                // SAFETY: the level is the processor's, and each block, claimed once, has a place of its own.
+                // SAFETY: each block, claimed once, has a place of its own.
                 unsafe { finish::write(level, block.rows, block.columns, &job.finish, &scratch.sums, &job.out) };
                 current = next.or_else(|| claim(count));
             }

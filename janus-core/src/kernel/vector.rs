@@ -3,20 +3,20 @@
 /// Calls the best of one body's compilations for a level of the processor: in the body, `fused` says whether `mul_add` is an
 /// instruction.
 macro_rules! by_level {
-    ($level:expr, |$fused:ident| fn<$e:ident>($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {{
+    ($level:expr, |$fused:ident| fn<$($e:ident),+>($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {{
         #[inline(always)]
-        fn body<$e: $crate::kernel::Element>($fused: bool, $($argument: $type),*) $(-> $result)? $body
+        fn body<$($e: $crate::kernel::Element),+>($fused: bool, $($argument: $type),*) $(-> $result)? $body
 
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-        fn avx512<$e: $crate::kernel::Element>($($argument: $type),*) $(-> $result)? {
-            body::<$e>(true, $($argument),*)
+        fn avx512<$($e: $crate::kernel::Element),+>($($argument: $type),*) $(-> $result)? {
+            body::<$($e),+>(true, $($argument),*)
         }
 
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma")]
-        fn avx2<$e: $crate::kernel::Element>($($argument: $type),*) $(-> $result)? {
-            body::<$e>(true, $($argument),*)
+        fn avx2<$($e: $crate::kernel::Element),+>($($argument: $type),*) $(-> $result)? {
+            body::<$($e),+>(true, $($argument),*)
         }
 
         use $crate::kernel::level::Level;
@@ -25,16 +25,16 @@ macro_rules! by_level {
         {
             if level >= Level::Avx512 {
                 // SAFETY: the processor has these instructions.
-                return unsafe { avx512::<$e>($($argument),*) };
+                return unsafe { avx512::<$($e),+>($($argument),*) };
             }
             if level >= Level::Avx2 {
                 // SAFETY: the processor has these instructions.
-                return unsafe { avx2::<$e>($($argument),*) };
+                return unsafe { avx2::<$($e),+>($($argument),*) };
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = level;
-        body::<$e>(false, $($argument),*)
+        body::<$($e),+>(false, $($argument),*)
     }};
 }
 
