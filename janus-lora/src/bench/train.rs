@@ -137,20 +137,7 @@ pub fn train(model: &Model, options: &TrainOptions, status: &dyn Status) -> Resu
 
 /// The task of a table whose columns nobody reads.
 fn task(task: TaskName) -> Arc<dyn Task> {
-    let section = DataSection {
-        name: task.to_string(),
-        task,
-        train: String::new(),
-        eval: None,
-        weight: 1.0,
-        loss_weight: 1.0,
-        columns: Columns::default(),
-        question: None,
-        eval_pictures: None,
-        quantize_from: None,
-        prompt_dropout: None,
-    };
-    tasks::task(&section, &[])
+    tasks::task(&DataSection::new(task.name(), task, ""), &[])
 }
 
 /// Sites that the targets name and the task uses.

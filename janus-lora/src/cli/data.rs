@@ -275,19 +275,7 @@ fn stats_of_table(spec: &str, base: Option<String>, task: TaskArgument, columns:
         }
         given.insert(role.to_owned(), name.to_owned());
     }
-    let section = DataSection {
-        name: "rows".into(),
-        task,
-        train: spec.into(),
-        eval: None,
-        weight: 1.0,
-        loss_weight: 1.0,
-        columns: Columns::new(given),
-        question: None,
-        eval_pictures: None,
-        quantize_from: None,
-        prompt_dropout: None,
-    };
+    let section = DataSection { columns: Columns::new(given), ..DataSection::new("rows", task, spec) };
     let base = Base::open(&base, &Terminal)?;
     let task = open_task(&section, &Terminal)?;
     let source = Source::open(spec, Split::Train, task.as_ref(), &base, Scan::of_a_look(), &Terminal)?;

@@ -66,6 +66,9 @@ fn rule_schema(rule: &Rule) -> Value {
     match rule {
         Rule::Text => json!({ "type": "string", "minLength": 1 }),
         Rule::Integer { minimum, maximum } => json!({ "type": "integer", "minimum": minimum, "maximum": maximum }),
+        Rule::IntegerList { minimum, maximum } => {
+            json!({ "type": "array", "minItems": 1, "items": { "type": "integer", "minimum": minimum, "maximum": maximum } })
+        }
         Rule::Number(range) => number_schema(*range),
         Rule::Pair(range) => {
             json!({ "type": "array", "minItems": 2, "maxItems": 2, "items": number_schema(*range) })

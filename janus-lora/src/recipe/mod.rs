@@ -35,9 +35,9 @@ pub use json_schema::json_schema;
 pub use location::{Location, Origin};
 pub use reference::markdown as reference_page;
 pub use types::{
-    Accumulation, AdapterMethod, AdapterSection, BaseDtype, BaseSection, Columns, DataLimits, DataSection,
-    DynamicPlace, DynamicSection, EarlyStopping, Goal, MifsSection, Mixture, OutputSection, Rates, Recipe, Recompute,
-    Schedule, Stage, StageSection, Task, TrainSection,
+    Accumulation, AdapterMethod, AdapterSection, BaseDtype, BaseSection, BoxFormat, Columns, DataLimits, DataSection,
+    DynamicPlace, DynamicSection, EarlyStopping, Goal, MifsSection, Mixture, Orientation, OutputSection, Rates, Recipe,
+    Recompute, Schedule, Stage, StageSection, Task, TooLong, TrainSection,
 };
 pub use write::to_toml;
 

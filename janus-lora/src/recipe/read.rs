@@ -289,6 +289,14 @@ fn read_data_table(index: usize, node: &Node, folders: &Folders, faults: &mut Fa
             ("eval_pictures", task.draws(), Task::Generate),
             ("question", task == Task::Understand, Task::Understand),
             ("quantize_from", task == Task::Reconstruct, Task::Reconstruct),
+            ("image_root", task != Task::Text, Task::Understand),
+            ("orientation", task != Task::Text, Task::Understand),
+            ("grey_bits", task != Task::Text, Task::Understand),
+            ("box_format", task == Task::Locate, Task::Locate),
+            ("normalised", task == Task::Locate, Task::Locate),
+            ("too_long", task.draws() || matches!(task, Task::Understand | Task::Text), Task::Understand),
+            ("mask_values", task == Task::Segment, Task::Segment),
+            ("ignore_value", task == Task::Segment, Task::Segment),
         ];
         for (name, belongs, owner) in belongings {
             if let (Some(entry), false) = (reader.entry(name), belongs) {
@@ -300,7 +308,12 @@ fn read_data_table(index: usize, node: &Node, folders: &Folders, faults: &mut Fa
     }
     let train = resolve_source("train", folders, &mut reader);
     let eval = resolve_source("eval", folders, &mut reader);
+    let image_root = match reader.entry("image_root") {
+        Some(_) => Some(resolve_folder("image_root", folders, &mut reader)?),
+        None => None,
+    };
     let mut table = table?;
+    table.image_root = image_root;
     table.train = train?;
     if table.eval.is_some() {
         table.eval = Some(eval?);
@@ -319,6 +332,22 @@ fn resolve_source(name: &'static str, folders: &Folders, reader: &mut SectionRea
     };
     match folders.source(source, entry.node.place.is_override()) {
         Ok(source) => Some(source),
+        Err(problem) => {
+            let problem = problem(&reader.full(name));
+            reader.faults.push(Some(entry.node.place.clone()), problem);
+            None
+        }
+    }
+}
+
+fn resolve_folder(name: &'static str, folders: &Folders, reader: &mut SectionReader<'_>) -> Option<String> {
+    let entry = reader.entry(name)?;
+    let folder = match (&entry.node.value, &entry.node.typed) {
+        (Value::Text(text), _) | (_, Some(text)) if !text.trim().is_empty() => text,
+        _ => return None,
+    };
+    match folders.folder(folder, entry.node.place.is_override()) {
+        Ok(folder) => Some(folder),
         Err(problem) => {
             let problem = problem(&reader.full(name));
             reader.faults.push(Some(entry.node.place.clone()), problem);

@@ -61,6 +61,11 @@ impl Folders {
         utf8(joined(Path::new(&folder), text))
     }
 
+    /// A folder of inputs, made absolute.
+    pub(crate) fn folder(&self, text: &str, is_override: bool) -> Result<String, KeyedProblem> {
+        utf8(joined(self.of(is_override), text))
+    }
+
     /// `output.dir`, always from the current folder.
     pub(crate) fn output(&self, dir: &Path) -> Result<PathBuf, KeyedProblem> {
         let path: PathBuf = self.current.join(dir).components().collect();

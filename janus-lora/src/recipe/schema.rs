@@ -66,6 +66,13 @@ pub enum Rule {
         /// The greatest.
         maximum: u64,
     },
+    /// Arrays of whole numbers.
+    IntegerList {
+        /// The least.
+        minimum: u64,
+        /// The greatest.
+        maximum: u64,
+    },
     /// Numbers.
     Number(NumberRange),
     /// Arrays of two numbers.
@@ -98,6 +105,7 @@ impl fmt::Display for Rule {
                 write!(f, "an integer, {minimum} or more")
             }
             Rule::Integer { minimum, maximum } => write!(f, "an integer from {minimum} to {maximum}"),
+            Rule::IntegerList { minimum, maximum } => write!(f, "an array of integers from {minimum} to {maximum}"),
             Rule::Number(range) => range.fmt(f),
             Rule::Pair(range) => write!(f, "an array of two, each {range}"),
             Rule::Boolean => f.write_str("`true` or `false`"),

@@ -22,6 +22,10 @@ const STEPS_OR_NONE: Rule = Rule::Integer { minimum: 0, maximum: MAX_STEPS };
 
 /// Epochs where a recipe gives neither `epochs` nor `steps`.
 pub(crate) const DEFAULT_EPOCHS: u64 = 3;
+/// `data_limits.max_page_bytes` where a recipe gives none: hundreds of pictures of a megabyte.
+pub(crate) const DEFAULT_PAGE_BYTES: u64 = 512 << 20;
+/// The least that `data_limits.max_page_bytes` may be: Parquet writers aim at pages of a megabyte.
+const MIN_PAGE_BYTES: u64 = 1 << 20;
 /// Scale where a recipe gives neither `scale` nor `alpha`.
 pub(crate) const DEFAULT_SCALE: f64 = 2.0;
 /// Learning rate of the dynamic encoder where a recipe gives none: a tenth of what was best, a thirtieth of where harm began
@@ -249,6 +253,41 @@ impl Task {
     }
 }
 
+choice! {
+    /// How a picture lies that was stored turned or mirrored, with a note of it in EXIF.
+    pub enum Orientation {
+        /// As it is meant to be seen: what EXIF says is applied first.
+        Upright = "upright",
+        /// As it is stored.
+        Stored = "stored",
+    }
+    later []
+}
+
+choice! {
+    /// What the four numbers of a box are.
+    pub enum BoxFormat {
+        /// Left, top, right and bottom edge.
+        Xyxy = "xyxy",
+        /// Left and top edge, width, height.
+        Xywh = "xywh",
+        /// Centre, width, height.
+        Cxcywh = "cxcywh",
+    }
+    later []
+}
+
+choice! {
+    /// What becomes of a row that is longer than the base's positions or `data_limits.max_tokens`.
+    pub enum TooLong {
+        /// It is a bad row.
+        Reject = "reject",
+        /// The end of its question is cut off; pictures and the answer stay whole.
+        Truncate = "truncate",
+    }
+    later []
+}
+
 section! {
     /// A table of rows for one task. The first is `data.0` on the command line.
     pub struct DataSection = "data" repeated {
@@ -260,6 +299,26 @@ section! {
         pub train: String, Rule::Text, required;
         /// Rows to evaluate on, named in the same ways.
         pub eval: Option<String>, Rule::Text, default(None);
+        /// A folder that paths of pictures may lead into besides the table's own; relative paths start there if they do not
+        /// exist beside the table. Relative to the recipe.
+        pub image_root: Option<String>, Rule::Text, default(None);
+        /// Whether pictures are turned as their EXIF orientation says (`"upright"`, the default), before boxes and masks are
+        /// compared with them.
+        pub orientation: Option<Orientation>, Rule::Choice(&Orientation::CHOICES), default(None);
+        /// Bits that 16-bit grey pictures use: their values are scaled so that 2^bits - 1 is white. Without it values above
+        /// 255 are white, as Pillow has it.
+        pub grey_bits: Option<u64>, Rule::Integer { minimum: 8, maximum: 16 }, default(None);
+        /// What the numbers of a box are, `"xyxy"` by default; for `locate` only.
+        pub box_format: Option<BoxFormat>, Rule::Choice(&BoxFormat::CHOICES), default(None);
+        /// Whether boxes are shares of the picture's width and height instead of pixels; for `locate` only.
+        pub normalised: Option<bool>, Rule::Boolean, default(None);
+        /// Values of a mask that are the object, where masks have more than two; for `segment` only.
+        pub mask_values: Option<Vec<u64>>, Rule::IntegerList { minimum: 0, maximum: 65_535 }, default(None);
+        /// Value of a mask whose pixels are not counted; for `segment` only.
+        pub ignore_value: Option<u64>, Rule::Integer { minimum: 0, maximum: 65_535 }, default(None);
+        /// What becomes of rows that are longer than the base's positions or `data_limits.max_tokens`: they are left out
+        /// (`"reject"`, the default), or their question is cut. For tasks with text.
+        pub too_long: Option<TooLong>, Rule::Choice(&TooLong::CHOICES), default(None);
         /// Share of the sampled rows, relative to the other tables' weights.
         pub weight: f64, Rule::Number(NumberRange::Positive), default(1.0);
         /// Factor on this table's loss.
@@ -277,6 +336,33 @@ section! {
         pub quantize_from: Option<u64>, STEPS_OR_NONE, default(None);
         /// Share of prompts that are emptied in training, so that guidance works; for `generate` and `edit` only, where it is 0.1 by default.
         pub prompt_dropout: Option<f64>, Rule::Number(NumberRange::Share), default(None);
+    }
+}
+
+impl DataSection {
+    /// A table with every other key left out.
+    pub fn new(name: &str, task: Task, train: &str) -> Self {
+        Self {
+            name: name.into(),
+            task,
+            train: train.into(),
+            eval: None,
+            image_root: None,
+            orientation: None,
+            grey_bits: None,
+            box_format: None,
+            normalised: None,
+            mask_values: None,
+            ignore_value: None,
+            too_long: None,
+            weight: 1.0,
+            loss_weight: 1.0,
+            columns: Columns::default(),
+            question: None,
+            eval_pictures: None,
+            quantize_from: None,
+            prompt_dropout: None,
+        }
     }
 }
 
@@ -323,6 +409,10 @@ section! {
     pub struct DataLimits = "data_limits" once {
         /// Rows that may be left out: a share (a float from 0.0 to 1.0) or a count (an integer). Beyond it the run stops.
         pub max_bad_rows: BadRowLimit, Rule::BadRows, default(BadRowLimit::Share(0.01));
+        /// Bytes that a page of a Parquet file may unpack to. Pages are read whole, so this bounds memory.
+        pub max_page_bytes: u64, Rule::Integer { minimum: MIN_PAGE_BYTES, maximum: MAX_INTEGER }, default(DEFAULT_PAGE_BYTES);
+        /// Tokens that a row may have, its pictures included; the base's own positions bound it, too.
+        pub max_tokens: Option<u64>, COUNT, default(None);
     }
 }
 

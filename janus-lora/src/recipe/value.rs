@@ -163,6 +163,33 @@ impl FieldValue for u64 {
     }
 }
 
+impl FieldValue for Vec<u64> {
+    fn read(node: &Node, key: &str, rule: &Rule, faults: &mut Faults) -> Option<Self> {
+        let Value::Array(items) = &node.value else {
+            wrong_type(node, key, rule, faults);
+            return None;
+        };
+        if items.is_empty() {
+            out_of_range(node, key, rule, "an empty array".into(), faults);
+            return None;
+        }
+        let item_rule = match *rule {
+            Rule::IntegerList { minimum, maximum } => Rule::Integer { minimum, maximum },
+            other => other,
+        };
+        let numbers = items
+            .iter()
+            .enumerate()
+            .map(|(index, item)| u64::read(item, &format!("{key}.{index}"), &item_rule, faults));
+        // All of them are read before the first fault counts.
+        numbers.collect::<Vec<_>>().into_iter().collect()
+    }
+
+    fn write(&self) -> Option<String> {
+        Some(format!("[{}]", self.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")))
+    }
+}
+
 impl FieldValue for f64 {
     fn read(node: &Node, key: &str, rule: &Rule, faults: &mut Faults) -> Option<Self> {
         let range = match rule {
