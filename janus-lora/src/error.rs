@@ -18,6 +18,7 @@ use crate::recipe::RecipeError;
 use crate::report::ReportError;
 use crate::survey::SurveyError;
 use crate::target::TargetError;
+use crate::tasks::TaskError;
 use crate::train::TrainError;
 
 /// Anything that can go wrong in this crate.
@@ -45,6 +46,9 @@ pub enum Error {
     /// Targets that cannot be used.
     #[error(transparent)]
     Target(#[from] TargetError),
+    /// Rows that as a whole are not what the recipe says, or a prompt without room.
+    #[error(transparent)]
+    Task(#[from] TaskError),
     /// A run that cannot start or go on.
     #[error(transparent)]
     Train(#[from] TrainError),
@@ -83,6 +87,7 @@ impl Diagnose for Error {
             Error::Recipe(e) => e.fault(),
             Error::Adapter(e) => e.fault(),
             Error::Target(e) => e.fault(),
+            Error::Task(e) => e.fault(),
             Error::Train(e) => e.fault(),
             Error::Merge(e) => e.fault(),
             Error::Probe(e) => e.fault(),
@@ -102,6 +107,7 @@ impl Diagnose for Error {
             Error::Recipe(e) => e.hints(),
             Error::Adapter(e) => e.hints(),
             Error::Target(e) => e.hints(),
+            Error::Task(e) => e.hints(),
             Error::Train(e) => e.hints(),
             Error::Merge(e) => e.hints(),
             Error::Probe(e) => e.hints(),

@@ -81,6 +81,16 @@ pub enum ProbeError {
     /// Gradients of nothing.
     #[error("gradients need a loss: neither `labels` nor `image_tokens` is given")]
     NoLoss,
+    /// A row that is longer than the base's positions.
+    #[error("row {row} has {tokens} tokens, the base has {positions} positions")]
+    Positions {
+        /// The row.
+        row: usize,
+        /// Its tokens, those of its image among them.
+        tokens: usize,
+        /// Positions of the base.
+        positions: usize,
+    },
     /// A row without a token.
     #[error("row {row} of `attention_mask` is all zeros")]
     EmptyRow {
@@ -209,6 +219,15 @@ impl ProbeInput {
         if let Some(place) = self.ids.iter().position(|id| *id as usize >= vocabulary) {
             let (value, row, position) = (i64::from(self.ids[place]), place / width, place % width);
             return Err(ProbeError::Value { tensor: "input_ids", value, row, position }.into());
+        }
+        let positions = model.config().text.max_position_embeddings;
+        // The last image token is not read any more.
+        let codes = self.codes.iter().flatten().map(|codes| codes.len().saturating_sub(1)).max().unwrap_or(0);
+        for (row, mask) in self.mask.chunks(width.max(1)).enumerate() {
+            let tokens = mask.iter().filter(|attended| **attended).count() + codes;
+            if tokens > positions {
+                return Err(ProbeError::Positions { row, tokens, positions }.into());
+            }
         }
         let classes = model.config().vq.num_embeddings;
         for (row, codes) in self.codes.iter().flatten().enumerate() {

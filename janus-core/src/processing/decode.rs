@@ -17,7 +17,7 @@ pub const MAX_PIXELS: u64 = 64_000_000;
 pub const MAX_ASPECT_RATIO: u32 = 100;
 
 /// What a decoder may allocate: a picture of the most pixels at 16 bits in four channels, and working space.
-const MAX_DECODER_BYTES: u64 = MAX_PIXELS * 8 + (64 << 20);
+pub(super) const MAX_DECODER_BYTES: u64 = MAX_PIXELS * 8 + (64 << 20);
 
 /// Width and height of an image, from its header alone.
 ///
@@ -52,14 +52,7 @@ pub fn decode_image(bytes: &[u8]) -> Result<RgbImage> {
     let format = format_of(bytes)?;
     guarded(format, || {
         let mut decoder = open(bytes, format)?;
-        if format == ImageFormat::Jpeg && !jpeg_is_complete(bytes) {
-            return Err(broken(format, "the file stops before its end marker"));
-        }
-        if format == ImageFormat::WebP {
-            for (width, height) in webp_lossy_sizes(bytes) {
-                check_size(width, height)?;
-            }
-        }
+        check_complete(bytes, format)?;
         let orientation = orientation(&mut decoder, format)?;
         let mut image = DynamicImage::from_decoder(decoder).map_err(|e| decoder_error(format, &e))?;
         image.apply_orientation(orientation);
@@ -67,13 +60,26 @@ pub fn decode_image(bytes: &[u8]) -> Result<RgbImage> {
     })
 }
 
-fn format_of(bytes: &[u8]) -> Result<ImageFormat> {
+/// What the decoders do not look at themselves.
+pub(super) fn check_complete(bytes: &[u8], format: ImageFormat) -> Result<()> {
+    if format == ImageFormat::Jpeg && !jpeg_is_complete(bytes) {
+        return Err(broken(format, "the file stops before its end marker"));
+    }
+    if format == ImageFormat::WebP {
+        for (width, height) in webp_lossy_sizes(bytes) {
+            check_size(width, height)?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn format_of(bytes: &[u8]) -> Result<ImageFormat> {
     let unknown = || ProcessingError::NotAnImage { length_bytes: bytes.len() };
     let format = image::guess_format(bytes).map_err(|_| unknown())?;
     if format.reading_enabled() { Ok(format) } else { Err(unknown()) }
 }
 
-fn name(format: ImageFormat) -> &'static str {
+pub(super) fn name(format: ImageFormat) -> &'static str {
     match format {
         ImageFormat::Png => "PNG",
         ImageFormat::Jpeg => "JPEG",
@@ -85,12 +91,12 @@ fn name(format: ImageFormat) -> &'static str {
     }
 }
 
-fn broken(format: ImageFormat, problem: impl Into<String>) -> ProcessingError {
+pub(super) fn broken(format: ImageFormat, problem: impl Into<String>) -> ProcessingError {
     ProcessingError::BrokenImage { format: name(format), problem: problem.into() }
 }
 
 /// Reads the header and checks the size.
-fn open(bytes: &[u8], format: ImageFormat) -> Result<impl ImageDecoder + '_> {
+pub(super) fn open(bytes: &[u8], format: ImageFormat) -> Result<impl ImageDecoder + '_> {
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(MAX_DECODER_BYTES);
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
@@ -116,7 +122,7 @@ fn check_size(width: u32, height: u32) -> Result<()> {
 }
 
 /// What PIL applies on opening: the orientation of TIFF files, and of no other format.
-fn orientation(decoder: &mut impl ImageDecoder, format: ImageFormat) -> Result<Orientation> {
+pub(super) fn orientation(decoder: &mut impl ImageDecoder, format: ImageFormat) -> Result<Orientation> {
     match format {
         ImageFormat::Tiff => decoder.orientation().map_err(|e| decoder_error(format, &e)),
         _ => Ok(Orientation::NoTransforms),
@@ -147,7 +153,7 @@ fn unsupported_color(format: ImageFormat, color: ColorType) -> ProcessingError {
     ProcessingError::UnsupportedImage { format: name(format), kind: format!("{color:?}") }
 }
 
-fn decoder_error(format: ImageFormat, error: &ImageError) -> ProcessingError {
+pub(super) fn decoder_error(format: ImageFormat, error: &ImageError) -> ProcessingError {
     match error {
         ImageError::Unsupported(e) => ProcessingError::UnsupportedImage { format: name(format), kind: e.to_string() },
         _ => broken(format, error.to_string()),
@@ -155,7 +161,7 @@ fn decoder_error(format: ImageFormat, error: &ImageError) -> ProcessingError {
 }
 
 /// The decoders are other people's code: should one of them panic, its file is refused like any broken one.
-fn guarded<T>(format: ImageFormat, decode: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn guarded<T>(format: ImageFormat, decode: impl FnOnce() -> Result<T>) -> Result<T> {
     guard::catch(decode).unwrap_or_else(|reason| Err(broken(format, reason)))
 }
 

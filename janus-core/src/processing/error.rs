@@ -63,6 +63,22 @@ pub enum ProcessingError {
         /// The largest ratio of the sides.
         limit: u32,
     },
+    /// A mask with colours, which say nothing of what a pixel belongs to.
+    #[error("the mask is a colour picture: pixel {x}, {y} is {colour:?}, expected a grey one or one with a palette")]
+    ColouredMask {
+        /// Column.
+        x: usize,
+        /// Row.
+        y: usize,
+        /// Red, green and blue.
+        colour: Vec<u16>,
+    },
+    /// A mask whose pixels differ in transparency only.
+    #[error("the mask lies in its picture's transparency: all colours are {value}, expected a grey picture")]
+    TransparentMask {
+        /// What all pixels are.
+        value: u16,
+    },
     /// A file of the checkpoint's folder that is not read.
     #[error(transparent)]
     Input(#[from] InputError),
@@ -247,6 +263,9 @@ impl Diagnose for ProcessingError {
                 "a conversation is `user`, `assistant`, `user`, ... with at most one `system` message before"
             }
             ProcessingError::UnknownRole { .. } => "roles are `system`, `user` and `assistant`",
+            ProcessingError::ColouredMask { .. } | ProcessingError::TransparentMask { .. } => {
+                "write masks as pictures of one channel: 0 is ground, one other value the object"
+            }
             ProcessingError::EmptyImage { .. }
             | ProcessingError::Json { .. }
             | ProcessingError::ImpossibleImageSize { .. }

@@ -13,7 +13,7 @@ use super::{Figures, Model, SEED};
 use crate::adapter::{Adapter, AdapterSpec};
 use crate::cache::Image;
 use crate::error::{Error, Result};
-use crate::recipe::{Accumulation, DataSection, Task as TaskName};
+use crate::recipe::{Accumulation, DataLimits, DataSection, Task as TaskName};
 use crate::status::Status;
 use crate::target;
 use crate::tasks::{self, Batch, Task};
@@ -137,7 +137,7 @@ pub fn train(model: &Model, options: &TrainOptions, status: &dyn Status) -> Resu
 
 /// The task of a table whose columns nobody reads.
 fn task(task: TaskName) -> Arc<dyn Task> {
-    tasks::task(&DataSection::new(task.name(), task, ""), &[])
+    tasks::task(&DataSection::new(task.name(), task, ""), &[], &DataLimits::default())
 }
 
 /// Sites that the targets name and the task uses.

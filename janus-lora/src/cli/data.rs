@@ -14,7 +14,7 @@ use crate::base::Base;
 use crate::data::synth::{Domain, SynthSpec};
 use crate::data::{CheckReport, Split};
 use crate::error::{Error, Result};
-use crate::recipe::{Columns, DataSection, Task};
+use crate::recipe::{Columns, DataLimits, DataSection, Task};
 use crate::survey::{self, Distribution, SurveyError, TableStats};
 use crate::train::tables::{Scan, Source, open_tables, open_task};
 
@@ -210,7 +210,7 @@ fn check(recipe: &std::path::Path, overrides: &[String], json: bool) -> Result<(
     let mut reports = serde_json::Map::new();
     let mut first_error = None;
     for section in &recipe.data {
-        let task = open_task(section, &Terminal)?;
+        let task = open_task(section, &recipe.data_limits, &Terminal)?;
         for (spec, split, title) in splits(section) {
             let source = Source::open(spec, split, task.as_ref(), &base, Scan::of_everything(), &Terminal)?;
             let report = CheckReport::new(&source.table, &source.index);
@@ -219,6 +219,7 @@ fn check(recipe: &std::path::Path, overrides: &[String], json: bool) -> Result<(
             if !json {
                 println!("{title}: {} rows, {} good, {} left out", report.rows, report.accepted, report.rejected);
                 println!("  budget: {allowed} rows (max_bad_rows = {limit}), {verdict}");
+                source.notes.iter().for_each(|note| println!("  {note}"));
                 for reason in &report.reasons {
                     println!("  {} x {}", reason.rows, reason.reason);
                 }
@@ -228,6 +229,7 @@ fn check(recipe: &std::path::Path, overrides: &[String], json: bool) -> Result<(
             }
             let mut value = serde_json::to_value(report).expect("a report is plain data");
             value["rejected_rows"] = serde_json::to_value(source.index.rejected()).expect("rows are plain data");
+            value["notes"] = json!(source.notes.to_vec());
             value["budget"] = json!({ "max_bad_rows": limit, "rows": allowed, "kept": error.is_none() });
             first_error = first_error.or(error);
             reports.insert(title, value);
@@ -244,7 +246,7 @@ fn stats_of_recipe(path: &std::path::Path, overrides: &[String]) -> Result<Vec<(
     let base = Base::open(&recipe.base.path, &Terminal)?;
     let mut all = Vec::new();
     for section in &recipe.data {
-        let task = open_task(section, &Terminal)?;
+        let task = open_task(section, &recipe.data_limits, &Terminal)?;
         for (spec, split, title) in splits(section) {
             let source = Source::open(spec, split, task.as_ref(), &base, Scan::of_a_look(), &Terminal)?;
             let stats = TableStats::new(&source, task.as_ref(), &base, &title, &Terminal)?;
@@ -277,7 +279,7 @@ fn stats_of_table(spec: &str, base: Option<String>, task: TaskArgument, columns:
     }
     let section = DataSection { columns: Columns::new(given), ..DataSection::new("rows", task, spec) };
     let base = Base::open(&base, &Terminal)?;
-    let task = open_task(&section, &Terminal)?;
+    let task = open_task(&section, &DataLimits::default(), &Terminal)?;
     let source = Source::open(spec, Split::Train, task.as_ref(), &base, Scan::of_a_look(), &Terminal)?;
     TableStats::new(&source, task.as_ref(), &base, spec, &Terminal)
 }
@@ -286,6 +288,7 @@ fn stats_of_table(spec: &str, base: Option<String>, task: TaskArgument, columns:
 fn stats_text(title: &str, stats: &TableStats) -> String {
     let mut lines = vec![format!("{title}: {} rows, {} good, {} left out", stats.rows, stats.accepted, stats.rejected)];
     lines.extend(stats.reasons.iter().map(|(reason, rows)| format!("  {rows} x {reason}")));
+    lines.extend(stats.notes.iter().map(|note| format!("  {note}")));
     if stats.images > 0 {
         lines.push(format!(
             "  {} images, {} of them repeat another one byte for byte",

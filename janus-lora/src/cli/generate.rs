@@ -13,10 +13,11 @@ use serde_json::json;
 use super::arguments::{BaseArguments, DeviceArgument, TypeArgument};
 use super::report;
 use super::status::Terminal;
-use super::understand::{check_temperature, readable};
+use super::understand::{check_temperature, placed, readable};
 use crate::error::{Error, Result};
 use crate::eval::code_prompts;
 use crate::status::Status;
+use crate::tasks::check_drawing_room;
 
 /// Pictures drawn side by side at most: each holds a cache of its own.
 const MAX_COUNT: i64 = 64;
@@ -86,8 +87,9 @@ impl Generate {
         let (base, adapters) = self.base.open(&Terminal)?;
         let prompt = match sources.len() {
             0 => base.prompts().generation_prompt(&self.prompt)?,
-            count => base.prompts().edit_prompt(&self.prompt, count)?,
+            count => base.prompts().edit_prompt(&placed(&self.prompt, count)?, count)?,
         };
+        check_drawing_room(&base, prompt.len())?;
         let sources = readable(&base, sources)?;
         let parts = Parts { generation: true, image_tokenizer: true, vision: !sources.is_empty(), ..Parts::default() };
         let (model, _) = self.dtype.model(&base, &adapters, &device, parts, &Terminal)?;

@@ -15,7 +15,8 @@ use crate::cache::Image;
 use crate::data::EncodedImage;
 use crate::error::{Error, Result};
 use crate::eval::answer;
-use crate::tasks::Question;
+use crate::status::Status;
+use crate::tasks::{Question, TaskError, answer_room, place};
 
 /// Answer questions about images.
 #[derive(Debug, Args)]
@@ -51,7 +52,7 @@ pub(super) struct Understand {
     /// there are several pictures. By default named after the picture, in the current folder
     #[arg(long, value_name = "FILE", requires = "task")]
     out: Option<PathBuf>,
-    /// Tokens of the answer at most
+    /// Tokens of the answer at most; it ends with the base's positions, too
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=16384))]
     max_new_tokens: u32,
     /// 0 takes the best token each time
@@ -73,6 +74,16 @@ pub(super) fn check_temperature(temperature: f64) -> Result<()> {
     }
     let message = format!("`--temperature {temperature}` is no temperature");
     Err(Error::Usage { message, hint: "give 0 or a positive number".into() })
+}
+
+/// A text with its pictures' places, where another toolkit's way to write them fits their number.
+pub(super) fn placed(text: &str, pictures: usize) -> Result<String> {
+    let placed = place(&[text], pictures).map_err(|reason| TaskError::Placeholders { reason })?;
+    if !placed.foreign.is_empty() {
+        let spelt = placed.foreign.join("`, `");
+        Terminal.note(&format!("`{spelt}` is taken for the place of a picture, as `<image_placeholder>`"));
+    }
+    Ok(placed.texts.into_iter().next().map_or_else(String::new, |(text, _)| text))
 }
 
 /// Pictures that can be decoded: what is wrong with one is told before the weights are read.
@@ -102,8 +113,14 @@ impl Understand {
             };
             return ask.run(&base, &adapters, &self.dtype, &device, &pictures);
         }
-        let prompt = |question: &String| base.prompts().understanding_prompt(question, pictures.len(), true);
-        let prompts = self.questions.iter().map(prompt).collect::<std::result::Result<Vec<_>, _>>()?;
+        let prompt = |question: &String| -> Result<Vec<u32>> {
+            let prompt =
+                base.prompts().understanding_prompt(&placed(question, pictures.len())?, pictures.len(), true)?;
+            // What is too long is told before the weights are read.
+            answer_room(&base, prompt.len(), 1)?;
+            Ok(prompt)
+        };
+        let prompts = self.questions.iter().map(prompt).collect::<Result<Vec<_>>>()?;
         let images = readable(&base, pictures)?;
         let parts = Parts { text_head: true, vision: !images.is_empty(), ..Parts::default() };
         let (model, _) = self.dtype.model(&base, &adapters, &device, parts, &Terminal)?;

@@ -16,7 +16,7 @@ use crate::base::Base;
 use crate::cache::{self, Image};
 use crate::error::Result;
 use crate::heads::Heads;
-use crate::tasks::Question;
+use crate::tasks::{Question, answer_room};
 
 /// Tokens an answer may have beyond the expected one's.
 pub(super) const SPARE_TOKENS: usize = 8;
@@ -167,7 +167,7 @@ pub struct Answer {
     pub token_ids: Vec<u32>,
 }
 
-/// Answers a batch of questions.
+/// Answers a batch of questions, each with `max_new_tokens` at most and as far as the base has positions behind its prompt.
 ///
 /// # Errors
 /// Prompts or images that do not fit the model.
@@ -182,6 +182,10 @@ pub fn answer(
     let pass = Pass::inference();
     let special = base.tokenizer().special();
     let prompts: Vec<&[u32]> = questions.iter().map(|q| q.prompt.as_slice()).collect();
+    // A longer prompt beside it leaves an answer as it is.
+    let room = |prompt: &&[u32]| answer_room(base, prompt.len(), max_new_tokens);
+    let rooms = prompts.iter().map(room).collect::<std::result::Result<Vec<usize>, _>>()?;
+    let max_new_tokens = rooms.iter().copied().max().unwrap_or(0);
     let padded = left_pad(&prompts, special.pad);
     let images: Vec<Image> = questions.iter().flat_map(|q| q.images.iter().cloned()).collect();
     let features = cache::features(model, &pass, &images)?;
@@ -199,7 +203,9 @@ pub fn answer(
     let drawn = generate_text(model, &pass, &embeds, &mask, &options, &mut |_| {})?;
     drawn
         .into_iter()
-        .map(|token_ids| {
+        .zip(rooms)
+        .map(|(mut token_ids, room)| {
+            token_ids.truncate(room);
             let text = base.tokenizer().decode(&token_ids, true)?.trim().to_owned();
             Ok(Answer { text, token_ids })
         })

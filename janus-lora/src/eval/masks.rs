@@ -43,10 +43,14 @@ impl MaskFigures {
         Self::default()
     }
 
-    /// Takes one row's, both `[height · width]` at the picture's own size; pixels that one lacks are not in its mask.
-    pub(super) fn add(&mut self, truth: &[bool], answered: &[bool]) {
-        let count = |mask: &[bool]| mask.iter().filter(|pixel| **pixel).count();
-        let shared = truth.iter().zip(answered).filter(|(truth, answered)| **truth && **answered).count();
+    /// Takes one row's, all `[height · width]` at the picture's own size; pixels that one lacks are not in its mask. Those that
+    /// are `ignored` count in none.
+    pub(super) fn add(&mut self, truth: &[bool], answered: &[bool], ignored: &[bool]) {
+        let is_counted = |place: usize| !ignored.get(place).copied().unwrap_or(false);
+        let count =
+            |mask: &[bool]| mask.iter().enumerate().filter(|(place, pixel)| **pixel && is_counted(*place)).count();
+        let both = truth.iter().zip(answered).enumerate();
+        let shared = both.filter(|(place, (truth, answered))| **truth && **answered && is_counted(*place)).count();
         let (own, either) = (count(truth), count(truth) + count(answered));
         self.rows += 1;
         self.dice += share(2 * shared, either);
@@ -91,7 +95,7 @@ mod tests {
             let mut figures = MaskFigures::new();
             for (truth, answered) in masks("truth").iter().zip(&masks("answered")) {
                 let pixels = |mask: &[u8]| -> Vec<bool> { mask.iter().map(|pixel| *pixel == 1).collect() };
-                figures.add(&pixels(truth), &pixels(answered));
+                figures.add(&pixels(truth), &pixels(answered), &[]);
             }
             let metrics = figures.metrics(3.0);
             let near = |got: f64, name: &str| {
@@ -109,8 +113,24 @@ mod tests {
     #[test]
     fn masks_of_different_lengths_are_no_panic() {
         let mut figures = MaskFigures::new();
-        figures.add(&[true], &[true, true, false]);
+        figures.add(&[true], &[true, true, false], &[]);
         assert!((figures.metrics(0.0).dice - 2.0 / 3.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn ignored_pixels_count_in_neither_mask() {
+        let truth = [true, true, false, false, true, false];
+        let answered = [true, false, true, false, false, true];
+        let ignored = [false, false, false, false, true, true];
+        let (mut with, mut without) = (MaskFigures::new(), MaskFigures::new());
+        with.add(&truth, &answered, &ignored);
+        without.add(&truth[..4], &answered[..4], &[]);
+        let (with, without) = (with.metrics(1.0), without.metrics(1.0));
+        assert_eq!(with, without);
+        assert_eq!((with.dice, with.iou), (0.5, 1.0 / 3.0));
+        let mut all = MaskFigures::new();
+        all.add(&truth, &answered, &[true; 6]);
+        assert_eq!(all.metrics(0.0).dice, 1.0, "as of two empty masks");
     }
 
     #[test]

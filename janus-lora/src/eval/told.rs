@@ -82,11 +82,12 @@ fn masks(evaluation: &Evaluation<'_>) -> Result<super::masks::MaskMetrics> {
     let (mut figures, mut sum) = (MaskFigures::new(), 0.0);
     each(evaluation, |batch| {
         let logits = batch.mask_logits(model, &pass, heads)?;
-        sum += number(&segment::loss(&logits, &batch.mask_places(model)?)?)?;
+        sum += number(&batch.mask_loss(model, &logits)?)?;
         for ((target, frame), logits) in batch.targets.iter().zip(&batch.frames).zip(logits.to_vec3::<f32>()?) {
             let Target::Mask(mask) = target else { continue };
             let Some(truth) = &mask.pixels else { continue };
-            figures.add(truth, &segment::mask(&logits.concat(), side, model.config().vision.image_size, frame));
+            let answered = segment::mask(&logits.concat(), side, model.config().vision.image_size, frame);
+            figures.add(truth, &answered, &mask.ignored);
         }
         Ok(())
     })?;

@@ -66,17 +66,28 @@ pub fn logits(head: &Head, config: &JanusConfig, low: &Tensor, mid: &Tensor) -> 
 }
 
 /// The summed loss of some pictures: mean cross-entropy of a picture's places, and `1 - (2·Σpt + 1) / (Σp + Σt + 1)` (Milletari
-/// et al., arXiv:1606.04797, smoothed). `truth: [images, side, side]`, from 0 to 1.
+/// et al., arXiv:1606.04797, smoothed). `truth: [images, side, side]`, from 0 to 1; `counted`, of the same shape, is how much of
+/// each place is counted in both.
 ///
 /// # Errors
 /// Shapes that do not fit.
-pub fn loss(logits: &Tensor, truth: &Tensor) -> Result<Tensor> {
+pub fn loss(logits: &Tensor, truth: &Tensor, counted: Option<&Tensor>) -> Result<Tensor> {
     let places = logits.flatten_from(1)?;
     let truth = truth.flatten_from(1)?;
-    let cross_entropy = (softplus(&places)? - (&places * &truth)?)?.mean(1)?;
-    let p = sigmoid(&places)?;
+    let counted = counted.map(|counted| counted.flatten_from(1)).transpose()?;
+    let weighted = |values: Tensor| match &counted {
+        Some(counted) => values * counted,
+        None => Ok(values),
+    };
+    let each = weighted((softplus(&places)? - (&places * &truth)?)?)?;
+    let cross_entropy = match &counted {
+        // A picture of which nothing is counted has no loss.
+        Some(counted) => (each.sum(1)? / counted.sum(1)?.maximum(f32::MIN_POSITIVE)?)?,
+        None => each.mean(1)?,
+    };
+    let p = weighted(sigmoid(&places)?)?;
     let common = ((&p * &truth)?.sum(1)? * 2.0)?;
-    let dice = ((common + 1.0)? / ((p.sum(1)? + truth.sum(1)?)? + 1.0)?)?;
+    let dice = ((common + 1.0)? / ((p.sum(1)? + weighted(truth)?.sum(1)?)? + 1.0)?)?;
     (cross_entropy + dice.affine(-1.0, 1.0)?)?.sum_all()
 }
 

@@ -43,7 +43,7 @@ fn masks_are_a_quarter_of_the_square_or_finer() {
 #[test]
 fn the_loss_is_that_of_the_definition() {
     let logits = drawn(&[2, side(&config()), side(&config())], "logits", 1.5);
-    let got = f64::from(loss(&logits, &truth(2)).unwrap().to_scalar::<f32>().unwrap());
+    let got = f64::from(loss(&logits, &truth(2), None).unwrap().to_scalar::<f32>().unwrap());
     let (logits, truth) = (logits.flatten_from(1).unwrap(), truth(2).flatten_from(1).unwrap());
     let expected: f64 = logits
         .to_vec2::<f32>()
@@ -71,7 +71,7 @@ fn every_value_has_the_gradient_of_differences() {
     let mid = Var::from_tensor(&drawn(&[2, patches, config.vision.projection_dim], "mid", 0.5)).unwrap();
     let value = || {
         let head = start.with_values(|name| vars[name].as_tensor().clone());
-        loss(&logits(&head, &config, low.as_tensor(), mid.as_tensor()).unwrap(), &truth(2)).unwrap()
+        loss(&logits(&head, &config, low.as_tensor(), mid.as_tensor()).unwrap(), &truth(2), None).unwrap()
     };
     let named = vars.iter().map(|(name, var)| (name.as_ref(), var)).chain([("low", &low), ("mid", &mid)]);
     check_gradients(named, &Nearness { step: 2e-3, relative: 0.05, absolute: 1.5e-4, least: 1e-5 }, value);
@@ -89,4 +89,46 @@ fn masks_lie_where_their_places_do() {
     // The row stands for the square's rows 12 to 16, which are the picture's 8 to 16.
     assert!(at(5, 12) && at(30, 12) && !at(34, 12) && !at(5, 3) && !at(5, 22));
     assert!(at(20, 9) && !at(20, 5) && at(20, 14) && !at(20, 18));
+}
+
+#[test]
+fn places_that_are_not_counted_have_no_say() {
+    let shape = [2, side(&config()), side(&config())];
+    let places = shape.iter().product::<usize>();
+    let logits = Var::from_tensor(&drawn(&shape, "logits", 1.5)).unwrap();
+    let shares: Vec<f32> = (0..places).map(|place| [1.0, 0.0, 0.5, 1.0, 1.0, 0.0, 1.0][place % 7]).collect();
+    let counted = Tensor::from_vec(shares.clone(), &shape, &Device::Cpu).unwrap();
+    let sum = loss(logits.as_tensor(), &truth(2), Some(&counted)).unwrap();
+
+    // Of the definition, over what is counted.
+    let (mut expected, half) = (0.0, places / 2);
+    let values: Vec<f32> = logits.flatten_all().unwrap().to_vec1().unwrap();
+    let truths: Vec<f32> = truth(2).flatten_all().unwrap().to_vec1().unwrap();
+    for image in 0..2 {
+        let (mut entropy, mut all, mut common, mut both) = (0.0, 0.0, 0.0, 0.0);
+        for place in image * half..(image + 1) * half {
+            let (p, t) = (1.0 / (1.0 + (-f64::from(values[place])).exp()), f64::from(truths[place]));
+            let share = f64::from(shares[place]);
+            entropy += share * (-t * p.ln() - (1.0 - t) * (1.0 - p).ln());
+            (all, common, both) = (all + share, common + share * p * t, both + share * (p + t));
+        }
+        expected += entropy / all + 1.0 - (2.0 * common + 1.0) / (both + 1.0);
+    }
+    assert!((f64::from(sum.to_scalar::<f32>().unwrap()) - expected).abs() < 1e-4);
+
+    // Whatever stands there changes nothing, and nothing moves it.
+    let other: Vec<f32> =
+        truths.iter().zip(&shares).map(|(t, share)| if *share == 0.0 { 1.0 - t } else { *t }).collect();
+    let other = Tensor::from_vec(other, &shape, &Device::Cpu).unwrap();
+    let same = loss(logits.as_tensor(), &other, Some(&counted)).unwrap();
+    assert_eq!(sum.to_scalar::<f32>().unwrap(), same.to_scalar::<f32>().unwrap());
+    let gradients = sum.backward().unwrap();
+    let gradient: Vec<f32> = gradients.get(&logits).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    assert!(gradient.iter().zip(&shares).all(|(moved, share)| (*moved == 0.0) == (*share == 0.0)));
+
+    let nothing = counted.zeros_like().unwrap();
+    assert_eq!(loss(logits.as_tensor(), &truth(2), Some(&nothing)).unwrap().to_scalar::<f32>().unwrap(), 0.0);
+    let ones = counted.ones_like().unwrap();
+    let all = loss(logits.as_tensor(), &truth(2), Some(&ones)).unwrap().to_scalar::<f32>().unwrap();
+    assert!((all - loss(logits.as_tensor(), &truth(2), None).unwrap().to_scalar::<f32>().unwrap()).abs() < 1e-5);
 }

@@ -416,6 +416,12 @@ section! {
     }
 }
 
+impl Default for DataLimits {
+    fn default() -> Self {
+        Self { max_bad_rows: BadRowLimit::default(), max_page_bytes: DEFAULT_PAGE_BYTES, max_tokens: None }
+    }
+}
+
 choice! {
     /// How the losses of accumulated batches are averaged.
     pub enum Accumulation {

@@ -7,14 +7,13 @@ use janus_core::processing::IMAGE_PLACEHOLDER;
 
 use super::SurveyError;
 use super::sheet::{Cell, Piece, Sheet};
-use super::stats::codes_per_image;
 use crate::base::Base;
 use crate::cache::Image;
 use crate::error::Result;
 use crate::heads::locate::Marked;
 use crate::heads::segment;
 use crate::recipe::Recipe;
-use crate::tasks::{Draft, Pictured, Target};
+use crate::tasks::{Draft, Pictured, Target, codes_per_image};
 use crate::train::tables::{RecipeTable, SampleStream};
 
 /// Draws the first `rows` rows that a run of the recipe takes, the same number of each table.

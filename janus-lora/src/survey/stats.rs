@@ -10,7 +10,7 @@ use crate::base::Base;
 use crate::data::CheckReport;
 use crate::error::Result;
 use crate::status::Status;
-use crate::tasks::Task;
+use crate::tasks::{Task, codes_per_image};
 use crate::train::tables::Source;
 
 /// How a number is spread over the rows or pictures of a table.
@@ -75,6 +75,8 @@ pub struct TableStats {
     pub rejected: usize,
     /// Why rows are bad, and how many are for each reason, most frequent first.
     pub reasons: Vec<(String, usize)>,
+    /// What is to be told of the rows as a whole.
+    pub notes: Vec<String>,
     /// Tokens that the decoder reads, per row.
     pub tokens: Option<Distribution>,
     /// Tokens that count in the loss, per row.
@@ -130,6 +132,7 @@ impl TableStats {
             accepted: report.accepted,
             rejected: report.rejected,
             reasons,
+            notes: source.notes.to_vec(),
             tokens: tokens.distribution(),
             supervised: supervised.distribution(),
             images,
@@ -139,10 +142,4 @@ impl TableStats {
             image_bytes: bytes.distribution(),
         })
     }
-}
-
-/// Image codes that a base's image tokenizer makes of a picture.
-pub(super) fn codes_per_image(base: &Base) -> usize {
-    let grid = base.config().vision.image_size / base.config().vq.down_factor().max(1);
-    grid * grid
 }

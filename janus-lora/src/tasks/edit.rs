@@ -2,9 +2,12 @@
 
 use janus_core::{ModelError, Parts};
 
-use super::{Draft, Drawing, PICTURE_PATHS, Question, Task, generate, image_column, within};
+use super::{
+    Draft, Drawing, Length, Noticed, PICTURE_PATHS, Question, Task, TaskError, codes_per_image, generate, image_column,
+    place, unusable, within,
+};
 use crate::base::Base;
-use crate::data::{ColumnKind, ColumnRequest, Row};
+use crate::data::{ColumnKind, ColumnRequest, Row, Split};
 use crate::error::Result;
 use crate::recipe::Columns;
 
@@ -12,15 +15,29 @@ use crate::recipe::Columns;
 pub(super) struct Edit {
     columns: Columns,
     prompt_dropout: f64,
+    length: Length,
+    noticed: Noticed,
+}
+
+/// The prompt of a row.
+struct Prompt {
+    ids: Vec<u32>,
+    foreign: Vec<String>,
+    is_cut: bool,
 }
 
 impl Edit {
-    pub(super) fn new(columns: &Columns, prompt_dropout: f64) -> Self {
-        Self { columns: columns.clone(), prompt_dropout }
+    pub(super) fn new(columns: &Columns, prompt_dropout: f64, length: Length) -> Self {
+        Self { columns: columns.clone(), prompt_dropout, length, noticed: Noticed::default() }
     }
 
-    fn prompt(base: &Base, row: &Row) -> Result<Vec<u32>> {
-        Ok(base.prompts().edit_prompt(row.text("prompt").unwrap_or_default(), 1)?)
+    fn prompt(&self, base: &Base, row: &Row) -> std::result::Result<Prompt, String> {
+        let placed = place(&[row.text("prompt").unwrap_or_default()], 1)?;
+        let text = placed.texts.first().map_or("", |(text, _)| text.as_str());
+        let ids = |text: &str| base.prompts().edit_prompt(text, 1).map_err(|e| e.to_string());
+        let tokens = |text: &str| Ok(ids(text)?.len() + codes_per_image(base).saturating_sub(1));
+        let (text, is_cut) = self.length.fit_text(base, text, tokens)?;
+        Ok(Prompt { ids: ids(&text)?, foreign: placed.foreign, is_cut })
     }
 }
 
@@ -43,7 +60,13 @@ impl Task for Edit {
     }
 
     fn check(&self, base: &Base, row: &Row) -> std::result::Result<(), String> {
-        Self::prompt(base, row).map(|_| ()).map_err(|e| e.to_string())
+        let prompt = self.prompt(base, row)?;
+        self.noticed.add(&prompt.foreign, prompt.is_cut);
+        Ok(())
+    }
+
+    fn conclude(&self, _split: Split) -> std::result::Result<Vec<String>, TaskError> {
+        Ok(self.noticed.take())
     }
 
     fn draft(&self, base: &Base, draw: Option<f64>, row: &Row) -> Result<Draft> {
@@ -63,6 +86,7 @@ impl Task for Edit {
     fn drawing(&self, base: &Base, row: &Row) -> Result<Option<Drawing>> {
         let (Some(source), Some(image)) = (row.image("source"), row.image("image")) else { return Ok(None) };
         let (images, expected) = (vec![base.image(source)], base.image(image));
-        Ok(Some(Drawing { prompt: Self::prompt(base, row)?, images, expected }))
+        let prompt = self.prompt(base, row).map_err(unusable)?.ids;
+        Ok(Some(Drawing { prompt, images, expected }))
     }
 }

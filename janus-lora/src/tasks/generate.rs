@@ -2,9 +2,11 @@
 
 use janus_core::{ModelError, Parts};
 
-use super::{Draft, Drawing, Question, Task, image_column, within};
+use super::{
+    Draft, Drawing, Length, Noticed, Question, Task, TaskError, codes_per_image, image_column, placed, unusable, within,
+};
 use crate::base::Base;
-use crate::data::{ColumnKind, ColumnRequest, Row};
+use crate::data::{ColumnKind, ColumnRequest, Row, Split};
 use crate::error::Result;
 use crate::recipe::Columns;
 
@@ -21,11 +23,23 @@ pub(super) const REACHED: &[&str] = &[
 pub(super) struct Generate {
     columns: Columns,
     prompt_dropout: f64,
+    length: Length,
+    noticed: Noticed,
 }
 
 impl Generate {
-    pub(super) fn new(columns: &Columns, prompt_dropout: f64) -> Self {
-        Self { columns: columns.clone(), prompt_dropout }
+    pub(super) fn new(columns: &Columns, prompt_dropout: f64, length: Length) -> Self {
+        Self { columns: columns.clone(), prompt_dropout, length, noticed: Noticed::default() }
+    }
+
+    /// The ids of a row's prompt, and whether its end was cut off.
+    fn prompt(&self, base: &Base, row: &Row) -> std::result::Result<(Vec<u32>, bool), String> {
+        let text = row.text("prompt").unwrap_or_default();
+        placed::refuse_pictures("caption", text)?;
+        let ids = |text: &str| base.prompts().generation_prompt(text).map_err(|e| e.to_string());
+        let tokens = |text: &str| Ok(ids(text)?.len() + codes_per_image(base).saturating_sub(1));
+        let (text, is_cut) = self.length.fit_text(base, text, tokens)?;
+        Ok((ids(&text)?, is_cut))
     }
 }
 
@@ -47,11 +61,17 @@ impl Task for Generate {
     }
 
     fn check(&self, base: &Base, row: &Row) -> std::result::Result<(), String> {
-        base.prompts().generation_prompt(row.text("prompt").unwrap_or_default()).map(|_| ()).map_err(|e| e.to_string())
+        let (_, is_cut) = self.prompt(base, row)?;
+        self.noticed.add(&[], is_cut);
+        Ok(())
+    }
+
+    fn conclude(&self, _split: Split) -> std::result::Result<Vec<String>, TaskError> {
+        Ok(self.noticed.take())
     }
 
     fn draft(&self, base: &Base, draw: Option<f64>, row: &Row) -> Result<Draft> {
-        let mut prompt = base.prompts().generation_prompt(row.text("prompt").unwrap_or_default())?;
+        let (mut prompt, _) = self.prompt(base, row).map_err(unusable)?;
         if draw.is_some_and(|draw| draw < self.prompt_dropout) {
             prompt = base.prompts().unconditional(&prompt);
         }
@@ -65,7 +85,7 @@ impl Task for Generate {
 
     fn drawing(&self, base: &Base, row: &Row) -> Result<Option<Drawing>> {
         let Some(image) = row.image("image") else { return Ok(None) };
-        let prompt = base.prompts().generation_prompt(row.text("prompt").unwrap_or_default())?;
+        let (prompt, _) = self.prompt(base, row).map_err(unusable)?;
         Ok(Some(Drawing { prompt, images: Vec::new(), expected: base.image(image) }))
     }
 }

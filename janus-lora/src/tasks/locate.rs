@@ -1,30 +1,45 @@
 //! Boxes around the things in a picture, by a head on the aligner's output.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use janus_core::Parts;
 use janus_core::processing::image_dimensions;
 
+use super::box_values::{BoxFacts, BoxReading};
+use super::error::TaskError;
 use super::target::pictured;
 use super::{Draft, PICTURE_PATHS, Question, Target, Task, image_column, label_number, unknown_label, within};
 use crate::base::Base;
-use crate::data::{ColumnKind, ColumnRequest, Row};
+use crate::data::{ColumnKind, ColumnRequest, Row, Split};
 use crate::error::Result;
 use crate::heads::HeadKind;
 use crate::heads::locate::Marked;
-use crate::recipe::Columns;
+use crate::recipe::{Columns, DataSection};
 
 #[derive(Debug)]
 pub(super) struct Locate {
     columns: Columns,
     head: Arc<str>,
     labels: Vec<String>,
+    reading: BoxReading,
+    /// Of the rows that were checked since they were last judged.
+    facts: Mutex<BoxFacts>,
 }
 
 impl Locate {
-    /// For a table of this name, whose boxes have these labels, in their order.
-    pub(super) fn new(columns: &Columns, head: &str, labels: &[String]) -> Self {
-        Self { columns: columns.clone(), head: head.into(), labels: labels.to_vec() }
+    /// For a table whose boxes have these labels, in their order.
+    pub(super) fn new(section: &DataSection, labels: &[String]) -> Self {
+        Self {
+            columns: section.columns.clone(),
+            head: section.name.as_str().into(),
+            labels: labels.to_vec(),
+            reading: BoxReading::of(section),
+            facts: Mutex::default(),
+        }
+    }
+
+    fn facts(&self) -> MutexGuard<'_, BoxFacts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The row's boxes, or what is wrong with them.
@@ -36,26 +51,13 @@ impl Locate {
         }
         let image = row.image("image").map_or(&[][..], |image| &image.bytes);
         let (width, height) = image_dimensions(image).map_err(|e| e.to_string())?;
-        let marked = |(corners, label): (&[f32; 4], &String)| {
-            check_box(*corners, width, height)?;
+        let marked = |(numbers, label): (&[f32; 4], &String)| {
+            let corners = self.reading.read(*numbers, width, height)?;
             let label = label_number(&self.labels, label).ok_or_else(|| unknown_label(&self.labels, label))?;
-            Ok(Marked { corners: *corners, label })
+            Ok(Marked { corners, label })
         };
         boxes.iter().zip(labels).map(marked).collect()
     }
-}
-
-/// Whether a box has an area and lies in its picture.
-fn check_box([left, top, right, bottom]: [f32; 4], width: u32, height: u32) -> std::result::Result<(), String> {
-    let shown = format!("the box {left}, {top}, {right}, {bottom}");
-    // Numbers that are none compare as false.
-    if !(left < right && top < bottom) {
-        return Err(format!("{shown} has no area: expected x1 < x2 and y1 < y2"));
-    }
-    if !(left >= 0.0 && top >= 0.0 && right <= width as f32 && bottom <= height as f32) {
-        return Err(format!("{shown} reaches beyond its image of {width} x {height} pixels"));
-    }
-    Ok(())
 }
 
 /// The column that holds the labels of boxes.
@@ -78,7 +80,18 @@ impl Task for Locate {
     }
 
     fn check(&self, _base: &Base, row: &Row) -> std::result::Result<(), String> {
+        let image = row.image("image").map_or(&[][..], |image| &image.bytes);
+        let (width, height) = image_dimensions(image).map_err(|e| e.to_string())?;
+        let mut facts = BoxFacts::default();
+        row.boxes.get("boxes").into_iter().flatten().for_each(|numbers| facts.add(*numbers, width, height));
+        self.facts().extend(&facts);
         self.marked(row).map(|_| ())
+    }
+
+    fn conclude(&self, split: Split) -> std::result::Result<Vec<String>, TaskError> {
+        let facts = std::mem::take(&mut *self.facts());
+        facts.judge(self.reading, &self.head, split)?;
+        Ok(self.reading.note().into_iter().collect())
     }
 
     fn draft(&self, base: &Base, _draw: Option<f64>, row: &Row) -> Result<Draft> {
@@ -92,26 +105,5 @@ impl Task for Locate {
 
     fn head(&self) -> Option<HeadKind> {
         Some(HeadKind::Locate { labels: self.labels.clone() })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn boxes_have_an_area_inside_their_picture() {
-        assert_eq!(check_box([0.0, 1.5, 10.0, 8.0], 10, 8), Ok(()));
-        for (corners, reason) in [
-            ([3.0, 3.0, 3.0, 5.0], "has no area"),
-            ([5.0, 3.0, 2.0, 1.0], "has no area"),
-            ([f32::NAN, 0.0, 1.0, 1.0], "has no area"),
-            ([0.0, 0.0, 10.5, 2.0], "beyond its image of 10 x 8"),
-            ([-1.0, 0.0, 1.0, 2.0], "beyond its image"),
-            ([0.0, 0.0, f32::INFINITY, 2.0], "beyond its image"),
-        ] {
-            let message = check_box(corners, 10, 8).unwrap_err();
-            assert!(message.contains(reason), "{message}");
-        }
     }
 }

@@ -4,12 +4,17 @@
 //! loss reaches. `sample` and `target` hold rows made ready, [`forward`] and `pictures` compute the losses that tasks share; `shortened`
 //! leaves out most of a batch where it is enough that something passes.
 
+mod box_values;
 mod classify;
 mod edit;
+pub mod error;
 pub mod forward;
 mod generate;
+mod length;
 mod locate;
+mod mask_values;
 mod pictures;
+mod placed;
 mod reconstruct;
 mod retrieve;
 mod sample;
@@ -26,13 +31,19 @@ use janus_core::{Janus, Parts};
 
 use crate::base::Base;
 use crate::cache::Image;
-use crate::data::{ColumnKind, ColumnRequest, Row};
+use crate::data::{ColumnKind, ColumnRequest, Row, Split};
 use crate::error::{Error, Result};
 use crate::heads::HeadKind;
-use crate::recipe::{Columns, DataSection, Task as TaskName};
+use crate::recipe::{Columns, DataLimits, DataSection, Task as TaskName};
 
+pub use error::TaskError;
 pub use forward::{Batch, CodeBatch, Coded, TextBatch};
+pub(crate) use length::codes_per_image;
+use length::{Fitted, Length};
+pub use length::{answer_room, check_drawing_room};
 pub use pictures::PictureBatch;
+use placed::Noticed;
+pub(crate) use placed::place;
 pub(crate) use reconstruct::CODE_PATHS;
 pub use reconstruct::PixelBatch;
 pub use retrieve::caption_ids;
@@ -77,6 +88,23 @@ pub trait Task: std::fmt::Debug + Send + Sync {
     /// # Errors
     /// The reason.
     fn check(&self, base: &Base, row: &Row) -> std::result::Result<(), String>;
+
+    /// What is wrong with a row that `check` found good, its pictures decoded.
+    ///
+    /// # Errors
+    /// The reason.
+    fn look(&self, _row: &Row) -> std::result::Result<(), String> {
+        Ok(())
+    }
+
+    /// What the rows of a split show as a whole, of those seen by `check` and `look` since the last call: what is to be told of
+    /// them. The rows to train on come first and decide for the others.
+    ///
+    /// # Errors
+    /// Rows that as a whole are not what the recipe says.
+    fn conclude(&self, _split: Split) -> std::result::Result<Vec<String>, TaskError> {
+        Ok(Vec::new())
+    }
 
     /// A row as far as it needs no model; `draw` is a number in [0, 1) for it at this place in the run, `None` outside
     /// training.
@@ -138,19 +166,21 @@ pub fn label_column(section: &DataSection) -> Option<ColumnRequest> {
     }
 }
 
-/// The task of a table; `labels`, in their order, are those of its rows, where its head tells some.
-pub fn task(section: &DataSection, labels: &[String]) -> Arc<dyn Task> {
+/// The task of a table, whose rows are as long as `limits` and the base allow; `labels`, in their order, are those of its rows, where its head tells some.
+pub fn task(section: &DataSection, labels: &[String], limits: &DataLimits) -> Arc<dyn Task> {
+    let length = Length::of(section, limits);
+    let prompt_dropout = section.prompt_dropout.unwrap_or(0.0);
     match section.task {
-        TaskName::Understand => Arc::new(understand::Understand::new(&section.columns, section.question.as_deref())),
-        TaskName::Generate => {
-            Arc::new(generate::Generate::new(&section.columns, section.prompt_dropout.unwrap_or(0.0)))
+        TaskName::Understand => {
+            Arc::new(understand::Understand::new(&section.columns, section.question.as_deref(), length))
         }
-        TaskName::Text => Arc::new(text::Text::new(&section.columns)),
-        TaskName::Edit => Arc::new(edit::Edit::new(&section.columns, section.prompt_dropout.unwrap_or(0.0))),
+        TaskName::Generate => Arc::new(generate::Generate::new(&section.columns, prompt_dropout, length)),
+        TaskName::Text => Arc::new(text::Text::new(&section.columns, length)),
+        TaskName::Edit => Arc::new(edit::Edit::new(&section.columns, prompt_dropout, length)),
         TaskName::Classify => Arc::new(classify::Classify::new(&section.columns, &section.name, labels)),
-        TaskName::Locate => Arc::new(locate::Locate::new(&section.columns, &section.name, labels)),
-        TaskName::Segment => Arc::new(segment::Segment::new(&section.columns, &section.name)),
-        TaskName::Retrieve => Arc::new(retrieve::Retrieve::new(&section.columns, &section.name)),
+        TaskName::Locate => Arc::new(locate::Locate::new(section, labels)),
+        TaskName::Segment => Arc::new(segment::Segment::new(section)),
+        TaskName::Retrieve => Arc::new(retrieve::Retrieve::new(&section.columns, &section.name, length)),
         TaskName::Reconstruct => {
             Arc::new(reconstruct::Reconstruct::new(&section.columns, section.quantize_from.unwrap_or(0)))
         }
@@ -180,50 +210,94 @@ pub(crate) fn within(path: &str, prefixes: &[&str]) -> bool {
     prefixes.iter().any(|prefix| path == *prefix || (prefix.ends_with('.') && path.starts_with(prefix)))
 }
 
-/// The turns of a row's `messages` column, images counted by their placeholders or all in the first user turn.
-fn turns(messages: &[crate::data::Message], images: usize) -> std::result::Result<Vec<Message>, String> {
-    let placeholders = |message: &crate::data::Message| match message.role.as_str() {
-        "user" => message.content.matches(janus_core::processing::IMAGE_PLACEHOLDER).count(),
-        _ => 0,
-    };
-    let marked: usize = messages.iter().map(placeholders).sum();
-    if marked > 0 && marked != images {
-        return Err(format!("the conversation has {marked} image placeholders, but the row has {images} images"));
+/// The turns of a row, and what it wrote for pictures in another toolkit's way.
+#[derive(Debug)]
+struct Conversation {
+    turns: Vec<Message>,
+    foreign: Vec<String>,
+}
+
+impl Conversation {
+    /// A question about a row's pictures and its answer.
+    fn of_question(question: &str, images: usize, answer: &str) -> std::result::Result<Self, String> {
+        placed::refuse_pictures("answer", answer)?;
+        let placed = place(&[question], images)?;
+        let question = placed.texts.into_iter().next().map_or_else(String::new, |(text, _)| text);
+        Ok(Self { turns: vec![Message::user(question, images), Message::assistant(answer)], foreign: placed.foreign })
     }
-    let mut turns = Vec::with_capacity(messages.len());
-    let mut unmarked = images - marked;
-    for message in messages {
-        match message.role.as_str() {
-            "user" => {
-                let own = placeholders(message) + std::mem::take(&mut unmarked);
-                turns.push(Message::user(message.content.clone(), own));
+
+    /// Of a `messages` column: images stand where the user's turns say, or all in the first of them.
+    fn of_messages(messages: &[crate::data::Message], images: usize) -> std::result::Result<Self, String> {
+        let users: Vec<&str> =
+            messages.iter().filter(|message| message.role == "user").map(|message| message.content.as_str()).collect();
+        let placed = place(&users, images)?;
+        let marked: usize = placed.texts.iter().map(|(_, count)| count).sum();
+        let mut texts = placed.texts.into_iter();
+        let mut unmarked = if marked == 0 { images } else { 0 };
+        let mut turns = Vec::with_capacity(messages.len());
+        for message in messages {
+            let content = message.content.as_str();
+            match message.role.as_str() {
+                "user" => {
+                    let (text, own) = texts.next().unwrap_or_default();
+                    turns.push(Message::user(text, own + std::mem::take(&mut unmarked)));
+                }
+                "assistant" => {
+                    placed::refuse_pictures("answer", content)?;
+                    turns.push(Message::assistant(content));
+                }
+                "system" => {
+                    placed::refuse_pictures("system message", content)?;
+                    turns.push(Message { role: Role::System, text: content.into(), images: 0 });
+                }
+                other => return Err(format!("message role `{other}` is none of user, assistant, system")),
             }
-            "assistant" => turns.push(Message::assistant(message.content.clone())),
-            "system" => turns.push(Message { role: Role::System, text: message.content.clone(), images: 0 }),
-            other => return Err(format!("message role `{other}` is none of user, assistant, system")),
         }
+        Ok(Self { turns, foreign: placed.foreign })
     }
-    Ok(turns)
 }
 
-/// Whether turns make a sample.
-fn check_turns(base: &Base, turns: std::result::Result<Vec<Message>, String>) -> std::result::Result<(), String> {
-    base.prompts().conversation_sample(&turns?, true).map(|_| ()).map_err(|e| e.to_string())
+/// A row's conversation, as long as it may be.
+fn fitted(
+    base: &Base,
+    length: Length,
+    conversation: std::result::Result<Conversation, String>,
+) -> std::result::Result<Fitted, String> {
+    length.fit(base, conversation?.turns)
 }
 
-/// Turns as labelled text around images.
-fn text_draft(base: &Base, turns: std::result::Result<Vec<Message>, String>, images: Vec<Image>) -> Result<Draft> {
-    let tokens = base.prompts().conversation_sample(&turns.map_err(unusable)?, true)?;
+/// Whether a conversation makes a sample.
+fn check_conversation(
+    base: &Base,
+    length: Length,
+    noticed: &Noticed,
+    conversation: std::result::Result<Conversation, String>,
+) -> std::result::Result<(), String> {
+    let conversation = conversation?;
+    let fitted = length.fit(base, conversation.turns)?;
+    noticed.add(&conversation.foreign, fitted.is_cut);
+    Ok(())
+}
+
+/// A conversation as labelled text around images.
+fn text_draft(
+    base: &Base,
+    length: Length,
+    conversation: std::result::Result<Conversation, String>,
+    images: Vec<Image>,
+) -> Result<Draft> {
+    let tokens = fitted(base, length, conversation).map_err(unusable)?.sample;
     Ok(Draft::Text { tokens, images })
 }
 
 /// Turns but the last as a question, the last as its answer.
 fn text_question(
     base: &Base,
-    turns: std::result::Result<Vec<Message>, String>,
+    length: Length,
+    conversation: std::result::Result<Conversation, String>,
     images: Vec<Image>,
 ) -> Result<Option<Question>> {
-    let mut turns = turns.map_err(unusable)?;
+    let mut turns = fitted(base, length, conversation).map_err(unusable)?.turns;
     let Some(answer) = turns.pop() else { return Ok(None) };
     let prompt = base.prompts().conversation_prompt(&turns, true)?;
     Ok(Some(Question { prompt, images, answer: answer.text }))

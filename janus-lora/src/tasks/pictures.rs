@@ -140,6 +140,34 @@ impl PictureBatch {
         Ok(Tensor::from_vec(places, (self.targets.len(), side, side), model.device())?)
     }
 
+    /// The share of each place that is counted, `[images, side, side]`; `None` where all of them are.
+    ///
+    /// # Errors
+    /// The tensor engine's.
+    pub fn mask_counted(&self, model: &Janus) -> Result<Option<Tensor>> {
+        let side = segment::side(model.config());
+        let counted = |target: &Target| match target {
+            Target::Mask(mask) => mask.counted.clone(),
+            _ => None,
+        };
+        let all: Vec<Option<Vec<f32>>> = self.targets.iter().map(counted).collect();
+        if all.iter().all(Option::is_none) {
+            return Ok(None);
+        }
+        let shares: Vec<f32> =
+            all.into_iter().flat_map(|counted| counted.unwrap_or_else(|| vec![1.0; side * side])).collect();
+        Ok(Some(Tensor::from_vec(shares, (self.targets.len(), side, side), model.device())?))
+    }
+
+    /// The summed loss of the pictures' masks, of logits `[images, side, side]`.
+    ///
+    /// # Errors
+    /// The tensor engine's.
+    pub fn mask_loss(&self, model: &Janus, logits: &Tensor) -> Result<Tensor> {
+        let counted = self.mask_counted(model)?;
+        Ok(segment::loss(logits, &self.mask_places(model)?, counted.as_ref())?)
+    }
+
     /// Vectors of length one of the pictures and of their captions, `[images, width]` each.
     ///
     /// # Errors
@@ -190,9 +218,7 @@ impl PictureBatch {
                 Loss::of(HeadLoss::of_logits(&self.label_logits(model, pass, heads)?, &self.labels())?, tokens)
             }
             HeadKind::Locate { .. } => told(locate::loss(&self.places(model, pass, heads)?, &self.boxes_in_square())?),
-            HeadKind::Segment {} => {
-                told(segment::loss(&self.mask_logits(model, pass, heads)?, &self.mask_places(model)?)?)
-            }
+            HeadKind::Segment {} => told(self.mask_loss(model, &self.mask_logits(model, pass, heads)?)?),
             HeadKind::Retrieve {} => {
                 let (images, captions) = self.vectors(model, pass, heads)?;
                 let same = |one, other| self.is_same_caption(one, other);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use janus_core::Parts;
 
 use super::target::pictured;
-use super::{Draft, Question, Target, Task, image_column, within};
+use super::{Draft, Length, Question, Target, Task, image_column, placed, within};
 use crate::base::Base;
 use crate::data::{ColumnKind, ColumnRequest, Row};
 use crate::error::Result;
@@ -19,12 +19,13 @@ const REACHED: &[&str] = &["model.language_model.", "model.vision_model.", "mode
 pub(super) struct Retrieve {
     columns: Columns,
     head: Arc<str>,
+    length: Length,
 }
 
 impl Retrieve {
     /// For a table of this name.
-    pub(super) fn new(columns: &Columns, head: &str) -> Self {
-        Self { columns: columns.clone(), head: head.into() }
+    pub(super) fn new(columns: &Columns, head: &str, length: Length) -> Self {
+        Self { columns: columns.clone(), head: head.into(), length }
     }
 }
 
@@ -55,7 +56,9 @@ impl Task for Retrieve {
     }
 
     fn check(&self, base: &Base, row: &Row) -> std::result::Result<(), String> {
-        caption_ids(base, row.text("caption").unwrap_or_default()).map(|_| ()).map_err(|e| e.to_string())
+        let caption = row.text("caption").unwrap_or_default();
+        placed::refuse_pictures("caption", caption)?;
+        self.length.check(base, caption_ids(base, caption).map_err(|e| e.to_string())?.len())
     }
 
     fn draft(&self, base: &Base, _draw: Option<f64>, row: &Row) -> Result<Draft> {

@@ -1,28 +1,44 @@
-//! A mask of what is looked for in a picture, by a head on the aligner's output and on low features.
+//! A mask of what is looked for in a picture, by a head on low and mid features.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use janus_core::processing::image_dimensions;
+use janus_core::processing::{decode_mask, image_dimensions};
 use janus_core::{ModelError, Parts};
 
+use super::error::TaskError;
+use super::mask_values::{MaskFacts, MaskKeys, MaskRule};
 use super::target::pictured;
-use super::{Draft, Mask, PICTURE_PATHS, Question, Target, Task, image_column, within};
+use super::{Draft, Mask, PICTURE_PATHS, Question, Target, Task, image_column, unusable, within};
 use crate::base::Base;
-use crate::data::{ColumnKind, ColumnRequest, Row};
+use crate::data::{ColumnKind, ColumnRequest, Row, Split};
 use crate::error::Result;
 use crate::heads::{HeadKind, segment};
-use crate::recipe::Columns;
+use crate::recipe::{Columns, DataSection};
 
 #[derive(Debug)]
 pub(super) struct Segment {
     columns: Columns,
     head: Arc<str>,
+    keys: MaskKeys,
+    /// Of the rows that were looked at since they were last judged.
+    facts: Mutex<MaskFacts>,
+    /// Rows that were checked since.
+    checked: AtomicU64,
+    /// What the values are, once the rows to train on were looked at.
+    rule: OnceLock<MaskRule>,
 }
 
 impl Segment {
-    /// For a table of this name.
-    pub(super) fn new(columns: &Columns, head: &str) -> Self {
-        Self { columns: columns.clone(), head: head.into() }
+    pub(super) fn new(section: &DataSection) -> Self {
+        Self {
+            columns: section.columns.clone(),
+            head: section.name.as_str().into(),
+            keys: MaskKeys::of(section),
+            facts: Mutex::default(),
+            checked: AtomicU64::new(0),
+            rule: OnceLock::new(),
+        }
     }
 }
 
@@ -41,6 +57,7 @@ impl Task for Segment {
     }
 
     fn check(&self, _base: &Base, row: &Row) -> std::result::Result<(), String> {
+        self.checked.fetch_add(1, Ordering::Relaxed);
         let size = |role| {
             let bytes = row.image(role).map_or(&[][..], |image| &image.bytes);
             image_dimensions(bytes).map_err(|e| e.to_string())
@@ -53,9 +70,51 @@ impl Task for Segment {
         Ok(())
     }
 
+    fn look(&self, row: &Row) -> std::result::Result<(), String> {
+        let bytes = row.image("mask").map_or(&[][..], |mask| &mask.bytes);
+        let facts = MaskFacts::of(&decode_mask(bytes).map_err(|e| e.to_string())?);
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner).add(&facts);
+        Ok(())
+    }
+
+    fn conclude(&self, split: Split) -> std::result::Result<Vec<String>, TaskError> {
+        let facts = std::mem::take(&mut *self.facts.lock().unwrap_or_else(PoisonError::into_inner));
+        let is_whole = facts.masks == self.checked.swap(0, Ordering::Relaxed);
+        self.keys.check(&self.head)?;
+        if split == Split::Eval
+            && let Some(rule) = self.rule.get()
+        {
+            rule.judge(&facts, &self.head, split)?;
+            return Ok(Vec::new());
+        }
+        let rule = self.keys.decide(&facts, is_whole, &self.head)?;
+        let mut note = format!("masks: {rule}");
+        if rule.is_empty() && facts.masks > 0 {
+            note.push_str("; nothing can be learnt of them but that");
+        }
+        if !is_whole {
+            note.push_str(&format!("; by the first {} of them, the run stops where others differ", facts.masks));
+        }
+        self.rule.get_or_init(|| rule);
+        Ok(vec![note])
+    }
+
     fn draft(&self, base: &Base, draw: Option<f64>, row: &Row) -> Result<Draft> {
         let mask = row.image("mask").ok_or(ModelError::NotLoaded { part: "row's mask" })?;
-        let mask = Mask::read(base, mask, segment::side(base.config()), draw.is_none())?;
+        let mask = decode_mask(&mask.bytes)?;
+        let alone;
+        let rule = match self.rule.get() {
+            Some(rule) => rule,
+            None => {
+                alone = self.keys.decide(&MaskFacts::of(&mask), true, &self.head)?;
+                &alone
+            }
+        };
+        let classes = rule.classes(&mask).map_err(|value| {
+            unusable(format!("its mask has the value {value}, and in the rows looked at before {rule}"))
+        })?;
+        let sides = (mask.width, mask.height);
+        let mask = Mask::new(base, sides, &classes, segment::side(base.config()), draw.is_none());
         Ok(Draft::Picture(pictured(&self.head, base, row, Target::Mask(mask.into()))?))
     }
 

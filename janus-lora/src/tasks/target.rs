@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use image::RgbImage;
 use janus_core::ModelError;
-use janus_core::processing::{Frame, decode_image, image_dimensions};
+use janus_core::processing::{Frame, image_dimensions};
 
+use super::mask_values::Class;
 use crate::base::Base;
 use crate::cache::Image;
-use crate::data::{EncodedImage, Row};
+use crate::data::Row;
 use crate::error::Result;
 use crate::heads::locate::Marked;
 
@@ -51,10 +52,14 @@ impl Target {
 /// A mask.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mask {
-    /// Of each place of the square's grid the share that belongs to it, `[side · side]`.
+    /// Of each place of the square's grid the share that belongs to it, of what is counted of the place, `[side · side]`.
     pub places: Vec<f32>,
+    /// The share of each place that is counted, `[side · side]`; `None` where all is.
+    pub counted: Option<Vec<f32>>,
     /// The mask at the picture's own size, where it is measured: row by row.
     pub pixels: Option<Vec<bool>>,
+    /// Pixels that are not counted in figures, at the picture's own size where it is measured; empty where all are.
+    pub ignored: Vec<bool>,
 }
 
 /// The row's picture for a head.
@@ -74,30 +79,48 @@ pub fn frame(base: &Base, bytes: &[u8]) -> Result<Frame> {
 }
 
 impl Mask {
-    /// Of a mask's picture: what is brighter than half of its brightest pixel belongs to it, so that it may be written with
-    /// ones or with 255. `side` places a side; `keep`: also at its own size.
-    pub(super) fn read(base: &Base, picture: &EncodedImage, side: usize, keep: bool) -> Result<Self> {
-        let mask = decode_image(&picture.bytes)?;
-        let brightness = |pixel: &image::Rgb<u8>| pixel.0.into_iter().max().unwrap_or(0);
-        let brightest = mask.pixels().map(brightness).max().unwrap_or(0);
-        let belongs: Vec<bool> = mask.pixels().map(|pixel| brightness(pixel) > brightest / 2).collect();
-        let mut black_and_white = RgbImage::new(mask.width(), mask.height());
-        for (pixel, belongs) in black_and_white.pixels_mut().zip(&belongs) {
-            pixel.0 = [if *belongs { u8::MAX } else { 0 }; 3];
-        }
-        let mut processor = base.images().clone();
-        processor.background = [0; 3];
-        let square = processor.understanding_u8(&black_and_white);
-        let size = square.width() as usize;
-        let (mut sums, mut counts) = (vec![0f32; side * side], vec![0f32; side * side]);
-        for (number, pixel) in square.pixels().enumerate() {
-            let (row, column) = (number / size * side / size, number % size * side / size);
-            if let (Some(sum), Some(count)) = (sums.get_mut(row * side + column), counts.get_mut(row * side + column)) {
-                *sum += f32::from(pixel.0[0]) / 255.0;
-                *count += 1.0;
+    /// Of a mask's pixels, row by row; `side` places a side; `keep`: also at its own size.
+    pub(super) fn new(base: &Base, sides: (u32, u32), classes: &[Class], side: usize, keep: bool) -> Self {
+        let shares = |background: u8, holds: &dyn Fn(Class) -> bool| {
+            let mut black_and_white = RgbImage::new(sides.0, sides.1);
+            for (pixel, class) in black_and_white.pixels_mut().zip(classes) {
+                pixel.0 = [if holds(*class) { u8::MAX } else { 0 }; 3];
             }
+            place_means(base, &black_and_white, background, side)
+        };
+        let mut places = shares(0, &|class| class == Class::Object);
+        let is_ignored = |class: &Class| *class == Class::Ignored;
+        let has_ignored = classes.iter().any(is_ignored);
+        // What lies beside the picture is ground, as far as it is counted.
+        let counted = has_ignored.then(|| shares(u8::MAX, &|class| class != Class::Ignored));
+        if let Some(counted) = &counted {
+            // Of what is counted of a place.
+            places.iter_mut().zip(counted).for_each(|(place, counted)| {
+                *place = if *counted > 0.0 { (*place / counted).min(1.0) } else { 0.0 };
+            });
         }
-        let places = sums.iter().zip(counts).map(|(sum, count)| sum / f32::max(count, 1.0)).collect();
-        Ok(Self { places, pixels: keep.then_some(belongs) })
+        Self {
+            places,
+            counted,
+            pixels: keep.then(|| classes.iter().map(|class| *class == Class::Object).collect()),
+            ignored: if keep && has_ignored { classes.iter().map(is_ignored).collect() } else { Vec::new() },
+        }
     }
+}
+
+/// Means of a grey picture over each of `side · side` places of the square that the model sees of it.
+fn place_means(base: &Base, picture: &RgbImage, background: u8, side: usize) -> Vec<f32> {
+    let mut processor = base.images().clone();
+    processor.background = [background; 3];
+    let square = processor.understanding_u8(picture);
+    let size = square.width() as usize;
+    let (mut sums, mut counts) = (vec![0f32; side * side], vec![0f32; side * side]);
+    for (number, pixel) in square.pixels().enumerate() {
+        let (row, column) = (number / size * side / size, number % size * side / size);
+        if let (Some(sum), Some(count)) = (sums.get_mut(row * side + column), counts.get_mut(row * side + column)) {
+            *sum += f32::from(pixel.0[0]) / 255.0;
+            *count += 1.0;
+        }
+    }
+    sums.iter().zip(counts).map(|(sum, count)| sum / f32::max(count, 1.0)).collect()
 }

@@ -1,11 +1,13 @@
 //! Text to text: every answer and its EOS are supervised.
 
 use janus_core::Parts;
-use janus_core::processing::Message;
 
-use super::{Draft, Question, Task, check_turns, text_draft, text_question, turns, within};
+use super::{
+    Conversation, Draft, Length, Noticed, Question, Task, TaskError, check_conversation, text_draft, text_question,
+    within,
+};
 use crate::base::Base;
-use crate::data::{ColumnKind, ColumnRequest, Row};
+use crate::data::{ColumnKind, ColumnRequest, Row, Split};
 use crate::error::Result;
 use crate::recipe::Columns;
 
@@ -15,19 +17,21 @@ const REACHED: &[&str] = &["model.language_model.", "lm_head", "lm_head."];
 #[derive(Debug)]
 pub(super) struct Text {
     columns: Columns,
+    length: Length,
+    noticed: Noticed,
 }
 
 impl Text {
-    pub(super) fn new(columns: &Columns) -> Self {
-        Self { columns: columns.clone() }
+    pub(super) fn new(columns: &Columns, length: Length) -> Self {
+        Self { columns: columns.clone(), length, noticed: Noticed::default() }
     }
 
-    fn conversation(&self, row: &Row) -> std::result::Result<Vec<Message>, String> {
+    fn conversation(&self, row: &Row) -> std::result::Result<Conversation, String> {
         if let Some(messages) = row.messages.get("messages") {
-            return turns(messages, 0);
+            return Conversation::of_messages(messages, 0);
         }
         let (prompt, answer) = (row.text("prompt").unwrap_or_default(), row.text("answer").unwrap_or_default());
-        Ok(vec![Message::user(prompt, 0), Message::assistant(answer)])
+        Conversation::of_question(prompt, 0, answer)
     }
 }
 
@@ -52,14 +56,18 @@ impl Task for Text {
     }
 
     fn check(&self, base: &Base, row: &Row) -> std::result::Result<(), String> {
-        check_turns(base, self.conversation(row))
+        check_conversation(base, self.length, &self.noticed, self.conversation(row))
+    }
+
+    fn conclude(&self, _split: Split) -> std::result::Result<Vec<String>, TaskError> {
+        Ok(self.noticed.take())
     }
 
     fn draft(&self, base: &Base, _draw: Option<f64>, row: &Row) -> Result<Draft> {
-        text_draft(base, self.conversation(row), Vec::new())
+        text_draft(base, self.length, self.conversation(row), Vec::new())
     }
 
     fn question(&self, base: &Base, row: &Row) -> Result<Option<Question>> {
-        text_question(base, self.conversation(row), Vec::new())
+        text_question(base, self.length, self.conversation(row), Vec::new())
     }
 }

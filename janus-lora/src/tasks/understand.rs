@@ -1,12 +1,14 @@
 //! Images and a question to an answer: the answer's tokens and its EOS are supervised.
 
 use janus_core::Parts;
-use janus_core::processing::Message;
 
-use super::{Draft, Question, Task, check_turns, text_draft, text_question, turns, within};
+use super::{
+    Conversation, Draft, Length, Noticed, Question, Task, TaskError, check_conversation, text_draft, text_question,
+    within,
+};
 use crate::base::Base;
 use crate::cache::Image;
-use crate::data::{ColumnKind, ColumnRequest, Row};
+use crate::data::{ColumnKind, ColumnRequest, Row, Split};
 use crate::error::Result;
 use crate::recipe::Columns;
 
@@ -21,25 +23,28 @@ pub(super) struct Understand {
     columns: Columns,
     /// Asked of every row.
     question: Option<String>,
+    length: Length,
+    noticed: Noticed,
 }
 
 impl Understand {
-    pub(super) fn new(columns: &Columns, question: Option<&str>) -> Self {
-        Self { columns: columns.clone(), question: question.map(str::to_owned) }
+    pub(super) fn new(columns: &Columns, question: Option<&str>, length: Length) -> Self {
+        let question = question.map(str::to_owned);
+        Self { columns: columns.clone(), question, length, noticed: Noticed::default() }
     }
 
     fn images<'a>(&self, row: &'a Row) -> &'a [crate::data::EncodedImage] {
         row.images.get("image").or_else(|| row.images.get("images")).map_or(&[], Vec::as_slice)
     }
 
-    fn conversation(&self, row: &Row) -> std::result::Result<Vec<Message>, String> {
+    fn conversation(&self, row: &Row) -> std::result::Result<Conversation, String> {
         let images = self.images(row).len();
         if let Some(messages) = row.messages.get("messages") {
-            return turns(messages, images);
+            return Conversation::of_messages(messages, images);
         }
         let question = self.question.as_deref().or_else(|| row.text("question")).unwrap_or(DEFAULT_QUESTION);
         let answer = row.text("answer").unwrap_or_default();
-        Ok(vec![Message::user(question, images), Message::assistant(answer)])
+        Conversation::of_question(question, images, answer)
     }
 }
 
@@ -73,16 +78,20 @@ impl Task for Understand {
     }
 
     fn check(&self, base: &Base, row: &Row) -> std::result::Result<(), String> {
-        check_turns(base, self.conversation(row))
+        check_conversation(base, self.length, &self.noticed, self.conversation(row))
+    }
+
+    fn conclude(&self, _split: Split) -> std::result::Result<Vec<String>, TaskError> {
+        Ok(self.noticed.take())
     }
 
     fn draft(&self, base: &Base, _draw: Option<f64>, row: &Row) -> Result<Draft> {
         let images: Vec<Image> = self.images(row).iter().map(|image| base.image(image)).collect();
-        text_draft(base, self.conversation(row), images)
+        text_draft(base, self.length, self.conversation(row), images)
     }
 
     fn question(&self, base: &Base, row: &Row) -> Result<Option<Question>> {
         let images = self.images(row).iter().map(|image| base.image(image)).collect();
-        text_question(base, self.conversation(row), images)
+        text_question(base, self.length, self.conversation(row), images)
     }
 }

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use janus_core::Janus;
 use janus_core::noise;
 use janus_core::processing::{decode_image, image_dimensions};
+use janus_core::{Janus, guard};
 use serde::{Deserialize, Serialize};
 
 use super::TrainError;
@@ -18,7 +19,7 @@ use crate::data::{
     BadRowLimit, DataError, ImageChecks, Index, Position, Row, RowId, RowStream, ScanOptions, Split, Table, locate,
 };
 use crate::error::Result;
-use crate::recipe::{DataSection, Recipe, Task as TaskName};
+use crate::recipe::{DataLimits, DataSection, Recipe, Task as TaskName};
 use crate::status::Status;
 use crate::tasks::{self, Draft, Sample, Task, label_column};
 
@@ -62,13 +63,16 @@ pub struct Source {
     pub table: Arc<Table>,
     /// Which rows are good.
     pub index: Arc<Index>,
+    /// What is to be told of its rows as a whole.
+    pub notes: Arc<[String]>,
 }
 
 impl Source {
     /// Finds, opens and looks through the rows of `spec`.
     ///
     /// # Errors
-    /// No files, columns that are missing or of another type, too many bad rows, or no good one.
+    /// No files, columns that are missing or of another type, too many bad rows, or no good one; rows that as a whole are not
+    /// what the recipe says.
     pub fn open(
         spec: &str,
         split: Split,
@@ -84,13 +88,29 @@ impl Source {
             dimensions: |bytes| image_dimensions(bytes).map_err(|e| e.to_string()),
             decode: |bytes| decode_image(bytes).map(|_| ()).map_err(|e| e.to_string()),
         };
-        let check = |row: &Row| task.check(base, row);
-        let bar = status.items(&format!("checking {spec}"), table.claimed_rows());
         let Scan { limit, decode_rows } = scan;
+        // Rows of the batches before: which ones are looked at closely depends on nothing else.
+        let done = AtomicU64::new(0);
+        let check = |row: &Row| {
+            task.check(base, row)?;
+            if done.load(Ordering::Relaxed) < decode_rows {
+                guard::catch(|| task.look(row)).and_then(|seen| seen)
+            } else {
+                Ok(())
+            }
+        };
+        let bar = status.items(&format!("checking {spec}"), table.claimed_rows());
         let options = ScanOptions { images, check: &check, limit, decode_rows };
-        let index = table.scan(&options, &mut |progress| bar.set(progress.rows, progress.of))?;
+        let scanned = table.scan(&options, &mut |progress| {
+            done.store(progress.rows, Ordering::Relaxed);
+            bar.set(progress.rows, progress.of);
+        });
         bar.finish();
-        Ok(Self { table: Arc::new(table), index: Arc::new(index) })
+        // What is wrong with all rows says more than what is wrong with each.
+        let is_of_rows =
+            |error: &DataError| matches!(error, DataError::TooManyBadRows { .. } | DataError::NoAcceptedRows { .. });
+        let notes = if scanned.as_ref().err().is_none_or(is_of_rows) { task.conclude(split)? } else { Vec::new() };
+        Ok(Self { table: Arc::new(table), index: Arc::new(scanned?), notes: notes.into() })
     }
 
     /// All good rows once, in the order of the files.
@@ -121,8 +141,8 @@ pub struct RecipeTable {
 ///
 /// # Errors
 /// No files, no column of labels, or labels that are too few or too many.
-pub fn open_task(section: &DataSection, status: &dyn Status) -> Result<Arc<dyn Task>> {
-    let Some(request) = label_column(section) else { return Ok(tasks::task(section, &[])) };
+pub fn open_task(section: &DataSection, limits: &DataLimits, status: &dyn Status) -> Result<Arc<dyn Task>> {
+    let Some(request) = label_column(section) else { return Ok(tasks::task(section, &[], limits)) };
     let spec = &section.train;
     let downloads = status.download();
     let files = locate(spec, Path::new("."), &cache_folder().join("data"), Split::Train, downloads.as_ref())?;
@@ -135,7 +155,7 @@ pub fn open_task(section: &DataSection, status: &dyn Status) -> Result<Arc<dyn T
     let index = table.scan(&options, &mut |progress| bar.set(progress.rows, progress.of))?;
     bar.finish();
     let mut labels = BTreeSet::new();
-    let source = Source { table, index: Arc::new(index) };
+    let source = Source { table, index: Arc::new(index), notes: Arc::default() };
     if source.index.accepted_rows() > 0 {
         for row in source.rows()? {
             let row = row?;
@@ -152,7 +172,7 @@ pub fn open_task(section: &DataSection, status: &dyn Status) -> Result<Arc<dyn T
         let (table, column, count) = (section.name.clone(), request.column, labels.len());
         return Err(TrainError::Labels { table, column, count, least, most: MAX_LABELS }.into());
     }
-    Ok(tasks::task(section, &labels.into_iter().collect::<Vec<_>>()))
+    Ok(tasks::task(section, &labels.into_iter().collect::<Vec<_>>(), limits))
 }
 
 /// Opens every table of a recipe.
@@ -164,8 +184,9 @@ pub fn open_tables(recipe: &Recipe, base: &Base, status: &dyn Status) -> Result<
     let all = Scan { decode_rows: u64::MAX, ..scan };
     let mut tables = Vec::with_capacity(recipe.data.len());
     for section in &recipe.data {
-        let task = open_task(section, status)?;
+        let task = open_task(section, &recipe.data_limits, status)?;
         let train = Source::open(&section.train, Split::Train, task.as_ref(), base, scan, status)?;
+        train.notes.iter().for_each(|note| status.note(&format!("{}: {note}", section.name)));
         let eval = match &section.eval {
             Some(spec) => Some(Source::open(spec, Split::Eval, task.as_ref(), base, all, status)?),
             None => None,

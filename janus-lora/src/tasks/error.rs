@@ -1,0 +1,95 @@
+//! What a table as a whole, or a prompt, can be refused for.
+
+use janus_core::Diagnose;
+
+use crate::data::Split;
+
+/// Rows or prompts that do not mean what the recipe says, or that the base has no room for.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TaskError {
+    /// Boxes whose numbers are something else than the recipe says.
+    #[error(
+        "the boxes of `{table}` ({split}) are no {given}: {fitting} of {boxes} lie in their pictures so, {better} of {boxes} do as {keys}{seen}"
+    )]
+    Boxes {
+        /// The table.
+        table: String,
+        /// `train` or `eval`.
+        split: &'static str,
+        /// How they were read.
+        given: String,
+        /// Boxes of the table.
+        boxes: u64,
+        /// Those that lie in their pictures when read so.
+        fitting: u64,
+        /// Those that do when read as `keys` say.
+        better: u64,
+        /// The keys of the recipe.
+        keys: String,
+        /// What else is seen of the numbers.
+        seen: &'static str,
+    },
+    /// Masks whose values do not say what the object is.
+    #[error("the masks of `{table}` ({split}) have the values {values}: {problem}")]
+    Masks {
+        /// The table.
+        table: String,
+        /// `train` or `eval`.
+        split: &'static str,
+        /// The values found.
+        values: String,
+        /// What is wrong with them.
+        problem: String,
+        /// What to set.
+        hints: Vec<String>,
+    },
+    /// Keys of a table that contradict each other.
+    #[error("`{table}`: `ignore_value` = {value} is one of its `mask_values`, too")]
+    IgnoredObject {
+        /// The table.
+        table: String,
+        /// The value.
+        value: u16,
+    },
+    /// A prompt that leaves no room in the base for an answer.
+    #[error("the prompt has {tokens} tokens with its pictures, the base has {positions} positions for it and {answer}")]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Positions of the base.
+        positions: usize,
+        /// What comes behind it.
+        answer: String,
+    },
+    /// A text that names another number of pictures than there are.
+    #[error("{reason}")]
+    Placeholders {
+        /// Both numbers.
+        reason: String,
+    },
+}
+
+impl Diagnose for TaskError {
+    fn hints(&self) -> Vec<String> {
+        match self {
+            TaskError::Boxes { keys, .. } => vec![format!("set {keys} in the table's `[[data]]`")],
+            TaskError::Masks { hints, .. } => hints.clone(),
+            TaskError::IgnoredObject { .. } => {
+                vec!["a value is the object or not counted: leave one of them out".into()]
+            }
+            TaskError::PromptTooLong { .. } => vec!["shorten the text, or give fewer pictures".into()],
+            TaskError::Placeholders { .. } => vec![
+                "write `<image_placeholder>` once for each picture, or not at all: then the pictures come first".into(),
+            ],
+        }
+    }
+}
+
+/// What the rows of a split are called.
+pub(super) fn split_name(split: Split) -> &'static str {
+    match split {
+        Split::Train => "train",
+        Split::Eval => "eval",
+    }
+}

@@ -1,0 +1,188 @@
+//! How long a row may be: the base's positions, and `data_limits.max_tokens`.
+
+use janus_core::processing::{IMAGE_PLACEHOLDER, Message, Role, Sample};
+
+use super::error::TaskError;
+use crate::base::Base;
+use crate::recipe::{DataLimits, DataSection, TooLong};
+
+/// Image codes that a base's image tokenizer makes of a picture.
+pub(crate) fn codes_per_image(base: &Base) -> usize {
+    let grid = base.config().vision.image_size / base.config().vq.down_factor().max(1);
+    grid * grid
+}
+
+/// Tokens of an answer for which a prompt leaves room in the base, at most `asked`.
+///
+/// # Errors
+/// [`TaskError::PromptTooLong`] where there is none.
+pub fn answer_room(base: &Base, prompt: usize, asked: usize) -> Result<usize, TaskError> {
+    let positions = base.config().text.max_position_embeddings;
+    match positions.saturating_sub(prompt) {
+        0 => Err(TaskError::PromptTooLong {
+            tokens: prompt,
+            positions,
+            answer: "at least one token of an answer".into(),
+        }),
+        room => Ok(asked.min(room)),
+    }
+}
+
+/// That a prompt leaves room in the base for the codes of a picture.
+///
+/// # Errors
+/// [`TaskError::PromptTooLong`] where it does not.
+pub fn check_drawing_room(base: &Base, prompt: usize) -> Result<(), TaskError> {
+    let (positions, codes) = (base.config().text.max_position_embeddings, codes_per_image(base));
+    // The last code is not read any more.
+    if prompt + codes.saturating_sub(1) <= positions {
+        return Ok(());
+    }
+    Err(TaskError::PromptTooLong { tokens: prompt, positions, answer: format!("the {codes} codes of a picture") })
+}
+
+/// Bounds on the rows of a table.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Length {
+    max_tokens: Option<u64>,
+    cuts: bool,
+}
+
+/// A conversation that is short enough.
+#[derive(Debug)]
+pub(super) struct Fitted {
+    pub(super) turns: Vec<Message>,
+    pub(super) sample: Sample,
+    /// Whether something of a question was cut off.
+    pub(super) is_cut: bool,
+}
+
+impl Length {
+    pub(super) fn of(section: &DataSection, limits: &DataLimits) -> Self {
+        Self { max_tokens: limits.max_tokens, cuts: section.too_long == Some(TooLong::Truncate) }
+    }
+
+    /// That a row of so many tokens can be read.
+    ///
+    /// # Errors
+    /// Both numbers.
+    pub(super) fn check(&self, base: &Base, tokens: usize) -> Result<(), String> {
+        let positions = base.config().text.max_position_embeddings;
+        if tokens > positions {
+            return Err(format!("it has {tokens} tokens with its pictures, the base has {positions} positions"));
+        }
+        match self.max_tokens.filter(|most| tokens as u64 > *most) {
+            Some(most) => {
+                Err(format!("it has {tokens} tokens with its pictures, more than `data_limits.max_tokens` = {most}"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// A conversation with its ids, the longest question cut from its end where the recipe says so.
+    ///
+    /// # Errors
+    /// Turns that make no sample; more tokens than are allowed, of which cutting does not free enough.
+    pub(super) fn fit(&self, base: &Base, mut turns: Vec<Message>) -> Result<Fitted, String> {
+        let sample_of = |turns: &[Message]| base.prompts().conversation_sample(turns, true).map_err(|e| e.to_string());
+        let sample = sample_of(&turns)?;
+        let Err(reason) = self.check(base, sample.ids.len()) else {
+            return Ok(Fitted { turns, sample, is_cut: false });
+        };
+        if !self.cuts {
+            return Err(reason);
+        }
+        let asked = |(place, turn): (usize, &Message)| (turn.role == Role::User).then(|| (letters(&turn.text), place));
+        let mut questions: Vec<(usize, usize)> = turns.iter().enumerate().filter_map(asked).collect();
+        questions.sort_by(|one, other| other.cmp(one));
+        for (_, place) in questions {
+            let Some(whole) = turns.get(place).map(|turn| turn.text.clone()) else { continue };
+            let mut with = |text: String| {
+                if let Some(turn) = turns.get_mut(place) {
+                    turn.text = text;
+                }
+                sample_of(&turns).is_ok_and(|sample| self.check(base, sample.ids.len()).is_ok())
+            };
+            if let Some(text) = longest_beginning(&whole, &mut with) {
+                with(text);
+                let sample = sample_of(&turns)?;
+                return Ok(Fitted { turns, sample, is_cut: true });
+            }
+            // Not enough by itself: its least stays, and the next longest is cut.
+            with(beginning(&whole, 1));
+        }
+        Err(format!("{reason}; its pictures and answers alone are too long"))
+    }
+
+    /// A text of one turn, cut from its end where the recipe says so, and whether it was; `tokens` are those of the row with it.
+    ///
+    /// # Errors
+    /// Text that makes no prompt; more tokens than are allowed, of which cutting does not free enough.
+    pub(super) fn fit_text(
+        &self,
+        base: &Base,
+        text: &str,
+        tokens: impl Fn(&str) -> Result<usize, String>,
+    ) -> Result<(String, bool), String> {
+        let Err(reason) = self.check(base, tokens(text)?) else { return Ok((text.to_owned(), false)) };
+        let mut fits = |text: String| tokens(&text).is_ok_and(|tokens| self.check(base, tokens).is_ok());
+        let cut = if self.cuts { longest_beginning(text, &mut fits) } else { None };
+        cut.map(|text| (text, true)).ok_or(reason)
+    }
+}
+
+/// Characters of a text beside its placeholders.
+fn letters(text: &str) -> usize {
+    text.split(IMAGE_PLACEHOLDER).map(|piece| piece.chars().count()).sum()
+}
+
+/// The first `count` characters of a text, with all of its placeholders.
+fn beginning(text: &str, mut count: usize) -> String {
+    let mut kept = String::new();
+    for (number, piece) in text.split(IMAGE_PLACEHOLDER).enumerate() {
+        if number > 0 {
+            kept.push_str(IMAGE_PLACEHOLDER);
+        }
+        let before = kept.len();
+        kept.extend(piece.chars().take(count));
+        count -= kept[before..].chars().count();
+    }
+    kept
+}
+
+/// The longest beginning of a text that fits, with all of its placeholders and at least one word of it; `None` where none does.
+fn longest_beginning(text: &str, fits: &mut dyn FnMut(String) -> bool) -> Option<String> {
+    let (mut fitting, mut too_long) = (0, letters(text));
+    // Longer texts have more tokens, but for single letters: what is found fits in any case.
+    while fitting + 1 < too_long {
+        let middle = fitting.midpoint(too_long);
+        if fits(beginning(text, middle)) { fitting = middle } else { too_long = middle }
+    }
+    let kept = beginning(text, fitting);
+    (fitting > 0 && kept.replace(IMAGE_PLACEHOLDER, "").chars().any(|letter| !letter.is_whitespace())).then_some(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beginnings_keep_all_placeholders() {
+        let text = format!("ab {IMAGE_PLACEHOLDER}cdé{IMAGE_PLACEHOLDER}fg");
+        assert_eq!(letters(&text), 8);
+        for (count, expected) in [(0, "@@"), (2, "ab@@"), (6, "ab @cdé@"), (7, "ab @cdé@f"), (99, "ab @cdé@fg")] {
+            assert_eq!(beginning(&text, count).replace(IMAGE_PLACEHOLDER, "@"), expected);
+        }
+    }
+
+    #[test]
+    fn the_longest_beginning_is_found() {
+        for most in [1, 5, 17, 29] {
+            let text = "é".repeat(30);
+            let cut = longest_beginning(&text, &mut |text| text.chars().count() <= most).unwrap();
+            assert_eq!(cut.chars().count(), most);
+        }
+        assert_eq!(longest_beginning("text", &mut |_| false), None);
+        assert_eq!(longest_beginning("  text", &mut |text| text.len() <= 2), None, "nothing is left of the question");
+    }
+}
