@@ -70,7 +70,7 @@ fn picture(seed: u32) -> EncodedImage {
     };
     let mut bytes = std::io::Cursor::new(Vec::new());
     ::image::RgbImage::from_fn(40, 28, pixel).write_to(&mut bytes, ::image::ImageFormat::Png).unwrap();
-    EncodedImage { bytes: bytes.into_inner() }
+    EncodedImage::new(bytes.into_inner())
 }
 
 fn bits(tensor: &Tensor) -> Vec<u32> {
@@ -375,7 +375,7 @@ fn codes_are_computed_once_and_the_tokenizer_is_opened_for_them_only() {
     assert_eq!((of(&cold, 1), counts(&cold), opened(&cold)), (first.clone(), (2, 0), true));
 
     let model = cold.model(DType::F32, &Device::Cpu, Parts::all(), &Silent).unwrap();
-    let pixels = janus_core::processing::decode_image(&picture(1).bytes).unwrap();
+    let pixels = picture(1).decode().unwrap();
     let pixels = cold.images().generation_target(&pixels).unwrap().unsqueeze(0).unwrap();
     let truth = model.image_tokenizer().unwrap().encode(&Pass::inference(), &pixels).unwrap().concat();
     assert_eq!(*first, *truth);
@@ -415,7 +415,7 @@ fn damaged_pictures_are_told_before_anything_is_computed() {
     let place = Place::new();
     let base = place.base();
     let model = model(&base, DType::F32);
-    let image = base.image(&EncodedImage { bytes: b"no picture".to_vec() });
+    let image = base.image(&EncodedImage::new(b"no picture".to_vec()));
     assert!(image.prepare(&model).is_err());
     assert!(features(&model, &Pass::inference(), &[image]).is_err());
     assert!(place.entries().is_empty());

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use janus_core::Parts;
-use janus_core::processing::image_dimensions;
 
 use super::target::pictured;
 use super::{Draft, PICTURE_PATHS, Question, Target, Task, image_column, label_number, unknown_label, within};
@@ -34,8 +33,8 @@ impl Locate {
         if boxes.len() != labels.len() {
             return Err(format!("it has {} boxes and {} labels of boxes", boxes.len(), labels.len()));
         }
-        let image = row.image("image").map_or(&[][..], |image| &image.bytes);
-        let (width, height) = image_dimensions(image).map_err(|e| e.to_string())?;
+        let image = row.image("image").ok_or("there is no image")?;
+        let (width, height) = image.dimensions().map_err(|e| e.to_string())?;
         let marked = |(corners, label): (&[f32; 4], &String)| {
             check_box(*corners, width, height)?;
             let label = label_number(&self.labels, label).ok_or_else(|| unknown_label(&self.labels, label))?;

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use janus_core::processing::image_dimensions;
 use janus_core::{ModelError, Parts};
 
 use super::target::pictured;
@@ -42,8 +41,8 @@ impl Task for Segment {
 
     fn check(&self, _base: &Base, row: &Row) -> std::result::Result<(), String> {
         let size = |role| {
-            let bytes = row.image(role).map_or(&[][..], |image| &image.bytes);
-            image_dimensions(bytes).map_err(|e| e.to_string())
+            let image = row.image(role).ok_or_else(|| format!("there is no {role}"))?;
+            image.dimensions().map_err(|e| e.to_string())
         };
         let (image, mask) = (size("image")?, size("mask")?);
         if image != mask {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use image::RgbImage;
 use janus_core::ModelError;
-use janus_core::processing::{Frame, decode_image, image_dimensions};
+use janus_core::processing::Frame;
 
 use crate::base::Base;
 use crate::cache::Image;
@@ -60,16 +60,16 @@ pub struct Mask {
 /// The row's picture for a head.
 pub(super) fn pictured(head: &Arc<str>, base: &Base, row: &Row, target: Target) -> Result<Pictured> {
     let image = row.image("image").ok_or(ModelError::NotLoaded { part: "row's image" })?;
-    let frame = frame(base, &image.bytes)?;
+    let frame = frame(base, image)?;
     Ok(Pictured { head: head.clone(), image: base.image(image), frame, target })
 }
 
-/// Where a picture, given as a file's bytes, lies in the square that the model sees of it.
+/// Where a picture lies in the square that the model sees of it.
 ///
 /// # Errors
 /// Bytes that are no picture.
-pub fn frame(base: &Base, bytes: &[u8]) -> Result<Frame> {
-    let (width, height) = image_dimensions(bytes)?;
+pub fn frame(base: &Base, image: &EncodedImage) -> Result<Frame> {
+    let (width, height) = image.dimensions()?;
     Ok(base.images().frame(width, height))
 }
 
@@ -77,7 +77,7 @@ impl Mask {
     /// Of a mask's picture: what is brighter than half of its brightest pixel belongs to it, so that it may be written with
     /// ones or with 255. `side` places a side; `keep`: also at its own size.
     pub(super) fn read(base: &Base, picture: &EncodedImage, side: usize, keep: bool) -> Result<Self> {
-        let mask = decode_image(&picture.bytes)?;
+        let mask = picture.decode()?;
         let brightness = |pixel: &image::Rgb<u8>| pixel.0.into_iter().max().unwrap_or(0);
         let brightest = mask.pixels().map(brightness).max().unwrap_or(0);
         let belongs: Vec<bool> = mask.pixels().map(|pixel| brightness(pixel) > brightest / 2).collect();
