@@ -106,6 +106,12 @@ pub fn clipped_grey(bytes: &[u8], decoding: Decoding) -> Result<Option<u16>> {
     })
 }
 
+/// Whether [`Orientation::Upright`] makes another picture of these bytes than [`Orientation::Stored`].
+pub fn is_turned(bytes: &[u8]) -> bool {
+    let stored = |format| turn(bytes, format, Decoding { orientation: Orientation::Stored, grey_bits: None });
+    format_of(bytes).is_ok_and(|format| turn(bytes, format, Decoding::default()) != stored(format))
+}
+
 /// What has to be done to a stored picture.
 fn turn(bytes: &[u8], format: ImageFormat, decoding: Decoding) -> Turn {
     // PIL turns TIFF on opening.
