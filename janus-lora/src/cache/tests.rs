@@ -7,6 +7,7 @@ use janus_core::config::{JanusConfig, Layout};
 use janus_core::model::vision::VisionPoint;
 use janus_core::ops::with_composed;
 use janus_core::pass::{NoiseKey, Pass};
+use janus_core::processing::{Decoding, Orientation};
 use janus_core::site::LowRank;
 use janus_core::{Janus, Parts};
 
@@ -393,6 +394,28 @@ fn codes_are_computed_once_and_the_tokenizer_is_opened_for_them_only() {
     let off = place.base_without_cache();
     assert_eq!((of(&off, 1), of(&off, 1)), (first.clone(), first));
     assert_eq!(counts(&off), (1, 0), "in memory");
+}
+
+#[test]
+fn what_is_kept_is_of_a_picture_and_how_it_is_read() {
+    let place = Place::new();
+    let base = place.base();
+    let model = model(&base, DType::F32);
+    let ways = [
+        Decoding::default(),
+        Decoding { orientation: Orientation::Stored, ..Decoding::default() },
+        Decoding { grey_bits: Some(12), ..Decoding::default() },
+    ];
+    for times in 1..=2 {
+        let images = ways.map(|decoding| base.image(&EncodedImage { decoding, ..picture(1) }));
+        features(&model, &Pass::inference(), &images).unwrap().unwrap();
+        for image in &images {
+            codes(&base, &Device::Cpu, image).unwrap();
+        }
+        let counts = base.cache().counts();
+        assert_eq!((counts.features_computed, counts.codes_computed), (3, 3), "time {times}");
+    }
+    assert_eq!(place.entries().len(), 6);
 }
 
 #[test]

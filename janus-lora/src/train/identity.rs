@@ -290,6 +290,25 @@ mod tests {
     }
 
     #[test]
+    fn pictures_of_before_lay_as_they_were_stored() {
+        let was = "[[data]]\ntask = \"classify\"\ntrain = \"x\"\n[[data]]\ntask = \"text\"\ntrain = \"y\"\n";
+        let now = |way: &str| was.replace("\"x\"\n", &format!("\"x\"\norientation = \"{way}\"\n"));
+        assert_eq!(recipe_differences(was, &now("stored"), FREE_KEYS), Vec::<String>::new());
+        let turned = recipe_differences(was, &now("upright"), FREE_KEYS);
+        assert_eq!(turned, ["`data.0.orientation` was \"stored\" and is \"upright\""]);
+        assert_eq!(recipe_differences(&now("upright"), &now("stored"), FREE_KEYS).len(), 1);
+        for (recipe, expected) in [
+            (was, true),
+            (&now("stored"), true),
+            (&now("upright"), false),
+            ("[[data]]\ntask = \"text\"\n", false),
+            ("no recipe", false),
+        ] {
+            assert_eq!(is_of_stored_pictures(recipe), expected, "{recipe}");
+        }
+    }
+
+    #[test]
     fn only_a_constant_rate_can_be_gone_on_with_for_longer() {
         let (was, longer) = (identity("", 10), identity("", 20));
         assert!(was.differences(&longer, Schedule::Constant, 10).is_empty());
