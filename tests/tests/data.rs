@@ -5,7 +5,7 @@ use std::path::Path;
 
 use janus_core::checkpoint::init_checkpoint;
 use janus_core::config::{JanusConfig, Layout};
-use janus_core::processing::decode_image;
+use janus_core::processing::{Decoding, decode_image};
 use janus_lora::base::Base;
 use janus_lora::recipe;
 use janus_lora::status::Silent;
@@ -223,11 +223,12 @@ fn a_preview_shows_the_pictures_as_the_model_gets_them() {
         let limit = "data_limits.max_bad_rows=2";
         let done = place.janus(&["data", "preview", "recipe.toml", limit, "--rows", "2", "--out", "sheet.png"]);
         done.expect_success();
-        let sheet = decode_image(&fs_err::read(place.folder.path().join("sheet.png")).unwrap()).unwrap();
+        let sheet =
+            decode_image(&fs_err::read(place.folder.path().join("sheet.png")).unwrap(), Decoding::default()).unwrap();
         let processor = place.base.images();
         let times = 288u32.div_ceil(processor.image_size as u32);
         for (number, (width, height, seed)) in PICTURES.into_iter().take(2).enumerate() {
-            let stored = decode_image(&picture(width, height, seed)).unwrap();
+            let stored = decode_image(&picture(width, height, seed), Decoding::default()).unwrap();
             let seen = match task {
                 "understand" => processor.understanding_u8(&stored),
                 _ => processor.generation_target_u8(&stored),

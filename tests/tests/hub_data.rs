@@ -62,7 +62,7 @@ fn remote(hub: &Hub, cache: &Path, limit_bytes: u64) -> Result<Table, DataError>
 }
 
 fn scan(table: &Table) -> Result<Index, DataError> {
-    let images = ImageChecks { dimensions: |_| Ok((1, 1)), decode: |_| Ok(()) };
+    let images = ImageChecks { dimensions: |_| Ok((1, 1)), decode: |_| Ok(()), clipped_grey: |_| None };
     table.scan(&ScanOptions { images, check: &|_: &Row| Ok(()), limit: None, decode_rows: u64::MAX }, &mut |_| {})
 }
 

@@ -8,9 +8,9 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use janus_core::processing::{
-    ChatPart, ChatStyle, DEFAULT_SYSTEM_PROMPT, ImageProcessor, JanusTokenizer, Message, PromptBuilder, Role, Sample,
-    ShortEdge, decode_image, image_dimensions, left_pad, left_pad_samples, pixels_to_images, render,
-    render_transformers,
+    ChatPart, ChatStyle, DEFAULT_SYSTEM_PROMPT, Decoding, ImageProcessor, JanusTokenizer, Message, Orientation,
+    PromptBuilder, Role, Sample, ShortEdge, clipped_grey, decode_image, image_dimensions, is_turned, left_pad,
+    left_pad_samples, pixels_to_images, render, render_transformers,
 };
 use janus_tests::{fixtures, json};
 use serde_json::Value;
@@ -25,7 +25,7 @@ fn tensors(folder: &Path, name: &str) -> HashMap<String, Tensor> {
 }
 
 fn picture(folder: &Path, name: &str) -> RgbImage {
-    decode_image(&fs_err::read(folder.join(format!("inputs/{name}.png"))).unwrap()).unwrap()
+    decode_image(&fs_err::read(folder.join(format!("inputs/{name}.png"))).unwrap(), Decoding::default()).unwrap()
 }
 
 fn ids(value: &Value) -> Vec<u32> {
@@ -279,6 +279,9 @@ fn guided_rows_are_those_of_the_generation_fixtures() {
     }
 }
 
+/// As `Image.open` and no more.
+const AS_PIL: Decoding = Decoding { orientation: Orientation::Stored, grey_bits: None };
+
 /// The largest step by which a value may differ from PIL's, for formats that do not define every bit.
 fn tolerance(name: &str) -> u8 {
     match name {
@@ -287,6 +290,16 @@ fn tolerance(name: &str) -> u8 {
         "grey.jpg" | "cmyk.jpg" | "cmyk.tiff" => 1,
         _ => 0,
     }
+}
+
+/// The largest step between a picture and one that is written as width, height and hexadecimal bytes; `None` between
+/// pictures of two sizes.
+fn distance(image: &image::RgbImage, told: &Value) -> Option<u8> {
+    let hex = told["rgb"].as_str().unwrap().as_bytes();
+    let digit = |byte: u8| char::from(byte).to_digit(16).unwrap() as u8;
+    let rgb: Vec<u8> = hex.chunks_exact(2).map(|pair| digit(pair[0]) << 4 | digit(pair[1])).collect();
+    let same = told["width"] == image.width() && told["height"] == image.height() && rgb.len() == image.as_raw().len();
+    same.then(|| rgb.iter().zip(image.as_raw()).map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(0))
 }
 
 #[test]
@@ -298,18 +311,79 @@ fn every_encoding_has_the_colours_that_pil_gives() {
     let mut wrong = Vec::new();
     for (name, case) in cases {
         let bytes = fs_err::read(folder.join(name)).unwrap();
-        let image = decode_image(&bytes).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let image = decode_image(&bytes, AS_PIL).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert_eq!(case["width"], image.width(), "{name}");
         assert_eq!(case["height"], image.height(), "{name}");
-        assert_eq!(image_dimensions(&bytes).unwrap(), image.dimensions(), "{name}");
-        let hex = case["rgb"].as_str().unwrap().as_bytes();
-        let digit = |byte: u8| char::from(byte).to_digit(16).unwrap() as u8;
-        let rgb: Vec<u8> = hex.chunks_exact(2).map(|pair| digit(pair[0]) << 4 | digit(pair[1])).collect();
-        assert_eq!(rgb.len(), image.as_raw().len(), "{name}");
-        let largest = rgb.iter().zip(image.as_raw()).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+        assert_eq!(image_dimensions(&bytes, AS_PIL).unwrap(), image.dimensions(), "{name}");
+        let largest = distance(&image, case).unwrap();
         if largest > tolerance(name) {
             wrong.push(format!("{name}: differs by up to {largest}"));
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// How a picture of `golden/odd` differs from PIL's, stored and upright.
+#[test]
+fn odd_pictures_are_those_that_pil_gives_stored_and_upright() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/odd");
+    let expected = json(&folder, "expected.json");
+    let cases = expected.as_object().unwrap();
+    assert!(cases.len() > 100);
+    let mut wrong = Vec::new();
+    for (name, case) in cases {
+        let bytes = fs_err::read(folder.join(name)).unwrap();
+        let upright = case.get("upright").unwrap_or(&case["stored"]);
+        let tolerance = if name.ends_with(".jpg") { 2 } else { 0 };
+        for (way, told) in [(Orientation::Stored, &case["stored"]), (Orientation::Upright, upright)] {
+            let decoding = Decoding { orientation: way, grey_bits: None };
+            match decode_image(&bytes, decoding) {
+                Err(error) => wrong.push(format!("{name}, {way:?}: {error}")),
+                Ok(image) => {
+                    if image_dimensions(&bytes, decoding).unwrap() != image.dimensions() {
+                        wrong.push(format!("{name}, {way:?}: the header tells another size"));
+                    }
+                    match distance(&image, told) {
+                        Some(step) if step <= tolerance => {}
+                        step => wrong.push(format!("{name}, {way:?}: differs by {step:?}")),
+                    }
+                }
+            }
+        }
+        let is_told = case.get("upright").is_some();
+        if is_turned(&bytes) != is_told {
+            wrong.push(format!("{name}: it is told to be turned: {}", !is_told));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// A PNG of 16-bit grey.
+fn grey_16(values: &[u16]) -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    let grey = image::ImageBuffer::<image::Luma<u16>, _>::from_raw(values.len() as u32, 1, values.to_vec()).unwrap();
+    image::DynamicImage::from(grey).write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}
+
+#[test]
+fn grey_of_more_bits_is_scaled_by_what_its_white_is() {
+    let bytes = grey_16(&[0, 1, 16, 255, 256, 2048, 4095, 4096, 65_535]);
+    let decoded = |grey_bits| {
+        let image = decode_image(&bytes, Decoding { grey_bits, ..Decoding::default() }).unwrap();
+        image.pixels().map(|pixel| pixel.0[0]).collect::<Vec<u8>>()
+    };
+    assert_eq!(decoded(None), [0, 1, 16, 255, 255, 255, 255, 255, 255]);
+    // value * 255 / 4095, to the nearest.
+    assert_eq!(decoded(Some(12)), [0, 0, 1, 16, 16, 128, 255, 255, 255]);
+    assert_eq!(decoded(Some(8)), decoded(None));
+    assert_eq!(decoded(Some(16)), [0, 0, 0, 1, 1, 8, 16, 16, 255]);
+    let clipped = |values: &[u16], grey_bits| {
+        clipped_grey(&grey_16(values), Decoding { grey_bits, ..Decoding::default() }).unwrap()
+    };
+    assert_eq!(clipped(&[3, 4095, 7], None), Some(4095));
+    assert_eq!(clipped(&[3, 4095, 7], Some(12)), None);
+    assert_eq!(clipped(&[3, 255], None), None);
+    let rgb = fs_err::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/odd/rgb-16.png")).unwrap();
+    assert_eq!(clipped_grey(&rgb, Decoding::default()).unwrap(), None, "colours lose their low byte alone");
 }

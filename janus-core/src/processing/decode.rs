@@ -2,11 +2,14 @@
 
 use std::io::Cursor;
 
-use image::metadata::Orientation;
+use image::metadata::Orientation as Turn;
 use image::{ColorType, DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage};
 
 use super::Result;
 use super::error::ProcessingError;
+use super::exif;
+use super::foreign::foreign;
+use super::gif;
 use super::headers::{jpeg_is_complete, webp_lossy_sizes};
 use crate::guard;
 
@@ -19,20 +22,42 @@ pub const MAX_ASPECT_RATIO: u32 = 100;
 /// What a decoder may allocate: a picture of the most pixels at 16 bits in four channels, and working space.
 pub(super) const MAX_DECODER_BYTES: u64 = MAX_PIXELS * 8 + (64 << 20);
 
+/// First bytes that are shown of what is no image.
+const SHOWN_BYTES: usize = 8;
+
+/// Which way up a picture is read that was stored turned or mirrored, with a note of it in EXIF.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Orientation {
+    /// As it is meant to be seen, as PIL's `ImageOps.exif_transpose` makes it.
+    #[default]
+    Upright,
+    /// As PIL's `Image.open` gives it, as Janus' own loader does: the note counts in TIFF alone.
+    Stored,
+}
+
+/// How the bytes of a picture become its colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Decoding {
+    /// Which way up.
+    pub orientation: Orientation,
+    /// Bits that 16-bit grey uses: 2^bits - 1 becomes white, what is beyond it too. `None`: 255 becomes white, and what is
+    /// beyond it, as in PIL.
+    pub grey_bits: Option<u8>,
+}
+
 /// Width and height of an image, from its header alone.
 ///
 /// # Errors
 /// As [`decode_image`], but for damage behind the header.
-pub fn image_dimensions(bytes: &[u8]) -> Result<(u32, u32)> {
+pub fn image_dimensions(bytes: &[u8], decoding: Decoding) -> Result<(u32, u32)> {
     let format = format_of(bytes)?;
     guarded(format, || {
-        let mut decoder = open(bytes, format)?;
-        let (width, height) = decoder.dimensions();
-        Ok(match orientation(&mut decoder, format)? {
-            Orientation::Rotate90
-            | Orientation::Rotate270
-            | Orientation::Rotate90FlipH
-            | Orientation::Rotate270FlipH => (height, width),
+        if format == ImageFormat::Gif {
+            return gif::dimensions(bytes);
+        }
+        let (width, height) = open(bytes, format)?.dimensions();
+        Ok(match turn(bytes, format, decoding) {
+            Turn::Rotate90 | Turn::Rotate270 | Turn::Rotate90FlipH | Turn::Rotate270FlipH => (height, width),
             _ => (width, height),
         })
     })
@@ -42,21 +67,70 @@ pub fn image_dimensions(bytes: &[u8]) -> Result<(u32, u32)> {
 ///
 /// The size is read from the header and checked before anything is unpacked. Colours become RGB as in PIL: grey is
 /// repeated, palettes are looked up, alpha is dropped without blending, the low byte of 16-bit colours is dropped,
-/// and **16-bit grey is clipped at 255**, not scaled. The orientation that a camera notes in EXIF is not applied, as
-/// neither PIL nor Janus' own loader does, except in TIFF, where PIL does.
+/// and **16-bit grey is clipped at 255**, not scaled, unless [`Decoding::grey_bits`] says what white is.
 ///
 /// # Errors
 /// Bytes that are no image, a kind that is not supported, damaged or cut files, images without pixels, of more than
-/// [`MAX_PIXELS`], or longer than [`MAX_ASPECT_RATIO`] to 1.
-pub fn decode_image(bytes: &[u8]) -> Result<RgbImage> {
+/// [`MAX_PIXELS`], or longer than [`MAX_ASPECT_RATIO`] to 1. A damaged note of the orientation counts as none.
+pub fn decode_image(bytes: &[u8], decoding: Decoding) -> Result<RgbImage> {
     let format = format_of(bytes)?;
     guarded(format, || {
-        let mut decoder = open(bytes, format)?;
-        check_complete(bytes, format)?;
-        let orientation = orientation(&mut decoder, format)?;
-        let mut image = DynamicImage::from_decoder(decoder).map_err(|e| decoder_error(format, &e))?;
-        image.apply_orientation(orientation);
-        to_rgb(image, format)
+        if format == ImageFormat::Gif {
+            return gif::decode(bytes);
+        }
+        let mut image = DynamicImage::ImageRgb8(to_rgb(decode(bytes, format)?, format, decoding.grey_bits)?);
+        image.apply_orientation(turn(bytes, format, decoding));
+        Ok(image.into_rgb8())
+    })
+}
+
+/// The greatest value of a 16-bit grey picture of which [`decode_image`] makes white everything above 255; `None` of other
+/// pictures, and of those whose values are within 255. Only pictures of that kind are decoded.
+///
+/// # Errors
+/// As [`decode_image`].
+pub fn clipped_grey(bytes: &[u8], decoding: Decoding) -> Result<Option<u16>> {
+    let format = format_of(bytes)?;
+    if decoding.grey_bits.is_some() || format == ImageFormat::Gif {
+        return Ok(None);
+    }
+    guarded(format, || {
+        if !matches!(open(bytes, format)?.color_type(), ColorType::L16 | ColorType::La16) {
+            return Ok(None);
+        }
+        let greatest = match decode(bytes, format)? {
+            DynamicImage::ImageLuma16(image) => image.into_raw().into_iter().max(),
+            _ => None,
+        };
+        Ok(greatest.filter(|greatest| *greatest > u16::from(u8::MAX)))
+    })
+}
+
+/// Whether [`Orientation::Upright`] makes another picture of these bytes than [`Orientation::Stored`].
+pub fn is_turned(bytes: &[u8]) -> bool {
+    let stored = |format| turn(bytes, format, Decoding { orientation: Orientation::Stored, grey_bits: None });
+    format_of(bytes).is_ok_and(|format| turn(bytes, format, Decoding::default()) != stored(format))
+}
+
+/// What has to be done to a stored picture.
+pub(super) fn turn(bytes: &[u8], format: ImageFormat, decoding: Decoding) -> Turn {
+    // PIL turns TIFF on opening.
+    match (decoding.orientation, format) {
+        (Orientation::Upright, _) | (_, ImageFormat::Tiff) => exif::orientation(bytes, format),
+        (Orientation::Stored, _) => Turn::NoTransforms,
+    }
+}
+
+/// Decodes a picture that is no GIF, in its own colours.
+fn decode(bytes: &[u8], format: ImageFormat) -> Result<DynamicImage> {
+    let decoder = open(bytes, format)?;
+    check_complete(bytes, format)?;
+    let image = DynamicImage::from_decoder(decoder).map_err(|e| decoder_error(format, &e))?;
+    // Grey with one transparent value has no alpha of its own, and PIL does not make one of it.
+    const COLOUR_TYPE: usize = 25;
+    Ok(match (image, format, bytes.get(COLOUR_TYPE)) {
+        (image @ DynamicImage::ImageLumaA16(_), ImageFormat::Png, Some(0)) => image.into_luma16().into(),
+        (image, ..) => image,
     })
 }
 
@@ -74,9 +148,16 @@ pub(super) fn check_complete(bytes: &[u8], format: ImageFormat) -> Result<()> {
 }
 
 pub(super) fn format_of(bytes: &[u8]) -> Result<ImageFormat> {
-    let unknown = || ProcessingError::NotAnImage { length_bytes: bytes.len() };
-    let format = image::guess_format(bytes).map_err(|_| unknown())?;
-    if format.reading_enabled() { Ok(format) } else { Err(unknown()) }
+    if let Some(format) = image::guess_format(bytes).ok().filter(ImageFormat::reading_enabled) {
+        return Ok(format);
+    }
+    Err(match foreign(bytes) {
+        Some(known) => ProcessingError::OtherFormat { found: known.found, advice: known.advice },
+        None => {
+            let shown: Vec<String> = bytes.iter().take(SHOWN_BYTES).map(|byte| format!("{byte:02x}")).collect();
+            ProcessingError::NotAnImage { length_bytes: bytes.len(), begins: shown.join(" ") }
+        }
+    })
 }
 
 pub(super) fn name(format: ImageFormat) -> &'static str {
@@ -107,7 +188,7 @@ pub(super) fn open(bytes: &[u8], format: ImageFormat) -> Result<impl ImageDecode
     Ok(decoder)
 }
 
-fn check_size(width: u32, height: u32) -> Result<()> {
+pub(super) fn check_size(width: u32, height: u32) -> Result<()> {
     let pixels = u64::from(width) * u64::from(height);
     let (short, long) = (width.min(height), width.max(height));
     if short == 0 {
@@ -121,25 +202,25 @@ fn check_size(width: u32, height: u32) -> Result<()> {
     }
 }
 
-/// What PIL applies on opening: the orientation of TIFF files, and of no other format.
-pub(super) fn orientation(decoder: &mut impl ImageDecoder, format: ImageFormat) -> Result<Orientation> {
-    match format {
-        ImageFormat::Tiff => decoder.orientation().map_err(|e| decoder_error(format, &e)),
-        _ => Ok(Orientation::NoTransforms),
-    }
-}
-
 /// PIL's conversion to RGB.
-fn to_rgb(image: DynamicImage, format: ImageFormat) -> Result<RgbImage> {
+fn to_rgb(image: DynamicImage, format: ImageFormat, grey_bits: Option<u8>) -> Result<RgbImage> {
     let (width, height) = (image.width(), image.height());
     let high = |value: u16| (value >> 8) as u8;
+    let scaled = |value: u16, bits: u8| {
+        let white = (1u32 << bits.clamp(1, 16)) - 1;
+        ((u32::from(value).min(white) * 255 + white / 2) / white) as u8
+    };
+    let grey = |value: u16| grey_bits.map_or(value.min(255) as u8, |bits| scaled(value, bits));
+    let grey_beside_alpha = |value: u16| grey_bits.map_or(high(value), |bits| scaled(value, bits));
     let bytes: Vec<u8> = match image {
         DynamicImage::ImageRgb8(image) => return Ok(image),
         DynamicImage::ImageLuma8(image) => image.into_raw().into_iter().flat_map(|v| [v; 3]).collect(),
         DynamicImage::ImageLumaA8(image) => image.as_raw().chunks_exact(2).flat_map(|p| [p[0]; 3]).collect(),
         DynamicImage::ImageRgba8(image) => image.as_raw().chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect(),
-        DynamicImage::ImageLuma16(image) => image.as_raw().iter().flat_map(|&v| [v.min(255) as u8; 3]).collect(),
-        DynamicImage::ImageLumaA16(image) => image.as_raw().chunks_exact(2).flat_map(|p| [high(p[0]); 3]).collect(),
+        DynamicImage::ImageLuma16(image) => image.as_raw().iter().flat_map(|&v| [grey(v); 3]).collect(),
+        DynamicImage::ImageLumaA16(image) => {
+            image.as_raw().chunks_exact(2).flat_map(|p| [grey_beside_alpha(p[0]); 3]).collect()
+        }
         DynamicImage::ImageRgb16(image) => image.into_raw().into_iter().map(high).collect(),
         DynamicImage::ImageRgba16(image) => {
             image.as_raw().chunks_exact(4).flat_map(|p| [high(p[0]), high(p[1]), high(p[2])]).collect()
@@ -169,6 +250,8 @@ pub(super) fn guarded<T>(format: ImageFormat, decode: impl FnOnce() -> Result<T>
 mod tests {
     use super::*;
 
+    const AS_PIL: Decoding = Decoding { orientation: Orientation::Stored, grey_bits: None };
+
     fn encoded(image: DynamicImage, format: ImageFormat) -> Vec<u8> {
         let mut bytes = Cursor::new(Vec::new());
         image.write_to(&mut bytes, format).unwrap();
@@ -184,8 +267,8 @@ mod tests {
         let image = picture(31, 17);
         for format in [ImageFormat::Png, ImageFormat::Bmp, ImageFormat::Tiff, ImageFormat::WebP] {
             let bytes = encoded(image.clone().into(), format);
-            assert_eq!(decode_image(&bytes).unwrap(), image, "{format:?}");
-            assert_eq!(image_dimensions(&bytes).unwrap(), (31, 17), "{format:?}");
+            assert_eq!(decode_image(&bytes, AS_PIL).unwrap(), image, "{format:?}");
+            assert_eq!(image_dimensions(&bytes, AS_PIL).unwrap(), (31, 17), "{format:?}");
         }
     }
 
@@ -193,17 +276,17 @@ mod tests {
     fn sixteen_bits_are_cut_in_colour_and_clipped_in_grey() {
         let colour = image::ImageBuffer::from_raw(1, 1, vec![0x12ff_u16, 0x00ff, 0xff00, 0x8000]).unwrap();
         let bytes = encoded(DynamicImage::ImageRgba16(colour), ImageFormat::Png);
-        assert_eq!(decode_image(&bytes).unwrap().as_raw(), &[0x12, 0x00, 0xff]);
+        assert_eq!(decode_image(&bytes, AS_PIL).unwrap().as_raw(), &[0x12, 0x00, 0xff]);
         let grey = image::ImageBuffer::from_raw(3, 1, vec![7_u16, 255, 256]).unwrap();
         let bytes = encoded(DynamicImage::ImageLuma16(grey), ImageFormat::Png);
-        assert_eq!(decode_image(&bytes).unwrap().as_raw(), &[7, 7, 7, 255, 255, 255, 255, 255, 255]);
+        assert_eq!(decode_image(&bytes, AS_PIL).unwrap().as_raw(), &[7, 7, 7, 255, 255, 255, 255, 255, 255]);
     }
 
     #[test]
     fn alpha_is_dropped_not_blended() {
         let image = image::RgbaImage::from_pixel(2, 2, image::Rgba([200, 100, 50, 0]));
         let bytes = encoded(image.into(), ImageFormat::Png);
-        assert!(decode_image(&bytes).unwrap().pixels().all(|p| p.0 == [200, 100, 50]));
+        assert!(decode_image(&bytes, AS_PIL).unwrap().pixels().all(|p| p.0 == [200, 100, 50]));
     }
 
     #[test]
@@ -218,14 +301,19 @@ mod tests {
             ImageFormat::Gif,
         ] {
             let bytes = encoded(image.clone().into(), format);
-            decode_image(&bytes).unwrap();
+            decode_image(&bytes, AS_PIL).unwrap();
             for percent in [0, 1, 5, 20, 40, 60, 80, 95] {
                 let cut = &bytes[..bytes.len() * percent / 100];
-                assert!(decode_image(cut).is_err(), "{format:?} cut to {percent} %");
+                assert!(decode_image(cut, AS_PIL).is_err(), "{format:?} cut to {percent} %");
             }
         }
-        assert!(matches!(decode_image(b"plain text, no image"), Err(ProcessingError::NotAnImage { length_bytes: 20 })));
-        assert!(matches!(decode_image(b""), Err(ProcessingError::NotAnImage { length_bytes: 0 })));
+        assert!(matches!(
+            decode_image(b"plain text, no image", AS_PIL),
+            Err(ProcessingError::OtherFormat { found: "text", .. })
+        ));
+        let unknown = decode_image(b"\x07\x00\x01", AS_PIL).unwrap_err().to_string();
+        assert_eq!(unknown, "the 3 bytes are not an image: no known format begins with 07 00 01");
+        assert!(matches!(decode_image(b"", AS_PIL), Err(ProcessingError::NotAnImage { length_bytes: 0, .. })));
     }
 
     #[test]
@@ -244,8 +332,12 @@ mod tests {
                 for flip in [0x01, 0x80, 0xff] {
                     let mut bytes = whole.clone();
                     bytes[at] ^= flip;
-                    if let Ok(decoded) = decode_image(&bytes) {
-                        assert_eq!(decoded.dimensions(), image_dimensions(&bytes).unwrap(), "{format:?} at {at}");
+                    if let Ok(decoded) = decode_image(&bytes, AS_PIL) {
+                        assert_eq!(
+                            decoded.dimensions(),
+                            image_dimensions(&bytes, AS_PIL).unwrap(),
+                            "{format:?} at {at}"
+                        );
                     }
                 }
             }
@@ -273,13 +365,16 @@ mod tests {
         let huge = lying_png(30_000, 30_000);
         let pixels = 900_000_000;
         assert!(
-            matches!(image_dimensions(&huge), Err(ProcessingError::TooManyPixels { pixels: p, .. }) if p == pixels)
+            matches!(image_dimensions(&huge, AS_PIL), Err(ProcessingError::TooManyPixels { pixels: p, .. }) if p == pixels)
         );
-        assert!(matches!(decode_image(&huge), Err(ProcessingError::TooManyPixels { .. })));
-        assert!(matches!(decode_image(&lying_png(1, 20_000)), Err(ProcessingError::TooElongated { .. })));
-        assert!(matches!(image_dimensions(&lying_png(101, 1)), Err(ProcessingError::TooElongated { .. })));
-        assert_eq!(image_dimensions(&lying_png(100, 1)).unwrap(), (100, 1));
-        assert_eq!(image_dimensions(&lying_png(8_000, 8_000)).unwrap(), (8_000, 8_000));
-        assert!(matches!(decode_image(&lying_png(400, 400)), Err(ProcessingError::BrokenImage { format: "PNG", .. })));
+        assert!(matches!(decode_image(&huge, AS_PIL), Err(ProcessingError::TooManyPixels { .. })));
+        assert!(matches!(decode_image(&lying_png(1, 20_000), AS_PIL), Err(ProcessingError::TooElongated { .. })));
+        assert!(matches!(image_dimensions(&lying_png(101, 1), AS_PIL), Err(ProcessingError::TooElongated { .. })));
+        assert_eq!(image_dimensions(&lying_png(100, 1), AS_PIL).unwrap(), (100, 1));
+        assert_eq!(image_dimensions(&lying_png(8_000, 8_000), AS_PIL).unwrap(), (8_000, 8_000));
+        assert!(matches!(
+            decode_image(&lying_png(400, 400), AS_PIL),
+            Err(ProcessingError::BrokenImage { format: "PNG", .. })
+        ));
     }
 }

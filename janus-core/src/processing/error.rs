@@ -12,10 +12,20 @@ use super::chat::Role;
 #[non_exhaustive]
 pub enum ProcessingError {
     /// The bytes begin as none of the formats that are read.
-    #[error("the {length_bytes} bytes are not an image: no known format begins like this")]
+    #[error("the {length_bytes} bytes are not an image: no known format begins with {begins}")]
     NotAnImage {
         /// How many bytes there are.
         length_bytes: usize,
+        /// The first of them, in hexadecimal.
+        begins: String,
+    },
+    /// The bytes are of a kind that is known by its beginning and not read.
+    #[error("this is {found}, which is not read as a picture: {advice}")]
+    OtherFormat {
+        /// What it is, with its article.
+        found: &'static str,
+        /// How to come to a picture.
+        advice: &'static str,
     },
     /// The format is known, this form of it is not read.
     #[error("{format} images of this kind are not supported: {kind}")]
@@ -235,7 +245,9 @@ impl Diagnose for ProcessingError {
     fn hints(&self) -> Vec<String> {
         let hint = match self {
             ProcessingError::Input(e) => return e.hints(),
-            ProcessingError::NotAnImage { .. } | ProcessingError::UnsupportedImage { .. } => {
+            ProcessingError::NotAnImage { .. }
+            | ProcessingError::OtherFormat { .. }
+            | ProcessingError::UnsupportedImage { .. } => {
                 "PNG, JPEG, WebP, BMP, GIF and TIFF are read, at 8 or 16 bits a channel"
             }
             ProcessingError::BrokenImage { .. } => "the file may have been cut short: fetch or export it again",

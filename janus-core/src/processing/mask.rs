@@ -5,7 +5,9 @@ use std::io::Cursor;
 use image::{DynamicImage, GrayImage, ImageDecoder, ImageFormat};
 
 use super::Result;
-use super::decode::{MAX_DECODER_BYTES, broken, check_complete, decoder_error, format_of, guarded, open, orientation};
+use super::decode::{
+    Decoding, MAX_DECODER_BYTES, broken, check_complete, decoder_error, format_of, guarded, open, turn,
+};
 use super::error::ProcessingError;
 use super::headers::webp_lossy_sizes;
 
@@ -38,18 +40,17 @@ pub struct StoredMask {
 ///
 /// # Errors
 /// As [`decode_image`](super::decode_image); colours that are not grey; a mask in the transparency.
-pub fn decode_mask(bytes: &[u8]) -> Result<StoredMask> {
+pub fn decode_mask(bytes: &[u8], decoding: Decoding) -> Result<StoredMask> {
     let format = format_of(bytes)?;
     guarded(format, || {
-        let mut decoder = open(bytes, format)?;
+        let decoder = open(bytes, format)?;
         check_complete(bytes, format)?;
-        let orientation = orientation(&mut decoder, format)?;
         let mut image = match format {
             ImageFormat::Png if bytes.get(PNG_COLOUR_TYPE) == Some(&PNG_INDEXED) => png_indices(bytes)?.into(),
             ImageFormat::Gif => gif_indices(bytes, decoder.dimensions())?.into(),
             _ => DynamicImage::from_decoder(decoder).map_err(|e| decoder_error(format, &e))?,
         };
-        image.apply_orientation(orientation);
+        image.apply_orientation(turn(bytes, format, decoding));
         let is_lossy =
             format == ImageFormat::Jpeg || format == ImageFormat::WebP && !webp_lossy_sizes(bytes).is_empty();
         let (width, height) = (image.width(), image.height());

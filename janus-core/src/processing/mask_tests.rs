@@ -28,19 +28,23 @@ fn palette_png(width: u32, indices: &[u8], depth: png::BitDepth) -> Vec<u8> {
     bytes
 }
 
+fn read(bytes: &[u8]) -> Result<StoredMask> {
+    decode_mask(bytes, Decoding::default())
+}
+
 #[test]
 fn palettes_are_numbers_at_every_depth() {
     for (depth, most) in [(png::BitDepth::One, 1), (png::BitDepth::Two, 3), (png::BitDepth::Four, 15)] {
         let indices: Vec<u8> = (0..7 * 3).map(|place| place % (most + 1)).collect();
-        let mask = decode_mask(&palette_png(7, &indices, depth)).unwrap();
+        let mask = read(&palette_png(7, &indices, depth)).unwrap();
         assert_eq!((mask.width, mask.height, mask.is_lossy), (7, 3, false));
         assert_eq!(mask.values, indices.iter().map(|index| u16::from(*index)).collect::<Vec<_>>(), "{depth:?}");
     }
     let indices = [0, 1, 255, 1, 15, 0];
-    assert_eq!(decode_mask(&palette_png(3, &indices, png::BitDepth::Eight)).unwrap().values, [0, 1, 255, 1, 15, 0]);
+    assert_eq!(read(&palette_png(3, &indices, png::BitDepth::Eight)).unwrap().values, [0, 1, 255, 1, 15, 0]);
     // A cut one is refused.
     let whole = palette_png(3, &indices, png::BitDepth::Eight);
-    assert!(decode_mask(&whole[..whole.len() - 20]).is_err());
+    assert!(read(&whole[..whole.len() - 20]).is_err());
 }
 
 #[test]
@@ -58,7 +62,7 @@ fn a_gif_s_picture_lies_on_its_screen() {
     };
     encoder.write_frame(&frame).unwrap();
     drop(encoder);
-    let mask = decode_mask(&bytes).unwrap();
+    let mask = read(&bytes).unwrap();
     assert_eq!((mask.width, mask.height), (4, 3));
     assert_eq!(mask.values, [3, 3, 3, 3, 3, 1, 2, 3, 3, 0, 1, 3]);
 }
@@ -75,36 +79,36 @@ fn grey_of_any_form_keeps_its_values() {
     let with_alpha = ImageBuffer::<LumaA<u8>, _>::from_fn(2, 2, |x, y| LumaA([values[(y * 2 + x) as usize], 255]));
     let expected = values.map(u16::from);
     for image in [DynamicImage::from(luma), rgb.into(), rgba.into(), with_alpha.into()] {
-        assert_eq!(decode_mask(&encoded(&image, ImageFormat::Png)).unwrap().values, expected, "{:?}", image.color());
+        assert_eq!(read(&encoded(&image, ImageFormat::Png)).unwrap().values, expected, "{:?}", image.color());
     }
     let wide = ImageBuffer::<Luma<u16>, _>::from_raw(2, 2, vec![0u16, 1, 256, 65_535]).unwrap();
     let wide = encoded(&DynamicImage::ImageLuma16(wide), ImageFormat::Png);
-    assert_eq!(decode_mask(&wide).unwrap().values, [0, 1, 256, 65_535]);
-    assert_eq!(decode_mask(&encoded(&RgbImage::new(2, 2).into(), ImageFormat::Bmp)).unwrap().values, [0; 4]);
+    assert_eq!(read(&wide).unwrap().values, [0, 1, 256, 65_535]);
+    assert_eq!(read(&encoded(&RgbImage::new(2, 2).into(), ImageFormat::Bmp)).unwrap().values, [0; 4]);
 }
 
 #[test]
 fn colours_and_transparent_masks_are_refused() {
     let red = RgbImage::from_fn(3, 2, |x, _| if x == 1 { Rgb([255, 0, 0]) } else { Rgb([0; 3]) });
-    let refused = decode_mask(&encoded(&red.clone().into(), ImageFormat::Png));
+    let refused = read(&encoded(&red.clone().into(), ImageFormat::Png));
     let is_told = |e: &ProcessingError| matches!(e, ProcessingError::ColouredMask { x: 1, y: 0, colour } if colour == &[255, 0, 0]);
     assert!(refused.as_ref().is_err_and(is_told), "{refused:?}");
-    assert!(matches!(decode_mask(&encoded(&red.into(), ImageFormat::Jpeg)), Err(ProcessingError::ColouredMask { .. })));
+    assert!(matches!(read(&encoded(&red.into(), ImageFormat::Jpeg)), Err(ProcessingError::ColouredMask { .. })));
     let cut_out = image::RgbaImage::from_fn(3, 2, |x, _| Rgba([0, 0, 0, if x == 1 { 255 } else { 0 }]));
     assert!(matches!(
-        decode_mask(&encoded(&cut_out.into(), ImageFormat::Png)),
+        read(&encoded(&cut_out.into(), ImageFormat::Png)),
         Err(ProcessingError::TransparentMask { value: 0 })
     ));
-    assert!(decode_mask(b"no picture").is_err());
+    assert!(read(b"no picture").is_err());
 }
 
 #[test]
 fn lossy_files_are_known_by_their_compression() {
     let grey = image::GrayImage::from_fn(16, 16, |x, _| Luma([if x < 8 { 0 } else { 255 }]));
-    let jpeg = decode_mask(&encoded(&grey.clone().into(), ImageFormat::Jpeg)).unwrap();
+    let jpeg = read(&encoded(&grey.clone().into(), ImageFormat::Jpeg)).unwrap();
     assert!(jpeg.is_lossy);
     assert!(jpeg.values.iter().all(|value| *value <= LOSSY_REACH || *value >= 255 - LOSSY_REACH), "{:?}", jpeg.values);
     let rgb = DynamicImage::from(DynamicImage::from(grey).to_rgb8());
-    assert!(decode_mask(&encoded(&rgb, ImageFormat::Jpeg)).unwrap().is_lossy);
-    assert!(!decode_mask(&encoded(&rgb, ImageFormat::WebP)).unwrap().is_lossy, "this one is without loss");
+    assert!(read(&encoded(&rgb, ImageFormat::Jpeg)).unwrap().is_lossy);
+    assert!(!read(&encoded(&rgb, ImageFormat::WebP)).unwrap().is_lossy, "this one is without loss");
 }

@@ -15,7 +15,10 @@ mod chat;
 mod config;
 mod decode;
 mod error;
+mod exif;
+mod foreign;
 mod generation;
+mod gif;
 mod headers;
 mod image;
 mod mask;
@@ -32,7 +35,9 @@ pub use chat::{
     ChatPart, ChatStyle, DEFAULT_SYSTEM_PROMPT, IMAGE_PLACEHOLDER, Message, Role, render, render_transformers,
 };
 pub use config::ShortEdge;
-pub use decode::{MAX_ASPECT_RATIO, MAX_PIXELS, decode_image, image_dimensions};
+pub use decode::{
+    Decoding, MAX_ASPECT_RATIO, MAX_PIXELS, Orientation, clipped_grey, decode_image, image_dimensions, is_turned,
+};
 pub use error::ProcessingError;
 pub use generation::GenerationConfig;
 pub use image::{Frame, ImageProcessor, normalised, pixels_to_images};

@@ -8,10 +8,9 @@ use candle_core::Tensor;
 use janus_core::Janus;
 use janus_core::model::vision::VisionPoint;
 use janus_core::pass::Pass;
-use janus_core::processing::decode_image;
 
 use super::features::highest_point;
-use super::key::{Digest, digest};
+use super::key::{Digest, digest_of};
 use super::{ImageCache, count};
 use crate::data::EncodedImage;
 use crate::error::{Error, Result};
@@ -51,7 +50,7 @@ impl fmt::Debug for Image {
 impl Image {
     /// From a picture's file.
     pub fn encoded(cache: &Arc<ImageCache>, image: EncodedImage) -> Self {
-        let digest = digest(&image.bytes);
+        let digest = digest_of(&image);
         let encoded = Some(Encoded { cache: cache.clone(), image, digest });
         Self(Arc::new(Inner { encoded, ..Inner::default() }))
     }
@@ -104,7 +103,7 @@ impl Image {
 
     fn make_pixels(&self) -> Result<()> {
         if let (None, Some(encoded)) = (self.0.pixels.get(), &self.0.encoded) {
-            let pixels = encoded.cache.processor.understanding(&decode_image(&encoded.image.bytes)?)?;
+            let pixels = encoded.cache.processor.understanding(&encoded.image.decode()?)?;
             // Of two threads the second finds the same there.
             let _ = self.0.pixels.set(pixels);
         }
@@ -124,7 +123,7 @@ impl Image {
 
     fn make_target(&self) -> Result<()> {
         if let (None, Some(encoded)) = (self.0.target.get(), &self.0.encoded) {
-            let target = encoded.cache.processor.generation_target(&decode_image(&encoded.image.bytes)?)?;
+            let target = encoded.cache.processor.generation_target(&encoded.image.decode()?)?;
             let _ = self.0.target.set(target);
         }
         Ok(())

@@ -2,19 +2,34 @@
 
 use candle_core::{Device, DeviceLocation};
 use janus_core::ops::is_composed;
-use janus_core::processing::{ImageProcessor, ShortEdge};
+use janus_core::processing::{Decoding, ImageProcessor, Orientation, ShortEdge};
 use sha2::{Digest as _, Sha256};
+
+use crate::data::EncodedImage;
 
 /// A SHA-256.
 pub(super) type Digest = [u8; 32];
 
 /// Goes into every key. To be raised with any change to the decoding and resizing of pictures or to the vision part that
 /// moves a bit of what is kept.
-const FORMAT: &str = "janus-cache-1";
+const FORMAT: &str = "janus-cache-2";
 
 /// The SHA-256 of bytes.
 pub(super) fn digest(bytes: &[u8]) -> Digest {
     Sha256::digest(bytes).into()
+}
+
+/// What a picture is known by: its bytes, and how they are read.
+pub(super) fn digest_of(image: &EncodedImage) -> Digest {
+    // Every field by name, so that a new one cannot be forgotten here.
+    let Decoding { orientation, grey_bits } = image.decoding;
+    let orientation = match orientation {
+        Orientation::Upright => "upright",
+        Orientation::Stored => "stored",
+    };
+    // No picture has 0 bits.
+    let key = Key(Sha256::new()).field("bytes", &image.bytes).field("orientation", orientation.as_bytes());
+    key.field("grey_bits", &[grey_bits.unwrap_or(0)]).finish()
 }
 
 /// A key under construction: fields by name, each with its length.

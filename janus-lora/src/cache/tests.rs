@@ -7,6 +7,7 @@ use janus_core::config::{JanusConfig, Layout};
 use janus_core::model::vision::VisionPoint;
 use janus_core::ops::with_composed;
 use janus_core::pass::{NoiseKey, Pass};
+use janus_core::processing::{Decoding, Orientation};
 use janus_core::site::LowRank;
 use janus_core::{Janus, Parts};
 
@@ -70,7 +71,7 @@ fn picture(seed: u32) -> EncodedImage {
     };
     let mut bytes = std::io::Cursor::new(Vec::new());
     ::image::RgbImage::from_fn(40, 28, pixel).write_to(&mut bytes, ::image::ImageFormat::Png).unwrap();
-    EncodedImage { bytes: bytes.into_inner() }
+    EncodedImage::new(bytes.into_inner())
 }
 
 fn bits(tensor: &Tensor) -> Vec<u32> {
@@ -375,7 +376,7 @@ fn codes_are_computed_once_and_the_tokenizer_is_opened_for_them_only() {
     assert_eq!((of(&cold, 1), counts(&cold), opened(&cold)), (first.clone(), (2, 0), true));
 
     let model = cold.model(DType::F32, &Device::Cpu, Parts::all(), &Silent).unwrap();
-    let pixels = janus_core::processing::decode_image(&picture(1).bytes).unwrap();
+    let pixels = picture(1).decode().unwrap();
     let pixels = cold.images().generation_target(&pixels).unwrap().unsqueeze(0).unwrap();
     let truth = model.image_tokenizer().unwrap().encode(&Pass::inference(), &pixels).unwrap().concat();
     assert_eq!(*first, *truth);
@@ -393,6 +394,28 @@ fn codes_are_computed_once_and_the_tokenizer_is_opened_for_them_only() {
     let off = place.base_without_cache();
     assert_eq!((of(&off, 1), of(&off, 1)), (first.clone(), first));
     assert_eq!(counts(&off), (1, 0), "in memory");
+}
+
+#[test]
+fn what_is_kept_is_of_a_picture_and_how_it_is_read() {
+    let place = Place::new();
+    let base = place.base();
+    let model = model(&base, DType::F32);
+    let ways = [
+        Decoding::default(),
+        Decoding { orientation: Orientation::Stored, ..Decoding::default() },
+        Decoding { grey_bits: Some(12), ..Decoding::default() },
+    ];
+    for times in 1..=2 {
+        let images = ways.map(|decoding| base.image(&EncodedImage { decoding, ..picture(1) }));
+        features(&model, &Pass::inference(), &images).unwrap().unwrap();
+        for image in &images {
+            codes(&base, &Device::Cpu, image).unwrap();
+        }
+        let counts = base.cache().counts();
+        assert_eq!((counts.features_computed, counts.codes_computed), (3, 3), "time {times}");
+    }
+    assert_eq!(place.entries().len(), 6);
 }
 
 #[test]
@@ -415,7 +438,7 @@ fn damaged_pictures_are_told_before_anything_is_computed() {
     let place = Place::new();
     let base = place.base();
     let model = model(&base, DType::F32);
-    let image = base.image(&EncodedImage { bytes: b"no picture".to_vec() });
+    let image = base.image(&EncodedImage::new(b"no picture".to_vec()));
     assert!(image.prepare(&model).is_err());
     assert!(features(&model, &Pass::inference(), &[image]).is_err());
     assert!(place.entries().is_empty());

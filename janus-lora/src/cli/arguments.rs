@@ -3,15 +3,18 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
-use clap::Args;
+use clap::{Args, ValueEnum};
+use janus_core::processing::{Decoding, Orientation, clipped_grey, is_turned};
 use janus_core::{DeviceChoice, Janus, Parts};
 
 use crate::adapter::{self, Adapter};
 use crate::allocator;
 use crate::base::Base;
+use crate::data::EncodedImage;
 use crate::error::{Error, Result};
 use crate::heads::Heads;
 use crate::status::Status;
+use crate::train::identity::is_of_stored_pictures;
 
 /// A base and the adapters over it.
 #[derive(Debug, Args)]
@@ -58,6 +61,71 @@ pub(super) fn attach(model: &Janus, adapters: &[(Adapter, f64)]) -> Result<Heads
     let adapters: Vec<(&Adapter, f64)> = adapters.iter().map(|(adapter, scale)| (adapter, *scale)).collect();
     adapter::attach(model, &adapters)?;
     Ok(adapter::heads(&adapters, model.device())?)
+}
+
+/// How pictures are read.
+#[derive(Debug, Clone, Copy, Args)]
+pub(super) struct PictureArguments {
+    /// Which way up pictures are read that carry an EXIF orientation [default: upright]
+    #[arg(long, value_name = "WAY", value_enum)]
+    orientation: Option<OrientationArgument>,
+    /// Bits that 16-bit grey pictures use: 2^N - 1 becomes white; without it everything above 255 does
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(8..=16))]
+    grey_bits: Option<u8>,
+}
+
+/// Which way up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OrientationArgument {
+    /// As they are meant to be seen
+    Upright,
+    /// As they are stored
+    Stored,
+}
+
+impl PictureArguments {
+    /// How pictures are read.
+    pub(super) fn decoding(&self) -> Decoding {
+        let orientation = match self.orientation {
+            None | Some(OrientationArgument::Upright) => Orientation::Upright,
+            Some(OrientationArgument::Stored) => Orientation::Stored,
+        };
+        Decoding { orientation, grey_bits: self.grey_bits }
+    }
+
+    /// The first of its options that is given.
+    pub(super) fn given(&self) -> Option<&'static str> {
+        self.orientation.map(|_| "--orientation").or(self.grey_bits.map(|_| "--grey-bits"))
+    }
+
+    /// A picture file.
+    pub(super) fn read(&self, path: &Path) -> Result<EncodedImage> {
+        let bytes = fs_err::read(path).map_err(|e| Error::Usage {
+            message: format!("cannot read the image: {e}"),
+            hint: "give the path of a png, jpeg, webp, bmp, gif or tiff file".into(),
+        })?;
+        Ok(EncodedImage { bytes, decoding: self.decoding() })
+    }
+
+    /// Warns where pictures lose their shades, or lie otherwise than in an adapter's training.
+    pub(super) fn warn(&self, pictures: &[EncodedImage], adapters: &[(Adapter, f64)], status: &dyn Status) {
+        let greatest = pictures.iter().filter_map(|picture| clipped_grey(&picture.bytes, picture.decoding).ok()?).max();
+        if let Some(greatest) = greatest {
+            let bits = u16::BITS - greatest.leading_zeros();
+            status.warn(&format!(
+                "a 16-bit grey picture has values up to {greatest}, and everything above 255 becomes white: \
+                 `--grey-bits {bits}` scales them"
+            ));
+        }
+        let recipes = adapters.iter().filter_map(|(adapter, _)| adapter.note.as_ref()?.recipe.as_deref());
+        let turned = || pictures.iter().any(|picture| is_turned(&picture.bytes));
+        if self.orientation.is_none() && recipes.into_iter().any(is_of_stored_pictures) && turned() {
+            status.warn(
+                "a picture is turned upright as its EXIF says, and an adapter was trained on pictures as they are stored: \
+                 `--orientation stored` reads it so, `--orientation upright` says that this is meant",
+            );
+        }
+    }
 }
 
 /// Where to compute.

@@ -6,7 +6,6 @@ use candle_core::{D, Device};
 use candle_nn::ops::softmax;
 use janus_core::output::write_file;
 use janus_core::pass::Pass;
-use janus_core::processing::decode_image;
 use janus_core::{Janus, Parts};
 use serde_json::{Map, Value, json};
 
@@ -16,6 +15,7 @@ use super::status::Terminal;
 use super::understand::readable;
 use crate::adapter::{Adapter, AdapterError};
 use crate::base::Base;
+use crate::data::EncodedImage;
 use crate::error::{Error, Result};
 use crate::heads::locate::Found;
 use crate::heads::{Head, HeadKind, Heads, segment};
@@ -69,14 +69,14 @@ struct Model {
 }
 
 impl Ask<'_> {
-    /// Asks the head about each picture, whose bytes are given.
+    /// Asks the head about each picture.
     pub(super) fn run(
         &self,
         base: &Base,
         adapters: &[(Adapter, f64)],
         dtype: &TypeArgument,
         device: &Device,
-        pictures: &[Vec<u8>],
+        pictures: &[EncodedImage],
     ) -> Result<()> {
         self.check()?;
         let (name, head) = self.chosen_head(adapters)?;
@@ -85,18 +85,18 @@ impl Ask<'_> {
         let parts = Parts { vision: true, ..Parts::default() };
         let (model, heads) = dtype.model(base, adapters, device, parts, &Terminal)?;
         let model = Model { model, heads, kind: head.kind.clone() };
-        for (number, (image, bytes)) in images.into_iter().zip(pictures).enumerate() {
+        for (number, (image, picture)) in images.into_iter().zip(pictures).enumerate() {
             let mut batch = PictureBatch {
                 head: name.into(),
                 images: vec![image],
-                frames: vec![frame(base, bytes)?],
+                frames: vec![frame(base, picture)?],
                 targets: Vec::new(),
             };
             let Some(path) = self.images.get(number) else { continue };
             let told = match &model.kind {
                 HeadKind::Classify { labels } => told_label(&model, &batch, labels)?,
-                HeadKind::Locate { labels } => self.told_boxes(&model, &batch, labels, bytes, number)?,
-                HeadKind::Segment {} => self.told_mask(&model, &batch, bytes, number)?,
+                HeadKind::Locate { labels } => self.told_boxes(&model, &batch, labels, picture, number)?,
+                HeadKind::Segment {} => self.told_mask(&model, &batch, picture, number)?,
                 HeadKind::Retrieve {} => {
                     batch.targets = captions.iter().map(|ids| Target::Caption(ids.clone().into())).collect();
                     self.told_similarities(&model, &batch)?
@@ -184,12 +184,12 @@ impl Ask<'_> {
         model: &Model,
         batch: &PictureBatch,
         labels: &[String],
-        bytes: &[u8],
+        picture: &EncodedImage,
         number: usize,
     ) -> Result<Told> {
         let places = batch.places(&model.model, &Pass::inference(), &model.heads)?;
         let found = batch.found(&places)?.concat();
-        let overlay = Overlay::new(&decode_image(bytes)?).boxes(&found, labels);
+        let overlay = Overlay::new(&picture.decode()?).boxes(&found, labels);
         let path = self.write(overlay.map_err(|reason| ReportError::Picture { reason })?, number)?;
         let label = |found: &Found| labels.get(found.label as usize).map_or("", String::as_str);
         let all: Vec<Value> =
@@ -200,7 +200,7 @@ impl Ask<'_> {
         })
     }
 
-    fn told_mask(&self, model: &Model, batch: &PictureBatch, bytes: &[u8], number: usize) -> Result<Told> {
+    fn told_mask(&self, model: &Model, batch: &PictureBatch, picture: &EncodedImage, number: usize) -> Result<Told> {
         let config = model.model.config();
         let logits = batch.mask_logits(&model.model, &Pass::inference(), &model.heads)?;
         let logits: Vec<f32> = logits.flatten_all()?.to_vec1()?;
@@ -209,7 +209,7 @@ impl Ask<'_> {
         let (width, height) = frame.picture;
         let pixels = mask.iter().filter(|inside| **inside).count();
         let share = pixels as f64 / mask.len().max(1) as f64;
-        let path = self.write(Overlay::new(&decode_image(bytes)?).mask(&mask, 0), number)?;
+        let path = self.write(Overlay::new(&picture.decode()?).mask(&mask, 0), number)?;
         Ok(Told {
             text: format!("{:.2} % of {width} x {height} pixels ({})", 100.0 * share, path.display()),
             json: [

@@ -6,15 +6,18 @@ use std::path::PathBuf;
 use clap::builder::PossibleValuesParser;
 use clap::{Subcommand, ValueEnum};
 use janus_core::output::write_file;
+use janus_core::processing::Decoding;
 use serde_json::json;
 
+use super::arguments::PictureArguments;
 use super::report;
 use super::status::Terminal;
 use crate::base::Base;
 use crate::data::synth::{Domain, SynthSpec};
 use crate::data::{CheckReport, Split};
 use crate::error::{Error, Result};
-use crate::recipe::{Columns, DataLimits, DataSection, Task};
+use crate::recipe::{Columns, DataLimits, DataSection, Orientation, Task};
+use crate::status::Status;
 use crate::survey::{self, Distribution, SurveyError, TableStats};
 use crate::train::tables::{Scan, Source, open_tables, open_task};
 
@@ -62,6 +65,8 @@ Examples:
         /// Column of a table for a role
         #[arg(long = "column", value_name = "ROLE=COLUMN")]
         columns: Vec<String>,
+        #[command(flatten)]
+        reading: PictureArguments,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
@@ -141,19 +146,22 @@ impl DataCommand {
     pub(super) fn run(self) -> Result<()> {
         match self {
             DataCommand::Check { recipe, overrides, json } => check(&recipe, &overrides, json),
-            DataCommand::Stats { subject, overrides, base, task, columns, json } => {
+            DataCommand::Stats { subject, overrides, base, task, columns, reading, json } => {
                 let stats = if subject.to_lowercase().ends_with(".toml") {
                     for (name, given) in [("--base", base.is_some()), ("--column", !columns.is_empty())] {
                         if given {
                             return Err(usage(format!("`{name}` belongs to a table, the recipe says it itself")));
                         }
                     }
+                    if let Some(name) = reading.given() {
+                        return Err(usage(format!("`{name}` belongs to a table, the recipe says it itself")));
+                    }
                     stats_of_recipe(&PathBuf::from(&subject), &overrides)?
                 } else {
                     if let Some(first) = overrides.first() {
                         return Err(usage(format!("`{first}` sets a key of a recipe, and `{subject}` is a table")));
                     }
-                    vec![("rows".to_owned(), stats_of_table(&subject, base, task, &columns)?)]
+                    vec![("rows".to_owned(), stats_of_table(&subject, base, task, &columns, reading.decoding())?)]
                 };
                 if json {
                     report::json(&stats.into_iter().collect::<BTreeMap<_, _>>());
@@ -197,9 +205,9 @@ fn usage(message: String) -> Error {
 }
 
 /// The splits that a table names.
-fn splits(section: &DataSection) -> impl Iterator<Item = (&str, Split, String)> {
-    let train = (section.train.as_str(), Split::Train, format!("{} train", section.name));
-    let eval = section.eval.as_deref().map(|spec| (spec, Split::Eval, format!("{} eval", section.name)));
+fn splits(section: &DataSection) -> impl Iterator<Item = (Split, String)> {
+    let train = (Split::Train, format!("{} train", section.name));
+    let eval = section.eval.as_ref().map(|_| (Split::Eval, format!("{} eval", section.name)));
     std::iter::once(train).chain(eval)
 }
 
@@ -211,8 +219,8 @@ fn check(recipe: &std::path::Path, overrides: &[String], json: bool) -> Result<(
     let mut first_error = None;
     for section in &recipe.data {
         let task = open_task(section, &recipe.data_limits, &Terminal)?;
-        for (spec, split, title) in splits(section) {
-            let source = Source::open(spec, split, task.as_ref(), &base, Scan::of_everything(), &Terminal)?;
+        for (split, title) in splits(section) {
+            let source = Source::open(section, split, task.as_ref(), &base, Scan::of_everything(), &Terminal)?;
             let report = CheckReport::new(&source.table, &source.index);
             let error = source.index.enforce(limit).err();
             let (allowed, verdict) = (limit.allowed(report.rows), if error.is_none() { "kept" } else { "exceeded" });
@@ -225,6 +233,9 @@ fn check(recipe: &std::path::Path, overrides: &[String], json: bool) -> Result<(
                 }
                 for row in source.index.rejected() {
                     println!("    {row}");
+                }
+                if let Some(clipped) = source.clipped_greys() {
+                    println!("  {clipped}");
                 }
             }
             let mut value = serde_json::to_value(report).expect("a report is plain data");
@@ -247,8 +258,9 @@ fn stats_of_recipe(path: &std::path::Path, overrides: &[String]) -> Result<Vec<(
     let mut all = Vec::new();
     for section in &recipe.data {
         let task = open_task(section, &recipe.data_limits, &Terminal)?;
-        for (spec, split, title) in splits(section) {
-            let source = Source::open(spec, split, task.as_ref(), &base, Scan::of_a_look(), &Terminal)?;
+        for (split, title) in splits(section) {
+            let source = Source::open(section, split, task.as_ref(), &base, Scan::of_a_look(), &Terminal)?;
+            warn_of_clipped(&source, &title);
             let stats = TableStats::new(&source, task.as_ref(), &base, &title, &Terminal)?;
             all.push((title, stats));
         }
@@ -256,7 +268,20 @@ fn stats_of_recipe(path: &std::path::Path, overrides: &[String]) -> Result<Vec<(
     Ok(all)
 }
 
-fn stats_of_table(spec: &str, base: Option<String>, task: TaskArgument, columns: &[String]) -> Result<TableStats> {
+/// Says that pictures lose their shades.
+fn warn_of_clipped(source: &Source, title: &str) {
+    if let Some(clipped) = source.clipped_greys() {
+        Terminal.warn(&format!("{title}: {clipped}"));
+    }
+}
+
+fn stats_of_table(
+    spec: &str,
+    base: Option<String>,
+    task: TaskArgument,
+    columns: &[String],
+    decoding: Decoding,
+) -> Result<TableStats> {
     let base = base.ok_or_else(|| usage("a table has no tokens without a tokenizer: `--base` names one".into()))?;
     let task = match task {
         TaskArgument::Understand => Task::Understand,
@@ -277,10 +302,20 @@ fn stats_of_table(spec: &str, base: Option<String>, task: TaskArgument, columns:
         }
         given.insert(role.to_owned(), name.to_owned());
     }
-    let section = DataSection { columns: Columns::new(given), ..DataSection::new("rows", task, spec) };
+    let orientation = match decoding.orientation {
+        janus_core::processing::Orientation::Upright => Orientation::Upright,
+        janus_core::processing::Orientation::Stored => Orientation::Stored,
+    };
+    let section = DataSection {
+        columns: Columns::new(given),
+        orientation: Some(orientation),
+        grey_bits: decoding.grey_bits.map(u64::from),
+        ..DataSection::new("rows", task, spec)
+    };
     let base = Base::open(&base, &Terminal)?;
     let task = open_task(&section, &DataLimits::default(), &Terminal)?;
-    let source = Source::open(spec, Split::Train, task.as_ref(), &base, Scan::of_a_look(), &Terminal)?;
+    let source = Source::open(&section, Split::Train, task.as_ref(), &base, Scan::of_a_look(), &Terminal)?;
+    warn_of_clipped(&source, spec);
     TableStats::new(&source, task.as_ref(), &base, spec, &Terminal)
 }
 

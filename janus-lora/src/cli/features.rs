@@ -9,8 +9,7 @@ use janus_core::pass::Pass;
 use janus_core::{Janus, Parts};
 use serde_json::json;
 
-use super::arguments::{BaseArguments, DeviceArgument, TypeArgument};
-use super::generate::read_picture;
+use super::arguments::{BaseArguments, DeviceArgument, PictureArguments, TypeArgument};
 use super::report;
 use super::status::Terminal;
 use super::understand::readable;
@@ -35,6 +34,8 @@ pub(super) struct Features {
     /// Picture (png, jpeg, webp, bmp, gif, tiff)
     #[arg(long, value_name = "FILE")]
     image: PathBuf,
+    #[command(flatten)]
+    reading: PictureArguments,
     /// With `--level high`, the question to the picture, and the prompt that its codes are drawn for
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
@@ -72,10 +73,12 @@ impl Features {
                 hint: "give `--prompt` with `--level high` alone".into(),
             });
         }
-        let picture = read_picture(&self.image)?;
+        let picture = self.reading.read(&self.image)?;
         let device = self.device.open()?;
         let (base, adapters) = self.base.open(&Terminal)?;
-        let images = readable(&base, vec![picture])?;
+        let pictures = vec![picture];
+        self.reading.warn(&pictures, &adapters, &Terminal);
+        let images = readable(&base, pictures)?;
         let parts = Parts { vision: true, generation: true, ..Parts::default() };
         let (model, _) = self.dtype.model(&base, &adapters, &device, parts, &Terminal)?;
         let codes: Vec<u32> = match images.first() {

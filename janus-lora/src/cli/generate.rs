@@ -1,6 +1,6 @@
 //! `janus generate`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use janus_core::Parts;
@@ -10,7 +10,7 @@ use janus_core::processing::pixels_to_images;
 use janus_core::sample::generate_codes;
 use serde_json::json;
 
-use super::arguments::{BaseArguments, DeviceArgument, TypeArgument};
+use super::arguments::{BaseArguments, DeviceArgument, PictureArguments, TypeArgument};
 use super::report;
 use super::status::Terminal;
 use super::understand::{check_temperature, placed, readable};
@@ -44,6 +44,8 @@ pub(super) struct Generate {
     /// Picture to be changed, as the prompt says; several are told in order
     #[arg(long = "source", value_name = "FILE")]
     sources: Vec<PathBuf>,
+    #[command(flatten)]
+    reading: PictureArguments,
     /// Strength of the prompt; 1 is without guidance [default: the base's `generation_config.json`, else 5]
     #[arg(long)]
     guidance: Option<f64>,
@@ -61,14 +63,6 @@ pub(super) struct Generate {
     json: bool,
 }
 
-/// The bytes of a picture file.
-pub(super) fn read_picture(path: &Path) -> Result<Vec<u8>> {
-    fs_err::read(path).map_err(|e| Error::Usage {
-        message: format!("cannot read the image: {e}"),
-        hint: "give the path of a png, jpeg, webp, bmp, gif or tiff file".into(),
-    })
-}
-
 impl Generate {
     pub(super) fn run(self) -> Result<()> {
         if let Some(temperature) = self.temperature {
@@ -82,7 +76,7 @@ impl Generate {
             let message = format!("`{}` is not named `.png`", self.out.display());
             return Err(Error::Usage { message, hint: "pictures are written as PNG".into() });
         }
-        let sources = self.sources.iter().map(|path| read_picture(path)).collect::<Result<Vec<_>>>()?;
+        let sources = self.sources.iter().map(|path| self.reading.read(path)).collect::<Result<Vec<_>>>()?;
         let device = self.device.open()?;
         let (base, adapters) = self.base.open(&Terminal)?;
         let prompt = match sources.len() {
@@ -90,6 +84,7 @@ impl Generate {
             count => base.prompts().edit_prompt(&placed(&self.prompt, count)?, count)?,
         };
         check_drawing_room(&base, prompt.len())?;
+        self.reading.warn(&sources, &adapters, &Terminal);
         let sources = readable(&base, sources)?;
         let parts = Parts { generation: true, image_tokenizer: true, vision: !sources.is_empty(), ..Parts::default() };
         let (model, _) = self.dtype.model(&base, &adapters, &device, parts, &Terminal)?;

@@ -9,13 +9,17 @@ use super::arguments::DeviceArgument;
 use super::status::Terminal;
 use super::{report, samples};
 use crate::error::Result;
-use crate::recipe::{self, Recipe};
+use crate::recipe::{self, Orientation, Recipe};
 use crate::report::expected::{ExpectedCurve, Outside};
 use crate::report::record::Record;
 use crate::status::Status;
 use crate::train::folder::RunFolder;
+use crate::train::identity::is_of_stored_pictures;
 use crate::train::run::{self, Prepared};
 use crate::train::signals;
+
+/// A run's recipe is read up to so many bytes, as any is.
+const MAX_RECIPE_BYTES: u64 = 1 << 20;
 
 /// Train an adapter as a recipe says.
 #[derive(Debug, Args)]
@@ -49,8 +53,28 @@ pub(super) fn load(path: &std::path::Path, overrides: &[String]) -> Result<Recip
 }
 
 impl Train {
-    pub(super) fn run(self) -> Result<()> {
+    /// The recipe; of a run that is gone on with, which began when pictures were read as stored, one that goes on so.
+    fn read(&self) -> Result<Recipe> {
         let recipe = load(&self.recipe, &self.overrides)?;
+        let began = |dir: &std::path::Path| janus_core::input::read(dir, "recipe.toml", MAX_RECIPE_BYTES).ok()?;
+        let was = if self.resume { began(&recipe.output.dir) } else { None };
+        if !was.is_some_and(|was| is_of_stored_pictures(&String::from_utf8_lossy(&was))) {
+            return Ok(recipe);
+        }
+        let folder = std::path::Path::new(".");
+        let as_stored = recipe::load_oriented(&self.recipe, &self.overrides, folder, Orientation::Stored)?;
+        if as_stored != recipe {
+            Terminal.warn(&format!(
+                "the run in {} reads pictures as they are stored, and goes on so: `orientation = \"stored\"` in `[[data]]` \
+                 says it in the recipe, too",
+                recipe.output.dir.display()
+            ));
+        }
+        Ok(as_stored)
+    }
+
+    pub(super) fn run(self) -> Result<()> {
+        let recipe = self.read()?;
         if self.resume
             && !self.dry_run
             && let Some(metrics) = run::finished(&recipe)?

@@ -6,7 +6,7 @@ use clap::Args;
 use janus_core::Parts;
 use serde_json::json;
 
-use super::arguments::{BaseArguments, DeviceArgument, TypeArgument};
+use super::arguments::{BaseArguments, DeviceArgument, PictureArguments, TypeArgument};
 use super::ask::{Ask, HeadTask};
 use super::report;
 use super::status::Terminal;
@@ -24,6 +24,7 @@ use crate::tasks::{Question, TaskError, answer_room, place};
   janus understand --base deepseek-ai/Janus-Pro-1B --image part.jpg \"Is there a defect?\"
   janus understand --base base --adapter runs/inspection --image a.png --image b.png \"What differs?\" --json
   janus understand --base base --image part.jpg \"What is it?\" \"Is there a defect?\"
+  janus understand --base base --image phone.jpg --orientation stored \"What is it?\"
   janus understand --base base --adapter runs/a:0.5 --adapter runs/b \"Only text\" --temperature 0.7 --seed 3
   janus understand --base base --adapter runs/defects --task classify --image a.png --image b.png --json
   janus understand --base base --adapter runs/defects --task locate --image part.jpg --out found.png
@@ -39,6 +40,8 @@ pub(super) struct Understand {
     /// Picture (png, jpeg, webp, bmp, gif, tiff); several are told in order
     #[arg(long = "image", value_name = "FILE")]
     images: Vec<PathBuf>,
+    #[command(flatten)]
+    reading: PictureArguments,
     /// The question; several are answered together, each of its own about the same pictures. With `--task retrieve`, captions
     #[arg(required_unless_present = "task", value_name = "QUESTION")]
     questions: Vec<String>,
@@ -87,9 +90,9 @@ pub(super) fn placed(text: &str, pictures: usize) -> Result<String> {
 }
 
 /// Pictures that can be decoded: what is wrong with one is told before the weights are read.
-pub(super) fn readable(base: &Base, pictures: Vec<Vec<u8>>) -> Result<Vec<Image>> {
-    let image = |bytes| {
-        let image = base.image(&EncodedImage { bytes });
+pub(super) fn readable(base: &Base, pictures: Vec<EncodedImage>) -> Result<Vec<Image>> {
+    let image = |picture: EncodedImage| {
+        let image = base.image(&picture);
         image.pixels().map(|_| image)
     };
     pictures.into_iter().map(image).collect()
@@ -98,10 +101,10 @@ pub(super) fn readable(base: &Base, pictures: Vec<Vec<u8>>) -> Result<Vec<Image>
 impl Understand {
     pub(super) fn run(self) -> Result<()> {
         check_temperature(self.temperature)?;
-        let pictures =
-            self.images.iter().map(|path| super::generate::read_picture(path)).collect::<Result<Vec<_>>>()?;
+        let pictures = self.images.iter().map(|path| self.reading.read(path)).collect::<Result<Vec<_>>>()?;
         let device = self.device.open()?;
         let (base, adapters) = self.base.open(&Terminal)?;
+        self.reading.warn(&pictures, &adapters, &Terminal);
         if let Some(task) = self.task {
             let ask = Ask {
                 task,

@@ -6,13 +6,14 @@ use std::thread::JoinHandle;
 
 use janus_core::guard;
 use janus_core::hub::{HubError, Silent};
-use janus_core::processing::{MAX_ASPECT_RATIO, MAX_PIXELS};
+use janus_core::processing::{Decoding, MAX_ASPECT_RATIO, MAX_PIXELS};
 use rayon::prelude::*;
+use serde::Serialize;
 
 use super::error::{DataError, FIRST_REJECTED};
 use super::reader::{Batch, DataFile};
 use super::rejected::{BadRowLimit, RejectedRow, RowFault};
-use super::row::{Row, RowId};
+use super::row::{EncodedImage, Row, RowId};
 use super::schema::ColumnRequest;
 use super::shuffle::{WINDOW_BYTES, WINDOW_ROWS};
 use super::source::FileSource;
@@ -30,6 +31,9 @@ pub const BLOCK_ROWS: usize = 1024;
 /// A [`Block`] ends with the row that brings its values to so many bytes.
 pub const BLOCK_BYTES: u64 = 32 << 20;
 
+/// The role of masks, whose values are no shades.
+const MASK_ROLE: &str = "mask";
+
 /// Rows of so many files on a hub are mixed at a time, so that the rest need not be in the cache meanwhile.
 pub const HUB_FILES_TOGETHER: usize = 4;
 
@@ -38,18 +42,42 @@ pub const HUB_FILES_TOGETHER: usize = 4;
 pub struct Table {
     files: Vec<DataFile>,
     requests: Vec<ColumnRequest>,
+    decoding: Decoding,
 }
 
 /// Width and height in pixels, from an encoded image's header alone.
-pub type DimensionsFn = fn(&[u8]) -> Result<(u32, u32), String>;
+pub type DimensionsFn = fn(&EncodedImage) -> Result<(u32, u32), String>;
 
-/// How images are looked at; given from outside, because this room does not decode.
+/// How images are looked at.
 #[derive(Debug, Clone, Copy)]
 pub struct ImageChecks {
     /// Width and height in pixels, from the header alone.
     pub dimensions: DimensionsFn,
     /// Decodes everything and throws it away.
-    pub decode: fn(&[u8]) -> Result<(), String>,
+    pub decode: fn(&EncodedImage) -> Result<(), String>,
+    /// The greatest value of a 16-bit grey picture of which everything above 255 becomes white; `None` of others.
+    pub clipped_grey: fn(&EncodedImage) -> Option<u16>,
+}
+
+/// 16-bit grey pictures whose values above 255 become white.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct ClippedGreys {
+    /// Pictures.
+    pub pictures: u64,
+    /// The greatest value in any of them.
+    pub greatest: u16,
+}
+
+impl ClippedGreys {
+    fn add(&mut self, other: Self) {
+        self.pictures += other.pictures;
+        self.greatest = self.greatest.max(other.greatest);
+    }
+
+    /// The bits that the values use.
+    pub fn bits(&self) -> u32 {
+        u16::BITS - self.greatest.leading_zeros()
+    }
 }
 
 /// What a scan looks for.
@@ -100,7 +128,14 @@ impl Table {
                 });
             }
         }
-        Ok(Self { files, requests: requests.to_vec() })
+        Ok(Self { files, requests: requests.to_vec(), decoding: Decoding::default() })
+    }
+
+    /// With pictures that are read otherwise.
+    #[must_use]
+    pub fn with_decoding(mut self, decoding: Decoding) -> Self {
+        self.decoding = decoding;
+        self
     }
 
     /// Rows of all files, as they claim.
@@ -151,6 +186,8 @@ impl Table {
         let kept = options.limit.map_or(usize::MAX, |limit| limit.allowed(usize::try_from(of).unwrap_or(usize::MAX)));
         let files_together = if self.files.iter().any(|file| file.shard().is_some()) { HUB_FILES_TOGETHER } else { 0 };
         let mut index = Index { fully_decoded, files_together, ..Index::default() };
+        // Grey pictures have to be decoded to be looked at: of a large table only the first ones are.
+        let looks = |row: usize| fully_decoded || (row as u64) < FULL_DECODE_ROWS;
         let mut ahead: Option<JoinHandle<Result<PathBuf, HubError>>> = None;
         for (file_number, file) in self.files.iter().enumerate() {
             if let Some(shard) = file.shard() {
@@ -171,11 +208,15 @@ impl Table {
                 file.check_pages(row_group)?;
                 let mut batches = file.batches(row_group, 0..claimed)?;
                 while let Some(batch) = batches.next(&self.requests)? {
-                    let verdicts: Vec<Result<u64, RowFault>> = (0..batch.rows)
+                    let verdicts: Vec<Result<Judged, RowFault>> = (0..batch.rows)
                         .into_par_iter()
-                        .map(|i| self.judge(&batch, i, options, fully_decoded))
+                        .map(|i| self.judge(&batch, i, options, fully_decoded, looks(index.rows + i)))
                         .collect();
                     for (i, verdict) in verdicts.into_iter().enumerate() {
+                        if let Ok(judged) = &verdict {
+                            index.clipped_greys.add(judged.clipped_greys);
+                        }
+                        let verdict = verdict.map(|judged| judged.bytes);
                         index.record(&mut block, verdict, || batch.id(i), kept);
                     }
                     read += batch.rows;
@@ -193,15 +234,40 @@ impl Table {
         Ok(index)
     }
 
-    fn judge(&self, batch: &Batch, i: usize, options: &ScanOptions<'_>, decode: bool) -> Result<u64, RowFault> {
-        let row = batch.row(i)?;
+    fn judge(
+        &self,
+        batch: &Batch,
+        i: usize,
+        options: &ScanOptions<'_>,
+        decode: bool,
+        look_at_greys: bool,
+    ) -> Result<Judged, RowFault> {
+        let row = self.row(batch, i)?;
+        let mut clipped_greys = ClippedGreys::default();
         for request in &self.requests {
             for image in row.images.get(request.role).into_iter().flatten() {
-                check_image(&image.bytes, &request.column, options.images, decode)?;
+                check_image(image, &request.column, options.images, decode)?;
+                // A panic in there is told of when the picture is decoded.
+                let greatest = (look_at_greys && request.role != MASK_ROLE)
+                    .then(|| guard::catch(|| (options.images.clipped_grey)(image)).ok().flatten());
+                if let Some(greatest) = greatest.flatten() {
+                    clipped_greys.add(ClippedGreys { pictures: 1, greatest });
+                }
             }
         }
         (options.check)(&row).map_err(|reason| RowFault::Task { reason })?;
-        Ok(row.size_bytes())
+        Ok(Judged { bytes: row.size_bytes(), clipped_greys })
+    }
+
+    /// A row of a batch, its pictures with how they are read.
+    fn row(&self, batch: &Batch, i: usize) -> Result<Row, RowFault> {
+        let mut row = batch.row(i)?;
+        for (role, images) in &mut row.images {
+            // What a mask holds are no shades.
+            let grey_bits = self.decoding.grey_bits.filter(|_| *role != MASK_ROLE);
+            images.iter_mut().for_each(|image| image.decoding = Decoding { grey_bits, ..self.decoding });
+        }
+        Ok(row)
     }
 
     /// The accepted rows of a block, in their order.
@@ -213,8 +279,7 @@ impl Table {
         while let Some(batch) = batches.next(&self.requests)? {
             for i in (0..batch.rows).filter(|i| block.accepts(read + i)) {
                 rows.push(
-                    batch
-                        .row(i)
+                    self.row(&batch, i)
                         .map_err(|fault| DataError::RowChanged { id: batch.id(i), reason: fault.to_string() })?,
                 );
             }
@@ -235,9 +300,16 @@ impl Table {
     }
 }
 
-fn check_image(bytes: &[u8], column: &str, checks: ImageChecks, decode: bool) -> Result<(), RowFault> {
+/// What is known of a good row.
+struct Judged {
+    /// Size of its values.
+    bytes: u64,
+    clipped_greys: ClippedGreys,
+}
+
+fn check_image(image: &EncodedImage, column: &str, checks: ImageChecks, decode: bool) -> Result<(), RowFault> {
     let undecodable = |reason| RowFault::Undecodable { column: column.into(), reason };
-    let measured = guard::catch(|| (checks.dimensions)(bytes)).and_then(|found| found);
+    let measured = guard::catch(|| (checks.dimensions)(image)).and_then(|found| found);
     let (width, height) = measured.map_err(undecodable)?;
     let (long, short) = (u64::from(width.max(height)), u64::from(width.min(height)));
     if short == 0 {
@@ -250,7 +322,7 @@ fn check_image(bytes: &[u8], column: &str, checks: ImageChecks, decode: bool) ->
         return Err(RowFault::TooManyPixels { column: column.into(), width, height });
     }
     if decode {
-        guard::catch(|| (checks.decode)(bytes)).and_then(|found| found).map_err(undecodable)?;
+        guard::catch(|| (checks.decode)(image)).and_then(|found| found).map_err(undecodable)?;
     }
     Ok(())
 }
@@ -307,6 +379,7 @@ pub struct Index {
     rejected: Vec<RejectedRow>,
     rejected_rows: usize,
     fully_decoded: bool,
+    clipped_greys: ClippedGreys,
     /// Blocks are shuffled within so many files at a time, 0 over all.
     files_together: usize,
 }
@@ -353,6 +426,12 @@ impl Index {
     /// Whether every image was decoded, so that no good row can turn out damaged later.
     pub fn fully_decoded(&self) -> bool {
         self.fully_decoded
+    }
+
+    /// Pictures of good rows whose shades are lost in white; of a table that is not fully decoded, among the first
+    /// [`FULL_DECODE_ROWS`].
+    pub fn clipped_greys(&self) -> ClippedGreys {
+        self.clipped_greys
     }
 
     /// Blocks with good rows, in the table's order.

@@ -36,7 +36,7 @@ pub(crate) mod testing;
 mod values;
 
 pub use error::DataError;
-pub use index::{ImageChecks, Index, ScanOptions, ScanProgress, Table};
+pub use index::{ClippedGreys, ImageChecks, Index, ScanOptions, ScanProgress, Table};
 pub use rejected::{BadRowLimit, RejectedRow, RowFault};
 pub use report::CheckReport;
 pub use row::{EncodedImage, Message, Row, RowId};

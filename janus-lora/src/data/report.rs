@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::index::{Index, Table};
+use super::index::{ClippedGreys, Index, Table};
 use super::rejected::RejectedRow;
 
 /// Bad rows shown for each reason.
@@ -25,6 +25,8 @@ pub struct CheckReport {
     pub fully_decoded: bool,
     /// Size of the good rows' values.
     pub accepted_bytes: u64,
+    /// 16-bit grey pictures of good rows whose values above 255 become white.
+    pub clipped_greys: ClippedGreys,
     /// Why rows are bad, most frequent first.
     pub reasons: Vec<ReasonReport>,
 }
@@ -98,6 +100,7 @@ impl CheckReport {
             rejected: index.rejected_rows(),
             fully_decoded: index.fully_decoded(),
             accepted_bytes: index.bytes(),
+            clipped_greys: index.clipped_greys(),
             reasons,
         }
     }

@@ -5,6 +5,9 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+use image::RgbImage;
+use janus_core::processing::{Decoding, ProcessingError, decode_image, image_dimensions};
+
 /// Where a row comes from.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RowId {
@@ -22,11 +25,36 @@ impl fmt::Display for RowId {
     }
 }
 
-/// An image as it is stored: PNG, JPEG or another format's bytes.
+/// An image as it is stored: PNG, JPEG or another format's bytes, with how they are read.
 #[derive(Clone, PartialEq, Eq)]
 pub struct EncodedImage {
     /// The file's bytes.
     pub bytes: Vec<u8>,
+    /// How its colours are made of them.
+    pub decoding: Decoding,
+}
+
+impl EncodedImage {
+    /// Bytes that are read as where nobody says otherwise.
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self { bytes, decoding: Decoding::default() }
+    }
+
+    /// The picture.
+    ///
+    /// # Errors
+    /// As [`decode_image`].
+    pub fn decode(&self) -> Result<RgbImage, ProcessingError> {
+        decode_image(&self.bytes, self.decoding)
+    }
+
+    /// Width and height of the picture, from its header alone.
+    ///
+    /// # Errors
+    /// As [`image_dimensions`].
+    pub fn dimensions(&self) -> Result<(u32, u32), ProcessingError> {
+        image_dimensions(&self.bytes, self.decoding)
+    }
 }
 
 impl fmt::Debug for EncodedImage {

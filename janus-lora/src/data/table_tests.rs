@@ -277,7 +277,7 @@ fn a_panicking_decoder_rejects_the_row() {
     let path = write_table(&folder.path().join("t.parquet"), vec![("image", image)], 5);
     let table = Table::open(&[path], &[image_request()]).unwrap();
     let mut options = options(&accept_all, None);
-    options.images.decode = |bytes| panic!("{} bytes are too many", bytes.len());
+    options.images.decode = |image| panic!("{} bytes are too many", image.bytes.len());
     let index = table.scan(&options, &mut |_| {}).unwrap();
     assert!(
         matches!(&index.rejected()[0].fault, RowFault::Undecodable { reason, .. } if reason.contains("are too many"))

@@ -28,14 +28,15 @@ pub(crate) fn image_request() -> ColumnRequest {
 /// Decoding by the `image` crate.
 pub(crate) fn image_checks() -> ImageChecks {
     ImageChecks {
-        dimensions: |bytes| {
-            image::ImageReader::new(std::io::Cursor::new(bytes))
+        dimensions: |image| {
+            image::ImageReader::new(std::io::Cursor::new(&image.bytes))
                 .with_guessed_format()
                 .map_err(|e| e.to_string())?
                 .into_dimensions()
                 .map_err(|e| e.to_string())
         },
-        decode: |bytes| image::load_from_memory(bytes).map(|_| ()).map_err(|e| e.to_string()),
+        decode: |image| image::load_from_memory(&image.bytes).map(|_| ()).map_err(|e| e.to_string()),
+        clipped_grey: |_| None,
     }
 }
 

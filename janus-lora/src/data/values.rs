@@ -175,7 +175,7 @@ impl Images {
             if bytes.len() as u64 > MAX_IMAGE_BYTES {
                 return Err(RowFault::ImageBytes { column: column.into(), bytes: bytes.len() as u64 });
             }
-            return Ok(Some(EncodedImage { bytes: bytes.to_vec() }));
+            return Ok(Some(EncodedImage::new(bytes.to_vec())));
         }
         match self.path.as_ref().and_then(|path| text_at(path, index)) {
             Some(path) if !path.trim().is_empty() => read_image_file(path, column, folder).map(Some),
@@ -190,7 +190,7 @@ fn read_image_file(path: &str, column: &str, folder: Option<&Path>) -> Result<En
         return Err(failed("of a table on a hub, only images inside the table are read".into()));
     };
     match input::read(folder, path, MAX_IMAGE_BYTES) {
-        Ok(Some(bytes)) => Ok(EncodedImage { bytes }),
+        Ok(Some(bytes)) => Ok(EncodedImage::new(bytes)),
         Ok(None) => Err(failed("there is no such file".into())),
         Err(InputError::TooLarge { bytes, .. }) => Err(RowFault::ImageBytes { column: column.into(), bytes }),
         Err(InputError::Io { source, .. }) => Err(failed(source.to_string())),

@@ -44,14 +44,34 @@ pub use write::to_toml;
 /// Larger files are no recipes.
 const MAX_RECIPE_BYTES: u64 = 1 << 20;
 
+/// What lies beside the recipe of a run, and beside that of a finished adapter.
+const RUN_FILES: &[&str] = &["metrics.jsonl", "janus_adapter.json"];
+
 /// Reads a recipe with overrides (`key=value`, later ones over earlier ones), checks it and makes its paths absolute.
 ///
 /// Inputs named in the file are relative to its folder, those named in overrides and all outputs to `current_folder`.
-/// No input but the recipe is opened.
+/// No input but the recipe is opened. A `recipe.toml` in the folder of a run is that run's: where it does not say which way
+/// up pictures are read, it is from before there was a choice, and they are read as stored.
 ///
 /// # Errors
 /// [`RecipeError::Faults`] with every fault of file and overrides; a file that cannot be read, is no text or too large.
 pub fn load(path: &Path, overrides: &[String], current_folder: &Path) -> Result<Recipe, RecipeError> {
+    let beside = |name: &&str| current_folder.join(path).with_file_name(name).is_file();
+    let is_of_run = path.file_name().is_some_and(|name| name == "recipe.toml") && RUN_FILES.iter().any(beside);
+    let orientation = if is_of_run { Orientation::Stored } else { Orientation::Upright };
+    load_oriented(path, overrides, current_folder, orientation)
+}
+
+/// As [`load`], where pictures of tables that do not say it are read this way up.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_oriented(
+    path: &Path,
+    overrides: &[String],
+    current_folder: &Path,
+    orientation: Orientation,
+) -> Result<Recipe, RecipeError> {
     let text = read_text(path, current_folder)?;
     let folders = resolve::Folders::new(path, current_folder)
         .map_err(|source| RecipeError::Io { path: current_folder.to_path_buf(), source })?;
@@ -60,7 +80,13 @@ pub fn load(path: &Path, overrides: &[String], current_folder: &Path) -> Result<
     overrides::apply(&mut root, overrides, &mut faults);
     let recipe = read::read_recipe(&root, &folders, &mut faults);
     match recipe {
-        Some(recipe) if faults.is_empty() => Ok(recipe),
+        Some(mut recipe) if faults.is_empty() => {
+            let of_stages = recipe.stages.iter_mut().flat_map(|stage| &mut stage.recipe.data);
+            for table in recipe.data.iter_mut().chain(of_stages).filter(|table| table.task != Task::Text) {
+                table.orientation.get_or_insert(orientation);
+            }
+            Ok(recipe)
+        }
         _ => {
             let sources = location::Sources::new(path, &text, overrides);
             Err(RecipeError::Faults { path: path.to_path_buf(), faults: faults.located(&sources) })

@@ -1,6 +1,7 @@
 //! The typed recipe.
 
-use crate::data::BadRowLimit;
+use crate::data::{BadRowLimit, Split};
+use janus_core::processing::Decoding;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -340,6 +341,23 @@ section! {
 }
 
 impl DataSection {
+    /// How its pictures are read.
+    pub fn decoding(&self) -> Decoding {
+        let orientation = match self.orientation {
+            None | Some(Orientation::Upright) => janus_core::processing::Orientation::Upright,
+            Some(Orientation::Stored) => janus_core::processing::Orientation::Stored,
+        };
+        Decoding { orientation, grey_bits: self.grey_bits.and_then(|bits| u8::try_from(bits).ok()) }
+    }
+
+    /// What it calls the rows of a split; nothing where it has none to evaluate.
+    pub fn spec(&self, split: Split) -> &str {
+        match split {
+            Split::Train => &self.train,
+            Split::Eval => self.eval.as_deref().unwrap_or_default(),
+        }
+    }
+
     /// A table with every other key left out.
     pub fn new(name: &str, task: Task, train: &str) -> Self {
         Self {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use fs_err as fs;
 use image::RgbImage;
 use janus_core::input;
-use janus_core::processing::decode_image;
+use janus_core::processing::{Decoding, decode_image};
 use serde_json::{Map, Value};
 
 use super::ReportError;
@@ -187,7 +187,7 @@ impl Record {
         if !Path::new(name).starts_with(samples::FOLDER) {
             return None;
         }
-        decode_image(&input::read(&self.folder, name, MAX_FILE_BYTES).ok()??).ok()
+        decode_image(&input::read(&self.folder, name, MAX_FILE_BYTES).ok()??, Decoding::default()).ok()
     }
 }
 

@@ -7,7 +7,6 @@ use image::RgbImage;
 use janus_core::Janus;
 use janus_core::output::write_file;
 use janus_core::pass::Pass;
-use janus_core::processing::decode_image;
 use janus_core::sample::generate_codes;
 use serde::{Deserialize, Serialize};
 
@@ -243,7 +242,7 @@ impl TableRows {
     fn row_picture(&self, row: usize, folder: &Path, table: usize) -> Result<Option<String>> {
         let first = self.rows.get(row).and_then(|row| row.images.values().flatten().next());
         let Some(image) = first else { return Ok(None) };
-        let small = thumbnail(&decode_image(&image.bytes)?, ROW_SIDE)?;
+        let small = thumbnail(&image.decode()?, ROW_SIDE)?;
         let name = format!("{FOLDER}/rows/{table}-{row}.{}", if small.kind == "image/png" { "png" } else { "jpg" });
         let path = folder.join(&name);
         if !path.exists() {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use janus_core::processing::decode_image;
+use janus_core::processing::{Decoding, decode_image};
 use serde_json::json;
 
 use super::ReportError;
@@ -118,7 +118,7 @@ impl Sight {
     fn sampled(&mut self, step: u64, samples: &[Sample], status: &dyn Status) {
         let picture = |name: &String| -> Option<Encoded> {
             let bytes = fs_err::read(self.folder.join(name)).ok()?;
-            thumbnail(&decode_image(&bytes).ok()?, EVENT_SIDE).ok()
+            thumbnail(&decode_image(&bytes, Decoding::default()).ok()?, EVENT_SIDE).ok()
         };
         let shown: Vec<(String, Option<Encoded>, String)> = samples
             .iter()

@@ -4,7 +4,7 @@ use candle_core::D;
 use image::RgbImage;
 use janus_core::Janus;
 use janus_core::pass::Pass;
-use janus_core::processing::{decode_image, pixels_to_images};
+use janus_core::processing::pixels_to_images;
 
 use super::ReportError;
 use crate::base::Base;
@@ -55,8 +55,8 @@ pub(super) fn told(
     let Some(batch) = PictureBatch::of(vec![pictured]) else { return Ok(None) };
     let pass = Pass::inference();
     let picture = || -> Result<RgbImage> {
-        let bytes = row.image("image").map_or(&[][..], |image| &image.bytes);
-        Ok(decode_image(bytes)?)
+        let image = row.image("image").ok_or(janus_core::ModelError::NotLoaded { part: "row's image" })?;
+        Ok(image.decode()?)
     };
     Ok(match kind {
         HeadKind::Classify { labels } => {

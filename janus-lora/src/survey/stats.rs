@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use janus_core::processing::image_dimensions;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -85,9 +84,9 @@ pub struct TableStats {
     pub images: u64,
     /// Pictures whose file, byte for byte, came before.
     pub repeated_images: u64,
-    /// In pixels, as stored.
+    /// In pixels, as the model sees them.
     pub image_width: Option<Distribution>,
-    /// In pixels, as stored.
+    /// In pixels, as the model sees them.
     pub image_height: Option<Distribution>,
     /// Size of the encoded pictures.
     pub image_bytes: Option<Distribution>,
@@ -119,7 +118,7 @@ impl TableStats {
                     content.copy_from_slice(&Sha256::digest(&image.bytes)[..16]);
                     repeated_images += u64::from(!contents.insert(content));
                     bytes.add(image.bytes.len() as u64);
-                    let (width, height) = image_dimensions(&image.bytes)?;
+                    let (width, height) = image.dimensions()?;
                     widths.add(width.into());
                     heights.add(height.into());
                 }

@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use janus_core::Parts;
-use janus_core::processing::image_dimensions;
 
 use super::box_values::{BoxFacts, BoxReading};
 use super::error::TaskError;
@@ -49,8 +48,8 @@ impl Locate {
         if boxes.len() != labels.len() {
             return Err(format!("it has {} boxes and {} labels of boxes", boxes.len(), labels.len()));
         }
-        let image = row.image("image").map_or(&[][..], |image| &image.bytes);
-        let (width, height) = image_dimensions(image).map_err(|e| e.to_string())?;
+        let image = row.image("image").ok_or("there is no image")?;
+        let (width, height) = image.dimensions().map_err(|e| e.to_string())?;
         let marked = |(numbers, label): (&[f32; 4], &String)| {
             let corners = self.reading.read(*numbers, width, height)?;
             let label = label_number(&self.labels, label).ok_or_else(|| unknown_label(&self.labels, label))?;
@@ -80,8 +79,8 @@ impl Task for Locate {
     }
 
     fn check(&self, _base: &Base, row: &Row) -> std::result::Result<(), String> {
-        let image = row.image("image").map_or(&[][..], |image| &image.bytes);
-        let (width, height) = image_dimensions(image).map_err(|e| e.to_string())?;
+        let image = row.image("image").ok_or("there is no image")?;
+        let (width, height) = image.dimensions().map_err(|e| e.to_string())?;
         let mut facts = BoxFacts::default();
         row.boxes.get("boxes").into_iter().flatten().for_each(|numbers| facts.add(*numbers, width, height));
         self.facts().extend(&facts);

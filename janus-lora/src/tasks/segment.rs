@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use janus_core::processing::{decode_mask, image_dimensions};
+use janus_core::processing::decode_mask;
 use janus_core::{ModelError, Parts};
 
 use super::error::TaskError;
@@ -59,8 +59,8 @@ impl Task for Segment {
     fn check(&self, _base: &Base, row: &Row) -> std::result::Result<(), String> {
         self.checked.fetch_add(1, Ordering::Relaxed);
         let size = |role| {
-            let bytes = row.image(role).map_or(&[][..], |image| &image.bytes);
-            image_dimensions(bytes).map_err(|e| e.to_string())
+            let image = row.image(role).ok_or_else(|| format!("there is no {role}"))?;
+            image.dimensions().map_err(|e| e.to_string())
         };
         let (image, mask) = (size("image")?, size("mask")?);
         if image != mask {
@@ -71,8 +71,8 @@ impl Task for Segment {
     }
 
     fn look(&self, row: &Row) -> std::result::Result<(), String> {
-        let bytes = row.image("mask").map_or(&[][..], |mask| &mask.bytes);
-        let facts = MaskFacts::of(&decode_mask(bytes).map_err(|e| e.to_string())?);
+        let mask = row.image("mask").ok_or("there is no mask")?;
+        let facts = MaskFacts::of(&decode_mask(&mask.bytes, mask.decoding).map_err(|e| e.to_string())?);
         self.facts.lock().unwrap_or_else(PoisonError::into_inner).add(&facts);
         Ok(())
     }
@@ -101,7 +101,7 @@ impl Task for Segment {
 
     fn draft(&self, base: &Base, draw: Option<f64>, row: &Row) -> Result<Draft> {
         let mask = row.image("mask").ok_or(ModelError::NotLoaded { part: "row's mask" })?;
-        let mask = decode_mask(&mask.bytes)?;
+        let mask = decode_mask(&mask.bytes, mask.decoding)?;
         let alone;
         let rule = match self.rule.get() {
             Some(rule) => rule,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use image::RgbImage;
 use janus_core::ModelError;
-use janus_core::processing::{Frame, image_dimensions};
+use janus_core::processing::Frame;
 
 use super::mask_values::Class;
 use crate::base::Base;
@@ -65,16 +65,16 @@ pub struct Mask {
 /// The row's picture for a head.
 pub(super) fn pictured(head: &Arc<str>, base: &Base, row: &Row, target: Target) -> Result<Pictured> {
     let image = row.image("image").ok_or(ModelError::NotLoaded { part: "row's image" })?;
-    let frame = frame(base, &image.bytes)?;
+    let frame = frame(base, image)?;
     Ok(Pictured { head: head.clone(), image: base.image(image), frame, target })
 }
 
-/// Where a picture, given as a file's bytes, lies in the square that the model sees of it.
+/// Where a picture lies in the square that the model sees of it.
 ///
 /// # Errors
 /// Bytes that are no picture.
-pub fn frame(base: &Base, bytes: &[u8]) -> Result<Frame> {
-    let (width, height) = image_dimensions(bytes)?;
+pub fn frame(base: &Base, image: &EncodedImage) -> Result<Frame> {
+    let (width, height) = image.dimensions()?;
     Ok(base.images().frame(width, height))
 }
 

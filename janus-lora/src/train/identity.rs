@@ -34,6 +34,9 @@ const FREE_KEYS: &[&str] = &[
 /// Keys of a `[[data]]` table of which the same holds.
 const FREE_TABLE_KEYS: &[&str] = &["train", "eval"];
 
+/// Keys of a `[[data]]` table that recipes of before do not have, with what was so then.
+const FORMER_TABLE_VALUES: &[(&str, &str)] = &[("orientation", "\"stored\"")];
+
 /// Bytes at the end of a Parquet file that give the footer's length and the format's mark.
 const TAIL_BYTES: u64 = 8;
 
@@ -150,16 +153,37 @@ pub(super) fn recipe_differences(was: &str, is: &str, free: &[&str]) -> Vec<Stri
             || of_table.is_some_and(|(_, key)| FREE_TABLE_KEYS.contains(&key))
     };
     let value = |list: &[(String, String)], key: &str| {
-        list.iter().find(|(other, _)| other == key).map_or_else(|| "absent".to_owned(), |(_, value)| value.clone())
+        list.iter().find(|(other, _)| other == key).map_or_else(|| ABSENT.to_owned(), |(_, value)| value.clone())
+    };
+    let former = |key: &str| {
+        let (_, key) = key.strip_prefix("data.")?.split_once('.')?;
+        FORMER_TABLE_VALUES.iter().find(|(name, _)| *name == key).map(|(_, value)| (*value).to_owned())
+    };
+    let former_value = |key: &str| match value(&old, key) {
+        absent if absent == ABSENT => former(key).unwrap_or(absent),
+        value => value,
     };
     let mut keys: Vec<&String> = old.iter().map(|(key, _)| key).collect();
     keys.extend(new.iter().map(|(key, _)| key).filter(|key| !old.iter().any(|(other, _)| other == *key)));
     keys.into_iter()
         .filter(|key| !is_free(key))
-        .map(|key| (key, value(&old, key), value(&new, key)))
+        .map(|key| (key, former_value(key), value(&new, key)))
         .filter(|(_, was, is)| was != is)
         .map(|(key, was, is)| format!("`{key}` was {was} and is {is}"))
         .collect()
+}
+
+/// What stands for a key that is not there: no value of TOML.
+const ABSENT: &str = "absent";
+
+/// Whether a resolved recipe reads the pictures of all its tables as they are stored, as every one did that does not say it.
+pub fn is_of_stored_pictures(recipe: &str) -> bool {
+    let Ok(recipe) = recipe.parse::<toml::Table>() else { return false };
+    let tables = recipe.get("data").and_then(toml::Value::as_array).into_iter().flatten();
+    let text = |table: &toml::Value, key| table.get(key).and_then(toml::Value::as_str).map(str::to_owned);
+    let mut of_pictures = tables.filter(|table| text(table, "task").is_some_and(|task| task != "text")).peekable();
+    of_pictures.peek().is_some()
+        && of_pictures.all(|table| text(table, "orientation").is_none_or(|way| way == "stored"))
 }
 
 /// Every value by its full key.
@@ -263,6 +287,25 @@ mod tests {
         let mut differences = recipe_differences(was, &other, FREE_KEYS);
         differences.sort();
         assert_eq!(differences, expected);
+    }
+
+    #[test]
+    fn pictures_of_before_lay_as_they_were_stored() {
+        let was = "[[data]]\ntask = \"classify\"\ntrain = \"x\"\n[[data]]\ntask = \"text\"\ntrain = \"y\"\n";
+        let now = |way: &str| was.replace("\"x\"\n", &format!("\"x\"\norientation = \"{way}\"\n"));
+        assert_eq!(recipe_differences(was, &now("stored"), FREE_KEYS), Vec::<String>::new());
+        let turned = recipe_differences(was, &now("upright"), FREE_KEYS);
+        assert_eq!(turned, ["`data.0.orientation` was \"stored\" and is \"upright\""]);
+        assert_eq!(recipe_differences(&now("upright"), &now("stored"), FREE_KEYS).len(), 1);
+        for (recipe, expected) in [
+            (was, true),
+            (&now("stored"), true),
+            (&now("upright"), false),
+            ("[[data]]\ntask = \"text\"\n", false),
+            ("no recipe", false),
+        ] {
+            assert_eq!(is_of_stored_pictures(recipe), expected, "{recipe}");
+        }
     }
 
     #[test]

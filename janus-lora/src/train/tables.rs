@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use janus_core::noise;
-use janus_core::processing::{decode_image, image_dimensions};
+use janus_core::processing::clipped_grey;
 use janus_core::{Janus, guard};
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,8 @@ use super::prefetch::{Drafted, Drafts, ReadAhead, draft};
 use crate::base::{Base, cache_folder};
 use crate::data::index::FULL_DECODE_ROWS;
 use crate::data::{
-    BadRowLimit, DataError, ImageChecks, Index, Position, Row, RowId, RowStream, ScanOptions, Split, Table, locate,
+    BadRowLimit, DataError, EncodedImage, ImageChecks, Index, Position, Row, RowId, RowStream, ScanOptions, Split,
+    Table, locate,
 };
 use crate::error::Result;
 use crate::recipe::{DataLimits, DataSection, Recipe, Task as TaskName};
@@ -68,25 +69,27 @@ pub struct Source {
 }
 
 impl Source {
-    /// Finds, opens and looks through the rows of `spec`.
+    /// Finds, opens and looks through the rows of one split of a table.
     ///
     /// # Errors
     /// No files, columns that are missing or of another type, too many bad rows, or no good one; rows that as a whole are not
     /// what the recipe says.
     pub fn open(
-        spec: &str,
+        section: &DataSection,
         split: Split,
         task: &dyn Task,
         base: &Base,
         scan: Scan,
         status: &dyn Status,
     ) -> Result<Self> {
+        let spec = section.spec(split);
         let downloads = status.download();
         let files = locate(spec, Path::new("."), &cache_folder().join("data"), split, downloads.as_ref())?;
-        let table = Table::open_sources(&files, &task.columns())?;
+        let table = Table::open_sources(&files, &task.columns())?.with_decoding(section.decoding());
         let images = ImageChecks {
-            dimensions: |bytes| image_dimensions(bytes).map_err(|e| e.to_string()),
-            decode: |bytes| decode_image(bytes).map(|_| ()).map_err(|e| e.to_string()),
+            dimensions: |image| image.dimensions().map_err(|e| e.to_string()),
+            decode: |image| image.decode().map(|_| ()).map_err(|e| e.to_string()),
+            clipped_grey: |image| clipped_grey(&image.bytes, image.decoding).ok().flatten(),
         };
         let Scan { limit, decode_rows } = scan;
         // Rows of the batches before: which ones are looked at closely depends on nothing else.
@@ -111,6 +114,22 @@ impl Source {
             |error: &DataError| matches!(error, DataError::TooManyBadRows { .. } | DataError::NoAcceptedRows { .. });
         let notes = if scanned.as_ref().err().is_none_or(is_of_rows) { task.conclude(split)? } else { Vec::new() };
         Ok(Self { table: Arc::new(table), index: Arc::new(scanned?), notes: notes.into() })
+    }
+
+    /// What is lost in white of its pictures, in words; `None` where nothing is.
+    pub fn clipped_greys(&self) -> Option<String> {
+        let greys = self.index.clipped_greys();
+        let of =
+            if self.index.fully_decoded() { String::new() } else { format!(" of the first {FULL_DECODE_ROWS} rows") };
+        (greys.pictures > 0).then(|| {
+            format!(
+                "{} pictures{of} are 16-bit grey with values up to {}, and everything above 255 becomes white: \
+                 `grey_bits = {}` in their `[[data]]` scales them",
+                greys.pictures,
+                greys.greatest,
+                greys.bits()
+            )
+        })
     }
 
     /// All good rows once, in the order of the files.
@@ -148,8 +167,8 @@ pub fn open_task(section: &DataSection, limits: &DataLimits, status: &dyn Status
     let files = locate(spec, Path::new("."), &cache_folder().join("data"), Split::Train, downloads.as_ref())?;
     let table = Arc::new(Table::open_sources(&files, std::slice::from_ref(&request))?);
     // A column without pictures: nothing is decoded.
-    let no_image = |_: &[u8]| Err(String::new());
-    let images = ImageChecks { dimensions: no_image, decode: |_| Err(String::new()) };
+    let no_image = |_: &EncodedImage| Err(String::new());
+    let images = ImageChecks { dimensions: no_image, decode: |_| Err(String::new()), clipped_grey: |_| None };
     let bar = status.items(&format!("labels of {spec}"), table.claimed_rows());
     let options = ScanOptions { images, check: &|_| Ok(()), limit: None, decode_rows: 0 };
     let index = table.scan(&options, &mut |progress| bar.set(progress.rows, progress.of))?;
@@ -185,12 +204,16 @@ pub fn open_tables(recipe: &Recipe, base: &Base, status: &dyn Status) -> Result<
     let mut tables = Vec::with_capacity(recipe.data.len());
     for section in &recipe.data {
         let task = open_task(section, &recipe.data_limits, status)?;
-        let train = Source::open(&section.train, Split::Train, task.as_ref(), base, scan, status)?;
+        let train = Source::open(section, Split::Train, task.as_ref(), base, scan, status)?;
         train.notes.iter().for_each(|note| status.note(&format!("{}: {note}", section.name)));
         let eval = match &section.eval {
-            Some(spec) => Some(Source::open(spec, Split::Eval, task.as_ref(), base, all, status)?),
+            Some(_) => Some(Source::open(section, Split::Eval, task.as_ref(), base, all, status)?),
             None => None,
         };
+        let clipped = [Some(&train), eval.as_ref()].into_iter().flatten().filter_map(Source::clipped_greys);
+        if let Some(clipped) = clipped.reduce(|train, eval| format!("{train}; to evaluate, {eval}")) {
+            status.warn(&format!("`{}`: {clipped}", section.name));
+        }
         tables.push(RecipeTable { section: section.clone(), task, train, eval });
     }
     Ok(tables)

@@ -3,19 +3,23 @@
 
 use std::sync::LazyLock;
 
-use janus_core::processing::{ImageProcessor, MAX_PIXELS, decode_image, image_dimensions};
+use janus_core::processing::{Decoding, ImageProcessor, MAX_PIXELS, Orientation, decode_image, image_dimensions};
 use libfuzzer_sys::fuzz_target;
 
 static PROCESSOR: LazyLock<ImageProcessor> = LazyLock::new(|| ImageProcessor::new(32).unwrap());
 
 fuzz_target!(|data: &[u8]| {
     janus_fuzz::settle_panics();
-    let size = image_dimensions(data);
+    // The first byte of a picture is its format's: the last one chooses how it is read.
+    let stored = data.last().is_some_and(|byte| byte & 1 == 1);
+    let orientation = if stored { Orientation::Stored } else { Orientation::Upright };
+    let decoding = Decoding { orientation, grey_bits: stored.then_some(12) };
+    let size = image_dimensions(data, decoding);
     // The size alone is cheap; a picture of many millions of pixels takes seconds and teaches nothing.
     if size.as_ref().is_ok_and(|(width, height)| u64::from(*width) * u64::from(*height) > 1 << 20) {
         return;
     }
-    let Ok(image) = decode_image(data) else { return };
+    let Ok(image) = decode_image(data, decoding) else { return };
     assert_eq!(image.dimensions(), size.expect("a picture that is decoded has a size"));
     assert!(u64::from(image.width()) * u64::from(image.height()) <= MAX_PIXELS);
     assert_eq!(PROCESSOR.understanding_u8(&image).dimensions(), (32, 32));

@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use janus_core::processing::{decode_image, image_dimensions};
+use janus_core::processing::clipped_grey;
 use janus_fuzz::Scratch;
 use janus_lora::data::{ColumnKind, ColumnRequest, ImageChecks, Row, RowStream, ScanOptions, Table};
 use libfuzzer_sys::fuzz_target;
@@ -43,8 +43,9 @@ fuzz_target!(|data: &[u8]| {
     let path = PLACE.write("table/rows.parquet", data);
     let Ok(table) = Table::open(&[path], &requests()) else { return };
     let images = ImageChecks {
-        dimensions: |bytes| image_dimensions(bytes).map_err(|e| e.to_string()),
-        decode: |bytes| decode_image(bytes).map(|_| ()).map_err(|e| e.to_string()),
+        dimensions: |image| image.dimensions().map_err(|e| e.to_string()),
+        decode: |image| image.decode().map(|_| ()).map_err(|e| e.to_string()),
+        clipped_grey: |image| clipped_grey(&image.bytes, image.decoding).ok().flatten(),
     };
     let check = |row: &Row| {
         check_row(row);

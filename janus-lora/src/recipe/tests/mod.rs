@@ -161,6 +161,32 @@ fn defaults_fill_what_is_left_out() {
 }
 
 #[test]
+fn pictures_are_upright_where_nothing_is_said_but_in_a_run_of_before() {
+    let room = Room::new();
+    let folder = room.folder.path();
+    let text = LEAST.replace("\"text\"", "\"generate\"");
+    let way = |path: &Path, more: &[String]| {
+        load(path, more, folder).unwrap_or_else(|error| panic!("{error}")).data[0].orientation
+    };
+    let recipe = folder.join("recipe.toml");
+    std::fs::write(&recipe, &text).unwrap();
+    assert_eq!(way(&recipe, &[]), Some(Orientation::Upright));
+    assert_eq!(way(&recipe, &["data.0.orientation=stored".into()]), Some(Orientation::Stored));
+    assert_eq!(good(LEAST, &[]).data[0].orientation, None, "text has no pictures");
+    for name in RUN_FILES {
+        let run = folder.join(format!("run-{name}"));
+        std::fs::create_dir(&run).unwrap();
+        std::fs::write(run.join(name), "").unwrap();
+        std::fs::write(run.join("recipe.toml"), &text).unwrap();
+        std::fs::write(run.join("another.toml"), &text).unwrap();
+        assert_eq!(way(&run.join("recipe.toml"), &[]), Some(Orientation::Stored), "{name}");
+        assert_eq!(way(&run.join("another.toml"), &[]), Some(Orientation::Upright), "{name}");
+        let own = ["data.0.orientation=upright".into()];
+        assert_eq!(way(&run.join("recipe.toml"), &own), Some(Orientation::Upright), "{name}");
+    }
+}
+
+#[test]
 fn a_written_recipe_reads_back_equal_from_anywhere() {
     let room = Room::new();
     std::fs::create_dir(room.folder.path().join("base [1]")).unwrap();
