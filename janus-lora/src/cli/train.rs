@@ -6,13 +6,14 @@ use clap::Args;
 use serde_json::json;
 
 use super::arguments::DeviceArgument;
+use super::out::{done, result};
 use super::status::Terminal;
 use super::{report, samples};
 use crate::error::Result;
 use crate::recipe::{self, Recipe};
 use crate::report::expected::{ExpectedCurve, Outside};
 use crate::report::record::Record;
-use crate::status::Status;
+use crate::status::{Status, duration};
 use crate::train::folder::RunFolder;
 use crate::train::run::{self, Prepared};
 use crate::train::signals;
@@ -59,7 +60,7 @@ impl Train {
             if self.json {
                 report::json(&json!({ "dir": dir, "finished": true, "metrics": metrics }));
             } else {
-                println!("the run in {} is finished: nothing to do", dir.display());
+                done!("the run in {} is finished: nothing to do", dir.display());
             }
             return Ok(());
         }
@@ -78,11 +79,11 @@ impl Train {
             if self.json {
                 report::json(&prepared.plan);
             } else {
-                println!("{}", plan_text(&prepared));
+                result!("{}", plan_text(&prepared));
             }
             return if device.is_cpu() { prepared.plan.require_room() } else { Ok(()) };
         };
-        eprintln!("{}", plan_text(&prepared));
+        Terminal.note(&plan_text(&prepared));
         signals::listen();
         let expected = self.expected()?;
         let summary = run::train(&prepared, folder, &device, &Terminal)?;
@@ -105,28 +106,28 @@ impl Train {
             }));
             return Ok(());
         }
-        println!("{}", super::eval::table(&summary.before, &summary.after));
+        done!("{}", super::eval::table(&summary.before, &summary.after));
         // The run is done and saved: what cannot be shown of it is no failure of it.
         match Record::read(&summary.folder) {
-            Ok(record) => samples::text(&record).iter().for_each(|samples| println!("\n{samples}")),
+            Ok(record) => samples::text(&record).iter().for_each(|samples| done!("\n{samples}")),
             Err(error) => Terminal.warn(&format!("no samples can be shown: {error}")),
         }
-        println!(
-            "\nadapter in {}: {} steps in {:.0} s ({:.1} % of it waiting for rows), peak memory {} (predicted {})",
+        done!(
+            "\nadapter in {}: {} steps in {} ({:.1} % of it waiting for rows), peak memory {} (predicted {})",
             summary.folder.display(),
             summary.steps,
-            summary.training_seconds,
+            duration(summary.training_seconds),
             100.0 * summary.wait_seconds / summary.training_seconds.max(f64::MIN_POSITIVE),
             report::bytes(summary.peak_rss_bytes),
             report::bytes(prepared.plan.predicted_peak_bytes)
         );
         if summary.skipped_steps > 0 {
-            println!("{} steps gave no finite loss and gradient and were skipped", summary.skipped_steps);
+            done!("{} steps gave no finite loss and gradient and were skipped", summary.skipped_steps);
         }
         if let Some(outside) = outside {
-            println!("{}", curve_text(&outside));
+            done!("{}", curve_text(&outside));
         }
-        println!("what happened: {}", summary.folder.join("report.html").display());
+        done!("what happened: {}", summary.folder.join("report.html").display());
         Ok(())
     }
 }
@@ -223,8 +224,9 @@ fn plan_text(prepared: &Prepared) -> String {
     lines.push(format!("           {}", parts.join(", ")));
     if let Some(seconds) = plan.predicted_step_seconds {
         lines.push(format!(
-            "           estimated {seconds:.2} s per step, {:.0} s for all steps, at the rate of a short rehearsal on this machine now",
-            seconds * plan.steps as f64
+            "           estimated {} per step, {} for all steps, at the rate of a short rehearsal on this machine now",
+            if seconds < 60.0 { format!("{seconds:.2} s") } else { duration(seconds) },
+            duration(seconds * plan.steps as f64)
         ));
     }
     lines.push(format!("output     {}", recipe.output.dir.display()));
