@@ -1,6 +1,6 @@
 //! `janus train`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::json;
@@ -14,9 +14,9 @@ use crate::recipe::{self, Recipe};
 use crate::report::expected::{ExpectedCurve, Outside};
 use crate::report::record::Record;
 use crate::status::{Status, duration};
-use crate::train::folder::RunFolder;
-use crate::train::run::{self, Prepared};
-use crate::train::signals;
+use crate::train::folder::{RunFolder, is_run};
+use crate::train::run::{self, Finished, Prepared};
+use crate::train::{identity, signals};
 
 /// Train an adapter as a recipe says.
 #[derive(Debug, Args)]
@@ -44,24 +44,25 @@ pub(super) struct Train {
     json: bool,
 }
 
-/// Reads a recipe with its overrides.
-pub(super) fn load(path: &std::path::Path, overrides: &[String]) -> Result<Recipe> {
-    Ok(recipe::load(path, overrides, std::path::Path::new("."))?)
+/// Reads a recipe with its overrides. What the recipe that a run of before has kept leaves open means what happened then.
+pub(super) fn load(path: &Path, overrides: &[String]) -> Result<Recipe> {
+    let mut recipe = recipe::load(path, overrides, Path::new("."))?;
+    if path.parent().is_some_and(is_run) {
+        identity::as_then(&mut recipe);
+    }
+    Ok(recipe)
 }
 
 impl Train {
     pub(super) fn run(self) -> Result<()> {
-        let recipe = load(&self.recipe, &self.overrides)?;
-        if self.resume
-            && !self.dry_run
-            && let Some(metrics) = run::finished(&recipe)?
-        {
-            let dir = &recipe.output.dir;
-            if self.json {
-                report::json(&json!({ "dir": dir, "finished": true, "metrics": metrics }));
-            } else {
-                done!("the run in {} is finished: nothing to do", dir.display());
-            }
+        let mut recipe = load(&self.recipe, &self.overrides)?;
+        if self.resume {
+            run::resume_as_then(&mut recipe);
+        }
+        identity::as_now(&mut recipe);
+        let finished = if self.resume && !self.dry_run { run::finished(&recipe)? } else { None };
+        if let Some(finished) = finished.as_ref().filter(|finished| finished.same_length) {
+            self.tell_finished(&recipe.output.dir, finished);
             return Ok(());
         }
         // Told at once, not after all rows were looked through.
@@ -83,6 +84,10 @@ impl Train {
             }
             return if device.is_cpu() { prepared.plan.require_room() } else { Ok(()) };
         };
+        if let Some(finished) = finished.filter(|finished| finished.steps() == Some(prepared.plan.steps)) {
+            self.tell_finished(folder.path(), &finished);
+            return Ok(());
+        }
         Terminal.note(&plan_text(&prepared));
         signals::listen();
         let expected = self.expected()?;
@@ -133,6 +138,14 @@ impl Train {
 }
 
 impl Train {
+    fn tell_finished(&self, dir: &Path, Finished { metrics, .. }: &Finished) {
+        if self.json {
+            report::json(&json!({ "dir": dir, "finished": true, "metrics": metrics }));
+        } else {
+            done!("the run in {} is finished: nothing to do", dir.display());
+        }
+    }
+
     /// The losses that the recipe's runs are expected to have, where it is run as it stands.
     fn expected(&self) -> Result<Option<ExpectedCurve>> {
         let changes_nothing = |key: &String| key.trim_start().starts_with("output.");
@@ -218,6 +231,16 @@ fn plan_text(prepared: &Prepared) -> String {
         plan.steps,
         report::bytes(plan.predicted_peak_bytes)
     ));
+    for stage in &prepared.stages {
+        let of_stage = stage.name.as_ref().map(|name| format!(" of stage {name}")).unwrap_or_default();
+        for (table, drawn) in stage.plan.repeated() {
+            let times = drawn / table.rows as f64;
+            lines.push(format!(
+                "           a step{of_stage} draws {drawn} rows of `{}`, which has {}: each about {times:.2} times",
+                table.name, table.rows
+            ));
+        }
+    }
     let parts = plan.predicted_memory.parts();
     let parts = parts.iter().filter(|(_, bytes)| *bytes > 0);
     let parts: Vec<String> = parts.map(|(name, bytes)| format!("{name} {}", report::bytes(*bytes))).collect();

@@ -13,11 +13,12 @@ use super::plan::Plan;
 use super::tables::{RecipeTable, Source};
 use crate::data::FileSource;
 use crate::error::Result;
-use crate::recipe::{Recipe, Schedule, to_toml};
+use crate::recipe::{Orientation, Recipe, Schedule, Task, to_toml};
 
-/// Keys that may change: they say where files lie, how often something is written, or how the same bits are computed.
-/// Files and base are compared by what is in them, epochs and steps by the steps they come to.
-const FREE_KEYS: &[&str] = &[
+/// Keys that may change when a run is resumed, under way or finished: they say where files lie, how often something is
+/// written, or how the same bits are computed. Files and base are compared by what is in them, epochs and steps by the steps
+/// they come to. `docs/guide/tune.md` has the same list.
+pub const FREE_KEYS: &[&str] = &[
     "base.path",
     "data_limits.max_bad_rows",
     "output.dir",
@@ -32,7 +33,37 @@ const FREE_KEYS: &[&str] = &[
 ];
 
 /// Keys of a `[[data]]` table of which the same holds.
-const FREE_TABLE_KEYS: &[&str] = &["train", "eval"];
+pub const FREE_TABLE_KEYS: &[&str] = &["train", "eval"];
+
+/// Keys of a `[[data]]` table that came later than the first runs, each with what happened before, as TOML. Since then every
+/// recipe in a run folder has the key: one that lacks it is of a run of before.
+const LATER_TABLE_KEYS: &[(&str, &str)] = &[("orientation", "\"stored\"")];
+
+/// Sets what the recipe that a run of before has kept leaves open to what happened then.
+pub fn as_then(recipe: &mut Recipe) {
+    set_orientation(recipe, Orientation::Stored);
+}
+
+/// Sets what a recipe leaves open and what happened otherwise before, so that the run's own recipe says it.
+pub fn as_now(recipe: &mut Recipe) {
+    set_orientation(recipe, Orientation::Upright);
+}
+
+fn set_orientation(recipe: &mut Recipe, orientation: Orientation) {
+    let stages = recipe.stages.iter_mut().flat_map(|stage| &mut stage.recipe.data);
+    for table in recipe.data.iter_mut().chain(stages).filter(|table| table.task != Task::Text) {
+        table.orientation.get_or_insert(orientation);
+    }
+}
+
+/// Whether the recipe that a run has kept is of before the keys that came later.
+pub fn is_of_before(kept: &str) -> bool {
+    let Ok(kept) = kept.parse::<toml::Table>() else { return false };
+    let tables = kept.get("data").and_then(toml::Value::as_array).into_iter().flatten();
+    let mut pictures =
+        tables.filter(|table| table.get("task").and_then(toml::Value::as_str) != Some(Task::Text.name()));
+    pictures.any(|table| LATER_TABLE_KEYS.iter().any(|(key, _)| table.get(key).is_none()))
+}
 
 /// Bytes at the end of a Parquet file that give the footer's length and the format's mark.
 const TAIL_BYTES: u64 = 8;
@@ -108,7 +139,7 @@ impl RunIdentity {
 
     /// Whether a run that began as `self` and has done `step` steps may go on as `now`; what differs, otherwise.
     pub fn differences(&self, now: &Self, schedule: Schedule, step: u64) -> Vec<String> {
-        let mut differences = recipe_differences(&self.recipe, &now.recipe, FREE_KEYS);
+        let mut differences = recipe_differences(&self.recipe, &now.recipe);
         if self.steps != now.steps && (schedule != Schedule::Constant || now.steps < step) {
             let why = match schedule {
                 Schedule::Constant => format!("{step} are done"),
@@ -133,8 +164,8 @@ impl RunIdentity {
     }
 }
 
-/// Keys of two recipes that differ, with both values, but for `free` ones.
-pub(super) fn recipe_differences(was: &str, is: &str, free: &[&str]) -> Vec<String> {
+/// Keys of two recipes that differ, with both values, but for those that may.
+pub(super) fn recipe_differences(was: &str, is: &str) -> Vec<String> {
     let (Ok(was), Ok(is)) = (toml::from_str::<toml::Table>(was), toml::from_str::<toml::Table>(is)) else {
         return vec!["its recipe cannot be read".into()];
     };
@@ -145,19 +176,25 @@ pub(super) fn recipe_differences(was: &str, is: &str, free: &[&str]) -> Vec<Stri
         let of_table = key.strip_prefix("data.").and_then(|rest| rest.split_once('.'));
         let of_stage = key.strip_prefix("stage.").and_then(|rest| rest.split_once('.')).map(|(_, key)| key);
         // A stage's steps are its own key, which is not free.
-        free.contains(&key)
-            || of_stage.is_some_and(|key| free.contains(&key))
+        FREE_KEYS.contains(&key)
+            || of_stage.is_some_and(|key| FREE_KEYS.contains(&key))
             || of_table.is_some_and(|(_, key)| FREE_TABLE_KEYS.contains(&key))
     };
-    let value = |list: &[(String, String)], key: &str| {
-        list.iter().find(|(other, _)| other == key).map_or_else(|| "absent".to_owned(), |(_, value)| value.clone())
+    let value =
+        |list: &[(String, String)], key: &str| list.iter().find(|(other, _)| other == key).map(|(_, v)| v.clone());
+    let then = |key: &str| {
+        let later =
+            LATER_TABLE_KEYS.iter().find(|(later, _)| key.starts_with("data.") && key.ends_with(&format!(".{later}")));
+        later.map(|(_, then)| (*then).to_owned())
     };
+    let told = |value: Option<String>| value.unwrap_or_else(|| "absent".to_owned());
     let mut keys: Vec<&String> = old.iter().map(|(key, _)| key).collect();
     keys.extend(new.iter().map(|(key, _)| key).filter(|key| !old.iter().any(|(other, _)| other == *key)));
     keys.into_iter()
         .filter(|key| !is_free(key))
-        .map(|key| (key, value(&old, key), value(&new, key)))
+        .map(|key| (key, value(&old, key).or_else(|| then(key)), value(&new, key)))
         .filter(|(_, was, is)| was != is)
+        .map(|(key, was, is)| (key, told(was), told(is)))
         .map(|(key, was, is)| format!("`{key}` was {was} and is {is}"))
         .collect()
 }
@@ -253,14 +290,14 @@ mod tests {
         let was =
             "[base]\npath = \"a\"\n[[data]]\ntrain = \"x\"\nweight = 1.0\n[train]\nlearning_rate = 0.005\nsteps = 9\n";
         let moved = was.replace("\"a\"", "\"b\"").replace("\"x\"", "\"y\"").replace("steps = 9", "epochs = 1");
-        assert_eq!(recipe_differences(was, &moved, FREE_KEYS), Vec::<String>::new());
+        assert_eq!(recipe_differences(was, &moved), Vec::<String>::new());
         let other = was.replace("0.005", "0.001").replace("weight = 1.0\n", "") + "seed = 3\n";
         let expected = [
             "`data.0.weight` was 1.0 and is absent",
             "`train.learning_rate` was 0.005 and is 0.001",
             "`train.seed` was absent and is 3",
         ];
-        let mut differences = recipe_differences(was, &other, FREE_KEYS);
+        let mut differences = recipe_differences(was, &other);
         differences.sort();
         assert_eq!(differences, expected);
     }
