@@ -1,4 +1,4 @@
-//! What a run is made of, kept in its checkpoints: a run is only gone on with where all of this is still the same.
+//! What a run is made of, kept in its checkpoints: a run is only resumed where all of this is still the same.
 
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
@@ -302,8 +302,36 @@ mod tests {
         assert_eq!(differences, expected);
     }
 
+    /// The guide has the list that the check goes by.
     #[test]
-    fn only_a_constant_rate_can_be_gone_on_with_for_longer() {
+    fn the_guide_lists_what_may_change() {
+        let guide = include_str!("../../../docs/guide/tune.md");
+        let (_, rest) = guide.split_once("Free are ").unwrap();
+        let (list, _) = rest.split_once("* **").unwrap();
+        let keys = FREE_KEYS.iter().map(|key| format!("`{key}`"));
+        for key in keys.chain(FREE_TABLE_KEYS.iter().map(|key| format!("`data.N.{key}`"))) {
+            assert!(list.contains(&key), "no {key} in: {list}");
+        }
+        // `base.path` and `output.dir` aside, and nothing besides.
+        let listed = list.matches("`train.").count() + list.matches("`data").count() + 2;
+        assert_eq!(listed, FREE_KEYS.len() + FREE_TABLE_KEYS.len());
+    }
+
+    #[test]
+    fn a_key_that_came_later_means_what_happened_before() {
+        let was = "[[data]]\ntask = \"understand\"\ntrain = \"x\"\n";
+        let with = |value: &str| format!("{was}orientation = \"{value}\"\n");
+        assert!(is_of_before(was) && !is_of_before(&with("upright")));
+        assert!(!is_of_before("[[data]]\ntask = \"text\"\ntrain = \"x\"\n") && !is_of_before("no recipe"));
+        assert_eq!(recipe_differences(was, &with("stored")), Vec::<String>::new());
+        let expected = ["`data.0.orientation` was \"stored\" and is \"upright\""];
+        assert_eq!(recipe_differences(was, &with("upright")), expected);
+        assert_eq!(recipe_differences(&with("stored"), &with("upright")), expected);
+        assert_eq!(recipe_differences(was, was), Vec::<String>::new());
+    }
+
+    #[test]
+    fn only_a_constant_rate_can_go_on_for_longer() {
         let (was, longer) = (identity("", 10), identity("", 20));
         assert!(was.differences(&longer, Schedule::Constant, 10).is_empty());
         assert_eq!(longer.differences(&was, Schedule::Constant, 11).len(), 1, "steps cannot be undone");
