@@ -365,7 +365,10 @@ fn failing_device(campaign: &Campaign) {
         }
         let said = log(&campaign.place, folder);
         assert!(ended == Some(code) && said.contains("Input/output error"), "{fault}: {ended:?} {said}");
-        assert!(said.contains("recipe.toml --resume` goes on from step") && !said.contains("panicked"), "{fault}: {said}");
+        assert!(
+            said.contains("recipe.toml --resume` goes on from step") && !said.contains("panicked"),
+            "{fault}: {said}"
+        );
         let saved = checkpoints(&campaign.place, folder);
         campaign.resumes(folder);
         campaign.tell(fault, format!("exit {code}, checkpoints {saved:?} intact; the same bytes"));

@@ -133,24 +133,13 @@ fn a_finished_run_of_a_constant_rate_is_given_more_steps() {
     refuses(&place, "run", &["--resume", constant, "train.steps=8"], &["now 8, but 9 are done"]);
     let done = place.janus(&["train", &kept, "--resume", "train.steps=14"]).expect_success();
     assert!(done.stderr.contains("going on after step 9 of 14"), "{}", done.stderr);
-    assert_eq!(difference_of_longer(&place), None);
+    assert_eq!(difference(&place, "whole", "run"), None);
     // Killed on the way, it is not taken for finished.
     run(&place, "killed", &[constant, "train.steps=5"]).expect_success();
     let ended = stopped(&place, "killed", &["--resume", constant], "KILL", &|| lines(&place, "killed") >= 9);
     assert_eq!(ended.code(), None);
     run(&place, "killed", &["--resume", constant]).expect_success();
-    assert!(place.read(&format!("whole/{WEIGHTS}")) == place.read(&format!("killed/{WEIGHTS}")));
-}
-
-/// As `difference`, but for the line of the shorter run's last evaluation.
-fn difference_of_longer(place: &Workplace) -> Option<String> {
-    if place.read(&format!("whole/{WEIGHTS}")) != place.read(&format!("run/{WEIGHTS}")) {
-        return Some("the weights differ".into());
-    }
-    let steps = |run: &str| -> Vec<Value> {
-        metrics(place, run).into_iter().filter(|line| line.get("loss").is_some()).collect()
-    };
-    (steps("whole") != steps("run")).then(|| "the steps differ".into())
+    assert_eq!(difference(&place, "whole", "killed"), None);
 }
 
 /// Both hints of a run whose rate falls over all its steps lead to a run.
@@ -160,8 +149,12 @@ fn what_is_hinted_instead_of_more_steps_works_as_it_stands() {
     run(&place, "a run", &["train.steps=3"]).expect_success();
     let said = run(&place, "a run", &["--resume", "train.steps=5"]);
     assert_eq!(said.code, Some(2), "{}", said.stderr);
-    let commands: Vec<&str> =
-        said.stderr.lines().filter_map(|line| line.split('`').nth(1)).filter(|text| text.starts_with("janus ")).collect();
+    let commands: Vec<&str> = said
+        .stderr
+        .lines()
+        .filter_map(|line| line.split('`').nth(1))
+        .filter(|text| text.starts_with("janus "))
+        .collect();
     assert_eq!(commands.len(), 2, "{}", said.stderr);
     for (text, made, steps) in [(commands[0], "a run-5", 5), (commands[1], "a run-more", 3)] {
         let mut shell = Command::new("sh");

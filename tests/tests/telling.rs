@@ -81,7 +81,8 @@ fn work_that_is_done_is_done() {
     }
     assert!(place.path("full-0/config.json").exists() && place.path("gone-1.png").exists());
     // Asked for as JSON, what it did is its result; it is done all the same.
-    let (code, said) = with_stdout(&place, &["merge", "--json", "--base=base", "--adapter=run", "--out=m"], full().into());
+    let (code, said) =
+        with_stdout(&place, &["merge", "--json", "--base=base", "--adapter=run", "--out=m"], full().into());
     assert_eq!((code, place.path("m/config.json").exists()), (Some(1), true), "{said}");
 }
 
@@ -89,10 +90,9 @@ fn work_that_is_done_is_done() {
 fn no_step_is_lost_with_a_log() {
     let place = joint::place();
     joint::run(&place, "whole", &[]).expect_success();
-    for (name, stdout, stderr) in [
-        ("full", Stdio::from(full()), Stdio::from(full())),
-        ("gone", Stdio::from(unread()), Stdio::from(unread())),
-    ] {
+    for (name, stdout, stderr) in
+        [("full", Stdio::from(full()), Stdio::from(full())), ("gone", Stdio::from(unread()), Stdio::from(unread()))]
+    {
         let status = start(&place, name, &[]).stdout(stdout).stderr(stderr).status().unwrap();
         assert_eq!(status.code(), Some(0), "{name}");
         assert_eq!(joint::difference(&place, "whole", name), None, "{name}");

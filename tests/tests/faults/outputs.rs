@@ -92,7 +92,9 @@ fn files_that_cannot_be_made() {
 fn an_empty_folder_is_written_into_wherever_it_is() {
     let place = place_with_adapter();
     for (number, command) in FOLDERS.iter().enumerate() {
-        for (name, out) in [("link", "link"), ("dot", "dot/."), ("up", "up/sub/.."), ("slash", "slash/"), ("new", "new/.")] {
+        for (name, out) in
+            [("link", "link"), ("dot", "dot/."), ("up", "up/sub/.."), ("slash", "slash/"), ("new", "new/.")]
+        {
             let (name, out) = (format!("{name}{number}"), out.replacen(['/', ' '], &format!("{number}/"), 1));
             let out = if out == "link" { name.clone() } else { out };
             match name.trim_end_matches(char::is_numeric) {

@@ -121,7 +121,10 @@ fn epochs_count_rows() {
         let line = done.stderr.lines().find(|line| line.contains("a step draws"));
         assert_eq!(line.is_some(), repeats.is_some(), "{}", done.stderr);
         if let (Some(line), Some(repeats)) = (line, repeats) {
-            let said = format!("a step draws {} rows of `questions`, which has 10: each about {repeats} times", batch * accumulation);
+            let said = format!(
+                "a step draws {} rows of `questions`, which has 10: each about {repeats} times",
+                batch * accumulation
+            );
             assert!(line.contains(&said), "{line}");
         }
     }
