@@ -55,7 +55,7 @@ fn above_bars(line: &str) {
 /// The style of a bar that tells times as [`duration`] does.
 pub(super) fn bar_style(template: &str) -> ProgressStyle {
     let style = ProgressStyle::with_template(template).expect("a fixed template").progress_chars("=> ");
-    let told = |time: Duration| duration(time.as_secs() as f64);
+    let told = |time: Duration| duration(time.as_secs_f64());
     let left = move |state: &ProgressState, out: &mut dyn fmt::Write| {
         let _ = out.write_str(&told(state.eta()));
     };

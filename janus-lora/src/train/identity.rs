@@ -21,6 +21,7 @@ use crate::recipe::{Orientation, Recipe, Schedule, Task, to_toml};
 pub const FREE_KEYS: &[&str] = &[
     "base.path",
     "data_limits.max_bad_rows",
+    "data_limits.max_page_bytes",
     "output.dir",
     "train.checkpoint_every",
     "train.epochs",
@@ -33,7 +34,7 @@ pub const FREE_KEYS: &[&str] = &[
 ];
 
 /// Keys of a `[[data]]` table of which the same holds.
-pub const FREE_TABLE_KEYS: &[&str] = &["train", "eval"];
+pub const FREE_TABLE_KEYS: &[&str] = &["train", "eval", "image_root"];
 
 /// Keys of a `[[data]]` table that came later than the first runs, each with what happened before, as TOML. Since then every
 /// recipe in a run folder has the key: one that lacks it is of a run of before.
