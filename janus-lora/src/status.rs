@@ -40,6 +40,22 @@ pub trait Status: Send + Sync {
     fn warn(&self, text: &str);
 }
 
+/// A time in seconds as people tell it, in the two units that matter: `6 h 21 min`.
+pub fn duration(seconds: f64) -> String {
+    if seconds < 9.95 {
+        return format!("{:.1} s", seconds.max(0.0));
+    }
+    let whole = seconds.round() as u64;
+    let (minutes, hours, days) = (whole / 60, whole / 3600, whole / 86400);
+    match whole {
+        0..60 => format!("{whole} s"),
+        60..3600 => format!("{minutes} min {} s", whole % 60),
+        3600..86400 => format!("{hours} h {} min", minutes % 60),
+        86400..8_640_000 => format!("{days} {} {} h", if days == 1 { "day" } else { "days" }, hours % 24),
+        _ => format!("{days} days"),
+    }
+}
+
 /// Says nothing.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Silent;
@@ -76,4 +92,30 @@ impl Status for Silent {
     fn note(&self, _text: &str) {}
 
     fn warn(&self, _text: &str) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_told_in_two_units() {
+        for (seconds, told) in [
+            (0.0, "0.0 s"),
+            (0.04, "0.0 s"),
+            (9.94, "9.9 s"),
+            (9.96, "10 s"),
+            (59.4, "59 s"),
+            (59.6, "1 min 0 s"),
+            (200.0, "3 min 20 s"),
+            (3599.7, "1 h 0 min"),
+            (22_862.0, "6 h 21 min"),
+            (100_000.0, "1 day 3 h"),
+            (200_000.0, "2 days 7 h"),
+            (-1.0, "0.0 s"),
+        ] {
+            assert_eq!(duration(seconds), told, "{seconds}");
+        }
+        assert!(duration(f64::INFINITY).ends_with("days"));
+    }
 }

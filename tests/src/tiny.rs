@@ -30,6 +30,8 @@ fn collect(root: &Path, folder: &Path, found: &mut Tree) {
         if path.is_dir() {
             found.insert(name, None);
             collect(root, &path, found);
+        } else if path.is_symlink() && !path.exists() {
+            found.insert(name, Some(fs_err::read_link(&path).unwrap().into_os_string().into_encoded_bytes()));
         } else {
             found.insert(name, Some(fs_err::read(&path).unwrap()));
         }

@@ -216,7 +216,7 @@ fn full_disks(campaign: &Campaign) {
     limited.args(command.get_args()).current_dir(campaign.place.folder());
     limited.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
     let done = program::run(limited);
-    campaign.fails("short", &done, 1, &["cannot write `", "File too large", "`--resume` goes on from `"]);
+    campaign.fails("short", &done, 1, &["cannot write `", "File too large", "recipe.toml --resume` goes on from step"]);
     assert!(tree(&campaign.place.path("short/checkpoints")) == before, "the last checkpoint is not as it was");
     campaign.resumes("short");
     campaign
@@ -310,7 +310,7 @@ fn data_files(campaign: &Campaign) {
     campaign.fails("data", &done, 2, &["rows.parquet"]);
     write_rows(&rows, 3, 9);
     let done = run(&campaign.place, "data", &["--resume"]);
-    campaign.fails("data", &done, 2, &["rows.parquet", "cannot be gone on with"]);
+    campaign.fails("data", &done, 2, &["rows.parquet", "cannot be resumed"]);
     assert!(tree(&campaign.place.path("data")) == before, "the run folder changed");
     std::fs::write(&rows, &whole).unwrap();
     campaign.resumes("data");
@@ -365,7 +365,10 @@ fn failing_device(campaign: &Campaign) {
         }
         let said = log(&campaign.place, folder);
         assert!(ended == Some(code) && said.contains("Input/output error"), "{fault}: {ended:?} {said}");
-        assert!(said.contains("`--resume` goes on from `") && !said.contains("panicked"), "{fault}: {said}");
+        assert!(
+            said.contains("recipe.toml --resume` goes on from step") && !said.contains("panicked"),
+            "{fault}: {said}"
+        );
         let saved = checkpoints(&campaign.place, folder);
         campaign.resumes(folder);
         campaign.tell(fault, format!("exit {code}, checkpoints {saved:?} intact; the same bytes"));

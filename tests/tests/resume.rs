@@ -2,10 +2,13 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
 
+use std::process::Command;
+
 use janus_tests::joint::{
-    STEPS, WEIGHTS, checkpoints, difference, lines, log, metrics, place, run, signal, spawn, stop_signals, stopped,
-    wait_until, write_rows,
+    STEPS, WEIGHTS, checkpoints, difference, lines, log, metrics, place, run, signal, spawn, spawn_as, start,
+    stop_signals, stopped, wait_until, write_rows,
 };
+use janus_tests::program::program;
 use janus_tests::tiny::{Workplace, tree};
 use serde_json::Value;
 
@@ -33,11 +36,12 @@ fn a_signal_saves_and_the_resumed_run_ends_with_the_same_bytes() {
         assert!(said.contains("a second signal leaves at once"), "{said}");
         let saved = *checkpoints(&place, &folder).last().unwrap();
         assert!(said.contains(&format!("stopped by SIG{name} after step {saved}, saved in `")), "{said}");
-        assert!(said.contains("hint: `--resume` goes on from there"), "{said}");
+        let hint = format!("hint: `janus train {} --resume`", place.path(&format!("{folder}/recipe.toml")).display());
+        assert!(said.contains(&hint), "{said}");
         // Nothing is lost: the lines of the metrics are those of the steps saved.
         let steps = metrics(&place, &folder).iter().filter(|line| line.get("eval").is_none()).count();
         assert_eq!(steps as u64, saved);
-        refuses(&place, &folder, &[], &["holds a run", "`--resume` goes on with it"]);
+        refuses(&place, &folder, &[], &["holds a run", "/recipe.toml --resume` resumes it"]);
         let done = run(&place, &folder, &["--resume", "--json"]).expect_success();
         assert!(done.stderr.contains(&format!("going on after step {saved} of {STEPS}")), "{}", done.stderr);
         assert_eq!(done.json()["resumed_from"].as_u64(), Some(saved));
@@ -56,7 +60,15 @@ fn a_finished_run_is_left_as_it_is() {
     assert_eq!((told["finished"].as_bool(), told["metrics"]["steps"].as_u64()), (Some(true), Some(STEPS)));
     assert!(tree(&place.path("run")) == before, "something changed");
     refuses(&place, "run", &[], &["holds a run"]);
-    refuses(&place, "run", &["--resume", "train.steps=20"], &["`train.steps` was 14 and is 20"]);
+    for length in ["train.steps=20", "train.epochs=9"] {
+        let said = ["it was to have 14 steps and now", "the schedule `cosine`", "output.dir=", "janus merge --base"];
+        refuses(&place, "run", &["--resume", length], &said);
+    }
+    refuses(&place, "run", &["--resume", "adapter.rank=4"], &["`adapter.rank` was 3 and is 4"]);
+    // Another way to the same number of steps is the same run.
+    let done = run(&place, "run", &["--resume", "train.epochs=4", "train.checkpoint_every=2"]).expect_success();
+    assert!(done.stdout.contains("nothing to do"), "{}", done.stdout);
+    assert!(tree(&place.path("run")) == before, "something changed");
 }
 
 #[test]
@@ -82,7 +94,7 @@ fn what_differs_is_refused_by_name() {
         ("data.0.weight=1.0", "`data.0.weight` was 2.0 and is 1.0"),
         ("train.steps=20", "it was to have 14 steps and now 20, but the schedule `cosine`"),
     ] {
-        refuses(&place, "run", &["--resume", key], &["cannot be gone on with", said]);
+        refuses(&place, "run", &["--resume", key], &["cannot be resumed", said]);
     }
     let rows = place.read("rows.parquet");
     write_rows(&place.path("rows.parquet"), 1, 9);
@@ -108,6 +120,79 @@ fn a_constant_rate_can_go_on_for_longer() {
     assert_eq!(ended.code(), Some(143), "{}", log(&place, "run"));
     run(&place, "run", &["--resume", constant]).expect_success();
     assert_eq!(difference(&place, "whole", "run"), None);
+}
+
+/// A finished run of a constant rate goes on, by the recipe that it keeps, and ends as the longer run would have.
+#[test]
+fn a_finished_run_of_a_constant_rate_is_given_more_steps() {
+    let place = place();
+    let constant = "train.schedule=constant";
+    run(&place, "whole", &[constant]).expect_success();
+    run(&place, "run", &[constant, "train.steps=9"]).expect_success();
+    let kept = place.path("run/recipe.toml").display().to_string();
+    refuses(&place, "run", &["--resume", constant, "train.steps=8"], &["now 8, but 9 are done"]);
+    let done = place.janus(&["train", &kept, "--resume", "train.steps=14"]).expect_success();
+    assert!(done.stderr.contains("going on after step 9 of 14"), "{}", done.stderr);
+    assert_eq!(difference(&place, "whole", "run"), None);
+    // Killed on the way, it is not taken for finished.
+    run(&place, "killed", &[constant, "train.steps=5"]).expect_success();
+    let ended = stopped(&place, "killed", &["--resume", constant], "KILL", &|| lines(&place, "killed") >= 9);
+    assert_eq!(ended.code(), None);
+    run(&place, "killed", &["--resume", constant]).expect_success();
+    assert_eq!(difference(&place, "whole", "killed"), None);
+}
+
+/// Both hints of a run whose rate falls over all its steps lead to a run.
+#[test]
+fn what_is_hinted_instead_of_more_steps_works_as_it_stands() {
+    let place = place();
+    run(&place, "a run", &["train.steps=3"]).expect_success();
+    let said = run(&place, "a run", &["--resume", "train.steps=5"]);
+    assert_eq!(said.code, Some(2), "{}", said.stderr);
+    let commands: Vec<&str> = said
+        .stderr
+        .lines()
+        .filter_map(|line| line.split('`').nth(1))
+        .filter(|text| text.starts_with("janus "))
+        .collect();
+    assert_eq!(commands.len(), 2, "{}", said.stderr);
+    for (text, made, steps) in [(commands[0], "a run-5", 5), (commands[1], "a run-more", 3)] {
+        let mut shell = Command::new("sh");
+        let text = text.replace("janus ", "\"$JANUS\" ");
+        shell.args(["-c", &text]).env("JANUS", program()).current_dir("/");
+        shell.env("JANUS_CACHE", place.path("cache")).env("HF_HUB_OFFLINE", "1");
+        janus_tests::program::run(shell).expect_success();
+        let last = metrics(&place, made).iter().filter_map(|line| line["step"].as_u64()).max();
+        assert_eq!(last, Some(steps), "{text}");
+    }
+}
+
+#[test]
+fn a_terminal_that_is_closed_is_a_signal_to_save() {
+    let place = place();
+    run(&place, "whole", &[]).expect_success();
+    assert_eq!(left(&place, "hup", "HUP", 4), Some(129), "{}", log(&place, "hup"));
+    assert!(log(&place, "hup").contains("stopped by SIGHUP after step"), "{}", log(&place, "hup"));
+    run(&place, "hup", &["--resume"]).expect_success();
+    assert_eq!(difference(&place, "whole", "hup"), None);
+    // The shell sends it once more.
+    let mut child = spawn(&place, "twice", &["train.steps=2000"]);
+    assert!(wait_until(&mut child, || lines(&place, "twice") >= 3), "{}", log(&place, "twice"));
+    signal(&mut child, "HUP");
+    signal(&mut child, "HUP");
+    assert_eq!(child.wait().unwrap().code(), Some(129), "{}", log(&place, "twice"));
+    // `nohup`: it was to be ignored, and is.
+    let plain = start(&place, "nohup", &[]);
+    let program = plain.get_program().to_owned();
+    let arguments: Vec<_> = plain.get_args().map(ToOwned::to_owned).collect();
+    let mut nohup = Command::new("sh");
+    nohup.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]).arg(program).args(arguments).current_dir(place.folder());
+    nohup.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut child = spawn_as(&place, "nohup", nohup);
+    assert!(wait_until(&mut child, || lines(&place, "nohup") >= 3), "{}", log(&place, "nohup"));
+    signal(&mut child, "HUP");
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{}", log(&place, "nohup"));
+    assert_eq!(difference(&place, "whole", "nohup"), None);
 }
 
 #[test]
@@ -272,7 +357,7 @@ fn a_row_without_a_finite_loss_is_skipped_told_and_at_last_refused() {
         done.stderr
     );
     assert_eq!(checkpoints(&place, "none"), [3], "the last checkpoint stays");
-    assert!(done.stderr.contains("`--resume` goes on from `"), "{}", done.stderr);
+    assert!(done.stderr.contains("recipe.toml --resume` goes on from step"), "{}", done.stderr);
     run(&place, "none", &[&settings[..], &["--resume"]].concat()).expect_success();
     assert_eq!(place.read(&format!("none/{WEIGHTS}")), place.read(&format!("run/{WEIGHTS}")));
 }

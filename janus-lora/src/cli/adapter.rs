@@ -6,6 +6,7 @@ use clap::Subcommand;
 use serde_json::{Map, Value, json};
 
 use super::arguments::read_adapter_folder;
+use super::out::result;
 use super::report;
 use super::status::Terminal;
 use crate::base::Base;
@@ -62,25 +63,25 @@ impl AdapterCommand {
                 vec![path.clone(), rank.to_string(), format!("{scale}"), format!("{a:.4}"), format!("{b:.4}")]
             })
             .collect();
-        println!("{}", report::table(&["site", "rank", "scale", "norm of A", "norm of B"], &rows));
+        result!("{}", report::table(&["site", "rank", "scale", "norm of A", "norm of B"], &rows));
         for name in adapter.saved.keys() {
-            println!("copy of {name}");
+            result!("copy of {name}");
         }
         if let Some(dynamic) = &adapter.dynamic {
             let values: usize = dynamic.values().values().map(candle_core::Tensor::elem_count).sum();
             let places = [("vision", dynamic.paths().vision), ("generation", dynamic.paths().generation)];
             let places: Vec<&str> = places.iter().filter(|(_, there)| *there).map(|(name, _)| *name).collect();
-            println!("dynamic encoder of {}, {} values", places.join(" and "), report::count(values as u64));
+            result!("dynamic encoder of {}, {} values", places.join(" and "), report::count(values as u64));
         }
         for (name, head) in &adapter.heads {
             let labels = head.kind.labels();
             let told = if labels.is_empty() { String::new() } else { format!(": {}", labels.join(", ")) };
-            println!("head `{name}` to {}{told}", head.kind.task());
+            result!("head `{name}` to {}{told}", head.kind.task());
         }
-        println!("{} sites, {} parameters", sites.len(), report::count(parameters as u64));
+        result!("{} sites, {} parameters", sites.len(), report::count(parameters as u64));
         match fingerprint {
-            Some(fingerprint) => println!("base {fingerprint}"),
-            None => println!("the folder does not say which base it was trained on"),
+            Some(fingerprint) => result!("base {fingerprint}"),
+            None => result!("the folder does not say which base it was trained on"),
         }
         Ok(())
     }

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{D, Device};
 use candle_nn::ops::softmax;
-use janus_core::output::write_file;
+use janus_core::output::{require_file, write_file};
 use janus_core::pass::Pass;
 use janus_core::{Janus, Parts};
 use serde_json::{Map, Value, json};
 
 use super::arguments::TypeArgument;
+use super::out::result;
 use super::report;
 use super::status::Terminal;
 use super::understand::readable;
@@ -80,6 +81,11 @@ impl Ask<'_> {
     ) -> Result<()> {
         self.check()?;
         let (name, head) = self.chosen_head(adapters)?;
+        if matches!(self.task, HeadTask::Locate | HeadTask::Segment) {
+            for number in 0..pictures.len() {
+                require_file(&self.overlay_path(number))?;
+            }
+        }
         let images = readable(base, pictures.to_vec())?;
         let captions = self.captions.iter().map(|text| caption_ids(base, text)).collect::<Result<Vec<_>>>()?;
         let parts = Parts { vision: true, ..Parts::default() };
@@ -107,7 +113,7 @@ impl Ask<'_> {
                 line.extend(told.json);
                 report::json(&Value::Object(line));
             } else {
-                println!("{}: {}", path.display(), told.text);
+                result!("{}: {}", path.display(), told.text);
             }
         }
         Ok(())
@@ -175,7 +181,7 @@ impl Ask<'_> {
     fn write(&self, overlay: Overlay, number: usize) -> Result<PathBuf> {
         let path = self.overlay_path(number);
         let bytes = picture_png(&overlay.into_picture())?;
-        write_file(&path, |file| file.write_all(&bytes))?;
+        write_file(&require_file(&path)?, |file| file.write_all(&bytes))?;
         Ok(path)
     }
 

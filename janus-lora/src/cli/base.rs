@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::arguments::parse_dtype;
 use super::merge::parse_layout;
+use super::out::{done, result};
 use super::report;
 use super::status::Terminal;
 use crate::base::{Base, resolve, shape_hint, vocabulary_of};
@@ -93,7 +94,7 @@ impl BaseCommand {
             BaseCommand::Inspect { base, fingerprint, json } => inspect(&base, fingerprint, json),
             BaseCommand::Fetch { base } => {
                 let folder = resolve(&base, &Terminal)?;
-                println!("{}", folder.display());
+                result!("{}", folder.display());
                 Ok(())
             }
             BaseCommand::Convert { base, layout, dtype, out } => {
@@ -110,7 +111,7 @@ impl BaseCommand {
                 })?;
                 staged.commit()?;
                 bar.finish();
-                println!("{}: {} tensors, {}", out.display(), report.tensors, report::bytes(report.bytes));
+                done!("{}: {} tensors, {}", out.display(), report.tensors, report::bytes(report.bytes));
                 Ok(())
             }
             BaseCommand::Init { shape, seed, vocabulary, dtype, layout, out } => {
@@ -127,7 +128,7 @@ impl BaseCommand {
                 }
                 staged.commit()?;
                 bar.finish();
-                println!(
+                done!(
                     "{}: {} tensors, {} parameters, {}",
                     out.display(),
                     report.tensors,
@@ -170,16 +171,16 @@ fn inspect(spec: &str, fingerprint: bool, json: bool) -> Result<()> {
         return Ok(());
     }
     let (text, vision, vq) = (&config.text, &config.vision, &config.vq);
-    println!("folder       {}", checkpoint.folder().display());
-    println!("layout       {}, stored in {}", checkpoint.layout(), checkpoint.stored_dtype().as_str());
-    println!(
+    result!("folder       {}", checkpoint.folder().display());
+    result!("layout       {}, stored in {}", checkpoint.layout(), checkpoint.stored_dtype().as_str());
+    result!(
         "tensors      {}, {} parameters, {}{}",
         checkpoint.tensors().len(),
         report::count(parameters),
         report::bytes(bytes),
         if unused.is_empty() { String::new() } else { format!(", and {} that nothing reads", unused.len()) }
     );
-    println!(
+    result!(
         "decoder      {} layers of {}, {} heads ({} for keys), {} tokens of vocabulary{}",
         text.num_hidden_layers,
         text.hidden_size,
@@ -188,7 +189,7 @@ fn inspect(spec: &str, fingerprint: bool, json: bool) -> Result<()> {
         text.vocab_size,
         if checkpoint.is_tied() { ", head tied to the embeddings" } else { "" }
     );
-    println!(
+    result!(
         "vision       {} layers of {}, images of {} in patches of {}: {} tokens",
         vision.num_hidden_layers,
         vision.hidden_size,
@@ -196,18 +197,17 @@ fn inspect(spec: &str, fingerprint: bool, json: bool) -> Result<()> {
         vision.patch_size,
         vision.num_patches()
     );
-    println!(
-        "image codes  {} of width {}, one for {} pixels a side",
-        vq.num_embeddings,
-        vq.embed_dim,
-        vq.down_factor()
-    );
-    println!(
+    result!("image codes  {} of width {}, one for {} pixels a side", vq.num_embeddings, vq.embed_dim, vq.down_factor());
+    result!(
         "special ids  bos {}, eos {}, pad {}, begin of image {}, placeholder {}",
-        special.bos, special.eos, special.pad, special.begin_of_image, special.image_placeholder
+        special.bos,
+        special.eos,
+        special.pad,
+        special.begin_of_image,
+        special.image_placeholder
     );
     if let Some(fingerprint) = fingerprint {
-        println!("fingerprint  {fingerprint}");
+        result!("fingerprint  {fingerprint}");
     }
     Ok(())
 }

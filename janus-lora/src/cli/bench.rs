@@ -5,6 +5,7 @@ use clap::{Args, Subcommand};
 use janus_core::config::JanusConfig;
 use serde::Serialize;
 
+use super::out::result;
 use super::report;
 use super::status::Terminal;
 use crate::base::shape_hint;
@@ -12,6 +13,7 @@ use crate::bench::{self, Figures, GenerateOptions, Model, SwitchOptions, TrainOp
 use crate::error::{Error, Result};
 use crate::nearest::nearest;
 use crate::recipe::Task;
+use crate::status::duration;
 
 /// Rows of one step at most: each keeps its activations.
 const MAX_BATCH: i64 = 1024;
@@ -125,7 +127,7 @@ impl ModelArguments {
         lines.extend(rows);
         lines.push(("peak memory", report::bytes(figures.peak_rss_bytes)));
         let lines: Vec<Vec<String>> = lines.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
-        println!("{}", report::table(&["measured", "value"], &lines));
+        result!("{}", report::table(&["measured", "value"], &lines));
     }
 }
 
@@ -139,7 +141,11 @@ fn unknown(what: &str, got: &str, legal: &[&str]) -> Error {
 }
 
 fn seconds(value: f64) -> String {
-    if value.abs() < 1.0 { format!("{:.2} ms", value * 1e3) } else { format!("{value:.2} s") }
+    match value {
+        value if value.abs() < 1.0 => format!("{:.2} ms", value * 1e3),
+        value if value < 60.0 => format!("{value:.2} s"),
+        value => duration(value),
+    }
 }
 
 impl BenchCommand {

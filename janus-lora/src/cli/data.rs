@@ -5,11 +5,12 @@ use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Subcommand, ValueEnum};
-use janus_core::output::write_file;
+use janus_core::output::{require_file, write_file};
 use janus_core::processing::Decoding;
 use serde_json::json;
 
 use super::arguments::PictureArguments;
+use super::out::{done, result};
 use super::report;
 use super::status::Terminal;
 use crate::base::Base;
@@ -167,11 +168,12 @@ impl DataCommand {
                     report::json(&stats.into_iter().collect::<BTreeMap<_, _>>());
                 } else {
                     let texts: Vec<String> = stats.iter().map(|(title, stats)| stats_text(title, stats)).collect();
-                    println!("{}", texts.join("\n\n"));
+                    result!("{}", texts.join("\n\n"));
                 }
                 Ok(())
             }
             DataCommand::Preview { recipe, overrides, out, rows } => {
+                let file = require_file(&out)?;
                 let recipe = super::train::load(&recipe, &overrides)?;
                 let base = Base::open(&recipe.base.path, &Terminal)?;
                 let tables = open_tables(&recipe, &base, &Terminal)?;
@@ -179,8 +181,8 @@ impl DataCommand {
                 let mut bytes = std::io::Cursor::new(Vec::new());
                 let failed = |e: image::ImageError| SurveyError::Draw { reason: e.to_string() };
                 sheet.write_to(&mut bytes, image::ImageFormat::Png).map_err(failed)?;
-                write_file(&out, |file| file.write_all(bytes.get_ref()))?;
-                println!("{rows} rows, {} x {} pixels: {}", sheet.width(), sheet.height(), out.display());
+                write_file(&file, |file| file.write_all(bytes.get_ref()))?;
+                done!("{rows} rows, {} x {} pixels: {}", sheet.width(), sheet.height(), out.display());
                 Ok(())
             }
             DataCommand::Synth { domain, rows, seed, size, split, out } => {
@@ -192,8 +194,8 @@ impl DataCommand {
                 ];
                 let pairs: Vec<String> = pairs.into_iter().flatten().collect();
                 let spec: SynthSpec = format!("synth:{domain}?{}", pairs.join("&")).parse()?;
-                spec.write(&out)?;
-                println!("{} rows of {spec}: {}", spec.rows(), out.display());
+                spec.write(&require_file(&out)?)?;
+                done!("{} rows of {spec}: {}", spec.rows(), out.display());
                 Ok(())
             }
         }
@@ -225,17 +227,17 @@ fn check(recipe: &std::path::Path, overrides: &[String], json: bool) -> Result<(
             let error = source.index.enforce(limit).err();
             let (allowed, verdict) = (limit.allowed(report.rows), if error.is_none() { "kept" } else { "exceeded" });
             if !json {
-                println!("{title}: {} rows, {} good, {} left out", report.rows, report.accepted, report.rejected);
-                println!("  budget: {allowed} rows (max_bad_rows = {limit}), {verdict}");
-                source.notes.iter().for_each(|note| println!("  {note}"));
+                result!("{title}: {} rows, {} good, {} left out", report.rows, report.accepted, report.rejected);
+                result!("  budget: {allowed} rows (max_bad_rows = {limit}), {verdict}");
+                source.notes.iter().for_each(|note| result!("  {note}"));
                 for reason in &report.reasons {
-                    println!("  {} x {}", reason.rows, reason.reason);
+                    result!("  {} x {}", reason.rows, reason.reason);
                 }
                 for row in source.index.rejected() {
-                    println!("    {row}");
+                    result!("    {row}");
                 }
                 if let Some(clipped) = source.clipped_greys() {
-                    println!("  {clipped}");
+                    result!("  {clipped}");
                 }
             }
             let mut value = serde_json::to_value(report).expect("a report is plain data");

@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::arguments::{DeviceArgument, attach, read_adapter};
+use super::out::result;
 use super::report;
 use super::status::Terminal;
 use crate::adapter::Adapter;
@@ -82,10 +83,10 @@ impl Eval {
             }
             report::json(&result);
         } else {
-            println!("{}", table(&before, &after));
+            result!("{}", table(&before, &after));
             for (name, Change { before, after }) in &forgotten {
                 let (word, change) = (if after > before { "lost" } else { "kept" }, after - before);
-                println!("not trained on: {name} {word}: loss {before:.4} without the adapter, {change:+.4} with it");
+                result!("not trained on: {name} {word}: loss {before:.4} without the adapter, {change:+.4} with it");
             }
         }
         Ok(())

@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor};
 use clap::{Args, ValueEnum};
-use janus_core::output::write_file;
+use janus_core::output::{require_file, write_file};
 use janus_core::pass::Pass;
 use janus_core::{Janus, Parts};
 use serde_json::json;
 
 use super::arguments::{BaseArguments, DeviceArgument, PictureArguments, TypeArgument};
+use super::out::done;
 use super::report;
 use super::status::Terminal;
 use super::understand::readable;
@@ -73,6 +74,7 @@ impl Features {
                 hint: "give `--prompt` with `--level high` alone".into(),
             });
         }
+        let out = require_file(&self.out)?;
         let picture = self.reading.read(&self.image)?;
         let device = self.device.open()?;
         let (base, adapters) = self.base.open(&Terminal)?;
@@ -98,12 +100,12 @@ impl Features {
             named.iter().map(|(name, tensor)| ((*name).to_owned(), json!(tensor.dims()))).collect();
         let bytes = safetensors::serialize(named.iter().map(|(name, tensor)| (*name, tensor)), None)
             .map_err(candle_core::Error::from)?;
-        write_file(&self.out, |file| file.write_all(&bytes))?;
+        write_file(&out, |file| file.write_all(&bytes))?;
         if self.json {
             report::json(&json!({ "file": self.out, "shapes": shapes }));
         } else {
             let told: Vec<String> = named.iter().map(|(name, t)| format!("{name} {:?}", t.dims())).collect();
-            println!("{}: {}", self.out.display(), told.join(", "));
+            done!("{}: {}", self.out.display(), told.join(", "));
         }
         Ok(())
     }

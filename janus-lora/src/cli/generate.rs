@@ -4,13 +4,14 @@ use std::path::PathBuf;
 
 use clap::Args;
 use janus_core::Parts;
-use janus_core::output::write_file;
+use janus_core::output::{require_file, write_file};
 use janus_core::pass::Pass;
 use janus_core::processing::pixels_to_images;
 use janus_core::sample::generate_codes;
 use serde_json::json;
 
 use super::arguments::{BaseArguments, DeviceArgument, PictureArguments, TypeArgument};
+use super::out::done;
 use super::report;
 use super::status::Terminal;
 use super::understand::{check_temperature, placed, readable};
@@ -76,6 +77,12 @@ impl Generate {
             let message = format!("`{}` is not named `.png`", self.out.display());
             return Err(Error::Usage { message, hint: "pictures are written as PNG".into() });
         }
+        let path = |number: u32| match self.count {
+            1 => self.out.clone(),
+            _ => self.out.with_extension(format!("{number}.png")),
+        };
+        let files: Vec<PathBuf> = (1..=self.count).map(path).collect();
+        let places = files.iter().map(|file| require_file(file)).collect::<std::result::Result<Vec<_>, _>>()?;
         let sources = self.sources.iter().map(|path| self.reading.read(path)).collect::<Result<Vec<_>>>()?;
         let device = self.device.open()?;
         let (base, adapters) = self.base.open(&Terminal)?;
@@ -98,22 +105,18 @@ impl Generate {
         let codes = generate_codes(&model, &pass, &prompts, &options, &mut |_| bar.advance(1))?;
         bar.finish();
         let pictures = pixels_to_images(&model.image_tokenizer()?.decode(&pass, &codes)?)?;
-        let mut files = Vec::with_capacity(count);
-        for (number, picture) in pictures.iter().enumerate() {
-            let path =
-                if count == 1 { self.out.clone() } else { self.out.with_extension(format!("{}.png", number + 1)) };
+        for (picture, place) in pictures.iter().zip(&places) {
             let mut bytes = std::io::Cursor::new(Vec::new());
             picture.write_to(&mut bytes, image::ImageFormat::Png).map_err(|e| Error::Usage {
                 message: format!("cannot encode the picture: {e}"),
                 hint: "this is a defect of janus".into(),
             })?;
-            write_file(&path, |file| file.write_all(bytes.get_ref()))?;
-            files.push(path);
+            write_file(place, |file| file.write_all(bytes.get_ref()))?;
         }
         if self.json {
             report::json(&json!({ "files": files, "codes": codes }));
         } else {
-            files.iter().for_each(|file| println!("{}", file.display()));
+            files.iter().for_each(|file| done!("{}", file.display()));
         }
         Ok(())
     }

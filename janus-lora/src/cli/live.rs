@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::report::bytes;
-use super::status::{LINE_EVERY, QUIET, bars, on_terminal, say};
-use crate::status::TrainingView;
+use super::status::{LINE_EVERY, QUIET, bar_style, bars, on_terminal, say};
+use crate::status::{TrainingView, duration};
 use crate::train::metrics::StepLine;
 
 /// Tables that have a line of their own.
@@ -44,8 +44,7 @@ impl Live {
     pub(super) fn new(steps: u64, done: u64, predicted_peak_bytes: u64) -> Self {
         let drawn = on_terminal().then(|| {
             let header = bars().add(ProgressBar::new(steps));
-            let template = "training {bar:32} {pos}/{len}  {elapsed} gone{msg}";
-            header.set_style(ProgressStyle::with_template(template).expect("a fixed template").progress_chars("=> "));
+            header.set_style(bar_style("training {bar:32} {pos}/{len}  {time_gone} gone{msg}"));
             header.set_position(done);
             // Steps may take a minute: the clock goes on meanwhile.
             header.enable_steady_tick(Duration::from_secs(1));
@@ -56,10 +55,10 @@ impl Live {
         Self { steps, done, predicted_peak_bytes, started: Instant::now(), state }
     }
 
-    fn left(&self, taken: u64) -> Duration {
+    /// Seconds to the end, at the speed so far.
+    fn left(&self, taken: u64) -> f64 {
         let steps = self.steps.saturating_sub(self.done + taken);
-        let seconds = self.started.elapsed().as_secs_f64() * steps as f64 / taken.max(1) as f64;
-        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+        self.started.elapsed().as_secs_f64() * steps as f64 / taken.max(1) as f64
     }
 }
 
@@ -129,9 +128,9 @@ impl TrainingView for Live {
         let seconds = self.started.elapsed();
         if seconds >= QUIET {
             say(&format!(
-                "training: {} in {:.1} s  loss {:.4}{}",
+                "training: {} in {}  loss {:.4}{}",
                 state.taken,
-                seconds.as_secs_f64(),
+                duration(seconds.as_secs_f64()),
                 state.loss,
                 speed(state.tokens_per_second)
             ));
@@ -209,17 +208,6 @@ fn has_blocks() -> bool {
     }
 }
 
-/// A time in the two units that matter.
-fn duration(time: Duration) -> String {
-    let seconds = time.as_secs();
-    match seconds {
-        0..60 => format!("{seconds} s"),
-        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
-        3600..86400 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
-        _ => format!("{} days", seconds / 86400),
-    }
-}
-
 /// Tokens a second; nothing of steps that read pictures alone.
 fn speed(tokens_per_second: f64) -> String {
     if tokens_per_second > 0.0 { format!("  {tokens_per_second:.0} tokens/s") } else { String::new() }
@@ -245,12 +233,5 @@ mod tests {
         flat.push(f64::NAN);
         flat.push(2.0);
         assert_eq!(flat.drawn(true).chars().count(), 2);
-    }
-
-    #[test]
-    fn times_are_told_in_two_units() {
-        let told = |seconds| duration(Duration::from_secs(seconds));
-        assert_eq!([told(59), told(200), told(7260), told(200_000)], ["59 s", "3 min 20 s", "2 h 1 min", "2 days"]);
-        assert!(duration(Duration::MAX).ends_with("days"));
     }
 }

@@ -8,6 +8,7 @@ use janus_core::config::Layout;
 use janus_core::output::require_new_folder;
 
 use super::arguments::{BaseArguments, DeviceArgument, parse_dtype};
+use super::out::done;
 use super::report;
 use super::status::Terminal;
 use crate::error::{Error, Result};
@@ -75,16 +76,20 @@ impl Merge {
             report::json(&done);
             return Ok(());
         }
-        println!("{}: {} tensors changed, {}", self.out.display(), done.changed_tensors, report::bytes(done.bytes));
-        println!("{}", changes(&done));
-        println!("largest logit difference to base + adapter, computed in f32: {:.3e}", done.largest_logit_difference);
+        done!("{}: {} tensors changed, {}", self.out.display(), done.changed_tensors, report::bytes(done.bytes));
+        done!("{}", changes(&done));
+        done!("largest logit difference to base + adapter, computed in f32: {:.3e}", done.largest_logit_difference);
         for head in &done.heads {
-            println!(
+            done!(
                 "{} head, {} positions: largest difference {:.3e}, KL(attached || merged) {:.3e} nats on average, {:.3e} at most",
-                head.head, head.positions, head.largest_logit_difference, head.mean_kl_nats, head.max_kl_nats
+                head.head,
+                head.positions,
+                head.largest_logit_difference,
+                head.mean_kl_nats,
+                head.max_kl_nats
             );
         }
-        println!("peak memory {}", report::bytes(done.peak_rss_bytes));
+        done!("peak memory {}", report::bytes(done.peak_rss_bytes));
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! The `janus` program: one file per command. It parses, calls the library, and prints; errors become one chain with
 //! `hint:` lines and an exit code.
-#![allow(clippy::print_stdout, reason = "a command line program prints its results")]
+#![warn(clippy::print_stderr, reason = "what is printed goes through `out`")]
 
 mod adapter;
 mod arguments;
@@ -13,6 +13,7 @@ mod features;
 mod generate;
 mod live;
 mod merge;
+mod out;
 mod probe;
 mod recipe;
 mod report;
@@ -36,6 +37,9 @@ struct Arguments {
     /// Threads to compute with [default: `JANUS_THREADS`, else one per physical core]
     #[arg(long, global = true, value_name = "N", value_parser = threads::parse)]
     threads: Option<usize>,
+    /// Tell only results, warnings and errors
+    #[arg(short, long, global = true)]
+    quiet: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -92,12 +96,18 @@ impl Command {
 pub fn main() -> ExitCode {
     report::tell_panics_as_errors();
     crate::allocator::set_up();
-    let Arguments { threads, command } = Arguments::parse();
+    let Arguments { threads, quiet, command } = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(message) => return out::usage(&message),
+    };
+    if quiet {
+        out::be_quiet();
+    }
     if let Err(error) = threads::set_up(threads) {
         return report::failure(&error);
     }
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| command.run())) {
-        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Ok(())) => out::outcome(),
         Ok(Err(error)) => report::failure(&error),
         Err(_) => ExitCode::from(report::INTERNAL),
     }

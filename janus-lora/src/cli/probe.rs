@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use candle_core::{DType, Tensor};
 use clap::Args;
-use janus_core::output::write_file;
+use janus_core::output::{require_file, write_file};
 
 use super::arguments::{BaseArguments, DeviceArgument, attach};
 use super::status::Terminal;
@@ -43,6 +43,7 @@ impl Probe {
             let message = format!("`--gradients` needs one adapter, {} are given", self.base.adapters.len());
             return Err(Error::Usage { message, hint: "give one `--adapter DIR`".into() });
         }
+        let output = require_file(&self.output)?;
         let device = self.device.open()?;
         let input = ProbeInput::read(&self.input)?;
         let (base, mut adapters) = self.base.open(&Terminal)?;
@@ -60,6 +61,6 @@ impl Probe {
         };
         let out: Vec<(String, Tensor)> = probe(&base, &model, &input, trainables.as_ref())?;
         let bytes = safetensors::serialize(out, None).map_err(candle_core::Error::from)?;
-        Ok(write_file(&self.output, |file| file.write_all(&bytes))?)
+        Ok(write_file(&output, |file| file.write_all(&bytes))?)
     }
 }

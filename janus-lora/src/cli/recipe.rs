@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
-use janus_core::output::write_file;
+use janus_core::output::{require_file, write_file};
 use serde_json::json;
 
+use super::out::{done, result};
 use super::report;
 use super::status::Terminal;
 use crate::error::{Error, Result};
@@ -68,16 +69,16 @@ impl RecipeCommand {
             RecipeCommand::List { folder, json } => list(&folder, json),
             RecipeCommand::Check { recipe, overrides } => {
                 let recipe = super::train::load(&recipe, &overrides)?;
-                print!("{}", to_toml(&recipe));
+                result!("{}", to_toml(&recipe).trim_end());
                 Ok(())
             }
             RecipeCommand::Copy { name, out, folder } => copy(&name, &out, &folder),
             RecipeCommand::Schema { markdown: true } => {
-                print!("{}", reference_page());
+                result!("{}", reference_page().trim_end());
                 Ok(())
             }
             RecipeCommand::Schema { markdown: false } => {
-                println!("{:#}", json_schema());
+                result!("{:#}", json_schema());
                 Ok(())
             }
         }
@@ -104,8 +105,8 @@ fn copy(name: &str, out: &Path, folder: &Path) -> Result<()> {
         message: format!("cannot read the recipe: {e}"),
         hint: "`janus recipe list` tells which recipes can be read".into(),
     })?;
-    write_file(out, |file| file.write_all(&text))?;
-    println!("{}", out.display());
+    write_file(&require_file(out)?, |file| file.write_all(&text))?;
+    done!("{}", out.display());
     if let (Ok(before), Ok(after)) = (super::train::load(&entry.path, &[]), super::train::load(out, &[])) {
         let told = |key: &str, before: &str, after: &str| {
             if before != after {
@@ -145,6 +146,6 @@ fn list(folder: &Path, json: bool) -> Result<()> {
             vec![e.name.clone(), e.tasks.join(", "), e.base.clone().unwrap_or_default(), summary]
         })
         .collect();
-    println!("{}", report::table(&["recipe", "tasks", "base", "summary"], &rows));
+    result!("{}", report::table(&["recipe", "tasks", "base", "summary"], &rows));
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use janus_core::{Diagnose, Fault};
 use serde::Serialize;
 
+use super::out;
 use crate::error::Error;
 use crate::train::TrainError;
 
@@ -32,7 +33,7 @@ pub(super) fn failure(error: &Error) -> ExitCode {
     for hint in error.hints() {
         text.push_str(&format!("\nhint: {hint}"));
     }
-    eprintln!("{text}");
+    out::error_line(&text);
     if let Some(signal) = stopped {
         return ExitCode::from(signal.exit_code());
     }
@@ -47,13 +48,15 @@ pub(super) fn tell_panics_as_errors() {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(|l| format!(" at {}:{}", l.file(), l.line())).unwrap_or_default();
         let message = panic.payload_as_str().unwrap_or("no message");
-        eprintln!("error: internal error{place}: {message}\nhint: this is a defect of janus, please report it");
+        out::error_line(&format!(
+            "error: internal error{place}: {message}\nhint: this is a defect of janus, please report it"
+        ));
     }));
 }
 
 /// Prints one line with one JSON object.
 pub(super) fn json(value: &impl Serialize) {
-    println!("{}", serde_json::to_string(value).expect("reports are plain data"));
+    out::result!("{}", serde_json::to_string(value).expect("reports are plain data"));
 }
 
 /// `1234567` as `1.23 M`, and so on.

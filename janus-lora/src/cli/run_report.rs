@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use janus_core::output::require_file;
 use serde_json::json;
 
+use super::out::done;
 use super::report;
 use crate::error::Result;
 use crate::report::expected::ExpectedCurve;
@@ -31,14 +33,18 @@ pub(super) struct RunReport {
 
 impl RunReport {
     pub(super) fn run(self) -> Result<()> {
+        let curve = self.curve.as_deref().map(require_file).transpose()?;
+        if self.folder.is_dir() {
+            require_file(&self.folder.join("report.html"))?;
+        }
         let file = write_report(&self.folder)?;
-        if let Some(curve) = &self.curve {
-            ExpectedCurve::of_run(&self.folder)?.write(curve)?;
+        if let Some(curve) = curve {
+            ExpectedCurve::of_run(&self.folder)?.write(&curve)?;
         }
         if self.json {
             report::json(&json!({ "file": file }));
         } else {
-            println!("{}", file.display());
+            done!("{}", file.display());
         }
         Ok(())
     }

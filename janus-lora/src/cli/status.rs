@@ -1,14 +1,16 @@
-//! Progress bars on stderr, with time left; plain lines where stderr is no terminal.
+//! Progress bars on stderr, with time left; plain lines where stderr is no terminal; neither with `--quiet`.
 
+use std::fmt;
 use std::io::IsTerminal;
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use janus_core::hub::Progress;
 
 use super::live::Live;
-use crate::status::{Bar, Status, TrainingView};
+use super::out::{error_line, is_quiet};
+use crate::status::{Bar, Status, TrainingView, duration};
 
 /// Work shorter than this shows no plain line.
 pub(super) const QUIET: Duration = Duration::from_secs(2);
@@ -25,18 +27,42 @@ pub(super) fn on_terminal() -> bool {
 pub(super) fn bars() -> &'static MultiProgress {
     static BARS: OnceLock<MultiProgress> = OnceLock::new();
     BARS.get_or_init(|| {
-        let target = if on_terminal() { ProgressDrawTarget::stderr_with_hz(8) } else { ProgressDrawTarget::hidden() };
+        let target = if on_terminal() && !is_quiet() {
+            ProgressDrawTarget::stderr_with_hz(8)
+        } else {
+            ProgressDrawTarget::hidden()
+        };
         MultiProgress::with_draw_target(target)
     })
 }
 
-/// A line on stderr, above the bars.
+/// A remark on stderr, above the bars.
 pub(super) fn say(line: &str) {
-    if on_terminal() {
-        bars().suspend(|| eprintln!("{line}"));
-    } else {
-        eprintln!("{line}");
+    if !is_quiet() {
+        above_bars(line);
     }
+}
+
+fn above_bars(line: &str) {
+    if bars().is_hidden() {
+        error_line(line);
+    } else {
+        // A terminal that is gone: the work goes on.
+        let _ = bars().println(line);
+    }
+}
+
+/// The style of a bar that tells times as [`duration`] does.
+pub(super) fn bar_style(template: &str) -> ProgressStyle {
+    let style = ProgressStyle::with_template(template).expect("a fixed template").progress_chars("=> ");
+    let told = |time: Duration| duration(time.as_secs_f64());
+    let left = move |state: &ProgressState, out: &mut dyn fmt::Write| {
+        let _ = out.write_str(&told(state.eta()));
+    };
+    let gone = move |state: &ProgressState, out: &mut dyn fmt::Write| {
+        let _ = out.write_str(&told(state.elapsed()));
+    };
+    style.with_key("time_left", left).with_key("time_gone", gone)
 }
 
 /// Draws on stderr.
@@ -65,7 +91,7 @@ impl Status for Terminal {
     }
 
     fn warn(&self, text: &str) {
-        say(&format!("warning: {text}"));
+        above_bars(&format!("warning: {text}"));
     }
 }
 
@@ -82,13 +108,13 @@ struct TerminalBar {
 impl TerminalBar {
     fn new(what: &str, total: u64, bytes: bool) -> Self {
         let template = if bytes {
-            "{prefix} {bar:28} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left  {msg}"
+            "{prefix} {bar:28} {bytes}/{total_bytes}  {bytes_per_sec}  {time_left} left  {msg}"
         } else {
-            "{prefix} {bar:28} {pos}/{len}  {eta} left  {msg}"
+            "{prefix} {bar:28} {pos}/{len}  {time_left} left  {msg}"
         };
         let bar = bars().add(ProgressBar::new(total));
         let plain = !on_terminal();
-        bar.set_style(ProgressStyle::with_template(template).expect("a fixed template").progress_chars("=> "));
+        bar.set_style(bar_style(template));
         bar.set_prefix(what.to_owned());
         let (message, last_line) = (Mutex::default(), Mutex::new(None));
         Self { what: what.to_owned(), bar, plain, bytes, message, last_line, started: Instant::now() }
@@ -112,10 +138,10 @@ impl TerminalBar {
         let (done, total) = (self.bar.position(), self.bar.length().unwrap_or(0));
         let left = match done {
             0 => String::new(),
-            _ => format!(
-                ", {:.0} s left",
-                self.started.elapsed().as_secs_f64() * total.saturating_sub(done) as f64 / done as f64
-            ),
+            _ => {
+                let seconds = self.started.elapsed().as_secs_f64() * total.saturating_sub(done) as f64 / done as f64;
+                format!(", {} left", duration(seconds))
+            }
         };
         say(&format!("{}: {} of {}{left}  {message}", self.what, self.amount(done), self.amount(total)));
     }
@@ -145,7 +171,7 @@ impl Bar for TerminalBar {
         let seconds = self.started.elapsed();
         if seconds >= QUIET {
             let amount = self.amount(self.bar.position());
-            say(&format!("{}: {amount} in {:.1} s  {message}", self.what, seconds.as_secs_f64()));
+            say(&format!("{}: {amount} in {}  {message}", self.what, duration(seconds.as_secs_f64())));
         }
     }
 }

@@ -1,21 +1,22 @@
 //! `janus train`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::json;
 
 use super::arguments::DeviceArgument;
+use super::out::{done, result};
 use super::status::Terminal;
 use super::{report, samples};
 use crate::error::Result;
 use crate::recipe::{self, Orientation, Recipe};
 use crate::report::expected::{ExpectedCurve, Outside};
 use crate::report::record::Record;
-use crate::status::Status;
+use crate::status::{Status, duration};
 use crate::train::folder::RunFolder;
 use crate::train::identity::is_of_stored_pictures;
-use crate::train::run::{self, Prepared};
+use crate::train::run::{self, Finished, Prepared};
 use crate::train::signals;
 
 /// A run's recipe is read up to so many bytes, as any is.
@@ -48,25 +49,24 @@ pub(super) struct Train {
 }
 
 /// Reads a recipe with its overrides.
-pub(super) fn load(path: &std::path::Path, overrides: &[String]) -> Result<Recipe> {
-    Ok(recipe::load(path, overrides, std::path::Path::new("."))?)
+pub(super) fn load(path: &Path, overrides: &[String]) -> Result<Recipe> {
+    Ok(recipe::load(path, overrides, Path::new("."))?)
 }
 
 impl Train {
-    /// The recipe; of a run that is gone on with, which began when pictures were read as stored, one that goes on so.
+    /// The recipe; of a run that is resumed and began when pictures were read as stored, one that reads them so.
     fn read(&self) -> Result<Recipe> {
         let recipe = load(&self.recipe, &self.overrides)?;
-        let began = |dir: &std::path::Path| janus_core::input::read(dir, "recipe.toml", MAX_RECIPE_BYTES).ok()?;
+        let began = |dir: &Path| janus_core::input::read(dir, "recipe.toml", MAX_RECIPE_BYTES).ok()?;
         let was = if self.resume { began(&recipe.output.dir) } else { None };
         if !was.is_some_and(|was| is_of_stored_pictures(&String::from_utf8_lossy(&was))) {
             return Ok(recipe);
         }
-        let folder = std::path::Path::new(".");
-        let as_stored = recipe::load_oriented(&self.recipe, &self.overrides, folder, Orientation::Stored)?;
+        let as_stored = recipe::load_oriented(&self.recipe, &self.overrides, Path::new("."), Orientation::Stored)?;
         if as_stored != recipe {
             Terminal.warn(&format!(
-                "the run in {} reads pictures as they are stored, and goes on so: `orientation = \"stored\"` in `[[data]]` \
-                 says it in the recipe, too",
+                "the run in {} reads pictures as they are stored and continues to: `orientation = \"stored\"` in `[[data]]` \
+                 says so in the recipe, too",
                 recipe.output.dir.display()
             ));
         }
@@ -75,16 +75,9 @@ impl Train {
 
     pub(super) fn run(self) -> Result<()> {
         let recipe = self.read()?;
-        if self.resume
-            && !self.dry_run
-            && let Some(metrics) = run::finished(&recipe)?
-        {
-            let dir = &recipe.output.dir;
-            if self.json {
-                report::json(&json!({ "dir": dir, "finished": true, "metrics": metrics }));
-            } else {
-                println!("the run in {} is finished: nothing to do", dir.display());
-            }
+        let finished = if self.resume && !self.dry_run { run::finished(&recipe)? } else { None };
+        if let Some(finished) = finished.as_ref().filter(|finished| finished.same_length) {
+            self.tell_finished(&recipe.output.dir, finished);
             return Ok(());
         }
         // Told at once, not after all rows were looked through.
@@ -102,11 +95,15 @@ impl Train {
             if self.json {
                 report::json(&prepared.plan);
             } else {
-                println!("{}", plan_text(&prepared));
+                result!("{}", plan_text(&prepared));
             }
             return if device.is_cpu() { prepared.plan.require_room() } else { Ok(()) };
         };
-        eprintln!("{}", plan_text(&prepared));
+        if let Some(finished) = finished.filter(|finished| finished.steps() == Some(prepared.plan.steps)) {
+            self.tell_finished(folder.path(), &finished);
+            return Ok(());
+        }
+        Terminal.note(&plan_text(&prepared));
         signals::listen();
         let expected = self.expected()?;
         let summary = run::train(&prepared, folder, &device, &Terminal)?;
@@ -129,33 +126,41 @@ impl Train {
             }));
             return Ok(());
         }
-        println!("{}", super::eval::table(&summary.before, &summary.after));
+        done!("{}", super::eval::table(&summary.before, &summary.after));
         // The run is done and saved: what cannot be shown of it is no failure of it.
         match Record::read(&summary.folder) {
-            Ok(record) => samples::text(&record).iter().for_each(|samples| println!("\n{samples}")),
+            Ok(record) => samples::text(&record).iter().for_each(|samples| done!("\n{samples}")),
             Err(error) => Terminal.warn(&format!("no samples can be shown: {error}")),
         }
-        println!(
-            "\nadapter in {}: {} steps in {:.0} s ({:.1} % of it waiting for rows), peak memory {} (predicted {})",
+        done!(
+            "\nadapter in {}: {} steps in {} ({:.1} % of it waiting for rows), peak memory {} (predicted {})",
             summary.folder.display(),
             summary.steps,
-            summary.training_seconds,
+            duration(summary.training_seconds),
             100.0 * summary.wait_seconds / summary.training_seconds.max(f64::MIN_POSITIVE),
             report::bytes(summary.peak_rss_bytes),
             report::bytes(prepared.plan.predicted_peak_bytes)
         );
         if summary.skipped_steps > 0 {
-            println!("{} steps gave no finite loss and gradient and were skipped", summary.skipped_steps);
+            done!("{} steps gave no finite loss and gradient and were skipped", summary.skipped_steps);
         }
         if let Some(outside) = outside {
-            println!("{}", curve_text(&outside));
+            done!("{}", curve_text(&outside));
         }
-        println!("what happened: {}", summary.folder.join("report.html").display());
+        done!("what happened: {}", summary.folder.join("report.html").display());
         Ok(())
     }
 }
 
 impl Train {
+    fn tell_finished(&self, dir: &Path, Finished { metrics, .. }: &Finished) {
+        if self.json {
+            report::json(&json!({ "dir": dir, "finished": true, "metrics": metrics }));
+        } else {
+            done!("the run in {} is finished: nothing to do", dir.display());
+        }
+    }
+
     /// The losses that the recipe's runs are expected to have, where it is run as it stands.
     fn expected(&self) -> Result<Option<ExpectedCurve>> {
         let changes_nothing = |key: &String| key.trim_start().starts_with("output.");
@@ -241,14 +246,25 @@ fn plan_text(prepared: &Prepared) -> String {
         plan.steps,
         report::bytes(plan.predicted_peak_bytes)
     ));
+    for stage in &prepared.stages {
+        let of_stage = stage.name.as_ref().map(|name| format!(" of stage {name}")).unwrap_or_default();
+        for (table, drawn) in stage.plan.repeated() {
+            let times = drawn / table.rows as f64;
+            lines.push(format!(
+                "           a step{of_stage} draws {drawn} rows of `{}`, which has {}: each about {times:.2} times",
+                table.name, table.rows
+            ));
+        }
+    }
     let parts = plan.predicted_memory.parts();
     let parts = parts.iter().filter(|(_, bytes)| *bytes > 0);
     let parts: Vec<String> = parts.map(|(name, bytes)| format!("{name} {}", report::bytes(*bytes))).collect();
     lines.push(format!("           {}", parts.join(", ")));
     if let Some(seconds) = plan.predicted_step_seconds {
         lines.push(format!(
-            "           estimated {seconds:.2} s per step, {:.0} s for all steps, at the rate of a short rehearsal on this machine now",
-            seconds * plan.steps as f64
+            "           estimated {} per step, {} for all steps, at the rate of a short rehearsal on this machine now",
+            if seconds < 60.0 { format!("{seconds:.2} s") } else { duration(seconds) },
+            duration(seconds * plan.steps as f64)
         ));
     }
     lines.push(format!("output     {}", recipe.output.dir.display()));

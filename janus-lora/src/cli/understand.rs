@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::arguments::{BaseArguments, DeviceArgument, PictureArguments, TypeArgument};
 use super::ask::{Ask, HeadTask};
+use super::out::result;
 use super::report;
 use super::status::Terminal;
 use crate::base::Base;
@@ -135,7 +136,7 @@ impl Understand {
             if self.json {
                 report::json(&json!({ "text": answer.text, "token_ids": answer.token_ids }));
             } else {
-                println!("{}", answer.text);
+                result!("{}", answer.text);
             }
         }
         Ok(())

@@ -47,6 +47,21 @@ pub use given::{NetworkError, Networks};
 /// Metrics of every table that has evaluation rows, by name.
 pub type Metrics = serde_json::Map<String, serde_json::Value>;
 
+/// Figures as one line: those of each table but its counts, and what the most frequent answer would reach, which stays the same.
+pub fn in_one_line(metrics: &Metrics) -> String {
+    let of_table = |(name, figures): (&String, &serde_json::Value)| {
+        let figures = figures
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter(|(name, value)| !value.is_u64() && !name.starts_with("frequen"));
+        let figures = figures.filter_map(|(metric, value)| Some((metric.replace('_', " "), value.as_f64()?)));
+        let told: Vec<String> = figures.map(|(metric, value)| format!("{metric} {value:.4}")).collect();
+        format!("{name} {}", told.join(", "))
+    };
+    metrics.iter().map(of_table).collect::<Vec<_>>().join("; ")
+}
+
 /// Evaluates every table of a recipe that has evaluation rows; one whose head is not among `heads` has no figures. Drawn pictures
 /// are measured with those of the `networks` that were given, too.
 ///

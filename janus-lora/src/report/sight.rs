@@ -13,7 +13,7 @@ use super::page::write_report;
 use super::picture::{Encoded, thumbnail};
 use super::samples::{Sample, Sampler, Stand};
 use crate::error::Result;
-use crate::eval::Metrics;
+use crate::eval::{Metrics, in_one_line};
 use crate::recipe::Recipe;
 use crate::status::Status;
 use crate::train::metrics::{MetricsFile, StepLine};
@@ -82,11 +82,15 @@ impl Sight {
         self.event(line.step, values, status);
     }
 
-    /// Figures are known; `with_adapter` says of what.
+    /// Figures are known; `with_adapter` says of what. Those of the base alone are where the adapter's curves begin, too.
     pub fn evaluated(&mut self, step: u64, with_adapter: bool, metrics: &Metrics, status: &dyn Status) {
-        let group = if with_adapter { "eval" } else { "eval_base" };
+        if !metrics.is_empty() {
+            let of_what = if with_adapter { "" } else { " (the base alone)" };
+            status.note(&format!("evaluation at step {step}{of_what}: {}", in_one_line(metrics)));
+        }
+        let groups: &[&str] = if with_adapter { &["eval"] } else { &["eval_base", "eval"] };
         let mut values = Vec::new();
-        for (table, figures) in metrics {
+        for (group, (table, figures)) in groups.iter().flat_map(|group| metrics.iter().map(move |own| (group, own))) {
             for (metric, value) in figures.as_object().into_iter().flatten() {
                 values
                     .extend(value.as_f64().map(|value| (format!("{group}/{table}/{metric}"), Summary::Scalar(value))));

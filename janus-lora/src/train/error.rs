@@ -1,9 +1,10 @@
 //! What keeps a run from starting or from going on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use janus_core::{Diagnose, Fault};
 
+use super::files::RECIPE_FILE;
 use super::room::MEMORY_VARIABLE;
 use super::signals::StopSignal;
 use crate::data::RowId;
@@ -162,12 +163,14 @@ pub enum TrainError {
         folder: PathBuf,
     },
     /// A run to resume that was another one.
-    #[error("the run in `{}` cannot be gone on with: {}", folder.display(), differences.join("; "))]
+    #[error("the run in `{}` cannot be resumed so: {}", folder.display(), differences.join("; "))]
     OtherRun {
         /// The run folder.
         folder: PathBuf,
         /// What differs, each with what it was and what it is.
         differences: Vec<String>,
+        /// What works instead, where there is more to say than the usual.
+        instead: Vec<String>,
     },
     /// A checkpoint that is damaged or not of this run.
     #[error("checkpoint `{}` cannot be used: {problem}", folder.display())]
@@ -231,6 +234,18 @@ pub enum TrainError {
         /// Why.
         reason: String,
     },
+}
+
+/// The command that resumes the run in a folder, by the recipe that it keeps.
+pub(super) fn resume_command(run: &Path) -> String {
+    format!("janus train {} --resume", shell_word(&run.join(RECIPE_FILE)))
+}
+
+/// A path as a shell reads it.
+pub(super) fn shell_word(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+,:@%=".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
 /// The first few of a list of names.
@@ -319,13 +334,17 @@ impl Diagnose for TrainError {
                 "lower `train.learning_rate`, or set `train.clip_norm`".into(),
             ],
             TrainError::NoMetric { .. } => vec!["name one of these, as `table.metric`".into()],
-            TrainError::Stopped { checkpoint: Some(_), .. } => vec!["`--resume` goes on from there".into()],
-            TrainError::RunExists { .. } => {
-                vec!["`--resume` goes on with it; a new run needs another `output.dir`".into()]
+            TrainError::Stopped { checkpoint: Some((_, checkpoint)), .. } => {
+                let run = checkpoint.ancestors().nth(2).unwrap_or(checkpoint);
+                vec![format!("`{}` goes on from there", resume_command(run))]
+            }
+            TrainError::RunExists { folder } => {
+                vec![format!("`{}` resumes it; a new run needs another `output.dir`", resume_command(folder))]
             }
             TrainError::NotARun { .. } => vec!["choose the folder of the run, or a new one".into()],
             TrainError::Link { .. } => vec!["put the file or folder itself there, or remove the link".into()],
             TrainError::Busy { .. } => vec!["wait for its end, or choose another `output.dir`".into()],
+            TrainError::OtherRun { instead, .. } if !instead.is_empty() => instead.clone(),
             TrainError::OtherRun { .. } => {
                 vec!["resume with what the run began with, or start a new run in another `output.dir`".into()]
             }

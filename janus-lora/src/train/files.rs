@@ -13,6 +13,9 @@ use crate::error::Result;
 use crate::eval::Metrics;
 use crate::recipe::{Recipe, to_toml};
 
+/// The resolved recipe.
+pub(super) const RECIPE_FILE: &str = "recipe.toml";
+
 /// Files of the run folder beside checkpoints and adapter.
 pub(super) struct RunFiles {
     pub(super) metrics: MetricsFile,
@@ -29,7 +32,7 @@ impl RunFiles {
         tables: &[RecipeTable],
         metrics_bytes: u64,
     ) -> Result<(Self, bool)> {
-        write_file(&folder.join("recipe.toml"), |file| file.write_all(to_toml(recipe).as_bytes()))?;
+        write_file(&folder.join(RECIPE_FILE), |file| file.write_all(to_toml(recipe).as_bytes()))?;
         let sources = tables.iter().flat_map(|table| std::iter::once(&table.train).chain(&table.eval));
         write_rejected(&folder.join("rejected.jsonl"), sources.flat_map(|source| source.index.rejected()))?;
         let curve = |table: &RecipeTable| Curve { name: table.section.name.clone(), ..Curve::default() };

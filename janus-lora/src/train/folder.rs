@@ -99,6 +99,17 @@ impl RunFolder {
         remove_leftovers(&self.path).map_err(|source| self.failed(source))
     }
 
+    /// Takes the finished adapter away, for the run that it was the end of goes on: the last checkpoint holds it, too.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn reopen(&self) -> Result<()> {
+        match fs::remove_file(self.path.join(WEIGHTS_FILE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.failed(error)),
+            _ => Ok(()),
+        }
+    }
+
     fn failed(&self, source: io::Error) -> crate::error::Error {
         TrainError::Write { path: self.path.clone(), source }.into()
     }
@@ -133,7 +144,7 @@ pub fn is_finished(path: &Path) -> bool {
 }
 
 /// Whether a folder is recognisably that of a run: by its mark, by a checkpoint, or because a run died before it marked it.
-fn is_run(path: &Path) -> bool {
+pub fn is_run(path: &Path) -> bool {
     let mut start = Vec::new();
     let lock =
         fs::File::open(path.join(LOCK_FILE)).and_then(|file| file.take(MARK.len() as u64).read_to_end(&mut start));

@@ -1,4 +1,4 @@
-//! What a run is made of, kept in its checkpoints: a run is only gone on with where all of this is still the same.
+//! What a run is made of, kept in its checkpoints: a run is only resumed where all of this is still the same.
 
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
@@ -13,13 +13,15 @@ use super::plan::Plan;
 use super::tables::{RecipeTable, Source};
 use crate::data::FileSource;
 use crate::error::Result;
-use crate::recipe::{Recipe, Schedule, to_toml};
+use crate::recipe::{Orientation, Recipe, Schedule, Task, to_toml};
 
-/// Keys that may change: they say where files lie, how often something is written, or how the same bits are computed.
-/// Files and base are compared by what is in them, epochs and steps by the steps they come to.
-const FREE_KEYS: &[&str] = &[
+/// Keys that may change when a run is resumed, under way or finished: they say where files lie, how often something is
+/// written, or how the same bits are computed. Files and base are compared by what is in them, epochs and steps by the steps
+/// they come to. `docs/guide/tune.md` has the same list.
+pub const FREE_KEYS: &[&str] = &[
     "base.path",
     "data_limits.max_bad_rows",
+    "data_limits.max_page_bytes",
     "output.dir",
     "train.checkpoint_every",
     "train.epochs",
@@ -32,10 +34,11 @@ const FREE_KEYS: &[&str] = &[
 ];
 
 /// Keys of a `[[data]]` table of which the same holds.
-const FREE_TABLE_KEYS: &[&str] = &["train", "eval"];
+pub const FREE_TABLE_KEYS: &[&str] = &["train", "eval", "image_root"];
 
-/// Keys of a `[[data]]` table that recipes of before do not have, with what was so then.
-const FORMER_TABLE_VALUES: &[(&str, &str)] = &[("orientation", "\"stored\"")];
+/// Keys of a `[[data]]` table that came later than the first runs, each with what happened before, as TOML. Since then every
+/// recipe in a run folder has the key: one that lacks it is of a run of before.
+const LATER_TABLE_KEYS: &[(&str, &str)] = &[("orientation", "\"stored\"")];
 
 /// Bytes at the end of a Parquet file that give the footer's length and the format's mark.
 const TAIL_BYTES: u64 = 8;
@@ -111,7 +114,7 @@ impl RunIdentity {
 
     /// Whether a run that began as `self` and has done `step` steps may go on as `now`; what differs, otherwise.
     pub fn differences(&self, now: &Self, schedule: Schedule, step: u64) -> Vec<String> {
-        let mut differences = recipe_differences(&self.recipe, &now.recipe, FREE_KEYS);
+        let mut differences = recipe_differences(&self.recipe, &now.recipe);
         if self.steps != now.steps && (schedule != Schedule::Constant || now.steps < step) {
             let why = match schedule {
                 Schedule::Constant => format!("{step} are done"),
@@ -136,8 +139,8 @@ impl RunIdentity {
     }
 }
 
-/// Keys of two recipes that differ, with both values, but for `free` ones.
-pub(super) fn recipe_differences(was: &str, is: &str, free: &[&str]) -> Vec<String> {
+/// Keys of two recipes that differ, with both values, but for those that may.
+pub(super) fn recipe_differences(was: &str, is: &str) -> Vec<String> {
     let (Ok(was), Ok(is)) = (toml::from_str::<toml::Table>(was), toml::from_str::<toml::Table>(is)) else {
         return vec!["its recipe cannot be read".into()];
     };
@@ -148,33 +151,28 @@ pub(super) fn recipe_differences(was: &str, is: &str, free: &[&str]) -> Vec<Stri
         let of_table = key.strip_prefix("data.").and_then(|rest| rest.split_once('.'));
         let of_stage = key.strip_prefix("stage.").and_then(|rest| rest.split_once('.')).map(|(_, key)| key);
         // A stage's steps are its own key, which is not free.
-        free.contains(&key)
-            || of_stage.is_some_and(|key| free.contains(&key))
+        FREE_KEYS.contains(&key)
+            || of_stage.is_some_and(|key| FREE_KEYS.contains(&key))
             || of_table.is_some_and(|(_, key)| FREE_TABLE_KEYS.contains(&key))
     };
-    let value = |list: &[(String, String)], key: &str| {
-        list.iter().find(|(other, _)| other == key).map_or_else(|| ABSENT.to_owned(), |(_, value)| value.clone())
+    let value =
+        |list: &[(String, String)], key: &str| list.iter().find(|(other, _)| other == key).map(|(_, v)| v.clone());
+    let then = |key: &str| {
+        let later =
+            LATER_TABLE_KEYS.iter().find(|(later, _)| key.starts_with("data.") && key.ends_with(&format!(".{later}")));
+        later.map(|(_, then)| (*then).to_owned())
     };
-    let former = |key: &str| {
-        let (_, key) = key.strip_prefix("data.")?.split_once('.')?;
-        FORMER_TABLE_VALUES.iter().find(|(name, _)| *name == key).map(|(_, value)| (*value).to_owned())
-    };
-    let former_value = |key: &str| match value(&old, key) {
-        absent if absent == ABSENT => former(key).unwrap_or(absent),
-        value => value,
-    };
+    let told = |value: Option<String>| value.unwrap_or_else(|| "absent".to_owned());
     let mut keys: Vec<&String> = old.iter().map(|(key, _)| key).collect();
     keys.extend(new.iter().map(|(key, _)| key).filter(|key| !old.iter().any(|(other, _)| other == *key)));
     keys.into_iter()
         .filter(|key| !is_free(key))
-        .map(|key| (key, former_value(key), value(&new, key)))
+        .map(|key| (key, value(&old, key).or_else(|| then(key)), value(&new, key)))
         .filter(|(_, was, is)| was != is)
+        .map(|(key, was, is)| (key, told(was), told(is)))
         .map(|(key, was, is)| format!("`{key}` was {was} and is {is}"))
         .collect()
 }
-
-/// What stands for a key that is not there: no value of TOML.
-const ABSENT: &str = "absent";
 
 /// Whether a resolved recipe reads the pictures of all its tables as they are stored, as every one did that does not say it.
 pub fn is_of_stored_pictures(recipe: &str) -> bool {
@@ -277,26 +275,41 @@ mod tests {
         let was =
             "[base]\npath = \"a\"\n[[data]]\ntrain = \"x\"\nweight = 1.0\n[train]\nlearning_rate = 0.005\nsteps = 9\n";
         let moved = was.replace("\"a\"", "\"b\"").replace("\"x\"", "\"y\"").replace("steps = 9", "epochs = 1");
-        assert_eq!(recipe_differences(was, &moved, FREE_KEYS), Vec::<String>::new());
+        assert_eq!(recipe_differences(was, &moved), Vec::<String>::new());
         let other = was.replace("0.005", "0.001").replace("weight = 1.0\n", "") + "seed = 3\n";
         let expected = [
             "`data.0.weight` was 1.0 and is absent",
             "`train.learning_rate` was 0.005 and is 0.001",
             "`train.seed` was absent and is 3",
         ];
-        let mut differences = recipe_differences(was, &other, FREE_KEYS);
+        let mut differences = recipe_differences(was, &other);
         differences.sort();
         assert_eq!(differences, expected);
+    }
+
+    /// The guide has the list that the check goes by.
+    #[test]
+    fn the_guide_lists_what_may_change() {
+        let guide = include_str!("../../../docs/guide/tune.md");
+        let (_, rest) = guide.split_once("Free are ").unwrap();
+        let (list, _) = rest.split_once("* **").unwrap();
+        let keys = FREE_KEYS.iter().map(|key| format!("`{key}`"));
+        for key in keys.chain(FREE_TABLE_KEYS.iter().map(|key| format!("`data.N.{key}`"))) {
+            assert!(list.contains(&key), "no {key} in: {list}");
+        }
+        // `base.path` and `output.dir` aside, and nothing besides.
+        let listed = list.matches("`train.").count() + list.matches("`data").count() + 2;
+        assert_eq!(listed, FREE_KEYS.len() + FREE_TABLE_KEYS.len());
     }
 
     #[test]
     fn pictures_of_before_lay_as_they_were_stored() {
         let was = "[[data]]\ntask = \"classify\"\ntrain = \"x\"\n[[data]]\ntask = \"text\"\ntrain = \"y\"\n";
         let now = |way: &str| was.replace("\"x\"\n", &format!("\"x\"\norientation = \"{way}\"\n"));
-        assert_eq!(recipe_differences(was, &now("stored"), FREE_KEYS), Vec::<String>::new());
-        let turned = recipe_differences(was, &now("upright"), FREE_KEYS);
+        assert_eq!(recipe_differences(was, &now("stored")), Vec::<String>::new());
+        let turned = recipe_differences(was, &now("upright"));
         assert_eq!(turned, ["`data.0.orientation` was \"stored\" and is \"upright\""]);
-        assert_eq!(recipe_differences(&now("upright"), &now("stored"), FREE_KEYS).len(), 1);
+        assert_eq!(recipe_differences(&now("upright"), &now("stored")).len(), 1);
         for (recipe, expected) in [
             (was, true),
             (&now("stored"), true),
@@ -309,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_constant_rate_can_be_gone_on_with_for_longer() {
+    fn only_a_constant_rate_can_go_on_for_longer() {
         let (was, longer) = (identity("", 10), identity("", 20));
         assert!(was.differences(&longer, Schedule::Constant, 10).is_empty());
         assert_eq!(longer.differences(&was, Schedule::Constant, 11).len(), 1, "steps cannot be undone");

@@ -28,7 +28,7 @@ pub struct StepLine {
     /// The stage, where the run has some.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stage: Option<String>,
-    /// Passes over the largest table, as a fraction.
+    /// Passes over the largest table: rows drawn of it by its rows.
     pub epoch: f64,
     /// `Σ loss_weight · loss`.
     pub loss: f64,

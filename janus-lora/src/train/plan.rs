@@ -225,9 +225,8 @@ impl Plan {
         let steps = match (recipe.train.steps, recipe.train.epochs) {
             (Some(steps), _) => steps,
             (None, epochs) => {
-                let largest = (0..tables.len()).max_by_key(|i| tables[*i].train.index.accepted_rows()).unwrap_or(0);
-                let rows = tables.get(largest).map_or(0, |table| table.train.index.accepted_rows());
-                let per_step = rows_per_step.get(largest).copied().unwrap_or(1.0);
+                let (rows, per_step) =
+                    largest(tables.iter().map(|table| table.train.index.accepted_rows()), &rows_per_step);
                 (epochs.unwrap_or(1) as f64 * rows as f64 / per_step).ceil().max(1.0) as u64
             }
         };
@@ -397,6 +396,18 @@ impl Plan {
         Ok(())
     }
 
+    /// Steps of one pass over the largest table, a part of one where a step draws its rows more than once.
+    pub fn steps_per_epoch(&self) -> f64 {
+        let (rows, per_step) = largest(self.tables.iter().map(|table| table.rows), &self.rows_per_step);
+        rows as f64 / per_step
+    }
+
+    /// Tables of which a step draws rows more than once, with how many of their rows it draws.
+    pub fn repeated(&self) -> impl Iterator<Item = (&TablePlan, f64)> {
+        let drawn = self.tables.iter().zip(self.rows_per_step.iter().copied());
+        drawn.filter(|(table, drawn)| *drawn > table.rows as f64)
+    }
+
     /// Refuses a run that needs more memory than there was when it was planned.
     ///
     /// # Errors
@@ -425,6 +436,11 @@ impl Plan {
             base_name: Some(base.name().to_owned()),
         }
     }
+}
+
+/// Rows of the largest of some tables, and how many of them a step draws.
+fn largest(rows: impl Iterator<Item = usize>, rows_per_step: &[f64]) -> (usize, f64) {
+    rows.zip(rows_per_step.iter().copied()).max_by_key(|(rows, _)| *rows).unwrap_or((0, 1.0))
 }
 
 /// What of a recipe's images is kept, in words.

@@ -1,4 +1,6 @@
-//! Ctrl-C and SIGTERM: the first asks a run to save and leave, the second ends the process at once.
+//! Ctrl-C, SIGTERM and SIGHUP: the first asks a run to save and leave, the second ends the process at once.
+//!
+//! SIGHUP comes when a terminal is closed, once from the system and once more from the shell: it is no second signal.
 //!
 //! Nothing happens until [`listen`] is called, as `janus train` does; a program that uses this crate as a library keeps its
 //! own signal handlers.
@@ -18,12 +20,15 @@ pub enum StopSignal {
     Interrupt,
     /// SIGTERM, what `kill` and batch systems send.
     Terminate,
+    /// SIGHUP, what comes when a terminal or a connection is closed.
+    Hangup,
 }
 
 impl StopSignal {
     /// 128 and the signal's number, as shells have it.
     pub fn exit_code(self) -> u8 {
         match self {
+            StopSignal::Hangup => 129,
             StopSignal::Interrupt => 130,
             StopSignal::Terminate => 143,
         }
@@ -35,12 +40,13 @@ impl fmt::Display for StopSignal {
         f.write_str(match self {
             StopSignal::Interrupt => "SIGINT",
             StopSignal::Terminate => "SIGTERM",
+            StopSignal::Hangup => "SIGHUP",
         })
     }
 }
 
-/// From now on the first SIGINT or SIGTERM is only noted; what comes after it has its usual effect. A signal that the process
-/// was started to ignore stays ignored. Does nothing on systems without POSIX signals.
+/// From now on the first SIGINT, SIGTERM or SIGHUP is only noted; a SIGINT or SIGTERM after it has its usual effect. A signal
+/// that the process was started to ignore (`nohup`) stays ignored. Does nothing on systems without POSIX signals.
 pub fn listen() {
     #[cfg(unix)]
     posix::listen();
@@ -52,6 +58,8 @@ pub fn received() -> Option<StopSignal> {
         0 => None,
         #[cfg(unix)]
         libc::SIGTERM => Some(StopSignal::Terminate),
+        #[cfg(unix)]
+        libc::SIGHUP => Some(StopSignal::Hangup),
         _ => Some(StopSignal::Interrupt),
     }
 }
@@ -73,7 +81,7 @@ mod posix {
 
     use super::RECEIVED;
 
-    const SIGNALS: [libc::c_int; 2] = [libc::SIGINT, libc::SIGTERM];
+    const SIGNALS: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
     const TOLD: &[u8] = b"\nstopping after this step and saving; a second signal leaves at once\n";
 
     pub(super) fn listen() {
@@ -96,7 +104,8 @@ mod posix {
     }
 
     extern "C" fn note(signal: libc::c_int) {
-        RECEIVED.store(signal, Ordering::Relaxed);
+        // The first says why the run ends.
+        let _ = RECEIVED.compare_exchange(0, signal, Ordering::Relaxed, Ordering::Relaxed);
         // SAFETY: `signal` and `write` are async-signal-safe (POSIX.1-2017, 2.4.3); the bytes are static, and the error number
         // of what was interrupted is put back.
         unsafe {
@@ -104,8 +113,10 @@ mod posix {
             let error = errno();
             #[cfg(any(target_os = "linux", target_vendor = "apple"))]
             let kept = *error;
-            for signal in SIGNALS {
-                libc::signal(signal, libc::SIG_DFL);
+            libc::signal(libc::SIGHUP, libc::SIG_IGN);
+            if signal != libc::SIGHUP {
+                libc::signal(libc::SIGINT, libc::SIG_DFL);
+                libc::signal(libc::SIGTERM, libc::SIG_DFL);
             }
             libc::write(libc::STDERR_FILENO, TOLD.as_ptr().cast(), TOLD.len());
             #[cfg(any(target_os = "linux", target_vendor = "apple"))]

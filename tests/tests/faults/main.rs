@@ -7,6 +7,8 @@ mod commands;
 #[cfg(unix)]
 mod links;
 mod merges;
+#[cfg(unix)]
+mod outputs;
 mod probe;
 mod recipes;
 mod rows;

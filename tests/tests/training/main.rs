@@ -364,13 +364,22 @@ fn a_run_shows_what_it_does() {
     let names = tree(&place.path("run"));
     let events: Vec<_> = names.iter().filter(|(name, _)| name.to_string_lossy().contains("tfevents")).collect();
     let [(_, Some(events))] = events[..] else { panic!("{:?}", names.keys()) };
-    let (mut rest, mut records) = (events.as_slice(), 0);
+    let (mut rest, mut records) = (events.as_slice(), Vec::new());
     while !rest.is_empty() {
         let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
+        records.push(&rest[12..12 + length]);
         rest = &rest[16 + length..];
-        records += 1;
     }
-    assert_eq!(records, 1 + 4 + 2 + 3);
+    assert_eq!(records.len(), 1 + 4 + 2 + 3);
+    // Every curve of the evaluation begins with the base at step 0. A record is wall time, step, and then what it holds.
+    let steps_of = |tag: &str| -> Vec<u8> {
+        let has = |record: &&&[u8]| record.windows(tag.len()).any(|part| part == tag.as_bytes());
+        records.iter().filter(has).map(|record| record[10]).collect()
+    };
+    for table in ["questions", "pictures"] {
+        assert_eq!(steps_of(&format!("eval/{table}/loss")), [0, 4], "{table}");
+        assert_eq!(steps_of(&format!("eval_base/{table}/loss")), [0], "{table}");
+    }
 
     // The report is made of the folder alone.
     let report = place.read("run/report.html");

@@ -94,3 +94,48 @@ fn a_dry_run_tells_and_writes_nothing() {
     let ratio = run["peak_rss_bytes"].as_f64().unwrap() / predicted;
     assert!((0.2..5.0).contains(&ratio), "peak is {ratio} times the predicted {predicted}");
 }
+
+/// Epochs count rows, whether a step draws less than all of them or each of them several times.
+#[test]
+fn epochs_count_rows() {
+    let place = place(&[UNDERSTAND]);
+    // The table has ten rows.
+    for (batch, accumulation, epoch, repeats) in [(2, 1, 0.2, None), (10, 1, 1.0, None), (16, 1, 1.6, Some("1.60"))]
+        .into_iter()
+        .chain([(9, 3, 2.7, Some("2.70")), (40, 1, 4.0, Some("4.00"))])
+    {
+        let run = format!("run-{batch}");
+        let keys = [
+            format!("train.batch_size={batch}"),
+            format!("train.grad_accumulation={accumulation}"),
+            format!("output.dir={run}"),
+            "train.steps=2".to_owned(),
+        ];
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let done = place.janus(&[&["train", "recipe.toml"], &keys[..]].concat()).expect_success();
+        let epochs: Vec<f64> = place.metrics(&run).iter().filter_map(|line| line["epoch"].as_f64()).collect();
+        assert_eq!(epochs.len(), 2);
+        for (epochs, steps) in epochs.iter().zip([1.0, 2.0]) {
+            assert!((epochs - steps * epoch).abs() < 1e-9, "{batch}: {epochs:?}");
+        }
+        let line = done.stderr.lines().find(|line| line.contains("a step draws"));
+        assert_eq!(line.is_some(), repeats.is_some(), "{}", done.stderr);
+        if let (Some(line), Some(repeats)) = (line, repeats) {
+            let said = format!(
+                "a step draws {} rows of `questions`, which has 10: each about {repeats} times",
+                batch * accumulation
+            );
+            assert!(line.contains(&said), "{line}");
+        }
+    }
+    // Steps by epochs are those of before.
+    let steps = |keys: &[&str]| {
+        let plan = [&["train", "recipe.toml", "--dry-run", "--json"], keys].concat();
+        place.janus(&plan).expect_success().json()["steps"].as_u64()
+    };
+    let of = |batch: &str, epochs: &str| steps(&[batch, epochs]);
+    assert_eq!(of("train.batch_size=3", "train.epochs=2"), Some(7));
+    assert_eq!(of("train.batch_size=10", "train.epochs=3"), Some(3));
+    assert_eq!(of("train.batch_size=16", "train.epochs=3"), Some(2));
+    assert_eq!(of("train.batch_size=64", "train.epochs=1"), Some(1));
+}

@@ -6,7 +6,7 @@
 
 mod kept;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use candle_core::{DType, Device};
@@ -14,12 +14,12 @@ use serde_json::{Value, json};
 
 use super::checkpoint::{self, State};
 use super::coverage::check_coverage;
-use super::error::rows_listed;
+use super::error::{resume_command, rows_listed, shell_word};
 use super::feeder::{Feeder, FeederState, stage_seed};
-use super::files::RunFiles;
-use super::folder::{RunFolder, is_finished};
+use super::files::{RECIPE_FILE, RunFiles};
+use super::folder::{RunFolder, is_finished, is_run};
 use super::guard::{Best, Progress, Spike, require_metric};
-use super::identity::{RunIdentity, recipe_differences};
+use super::identity::{self, RunIdentity, recipe_differences};
 use super::metrics::{SkippedStep, StepLine, peak_rss_bytes, rss_bytes};
 use super::optimizer::AdamWConfig;
 use super::plan::{Plan, compute_type, parts};
@@ -38,7 +38,7 @@ use crate::error::{Error, Result};
 use crate::eval::{Metrics, Networks, evaluate};
 use crate::fingerprint::PendingFingerprint;
 use crate::heads::Heads;
-use crate::recipe::{Recipe, to_toml};
+use crate::recipe::{Recipe, Schedule, to_toml};
 use crate::report::Sight;
 use crate::report::samples::Stand;
 use crate::status::Status;
@@ -120,24 +120,74 @@ impl Prepared {
     }
 }
 
-/// What the run in the folder of a recipe came to, if it is over: metrics as in `janus_adapter.json`.
+/// A run that is over.
+#[derive(Debug)]
+pub struct Finished {
+    /// What it came to, as in `janus_adapter.json`.
+    pub metrics: Value,
+    /// Whether the recipe names the same number of steps or epochs; otherwise the plan tells whether it asks for more.
+    pub same_length: bool,
+}
+
+impl Finished {
+    /// Steps that it was planned to have.
+    pub fn steps(&self) -> Option<u64> {
+        self.metrics.get("planned_steps").or_else(|| self.metrics.get("steps"))?.as_u64()
+    }
+}
+
+/// What the run in the folder of a recipe came to, if it is over.
 ///
 /// # Errors
 /// [`TrainError::OtherRun`] where it was a run of another recipe.
-pub fn finished(recipe: &Recipe) -> Result<Option<Value>> {
+pub fn finished(recipe: &Recipe) -> Result<Option<Finished>> {
     let folder = recipe.output.dir.as_path();
     if !is_finished(folder) {
         return Ok(None);
     }
     let note = Note::read(folder)?.unwrap_or_default();
+    let mut same_length = true;
     if let Some(was) = &note.recipe {
-        let is_free = ["output.dir", "train.checkpoint_every", "train.keep_checkpoints", "train.sample_every"];
-        let differences = recipe_differences(was, &to_toml(recipe), &is_free);
+        let now = to_toml(recipe);
+        let differences = recipe_differences(was, &now);
         if !differences.is_empty() {
-            return Err(TrainError::OtherRun { folder: folder.to_path_buf(), differences }.into());
+            let folder = folder.to_path_buf();
+            return Err(TrainError::OtherRun { folder, differences, instead: Vec::new() }.into());
         }
+        same_length = length(was) == length(&now);
     }
-    Ok(Some(note.metrics.unwrap_or_default()))
+    Ok(Some(Finished { metrics: note.metrics.unwrap_or_default(), same_length }))
+}
+
+/// How long a recipe says its run is: `train.steps` and `train.epochs`.
+fn length(recipe: &str) -> Option<[Option<i64>; 2]> {
+    let recipe: toml::Table = recipe.parse().ok()?;
+    let train = recipe.get("train")?;
+    Some(["steps", "epochs"].map(|key| train.get(key).and_then(toml::Value::as_integer)))
+}
+
+/// What can be done where a run cannot be given other steps, for its rate falls over all of them.
+fn instead_of_steps(recipe: &Recipe, steps: u64) -> Vec<String> {
+    let folder = recipe.output.dir.as_path();
+    let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let beside = |what: &str| shell_word(&folder.with_file_name(format!("{name}-{what}")));
+    let kept = shell_word(&folder.join(RECIPE_FILE));
+    let mut hints = Vec::new();
+    if recipe.stages.is_empty() {
+        let other = beside(&steps.to_string());
+        hints.push(format!("a new run of {steps} steps: `janus train {kept} train.steps={steps} output.dir={other}`"));
+    }
+    if is_finished(folder) {
+        let (base, merged) = (shell_word(Path::new(&recipe.base.path)), beside("merged"));
+        let adapter = shell_word(folder);
+        hints.push(format!(
+            "a run that begins where this one ended: `janus merge --base {base} --adapter {adapter} --out {merged} && \
+             janus train {kept} base.path={merged} output.dir={}`",
+            beside("more")
+        ));
+    }
+    hints.push("a run with `train.schedule = \"constant\"` can be given more steps at any time".into());
+    hints
 }
 
 /// Runs a recipe on `device` into a folder, from the first step, or the last checkpoint of an earlier process, to the saved
@@ -165,9 +215,15 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
     if let Some(checkpoint) = &resumed {
         identity.base = fingerprint.wait(status)?.to_owned();
         let State { identity: was, step, .. } = &checkpoint.state;
-        let differences = was.differences(&identity, recipe.train.schedule, *step);
+        let mut differences = was.differences(&identity, recipe.train.schedule, *step);
+        let other_steps = was.steps != identity.steps;
+        if other_steps && checkpoint.state.progress.stopped_early {
+            differences.push(format!("early stopping ended it after step {step}"));
+        }
         if !differences.is_empty() {
-            return Err(TrainError::OtherRun { folder: folder.path().to_path_buf(), differences }.into());
+            let is_spread = other_steps && recipe.train.schedule != Schedule::Constant;
+            let instead = if is_spread { instead_of_steps(recipe, identity.steps) } else { Vec::new() };
+            return Err(TrainError::OtherRun { folder: folder.path().to_path_buf(), differences, instead }.into());
         }
     }
     // What is kept of images is known by it.
@@ -230,6 +286,9 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
         }
     };
     folder.claim()?;
+    if saved_step.is_some() && step < plan.steps {
+        folder.reopen()?;
+    }
     if !folder.is_locked() {
         let path = folder.path().display();
         status.warn(&format!("the file system of `{path}` knows no locks: nothing keeps a second run out of it"));
@@ -299,8 +358,8 @@ impl Run<'_> {
             }
             Err(error) => {
                 if let Some(step) = self.saved_step {
-                    let folder = checkpoint::folder_of(self.folder.path(), step);
-                    self.status.warn(&format!("the run ends; `--resume` goes on from `{}`", folder.display()));
+                    let command = resume_command(self.folder.path());
+                    self.status.warn(&format!("the run ends; `{command}` goes on from step {step}"));
                 }
                 Err(error)
             }
@@ -428,13 +487,12 @@ impl Run<'_> {
         let spikes = self.spikes(&all_losses, &began);
         let tokens_per_second = tokens as f64 / clock.elapsed().as_secs_f64();
         let losses = tables.iter().zip(&report.losses);
-        let epoch_rows = plan.tables.iter().zip(&plan.rows_per_step).map(|(table, rows)| table.rows as f64 / rows);
         let wait_seconds = self.feeder.take_wait_seconds();
         self.progress.wait_seconds += wait_seconds;
         let line = StepLine {
             step: step + 1,
             stage: name.clone(),
-            epoch: (in_stage + 1) as f64 / epoch_rows.fold(1.0, f64::max),
+            epoch: (in_stage + 1) as f64 / plan.steps_per_epoch(),
             loss: report.loss,
             lr: learning_rate,
             grad_norm: report.grad_norm,

@@ -1,0 +1,104 @@
+//! What the program says: results on stdout, everything else on stderr.
+//!
+//! Telling is never fatal to doing: a reader that has gone away, a full disk below a log or a terminal that was closed ends
+//! no run and loses no step. Only where stdout is what the command was asked for is a failed write an error, and not where
+//! the reader has had enough (`| head`). So nothing here is printed by the macros of `std`, which panic.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use super::report::INTERNAL;
+
+/// Whether remarks and progress are left out.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// What has become of stdout.
+static STDOUT: Mutex<Stdout> = Mutex::new(Stdout::Open);
+
+enum Stdout {
+    Open,
+    /// Its reader has gone: the rest is for nobody.
+    Gone,
+    /// It takes no more.
+    Failed {
+        error: io::Error,
+        /// Whether what the command was asked for is lost.
+        lost_result: bool,
+    },
+}
+
+/// From now on only results, warnings and errors are told.
+pub(super) fn be_quiet() {
+    QUIET.store(true, Ordering::Relaxed);
+}
+
+/// Whether remarks and progress are left out.
+pub(super) fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
+
+/// A line on stdout; see [`result!`] and [`done!`].
+pub(super) fn line(text: fmt::Arguments<'_>, is_result: bool) {
+    let mut state = STDOUT.lock().unwrap_or_else(PoisonError::into_inner);
+    match &mut *state {
+        Stdout::Open => {
+            let mut stdout = io::stdout().lock();
+            let written = stdout.write_fmt(format_args!("{text}\n")).and_then(|()| stdout.flush());
+            *state = match written {
+                Ok(()) => Stdout::Open,
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Stdout::Gone,
+                Err(error) => Stdout::Failed { error, lost_result: is_result },
+            };
+        }
+        Stdout::Gone => {}
+        Stdout::Failed { lost_result, .. } => *lost_result |= is_result,
+    }
+}
+
+/// Prints a line of what the command was asked for, as `println!` does.
+macro_rules! result {
+    ($($text:tt)*) => { $crate::cli::out::line(format_args!($($text)*), true) };
+}
+
+/// Prints a line about what the command has done, as `println!` does: the command has succeeded whether it is read or not.
+macro_rules! done {
+    ($($text:tt)*) => { $crate::cli::out::line(format_args!($($text)*), false) };
+}
+
+pub(super) use {done, result};
+
+/// A line on stderr as it is. Where nobody can read it there is nobody to tell.
+pub(super) fn error_line(text: &str) {
+    let _ = io::stderr().lock().write_all(format!("{text}\n").as_bytes());
+}
+
+/// The exit code of a command that has done its work: a result that could not be written is a failure.
+pub(super) fn outcome() -> ExitCode {
+    match &*STDOUT.lock().unwrap_or_else(PoisonError::into_inner) {
+        Stdout::Open | Stdout::Gone => ExitCode::SUCCESS,
+        Stdout::Failed { error, lost_result: true } => {
+            error_line(&format!("error: the result cannot be written to stdout\n  caused by: {error}"));
+            ExitCode::from(INTERNAL)
+        }
+        Stdout::Failed { error, lost_result: false } => {
+            error_line(&format!("warning: stdout cannot be written: {error}; the work itself is done"));
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+/// Prints help, a version or what is wrong with the arguments; gives the exit code.
+pub(super) fn usage(message: &clap::Error) -> ExitCode {
+    let printed = message.print().and_then(|()| io::stdout().flush());
+    let code = ExitCode::from(u8::try_from(message.exit_code()).unwrap_or(INTERNAL));
+    match printed {
+        Err(error) if !message.use_stderr() && error.kind() != io::ErrorKind::BrokenPipe => {
+            error_line(&format!("error: the result cannot be written to stdout\n  caused by: {error}"));
+            ExitCode::from(INTERNAL)
+        }
+        _ => code,
+    }
+}

@@ -1,0 +1,92 @@
+//! A run folder that an earlier program wrote is still a run: resumed to the same numbers, finished, read and reported.
+//!
+//! `golden/run_of_before` is a run of twelve steps over janus-nano by the program of commit 8b3957c, with its checkpoint of
+//! step 6; where its files lay was replaced by `/data`. Its recipe has no `orientation`: pictures were taken as stored.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+
+use janus_tests::tiny::{Workplace, plant, tree};
+use serde_json::Value;
+
+/// Losses of steps 7 to 12 of the run that nobody stopped.
+const LOSSES: [f64; 6] = [1.6284891, 2.7885189, 1.6552047, 2.5165866, 1.5577437, 3.1000402];
+/// The same bits need the same kind of processor; this is what rounding in bf16 makes of another.
+const ROUNDING: f64 = 0.05;
+const WEIGHTS: &str = "adapter_model.safetensors";
+
+fn place() -> Workplace {
+    let place = Workplace::empty();
+    plant(&tree(&Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/run_of_before")), place.folder());
+    place
+}
+
+/// The run as it was after its checkpoint.
+fn cut() -> Workplace {
+    let place = place();
+    for name in [WEIGHTS, "adapter_config.json", "janus_adapter.json", "run.json"] {
+        std::fs::remove_file(place.path(&format!("run/{name}"))).unwrap();
+    }
+    place
+}
+
+fn losses(place: &Workplace) -> Vec<f64> {
+    place.metrics("run").iter().filter_map(|line| line["loss"].as_f64()).skip(6).collect()
+}
+
+#[test]
+fn a_run_of_before_is_resumed_to_the_same_numbers() {
+    let place = cut();
+    let done = place.janus(&["train", "recipe.toml", "--resume"]).expect_success();
+    assert!(done.stderr.contains("going on after step 6 of 12"), "{}", done.stderr);
+    let found = losses(&place);
+    assert_eq!(found.len(), LOSSES.len(), "{found:?}");
+    for (found, expected) in found.iter().zip(LOSSES) {
+        assert!((found - expected).abs() < ROUNDING * expected, "{found} and {expected}");
+    }
+    let kept = String::from_utf8(place.read("run/recipe.toml")).unwrap();
+    assert!(kept.contains("orientation = \"stored\""), "{kept}");
+    // Once more, by the recipe that it kept, whose rows lie elsewhere now.
+    let again = cut();
+    let kept = ["train", "run/recipe.toml", "--resume", "data.0.train=rows.parquet", "output.dir=run"];
+    again.janus(&kept).expect_success();
+    assert!(place.read(&format!("run/{WEIGHTS}")) == again.read(&format!("run/{WEIGHTS}")), "the weights differ");
+    assert_eq!(losses(&again), found);
+}
+
+#[test]
+fn what_happened_before_is_what_its_recipe_means() {
+    let place = cut();
+    let upright = ["train", "recipe.toml", "--resume", "data.0.orientation=upright"];
+    place.refuses_with_hint(&upright, &["`data.0.orientation` was \"stored\" and is \"upright\""]);
+    place.janus(&["train", "recipe.toml", "--resume", "data.0.orientation=stored"]).expect_success();
+    // A run that begins today says what it does, and its own recipe resumes it.
+    place.janus(&["train", "recipe.toml", "train.steps=2", "output.dir=new"]).expect_success();
+    let kept = String::from_utf8(place.read("new/recipe.toml")).unwrap();
+    assert!(kept.contains("orientation = \"upright\""), "{kept}");
+    let done = place.janus(&["train", "new/recipe.toml", "--resume"]).expect_success();
+    assert!(done.stdout.contains("nothing to do"), "{}{}", done.stdout, done.stderr);
+    // One that begins from the recipe of a run of before does what that did.
+    let from_old = ["train", "run/recipe.toml", "data.0.train=rows.parquet", "train.steps=2", "output.dir=third"];
+    place.janus(&from_old).expect_success();
+    let kept = String::from_utf8(place.read("third/recipe.toml")).unwrap();
+    assert!(kept.contains("orientation = \"stored\""), "{kept}");
+}
+
+#[test]
+fn a_finished_run_of_before_is_read() {
+    let place = place();
+    let before = tree(place.folder());
+    let done = place.janus(&["train", "recipe.toml", "--resume"]).expect_success();
+    assert!(done.stdout.contains("is finished: nothing to do"), "{}", done.stdout);
+    assert!(tree(place.folder()) == before, "something changed");
+    let told = place.janus(&["adapter", "inspect", "run", "--base", "janus-nano", "--json"]).expect_success().json();
+    assert_eq!(told["parameters"].as_u64(), Some(2048), "{told}");
+    place.janus(&["report", "run"]).expect_success();
+    assert!(String::from_utf8(place.read("run/report.html")).unwrap().contains("janus-nano"));
+    // The checkpoint is an adapter, too, and has the fingerprint of today's base.
+    let note: Value = serde_json::from_slice(&place.read("run/checkpoints/step-6/janus_adapter.json")).unwrap();
+    assert!(note["base"]["fingerprint"].as_str().is_some_and(|fingerprint| fingerprint.len() == 64));
+    let ask = ["understand", "--base", "janus-nano", "--adapter", "run/checkpoints/step-6", "What?", "--json"];
+    assert!(place.janus(&ask).expect_success().json()["text"].is_string());
+}
