@@ -9,7 +9,7 @@ use janus_core::processing::Frame;
 use super::mask_values::Class;
 use crate::base::Base;
 use crate::cache::Image;
-use crate::data::Row;
+use crate::data::{EncodedImage, Row};
 use crate::error::Result;
 use crate::heads::locate::Marked;
 

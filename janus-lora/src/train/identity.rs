@@ -13,7 +13,7 @@ use super::plan::Plan;
 use super::tables::{RecipeTable, Source};
 use crate::data::FileSource;
 use crate::error::Result;
-use crate::recipe::{Orientation, Recipe, Schedule, Task, to_toml};
+use crate::recipe::{Recipe, Schedule, to_toml};
 
 /// Keys that may change when a run is resumed, under way or finished: they say where files lie, how often something is
 /// written, or how the same bits are computed. Files and base are compared by what is in them, epochs and steps by the steps
