@@ -36,7 +36,7 @@ impl Locate {
         let image = row.image("image").ok_or("there is no image")?;
         let (width, height) = image.dimensions().map_err(|e| e.to_string())?;
         let marked = |(corners, label): (&[f32; 4], &String)| {
-            check_box(*corners, width, height)?;
+            check_box(*corners, width, height).map_err(|reason| reason + image.turned_note())?;
             let label = label_number(&self.labels, label).ok_or_else(|| unknown_label(&self.labels, label))?;
             Ok(Marked { corners: *corners, label })
         };
