@@ -183,14 +183,10 @@ FILES |= {
 }
 
 # TIFF, JPEG, WebP and BMP in forms that writers use.
-P = RGB.quantize(13, dither=Image.Dither.NONE)
-LA = Image.merge("LA", (GREY, ALPHA))
 RGBA = RGB.copy()
 RGBA.putalpha(ALPHA)
 frames = [RGBA.resize((6, 4)), RGBA.rotate(180).resize((6, 4))]
 FILES |= {
-    "palette.tiff": save(P, "TIFF"),
-    "grey-alpha.tiff": save(LA, "TIFF"),
     "rgba.tiff": save(RGBA, "TIFF"),
     "packbits.tiff": save(RGB, "TIFF", compression="packbits"),
     "fax.tiff": save(GREY.convert("1"), "TIFF", compression="group4"),

@@ -181,6 +181,17 @@ fn boxes_and_masks_are_of_the_upright_picture_everywhere() {
         let stored = check(&["data.0.orientation=stored", "data_limits.max_bad_rows=4"]);
         assert!(stored.stdout.contains(wrong), "{}", stored.stdout);
     }
+    // Boxes of pictures as they are stored do not fit the upright ones, and what is said leads on.
+    let lying = vec![("image", images(&pictures)), ("boxes", boxes(&vec![vec![[25.0, 2.0, 39.0, 20.0]]; 4]))];
+    let labels = ("labels", text_lists(&vec![vec!["part"]; 4]));
+    write_table(&place.path("lying.parquet"), lying.into_iter().chain([labels]).collect(), 4);
+    recipe_of(&place, "locate", "");
+    let check = |more: &[&str]| {
+        place.janus(&[&["data", "check", "recipe.toml", "data.0.train=lying.parquet"], more].concat()).stdout
+    };
+    assert!(check(&[]).contains("24 x 40 pixels, turned upright as its EXIF says (`orientation = \"stored\"`"));
+    assert!(check(&["data.0.orientation=stored"]).contains("4 rows, 4 good"));
+    recipe_of(&place, "segment", "");
     let stats = place.janus(&["data", "stats", "recipe.toml", "--json"]).expect_success().json();
     // Pictures and masks.
     assert_eq!([&stats["own train"]["image_width"]["max"], &stats["own train"]["image_height"]["min"]], [24, 40]);

@@ -5,8 +5,8 @@
 //! Source: the GIF89a specification (CompuServe, 1990), and of the screen Pillow 13's behaviour.
 
 use image::{ImageFormat, RgbImage};
-use weezl::BitOrder;
 use weezl::decode::Decoder;
+use weezl::{BitOrder, LzwStatus};
 
 use super::Result;
 use super::decode::{broken, check_size};
@@ -72,22 +72,24 @@ impl FirstFrame<'_> {
         if self.code_bits > MAX_CODE_BITS {
             return Err(broken(ImageFormat::Gif, format!("codes of {} bits", self.code_bits)));
         }
+        let mut packed = Vec::new();
+        while let Some(block) = self.data.block().filter(|block| !block.is_empty()) {
+            packed.extend_from_slice(block);
+        }
         let mut decoder = Decoder::new(BitOrder::Lsb, self.code_bits);
         let mut indices = vec![0; self.width as usize * self.height as usize];
-        let mut done = 0;
+        let (mut read, mut done) = (0, 0);
         while done < indices.len() {
-            let cut = || broken(ImageFormat::Gif, "its data stop before the last pixel");
-            let mut block = self.data.block().filter(|block| !block.is_empty()).ok_or_else(cut)?;
-            while !block.is_empty() && done < indices.len() {
-                let step = decoder.decode_bytes(block, &mut indices[done..]);
-                block = &block[step.consumed_in..];
-                done += step.consumed_out;
-                match step.status {
-                    Ok(weezl::LzwStatus::Done) if done < indices.len() => return Err(cut()),
-                    Ok(weezl::LzwStatus::NoProgress) => break,
-                    Ok(_) => {}
-                    Err(error) => return Err(broken(ImageFormat::Gif, error.to_string())),
+            let step = decoder.decode_bytes(&packed[read..], &mut indices[done..]);
+            read += step.consumed_in;
+            done += step.consumed_out;
+            match step.status {
+                Err(error) => return Err(broken(ImageFormat::Gif, error.to_string())),
+                Ok(LzwStatus::Ok) => {}
+                Ok(LzwStatus::Done | LzwStatus::NoProgress) if done < indices.len() => {
+                    return Err(broken(ImageFormat::Gif, "its data stop before the last pixel"));
                 }
+                Ok(_) => break,
             }
         }
         Ok(indices)
@@ -161,7 +163,9 @@ fn read(bytes: &[u8]) -> Option<FirstFrame<'_>> {
                 let (left, top) = (number(place, 0)?, number(place, 2)?);
                 let (width, height) = (number(place, 4)?, number(place, 6)?);
                 let flags = place[8];
-                let palette = if flags & HAS_PALETTE != 0 { file.palette(flags)? } else { global };
+                // As in Pillow, one that says nothing does not hide the screen's.
+                let own = if flags & HAS_PALETTE != 0 { file.palette(flags)? } else { None };
+                let palette = own.or(global);
                 let size = (number(screen, 6)?.max(left + width), number(screen, 8)?.max(top + height));
                 let (interlaced, code_bits) = (flags & 0x40 != 0, file.byte()?);
                 return Some(FirstFrame {

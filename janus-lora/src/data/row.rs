@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use image::RgbImage;
-use janus_core::processing::{Decoding, ProcessingError, decode_image, image_dimensions};
+use janus_core::processing::{Decoding, Orientation, ProcessingError, decode_image, image_dimensions, is_turned};
 
 /// Where a row comes from.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,6 +46,15 @@ impl EncodedImage {
     /// As [`decode_image`].
     pub fn decode(&self) -> Result<RgbImage, ProcessingError> {
         decode_image(&self.bytes, self.decoding)
+    }
+
+    /// Words for messages on where something lies in the picture: that it was turned, if it was.
+    pub fn turned_note(&self) -> &'static str {
+        if self.decoding.orientation == Orientation::Upright && is_turned(&self.bytes) {
+            ", turned upright as its EXIF says (`orientation = \"stored\"` reads it as it is stored)"
+        } else {
+            ""
+        }
     }
 
     /// Width and height of the picture, from its header alone.

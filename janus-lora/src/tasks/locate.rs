@@ -51,7 +51,8 @@ impl Locate {
         let image = row.image("image").ok_or("there is no image")?;
         let (width, height) = image.dimensions().map_err(|e| e.to_string())?;
         let marked = |(numbers, label): (&[f32; 4], &String)| {
-            let corners = self.reading.read(*numbers, width, height)?;
+            let read = self.reading.read(*numbers, width, height);
+            let corners = read.map_err(|reason| reason + image.turned_note())?;
             let label = label_number(&self.labels, label).ok_or_else(|| unknown_label(&self.labels, label))?;
             Ok(Marked { corners, label })
         };

@@ -65,7 +65,10 @@ impl Task for Segment {
         let (image, mask) = (size("image")?, size("mask")?);
         if image != mask {
             let ((width, height), (mask_width, mask_height)) = (image, mask);
-            return Err(format!("the mask has {mask_width} x {mask_height} pixels, its image {width} x {height}"));
+            let note = row.image("image").map_or("", |image| image.turned_note());
+            return Err(format!(
+                "the mask has {mask_width} x {mask_height} pixels, its image {width} x {height}{note}"
+            ));
         }
         Ok(())
     }
