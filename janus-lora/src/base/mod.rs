@@ -1,6 +1,7 @@
 //! A base as commands use it: the checkpoint with the tokenizer and the image processor that belong to it.
 
 pub mod builtin;
+mod published;
 mod random;
 
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use janus_core::checkpoint::{Checkpoint, KnownFingerprints};
 use janus_core::config::JanusConfig;
-use janus_core::hub::{self, Progress};
+use janus_core::hub::{self, HubError, Progress};
 use janus_core::processing::{GenerationConfig, ImageProcessor, JanusTokenizer, PromptBuilder};
 use janus_core::sample::CodeOptions;
 use janus_core::{Diagnose, Fault, Janus, Parts};
@@ -48,11 +49,19 @@ pub enum BaseError {
         /// What was written.
         spec: String,
     },
-    /// No folder and no hub id, but nearly the built-in base's name or a shape's.
+    /// No folder and no hub id as it stands, but nearly the name of the built-in base or of a published one.
     #[error("there is no base `{spec}`")]
     Misspelt {
         /// What was written.
         spec: String,
+        /// What may have been meant.
+        meant: String,
+    },
+    /// A hub has nothing of that name, which is nearly that of a base.
+    #[error("{error}")]
+    NotFound {
+        /// What the hub's room says.
+        error: Box<HubError>,
         /// What may have been meant.
         meant: String,
     },
@@ -74,6 +83,7 @@ impl Diagnose for BaseError {
     fn fault(&self) -> Fault {
         match self {
             BaseError::Changed { .. } => Fault::Internal,
+            BaseError::NotFound { error, .. } => error.fault(),
             _ => Fault::Input,
         }
     }
@@ -83,12 +93,22 @@ impl Diagnose for BaseError {
             BaseError::UnknownShape { shape, .. } => vec![shape_hint(shape)],
             BaseError::MalformedInit { .. } => vec!["for example `init:janus-small?seed=1`".into()],
             BaseError::Misspelt { meant, .. } => vec![format!("did you mean `{meant}`?")],
+            BaseError::NotFound { error, meant } => {
+                let mut hints = vec![format!("did you mean `{meant}`?")];
+                hints.extend(error.hints());
+                hints
+            }
             BaseError::Changed { .. } => Vec::new(),
             BaseError::Rewritten { .. } => {
                 vec!["run again; put new weights into another folder, or rename them into place".into()]
             }
         }
     }
+}
+
+/// Whether what a user calls a base has random weights.
+pub fn is_random(spec: &str) -> bool {
+    spec.starts_with(INIT_PREFIX)
 }
 
 /// Advice for a shape that does not exist.
@@ -119,6 +139,11 @@ impl Base {
     /// # Errors
     /// Nothing of that name, or a checkpoint, tokenizer or image processor that cannot be used.
     pub fn open(spec: &str, status: &dyn Status) -> Result<Self> {
+        if is_random(spec) {
+            status.note(&format!(
+                "`{spec}` has random weights: it knows nothing, and what it says or draws means nothing before it is trained"
+            ));
+        }
         let folder = resolve(spec, status)?;
         Self::open_folder(spec, &folder)
     }
@@ -275,22 +300,33 @@ pub fn resolve(spec: &str, status: &dyn Status) -> Result<PathBuf> {
         builtin::folder(&cache_folder())
     } else if spec.starts_with(INIT_PREFIX) {
         random::folder(spec, status)
-    } else if let Some(meant) = misspelt(spec) {
-        Err(BaseError::Misspelt { spec: spec.to_owned(), meant }.into())
     } else {
         let progress = status.download();
-        Ok(hub::resolve_base(spec, progress.as_ref() as &dyn Progress)?)
+        from_hub(spec, &|| hub::resolve_base(spec, progress.as_ref() as &dyn Progress))
     }
 }
 
-/// What may have been meant by a name that is neither there nor can be on a hub.
-fn misspelt(spec: &str) -> Option<String> {
-    if spec.contains('/') || Path::new(spec).exists() {
-        return None;
+/// What `find` finds of a base that is a folder or on a hub, with advice where its name is nearly another one's.
+fn from_hub<T>(spec: &str, find: &dyn Fn() -> Result<T, HubError>) -> Result<T> {
+    if !Path::new(spec).exists()
+        && let Some(meant) = published::misspelt(spec)
+    {
+        return Err(BaseError::Misspelt { spec: spec.to_owned(), meant }.into());
     }
-    let names = std::iter::once(builtin::NAME).chain(JanusConfig::shape_names().iter().copied());
-    let meant = nearest(spec, names)?;
-    Some(if meant == builtin::NAME { meant.to_owned() } else { format!("{INIT_PREFIX}{meant}") })
+    find().map_err(|error| {
+        let is_absent = matches!(
+            error,
+            HubError::NoRepository { .. }
+                | HubError::Denied { .. }
+                | HubError::Offline { .. }
+                | HubError::NoSuchFolder { .. }
+                | HubError::NotABase { .. }
+        );
+        match published::meant(spec).filter(|meant| is_absent && meant != spec) {
+            Some(meant) => BaseError::NotFound { error: Box::new(error), meant }.into(),
+            None => error.into(),
+        }
+    })
 }
 
 /// The first digits of a hash of these bytes.

@@ -13,6 +13,7 @@ mod features;
 mod generate;
 mod live;
 mod merge;
+mod picture_words;
 mod probe;
 mod recipe;
 mod report;
@@ -92,7 +93,7 @@ impl Command {
 pub fn main() -> ExitCode {
     report::tell_panics_as_errors();
     crate::allocator::set_up();
-    let Arguments { threads, command } = Arguments::parse();
+    let Arguments { threads, command } = Arguments::parse_from(picture_words::spread(std::env::args_os()));
     if let Err(error) = threads::set_up(threads) {
         return report::failure(&error);
     }
