@@ -16,7 +16,8 @@ use janus_core::sample::CodeOptions;
 use janus_core::{Diagnose, Fault, Janus, Parts};
 use sha2::{Digest, Sha256};
 
-use crate::cache::{Image, ImageCache};
+use crate::cache::stock::{hold, make_room};
+use crate::cache::{CacheSettings, Image, ImageCache, Place};
 use crate::data::EncodedImage;
 use crate::error::Result;
 use crate::fingerprint::PendingFingerprint;
@@ -29,7 +30,7 @@ pub use random::vocabulary_of;
 const INIT_PREFIX: &str = "init:";
 
 /// Digits of a hash that tells the folders of two versions apart.
-const HASH_DIGITS: usize = 12;
+pub(crate) const HASH_DIGITS: usize = 12;
 
 /// A base that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +112,15 @@ pub fn is_random(spec: &str) -> bool {
     spec.starts_with(INIT_PREFIX)
 }
 
+/// Says of a base with random weights that it is one.
+fn say_random(spec: &str, status: &dyn Status) {
+    if is_random(spec) {
+        status.note(&format!(
+            "`{spec}` has random weights: it knows nothing, and what it says or draws means nothing before it is trained"
+        ));
+    }
+}
+
 /// Advice for a shape that does not exist.
 pub fn shape_hint(shape: &str) -> String {
     let names = JanusConfig::shape_names();
@@ -129,6 +139,7 @@ pub struct Base {
     images: ImageProcessor,
     generation: GenerationConfig,
     cache: Arc<ImageCache>,
+    place: Place,
 }
 
 impl Base {
@@ -139,13 +150,36 @@ impl Base {
     /// # Errors
     /// Nothing of that name, or a checkpoint, tokenizer or image processor that cannot be used.
     pub fn open(spec: &str, status: &dyn Status) -> Result<Self> {
-        if is_random(spec) {
-            status.note(&format!(
-                "`{spec}` has random weights: it knows nothing, and what it says or draws means nothing before it is trained"
-            ));
-        }
+        say_random(spec, status);
         let folder = resolve(spec, status)?;
         Self::open_folder(spec, &folder)
+    }
+
+    /// Opens as much of what a user calls a base as a plan needs, and leaves nothing behind in the cache but a hub's small files:
+    /// weights that are not here are neither made nor fetched, and cannot be read.
+    ///
+    /// # Errors
+    /// As [`Base::open`]; no folder for temporary files.
+    pub fn outline(spec: &str, status: &dyn Status) -> Result<Self> {
+        say_random(spec, status);
+        let place = Place::scratch()?;
+        let scratch = place.folder();
+        let (folder, has_weights, tensors) = if spec == builtin::NAME {
+            let kept = builtin::kept(&cache_folder());
+            (kept.map_or_else(|| builtin::folder(&scratch), Ok)?, true, None)
+        } else if is_random(spec) {
+            let (folder, has_weights) = random::outline(spec, &scratch)?;
+            (folder, has_weights, None)
+        } else {
+            let progress = status.download();
+            let outline = from_hub(spec, &|| hub::outline_base(spec, progress.as_ref() as &dyn Progress))?;
+            (outline.folder, outline.has_weights, outline.tensors)
+        };
+        let checkpoint = match has_weights {
+            true => Checkpoint::open(&folder)?,
+            false => Checkpoint::outline(&folder, tensors.as_ref())?,
+        };
+        Ok(Self { place, ..Self::with_checkpoint(spec, &folder, checkpoint)? })
     }
 
     /// Opens a folder under a name of its own.
@@ -153,7 +187,11 @@ impl Base {
     /// # Errors
     /// As [`Base::open`].
     pub fn open_folder(name: &str, folder: &Path) -> Result<Self> {
-        let checkpoint = Arc::new(Checkpoint::open(folder)?);
+        Self::with_checkpoint(name, folder, Checkpoint::open(folder)?)
+    }
+
+    fn with_checkpoint(name: &str, folder: &Path, checkpoint: Checkpoint) -> Result<Self> {
+        let checkpoint = Arc::new(checkpoint);
         let config = checkpoint.config();
         let tokenizer = JanusTokenizer::from_folder(folder)?;
         tokenizer.check_vocabulary(config.text.vocab_size)?;
@@ -161,7 +199,8 @@ impl Base {
         let generation = GenerationConfig::from_folder(folder)?;
         let prompts = PromptBuilder::new(tokenizer, config.vision.num_patches());
         let cache = Arc::new(ImageCache::new(images.clone()));
-        Ok(Self { name: name.to_owned(), checkpoint, prompts, images, generation, cache })
+        let (name, place) = (name.to_owned(), Place::Cache);
+        Ok(Self { name, checkpoint, prompts, images, generation, cache, place })
     }
 
     /// The same base with these values in the place of its own, by native name: what a stage of a run has trained is what the
@@ -186,6 +225,11 @@ impl Base {
     /// The checkpoint.
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
+    }
+
+    /// Where tables that are drawn for it go.
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Sizes and constants.
@@ -297,12 +341,23 @@ impl Base {
 /// Nothing of that name, or a folder that cannot be made.
 pub fn resolve(spec: &str, status: &dyn Status) -> Result<PathBuf> {
     if spec == builtin::NAME {
-        builtin::folder(&cache_folder())
+        let mut folder = builtin::folder(&cache_folder())?;
+        // Given up by another process at this moment, it is written again.
+        if !hold(&folder.join("config.json")) {
+            folder = builtin::folder(&cache_folder())?;
+            hold(&folder.join("config.json"));
+        }
+        Ok(folder)
     } else if spec.starts_with(INIT_PREFIX) {
         random::folder(spec, status)
     } else {
         let progress = status.download();
-        from_hub(spec, &|| hub::resolve_base(spec, progress.as_ref() as &dyn Progress))
+        let folder = from_hub(spec, &|| hub::resolve_base(spec, progress.as_ref() as &dyn Progress))?;
+        if !Path::new(spec).exists() {
+            hold(&folder.join("config.json"));
+            make_room(&CacheSettings::from_environment()?, 0);
+        }
+        Ok(folder)
     }
 }
 

@@ -210,7 +210,7 @@ fn check(recipe: &std::path::Path, overrides: &[String], json: bool) -> Result<(
     let mut reports = serde_json::Map::new();
     let mut first_error = None;
     for section in &recipe.data {
-        let task = open_task(section, &Terminal)?;
+        let task = open_task(section, base.place(), &Terminal)?;
         for (spec, split, title) in splits(section) {
             let source = Source::open(spec, split, task.as_ref(), &base, Scan::of_everything(), &Terminal)?;
             let report = CheckReport::new(&source.table, &source.index);
@@ -244,7 +244,7 @@ fn stats_of_recipe(path: &std::path::Path, overrides: &[String]) -> Result<Vec<(
     let base = Base::open(&recipe.base.path, &Terminal)?;
     let mut all = Vec::new();
     for section in &recipe.data {
-        let task = open_task(section, &Terminal)?;
+        let task = open_task(section, base.place(), &Terminal)?;
         for (spec, split, title) in splits(section) {
             let source = Source::open(spec, split, task.as_ref(), &base, Scan::of_a_look(), &Terminal)?;
             let stats = TableStats::new(&source, task.as_ref(), &base, &title, &Terminal)?;
@@ -277,7 +277,7 @@ fn stats_of_table(spec: &str, base: Option<String>, task: TaskArgument, columns:
     }
     let section = DataSection { columns: Columns::new(given), ..DataSection::new("rows", task, spec) };
     let base = Base::open(&base, &Terminal)?;
-    let task = open_task(&section, &Terminal)?;
+    let task = open_task(&section, base.place(), &Terminal)?;
     let source = Source::open(spec, Split::Train, task.as_ref(), &base, Scan::of_a_look(), &Terminal)?;
     TableStats::new(&source, task.as_ref(), &base, spec, &Terminal)
 }

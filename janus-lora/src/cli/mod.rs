@@ -7,6 +7,7 @@ mod arguments;
 mod ask;
 mod base;
 mod bench;
+mod cache;
 mod data;
 mod eval;
 mod features;
@@ -65,6 +66,9 @@ enum Command {
     /// List, copy, check and describe recipes.
     #[command(subcommand)]
     Recipe(recipe::RecipeCommand),
+    /// Show and clear what is kept to be made or fetched only once: bases, drawn tables, image features and codes, downloads.
+    #[command(subcommand)]
+    Cache(cache::CacheCommand),
 }
 
 impl Command {
@@ -82,6 +86,7 @@ impl Command {
             Command::Data(command) => command.run(),
             Command::Bench(command) => command.run(),
             Command::Recipe(command) => command.run(),
+            Command::Cache(command) => command.run(),
         }
     }
 }

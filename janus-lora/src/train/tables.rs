@@ -12,10 +12,15 @@ use serde::{Deserialize, Serialize};
 
 use super::TrainError;
 use super::prefetch::{Drafted, Drafts, ReadAhead, draft};
-use crate::base::{Base, cache_folder};
+use crate::base::Base;
+use crate::cache::stock::{hold, make_room};
+use crate::cache::{CacheSettings, Place};
 use crate::data::index::FULL_DECODE_ROWS;
+use crate::data::index::presumed::LABELS;
+use crate::data::synth::SynthSpec;
 use crate::data::{
-    BadRowLimit, DataError, ImageChecks, Index, Position, Row, RowId, RowStream, ScanOptions, Split, Table, locate,
+    BadRowLimit, DataError, FileSource, ImageChecks, Index, Position, Row, RowId, RowStream, ScanOptions, Split, Table,
+    locate,
 };
 use crate::error::Result;
 use crate::recipe::{DataSection, Recipe, Task as TaskName};
@@ -77,9 +82,15 @@ impl Source {
         scan: Scan,
         status: &dyn Status,
     ) -> Result<Self> {
-        let downloads = status.download();
-        let files = locate(spec, Path::new("."), &cache_folder().join("data"), split, downloads.as_ref())?;
-        let table = Table::open_sources(&files, &task.columns())?;
+        let files = find(spec, split, base.place(), status)?;
+        let mut table = Table::open_sources(&files, &task.columns())?;
+        if base.place().is_scratch() && table.is_elsewhere() {
+            status.note(&format!(
+                "the rows of `{spec}` are not here and not looked at: there are as many as its files claim, as long as they are on average"
+            ));
+            let index = table.presume()?;
+            return Ok(Self { table: Arc::new(table), index: Arc::new(index) });
+        }
         let images = ImageChecks {
             dimensions: |bytes| image_dimensions(bytes).map_err(|e| e.to_string()),
             decode: |bytes| decode_image(bytes).map(|_| ()).map_err(|e| e.to_string()),
@@ -117,16 +128,45 @@ pub struct RecipeTable {
     pub eval: Option<Source>,
 }
 
+/// The files of a table; a drawn one is drawn first, and stays while this process lives.
+fn find(spec: &str, split: Split, place: &Place, status: &dyn Status) -> Result<Vec<FileSource>> {
+    let downloads = status.download();
+    let Ok(drawn) = spec.parse::<SynthSpec>() else {
+        return Ok(locate(spec, Path::new("."), &place.folder().join("data"), split, downloads.as_ref())?);
+    };
+    let folder = place.data_folder(Path::new(&drawn.file_name()));
+    let files = locate(spec, Path::new("."), &folder, split, downloads.as_ref())?;
+    if place.is_scratch() {
+        return Ok(files);
+    }
+    let is_held = |file: &FileSource| matches!(file, FileSource::Local(path) if hold(path));
+    let files = match files.iter().all(is_held) {
+        true => files,
+        // Another process gave it up at this moment.
+        false => {
+            let files = locate(spec, Path::new("."), &folder, split, downloads.as_ref())?;
+            files.iter().for_each(|file| {
+                is_held(file);
+            });
+            files
+        }
+    };
+    make_room(&CacheSettings::from_environment()?, 0);
+    Ok(files)
+}
+
 /// The task of a table: where its head tells labels, they are read first.
 ///
 /// # Errors
 /// No files, no column of labels, or labels that are too few or too many.
-pub fn open_task(section: &DataSection, status: &dyn Status) -> Result<Arc<dyn Task>> {
+pub fn open_task(section: &DataSection, place: &Place, status: &dyn Status) -> Result<Arc<dyn Task>> {
     let Some(request) = label_column(section) else { return Ok(tasks::task(section, &[])) };
     let spec = &section.train;
-    let downloads = status.download();
-    let files = locate(spec, Path::new("."), &cache_folder().join("data"), Split::Train, downloads.as_ref())?;
+    let files = find(spec, Split::Train, place, status)?;
     let table = Arc::new(Table::open_sources(&files, std::slice::from_ref(&request))?);
+    if place.is_scratch() && table.is_elsewhere() {
+        return Ok(tasks::task(section, &LABELS.map(str::to_owned)));
+    }
     // A column without pictures: nothing is decoded.
     let no_image = |_: &[u8]| Err(String::new());
     let images = ImageChecks { dimensions: no_image, decode: |_| Err(String::new()) };
@@ -164,7 +204,7 @@ pub fn open_tables(recipe: &Recipe, base: &Base, status: &dyn Status) -> Result<
     let all = Scan { decode_rows: u64::MAX, ..scan };
     let mut tables = Vec::with_capacity(recipe.data.len());
     for section in &recipe.data {
-        let task = open_task(section, status)?;
+        let task = open_task(section, base.place(), status)?;
         let train = Source::open(&section.train, Split::Train, task.as_ref(), base, scan, status)?;
         let eval = match &section.eval {
             Some(spec) => Some(Source::open(spec, Split::Eval, task.as_ref(), base, all, status)?),
