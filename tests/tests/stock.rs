@@ -39,7 +39,7 @@ fn table(task: &str, train: &str, more: &str) -> String {
     format!("[[data]]\nname = \"{task}\"\ntask = \"{task}\"\ntrain = \"{train}\"\n{more}\n")
 }
 
-const DRAWN: &str = "synth:inspection?rows=6&seed=4&size=32";
+const DRAWN: &str = "synth:inspection?rows=24&seed=4&size=32";
 
 /// What a run will be, without what depends on the moment.
 fn plan(done: Done) -> Vec<Value> {

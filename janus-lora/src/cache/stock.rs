@@ -321,12 +321,14 @@ fn on_hub(cache: &Path) -> Vec<Item> {
     for (name, files) in bases {
         let config = files.iter().map(KeptFile::path).find(|path| path.ends_with("config.json"));
         let path = files.first().map(KeptFile::path).unwrap_or_default();
+        let touched = config.as_ref().and_then(|config| std::fs::metadata(config).ok()?.modified().ok());
         items.push(Item {
             kind: StockKind::HubBases,
             name,
             path: path.parent().unwrap_or(&path).to_path_buf(),
             bytes: files.iter().map(KeptFile::bytes).sum(),
-            used: files.iter().map(KeptFile::used).max().unwrap_or(SystemTime::UNIX_EPOCH),
+            // Without a network only its configuration is touched.
+            used: files.iter().map(KeptFile::used).chain(touched).max().unwrap_or(SystemTime::UNIX_EPOCH),
             parts: Parts::Hub { lock: config, files },
         });
     }
