@@ -157,10 +157,7 @@ pub fn init_checkpoint(
     if !is_weight_dtype(dtype) {
         return Err(CheckpointError::WeightDtype { dtype }.into());
     }
-    let ids = tokenizer::write(config, &tokenizer::Merges::new(), into)?;
-    let mut config = config.clone();
-    ids.complete(&mut config);
-
+    let config = init_side_files(config, dtype, into, layout)?;
     let native = expected_tensors(&config, !config.tie_word_embeddings);
     let shapes: std::collections::HashMap<_, _> =
         native.iter().map(|tensor| (tensor.name.clone(), tensor.shape.clone())).collect();
@@ -176,8 +173,18 @@ pub fn init_checkpoint(
         }
         Ok(())
     };
-    let report = write_weights(planned, MAX_SHARD_BYTES, into, &mut values, progress)?;
+    write_weights(planned, MAX_SHARD_BYTES, into, &mut values, progress)
+}
 
+/// Writes what [`init_checkpoint`] writes beside the weights, which is all that a plan needs; gives the configuration with the
+/// ids of special tokens.
+///
+/// # Errors
+/// As [`init_checkpoint`].
+pub fn init_side_files(config: &JanusConfig, dtype: DType, into: &Path, layout: Layout) -> crate::Result<JanusConfig> {
+    let ids = tokenizer::write(config, &tokenizer::Merges::new(), into)?;
+    let mut config = config.clone();
+    ids.complete(&mut config);
     write_json(&into.join("config.json"), &config.to_json(layout, dtype))?;
     ImageProcessing::of_config(&config).write(layout, into)?;
     let mut tokenizer_config = Map::new();
@@ -188,5 +195,5 @@ pub fn init_checkpoint(
         write_chat_template(into)?;
         write_generation_config(&ids, into)?;
     }
-    Ok(report)
+    Ok(config)
 }

@@ -30,7 +30,7 @@ use candle_core::{DType, Tensor};
 
 pub use error::{CheckpointError, HeaderProblem, IndexProblem, Misshapen, TorchProblem};
 pub use fingerprint::{Fingerprint, TensorDigests, tensor_digest};
-pub use init::init_checkpoint;
+pub use init::{init_checkpoint, init_side_files};
 pub use known::{FilesIdentity, KnownFingerprints};
 pub use names::{EMBED_TOKENS, ExpectedTensor, LM_HEAD, expected_tensors};
 pub use random::RandomWeights;
@@ -90,6 +90,34 @@ impl Checkpoint {
     /// No such files, broken or lying ones, an unsupported configuration, or tensors that are missing, left over or of
     /// another shape; the last three are listed together.
     pub fn open(folder: &Path) -> crate::Result<Self> {
+        let (config, config_json) = Self::read_config(folder)?;
+        let (files, stored) = shards::open_weights(folder)?;
+        Ok(Self::assemble(folder, config, config_json, files, stored)?)
+    }
+
+    /// A checkpoint whose weights are not there: its configuration, and no tensor that could be read. `stored` are the names of
+    /// its tensors as its files spell them, where they are known.
+    ///
+    /// # Errors
+    /// No configuration, or one that is not supported.
+    pub fn outline(folder: &Path, stored: Option<&BTreeSet<String>>) -> crate::Result<Self> {
+        let (config, config_json) = Self::read_config(folder)?;
+        let head = layout::place(config.layout, LM_HEAD, &[]).name;
+        let tied = config.tie_word_embeddings && !stored.is_some_and(|names| names.contains(&head));
+        Ok(Self {
+            folder: folder.to_path_buf(),
+            config,
+            config_json,
+            files: Vec::new(),
+            tensors: Vec::new(),
+            by_name: HashMap::new(),
+            unused: Vec::new(),
+            tied,
+            replaced: BTreeMap::new(),
+        })
+    }
+
+    fn read_config(folder: &Path) -> crate::Result<(JanusConfig, serde_json::Value)> {
         if !folder.is_dir() {
             return Err(CheckpointError::NotAFolder { path: folder.to_path_buf() }.into());
         }
@@ -101,8 +129,7 @@ impl Checkpoint {
         let config = JanusConfig::from_json(&text, &config_path)?;
         let config_json =
             serde_json::from_str(&text).map_err(|source| CheckpointError::Json { file: config_path, source })?;
-        let (files, stored) = shards::open_weights(folder)?;
-        Ok(Self::assemble(folder, config, config_json, files, stored)?)
+        Ok((config, config_json))
     }
 
     fn assemble(

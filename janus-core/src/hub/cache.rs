@@ -95,6 +95,18 @@ impl<'a> RepositoryCache<'a> {
         files
     }
 
+    /// Whether a snapshot has a link to a blob.
+    pub(super) fn is_pointed_to(&self, blob: &Path) -> bool {
+        let Ok(blob) = fs::canonicalize(blob) else { return false };
+        let commits = fs::read_dir(self.root.join("snapshots")).into_iter().flatten().flatten();
+        commits.filter_map(|commit| commit.file_name().into_string().ok()).any(|commit| {
+            let base = self.snapshot_folder(&commit);
+            self.files_of(&commit)
+                .iter()
+                .any(|name| fs::canonicalize(base.join(name)).is_ok_and(|target| target == blob))
+        })
+    }
+
     /// The commit that the revision was when it was last looked up, else the name of what is missing.
     pub(super) fn commit(&self) -> Result<String, String> {
         let revision = self.id.revision();

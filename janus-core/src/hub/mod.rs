@@ -22,6 +22,7 @@ mod shards;
 mod tests;
 mod transport;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 pub use dataset::{DatasetRepository, Shard};
@@ -29,11 +30,18 @@ pub use error::HubError;
 pub use id::{RepoId, RepoKind};
 pub use options::{DEFAULT_ENDPOINT, HubOptions, Patience};
 pub use progress::{Progress, Silent};
+pub use shards::{KeptFile, kept_files};
 
 use cache::RepositoryCache;
 use download::download_blob;
-use select::{CONFIG_FILE, Weights, choose_files, shards_of_index};
+use select::{CONFIG_FILE, Weights, choose_files, missing_in_snapshot, shards_of_index, tensors_of_index};
+use shards::{ShardRecord, touch};
 use transport::{Listing, Transport};
+
+use crate::checkpoint::MAX_INDEX_BYTES;
+
+/// Bytes of a safetensors file that tell the length of its header.
+const LENGTH_BYTES: u64 = 8;
 
 /// Turns what the user wrote as a base into a folder, with the options of the environment
 /// ([`HubOptions::from_env`]). The environment is only read when the hub is needed.
@@ -44,6 +52,36 @@ pub fn resolve_base(spec: &str, progress: &dyn Progress) -> Result<PathBuf, HubE
     match local_or_hub(spec)? {
         Base::Folder(path) => Ok(path),
         Base::Hub(id) => fetch_repository(&id, &HubOptions::from_env()?, progress),
+    }
+}
+
+/// What can be said of a base before its weights are here.
+#[derive(Debug, Clone)]
+pub struct BaseOutline {
+    /// The folder with its configuration and tokenizer, and with its weights where they are here already.
+    pub folder: PathBuf,
+    /// Whether the weights are here.
+    pub has_weights: bool,
+    /// Names of its tensors as its files spell them; `None` where they are not known without the weights.
+    pub tensors: Option<BTreeSet<String>>,
+}
+
+impl BaseOutline {
+    /// Of a folder that holds a whole base.
+    fn whole(folder: PathBuf) -> Self {
+        Self { folder, has_weights: true, tensors: None }
+    }
+}
+
+/// As [`resolve_base`], but of a base on a hub only what tells its shape is fetched: configuration, tokenizer, the index or
+/// the header of its weights. A base that is here whole is used as it is.
+///
+/// # Errors
+/// As [`resolve_base`].
+pub fn outline_base(spec: &str, progress: &dyn Progress) -> Result<BaseOutline, HubError> {
+    match local_or_hub(spec)? {
+        Base::Folder(path) => Ok(BaseOutline::whole(path)),
+        Base::Hub(id) => fetch(&id, &HubOptions::from_env()?, Wanted::Outline, progress),
     }
 }
 
@@ -98,9 +136,20 @@ fn looks_like_a_path(spec: &str) -> bool {
 /// The hub refuses or cannot be reached, it sends something else than it announced, its listing is not that of a base
 /// or names files outside the folder, the cache cannot be written, or, offline, a file is not in the cache.
 pub fn fetch_repository(id: &RepoId, options: &HubOptions, progress: &dyn Progress) -> Result<PathBuf, HubError> {
+    Ok(fetch(id, options, Wanted::Everything, progress)?.folder)
+}
+
+/// How much of a base is brought here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Everything,
+    Outline,
+}
+
+fn fetch(id: &RepoId, options: &HubOptions, wanted: Wanted, progress: &dyn Progress) -> Result<BaseOutline, HubError> {
     let cache = RepositoryCache::new(id, &options.cache_dir);
     if options.offline {
-        return cache.snapshot().map_err(|missing| HubError::Offline {
+        return cache.snapshot().map(BaseOutline::whole).map_err(|missing| HubError::Offline {
             id: id.clone(),
             file: missing,
             cache_dir: options.cache_dir.clone(),
@@ -117,33 +166,46 @@ pub fn fetch_repository(id: &RepoId, options: &HubOptions, progress: &dyn Progre
         Err(error) if error.is_transient() => match cache.snapshot() {
             Ok(folder) => {
                 progress.note(&format!("{error}; using `{id}` as the cache has it, `{}`", folder.display()));
-                return Ok(folder);
+                return Ok(BaseOutline::whole(folder));
             }
             Err(_) => return Err(error),
         },
         Err(error) => return Err(error),
     };
-    let folder = fetch_commit(&transport, &cache, &listing, progress)?;
-    // Last of all, so that an interrupted update leaves the revision at a commit that is there whole.
-    cache.write_ref(&listing.commit)?;
-    Ok(folder)
+    let is_here = missing_in_snapshot(id, &cache.snapshot_folder(&listing.commit)).is_none();
+    if wanted == Wanted::Outline && is_here {
+        return Ok(BaseOutline::whole(cache.snapshot_folder(&listing.commit)));
+    }
+    let outline = fetch_commit(&transport, &cache, &listing, wanted, progress)?;
+    if wanted == Wanted::Everything {
+        // Last of all, so that an interrupted update leaves the revision at a commit that is there whole.
+        cache.write_ref(&listing.commit)?;
+    }
+    Ok(outline)
 }
 
-/// Completes the snapshot of a commit: every blob first, then the pointers to them.
+/// Completes the snapshot of a commit, or as much of it as tells its shape: every blob first, then the pointers to them.
 fn fetch_commit(
     transport: &Transport<'_>,
     cache: &RepositoryCache<'_>,
     listing: &Listing,
+    wanted: Wanted,
     progress: &dyn Progress,
-) -> Result<PathBuf, HubError> {
+) -> Result<BaseOutline, HubError> {
     let choice = choose_files(transport.id(), &listing.files)?;
     let mut blobs = Vec::new();
     let mut fetch = |name: &str| -> Result<PathBuf, HubError> {
         let pointer = cache.pointer(&listing.commit, name);
         if pointer.exists() {
+            touch(cache, &listing.commit, name);
             return Ok(pointer);
         }
         let metadata = transport.metadata(&listing.commit, name)?;
+        // What another program downloaded is not ours to give up. Written before the download, so that a file of a run that
+        // was killed is known for ours.
+        if !cache.blob(&metadata.etag).exists() {
+            ShardRecord::new(transport.id(), &listing.commit, name, &metadata.etag).write(cache)?;
+        }
         let blob = download_blob(transport, cache, &listing.commit, name, &metadata, progress)?;
         blobs.push((name.to_string(), metadata.etag));
         Ok(blob)
@@ -151,19 +213,26 @@ fn fetch_commit(
     for name in &choice.side_files {
         fetch(name)?;
     }
-    match &choice.weights {
-        Weights::Single(name) => {
+    let mut tensors = None;
+    match (&choice.weights, wanted) {
+        (Weights::Single(name), Wanted::Everything) => {
             fetch(name)?;
         }
-        Weights::Sharded { index } => {
-            let shards = shards_of_index(transport.id(), index, &fetch(index)?)?;
+        (Weights::Single(name), Wanted::Outline) => tensors = tensors_of_header(transport, &listing.commit, name)?,
+        (Weights::Sharded { index }, _) => {
+            let path = fetch(index)?;
+            let shards = shards_of_index(transport.id(), index, &path)?;
             for shard in &shards {
                 if !listing.files.contains(shard) {
                     return Err(HubError::MissingFile { id: transport.id().clone(), file: shard.clone() });
                 }
             }
-            for shard in &shards {
-                fetch(shard)?;
+            if wanted == Wanted::Outline {
+                tensors = Some(tensors_of_index(transport.id(), index, &path)?);
+            } else {
+                for shard in &shards {
+                    fetch(shard)?;
+                }
             }
         }
     }
@@ -172,5 +241,29 @@ fn fetch_commit(
     for (name, etag) in &blobs {
         cache.link(&listing.commit, name, etag)?;
     }
-    Ok(cache.snapshot_folder(&listing.commit))
+    let folder = cache.snapshot_folder(&listing.commit);
+    Ok(BaseOutline { folder, has_weights: wanted == Wanted::Everything, tensors })
+}
+
+/// The tensors that the header of a file on the hub names; `None` of pickled tensors, and where the hub sends no parts of files.
+fn tensors_of_header(
+    transport: &Transport<'_>,
+    commit: &str,
+    name: &str,
+) -> Result<Option<BTreeSet<String>>, HubError> {
+    if !name.ends_with(".safetensors") {
+        return Ok(None);
+    }
+    let wrong = |problem: String| HubError::Index { id: transport.id().clone(), file: name.to_string(), problem };
+    let Some(start) = transport.start_of(commit, name, LENGTH_BYTES)? else { return Ok(None) };
+    let length = start.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
+    let length = length.ok_or_else(|| wrong("it has less than eight bytes".into()))?;
+    if length > MAX_INDEX_BYTES {
+        return Err(wrong(format!("its header claims {length} bytes, at most {MAX_INDEX_BYTES} are read")));
+    }
+    let Some(bytes) = transport.start_of(commit, name, LENGTH_BYTES + length)? else { return Ok(None) };
+    let header = bytes.get(LENGTH_BYTES as usize..).unwrap_or_default();
+    let header: BTreeMap<String, serde::de::IgnoredAny> =
+        serde_json::from_slice(header).map_err(|error| wrong(error.to_string()))?;
+    Ok(Some(header.into_keys().filter(|name| name != "__metadata__").collect()))
 }

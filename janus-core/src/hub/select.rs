@@ -104,17 +104,8 @@ pub(super) fn check_name(name: &str) -> Result<(), &'static str> {
 /// The files that the index at `path` spreads the weights over, sorted.
 pub(super) fn shards_of_index(id: &RepoId, index: &str, path: &Path) -> Result<BTreeSet<String>, HubError> {
     let wrong = |problem: String| HubError::Index { id: id.clone(), file: index.to_string(), problem };
-    let unreadable = |source| HubError::Read { path: path.to_path_buf(), source };
-    let size_bytes = fs::metadata(path).map_err(unreadable)?.len();
-    if size_bytes > MAX_INDEX_BYTES {
-        return Err(wrong(format!("it has {size_bytes} bytes, at most {MAX_INDEX_BYTES} are read")));
-    }
-    let text = fs::read(path).map_err(unreadable)?;
-    let json: Value = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
-    let map =
-        json.get("weight_map").and_then(Value::as_object).ok_or_else(|| wrong("no object `weight_map`".into()))?;
     let mut shards = BTreeSet::new();
-    for (tensor, shard) in map {
+    for (tensor, shard) in weight_map(id, index, path)? {
         let shard = shard.as_str().ok_or_else(|| wrong(format!("the file of tensor `{tensor}` is not a text")))?;
         check_name(shard).map_err(|problem| wrong(format!("tensor `{tensor}` is in {shard:?}, which {problem}")))?;
         shards.insert(shard.to_string());
@@ -123,6 +114,29 @@ pub(super) fn shards_of_index(id: &RepoId, index: &str, path: &Path) -> Result<B
         return Err(wrong("`weight_map` is empty".into()));
     }
     Ok(shards)
+}
+
+/// The tensors that the index at `path` names.
+pub(super) fn tensors_of_index(id: &RepoId, index: &str, path: &Path) -> Result<BTreeSet<String>, HubError> {
+    Ok(weight_map(id, index, path)?.into_iter().map(|(tensor, _)| tensor).collect())
+}
+
+fn weight_map(id: &RepoId, index: &str, path: &Path) -> Result<serde_json::Map<String, Value>, HubError> {
+    let wrong = |problem: String| HubError::Index { id: id.clone(), file: index.to_string(), problem };
+    let unreadable = |source| HubError::Read { path: path.to_path_buf(), source };
+    let size_bytes = fs::metadata(path).map_err(unreadable)?.len();
+    if size_bytes > MAX_INDEX_BYTES {
+        return Err(wrong(format!("it has {size_bytes} bytes, at most {MAX_INDEX_BYTES} are read")));
+    }
+    let text = fs::read(path).map_err(unreadable)?;
+    let json: Value = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
+    match json {
+        Value::Object(mut json) => match json.remove("weight_map") {
+            Some(Value::Object(map)) => Ok(map),
+            _ => Err(wrong("no object `weight_map`".into())),
+        },
+        _ => Err(wrong("no object `weight_map`".into())),
+    }
 }
 
 /// The first file that keeps the folder of a snapshot from being a whole base, `None` if nothing does.

@@ -1,4 +1,4 @@
-//! Which files of data sets this program brought into the cache, and which of them go when there are too many.
+//! Which files this program brought into the cache, and which files of data sets go when there are too many.
 //!
 //! One small record a file, `<repository>/.janus/shards/<digest>.json`; the time it was last written is the time the file was
 //! last used. A file without a record belongs to another program and stays.
@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::cache::{RepositoryCache, is_commit, write_error};
 use super::select::check_name;
-use super::{HubError, RepoId};
+use super::{HubError, RepoId, RepoKind};
 use crate::output::write_file;
 
 const RECORDS: &str = ".janus/shards";
@@ -20,6 +20,9 @@ const RECORDS: &str = ".janus/shards";
 /// A file that this program brought into the cache.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ShardRecord {
+    /// Whether the repository is a model's; records of before are all of data sets.
+    #[serde(default)]
+    is_model: bool,
     repository: String,
     commit: String,
     name: String,
@@ -28,7 +31,9 @@ pub(super) struct ShardRecord {
 
 impl ShardRecord {
     pub(super) fn new(id: &RepoId, commit: &str, name: &str, etag: &str) -> Self {
-        Self { repository: id.repository().into(), commit: commit.into(), name: name.into(), etag: etag.into() }
+        let is_model = id.kind() == RepoKind::Model;
+        let repository = id.repository().into();
+        Self { is_model, repository, commit: commit.into(), name: name.into(), etag: etag.into() }
     }
 
     pub(super) fn write(&self, cache: &RepositoryCache<'_>) -> Result<(), HubError> {
@@ -42,7 +47,10 @@ impl ShardRecord {
     /// The record of a file, unless it names things outside the repository's folder.
     fn read(path: &Path) -> Option<(Self, RepoId)> {
         let record: Self = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
-        let id = RepoId::dataset(&record.repository).ok()?;
+        let id: RepoId = match record.is_model {
+            true => record.repository.parse().ok()?,
+            false => RepoId::dataset(&record.repository).ok()?,
+        };
         let is_plain = is_commit(&record.commit) && check_name(&record.name).is_ok();
         (is_plain && check_name(&record.etag).is_ok() && !record.etag.contains('/')).then_some((record, id))
     }
@@ -69,36 +77,106 @@ pub(super) fn evict(
     limit_bytes: u64,
     keep: &dyn Fn(&RepoId, &str, &str) -> bool,
 ) -> Result<(), HubError> {
-    let mut kept = Vec::new();
-    for repository in entries(cache_dir) {
-        for path in entries(&repository.join(RECORDS)) {
-            let Some((record, id)) = ShardRecord::read(&path) else { continue };
-            let cache = RepositoryCache::new(&id, cache_dir);
-            let Ok(found) = fs::metadata(cache.blob(&record.etag)) else { continue };
-            let used = fs::metadata(&path).and_then(|metadata| metadata.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-            kept.push((used, path, record, id, found.len()));
-        }
-    }
-    kept.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
-    let mut total = kept.iter().fold(0u64, |total, entry| total.saturating_add(entry.4));
-    for (_, path, record, id, bytes) in kept {
+    let mut kept: Vec<KeptFile> =
+        kept_files(cache_dir).into_iter().filter(|f| f.id.kind() == RepoKind::Dataset).collect();
+    kept.sort_by(|a, b| (a.used, &a.record_path).cmp(&(b.used, &b.record_path)));
+    let mut total = kept.iter().fold(0u64, |total, file| total.saturating_add(file.bytes));
+    for file in kept {
         if total <= limit_bytes {
             break;
         }
-        if keep(&id, &record.commit, &record.name) {
+        if keep(&file.id, &file.record.commit, &file.record.name) {
             continue;
         }
-        let cache = RepositoryCache::new(&id, cache_dir);
-        // The pointer first: without it nothing looks for the rest.
-        for gone in [cache.pointer(&record.commit, &record.name), cache.blob(&record.etag), path] {
-            match fs::remove_file(&gone) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(write_error(&gone)(e)),
-                _ => {}
-            }
-        }
-        total = total.saturating_sub(bytes);
+        file.remove()?;
+        total = total.saturating_sub(file.bytes);
     }
     Ok(())
+}
+
+/// A file that this program brought into the cache of a hub.
+#[derive(Debug, Clone)]
+pub struct KeptFile {
+    id: RepoId,
+    cache_dir: PathBuf,
+    record: ShardRecord,
+    record_path: PathBuf,
+    used: SystemTime,
+    bytes: u64,
+}
+
+/// Every file that this program brought into a cache and that is there; what other programs brought is not among them.
+pub fn kept_files(cache_dir: &Path) -> Vec<KeptFile> {
+    let mut kept = Vec::new();
+    for repository in entries(cache_dir) {
+        for record_path in entries(&repository.join(RECORDS)) {
+            let Some((record, id)) = ShardRecord::read(&record_path) else { continue };
+            let cache = RepositoryCache::new(&id, cache_dir);
+            // A record that was carried into another repository's folder speaks of nothing here.
+            if cache.root() != repository {
+                continue;
+            }
+            let Ok(found) = fs::metadata(cache.blob(&record.etag)) else { continue };
+            let used = fs::metadata(&record_path).and_then(|about| about.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+            let (cache_dir, bytes) = (cache_dir.to_path_buf(), found.len());
+            kept.push(KeptFile { id, cache_dir, record, record_path, used, bytes });
+        }
+    }
+    kept
+}
+
+impl KeptFile {
+    /// Its repository, at the revision that stands where none is written.
+    pub fn repository(&self) -> &RepoId {
+        &self.id
+    }
+
+    /// The commit that it is of.
+    pub fn commit(&self) -> &str {
+        &self.record.commit
+    }
+
+    /// Its name, relative to the repository.
+    pub fn name(&self) -> &str {
+        &self.record.name
+    }
+
+    /// Its size.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// When it was last used.
+    pub fn used(&self) -> SystemTime {
+        self.used
+    }
+
+    /// Where it is looked for, `snapshots/<commit>/<name>`.
+    pub fn path(&self) -> PathBuf {
+        RepositoryCache::new(&self.id, &self.cache_dir).pointer(&self.record.commit, &self.record.name)
+    }
+
+    /// Removes it with its record. Bytes that another commit's file shares stay.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn remove(&self) -> Result<(), HubError> {
+        let cache = RepositoryCache::new(&self.id, &self.cache_dir);
+        let (pointer, blob) = (self.path(), cache.blob(&self.record.etag));
+        // The pointer first: without it nothing looks for the rest.
+        remove(&pointer)?;
+        if !cache.is_pointed_to(&blob) {
+            remove(&blob)?;
+        }
+        remove(&self.record_path)
+    }
+}
+
+fn remove(path: &Path) -> Result<(), HubError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(write_error(path)(e)),
+        _ => Ok(()),
+    }
 }
 
 fn entries(folder: &Path) -> Vec<PathBuf> {

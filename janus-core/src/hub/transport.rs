@@ -250,6 +250,31 @@ impl<'a> Transport<'a> {
         })
     }
 
+    /// The first `bytes` bytes of a file, all of a shorter one; `None` where the server sends no parts.
+    pub(super) fn start_of(&self, commit: &str, file: &str, bytes: u64) -> Result<Option<Vec<u8>>, HubError> {
+        let range = format!("bytes=0-{}", bytes.saturating_sub(1));
+        self.patiently(self.attempts(), || {
+            let answer = self.request(&Method::GET, &self.file_url(commit, file), Some(&range))?;
+            match answer.response.status().as_u16() {
+                206 => {}
+                200 | 416 => return Ok(None),
+                _ => return Err(self.refusal(&answer, Some(file))),
+            }
+            let url = answer.url;
+            let got = text_of(answer.response.headers(), header::CONTENT_RANGE.as_str()).unwrap_or_default();
+            let other = || HubError::Range { url: url.clone(), asked_bytes: 0, got: got.clone() };
+            let Some(ContentRange { start_bytes: Some(0), .. }) = parse_content_range(&got) else {
+                return Err(other());
+            };
+            let mut body = answer.response.into_body();
+            let start = body.with_config().limit(bytes.saturating_add(1)).read_to_vec();
+            start.map(Some).map_err(|error| match error {
+                ureq::Error::BodyExceedsLimit(_) => other(),
+                error => cut_off(&url, error.into_io()),
+            })
+        })
+    }
+
     fn file_url(&self, commit: &str, file: &str) -> String {
         format!("{}/{}/resolve/{commit}/{}", self.endpoint, self.id.path(), percent_encode(file, true))
     }

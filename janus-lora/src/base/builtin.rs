@@ -31,17 +31,30 @@ const FILES: &[(&str, &[u8])] = files![
     "tokenizer_config.json",
 ];
 
+/// Its folder below `cache`, if it is there whole.
+pub(super) fn kept(cache: &Path) -> Option<PathBuf> {
+    let folder = place(cache);
+    FILES.iter().all(|(name, bytes)| is_written(&folder.join(name), bytes)).then_some(folder)
+}
+
+fn place(cache: &Path) -> PathBuf {
+    let hash = short_hash(FILES.iter().flat_map(|(name, bytes)| [name.as_bytes(), *bytes]));
+    cache.join("bases").join(format!("{NAME}-{hash}"))
+}
+
+fn is_written(path: &Path, bytes: &[u8]) -> bool {
+    std::fs::metadata(path).is_ok_and(|file| file.len() == bytes.len() as u64)
+}
+
 /// Its folder below `cache`. What is missing there, or of another length, is written.
 ///
 /// # Errors
 /// The cache folder cannot be written to.
 pub(super) fn folder(cache: &Path) -> Result<PathBuf> {
-    let hash = short_hash(FILES.iter().flat_map(|(name, bytes)| [name.as_bytes(), *bytes]));
-    let folder = cache.join("bases").join(format!("{NAME}-{hash}"));
+    let folder = place(cache);
     for (name, bytes) in FILES {
         let path = folder.join(name);
-        let is_there = std::fs::metadata(&path).is_ok_and(|file| file.len() == bytes.len() as u64);
-        if !is_there {
+        if !is_written(&path, bytes) {
             write_file(&path, |file| file.write_all(bytes))?;
         }
     }

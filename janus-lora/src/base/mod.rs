@@ -1,6 +1,7 @@
 //! A base as commands use it: the checkpoint with the tokenizer and the image processor that belong to it.
 
 pub mod builtin;
+mod published;
 mod random;
 
 use std::path::{Path, PathBuf};
@@ -9,13 +10,14 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use janus_core::checkpoint::{Checkpoint, KnownFingerprints};
 use janus_core::config::JanusConfig;
-use janus_core::hub::{self, Progress};
+use janus_core::hub::{self, HubError, Progress};
 use janus_core::processing::{GenerationConfig, ImageProcessor, JanusTokenizer, PromptBuilder};
 use janus_core::sample::CodeOptions;
 use janus_core::{Diagnose, Fault, Janus, Parts};
 use sha2::{Digest, Sha256};
 
-use crate::cache::{Image, ImageCache};
+use crate::cache::stock::{hold, make_room};
+use crate::cache::{CacheSettings, Image, ImageCache, Place};
 use crate::data::EncodedImage;
 use crate::error::Result;
 use crate::fingerprint::PendingFingerprint;
@@ -28,7 +30,7 @@ pub use random::vocabulary_of;
 const INIT_PREFIX: &str = "init:";
 
 /// Digits of a hash that tells the folders of two versions apart.
-const HASH_DIGITS: usize = 12;
+pub(crate) const HASH_DIGITS: usize = 12;
 
 /// A base that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -48,11 +50,19 @@ pub enum BaseError {
         /// What was written.
         spec: String,
     },
-    /// No folder and no hub id, but nearly the built-in base's name or a shape's.
+    /// No folder and no hub id as it stands, but nearly the name of the built-in base or of a published one.
     #[error("there is no base `{spec}`")]
     Misspelt {
         /// What was written.
         spec: String,
+        /// What may have been meant.
+        meant: String,
+    },
+    /// A hub has nothing of that name, which is nearly that of a base.
+    #[error("{error}")]
+    NotFound {
+        /// What the hub's room says.
+        error: Box<HubError>,
         /// What may have been meant.
         meant: String,
     },
@@ -74,6 +84,7 @@ impl Diagnose for BaseError {
     fn fault(&self) -> Fault {
         match self {
             BaseError::Changed { .. } => Fault::Internal,
+            BaseError::NotFound { error, .. } => error.fault(),
             _ => Fault::Input,
         }
     }
@@ -83,11 +94,30 @@ impl Diagnose for BaseError {
             BaseError::UnknownShape { shape, .. } => vec![shape_hint(shape)],
             BaseError::MalformedInit { .. } => vec!["for example `init:janus-small?seed=1`".into()],
             BaseError::Misspelt { meant, .. } => vec![format!("did you mean `{meant}`?")],
+            BaseError::NotFound { error, meant } => {
+                let mut hints = vec![format!("did you mean `{meant}`?")];
+                hints.extend(error.hints());
+                hints
+            }
             BaseError::Changed { .. } => Vec::new(),
             BaseError::Rewritten { .. } => {
                 vec!["run again; put new weights into another folder, or rename them into place".into()]
             }
         }
+    }
+}
+
+/// Whether what a user calls a base has random weights.
+pub fn is_random(spec: &str) -> bool {
+    spec.starts_with(INIT_PREFIX)
+}
+
+/// Says of a base with random weights that it is one.
+fn say_random(spec: &str, status: &dyn Status) {
+    if is_random(spec) {
+        status.note(&format!(
+            "`{spec}` has random weights: it knows nothing, and what it says or draws means nothing before it is trained"
+        ));
     }
 }
 
@@ -109,6 +139,7 @@ pub struct Base {
     images: ImageProcessor,
     generation: GenerationConfig,
     cache: Arc<ImageCache>,
+    place: Place,
 }
 
 impl Base {
@@ -119,8 +150,36 @@ impl Base {
     /// # Errors
     /// Nothing of that name, or a checkpoint, tokenizer or image processor that cannot be used.
     pub fn open(spec: &str, status: &dyn Status) -> Result<Self> {
+        say_random(spec, status);
         let folder = resolve(spec, status)?;
         Self::open_folder(spec, &folder)
+    }
+
+    /// Opens as much of what a user calls a base as a plan needs, and leaves nothing behind in the cache but a hub's small files:
+    /// weights that are not here are neither made nor fetched, and cannot be read.
+    ///
+    /// # Errors
+    /// As [`Base::open`]; no folder for temporary files.
+    pub fn outline(spec: &str, status: &dyn Status) -> Result<Self> {
+        say_random(spec, status);
+        let place = Place::scratch()?;
+        let scratch = place.folder();
+        let (folder, has_weights, tensors) = if spec == builtin::NAME {
+            let kept = builtin::kept(&cache_folder());
+            (kept.map_or_else(|| builtin::folder(&scratch), Ok)?, true, None)
+        } else if is_random(spec) {
+            let (folder, has_weights) = random::outline(spec, &scratch)?;
+            (folder, has_weights, None)
+        } else {
+            let progress = status.download();
+            let outline = from_hub(spec, &|| hub::outline_base(spec, progress.as_ref() as &dyn Progress))?;
+            (outline.folder, outline.has_weights, outline.tensors)
+        };
+        let checkpoint = match has_weights {
+            true => Checkpoint::open(&folder)?,
+            false => Checkpoint::outline(&folder, tensors.as_ref())?,
+        };
+        Ok(Self { place, ..Self::with_checkpoint(spec, &folder, checkpoint)? })
     }
 
     /// Opens a folder under a name of its own.
@@ -128,7 +187,11 @@ impl Base {
     /// # Errors
     /// As [`Base::open`].
     pub fn open_folder(name: &str, folder: &Path) -> Result<Self> {
-        let checkpoint = Arc::new(Checkpoint::open(folder)?);
+        Self::with_checkpoint(name, folder, Checkpoint::open(folder)?)
+    }
+
+    fn with_checkpoint(name: &str, folder: &Path, checkpoint: Checkpoint) -> Result<Self> {
+        let checkpoint = Arc::new(checkpoint);
         let config = checkpoint.config();
         let tokenizer = JanusTokenizer::from_folder(folder)?;
         tokenizer.check_vocabulary(config.text.vocab_size)?;
@@ -136,7 +199,8 @@ impl Base {
         let generation = GenerationConfig::from_folder(folder)?;
         let prompts = PromptBuilder::new(tokenizer, config.vision.num_patches());
         let cache = Arc::new(ImageCache::new(images.clone()));
-        Ok(Self { name: name.to_owned(), checkpoint, prompts, images, generation, cache })
+        let (name, place) = (name.to_owned(), Place::Cache);
+        Ok(Self { name, checkpoint, prompts, images, generation, cache, place })
     }
 
     /// The same base with these values in the place of its own, by native name: what a stage of a run has trained is what the
@@ -161,6 +225,11 @@ impl Base {
     /// The checkpoint.
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
+    }
+
+    /// Where tables that are drawn for it go.
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Sizes and constants.
@@ -272,25 +341,47 @@ impl Base {
 /// Nothing of that name, or a folder that cannot be made.
 pub fn resolve(spec: &str, status: &dyn Status) -> Result<PathBuf> {
     if spec == builtin::NAME {
-        builtin::folder(&cache_folder())
+        let mut folder = builtin::folder(&cache_folder())?;
+        // Given up by another process at this moment, it is written again.
+        if !hold(&folder.join("config.json")) {
+            folder = builtin::folder(&cache_folder())?;
+            hold(&folder.join("config.json"));
+        }
+        Ok(folder)
     } else if spec.starts_with(INIT_PREFIX) {
         random::folder(spec, status)
-    } else if let Some(meant) = misspelt(spec) {
-        Err(BaseError::Misspelt { spec: spec.to_owned(), meant }.into())
     } else {
         let progress = status.download();
-        Ok(hub::resolve_base(spec, progress.as_ref() as &dyn Progress)?)
+        let folder = from_hub(spec, &|| hub::resolve_base(spec, progress.as_ref() as &dyn Progress))?;
+        if !Path::new(spec).exists() {
+            hold(&folder.join("config.json"));
+            make_room(&CacheSettings::from_environment()?, 0);
+        }
+        Ok(folder)
     }
 }
 
-/// What may have been meant by a name that is neither there nor can be on a hub.
-fn misspelt(spec: &str) -> Option<String> {
-    if spec.contains('/') || Path::new(spec).exists() {
-        return None;
+/// What `find` finds of a base that is a folder or on a hub, with advice where its name is nearly another one's.
+fn from_hub<T>(spec: &str, find: &dyn Fn() -> Result<T, HubError>) -> Result<T> {
+    if !Path::new(spec).exists()
+        && let Some(meant) = published::misspelt(spec)
+    {
+        return Err(BaseError::Misspelt { spec: spec.to_owned(), meant }.into());
     }
-    let names = std::iter::once(builtin::NAME).chain(JanusConfig::shape_names().iter().copied());
-    let meant = nearest(spec, names)?;
-    Some(if meant == builtin::NAME { meant.to_owned() } else { format!("{INIT_PREFIX}{meant}") })
+    find().map_err(|error| {
+        let is_absent = matches!(
+            error,
+            HubError::NoRepository { .. }
+                | HubError::Denied { .. }
+                | HubError::Offline { .. }
+                | HubError::NoSuchFolder { .. }
+                | HubError::NotABase { .. }
+        );
+        match published::meant(spec).filter(|meant| is_absent && meant != spec) {
+            Some(meant) => BaseError::NotFound { error: Box::new(error), meant }.into(),
+            None => error.into(),
+        }
+    })
 }
 
 /// The first digits of a hash of these bytes.

@@ -1,14 +1,18 @@
 //! Bases with random weights, made on first use and kept in the cache folder.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use candle_core::DType;
-use janus_core::checkpoint::{Merges, init_checkpoint, learn_merges, write_tokenizer};
+use janus_core::checkpoint::{
+    Merges, expected_tensors, init_checkpoint, init_side_files, learn_merges, write_tokenizer,
+};
 use janus_core::config::{JanusConfig, Layout};
 use janus_core::output::StagedFolder;
 use janus_core::processing::DEFAULT_SYSTEM_PROMPT;
 
 use super::{BaseError, INIT_PREFIX, cache_folder, short_hash};
+use crate::cache::stock::{hold, make_room};
+use crate::cache::{CacheError, CacheSettings};
 use crate::data::synth;
 use crate::error::Result;
 use crate::status::Status;
@@ -19,6 +23,12 @@ const VOCABULARY_VERSION: u32 = 2;
 
 /// Raised when a tensor of the same shape is drawn otherwise, for the same reason.
 const VALUES_VERSION: u32 = 2;
+
+/// What makes a folder a base.
+const CONFIG_FILE: &str = "config.json";
+
+/// How often a base is made that others give up at once.
+const ATTEMPTS: usize = 3;
 
 /// Rows of drawn data that merges are learnt from.
 const VOCABULARY_ROWS: u32 = 4096;
@@ -34,42 +44,97 @@ pub fn vocabulary_of(config: &JanusConfig, domain: &str, seed: u64) -> Result<Me
     Ok(learn_merges(config, &texts).map_err(janus_core::Error::from)?)
 }
 
-/// The folder of a base with random weights. Its name carries a hash of the shape's sizes and of how values are drawn, so
-/// that one made by an earlier version with others does not pass for it.
-pub(super) fn folder(spec: &str, status: &dyn Status) -> Result<PathBuf> {
-    let malformed = || BaseError::MalformedInit { spec: spec.to_owned() };
-    let body = spec.strip_prefix(INIT_PREFIX).ok_or_else(malformed)?;
-    let (shape, tail) = body.split_once('?').unwrap_or((body, ""));
-    let (mut seed, mut vocabulary) = (1, None);
-    for pair in tail.split('&').filter(|pair| !pair.is_empty()) {
-        match pair.split_once('=') {
-            Some(("seed", value)) => seed = value.parse().map_err(|_| malformed())?,
-            Some(("vocabulary", domain)) => vocabulary = Some(domain),
-            _ => return Err(malformed().into()),
+/// A base with random weights, as its spec describes it.
+struct Random<'a> {
+    config: JanusConfig,
+    seed: u64,
+    vocabulary: Option<&'a str>,
+    /// Of its folder. It carries a hash of the shape's sizes and of how values are drawn, so that one made by an earlier
+    /// version with others does not pass for it.
+    name: String,
+}
+
+impl<'a> Random<'a> {
+    fn parse(spec: &'a str) -> Result<Self> {
+        let malformed = || BaseError::MalformedInit { spec: spec.to_owned() };
+        let body = spec.strip_prefix(INIT_PREFIX).ok_or_else(malformed)?;
+        let (shape, tail) = body.split_once('?').unwrap_or((body, ""));
+        let (mut seed, mut vocabulary) = (1, None);
+        for pair in tail.split('&').filter(|pair| !pair.is_empty()) {
+            match pair.split_once('=') {
+                Some(("seed", value)) => seed = value.parse().map_err(|_| malformed())?,
+                Some(("vocabulary", domain)) => vocabulary = Some(domain),
+                _ => return Err(malformed().into()),
+            }
         }
+        let config = JanusConfig::shape(shape)
+            .ok_or_else(|| BaseError::UnknownShape { spec: spec.to_owned(), shape: shape.to_owned() })?;
+        let suffix =
+            vocabulary.map(|domain| format!("-{domain}{}-{VOCABULARY_VERSION}", synth::VERSION)).unwrap_or_default();
+        let json = config.to_json(Layout::Native, DType::BF16).to_string();
+        let sizes = short_hash([json.as_bytes(), &VALUES_VERSION.to_le_bytes()]);
+        let name = format!("{shape}-{sizes}-seed{seed}{suffix}");
+        Ok(Self { config, seed, vocabulary, name })
     }
-    let config = JanusConfig::shape(shape)
-        .ok_or_else(|| BaseError::UnknownShape { spec: spec.to_owned(), shape: shape.to_owned() })?;
-    let suffix =
-        vocabulary.map(|domain| format!("-{domain}{}-{VOCABULARY_VERSION}", synth::VERSION)).unwrap_or_default();
-    let sizes =
-        short_hash([config.to_json(Layout::Native, DType::BF16).to_string().as_bytes(), &VALUES_VERSION.to_le_bytes()]);
-    let folder = cache_folder().join("bases").join(format!("{shape}-{sizes}-seed{seed}{suffix}"));
-    if !folder.join("config.json").exists() {
-        let staged = StagedFolder::create(&folder)?;
-        let bar = status.bytes("making random weights", 0);
-        let mut progress = |done, total| bar.set(done, total);
-        init_checkpoint(&config, seed, DType::BF16, staged.path(), Layout::Native, &mut progress)?;
-        if let Some(domain) = vocabulary {
-            write_tokenizer(&config, &vocabulary_of(&config, domain, seed)?, staged.path())?;
+
+    /// Bytes of its weights.
+    fn bytes(&self) -> u64 {
+        let tensors = expected_tensors(&self.config, !self.config.tie_word_embeddings);
+        let values = tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>() as u64).sum::<u64>();
+        values * DType::BF16.size_in_bytes() as u64
+    }
+
+    fn write_vocabulary(&self, into: &Path) -> Result<()> {
+        if let Some(domain) = self.vocabulary {
+            write_tokenizer(&self.config, &vocabulary_of(&self.config, domain, self.seed)?, into)?;
         }
-        // Another run may have made the same meanwhile: its folder is as good.
-        if let Err(error) = staged.commit()
-            && !folder.join("config.json").exists()
-        {
-            return Err(error.into());
+        Ok(())
+    }
+}
+
+/// The folder of a base with random weights, held by this process.
+pub(super) fn folder(spec: &str, status: &dyn Status) -> Result<PathBuf> {
+    let random = Random::parse(spec)?;
+    let folder = cache_folder().join("bases").join(&random.name);
+    let config = folder.join(CONFIG_FILE);
+    // Another process may give it up between its making and its holding.
+    for _ in 0..ATTEMPTS {
+        if hold(&config) {
+            break;
         }
-        bar.finish();
+        make_room(&CacheSettings::from_environment()?, random.bytes());
+        make(&random, &folder, status)?;
     }
     Ok(folder)
+}
+
+fn make(random: &Random<'_>, folder: &Path, status: &dyn Status) -> Result<()> {
+    let staged = StagedFolder::create(folder)?;
+    let bar = status.bytes("making random weights", 0);
+    let mut progress = |done, total| bar.set(done, total);
+    init_checkpoint(&random.config, random.seed, DType::BF16, staged.path(), Layout::Native, &mut progress)?;
+    random.write_vocabulary(staged.path())?;
+    // Another run may have made the same meanwhile: its folder is as good.
+    if let Err(error) = staged.commit()
+        && !folder.join(CONFIG_FILE).exists()
+    {
+        return Err(error.into());
+    }
+    bar.finish();
+    Ok(())
+}
+
+/// The folder of a base with random weights if it was made before, else one below `scratch` with all but the weights; and
+/// whether these are there.
+pub(super) fn outline(spec: &str, scratch: &Path) -> Result<(PathBuf, bool)> {
+    let random = Random::parse(spec)?;
+    let kept = cache_folder().join("bases").join(&random.name);
+    if kept.join(CONFIG_FILE).exists() {
+        return Ok((kept, true));
+    }
+    let folder = scratch.join("bases").join(&random.name);
+    fs_err::create_dir_all(&folder).map_err(|source| CacheError::Scratch { source })?;
+    init_side_files(&random.config, DType::BF16, &folder, Layout::Native)?;
+    random.write_vocabulary(&folder)?;
+    Ok((folder, false))
 }

@@ -1,6 +1,8 @@
 //! What can be wrong with a cache's settings.
 
-use janus_core::Diagnose;
+use std::io;
+
+use janus_core::{Diagnose, Fault};
 
 use super::store::LIMIT_VARIABLE;
 
@@ -14,12 +16,29 @@ pub enum CacheError {
         /// What it is.
         value: String,
     },
+    /// There is no place for files that are gone after a look.
+    #[error("cannot make a temporary folder in `{}`", std::env::temp_dir().display())]
+    Scratch {
+        /// Why.
+        source: io::Error,
+    },
 }
 
 impl Diagnose for CacheError {
+    fn fault(&self) -> Fault {
+        match self {
+            CacheError::Limit { .. } => Fault::Input,
+            CacheError::Scratch { .. } => Fault::Internal,
+        }
+    }
+
     fn hints(&self) -> Vec<String> {
-        vec![
-            "for example 20000000000; 0 turns the cache off, and without the variable it has a limit of its own".into(),
-        ]
+        match self {
+            CacheError::Limit { .. } => vec![
+                "for example 20000000000; 0 turns the cache off, and without the variable it has a limit of its own"
+                    .into(),
+            ],
+            CacheError::Scratch { .. } => vec!["set TMPDIR to a folder with some room".into()],
+        }
     }
 }

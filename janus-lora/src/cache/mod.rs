@@ -7,6 +7,8 @@
 //! | `codes` | image codes; the image tokenizer is opened with the first image that has none |
 //! | `key` | what an entry is known by: everything that its bytes depend on |
 //! | `store` | the folder: checked entries, bounded in size, safe for several runs at once |
+//! | `stock` | everything that is kept, bases and tables too: what there is and what goes first |
+//! | `place` | whether what is made on the spot stays |
 //!
 //! Features are computed one image at a time wherever there is a point, kept or not, so that a run gives the same bytes
 //! with a cold cache, a warm one and none. Nothing that goes wrong with the cache ends a run.
@@ -16,6 +18,8 @@ mod error;
 mod features;
 mod image;
 mod key;
+mod place;
+pub mod stock;
 mod store;
 
 use std::collections::{BTreeSet, HashMap};
@@ -30,6 +34,7 @@ pub use codes::codes;
 pub use error::CacheError;
 pub use features::{features, highest_point, low_and_mid_features};
 pub use image::Image;
+pub use place::Place;
 pub use store::{CacheSettings, LIMIT_VARIABLE};
 
 use codes::CodesInMemory;

@@ -22,7 +22,9 @@ use fs_err as fs;
 
 use super::error::CacheError;
 use super::key::{Digest, digest};
+use super::stock::{self, is_hex};
 use crate::base::cache_folder;
+use janus_core::hub::HubOptions;
 
 /// The environment variable that sets the limit.
 pub const LIMIT_VARIABLE: &str = "JANUS_CACHE_LIMIT_BYTES";
@@ -34,14 +36,14 @@ const MAGIC: &[u8; 16] = b"janus-cache-one\n";
 const HEADER_BYTES: usize = MAGIC.len() + 32 + 8 + 32;
 
 /// What a killed run left half written is removed at this age.
-const LEFTOVER_AGE: Duration = Duration::from_secs(3600);
+pub(super) const LEFTOVER_AGE: Duration = Duration::from_secs(3600);
 
 /// An entry is written as `.NAME` with this and something random behind it.
 const ASIDE: &str = ".tmp-";
 
 /// Kinds of entries: folders of the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Features,
     Codes,
 }
@@ -62,12 +64,20 @@ impl Kind {
 pub struct CacheSettings {
     /// The folder.
     pub folder: PathBuf,
-    /// Most bytes of all entries; 0 keeps nothing, absent is 20 GiB or a tenth of the disk's free room.
+    /// Most bytes of all that is kept; 0 keeps nothing but what is in use, absent is 20 GiB or a tenth of the disk's free room.
     pub limit_bytes: Option<u64>,
+    /// A hub's cache, whose files that this program brought count, too.
+    pub hub_folder: Option<PathBuf>,
 }
 
 impl CacheSettings {
-    /// As the environment has it: the folder of [`cache_folder`], the limit of [`LIMIT_VARIABLE`].
+    /// A folder and its limit, without a hub's cache.
+    pub fn new(folder: PathBuf, limit_bytes: Option<u64>) -> Self {
+        Self { folder, limit_bytes, hub_folder: None }
+    }
+
+    /// As the environment has it: the folder of [`cache_folder`], the limit of [`LIMIT_VARIABLE`]. What was downloaded counts
+    /// only where a limit is set: it takes longer to bring back than anything else does.
     ///
     /// # Errors
     /// A limit that is no number.
@@ -79,25 +89,35 @@ impl CacheSettings {
                 Some(value.trim().parse().map_err(|_| CacheError::Limit { value: value.clone().into_owned() })?)
             }
         };
-        Ok(Self { folder: cache_folder(), limit_bytes })
+        let hub_folder = limit_bytes.and_then(|_| Some(HubOptions::from_env().ok()?.cache_dir));
+        Ok(Self { folder: cache_folder(), limit_bytes, hub_folder })
     }
 
     /// Whether anything is kept at all.
     pub fn is_on(&self) -> bool {
         self.limit_bytes != Some(0)
     }
+
+    /// The limit in bytes, where `total_bytes` are kept now.
+    pub fn limit(&self, total_bytes: u64) -> u64 {
+        self.limit_bytes.unwrap_or_else(|| {
+            // With the cache's own share, or the limit would shrink as it fills.
+            let free = free_bytes(&self.folder).map_or(u64::MAX, |free| free.saturating_add(total_bytes) / 10);
+            free.min(DEFAULT_LIMIT_BYTES)
+        })
+    }
 }
 
 /// One file.
-struct Entry {
-    path: PathBuf,
-    bytes: u64,
-    used: SystemTime,
+pub(super) struct Entry {
+    pub(super) path: PathBuf,
+    pub(super) bytes: u64,
+    pub(super) used: SystemTime,
 }
 
 #[derive(Debug)]
 struct Size {
-    /// All entries at the last look, and what was written since.
+    /// All that is kept at the last look, and what was written since.
     total_bytes: u64,
     /// What was written since.
     added_bytes: u64,
@@ -115,7 +135,7 @@ enum Writing {
 /// The folder.
 #[derive(Debug)]
 pub(super) struct Store {
-    folder: PathBuf,
+    settings: CacheSettings,
     limit_bytes: u64,
     size: Mutex<Size>,
     writing: Mutex<Writing>,
@@ -127,21 +147,18 @@ impl Store {
         if !settings.is_on() {
             return None;
         }
-        let folder = settings.folder.clone();
-        let total_bytes = entries(&folder).iter().map(|entry| entry.bytes).sum();
-        let limit_bytes = settings.limit_bytes.unwrap_or_else(|| {
-            // With the cache's own share, or the limit would shrink as it fills.
-            let free = free_bytes(&folder).map_or(u64::MAX, |free| free.saturating_add(total_bytes) / 10);
-            free.min(DEFAULT_LIMIT_BYTES)
-        });
+        let settings = settings.clone();
+        let items = stock::items(&settings.folder, settings.hub_folder.as_deref());
+        let total_bytes = items.iter().map(|item| item.bytes).sum();
+        let limit_bytes = settings.limit(total_bytes);
         let size = Mutex::new(Size { total_bytes, added_bytes: 0 });
-        Some(Self { folder, limit_bytes, size, writing: Mutex::new(Writing::Works) })
+        Some(Self { settings, limit_bytes, size, writing: Mutex::new(Writing::Works) })
     }
 
     fn path(&self, kind: Kind, key: &Digest) -> PathBuf {
         let name: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
         let (start, rest) = name.split_at(2);
-        self.folder.join(kind.name()).join(start).join(rest)
+        self.settings.folder.join(kind.name()).join(start).join(rest)
     }
 
     /// The payload of an entry, `None` where there is none or another than `bytes` long, or anything is odd about it.
@@ -174,7 +191,7 @@ impl Store {
             if fits { write(&self.path(kind, key), &[&header(key, payload), payload]) } else { Ok(()) }
         });
         if let Err(reason) = written {
-            let folder = self.folder.display();
+            let folder = self.settings.folder.display();
             *self.writing() = Writing::Failed(format!(
                 "nothing more is kept in the cache `{folder}`, what is not there is computed each time: {reason}"
             ));
@@ -197,7 +214,8 @@ impl Store {
         self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives up the least recently used entries until one more of `bytes` fits. `false` where it never would.
+    /// Gives up what was used longest ago, of whatever kind, until one more entry of `bytes` fits. `false` where it never would,
+    /// what is in use included.
     ///
     /// Other runs may write meanwhile, so the folder is looked through again each sixteenth of the limit: together they
     /// exceed it by no more than that for each of them.
@@ -209,18 +227,24 @@ impl Store {
         }
         let mut size = self.size.lock().unwrap_or_else(PoisonError::into_inner);
         if size.added_bytes.saturating_add(bytes) > step || size.total_bytes.saturating_add(bytes) > limit {
-            let mut entries = entries(&self.folder);
-            let mut total: u64 = entries.iter().map(|entry| entry.bytes).sum();
+            let mut items = stock::items(&self.settings.folder, self.settings.hub_folder.as_deref());
+            let mut total: u64 = items.iter().map(|item| item.bytes).sum();
             if total.saturating_add(bytes) > limit {
-                entries.sort_by_key(|entry| entry.used);
-                for entry in entries {
+                let used: u64 = items.iter().filter(|item| item.is_in_use()).map(|item| item.bytes).sum();
+                if used.saturating_add(bytes) > limit - step {
+                    // Or each entry would drive out the one before it.
+                    return Err(io::Error::other(format!(
+                        "what runs use takes {used} of {limit} bytes (`{LIMIT_VARIABLE}`)"
+                    )));
+                }
+                items.sort_by_key(|item| item.used);
+                for item in items {
                     // Some more than needed, so that not every entry costs a look through the folder.
                     if total.saturating_add(bytes) <= limit - step {
                         break;
                     }
-                    match fs::remove_file(&entry.path) {
-                        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                        _ => total -= entry.bytes,
+                    if item.remove()? {
+                        total -= item.bytes;
                     }
                 }
             }
@@ -256,11 +280,8 @@ fn header(key: &Digest, payload: &[u8]) -> [u8; HEADER_BYTES] {
 
 /// Every file that looks like an entry, and nothing else that may lie in the folder; what was left half written long ago
 /// is removed.
-fn entries(folder: &Path) -> Vec<Entry> {
+pub(super) fn entries(folder: &Path) -> Vec<(Kind, Entry)> {
     let list = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten();
-    let is_hex = |name: &str, length: usize| {
-        name.len() == length && name.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    };
     let mut found = Vec::new();
     for kind in Kind::ALL {
         for shelf in list(&folder.join(kind.name())) {
@@ -278,7 +299,7 @@ fn entries(folder: &Path) -> Vec<Entry> {
                 if leftover && used.elapsed().is_ok_and(|age| age > LEFTOVER_AGE) {
                     let _ = fs::remove_file(file.path());
                 } else if leftover || is_hex(&name, 62) {
-                    found.push(Entry { path: file.path(), bytes: about.len(), used });
+                    found.push((kind, Entry { path: file.path(), bytes: about.len(), used }));
                 }
             }
         }

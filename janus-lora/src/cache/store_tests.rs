@@ -15,7 +15,7 @@ fn payload(number: u64) -> Vec<u8> {
 }
 
 fn store(folder: &Path, limit_bytes: u64) -> Store {
-    Store::open(&CacheSettings { folder: folder.to_path_buf(), limit_bytes: Some(limit_bytes) }).unwrap()
+    Store::open(&CacheSettings::new(folder.to_path_buf(), Some(limit_bytes))).unwrap()
 }
 
 fn put(store: &Store, number: u64) {
@@ -33,7 +33,7 @@ fn used_at(store: &Store, number: u64, seconds: u64) {
 }
 
 fn total(folder: &Path) -> u64 {
-    entries(folder).iter().map(|entry| entry.bytes).sum()
+    entries(folder).iter().map(|(_, entry)| entry.bytes).sum()
 }
 
 #[test]
@@ -148,14 +148,14 @@ fn an_entry_beyond_the_limit_is_not_written() {
     let store = store(folder.path(), ENTRY - 1);
     put(&store, 1);
     assert_eq!((get(&store, 1), total(folder.path()), store.take_failure()), (None, 0, None));
-    assert!(Store::open(&CacheSettings { folder: folder.path().to_path_buf(), limit_bytes: Some(0) }).is_none());
+    assert!(Store::open(&CacheSettings::new(folder.path().to_path_buf(), Some(0))).is_none());
 }
 
 #[test]
 fn without_a_limit_it_is_a_share_of_the_disk() {
     let folder = tempfile::tempdir().unwrap();
     let deep = folder.path().join("not/there/yet");
-    let store = Store::open(&CacheSettings { folder: deep, limit_bytes: None }).unwrap();
+    let store = Store::open(&CacheSettings::new(deep, None)).unwrap();
     assert!(store.limit_bytes <= DEFAULT_LIMIT_BYTES);
     #[cfg(unix)]
     assert!(free_bytes(folder.path()).unwrap() / 10 >= store.limit_bytes / 2);

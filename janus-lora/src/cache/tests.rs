@@ -35,7 +35,7 @@ impl Place {
     }
 
     fn settings(&self) -> CacheSettings {
-        CacheSettings { folder: self.cache.path().to_path_buf(), limit_bytes: Some(1 << 24) }
+        CacheSettings::new(self.cache.path().to_path_buf(), Some(1 << 24))
     }
 
     /// As a new process would open it, with its cache on disk.

@@ -220,7 +220,7 @@ fn check(recipe: &std::path::Path, overrides: &[String], json: bool) -> Result<(
     let mut reports = serde_json::Map::new();
     let mut first_error = None;
     for section in &recipe.data {
-        let task = open_task(section, &recipe.data_limits, &Terminal)?;
+        let task = open_task(section, &recipe.data_limits, base.place(), &Terminal)?;
         for (split, title) in splits(section) {
             let source = Source::open(section, split, task.as_ref(), &base, Scan::of_everything(), &Terminal)?;
             let report = CheckReport::new(&source.table, &source.index);
@@ -259,7 +259,7 @@ fn stats_of_recipe(path: &std::path::Path, overrides: &[String]) -> Result<Vec<(
     let base = Base::open(&recipe.base.path, &Terminal)?;
     let mut all = Vec::new();
     for section in &recipe.data {
-        let task = open_task(section, &recipe.data_limits, &Terminal)?;
+        let task = open_task(section, &recipe.data_limits, base.place(), &Terminal)?;
         for (split, title) in splits(section) {
             let source = Source::open(section, split, task.as_ref(), &base, Scan::of_a_look(), &Terminal)?;
             warn_of_clipped(&source, &title);
@@ -315,7 +315,7 @@ fn stats_of_table(
         ..DataSection::new("rows", task, spec)
     };
     let base = Base::open(&base, &Terminal)?;
-    let task = open_task(&section, &DataLimits::default(), &Terminal)?;
+    let task = open_task(&section, &DataLimits::default(), base.place(), &Terminal)?;
     let source = Source::open(&section, Split::Train, task.as_ref(), &base, Scan::of_a_look(), &Terminal)?;
     warn_of_clipped(&source, spec);
     TableStats::new(&source, task.as_ref(), &base, spec, &Terminal)

@@ -7,6 +7,7 @@ mod arguments;
 mod ask;
 mod base;
 mod bench;
+mod cache;
 mod data;
 mod eval;
 mod features;
@@ -14,6 +15,7 @@ mod generate;
 mod live;
 mod merge;
 mod out;
+mod picture_words;
 mod probe;
 mod recipe;
 mod report;
@@ -68,6 +70,9 @@ enum Command {
     /// List, copy, check and describe recipes.
     #[command(subcommand)]
     Recipe(recipe::RecipeCommand),
+    /// Show and clear what is kept to be made or fetched only once: bases, drawn tables, image features and codes, downloads.
+    #[command(subcommand)]
+    Cache(cache::CacheCommand),
 }
 
 impl Command {
@@ -85,6 +90,7 @@ impl Command {
             Command::Data(command) => command.run(),
             Command::Bench(command) => command.run(),
             Command::Recipe(command) => command.run(),
+            Command::Cache(command) => command.run(),
         }
     }
 }
@@ -96,7 +102,8 @@ impl Command {
 pub fn main() -> ExitCode {
     report::tell_panics_as_errors();
     crate::allocator::set_up();
-    let Arguments { threads, quiet, command } = match Arguments::try_parse() {
+    let words = picture_words::spread(std::env::args_os());
+    let Arguments { threads, quiet, command } = match Arguments::try_parse_from(words) {
         Ok(arguments) => arguments,
         Err(message) => return out::usage(&message),
     };

@@ -9,21 +9,25 @@ use serde_json::json;
 use super::out::{done, result};
 use super::report;
 use super::status::Terminal;
+use crate::data::resolve;
 use crate::error::{Error, Result};
 use crate::nearest::nearest;
-use crate::recipe::{catalog, json_schema, reference_page, to_toml};
+use crate::recipe::{CatalogEntry, Recipe, catalog, json_schema, reference_page, shipped, shipped_catalog, to_toml};
+use crate::report::expected::curve_path;
 use crate::status::Status;
+
+/// Where recipes are looked for beside those that the program carries.
+const USUAL_FOLDER: &str = "recipes";
 
 #[derive(Debug, Subcommand)]
 pub(super) enum RecipeCommand {
-    /// List the recipes of a folder
+    /// List the recipes that the program carries, and those of the folder `recipes` where there is one
     #[command(after_help = "Examples:
   janus recipe list
   janus recipe list my-recipes --json")]
     List {
-        /// Folder
-        #[arg(default_value = "recipes")]
-        folder: PathBuf,
+        /// Folder of recipes to list instead
+        folder: Option<PathBuf>,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
@@ -42,15 +46,15 @@ pub(super) enum RecipeCommand {
     /// Copy a recipe as a start for one of your own
     #[command(after_help = "Examples:
   janus recipe copy quickstart my.toml
-  janus recipe copy understand inspection.toml --folder recipes")]
+  janus recipe copy understand inspection.toml --folder my-recipes")]
     Copy {
         /// The recipe's name, as `janus recipe list` has it
         name: String,
         /// File to write, which must be new
         out: PathBuf,
-        /// Folder of recipes
-        #[arg(long, default_value = "recipes")]
-        folder: PathBuf,
+        /// Folder of recipes to look in instead
+        #[arg(long)]
+        folder: Option<PathBuf>,
     },
     /// Print the keys of a recipe as JSON Schema, for editors
     #[command(after_help = "Examples:
@@ -66,13 +70,13 @@ pub(super) enum RecipeCommand {
 impl RecipeCommand {
     pub(super) fn run(self) -> Result<()> {
         match self {
-            RecipeCommand::List { folder, json } => list(&folder, json),
+            RecipeCommand::List { folder, json } => list(folder.as_deref(), json),
             RecipeCommand::Check { recipe, overrides } => {
                 let recipe = super::train::load(&recipe, &overrides)?;
                 result!("{}", to_toml(&recipe).trim_end());
                 Ok(())
             }
-            RecipeCommand::Copy { name, out, folder } => copy(&name, &out, &folder),
+            RecipeCommand::Copy { name, out, folder } => copy(&name, &out, folder.as_deref()),
             RecipeCommand::Schema { markdown: true } => {
                 result!("{}", reference_page().trim_end());
                 Ok(())
@@ -85,11 +89,31 @@ impl RecipeCommand {
     }
 }
 
-/// Copies a recipe as it stands, comments included, and tells which inputs are found elsewhere from there.
-fn copy(name: &str, out: &Path, folder: &Path) -> Result<()> {
-    let entries = catalog(folder, Path::new("."))?;
+/// Recipes by name: those of a folder, or where none is given those of `recipes` and, of names that it does not have, those
+/// that the program carries.
+fn entries(folder: Option<&Path>) -> Result<Vec<CatalogEntry>> {
+    let here = Path::new(".");
+    if let Some(folder) = folder {
+        return Ok(catalog(folder, here)?);
+    }
+    let usual = Path::new(USUAL_FOLDER);
+    let mut entries = if usual.is_dir() { catalog(usual, here)? } else { Vec::new() };
+    for carried in shipped_catalog(here) {
+        if !entries.iter().any(|entry| entry.name == carried.name) {
+            entries.push(carried);
+        }
+    }
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(entries)
+}
+
+/// Copies a recipe as it stands, comments included, with the losses that it expects, and tells which inputs are found elsewhere
+/// from there.
+fn copy(name: &str, out: &Path, folder: Option<&Path>) -> Result<()> {
+    let entries = entries(folder)?;
     let Some(entry) = entries.iter().find(|entry| entry.name == name) else {
-        let message = format!("`{}` has no recipe `{name}`", folder.display());
+        let place = folder.map_or_else(|| "the program".to_owned(), |folder| format!("`{}`", folder.display()));
+        let message = format!("{place} has no recipe `{name}`");
         let names: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
         let hint = match nearest(name, names.iter().copied()) {
             Some(near) => format!("did you mean `{near}`?"),
@@ -97,34 +121,71 @@ fn copy(name: &str, out: &Path, folder: &Path) -> Result<()> {
         };
         return Err(Error::Usage { message, hint });
     };
-    if out.exists() {
-        let message = format!("`{}` exists", out.display());
-        return Err(Error::Usage { message, hint: "give the path of a new file".into() });
-    }
-    let text = fs_err::read(&entry.path).map_err(|e| Error::Usage {
-        message: format!("cannot read the recipe: {e}"),
-        hint: "`janus recipe list` tells which recipes can be read".into(),
-    })?;
-    write_file(&require_file(out)?, |file| file.write_all(&text))?;
-    done!("{}", out.display());
-    if let (Ok(before), Ok(after)) = (super::train::load(&entry.path, &[]), super::train::load(out, &[])) {
-        let told = |key: &str, before: &str, after: &str| {
-            if before != after {
-                Terminal.note(&format!("`{key}` reads `{after}` now, not `{before}`"));
-            }
-        };
-        told("base.path", &before.base.path, &after.base.path);
-        for (number, (before, after)) in before.data.iter().zip(&after.data).enumerate() {
-            told(&format!("data.{number}.train"), &before.train, &after.train);
-            let eval = |data: &crate::recipe::DataSection| data.eval.clone().unwrap_or_default();
-            told(&format!("data.{number}.eval"), &eval(before), &eval(after));
+    let place = require_file(out)?;
+    let (text, curve) = contents(entry)?;
+    let curve_out = curve_path(out);
+    for path in std::iter::once(out).chain(curve.is_some().then_some(curve_out.as_path())) {
+        if path.symlink_metadata().is_ok() {
+            let message = format!("`{}` exists", path.display());
+            return Err(Error::Usage { message, hint: "give the path of a new file".into() });
         }
     }
+    write_file(&place, |file| file.write_all(&text))?;
+    if let Some(curve) = &curve {
+        write_file(&curve_out, |file| file.write_all(curve))?;
+    }
+    done!("{}", out.display());
+    explain_inputs(entry, out);
     Ok(())
 }
 
-fn list(folder: &Path, json: bool) -> Result<()> {
-    let entries = catalog(folder, Path::new("."))?;
+/// The bytes of a recipe and of the losses that it expects, where there are such.
+fn contents(entry: &CatalogEntry) -> Result<(Vec<u8>, Option<Vec<u8>>)> {
+    let Some(path) = &entry.path else {
+        let carried = shipped(&entry.name);
+        let text = carried.map_or("", |recipe| recipe.text);
+        return Ok((text.into(), carried.and_then(|recipe| recipe.curve).map(Into::into)));
+    };
+    let read = |path: &Path| {
+        fs_err::read(path).map_err(|e| Error::Usage {
+            message: format!("cannot read the recipe: {e}"),
+            hint: "`janus recipe list` tells which recipes can be read".into(),
+        })
+    };
+    let curve = curve_path(path);
+    Ok((read(path)?, curve.is_file().then(|| read(&curve)).transpose()?))
+}
+
+/// Tells where a copy looks for its inputs: of a file's, what it finds elsewhere than that file; of a carried recipe's, what
+/// is not there.
+fn explain_inputs(entry: &CatalogEntry, out: &Path) {
+    let Ok(after) = super::train::load(out, &[]) else { return };
+    let inputs = |recipe: &Recipe| {
+        let mut inputs = vec![("base.path".to_owned(), recipe.base.path.clone())];
+        for (number, data) in recipe.data.iter().enumerate() {
+            inputs.push((format!("data.{number}.train"), data.train.clone()));
+            inputs.push((format!("data.{number}.eval"), data.eval.clone().unwrap_or_default()));
+        }
+        inputs
+    };
+    let before = entry.path.as_ref().and_then(|path| super::train::load(path, &[]).ok());
+    let before = before.as_ref().map(inputs);
+    for (number, (key, now)) in inputs(&after).into_iter().enumerate() {
+        match &before {
+            Some(before) if before.get(number).is_some_and(|(_, was)| *was != now) => {
+                let was = &before[number].1;
+                Terminal.note(&format!("`{key}` reads `{now}` now, not `{was}`"));
+            }
+            None if Path::new(&now).is_absolute() && resolve(&now, Path::new("")).is_err() => {
+                Terminal.note(&format!("`{key}` reads `{now}`, where nothing is yet: put rows there or set `{key}`"));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn list(folder: Option<&Path>, json: bool) -> Result<()> {
+    let entries = entries(folder)?;
     if json {
         let recipes: Vec<_> = entries
             .iter()

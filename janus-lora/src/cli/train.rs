@@ -9,6 +9,7 @@ use super::arguments::DeviceArgument;
 use super::out::{done, result};
 use super::status::Terminal;
 use super::{report, samples};
+use crate::base::is_random;
 use crate::error::Result;
 use crate::recipe::{self, Orientation, Recipe};
 use crate::report::expected::{ExpectedCurve, Outside};
@@ -37,7 +38,7 @@ pub(super) struct Train {
     overrides: Vec<String>,
     #[command(flatten)]
     device: DeviceArgument,
-    /// Print the plan and write nothing
+    /// Print the plan and write nothing: of a hub only configurations and the ends of tables are fetched
     #[arg(long)]
     dry_run: bool,
     /// Go on with the run in `output.dir` from its last checkpoint; start where there is none
@@ -87,7 +88,8 @@ impl Train {
             (false, true) => Some(RunFolder::resume(&recipe.output.dir)?),
         };
         let device = self.device.open()?;
-        let mut prepared = run::prepare(recipe, &device, &Terminal)?;
+        let prepare = if self.dry_run { run::look } else { run::prepare };
+        let mut prepared = prepare(recipe, &device, &Terminal)?;
         let Some(folder) = folder else {
             if device.is_cpu() {
                 prepared.estimate_time()?;
@@ -189,7 +191,12 @@ fn plan_text(prepared: &Prepared) -> String {
     let Prepared { recipe, base, plan, .. } = prepared;
     let share = 100.0 * plan.trainable_parameters as f64 / plan.total_parameters as f64;
     let mut lines = vec![
-        format!("base       {}, {} parameters", base.name(), report::count(plan.total_parameters)),
+        format!(
+            "base       {}, {} parameters{}",
+            base.name(),
+            report::count(plan.total_parameters),
+            if is_random(base.name()) { ", random weights" } else { "" }
+        ),
         format!(
             "adapter    rank {}, scale {}, {} sites, {} trainable parameters ({share:.2} %)",
             recipe.adapter.rank,

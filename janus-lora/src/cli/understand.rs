@@ -2,20 +2,23 @@
 
 use std::path::PathBuf;
 
+use candle_core::Device;
 use clap::Args;
-use janus_core::Parts;
+use janus_core::{Janus, Parts};
 use serde_json::json;
 
 use super::arguments::{BaseArguments, DeviceArgument, PictureArguments, TypeArgument};
 use super::ask::{Ask, HeadTask};
 use super::out::result;
+use super::picture_words::check_question;
 use super::report;
 use super::status::Terminal;
+use crate::adapter::Adapter;
 use crate::base::Base;
 use crate::cache::Image;
 use crate::data::EncodedImage;
 use crate::error::{Error, Result};
-use crate::eval::answer;
+use crate::eval::{Answer, answer};
 use crate::status::Status;
 use crate::tasks::{Question, TaskError, answer_room, place};
 
@@ -23,7 +26,8 @@ use crate::tasks::{Question, TaskError, answer_room, place};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   janus understand --base deepseek-ai/Janus-Pro-1B --image part.jpg \"Is there a defect?\"
-  janus understand --base base --adapter runs/inspection --image a.png --image b.png \"What differs?\" --json
+  janus understand --base base --adapter runs/inspection --image a.png b.png \"What differs?\" --json
+  janus understand --base base --each --image test/*.jpg \"Is there a defect?\"
   janus understand --base base --image part.jpg \"What is it?\" \"Is there a defect?\"
   janus understand --base base --image phone.jpg --orientation stored \"What is it?\"
   janus understand --base base --adapter runs/a:0.5 --adapter runs/b \"Only text\" --temperature 0.7 --seed 3
@@ -38,11 +42,15 @@ pub(super) struct Understand {
     dtype: TypeArgument,
     #[command(flatten)]
     device: DeviceArgument,
-    /// Picture (png, jpeg, webp, bmp, gif, tiff); several are told in order
+    /// Picture (png, jpeg, webp, bmp, gif, tiff) and the files that follow it, up to the first word that is no file; several
+    /// are one prompt, in order
     #[arg(long = "image", value_name = "FILE")]
     images: Vec<PathBuf>,
     #[command(flatten)]
     reading: PictureArguments,
+    /// Ask the questions of every picture by itself, not of all together
+    #[arg(long, requires = "images")]
+    each: bool,
     /// The question; several are answered together, each of its own about the same pictures. With `--task retrieve`, captions
     #[arg(required_unless_present = "task", value_name = "QUESTION")]
     questions: Vec<String>,
@@ -65,8 +73,9 @@ pub(super) struct Understand {
     /// Seed of the draws; each further question has the next one
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Print one JSON object a question: text, token_ids; with `--task`, one a picture: image and label,
-    /// probabilities | boxes, overlay | pixels, share, runs, size, overlay | captions
+    /// Print one JSON object a question: text, token_ids; with `--each` one of all: answers, each image, question, text,
+    /// token_ids; with `--task`, one a picture: image and label, probabilities | boxes, overlay | pixels, share, runs, size,
+    /// overlay | captions
     #[arg(long)]
     json: bool,
 }
@@ -102,6 +111,9 @@ pub(super) fn readable(base: &Base, pictures: Vec<EncodedImage>) -> Result<Vec<I
 impl Understand {
     pub(super) fn run(self) -> Result<()> {
         check_temperature(self.temperature)?;
+        for question in &self.questions {
+            check_question(question)?;
+        }
         let pictures = self.images.iter().map(|path| self.reading.read(path)).collect::<Result<Vec<_>>>()?;
         let device = self.device.open()?;
         let (base, adapters) = self.base.open(&Terminal)?;
@@ -117,27 +129,69 @@ impl Understand {
             };
             return ask.run(&base, &adapters, &self.dtype, &device, &pictures);
         }
+        let together = if self.each { 1 } else { pictures.len() };
         let prompt = |question: &String| -> Result<Vec<u32>> {
-            let prompt =
-                base.prompts().understanding_prompt(&placed(question, pictures.len())?, pictures.len(), true)?;
-            // What is too long is told before the weights are read.
+            let prompt = base.prompts().understanding_prompt(&placed(question, together)?, together, true)?;
+            // What is too long is reported before the weights are read.
             answer_room(&base, prompt.len(), 1)?;
             Ok(prompt)
         };
         let prompts = self.questions.iter().map(prompt).collect::<Result<Vec<_>>>()?;
+        if self.each {
+            return self.ask_each(&base, &adapters, &device, &pictures, &prompts);
+        }
         let images = readable(&base, pictures)?;
         let parts = Parts { text_head: true, vision: !images.is_empty(), ..Parts::default() };
         let (model, _) = self.dtype.model(&base, &adapters, &device, parts, &Terminal)?;
-        let question = |prompt| Question { prompt, images: images.clone(), answer: String::new() };
-        let questions: Vec<Question> = prompts.into_iter().map(question).collect();
-        let limit = self.max_new_tokens as usize;
-        let answers = answer(&model, &base, &questions, limit, self.temperature, self.seed)?;
-        for answer in answers {
+        for answer in self.answers(&model, &base, &prompts, &images)? {
             if self.json {
                 report::json(&json!({ "text": answer.text, "token_ids": answer.token_ids }));
             } else {
                 result!("{}", answer.text);
             }
+        }
+        Ok(())
+    }
+
+    /// Answers to every question about these pictures together.
+    fn answers(&self, model: &Janus, base: &Base, prompts: &[Vec<u32>], images: &[Image]) -> Result<Vec<Answer>> {
+        let question =
+            |prompt: &Vec<u32>| Question { prompt: prompt.clone(), images: images.to_vec(), answer: String::new() };
+        let questions: Vec<Question> = prompts.iter().map(question).collect();
+        answer(model, base, &questions, self.max_new_tokens as usize, self.temperature, self.seed)
+    }
+
+    /// Every question about one picture after the other, as if each were the only one.
+    fn ask_each(
+        &self,
+        base: &Base,
+        adapters: &[(Adapter, f64)],
+        device: &Device,
+        pictures: &[EncodedImage],
+        prompts: &[Vec<u32>],
+    ) -> Result<()> {
+        // One by one, so that the pixels of a folder of pictures are never in memory together.
+        for picture in pictures {
+            readable(base, vec![picture.clone()])?;
+        }
+        let parts = Parts { text_head: true, vision: true, ..Parts::default() };
+        let (model, _) = self.dtype.model(base, adapters, device, parts, &Terminal)?;
+        let mut told = Vec::new();
+        for (path, picture) in self.images.iter().zip(pictures) {
+            let image = readable(base, vec![picture.clone()])?;
+            for (question, answer) in self.questions.iter().zip(self.answers(&model, base, prompts, &image)?) {
+                let Answer { text, token_ids } = answer;
+                if self.json {
+                    told.push(json!({ "image": path, "question": question, "text": text, "token_ids": token_ids }));
+                } else if self.questions.len() == 1 {
+                    result!("{}: {text}", path.display());
+                } else {
+                    result!("{}: {question} {text}", path.display());
+                }
+            }
+        }
+        if self.json {
+            report::json(&json!({ "answers": told }));
         }
         Ok(())
     }

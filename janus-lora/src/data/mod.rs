@@ -42,5 +42,5 @@ pub use report::CheckReport;
 pub use row::{EncodedImage, Message, Row, RowId};
 pub use schema::{ColumnKind, ColumnRequest};
 pub use shuffle::EpochOrder;
-pub use source::{FileSource, Split, locate};
+pub use source::{FileSource, Split, locate, resolve};
 pub use stream::{Position, RowStream};

@@ -148,6 +148,16 @@ impl DataFile {
         self.metadata.metadata().row_group(row_group).num_rows().unsigned_abs()
     }
 
+    /// Bytes of the values of the column of a request, as the file claims.
+    pub(crate) fn claimed_bytes(&self, request: usize) -> u64 {
+        let Some(root) = self.columns.get(request).copied().flatten() else { return 0 };
+        let mask = ProjectionMask::roots(self.metadata.parquet_schema(), [root]);
+        let groups = self.metadata.metadata().row_groups().iter();
+        let columns = groups.flat_map(|group| group.columns().iter().enumerate());
+        let own = columns.filter(|(leaf, _)| mask.leaf_included(*leaf));
+        own.fold(0, |sum, (_, column)| sum.saturating_add(column.uncompressed_size().unsigned_abs()))
+    }
+
     /// Every column's name and type, in the file's order.
     pub(crate) fn columns(&self) -> impl Iterator<Item = (&str, String)> {
         self.schema.fields().iter().map(|field| (field.name().as_str(), type_name(field.data_type())))

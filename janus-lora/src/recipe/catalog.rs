@@ -6,7 +6,7 @@ use fs_err as fs;
 use toml::de::{DeTable, DeValue};
 
 use super::error::RecipeError;
-use super::{load, read_text};
+use super::{Orientation, load_text, read_text};
 
 /// Folders below the given one that are looked into.
 const MAX_DEPTH: usize = 8;
@@ -16,8 +16,8 @@ const MAX_DEPTH: usize = 8;
 pub struct CatalogEntry {
     /// Its path below the folder, without `.toml`, parts joined by `/`.
     pub name: String,
-    /// The file.
-    pub path: PathBuf,
+    /// The file; `None` of a recipe that the program carries.
+    pub path: Option<PathBuf>,
     /// The first line of its opening comment that says something.
     pub summary: Option<String>,
     /// The tasks of its tables, each once.
@@ -63,8 +63,24 @@ fn collect(folder: &Path, depth: usize, paths: &mut Vec<PathBuf>) -> Result<(), 
 fn entry(folder: &Path, path: &Path, current_folder: &Path) -> CatalogEntry {
     let below = path.strip_prefix(folder).unwrap_or(path).with_extension("");
     let name = below.components().map(|part| part.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/");
-    let text = read_text(path, current_folder).unwrap_or_default();
-    let (parsed, _) = DeTable::parse_recoverable(&text);
+    match read_text(path, current_folder) {
+        Ok(text) => entry_of(name, Some(path.to_path_buf()), path, &text, current_folder),
+        Err(error) => {
+            let path = Some(path.to_path_buf());
+            CatalogEntry { name, path, summary: None, tasks: Vec::new(), base: None, error: Some(error) }
+        }
+    }
+}
+
+/// What there is to say of a recipe's text, which is told of as the file `shown`.
+pub(super) fn entry_of(
+    name: String,
+    path: Option<PathBuf>,
+    shown: &Path,
+    text: &str,
+    current_folder: &Path,
+) -> CatalogEntry {
+    let (parsed, _) = DeTable::parse_recoverable(text);
     let table = parsed.get_ref();
     let base = table
         .get("base")
@@ -78,8 +94,8 @@ fn entry(folder: &Path, path: &Path, current_folder: &Path) -> CatalogEntry {
             tasks.push(task.to_owned());
         }
     }
-    let error = load(path, &[], current_folder).err();
-    CatalogEntry { name, path: path.to_path_buf(), summary: summary(&text), tasks, base, error }
+    let error = load_text(shown, text, &[], current_folder, Orientation::Upright).err();
+    CatalogEntry { name, path, summary: summary(text), tasks, base, error }
 }
 
 /// The first line of the comment that the file opens with, without `#`.

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use janus_core::{Diagnose, Fault};
 
 use super::fault::RecipeFault;
+use super::shipped::named_like;
 
 /// Hints shown for one recipe; more would hide the faults.
 const MAX_HINTS: usize = 6;
@@ -81,9 +82,13 @@ impl Diagnose for RecipeError {
             }
             RecipeError::NotUtf8 { .. } => vec!["save the recipe as UTF-8".into()],
             RecipeError::TooLarge { .. } => vec!["give a recipe file; data goes into the files that it names".into()],
-            RecipeError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                vec!["`janus recipe list` shows the recipes of a folder".into()]
-            }
+            RecipeError::Io { path, source } if source.kind() == io::ErrorKind::NotFound => match named_like(path) {
+                Some(recipe) => {
+                    let name = recipe.name;
+                    vec![format!("`janus recipe copy {name} {name}.toml` writes the recipe of that name")]
+                }
+                None => vec!["`janus recipe list` shows the recipes that there are".into()],
+            },
             RecipeError::Io { .. } => Vec::new(),
         }
     }

@@ -3,7 +3,8 @@
 //! [`load`] reads a file and its overrides into one tree of values that know where they were written (`tree`,
 //! `overrides`), checks every key and value against the sections declared in `types` (`value`, `read`), makes input
 //! paths absolute (`resolve`) and gives a [`Recipe`], or every fault at once, each with its line and what is wrong in it
-//! (`fault`, `location`, `error`). [`to_toml`] writes a recipe that reads back equal; [`catalog()`] lists a folder's.
+//! (`fault`, `location`, `error`). [`to_toml`] writes a recipe that reads back equal; [`catalog()`] lists a folder's,
+//! [`shipped_catalog`] those that the program carries.
 //! [`json_schema()`] and [`reference_page`] tell of the same keys to editors and readers.
 
 mod catalog;
@@ -16,6 +17,7 @@ mod read;
 mod reference;
 mod resolve;
 pub mod schema;
+mod shipped;
 mod stages;
 mod tree;
 mod types;
@@ -34,6 +36,7 @@ pub use fault::{Problem, RecipeFault};
 pub use json_schema::json_schema;
 pub use location::{Location, Origin};
 pub use reference::markdown as reference_page;
+pub use shipped::{SHIPPED, ShippedRecipe, shipped, shipped_catalog};
 pub use types::{
     Accumulation, AdapterMethod, AdapterSection, BaseDtype, BaseSection, BoxFormat, Columns, DataLimits, DataSection,
     DynamicPlace, DynamicSection, EarlyStopping, Goal, MifsSection, Mixture, Orientation, OutputSection, Rates, Recipe,
@@ -72,11 +75,21 @@ pub fn load_oriented(
     current_folder: &Path,
     orientation: Orientation,
 ) -> Result<Recipe, RecipeError> {
-    let text = read_text(path, current_folder)?;
+    load_text(path, &read_text(path, current_folder)?, overrides, current_folder, orientation)
+}
+
+/// As [`load_oriented`], of the text of a file that may or may not be there.
+fn load_text(
+    path: &Path,
+    text: &str,
+    overrides: &[String],
+    current_folder: &Path,
+    orientation: Orientation,
+) -> Result<Recipe, RecipeError> {
     let folders = resolve::Folders::new(path, current_folder)
         .map_err(|source| RecipeError::Io { path: current_folder.to_path_buf(), source })?;
     let mut faults = fault::Faults::default();
-    let mut root = fault::parse_file(&text, &mut faults);
+    let mut root = fault::parse_file(text, &mut faults);
     overrides::apply(&mut root, overrides, &mut faults);
     let recipe = read::read_recipe(&root, &folders, &mut faults);
     match recipe {
@@ -88,7 +101,7 @@ pub fn load_oriented(
             Ok(recipe)
         }
         _ => {
-            let sources = location::Sources::new(path, &text, overrides);
+            let sources = location::Sources::new(path, text, overrides);
             Err(RecipeError::Faults { path: path.to_path_buf(), faults: faults.located(&sources) })
         }
     }

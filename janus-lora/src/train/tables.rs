@@ -13,11 +13,15 @@ use serde::{Deserialize, Serialize};
 
 use super::TrainError;
 use super::prefetch::{Drafted, Drafts, ReadAhead, draft};
-use crate::base::{Base, cache_folder};
+use crate::base::Base;
+use crate::cache::stock::{hold, make_room};
+use crate::cache::{CacheSettings, Place};
 use crate::data::index::FULL_DECODE_ROWS;
+use crate::data::index::presumed::LABELS;
+use crate::data::synth::SynthSpec;
 use crate::data::{
-    BadRowLimit, DataError, EncodedImage, ImageChecks, Index, Position, Row, RowId, RowStream, ScanOptions, Split,
-    Table, locate,
+    BadRowLimit, DataError, EncodedImage, FileSource, ImageChecks, Index, Position, Row, RowId, RowStream, ScanOptions,
+    Split, Table, locate,
 };
 use crate::error::Result;
 use crate::recipe::{DataLimits, DataSection, Recipe, Task as TaskName};
@@ -83,9 +87,15 @@ impl Source {
         status: &dyn Status,
     ) -> Result<Self> {
         let spec = section.spec(split);
-        let downloads = status.download();
-        let files = locate(spec, Path::new("."), &cache_folder().join("data"), split, downloads.as_ref())?;
-        let table = Table::open_sources(&files, &task.columns())?.with_decoding(section.decoding());
+        let files = find(spec, split, base.place(), status)?;
+        let mut table = Table::open_sources(&files, &task.columns())?.with_decoding(section.decoding());
+        if base.place().is_scratch() && table.is_elsewhere() {
+            status.note(&format!(
+                "the rows of `{spec}` are not here and not looked at: there are as many as its files claim, as long as they are on average"
+            ));
+            let index = table.presume()?;
+            return Ok(Self { table: Arc::new(table), index: Arc::new(index), notes: Vec::new().into() });
+        }
         let images = ImageChecks {
             dimensions: |image| image.dimensions().map_err(|e| e.to_string()),
             decode: |image| image.decode().map(|_| ()).map_err(|e| e.to_string()),
@@ -156,16 +166,50 @@ pub struct RecipeTable {
     pub eval: Option<Source>,
 }
 
+/// The files of a table; a drawn one is drawn first, and stays while this process lives.
+fn find(spec: &str, split: Split, place: &Place, status: &dyn Status) -> Result<Vec<FileSource>> {
+    let downloads = status.download();
+    let Ok(drawn) = spec.parse::<SynthSpec>() else {
+        return Ok(locate(spec, Path::new("."), &place.folder().join("data"), split, downloads.as_ref())?);
+    };
+    let folder = place.data_folder(Path::new(&drawn.file_name()));
+    let files = locate(spec, Path::new("."), &folder, split, downloads.as_ref())?;
+    if place.is_scratch() {
+        return Ok(files);
+    }
+    let is_held = |file: &FileSource| matches!(file, FileSource::Local(path) if hold(path));
+    let files = match files.iter().all(is_held) {
+        true => files,
+        // Another process gave it up at this moment.
+        false => {
+            let files = locate(spec, Path::new("."), &folder, split, downloads.as_ref())?;
+            files.iter().for_each(|file| {
+                is_held(file);
+            });
+            files
+        }
+    };
+    make_room(&CacheSettings::from_environment()?, 0);
+    Ok(files)
+}
+
 /// The task of a table: where its head tells labels, they are read first.
 ///
 /// # Errors
 /// No files, no column of labels, or labels that are too few or too many.
-pub fn open_task(section: &DataSection, limits: &DataLimits, status: &dyn Status) -> Result<Arc<dyn Task>> {
+pub fn open_task(
+    section: &DataSection,
+    limits: &DataLimits,
+    place: &Place,
+    status: &dyn Status,
+) -> Result<Arc<dyn Task>> {
     let Some(request) = label_column(section) else { return Ok(tasks::task(section, &[], limits)) };
     let spec = &section.train;
-    let downloads = status.download();
-    let files = locate(spec, Path::new("."), &cache_folder().join("data"), Split::Train, downloads.as_ref())?;
+    let files = find(spec, Split::Train, place, status)?;
     let table = Arc::new(Table::open_sources(&files, std::slice::from_ref(&request))?);
+    if place.is_scratch() && table.is_elsewhere() {
+        return Ok(tasks::task(section, &LABELS.map(str::to_owned), limits));
+    }
     // A column without pictures: nothing is decoded.
     let no_image = |_: &EncodedImage| Err(String::new());
     let images = ImageChecks { dimensions: no_image, decode: |_| Err(String::new()), clipped_grey: |_| None };
@@ -203,7 +247,7 @@ pub fn open_tables(recipe: &Recipe, base: &Base, status: &dyn Status) -> Result<
     let all = Scan { decode_rows: u64::MAX, ..scan };
     let mut tables = Vec::with_capacity(recipe.data.len());
     for section in &recipe.data {
-        let task = open_task(section, &recipe.data_limits, status)?;
+        let task = open_task(section, &recipe.data_limits, base.place(), status)?;
         let train = Source::open(section, Split::Train, task.as_ref(), base, scan, status)?;
         train.notes.iter().for_each(|note| status.note(&format!("{}: {note}", section.name)));
         let eval = match &section.eval {

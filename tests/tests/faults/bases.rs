@@ -177,9 +177,36 @@ fn bases_that_are_not_there() {
 }
 
 #[test]
-fn the_name_of_a_shape_leads_to_its_base() {
+fn a_name_that_is_nearly_a_base_leads_to_one_with_trained_weights() {
     let place = Workplace::empty();
-    for (name, meant) in [("janus_nanno", "`janus-nano`"), ("janus-tiny", "`init:janus-tiny`")] {
-        place.refuses_with_hint(&["base", "inspect", name], &[&format!("no base `{name}`"), meant]);
+    for (name, meant) in [
+        ("janus_nanno", "`janus-nano`"),
+        ("janus-tiny", "`janus-nano`"),
+        ("Janus-Pro-1B", "`deepseek-ai/Janus-Pro-1B`"),
+        ("janus-pro-7b", "`deepseek-ai/Janus-Pro-7B`"),
+        ("Janus-1.3B", "`deepseek-ai/Janus-1.3B`"),
+        ("deepseek-ai/janus-pro-1b", "`deepseek-ai/Janus-Pro-1B`"),
+    ] {
+        let done = place.refuses_with_hint(&["base", "inspect", name], &[&format!("no base `{name}`"), meant]);
+        assert!(!done.stderr.contains("init:"), "{}", done.stderr);
     }
+    for name in ["nobody/Janus-Pro-1B", "deepseek/janus-pro-1b", "models/Janus-Pro-1B/"] {
+        place.refuses_with_hint(&["base", "inspect", name], &[name, "did you mean `deepseek-ai/Janus-Pro-1B`?"]);
+    }
+}
+
+#[test]
+fn random_weights_are_said_to_be_random() {
+    let place = Workplace::with_base();
+    let said = "has random weights";
+    for arguments in [
+        &["understand", "--base", "init:janus-tiny", "What?", "--max-new-tokens", "1"][..],
+        &["generate", "--base", "init:janus-tiny", "a", "--out", "a.png"],
+        &["base", "inspect", "init:janus-tiny"],
+    ] {
+        let done = place.janus(arguments).expect_success();
+        assert!(done.stderr.lines().next().unwrap_or_default().contains(said), "{arguments:?}: {}", done.stderr);
+    }
+    let known = place.janus(&["understand", "--base", "base", "What?", "--max-new-tokens", "1"]).expect_success();
+    assert!(!known.stderr.contains(said), "{}", known.stderr);
 }

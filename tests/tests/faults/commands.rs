@@ -230,3 +230,80 @@ fn a_number_of_threads_that_is_none() {
         run(command).expect_success();
     }
 }
+
+/// A folder with the base, three different pictures in `test`, and what `understand` says there.
+fn place_with_pictures() -> Workplace {
+    let place = Workplace::with_base();
+    fs_err::create_dir(place.path("test")).unwrap();
+    for (number, name) in ["a.jpg", "b.jpg", "c d.png"].into_iter().enumerate() {
+        place.write(&format!("test/{name}"), picture(16, 16, number as u32 + 1));
+    }
+    place
+}
+
+fn understand<'a>(words: &[&'a str]) -> Vec<&'a str> {
+    let start = ["understand", "--base", "base", "--max-new-tokens", "4", "--json"];
+    start.into_iter().chain(words.iter().copied()).collect()
+}
+
+#[test]
+fn pictures_that_follow_a_picture_are_pictures() {
+    let place = place_with_pictures();
+    let answer = |words: &[&str]| place.janus(&understand(words)).expect_success().json();
+    let (a, b, c) = ("test/a.jpg", "test/b.jpg", "test/c d.png");
+    let together = answer(&["--image", a, "--image", b, "--image", c, "Which?"]);
+    assert_ne!(together, answer(&["--image", a, "Which?"]));
+    for words in [
+        &["--image", a, b, c, "Which?"][..],
+        &["Which?", "--image", a, b, c],
+        &["--image", a, b, "--image", c, "Which?"],
+        &["--image=test/a.jpg", b, c, "Which?"],
+        &["--image", a, b, c, "--", "Which?"],
+    ] {
+        assert_eq!(answer(words), together, "{words:?}");
+    }
+    // A head asks about each picture.
+    let refused = place.refuses(&["understand", "--base", "base", "--task", "classify", "--image", a, b, c], &["head"]);
+    assert!(!refused.stderr.contains("takes no question"), "{}", refused.stderr);
+}
+
+#[test]
+fn each_picture_is_asked_by_itself() {
+    let place = place_with_pictures();
+    let paths = ["test/a.jpg", "test/b.jpg", "test/c d.png"];
+    let words = ["--each", "--image", paths[0], paths[1], paths[2], "Which?", "What?"];
+    let each = place.janus(&understand(&words)).expect_success().json();
+    let answers = each["answers"].as_array().unwrap();
+    assert_eq!(answers.len(), 6);
+    for (number, answer) in answers.iter().enumerate() {
+        let (path, question) = (paths[number / 2], words[5 + number % 2]);
+        assert_eq!((&answer["image"], &answer["question"]), (&path.into(), &question.into()));
+        let alone = place.janus(&understand(&["--image", path, question])).expect_success().json();
+        assert_eq!((&answer["text"], &answer["token_ids"]), (&alone["text"], &alone["token_ids"]), "{path} {question}");
+    }
+    let words: Vec<&str> = understand(&words[..6]).into_iter().filter(|word| *word != "--json").collect();
+    let told = place.janus(&words).expect_success().stdout;
+    for path in paths {
+        assert!(told.lines().any(|line| line.starts_with(&format!("{path}: "))), "{told}");
+    }
+    place.refuses(&["understand", "--base", "base", "--each", "Which?"], &["--image"]);
+}
+
+#[test]
+fn a_file_is_no_question() {
+    let place = place_with_pictures();
+    let a = "test/a.jpg";
+    place.write("notes", "x");
+    for (words, said) in [
+        (&["--image", a, "Which?", "test/b.jpg"][..], "`test/b.jpg` is a file"),
+        (&["test/b.jpg", "Which?"], "`test/b.jpg` is a file"),
+        (&["notes"], "`notes` is a file"),
+        (&["--image", a, "test/none.jpg", "Which?"], "no picture `test/none.jpg`"),
+        (&["--image", a, "my picture.PNG", "Which?"], "no picture `my picture.PNG`"),
+        (&["--image", a, "test/*.webp", "Which?"], "no file `test/*.webp`"),
+        (&["--image", "test/none.jpg", a, "Which?"], "test/none.jpg"),
+    ] {
+        place.refuses_with_hint(&understand(words), &[said]);
+    }
+    place.refuses(&["understand", "--base", "base", "--image", a, "test/b.jpg"], &["QUESTION"]);
+}

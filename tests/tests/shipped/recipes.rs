@@ -98,6 +98,55 @@ fn a_recipe_is_copied_as_it_stands_and_over_nothing() {
 }
 
 #[test]
+fn recipes_are_listed_and_copied_far_from_the_repository() {
+    let place = Workplace::empty();
+    let listed = place.janus(&["recipe", "list", "--json"]).expect_success().json();
+    let listed = listed["recipes"].as_array().unwrap();
+    let names: BTreeSet<PathBuf> =
+        listed.iter().map(|recipe| PathBuf::from(format!("{}.toml", recipe["name"].as_str().unwrap()))).collect();
+    assert_eq!(names, shipped());
+    assert!(listed.iter().all(|recipe| recipe["path"].is_null() && recipe["error"].is_null()), "{listed:?}");
+
+    for (name, out) in [("quickstart", "a.toml"), ("understand", "deep/b.toml"), ("generate", "c.toml")] {
+        let done = place.janus(&["recipe", "copy", name, out]).expect_success();
+        assert_eq!(done.stdout.trim(), out);
+        assert!(!done.stderr.contains("nothing is yet"), "its rows are drawn: {}", done.stderr);
+        assert_eq!(place.read(out), fs_err::read(folder().join(format!("{name}.toml"))).unwrap());
+        place.janus(&["recipe", "check", out]).expect_success();
+    }
+    let curve = fs_err::read(folder().join("quickstart.curve.json")).unwrap();
+    assert_eq!(place.read("a.curve.json"), curve, "a run from there is held against the same losses");
+    assert!(!place.path("c.curve.json").exists());
+    // What this one reads is not carried along.
+    let told = place.janus(&["recipe", "copy", "grocery-joint", "joint.toml"]).expect_success().stderr;
+    assert!(told.contains("`data.0.train` reads") && told.contains("nothing is yet"), "{told}");
+
+    place.refuses_with_hint(&["recipe", "copy", "quickstrat", "new.toml"], &["no recipe", "`quickstart`"]);
+    place.write("d.curve.json", "{}");
+    place.refuses_with_hint(&["recipe", "copy", "quickstart", "d.toml"], &["`d.curve.json` exists"]);
+    place.refuses_with_hint(&["train", "recipes/quickstart.toml"], &["janus recipe copy quickstart quickstart.toml"]);
+    // Recipes of one's own stand beside them.
+    fs_err::create_dir(place.path("recipes")).unwrap();
+    place.write("recipes/mine.toml", place.read("c.toml"));
+    let listed = place.janus(&["recipe", "list", "--json"]).expect_success().json();
+    let mine = listed["recipes"].as_array().unwrap().iter().find(|recipe| recipe["name"] == "mine").unwrap().clone();
+    assert_eq!(mine["path"], "./recipes/mine.toml");
+    assert_eq!(listed["recipes"].as_array().unwrap().len(), shipped().len() + 1);
+}
+
+#[test]
+fn starting_points_begin_with_trained_weights_and_run_as_they_stand() {
+    let place = Workplace::empty();
+    for name in ["understand", "generate"] {
+        let out = format!("{name}.toml");
+        place.janus(&["recipe", "copy", name, &out]).expect_success();
+        let done = place.janus(&["train", &out, "train.steps=2", &format!("output.dir={name}")]).expect_success();
+        assert!(!done.stderr.contains("random weights"), "{}", done.stderr);
+        assert!(done.stderr.contains("base       janus-nano"), "{}", done.stderr);
+    }
+}
+
+#[test]
 fn the_schema_and_the_reference_page_are_printed() {
     let place = Workplace::empty();
     let schema = place.janus(&["recipe", "schema"]).expect_success().json();

@@ -97,6 +97,27 @@ pub struct Summary {
 pub fn prepare(recipe: Recipe, device: &Device, status: &dyn Status) -> Result<Prepared> {
     let started = Instant::now();
     let base = Base::open(&recipe.base.path, status)?;
+    prepare_over(base, recipe, device, status, started)
+}
+
+/// As [`prepare`], for a look: what is not here is neither made nor fetched, a hub's small files aside. What comes of it cannot
+/// be trained.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn look(recipe: Recipe, device: &Device, status: &dyn Status) -> Result<Prepared> {
+    let started = Instant::now();
+    let base = Base::outline(&recipe.base.path, status)?;
+    prepare_over(base, recipe, device, status, started)
+}
+
+fn prepare_over(
+    base: Base,
+    recipe: Recipe,
+    device: &Device,
+    status: &dyn Status,
+    started: Instant,
+) -> Result<Prepared> {
     let tables = open_tables(&recipe, &base, status)?;
     let stages = stages::stages(&recipe, &base, &tables, device)?;
     let plan = Plan::whole(&recipe, &base, &tables, &stages)?;
