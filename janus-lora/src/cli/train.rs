@@ -13,6 +13,7 @@ use crate::recipe::{self, Recipe};
 use crate::report::expected::{ExpectedCurve, Outside};
 use crate::report::record::Record;
 use crate::status::Status;
+use crate::train::ending::Ending;
 use crate::train::folder::RunFolder;
 use crate::train::run::{self, Prepared};
 use crate::train::signals;
@@ -60,6 +61,8 @@ impl Train {
                 report::json(&json!({ "dir": dir, "finished": true, "metrics": metrics }));
             } else {
                 println!("the run in {} is finished: nothing to do", dir.display());
+                let ending = serde_json::from_value::<Ending>(metrics).ok();
+                ending.and_then(|ending| ending.remark()).iter().for_each(|remark| println!("{remark}"));
             }
             return Ok(());
         }
@@ -91,6 +94,7 @@ impl Train {
             report::json(&json!({
                 "dir": summary.folder,
                 "steps": summary.steps,
+                "ending": summary.ending,
                 "resumed_from": summary.resumed_from,
                 "skipped_steps": summary.skipped_steps,
                 "best": summary.best,
@@ -120,6 +124,9 @@ impl Train {
             report::bytes(summary.peak_rss_bytes),
             report::bytes(prepared.plan.predicted_peak_bytes)
         );
+        if let Some(remark) = summary.ending.remark() {
+            println!("{remark}");
+        }
         if summary.skipped_steps > 0 {
             println!("{} steps gave no finite loss and gradient and were skipped", summary.skipped_steps);
         }
