@@ -175,7 +175,24 @@ pub(super) fn verdict(key: &str, was: f64, now: f64) -> Option<bool> {
 
 /// A figure's name in words.
 pub(super) fn name(key: &str) -> String {
-    key.replace('_', " ")
+    let known = match key {
+        "bleu_4" => "BLEU-4",
+        "rouge_l" => "ROUGE-L",
+        "macro_f1" => "macro F1",
+        "map_50" => "mAP at 0.5",
+        "map_50_95" => "mAP at 0.5 to 0.95",
+        "mean_iou" => "mean IoU",
+        "iou" => "IoU",
+        "dice" => "Dice",
+        "pooled_dice" => "pooled Dice",
+        "psnr" => "PSNR",
+        "ssim" => "SSIM",
+        "lpips" => "LPIPS",
+        "frechet_inception_distance" => "FID",
+        "tower_frechet" => "tower Fréchet distance",
+        key => return key.replace('_', " "),
+    };
+    known.to_owned()
 }
 
 #[cfg(test)]

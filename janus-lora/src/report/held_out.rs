@@ -40,13 +40,23 @@ impl<'a> Figures<'a> {
     }
 }
 
+/// A figure with as many digits as its neighbours in a column.
+fn figure(value: f64) -> String {
+    match value.abs() {
+        size if (0.01..10.0).contains(&size) => format!("{value:.3}"),
+        size if (10.0..100.0).contains(&size) => format!("{value:.2}"),
+        size if (100.0..1000.0).contains(&size) => format!("{value:.1}"),
+        _ => short(value),
+    }
+}
+
 /// From one figure to another, with an arrow up or down, and whether that is good; nothing where there is no other.
 fn change(key: &str, was: Option<f64>, now: Option<f64>) -> String {
     let (Some(was), Some(now)) = (was, now) else { return String::new() };
     if was == now {
         return "<span class=soft>the same</span>".into();
     }
-    let (arrow, size) = (if now > was { "▲" } else { "▼" }, short((now - was).abs()));
+    let (arrow, size) = (if now > was { "▲" } else { "▼" }, figure((now - was).abs()));
     match glossary::verdict(key, was, now) {
         Some(true) => format!("<span class=good>{arrow} {size} <i>better</i></span>"),
         Some(false) => format!("<span class=bad>{arrow} {size} <i>worse</i></span>"),
@@ -63,34 +73,36 @@ pub(super) fn tiles(record: &Record) -> String {
         let Some(now) = figures.now(key) else { continue };
         // A head has no figures without the adapter: then it is held against not looking at all.
         let (was, whose) = match (figures.was(key), figures.blind(key)) {
-            (Some(was), _) => (Some(was), "base"),
-            (None, blind) => (blind, "without looking"),
+            (Some(was), _) => (Some(was), "the base’s "),
+            (None, blind) => (blind, ""),
         };
         let verdict = was.and_then(|was| glossary::verdict(key, was, now));
         let (kind, word) = match (verdict, was) {
-            (Some(true), _) => (" well", "<span class=good>better</span>"),
-            (Some(false), _) => (" ill", "<span class=bad>worse</span>"),
-            (None, Some(was)) if was == now => (" ill", "<span class=soft>no better</span>"),
+            (Some(true), _) => (" well", "<span class=good>better</span> than "),
+            (Some(false), _) => (" ill", "<span class=bad>worse</span> than "),
+            (None, Some(was)) if was == now => (" ill", "<span>no better</span> than "),
             _ => ("", ""),
         };
-        let then = was.map(|was| format!("<div class=then>{word} {whose} {}</div>", short(was))).unwrap_or_default();
+        let without = if whose.is_empty() { " without looking" } else { "" };
+        let then = was.map(|was| format!("<div class=then>{word}{whose}{}{without}</div>", figure(was)));
+        let then = then.unwrap_or_default();
         let mut also = String::new();
         if key != "loss"
             && let Some(loss) = figures.now("loss")
         {
             let was = figures.was("loss");
-            let then = was.map(|was| format!("{} → ", short(was))).unwrap_or_default();
+            let then = was.map(|was| format!("{} → ", figure(was))).unwrap_or_default();
             let kind = match was.and_then(|was| glossary::verdict("loss", was, loss)) {
                 Some(true) => " class=good",
                 Some(false) => " class=bad",
                 None => "",
             };
-            also = format!("<div class=also>loss {then}<b{kind}>{}</b></div>", short(loss));
+            also = format!("<div class=also>loss {then}<b{kind}>{}</b></div>", figure(loss));
         }
         tiles.push(format!(
             "<div class=\"tile{kind}\"><h3>{}</h3><div class=now><b>{}</b> {}</div>{then}{also}</div>",
             escape(table),
-            short(now),
+            figure(now),
             glossary::name(key)
         ));
     }
@@ -129,7 +141,7 @@ pub(super) fn figures(record: &Record) -> String {
         for (key, _) in own().filter(|(key, _)| !glossary::is_constant(key)) {
             known.extend(glossary::lookup(key).map(|entry| entry.key));
             let (was, now) = (figures.was(key), figures.now(key));
-            let cell = |value: Option<f64>| value.map(short).unwrap_or_default();
+            let cell = |value: Option<f64>| value.map(figure).unwrap_or_default();
             rows.push_str(&format!(
                 "<tr><th scope=row>{}</th><td class=n data-of=base>{}</td><td class=n data-of=adapter><b>{}</b></td>\
                  <td class=\"n change\" data-of=change>{}</td>",
@@ -202,14 +214,15 @@ mod tests {
         ] {
             let record = record(json!({ "q": { key: was } }), json!({ "q": { key: now } }));
             let html = tiles(&record);
-            assert!(html.contains(kind) && html.contains(&format!(">{word}</span> base")), "{key} {was} {now}: {html}");
+            let told = format!(">{word}</span> than the base’s {}", figure(was));
+            assert!(html.contains(kind) && html.contains(&told), "{key} {was} {now}: {html}");
         }
         let html = figures(&record(
             json!({ "q": { "loss": 1.0, "dice": 0.5 } }),
             json!({ "q": { "loss": 2.0, "dice": 0.75 } }),
         ));
         assert!(
-            html.contains("<span class=bad>▲ 1 <i>worse</i>")
+            html.contains("<span class=bad>▲ 1.000 <i>worse</i>")
                 && html.contains("<span class=good>▲ 0.250 <i>better</i>"),
             "{html}"
         );
@@ -229,7 +242,7 @@ mod tests {
         }
         let head = json!({ "d": { "accuracy": 0.3, "majority_accuracy": 0.4 } });
         let html = tiles(&record(json!({}), head));
-        assert!(html.contains(">worse</span> without looking 0.400"), "{html}");
+        assert!(html.contains(">worse</span> than 0.400 without looking"), "{html}");
     }
 
     #[test]

@@ -114,15 +114,18 @@ fn head(record: &Record, title: &str) -> String {
         let starts = fact(record, &["starts"])?.as_array()?;
         Some(starts.last()?.get("at")?.as_str()?.to_owned())
     });
-    let about: Vec<String> = what(record).into_iter().chain(moment.as_deref().map(readable)).collect();
-    format!(
-        "<header><h1>{title}{state}</h1><p>{}</p></header>\n<main>\n{}{notice}\n",
-        escape(&about.join(" · ")),
-        ending(record, done)
-    )
+    let (mut about, tables) = (what(record), tables(record));
+    about.extend(moment.as_deref().map(readable));
+    about.extend(version(record));
+    let lines: String = [about, tables]
+        .iter()
+        .filter(|line| !line.is_empty())
+        .map(|line| format!("<p>{}</p>", escape(&line.join(" · "))))
+        .collect();
+    format!("<header><h1>{title}{state}</h1>{lines}</header>\n<main>\n{}{notice}\n", ending(record, done))
 }
 
-/// Base, size and tables.
+/// Base and size.
 fn what(record: &Record) -> Vec<String> {
     let mut about: Vec<String> = fact_text(record, &["base"]).into_iter().collect();
     if let (Some(trainable), Some(total)) = (
@@ -131,15 +134,27 @@ fn what(record: &Record) -> Vec<String> {
     ) {
         about.push(format!("{} of {} parameters trained", count(trainable), count(total)));
     }
+    about
+}
+
+/// Tables with their tasks and rows.
+fn tables(record: &Record) -> Vec<String> {
     let tables = || fact(record, &["plan", "tables"]).and_then(Value::as_array).into_iter().flatten();
     let told = tables().filter_map(|table| {
         let rows = table.get("rows")?.as_u64()?;
         Some(format!("{} ({}, {rows} rows)", table.get("name")?.as_str()?, table.get("task")?.as_str()?))
     });
-    about.extend(told.take(MAX_TABLES));
     let more = tables().count().saturating_sub(MAX_TABLES);
-    about.extend((more > 0).then(|| format!("{more} tables more")));
-    about
+    told.take(MAX_TABLES).chain((more > 0).then(|| format!("{more} tables more"))).collect()
+}
+
+/// The program and the commit that it was built from.
+fn version(record: &Record) -> Option<String> {
+    let version = fact_text(record, &["janus"])?;
+    Some(match fact_text(record, &["commit"]) {
+        Some(commit) => format!("janus {version}, commit {commit}"),
+        None => format!("janus {version}"),
+    })
 }
 
 /// Which adapter this is and why, and what the run took.
@@ -306,11 +321,7 @@ fn about(record: &Record) -> String {
         facts.extend(text("command").map(|command| ("by".into(), format!("<code>{}</code>", escape(command)))));
     }
     facts.extend(fact_text(record, &["ended"]).map(|at| ("ended".into(), escape(&readable(&at)))));
-    let version = fact_text(record, &["janus"]).map(|version| match fact_text(record, &["commit"]) {
-        Some(commit) => format!("janus {version}, commit {commit}"),
-        None => format!("janus {version}"),
-    });
-    facts.extend(version.map(|version| ("version".into(), escape(&version))));
+    facts.extend(version(record).map(|version| ("version".into(), escape(&version))));
     let named = [
         ("candle", &["candle"][..]),
         ("built for", &["target"]),

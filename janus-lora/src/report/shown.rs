@@ -126,7 +126,7 @@ fn said(record: &Record, shown: &Sample, row: &OfRow<'_>) -> String {
     for (first, last, sample) in answers {
         let when = match first == last {
             true => when(record, first),
-            false => format!("step {first} to {}", when(record, last).trim_start_matches("step ")),
+            false => format!("step {first}–{}", when(record, last).trim_start_matches("step ")),
         };
         let (kind, mark) = match is_right(sample) {
             Some(true) => (" class=good", "<span title=\"as expected\">✓</span> "),
@@ -186,7 +186,7 @@ mod tests {
         assert!(html.contains("2 of these 2 as expected, 1 by the base"), "{html}");
         let cell = |when: &str, kind: &str| html.contains(&format!("<tr><th>{when}</th><td class={kind}>"));
         assert!(
-            cell("base", "bad") && cell("base", "good") && cell("step 5 to 9", "good") && cell("step 5", "bad"),
+            cell("base", "bad") && cell("base", "good") && cell("step 5–9", "good") && cell("step 5", "bad"),
             "{html}"
         );
         assert_eq!((html.matches('✓').count(), html.matches('✗').count()), (3, 2), "{html}");
