@@ -65,7 +65,7 @@ impl Scale {
         let (first, last) = (self.low.floor() as i32, self.high.ceil() as i32);
         let (every, within): (usize, &[f64]) = match span {
             span if span < FEW_DECADES => (1, &[1.0, 2.0, 5.0]),
-            span => (((span / 6.0).ceil() as usize).max(1), &[1.0]),
+            span => (((span / 7.0).ceil() as usize).max(1), &[1.0]),
         };
         let powers = (first..=last).step_by(every).map(|power| 10f64.powi(power));
         let all = powers.flat_map(|power| within.iter().map(move |part| part * power));
