@@ -260,6 +260,75 @@ fn one_folder_has_one_run() {
     again.wait().unwrap();
 }
 
+/// Every file of a run that is over tells of the adapter after `step` of `steps` steps, of whose figures `told` is what the
+/// program printed.
+fn tells_of(place: &Workplace, run: &str, step: u64, steps: u64, told: &Value) {
+    let json = |name: &str| -> Value { serde_json::from_slice(&place.read(&format!("{run}/{name}"))).unwrap() };
+    let (facts, note) = (json("run.json"), json("janus_adapter.json"));
+    for left in [&facts["left"], &note["metrics"]] {
+        assert_eq!((left["step"].as_u64(), left["steps"].as_u64()), (Some(step), Some(steps)), "{left}");
+        assert_eq!((&left["after"], &left["before"]), (&told["after"], &told["before"]));
+        assert_eq!(
+            (&left["reason"], &left["stopped_early"]),
+            (&told["ending"]["reason"], &told["ending"]["stopped_early"])
+        );
+    }
+    // The last samples are of that adapter, and none of a later one are shown.
+    let sampled = metrics(place, run).into_iter().rfind(|line| line.get("samples").is_some()).unwrap();
+    assert_eq!(sampled["step"].as_u64(), Some(step));
+    assert!(json(&format!("samples/step-{step}/samples.json")) == sampled["samples"]);
+    assert!(!place.path(&format!("{run}/samples/step-{steps}")).exists() || step == steps);
+    let report = |run: &str| String::from_utf8(place.read(&format!("{run}/report.html"))).unwrap();
+    let shown = report(run);
+    assert!(shown.contains(&format!("The adapter is that of step {step}.")), "{run}");
+    assert!(shown.contains(&format!("step {step}, saved")), "{run}");
+    assert!(step == steps || !shown.contains(&format!("step {steps}, saved")), "{run}");
+    place.janus(&["report", run]).expect_success();
+    assert!(report(run) == shown, "made again, it is another one");
+    // As earlier programs left it: nothing in `run.json`, and samples that bear the last step.
+    let before: Vec<(String, Vec<u8>)> = ["run.json", "janus_adapter.json", "metrics.jsonl"]
+        .map(|name| (format!("{run}/{name}"), place.read(&format!("{run}/{name}"))))
+        .into();
+    let (mut old_facts, mut old_note, mut lines) = (facts, note, metrics(place, run));
+    old_facts.as_object_mut().unwrap().retain(|key, _| !["left", "starts", "ended", "commit"].contains(&key.as_str()));
+    let added = ["step", "planned_steps", "stopped_early", "reason"];
+    old_note["metrics"].as_object_mut().unwrap().retain(|key, _| !added.contains(&key.as_str()));
+    lines.iter_mut().rfind(|line| line.get("samples").is_some()).unwrap()["step"] = steps.into();
+    place.write(&before[0].0, &old_facts.to_string());
+    place.write(&before[1].0, &old_note.to_string());
+    place.write(&before[2].0, &lines.iter().map(|line| format!("{line}\n")).collect::<String>());
+    place.janus(&["report", run]).expect_success();
+    let old = report(run);
+    let part = |page: &str, from: &str, to: &str| page.split_once(from).unwrap().1.split_once(to).unwrap().0.to_owned();
+    assert!(
+        old.contains(&format!("The adapter is that of step {step}.")) && old.contains(&format!("step {step}, saved"))
+    );
+    for (from, to) in [("class=\"tiles", "<h2>"), ("Held-out rows", "<h2>")] {
+        assert_eq!(part(&old, from, to), part(&shown, from, to));
+    }
+    for (name, bytes) in before {
+        std::fs::write(place.path(&name), bytes).unwrap();
+    }
+    place.janus(&["report", run]).expect_success();
+}
+
+#[test]
+fn a_run_that_nothing_stops_tells_of_its_best_step_too() {
+    let place = place();
+    // The rate is far too high: it gets worse soon, and patience has no end.
+    let settings = ["train.schedule=constant", "train.learning_rate=0.3", "train.eval_every=2", "train.sample_every=4"];
+    let rule = r#"train.early_stopping={ metric = "questions.loss", patience = 0 }"#;
+    let told = run(&place, "run", &[&settings[..], &[rule, "--json"]].concat()).expect_success().json();
+    let step = told["ending"]["step"].as_u64().unwrap();
+    assert_eq!((told["steps"].as_u64(), told["ending"]["stopped_early"].as_bool()), (Some(14), Some(false)));
+    assert_eq!(told["best"]["step"].as_u64(), Some(step));
+    assert!(step < 14, "{told}");
+    tells_of(&place, "run", step, 14, &told);
+    // Without a rule the last step counts.
+    let told = run(&place, "last", &["--json"]).expect_success().json();
+    tells_of(&place, "last", 14, 14, &told);
+}
+
 #[test]
 fn the_best_evaluation_is_kept_and_taken() {
     let place = place();
@@ -289,10 +358,18 @@ fn the_best_evaluation_is_kept_and_taken() {
     assert_eq!(told["after"]["questions"]["loss"].as_f64(), Some(least));
     let note: Value = serde_json::from_slice(&place.read("run/janus_adapter.json")).unwrap();
     assert_eq!(note["metrics"]["best_step"].as_u64(), Some(best));
+    tells_of(&place, "run", best, steps, &told);
+    let finished = run(&place, "run", &[&settings[..], &["--resume"]].concat()).expect_success().stdout;
+    assert!(finished.ends_with(&format!("; the adapter is that of step {best}\n")), "{finished}");
 
     stopped(&place, "again", &settings, "KILL", &|| checkpoints(&place, "again").last() > Some(&best));
-    run(&place, "again", &[&settings[..], &["--resume"]].concat()).expect_success();
+    let resumed = run(&place, "again", &[&settings[..], &["--resume"]].concat()).expect_success();
     assert_eq!(difference(&place, "run", "again"), None);
+    tells_of(&place, "again", best, steps, &told);
+    let remark =
+        format!("stopped early after step {steps} of 200: `questions.loss` has not got better in 4 evaluations");
+    let lines: Vec<&str> = resumed.stdout.lines().collect();
+    assert!(lines[lines.len() - 4..].iter().any(|line| line.starts_with(&remark)), "{}", resumed.stdout);
 
     let stopping = |table: &str| format!("train.early_stopping={table}");
     refuses(&place, "new", &[&stopping(r#"{ metric = "answers.loss" }"#)], &["the tables are `questions`, `pictures`"]);

@@ -10,7 +10,7 @@ const MAX_CHARACTERS: usize = 44;
 
 /// Answers in a table and pictures by their paths; `None` where a run sampled nothing.
 pub(super) fn text(record: &Record) -> Option<String> {
-    let (last_step, last) = record.samples.last()?;
+    let (last_step, last) = record.left_samples()?;
     let first = record.samples.first().filter(|(step, _)| step < last_step);
     let before = |sample: &Sample| {
         let same = |other: &&Sample| other.table == sample.table && other.row == sample.row;

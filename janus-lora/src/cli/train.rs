@@ -15,6 +15,7 @@ use crate::recipe::{self, Orientation, Recipe};
 use crate::report::expected::{ExpectedCurve, Outside};
 use crate::report::record::Record;
 use crate::status::{Status, duration};
+use crate::train::ending::Ending;
 use crate::train::folder::RunFolder;
 use crate::train::identity::is_of_stored_pictures;
 use crate::train::run::{self, Finished, Prepared};
@@ -114,6 +115,7 @@ impl Train {
             report::json(&json!({
                 "dir": summary.folder,
                 "steps": summary.steps,
+                "ending": summary.ending,
                 "resumed_from": summary.resumed_from,
                 "skipped_steps": summary.skipped_steps,
                 "best": summary.best,
@@ -143,6 +145,9 @@ impl Train {
             report::bytes(summary.peak_rss_bytes),
             report::bytes(prepared.plan.predicted_peak_bytes)
         );
+        if let Some(remark) = summary.ending.remark() {
+            done!("{remark}");
+        }
         if summary.skipped_steps > 0 {
             done!("{} steps gave no finite loss and gradient and were skipped", summary.skipped_steps);
         }
@@ -160,6 +165,8 @@ impl Train {
             report::json(&json!({ "dir": dir, "finished": true, "metrics": metrics }));
         } else {
             done!("the run in {} is finished: nothing to do", dir.display());
+            let ending = serde_json::from_value::<Ending>(metrics.clone()).ok();
+            ending.and_then(|ending| ending.remark()).iter().for_each(|remark| done!("{remark}"));
         }
     }
 

@@ -1,25 +1,22 @@
-//! Curves as inline SVG.
+//! Curves as inline SVG. The curves are stretched to the width there is, their names and numbers stand beside them as text, so
+//! that these are as large on a telephone as on a screen.
 
 use std::fmt::Write;
 
-const WIDTH: f64 = 720.0;
-const HEIGHT: f64 = 250.0;
-const LEFT: f64 = 56.0;
-const RIGHT: f64 = 14.0;
-const TOP: f64 = 12.0;
-const BOTTOM: f64 = 28.0;
+use super::scale::{Scale, Stretch, label, short, smooth, stretches, ticks};
 
-/// Points that are drawn at most; longer curves are drawn by the mean and the extent of each stretch.
-const MAX_POINTS: usize = 480;
-/// Values this many times apart are drawn on a logarithmic scale where a chart allows it.
-const LOGARITHMIC_FROM: f64 = 100.0;
+/// The drawing's own units; the page stretches them.
+const WIDTH: f64 = 1000.0;
+const HEIGHT: f64 = 400.0;
+/// Points from which on a smooth curve stands before its values.
+const NOISY_FROM: usize = 60;
 
 /// How a curve is drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Style {
     /// As it is.
     Exact,
-    /// Its mean over the points around each, before the values themselves.
+    /// Without its noise, before the values themselves.
     Smooth,
     /// Dots joined by a thin line, for values that are far apart.
     Dots,
@@ -38,206 +35,131 @@ pub(super) struct Series {
 
 /// A chart over the steps.
 #[derive(Debug)]
-pub(super) struct Chart {
+pub(super) struct Chart<'a> {
     /// What it shows.
     pub title: String,
+    /// What its values are.
+    pub unit: &'static str,
     /// Its curves, at most four told apart by colour.
     pub series: Vec<Series>,
     /// Whether values far apart make the scale logarithmic.
     pub may_be_logarithmic: bool,
-    /// Whether the scale starts at 0.
+    /// Whether a straight scale starts at 0.
     pub from_zero: bool,
+    /// The step whose values are told.
+    pub step: f64,
+    /// What happened at that step, where that is worth a line.
+    pub mark: Option<&'a str>,
 }
 
-impl Chart {
+/// A curve as it is drawn.
+struct Drawn<'a> {
+    series: &'a Series,
+    stretches: Vec<Stretch>,
+    shown: Vec<Stretch>,
+}
+
+impl Chart<'_> {
     /// As a `<figure>`, absent where no curve has a point.
     pub(super) fn html(&self) -> Option<String> {
-        let finite = || self.series.iter().flat_map(|s| &s.points).filter(|p| p.0.is_finite() && p.1.is_finite());
-        let last = finite().map(|p| p.0).reduce(f64::max)?;
-        let first = finite().map(|p| p.0).fold(last, f64::min).min(1.0);
-        let scale = Scale::new(finite().map(|p| p.1), self)?;
-        let x = |step: f64| LEFT + (step - first) / (last - first).max(1.0) * (WIDTH - LEFT - RIGHT);
-        let y = |value: f64| TOP + (1.0 - scale.place(value)) * (HEIGHT - TOP - BOTTOM);
-
-        let mut svg = String::new();
-        let mut draw = |text: std::fmt::Arguments<'_>| svg.write_fmt(text).expect("a text takes whatever is written");
-        for tick in scale.ticks() {
-            let (y, label) = (y(tick), label(tick));
-            draw(format_args!("<line class=grid x1={LEFT} x2={:.0} y1={y:.1} y2={y:.1} />", WIDTH - RIGHT));
-            draw(format_args!("<text class=tick x={:.0} y={:.1} text-anchor=end>{label}</text>", LEFT - 8.0, y + 4.0));
-        }
-        for tick in ticks(first, last, 6).into_iter().filter(|tick| tick.fract() == 0.0) {
-            let anchor = if x(tick) > WIDTH - 40.0 { "end" } else { "middle" };
-            draw(format_args!(
-                "<text class=tick x={:.1} y={:.0} text-anchor={anchor}>{}</text>",
-                x(tick),
-                HEIGHT - 8.0,
-                label(tick)
-            ));
-        }
-        for (number, series) in self.series.iter().enumerate() {
-            let stretches = stretches(&series.points);
-            if series.style != Style::Dots && stretches.iter().any(|s| s.low < s.high) {
-                let upper = stretches.iter().map(|s| (s.step, s.high));
-                let lower = stretches.iter().rev().map(|s| (s.step, s.low));
-                let band: Vec<String> = upper.chain(lower).map(|(s, v)| format!("{:.1},{:.1}", x(s), y(v))).collect();
-                draw(format_args!("<polygon class=\"band c{number}\" points=\"{}\"/>", band.join(" ")));
-            }
-            if series.style == Style::Smooth && series.points.len() > 60 {
-                let raw: Vec<String> = stretches.iter().map(|s| format!("{:.1},{:.1}", x(s.step), y(s.mean))).collect();
-                draw(format_args!("<polyline class=\"raw c{number}\" points=\"{}\"/>", raw.join(" ")));
-            }
-            let shown = if series.style == Style::Smooth { smooth(&stretches) } else { stretches };
-            let points: Vec<String> = shown.iter().map(|s| format!("{:.1},{:.1}", x(s.step), y(s.mean))).collect();
-            let told: Vec<String> = shown.iter().map(|s| format!("{:.0}:{}", s.step, short(s.mean))).collect();
-            let kind = if series.style == Style::Dots { "thin" } else { "line" };
-            draw(format_args!(
-                "<polyline class=\"{kind} c{number}\" data-name=\"{}\" data-told=\"{}\" points=\"{}\"/>",
-                escape(&series.name),
-                told.join(" "),
-                points.join(" ")
-            ));
-            if series.style == Style::Dots || shown.len() == 1 {
-                for s in &shown {
-                    let (x, y) = (x(s.step), y(s.mean));
-                    draw(format_args!("<circle class=\"dot c{number}\" cx={x:.1} cy={y:.1} r=4 />"));
-                }
-            }
-        }
-        let keys: Vec<String> = (self.series.iter().enumerate())
-            .filter_map(|(number, s)| {
-                let last = s.points.iter().rev().find(|p| p.1.is_finite())?;
-                let kind = if s.style == Style::Dots { "dots" } else { "" };
-                let name = escape(&s.name);
-                Some(format!("<span class=\"key c{number} {kind}\"><i></i>{name} <b>{}</b></span>", short(last.1)))
+        let drawn: Vec<Drawn<'_>> = (self.series.iter())
+            .map(|series| {
+                let stretches = stretches(&series.points);
+                let shown = if series.style == Style::Smooth { smooth(&stretches) } else { stretches.clone() };
+                Drawn { series, stretches, shown }
             })
             .collect();
-        let note = if scale.logarithmic { " <small>logarithmic</small>" } else { "" };
+        let all = || drawn.iter().flat_map(|drawn| &drawn.stretches);
+        let last = all().map(|s| s.step).reduce(f64::max)?;
+        let first = all().map(|s| s.step).fold(last, f64::min).min(1.0);
+        let extents = all().flat_map(|s| [s.low, s.high]);
+        let scale = match self.may_be_logarithmic {
+            true => Scale::fitting(drawn.iter().flat_map(|d| &d.shown).map(|s| s.mean), extents, self.from_zero),
+            false => Scale::linear(extents, self.from_zero),
+        }?;
+        let across = |step: f64| ((step - first) / (last - first).max(1.0)).clamp(0.0, 1.0);
+        let (x, y) = (|step: f64| across(step) * WIDTH, |value: f64| (1.0 - scale.place(value)) * HEIGHT);
+
+        let (mut svg, mut ys, mut xs) = (String::new(), String::new(), String::new());
+        for tick in scale.ticks() {
+            let (y, label) = (y(tick), label(tick));
+            put(&mut svg, format_args!("<line class=rule x1=0 x2={WIDTH} y1={y:.1} y2={y:.1} />"));
+            put(&mut ys, format_args!("<span style=\"top:{:.2}%\">{label}</span>", 100.0 * y / HEIGHT));
+        }
+        for tick in ticks(first, last, 5).into_iter().filter(|tick| tick.fract() == 0.0) {
+            put(&mut xs, format_args!("<span style=\"left:{:.2}%\">{}</span>", 100.0 * across(tick), label(tick)));
+        }
+        let mut marked = String::new();
+        if let Some(mark) = self.mark {
+            let (x, mark) = (across(self.step), escape(mark));
+            let kind = if x > 0.6 { " before" } else { "" };
+            put(&mut svg, format_args!("<line class=mark x1={0:.1} x2={0:.1} y1=0 y2={HEIGHT} />", x * WIDTH));
+            put(
+                &mut marked,
+                format_args!("<span class=\"marked{kind}\" style=\"left:{:.2}%\">{mark}</span>", 100.0 * x),
+            );
+        }
+        for (number, drawn) in drawn.iter().enumerate() {
+            draw(&mut svg, number, drawn, &x, &y);
+        }
+        let keys: String = drawn.iter().enumerate().filter_map(|(number, drawn)| self.key(number, drawn)).collect();
+        let (title, unit) = (escape(&self.title), self.unit);
+        let kind = if scale.logarithmic { ", logarithmic" } else { "" };
         Some(format!(
-            "<figure class=chart><figcaption><h3>{}{note}</h3><div class=keys>{}</div></figcaption>\
-             <svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=img aria-label=\"{}\">{svg}<line class=cursor y1={TOP} y2={:.0} />\
-             </svg><div class=tip hidden></div></figure>\n",
-            escape(&self.title),
-            keys.join(""),
-            escape(&self.title),
-            HEIGHT - BOTTOM,
+            "<figure class=chart><figcaption><h3>{title}</h3><div class=keys>{keys}</div></figcaption>\
+             <div class=axis>{unit}{kind}</div><div class=plot><div class=ys aria-hidden=true>{ys}</div>\
+             <div class=area><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" preserveAspectRatio=none role=img \
+             aria-label=\"{title}: {unit} by step\">{svg}<line class=cursor y1=0 y2={HEIGHT} /></svg>{marked}</div>\
+             <div class=xs aria-hidden=true>{xs}</div></div><div class=\"axis step\">step</div>\
+             <div class=tip hidden></div></figure>\n"
         ))
     }
-}
 
-/// Where values lie between the bottom, 0, and the top, 1.
-#[derive(Debug)]
-struct Scale {
-    low: f64,
-    high: f64,
-    logarithmic: bool,
-}
-
-impl Scale {
-    fn new(values: impl Iterator<Item = f64> + Clone, chart: &Chart) -> Option<Self> {
-        let low = values.clone().reduce(f64::min)?;
-        let high = values.clone().reduce(f64::max)?;
-        let positive = values.filter(|value| *value > 0.0).reduce(f64::min);
-        if let Some(least) = positive
-            && chart.may_be_logarithmic
-            && high / least >= LOGARITHMIC_FROM
-        {
-            return Some(Self { low: least.log10().floor(), high: high.log10().ceil(), logarithmic: true });
-        }
-        let low = if chart.from_zero { low.min(0.0) } else { low };
-        let room = if high > low { (high - low) * 0.06 } else { (high.abs() * 0.1).max(1e-9) };
-        let bottom = if low >= 0.0 { (low - room).max(0.0) } else { low - room };
-        Some(Self {
-            low: if chart.from_zero && low >= 0.0 { 0.0 } else { bottom },
-            high: high + room,
-            logarithmic: false,
-        })
-    }
-
-    fn place(&self, value: f64) -> f64 {
-        let value = if self.logarithmic { value.max(f64::MIN_POSITIVE).log10() } else { value };
-        // Between the edges also for what a mean makes of values at them.
-        ((value - self.low) / (self.high - self.low)).clamp(0.0, 1.0)
-    }
-
-    fn ticks(&self) -> Vec<f64> {
-        if !self.logarithmic {
-            return ticks(self.low, self.high, 5);
-        }
-        let (low, high) = (self.low as i32, self.high as i32);
-        let every = ((high - low) / 6 + 1).max(1) as usize;
-        (low..=high).step_by(every).map(|power| 10f64.powi(power)).collect()
+    /// A curve's name and its value at the step that is told.
+    fn key(&self, number: usize, drawn: &Drawn<'_>) -> Option<String> {
+        let near = |s: &&Stretch| (s.step - self.step).abs();
+        let told = drawn.shown.iter().min_by(|a, b| near(a).total_cmp(&near(b)))?;
+        let kind = if drawn.series.style == Style::Dots { " dots" } else { "" };
+        let name = escape(&drawn.series.name);
+        Some(format!("<span class=\"key c{number}{kind}\"><i></i>{name} <b>{}</b></span>", short(told.mean)))
     }
 }
 
-/// About `count` round values between two.
-fn ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
-    let raw = (high - low) / count as f64;
-    if !(raw > 0.0 && raw.is_finite()) {
-        return vec![low];
-    }
-    let power = 10f64.powf(raw.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * power).find(|s| *s >= raw).unwrap_or(power * 10.0);
-    let first = (low / step).ceil() as i64;
-    let last = (high / step).floor() as i64;
-    (first..=last).take(4 * count).map(|number| number as f64 * step).collect()
+fn put(text: &mut String, arguments: std::fmt::Arguments<'_>) {
+    text.write_fmt(arguments).expect("a text takes whatever is written");
 }
 
-/// A stretch of steps with its mean and extent.
-#[derive(Debug, Clone, Copy)]
-struct Stretch {
-    step: f64,
-    mean: f64,
-    low: f64,
-    high: f64,
-}
-
-fn stretches(points: &[(f64, f64)]) -> Vec<Stretch> {
-    let finite: Vec<(f64, f64)> = points.iter().copied().filter(|p| p.0.is_finite() && p.1.is_finite()).collect();
-    let length = finite.len().div_ceil(MAX_POINTS).max(1);
-    finite
-        .chunks(length)
-        .map(|chunk| {
-            let count = chunk.len() as f64;
-            Stretch {
-                step: chunk.iter().map(|p| p.0).sum::<f64>() / count,
-                mean: chunk.iter().map(|p| p.1).sum::<f64>() / count,
-                low: chunk.iter().map(|p| p.1).fold(f64::INFINITY, f64::min),
-                high: chunk.iter().map(|p| p.1).fold(f64::NEG_INFINITY, f64::max),
-            }
-        })
-        .collect()
-}
-
-/// The mean of what stands around each point, over about a thirtieth of the curve.
-fn smooth(points: &[Stretch]) -> Vec<Stretch> {
-    let reach = points.len() / 60;
-    let around = |place: usize| {
-        // As far to both sides: a window cut at one of them alone would lag or lead.
-        let reach = reach.min(place).min(points.len() - 1 - place);
-        let window = &points[place - reach..=place + reach];
-        window.iter().map(|point| point.mean).sum::<f64>() / window.len() as f64
+fn draw(svg: &mut String, number: usize, drawn: &Drawn<'_>, x: &dyn Fn(f64) -> f64, y: &dyn Fn(f64) -> f64) {
+    let Drawn { series, stretches, shown } = drawn;
+    let line = |points: &[Stretch]| -> String {
+        let points: Vec<String> = points.iter().map(|s| format!("{:.1},{:.1}", x(s.step), y(s.mean))).collect();
+        points.join(" ")
     };
-    points.iter().enumerate().map(|(place, point)| Stretch { mean: around(place), ..*point }).collect()
-}
-
-/// A number in few characters.
-pub(super) fn short(value: f64) -> String {
-    match value.abs() {
-        _ if !value.is_finite() => "–".into(),
-        0.0 => "0".into(),
-        size if !(1e-3..1e7).contains(&size) => format!("{value:.2e}"),
-        size if size >= 1e3 || (value.fract() == 0.0 && size >= 1.0) => format!("{value:.0}"),
-        _ => format!("{value:.4}"),
+    if series.style != Style::Dots && stretches.iter().any(|s| s.low < s.high) {
+        let upper = stretches.iter().map(|s| (s.step, s.high));
+        let lower = stretches.iter().rev().map(|s| (s.step, s.low));
+        let band: Vec<String> = upper.chain(lower).map(|(s, v)| format!("{:.1},{:.1}", x(s), y(v))).collect();
+        put(svg, format_args!("<polygon class=\"band c{number}\" points=\"{}\"/>", band.join(" ")));
     }
-}
-
-/// A round number in as few characters as it needs.
-fn label(value: f64) -> String {
-    match value.abs() {
-        size if size != 0.0 && !(1e-3..1e7).contains(&size) => format!("{value:.0e}"),
-        size if size >= 1e4 => format!("{}k", (value / 1e3 * 100.0).round() / 100.0),
-        _ => format!("{}", (value * 1e6).round() / 1e6),
+    if series.style == Style::Smooth && series.points.len() > NOISY_FROM {
+        put(svg, format_args!("<polyline class=\"raw c{number}\" points=\"{}\"/>", line(stretches)));
+    }
+    let told: Vec<String> = shown.iter().map(|s| format!("{:.0}:{}", s.step, short(s.mean))).collect();
+    let kind = if series.style == Style::Dots { "thin" } else { "line" };
+    put(
+        svg,
+        format_args!(
+            "<polyline class=\"{kind} c{number}\" data-name=\"{}\" data-told=\"{}\" points=\"{}\"/>",
+            escape(&series.name),
+            told.join(" "),
+            line(shown)
+        ),
+    );
+    if series.style == Style::Dots || shown.len() == 1 {
+        // Lines without length: their round ends stay round however the drawing is stretched.
+        let dots: Vec<String> = shown.iter().map(|s| format!("M{:.1} {:.1}h.01", x(s.step), y(s.mean))).collect();
+        let dots = dots.concat();
+        put(svg, format_args!("<path class=halo d=\"{dots}\"/><path class=\"dot c{number}\" d=\"{dots}\"/>"));
     }
 }
 
@@ -267,9 +189,10 @@ pub(super) fn escape(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn chart(points: Vec<(f64, f64)>) -> Chart {
+    fn chart(points: Vec<(f64, f64)>) -> Chart<'static> {
         let series = Series { name: "a\"><script>".into(), points, style: Style::Smooth };
-        Chart { title: "t</h3>".into(), series: vec![series], may_be_logarithmic: true, from_zero: false }
+        let (title, mark) = ("t</h3>".to_owned(), Some("<script>"));
+        Chart { title, unit: "loss", series: vec![series], may_be_logarithmic: true, from_zero: false, step: 2.0, mark }
     }
 
     #[test]
@@ -295,28 +218,13 @@ mod tests {
     }
 
     #[test]
-    fn ticks_are_round() {
-        assert_eq!(ticks(0.0, 1.0, 5), [0.0, 0.2, 0.4, 0.6000000000000001, 0.8, 1.0]);
-        assert_eq!(ticks(1.0, 150.0, 6), [50.0, 100.0, 150.0]);
-        assert_eq!(label(0.6000000000000001), "0.6");
-        assert_eq!([label(20_000.0), label(0.0), label(2e-4)], ["20k", "0", "2e-4"]);
-    }
-
-    #[test]
-    fn a_smooth_line_stays_a_line_and_a_smooth_curve_neither_lags_nor_leads() {
-        let line: Vec<(f64, f64)> = (0..300).map(|step| (f64::from(step), 7.0 - 0.5 * f64::from(step))).collect();
-        let smoothed = smooth(&stretches(&line));
-        assert!(smoothed.iter().zip(&line).all(|(s, (_, value))| (s.mean - value).abs() < 1e-9));
-        let zigzag: Vec<(f64, f64)> = (0..300).map(|step| (f64::from(step), f64::from(step % 2))).collect();
-        assert!(smooth(&stretches(&zigzag))[20..280].iter().all(|s| (s.mean - 0.5).abs() < 0.1));
-        assert!(smooth(&[]).is_empty());
-    }
-
-    #[test]
-    fn a_mean_lies_within_its_stretch() {
-        let points: Vec<(f64, f64)> = (0..4800).map(|step| (step as f64, f64::from(step % 7))).collect();
-        let stretches = stretches(&points);
-        assert_eq!(stretches.len(), MAX_POINTS);
-        assert!(stretches.iter().all(|s| s.low == 0.0 && s.high == 6.0 && (2.0..4.0).contains(&s.mean)));
+    fn axes_have_names_and_the_figures_are_those_of_the_step_that_is_told() {
+        let html = chart(vec![(1.0, 12.0), (2.0, 0.5), (3.0, 0.1)]).html().unwrap();
+        assert!(html.contains("<div class=axis>loss, logarithmic</div>"), "{html}");
+        assert!(html.contains("<div class=\"axis step\">step</div>"), "{html}");
+        assert!(html.contains("<b>0.500</b>") && html.contains("class=\"marked\" style=\"left:50.00%\""), "{html}");
+        let html = chart(vec![(1.0, 12.0), (2.0, 8.0)]).html().unwrap();
+        assert!(html.contains("<div class=axis>loss</div>"), "{html}");
+        assert!(!html.contains("<text"), "text within the drawing would be stretched with it");
     }
 }

@@ -6,9 +6,10 @@ use base64::Engine;
 use image::RgbImage;
 use serde_json::{Map, Value};
 
-use super::chart::{escape, short};
+use super::chart::escape;
 use super::picture::thumbnail;
 use super::record::Record;
+use super::scale::short;
 
 /// Classes of a confusion matrix that are drawn.
 const MAX_CLASSES: usize = 40;
@@ -82,8 +83,7 @@ pub(super) fn confusion(table: &str, figures: &Map<String, Value>) -> Option<Str
         for (answered, count) in row.iter().take(shown).enumerate() {
             let share = if sum > 0.0 { (100.0 * count / sum).clamp(0.0, 100.0) } else { 0.0 };
             let kind = if truth == answered { "right" } else { "wrong" };
-            let dark = if share > 55.0 { " full" } else { "" };
-            html.push_str(&format!("<td class=\"{kind}{dark}\" style=\"--share:{share:.0}%\">{}</td>", short(*count)));
+            html.push_str(&format!("<td class={kind} style=\"--share:{share:.0}\">{}</td>", short(*count)));
         }
         html.push_str("</tr>");
     }
@@ -158,7 +158,7 @@ pub(super) fn memory(parts: &[(String, u64)], measured: u64) -> Option<String> {
             let (name, told) = (escape(name), bytes(*part));
             html.push_str(&format!(
                 "<i class=p{} style=\"width:{:.2}%\" title=\"{name} {told}\"></i>",
-                number % 6,
+                number % 7,
                 share(*part)
             ));
         }
@@ -172,7 +172,7 @@ pub(super) fn memory(parts: &[(String, u64)], measured: u64) -> Option<String> {
     for (number, (name, part)) in shown() {
         html.push_str(&format!(
             "<span class=\"key p{}\"><i></i>{} <b>{}</b></span>",
-            number % 6,
+            number % 7,
             escape(name),
             bytes(*part)
         ));
@@ -204,7 +204,7 @@ mod tests {
     fn a_confusion_matrix_needs_as_many_rows_and_columns_as_labels() {
         let html = confusion("t", &object(json!({ "labels": ["a", "<b>"], "confusion": [[3, 1], [0, 4]] }))).unwrap();
         assert!(html.contains("&lt;b&gt;") && !html.contains("<b>"), "{html}");
-        assert!(html.contains("style=\"--share:75%\">3<") && html.contains("style=\"--share:25%\">1<"), "{html}");
+        assert!(html.contains("style=\"--share:75\">3<") && html.contains("style=\"--share:25\">1<"), "{html}");
         for wrong in [json!([[1, 2]]), json!([[1], [2]]), json!("x"), json!([])] {
             assert!(confusion("t", &object(json!({ "labels": ["a", "b"], "confusion": wrong }))).is_none());
         }

@@ -7,15 +7,20 @@
 //! and no file outside it is read.
 
 mod chart;
+mod command;
 mod error;
 pub mod events;
 pub mod expected;
 pub mod facts;
 mod figures;
+mod glossary;
+mod held_out;
 pub mod page;
 mod picture;
 pub mod record;
 pub mod samples;
+pub(crate) mod scale;
+mod shown;
 mod sight;
 mod told;
 

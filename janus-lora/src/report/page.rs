@@ -7,21 +7,21 @@ use janus_core::output::write_file;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::chart::{Chart, Series, Style, escape, short};
+use super::chart::{Chart, Series, Style, escape};
+use super::command;
 use super::figures::{Pictures, boxes, bytes, confusion, memory};
+use super::held_out;
 use super::record::{Record, Step};
-use super::samples::Sample;
+use super::shown;
 use crate::error::Result;
 
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
-/// Times at which samples are shown: the first, the last, and some between.
-const MAX_TIMES: usize = 8;
-/// Rows whose samples are shown.
-const MAX_SAMPLED_ROWS: usize = 32;
 /// Charts of tables.
 const MAX_CHARTS: usize = 16;
+/// Tables that are named in the head.
+const MAX_TABLES: usize = 6;
 
 /// Reads a run folder and writes its `report.html`.
 ///
@@ -37,18 +37,21 @@ pub fn write_report(folder: &Path) -> Result<PathBuf> {
 
 /// The page of a run.
 pub fn page(record: &Record) -> String {
-    let name = record.folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let place = fs_err::canonicalize(&record.folder).unwrap_or_else(|_| record.folder.clone());
+    let name = place.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let title = escape(&name);
     let hash = base64::engine::general_purpose::STANDARD.encode(Sha256::digest(SCRIPT));
     let mut pictures = Pictures::default();
     let parts = [
-        lead(record, &title),
+        head(record, &title),
+        held_out::tiles(record),
+        uses(record),
         curves(record),
+        held_out::figures(record),
+        extras(record, &mut pictures),
+        shown::samples(record, &mut pictures),
         rates(record),
         memory_section(record),
-        evaluations(record),
-        extras(record, &mut pictures),
-        samples(record, &mut pictures),
         rejected(record),
         about(record),
     ];
@@ -63,7 +66,8 @@ pub fn page(record: &Record) -> String {
         "<!doctype html>\n<html lang=en>\n<head>\n<meta charset=utf-8>\n\
          <meta http-equiv=Content-Security-Policy content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'; \
          script-src 'sha256-{hash}'\">\n\
-         <meta name=viewport content=\"width=device-width, initial-scale=1\">\n<title>{title}</title>\n\
+         <meta name=viewport content=\"width=device-width, initial-scale=1\">\n\
+         <meta name=color-scheme content=\"light dark\">\n<title>{title}</title>\n\
          <style>{STYLE}</style>\n</head>\n<body>\n{}<footer>{left_out}<p>Written by janus from the run folder alone; \
          <code>janus report</code> writes it again.</p></footer>\n<script>{SCRIPT}</script>\n</body>\n</html>\n",
         parts.concat()
@@ -90,16 +94,39 @@ fn fact_text(record: &Record, path: &[&str]) -> Option<String> {
     }
 }
 
-/// Name, state and the figures that matter most.
-fn lead(record: &Record, title: &str) -> String {
+/// Name, state, what it is, and which adapter was left for which reason.
+fn head(record: &Record, title: &str) -> String {
     let done = record.steps.last().map_or(0, |step| step.step);
     let planned = fact(record, &["plan", "steps"]).and_then(Value::as_u64);
-    let finished = fact(record, &["measured_peak_bytes"]).is_some_and(Value::is_u64);
+    let finished = record.left.is_some() || fact(record, &["measured_peak_bytes"]).is_some_and(Value::is_u64);
+    let stopped = record.left.as_ref().is_some_and(|left| left.ending.stopped_early);
     let state = match planned {
+        _ if stopped => "<span class=\"state open\">stopped early</span>".to_owned(),
         _ if finished => "<span class=state>finished</span>".to_owned(),
         Some(planned) => format!("<span class=\"state open\">step {done} of {planned}</span>"),
         None => format!("<span class=\"state open\">step {done}</span>"),
     };
+    let notice = match record.unreadable_lines {
+        0 => String::new(),
+        lines => format!("<p class=notice>{lines} lines of metrics.jsonl cannot be read and are missing here.</p>"),
+    };
+    let moment = fact_text(record, &["ended"]).or_else(|| {
+        let starts = fact(record, &["starts"])?.as_array()?;
+        Some(starts.last()?.get("at")?.as_str()?.to_owned())
+    });
+    let (mut about, tables) = (what(record), tables(record));
+    about.extend(moment.as_deref().map(readable));
+    about.extend(version(record));
+    let lines: String = [about, tables]
+        .iter()
+        .filter(|line| !line.is_empty())
+        .map(|line| format!("<p>{}</p>", escape(&line.join(" · "))))
+        .collect();
+    format!("<header><h1>{title}{state}</h1>{lines}</header>\n<main>\n{}{notice}\n", ending(record, done))
+}
+
+/// Base and size.
+fn what(record: &Record) -> Vec<String> {
     let mut about: Vec<String> = fact_text(record, &["base"]).into_iter().collect();
     if let (Some(trainable), Some(total)) = (
         fact(record, &["plan", "trainable_parameters"]).and_then(Value::as_f64),
@@ -107,48 +134,84 @@ fn lead(record: &Record, title: &str) -> String {
     ) {
         about.push(format!("{} of {} parameters trained", count(trainable), count(total)));
     }
-    let tables = fact(record, &["plan", "tables"]).and_then(Value::as_array).into_iter().flatten();
-    let tables = tables.filter_map(|table| {
+    about
+}
+
+/// Tables with their tasks and rows.
+fn tables(record: &Record) -> Vec<String> {
+    let tables = || fact(record, &["plan", "tables"]).and_then(Value::as_array).into_iter().flatten();
+    let told = tables().filter_map(|table| {
         let rows = table.get("rows")?.as_u64()?;
         Some(format!("{} ({}, {rows} rows)", table.get("name")?.as_str()?, table.get("task")?.as_str()?))
     });
-    about.extend(tables.take(6));
-    let mut cards = Vec::new();
-    let after = record.after();
-    for (table, figures) in after.into_iter().flatten().take(4) {
-        let before = record.before().and_then(|before| before.get(table));
-        for metric in ["loss", "exact_match", "accuracy", "dice", "box_iou"] {
-            let Some(now) = figures.get(metric).and_then(Value::as_f64) else { continue };
-            let was = before.and_then(|before| before.get(metric)).and_then(Value::as_f64);
-            let was = was.map(|was| format!("<s>{} → </s>", rounded(was))).unwrap_or_default();
-            let name = format!("{} {}", escape(table), metric.replace('_', " "));
-            cards.push(format!("<div><dt>{name}, held out</dt><dd>{was}{}</dd></div>", rounded(now)));
-        }
+    let more = tables().count().saturating_sub(MAX_TABLES);
+    told.take(MAX_TABLES).chain((more > 0).then(|| format!("{more} tables more"))).collect()
+}
+
+/// The program and the commit that it was built from.
+fn version(record: &Record) -> Option<String> {
+    let version = fact_text(record, &["janus"])?;
+    Some(match fact_text(record, &["commit"]) {
+        Some(commit) => format!("janus {version}, commit {commit}"),
+        None => format!("janus {version}"),
+    })
+}
+
+/// Which adapter this is and why, and what the run took.
+fn ending(record: &Record, done: u64) -> String {
+    let mut html = String::new();
+    if let Some(left) = &record.left {
+        let ending = &left.ending;
+        let kind = if ending.step < ending.steps || ending.stopped_early { "ending aside" } else { "ending" };
+        html.push_str(&format!(
+            "<p class=\"{kind}\"><b>The adapter is that of step {}.</b> {}.</p>",
+            ending.step,
+            escape(&sentence(&ending.reason))
+        ));
     }
-    if after.is_none()
-        && let (Some(first), Some(last)) = (record.steps.first(), record.steps.last())
-    {
-        let (first, last) = (rounded(first.loss), rounded(last.loss));
-        cards.push(format!("<div><dt>loss in training</dt><dd><s>{first} → </s>{last}</dd></div>"));
-    }
-    cards.push(format!("<div><dt>steps</dt><dd>{done}</dd></div>"));
+    let mut brief = vec![format!("<b>{done}</b> {}", if done == 1 { "step" } else { "steps" })];
     let seconds: f64 =
         record.steps.iter().map(|step| step.tokens / step.tokens_per_second).filter(|s| s.is_finite()).sum();
     if seconds > 0.0 {
-        cards.push(format!("<div><dt>time in steps</dt><dd>{}</dd></div>", duration(seconds)));
+        brief.push(format!("<b>{}</b> in steps", duration(seconds)));
     }
     if record.measured_peak_bytes() > 0 {
-        cards.push(format!("<div><dt>peak memory</dt><dd>{}</dd></div>", bytes(record.measured_peak_bytes())));
+        let predicted = fact(record, &["plan", "predicted_peak_bytes"]).and_then(Value::as_u64);
+        let predicted = predicted.map(|predicted| format!(" ({} predicted)", bytes(predicted))).unwrap_or_default();
+        brief.push(format!("<b>{}</b> peak memory{predicted}", bytes(record.measured_peak_bytes())));
     }
-    let notice = match record.unreadable_lines {
-        0 => String::new(),
-        lines => format!("<p class=notice>{lines} lines of metrics.jsonl cannot be read and are missing here.</p>"),
-    };
-    format!(
-        "<header><h1>{title}{state}</h1><p>{}</p></header>\n<main>\n<dl class=lead>{}</dl>{notice}\n",
-        escape(&about.join(" · ")),
-        cards.concat()
-    )
+    if record.after().is_none()
+        && let (Some(first), Some(last)) = (record.steps.first(), record.steps.last())
+    {
+        let [first, last] = [first.loss, last.loss].map(super::scale::short);
+        brief.push(format!("loss in training <b>{first} → {last}</b>"));
+    }
+    let items: String = brief.iter().map(|item| format!("<li>{item}</li>")).collect();
+    format!("{html}<ul class=brief>{items}</ul>")
+}
+
+/// A reason as the beginning of a sentence, names in backquotes without them.
+fn sentence(reason: &str) -> String {
+    let reason = reason.replace('`', "");
+    let mut letters = reason.chars();
+    letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
+}
+
+/// Commands that use the adapter.
+fn uses(record: &Record) -> String {
+    if record.left.is_none() {
+        return String::new();
+    }
+    let commands: String = (command::uses(record).iter())
+        .map(|(what, command)| format!("<dt>{what}</dt><dd><code>{}</code></dd>", escape(command)))
+        .collect();
+    let content = if commands.is_empty() { commands } else { format!("<dl class=commands>{commands}</dl>") };
+    section("Use this adapter", &content)
+}
+
+/// What is marked in charts: where the adapter is from, unless it is the last step's.
+fn mark(record: &Record) -> Option<&'static str> {
+    record.left.as_ref().filter(|left| left.ending.step < left.ending.steps).map(|_| "adapter saved")
 }
 
 /// Loss of each table, in training and held out.
@@ -166,7 +229,15 @@ fn curves(record: &Record) -> String {
         if !held_out.is_empty() {
             series.push(Series { name: "held out".into(), points: held_out, style: Style::Dots });
         }
-        let chart = Chart { title: table.clone(), series, may_be_logarithmic: false, from_zero: false };
+        let chart = Chart {
+            title: table.clone(),
+            unit: "loss",
+            series,
+            may_be_logarithmic: true,
+            from_zero: false,
+            step: record.adapter_step() as f64,
+            mark: mark(record),
+        };
         charts.extend(chart.html());
     }
     section("Loss by table", &grid("grid2", &charts))
@@ -174,17 +245,19 @@ fn curves(record: &Record) -> String {
 
 /// Learning rate, gradient norm, throughput.
 fn rates(record: &Record) -> String {
-    let chart = |title: &str, value: fn(&Step) -> f64, style: Style, may_be_logarithmic: bool| {
+    let chart = |title: &str, unit, value: fn(&Step) -> f64, style: Style, may_be_logarithmic: bool| {
         let points = record.steps.iter().map(|step| (step.step as f64, value(step))).collect();
-        let series = vec![Series { name: "last".into(), points, style }];
-        Chart { title: title.to_owned(), series, may_be_logarithmic, from_zero: true }.html()
+        let step = record.adapter_step();
+        let series = vec![Series { name: format!("step {step}"), points, style }];
+        let (title, step, mark) = (title.to_owned(), step as f64, mark(record));
+        Chart { title, unit, series, may_be_logarithmic, from_zero: true, step, mark }.html()
     };
     // Heads on a picture's features read no tokens.
     let reads = record.steps.iter().any(|step| step.tokens > 0.0);
     let charts: Vec<String> = [
-        chart("Learning rate", |step| step.lr, Style::Exact, false),
-        chart("Gradient norm", |step| step.grad_norm, Style::Smooth, true),
-        chart("Tokens per second", |step| step.tokens_per_second, Style::Smooth, false).filter(|_| reads),
+        chart("Learning rate", "rate", |step| step.lr, Style::Exact, false),
+        chart("Gradient norm", "norm before clipping", |step| step.grad_norm, Style::Smooth, true),
+        chart("Throughput", "tokens per second", |step| step.tokens_per_second, Style::Smooth, false).filter(|_| reads),
     ]
     .into_iter()
     .flatten()
@@ -202,63 +275,6 @@ fn memory_section(record: &Record) -> String {
     section("Memory", &memory(&parts, record.measured_peak_bytes()).unwrap_or_default())
 }
 
-/// Whether more of a figure is better, where that is known.
-fn more_is_better(metric: &str) -> Option<bool> {
-    let named = |names: &[&str]| names.iter().any(|name| metric.contains(name));
-    match metric {
-        _ if metric == "frequency_loss" => None,
-        _ if named(&["loss", "perplexity", "lpips", "fid", "error"]) => Some(false),
-        _ if named(&["accuracy", "match", "dice", "rouge", "bleu", "iou", "map", "recall", "precision", "f1"]) => {
-            Some(true)
-        }
-        _ => None,
-    }
-}
-
-fn evaluations(record: &Record) -> String {
-    let Some(shown) = record.after().or(record.before()) else { return String::new() };
-    let (before, after) = (record.before(), record.after());
-    let number = |from: Option<&Map<String, Value>>, table: &str, metric: &str| {
-        from.and_then(|from| from.get(table)?.get(metric)?.as_f64())
-    };
-    let mut rows = String::new();
-    for (table, figures) in shown {
-        rows.push_str(&format!("<tr class=table><th colspan=4>{}</th></tr>", escape(table)));
-        for (metric, _) in figures.as_object().into_iter().flatten().filter(|(_, value)| value.is_number()) {
-            let (was, now) = (number(before, table, metric), number(after, table, metric));
-            let cell = |value: Option<f64>| value.map(short).unwrap_or_default();
-            let change = match (was, now) {
-                (Some(was), Some(now)) if was != now => {
-                    let kind = match more_is_better(metric) {
-                        Some(more) if more == (now > was) => "good",
-                        Some(_) => "bad",
-                        None => "soft",
-                    };
-                    format!(
-                        "<span class={kind}>{}{}</span>",
-                        if now > was { "+" } else { "−" },
-                        short((now - was).abs())
-                    )
-                }
-                _ => String::new(),
-            };
-            rows.push_str(&format!(
-                "<tr><td>{}</td><td class=n>{}</td><td class=n>{}</td><td class=n>{change}</td></tr>",
-                escape(&metric.replace('_', " ")),
-                cell(was),
-                cell(now)
-            ));
-        }
-    }
-    section(
-        "Held-out rows",
-        &format!(
-            "<div class=scroll><table class=figures><thead><tr><th></th><th class=n>base</th><th class=n>with adapter</th>\
-             <th class=n>change</th></tr></thead><tbody>{rows}</tbody></table></div>"
-        ),
-    )
-}
-
 /// Confusion matrices and boxes, where figures have them.
 fn extras(record: &Record, pictures: &mut Pictures) -> String {
     let Some(figures) = record.after().or(record.before()) else { return String::new() };
@@ -266,63 +282,6 @@ fn extras(record: &Record, pictures: &mut Pictures) -> String {
     let matrices: Vec<String> = tables().filter_map(|(table, figures)| confusion(table, figures)).collect();
     let boxed: Vec<String> = tables().filter_map(|(table, figures)| boxes(record, pictures, table, figures)).collect();
     section("Confusion", &grid("grid2", &matrices)) + &section("Boxes", &boxed.concat())
-}
-
-/// What the model said and drew over time.
-fn samples(record: &Record, pictures: &mut Pictures) -> String {
-    let times = record.samples.len();
-    let chosen: Vec<&(u64, Vec<Sample>)> = if times <= MAX_TIMES {
-        record.samples.iter().collect()
-    } else {
-        (0..MAX_TIMES).filter_map(|i| record.samples.get(i * (times - 1) / (MAX_TIMES - 1))).collect()
-    };
-    let Some((_, last)) = chosen.last() else { return String::new() };
-    let mut html = String::new();
-    for shown in last.iter().take(MAX_SAMPLED_ROWS) {
-        let of_row = || {
-            chosen.iter().filter_map(|(step, samples)| {
-                let same = |sample: &&Sample| sample.table == shown.table && sample.row == shown.row;
-                Some((*step, samples.iter().find(same)?))
-            })
-        };
-        let own = match &shown.image {
-            Some(name) => pictures.img(record, name, "the row's picture"),
-            None => "<span class=none>no picture</span>".into(),
-        };
-        html.push_str(&format!(
-            "<div class=sample><div class=own>{own}</div><div><small>{}, row {}</small></div><div class=asked>{}</div>",
-            escape(&shown.table),
-            shown.row,
-            escape(&shown.prompt)
-        ));
-        let mut said = String::new();
-        if let Some(expected) = &shown.expected {
-            said.push_str(&format!("<tr><th>expected</th><td>{}</td></tr>", escape(expected)));
-        }
-        for (step, sample) in of_row() {
-            let Some(answer) = &sample.answer else { continue };
-            let matches = sample.expected.as_deref().is_some_and(|expected| expected.trim() == answer.trim());
-            let kind = if matches { " class=match" } else { "" };
-            let answer =
-                if answer.trim().is_empty() { "<span class=soft>nothing</span>".into() } else { escape(answer) };
-            said.push_str(&format!("<tr><th>step {step}</th><td{kind}>{answer}</td></tr>"));
-        }
-        let mut drawn = String::new();
-        for (step, sample) in of_row() {
-            if let Some(name) = &sample.picture {
-                let picture = pictures.img(record, name, &format!("drawn after step {step}"));
-                drawn.push_str(&format!("<figure>{picture}step {step}</figure>"));
-            }
-        }
-        if !said.is_empty() {
-            html.push_str(&format!("<table class=said>{said}</table>"));
-        }
-        if !drawn.is_empty() {
-            html.push_str(&format!("<div class=drawn>{drawn}</div>"));
-        }
-        html.push_str("</div>\n");
-    }
-    section("What it says and draws", &html)
 }
 
 fn rejected(record: &Record) -> String {
@@ -336,58 +295,69 @@ fn rejected(record: &Record) -> String {
     section(
         "Rows left out",
         &format!(
-            "<div class=scroll><table class=figures><thead><tr><th>reason</th><th class=n>rows</th></tr></thead>\
-             <tbody>{}</tbody></table></div><p class=soft>{total} in all, each in <code>rejected.jsonl</code>.</p>",
+            "<table class=reasons><thead><tr><th>reason</th><th class=n>rows</th></tr></thead>\
+             <tbody>{}</tbody></table><p class=soft>{total} in all, each in <code>rejected.jsonl</code>.</p>",
             rows.concat()
         ),
     )
 }
 
-/// Recipe and versions.
+/// Commands and times, versions and machine, and the recipe.
 fn about(record: &Record) -> String {
+    let mut facts: Vec<(String, String)> = Vec::new();
+    let starts: Vec<&Map<String, Value>> = fact(record, &["starts"])
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_object)
+        .collect();
+    for start in starts {
+        let text = |key: &str| start.get(key).and_then(Value::as_str);
+        let name = match start.get("after_step").and_then(Value::as_u64) {
+            None | Some(0) => "started".to_owned(),
+            Some(step) => format!("resumed after step {step}"),
+        };
+        facts.extend(text("at").map(|at| (name, escape(&readable(at)))));
+        facts.extend(text("command").map(|command| ("by".into(), format!("<code>{}</code>", escape(command)))));
+    }
+    facts.extend(fact_text(record, &["ended"]).map(|at| ("ended".into(), escape(&readable(&at)))));
+    facts.extend(version(record).map(|version| ("version".into(), escape(&version))));
     let named = [
-        ("janus", &["janus"][..]),
-        ("candle", &["candle"]),
+        ("candle", &["candle"][..]),
         ("built for", &["target"]),
-        ("with", &["target_features"]),
+        ("compiled with", &["target_features"]),
         ("processor", &["cpu"]),
-        ("which has", &["cpu_features"]),
+        ("its instructions", &["cpu_features"]),
         ("threads", &["threads"]),
         ("device", &["device"]),
-        ("recomputed", &["plan", "recompute"]),
     ];
-    let facts: Vec<String> = named
-        .into_iter()
-        .filter_map(|(name, path)| Some(format!("<dt>{name}</dt><dd>{}</dd>", escape(&fact_text(record, path)?))))
-        .collect();
+    let told = named.into_iter().filter_map(|(name, path)| Some((name.into(), escape(&fact_text(record, path)?))));
+    facts.extend(told);
     let mut html = String::new();
+    if !facts.is_empty() {
+        let facts: String = facts.iter().map(|(name, fact)| format!("<dt>{name}</dt><dd>{fact}</dd>")).collect();
+        html.push_str(&format!("<dl class=facts>{facts}</dl>"));
+    }
     if let Some(recipe) = &record.recipe {
         html.push_str(&format!("<details><summary>Recipe</summary><pre>{}</pre></details>", escape(recipe.trim_end())));
-    }
-    if !facts.is_empty() {
-        html.push_str(&format!(
-            "<details open><summary>Versions and machine</summary><dl class=facts>{}</dl></details>",
-            facts.concat()
-        ));
     }
     section("How it was made", &html) + "</main>\n"
 }
 
-fn section(heading: &str, content: &str) -> String {
+/// A moment as `run.json` has it, without the seconds.
+fn readable(moment: &str) -> String {
+    match moment.strip_suffix('Z').and_then(|moment| moment.split_once('T')) {
+        Some((day, time)) if time.is_ascii() && time.len() >= 5 => format!("{day} {} UTC", &time[..5]),
+        _ => moment.to_owned(),
+    }
+}
+
+pub(super) fn section(heading: &str, content: &str) -> String {
     if content.is_empty() { String::new() } else { format!("<section><h2>{heading}</h2>{content}</section>\n") }
 }
 
 fn grid(class: &str, figures: &[String]) -> String {
     if figures.is_empty() { String::new() } else { format!("<div class={class}>{}</div>", figures.concat()) }
-}
-
-/// Three digits that matter.
-fn rounded(value: f64) -> String {
-    match value.abs() {
-        _ if !value.is_finite() => "–".into(),
-        size if (0.001..100.0).contains(&size) => format!("{value:.3}"),
-        _ => short(value),
-    }
 }
 
 fn count(value: f64) -> String {
@@ -474,31 +444,5 @@ mod tests {
         let none = tempfile::tempdir().unwrap();
         assert!(write_report(none.path()).is_err());
         assert_eq!(std::fs::read_dir(none.path()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn better_is_known_by_name() {
-        assert_eq!(more_is_better("loss"), Some(false));
-        assert_eq!(more_is_better("exact_match"), Some(true));
-        assert_eq!((more_is_better("rows"), more_is_better("frequency_loss")), (None, None));
-    }
-
-    #[test]
-    fn samples_over_time_are_shown_by_row_and_step() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir_all(folder.path().join("samples/step-9")).unwrap();
-        image::RgbImage::new(7, 5).save(folder.path().join("samples/step-9/0-0.png")).unwrap();
-        let line = |step: u64| {
-            json!({ "step": step, "samples": [
-                { "table": "q", "row": 0, "prompt": "what?", "expected": "a part", "answer": format!("answer {step}") },
-                { "table": "p", "row": 0, "prompt": "draw", "picture": "samples/step-9/0-0.png" },
-            ]})
-        };
-        let lines: String = (0..20).map(|number| format!("{}\n", line(number * 9))).collect();
-        std::fs::write(folder.path().join("metrics.jsonl"), lines).unwrap();
-        let page = page(&Record::read(folder.path()).unwrap());
-        assert_eq!(page.matches("<tr><th>step").count(), MAX_TIMES);
-        assert!(page.contains("<td>answer 0</td>") && page.contains("<td>answer 171</td>"));
-        assert_eq!(page.matches("<img src=\"data:image/png;base64,").count(), MAX_TIMES);
     }
 }

@@ -8,10 +8,16 @@ use fs_err as fs;
 use image::RgbImage;
 use janus_core::input;
 use janus_core::processing::{Decoding, decode_image};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::ReportError;
+use super::facts::{self, Left};
 use super::samples::{self, Sample};
+use crate::adapter::NOTE_FILE;
+use crate::recipe::{EarlyStopping, Goal};
+use crate::train::ending::Ending;
+use crate::train::guard::Best;
 
 /// Longer lines are none of a run's.
 const MAX_LINE_BYTES: u64 = 16 << 20;
@@ -69,6 +75,8 @@ pub struct Record {
     pub recipe: Option<String>,
     /// `run.json`.
     pub facts: Option<Value>,
+    /// What the run left, where it is over.
+    pub left: Option<Left>,
     /// Lines of `metrics.jsonl` that are no objects of a run, a last one that is being written aside.
     pub unreadable_lines: usize,
 }
@@ -101,8 +109,56 @@ impl Record {
         record.rejected = reasons.into_iter().collect();
         record.rejected.sort_by_key(|(_, rows)| std::cmp::Reverse(*rows));
         record.recipe = text(folder, "recipe.toml")?;
-        record.facts = text(folder, "run.json")?.and_then(|text| serde_json::from_str(&text).ok());
+        record.facts = text(folder, facts::FILE)?.and_then(|text| serde_json::from_str(&text).ok());
+        record.left = record.facts.as_ref().and_then(|facts| Left::deserialize(facts.get("left")?).ok());
+        if record.left.is_none() {
+            let note = text(folder, NOTE_FILE)?.and_then(|text| serde_json::from_str::<Value>(&text).ok());
+            record.left = note.and_then(|note| record.left_before(note.get("metrics")?));
+            record.rename_samples();
+        }
         Ok(record)
+    }
+
+    /// What a run left that ended before `run.json` told it: from the metrics in its adapter's note.
+    fn left_before(&self, metrics: &Value) -> Option<Left> {
+        let facts = self.facts.as_ref()?;
+        // The note of a run that is gone on with is that of its end before.
+        facts.get("measured_peak_bytes")?.as_u64()?;
+        let part = |name: &str| metrics.get(name).and_then(Value::as_object).cloned().unwrap_or_default();
+        let (steps, after) = (metrics.get("steps")?.as_u64()?, part("after"));
+        let planned = facts.get("plan").and_then(|plan| plan.get("steps")?.as_u64()).unwrap_or(steps);
+        let recipe = self.recipe.as_ref().and_then(|recipe| recipe.parse::<toml::Table>().ok());
+        let rule = recipe.as_ref().and_then(|recipe| recipe.get("train")?.get("early_stopping")).and_then(|rule| {
+            let metric = rule.get("metric")?.as_str()?.to_owned();
+            let patience = rule.get("patience").and_then(toml::Value::as_integer).unwrap_or_default();
+            Some(EarlyStopping { metric, patience: patience.try_into().unwrap_or_default(), mode: Goal::Min })
+        });
+        let best = rule.as_ref().zip(metrics.get("best_step").and_then(Value::as_u64)).map(|(rule, step)| {
+            let figure = rule.metric.rsplit_once('.').and_then(|(table, name)| after.get(table)?.get(name)?.as_f64());
+            Best { step, value: figure.unwrap_or(f64::NAN), metrics: after.clone() }
+        });
+        Some(Left { ending: Ending::new(steps, planned, rule.as_ref(), best.as_ref()), before: part("before"), after })
+    }
+
+    /// Runs that ended before `run.json` told what they left named their last samples by the last step, though they were
+    /// made with the adapter that was left.
+    fn rename_samples(&mut self) {
+        let Some(Left { ending: Ending { step, steps, .. }, .. }) = &self.left else { return };
+        let (step, steps) = (*step, *steps);
+        if step < steps && self.samples.last().is_some_and(|(last, _)| *last == steps) {
+            let (_, own) = self.samples.pop().unwrap_or_default();
+            self.sampled(step, own);
+        }
+    }
+
+    /// Samples take the place of those of the same step; those of the adapter that is left come last and may be of an
+    /// earlier one.
+    fn sampled(&mut self, step: u64, samples: Vec<Sample>) {
+        let place = self.samples.partition_point(|(other, _)| *other < step);
+        match self.samples.get_mut(place) {
+            Some((other, own)) if *other == step => *own = samples,
+            _ => self.samples.insert(place, (step, samples)),
+        }
     }
 
     /// One line of the metrics; `None` for one that is too long.
@@ -114,17 +170,21 @@ impl Record {
         };
         if let Some(eval) = line.get("eval") {
             let part = |name: &str| eval.get(name).and_then(Value::as_object).cloned();
+            let (before, after) = (part("before"), part("after"));
             while self.evaluations.last().is_some_and(|last| last.step > step) {
                 self.evaluations.pop();
             }
-            self.evaluations.push(Evaluation { step, before: part("before"), after: part("after") });
+            match self.evaluations.last_mut() {
+                // The end of a run that stopped at an evaluation, or another evaluation of a step taken again.
+                Some(last) if last.step == step && last.after.is_some() && after.is_some() => {
+                    last.after = after;
+                    last.before = before.or(last.before.take());
+                }
+                _ => self.evaluations.push(Evaluation { step, before, after }),
+            }
         } else if let Some(samples) = line.get("samples") {
             let samples = samples.as_array().into_iter().flatten();
-            let samples = samples.filter_map(|sample| serde_json::from_value(sample.clone()).ok()).collect();
-            while self.samples.last().is_some_and(|last| last.0 >= step) {
-                self.samples.pop();
-            }
-            self.samples.push((step, samples));
+            self.sampled(step, samples.filter_map(|sample| Sample::deserialize(sample).ok()).collect());
         } else if line.get("loss").is_some() {
             self.step(line, step);
         }
@@ -134,6 +194,7 @@ impl Record {
         // A step that was taken again counts as it was taken last.
         while self.steps.last().is_some_and(|last| last.step >= step) {
             self.steps.pop();
+            self.samples.retain(|(sampled, _)| *sampled < step);
         }
         let number = |name: &str| line.get(name).and_then(Value::as_f64).unwrap_or(f64::NAN);
         self.steps.push(Step {
@@ -166,14 +227,35 @@ impl Record {
         }
     }
 
-    /// Figures by table without the adapter, as the last evaluation that has them tells.
+    /// Figures by table without the adapter.
     pub fn before(&self) -> Option<&Map<String, Value>> {
+        let left = self.left.as_ref().map(|left| &left.before).filter(|before| !before.is_empty());
+        left.or_else(|| self.told_before())
+    }
+
+    fn told_before(&self) -> Option<&Map<String, Value>> {
         self.evaluations.iter().rev().find_map(|evaluation| evaluation.before.as_ref())
     }
 
-    /// Figures by table with the adapter as it is now.
+    /// Figures by table with the adapter: that which the run left, or else as the last evaluation tells.
     pub fn after(&self) -> Option<&Map<String, Value>> {
-        self.evaluations.iter().rev().find_map(|evaluation| evaluation.after.as_ref())
+        let told = || self.evaluations.iter().rev().find_map(|evaluation| evaluation.after.as_ref());
+        match &self.left {
+            Some(left) if !left.after.is_empty() => Some(&left.after),
+            _ => told(),
+        }
+    }
+
+    /// Steps after which the adapter was as it is left; of a run under way, those that are done.
+    pub fn adapter_step(&self) -> u64 {
+        let done = || self.steps.last().map_or(0, |step| step.step);
+        self.left.as_ref().map_or_else(done, |left| left.ending.step)
+    }
+
+    /// The samples of the adapter that the run left; of a run under way, the last ones.
+    pub fn left_samples(&self) -> Option<&(u64, Vec<Sample>)> {
+        let step = self.left.as_ref().map(|left| left.ending.step);
+        self.samples.iter().find(|(sampled, _)| Some(*sampled) == step).or(self.samples.last())
     }
 
     /// Largest resident memory that the run told.
@@ -236,6 +318,7 @@ fn general(reason: &str) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn a_resumed_run_counts_each_step_once() {
@@ -259,6 +342,96 @@ mod tests {
         assert_eq!(record.losses, [("a".to_owned(), vec![(1, 5.0), (2, 4.5), (3, 3.25)])]);
         assert_eq!(record.unreadable_lines, 1);
         assert_eq!(record.after().unwrap()["a"]["loss"], 3.0);
+    }
+
+    /// A run folder with these lines of metrics, and `run.json` and the adapter's note where they are given.
+    fn folder(lines: &[Value], facts: Option<Value>, note: Option<Value>) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let lines: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        std::fs::write(folder.path().join("metrics.jsonl"), lines).unwrap();
+        let files =
+            [(facts::FILE, facts), (NOTE_FILE, note.map(|metrics| json!({ "version": 1, "metrics": metrics })))];
+        for (name, value) in files.iter().filter_map(|(name, value)| Some((name, value.as_ref()?))) {
+            std::fs::write(folder.path().join(name), value.to_string()).unwrap();
+        }
+        let recipe = "[train]\nearly_stopping = { metric = \"q.loss\", patience = 2, mode = \"min\" }\n";
+        std::fs::write(folder.path().join("recipe.toml"), recipe).unwrap();
+        folder
+    }
+
+    fn figures(loss: f64) -> Value {
+        json!({ "q": { "loss": loss } })
+    }
+
+    fn eval(step: u64, loss: f64) -> Value {
+        json!({ "step": step, "eval": { "after": figures(loss) } })
+    }
+
+    fn samples(step: u64, answer: &str) -> Value {
+        json!({ "step": step, "samples": [{ "table": "q", "row": 0, "answer": answer }] })
+    }
+
+    fn step(step: u64) -> Value {
+        json!({ "step": step, "loss": 1.0 })
+    }
+
+    fn told(record: &Record) -> (u64, f64, String) {
+        let loss = record.after().unwrap()["q"]["loss"].as_f64().unwrap();
+        let (step, samples) = record.left_samples().unwrap();
+        assert_eq!(*step, record.adapter_step());
+        (*step, loss, samples[0].answer.clone().unwrap())
+    }
+
+    #[test]
+    fn what_is_told_is_of_the_adapter_that_is_left() {
+        let all = [
+            eval(2, 0.5),
+            samples(2, "two"),
+            step(3),
+            step(4),
+            eval(4, 0.9),
+            samples(4, "four"),
+            step(5),
+            step(6),
+            eval(6, 0.8),
+        ];
+        let last = json!({ "step": 6, "eval": { "before": figures(3.0), "after": figures(0.8) } });
+        let ending = json!({ "step": 2, "steps": 6, "planned_steps": 9, "stopped_early": true, "reason": "so",
+            "before": figures(3.0), "after": figures(0.5) });
+        // As runs end now: samples of the adapter come last, under its own step.
+        let lines = [&all[..], &[last.clone(), samples(2, "two again")]].concat();
+        let facts = json!({ "measured_peak_bytes": 1, "left": ending });
+        let now = folder(&lines, Some(facts), None);
+        let record = Record::read(now.path()).unwrap();
+        assert_eq!(told(&record), (2, 0.5, "two again".into()));
+        assert_eq!(record.samples.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [2, 4]);
+        assert_eq!(record.evaluations.iter().map(|evaluation| evaluation.step).collect::<Vec<_>>(), [2, 4, 6]);
+
+        // As they ended before: the adapter's note alone says of which step it is, and its samples bear the last step.
+        let lines = [&all[..], &[last, samples(6, "of two")]].concat();
+        let facts = json!({ "measured_peak_bytes": 1, "plan": { "steps": 9 } });
+        let note = json!({ "steps": 6, "before": figures(3.0), "after": figures(0.5), "best_step": 2 });
+        let before = folder(&lines, Some(facts.clone()), Some(note.clone()));
+        let record = Record::read(before.path()).unwrap();
+        assert_eq!(told(&record), (2, 0.5, "of two".into()));
+        let reason = &record.left.as_ref().unwrap().ending.reason;
+        assert!(reason.starts_with("stopped early after step 6 of 9: `q.loss` has not got better in 2"), "{reason}");
+
+        // Nothing stopped it, and the best step is not the last one.
+        let facts_all = json!({ "measured_peak_bytes": 1, "plan": { "steps": 6 } });
+        let record = Record::read(folder(&lines, Some(facts_all), Some(note.clone())).path()).unwrap();
+        assert_eq!(told(&record), (2, 0.5, "of two".into()));
+        assert!(!record.left.as_ref().unwrap().ending.stopped_early);
+
+        // Under way, also where an earlier end left a note: what was told last.
+        for (facts, note) in
+            [(None, None), (Some(json!({ "measured_peak_bytes": null })), Some(note.clone())), (None, Some(note))]
+        {
+            let record = Record::read(folder(&all, facts, note).path()).unwrap();
+            assert!(record.left.is_none());
+            assert_eq!(record.after().unwrap()["q"]["loss"], 0.8);
+            assert_eq!(record.left_samples().unwrap().1[0].answer.as_deref(), Some("four"));
+        }
     }
 
     #[test]

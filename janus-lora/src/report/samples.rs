@@ -1,5 +1,6 @@
-//! Answers to and pictures of the first rows to evaluate, drawn alike each time: what the figures stand for.
+//! Answers to and pictures of some rows to evaluate, the same each time: what the figures stand for.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -18,10 +19,13 @@ use crate::data::Row;
 use crate::error::Result;
 use crate::eval::{answer, code_prompts, pictures};
 use crate::heads::Heads;
+use crate::recipe::{DataSection, Task as TaskName};
 use crate::status::Status;
-use crate::tasks::Task;
+use crate::tasks::{DEFAULT_QUESTION, Task};
 use crate::train::tables::RecipeTable;
 
+/// Rows that are looked through for some that differ.
+const LOOKED_THROUGH: usize = 64;
 /// Where samples lie in a run folder.
 pub(crate) const FOLDER: &str = "samples";
 /// Rows of a table that are answered.
@@ -88,11 +92,14 @@ struct TableRows {
     name: String,
     kind: String,
     task: Arc<dyn Task>,
-    rows: Vec<Row>,
+    /// What is asked of rows that ask nothing themselves.
+    question: String,
+    /// Rows with their numbers among those to evaluate.
+    rows: Vec<(usize, Row)>,
 }
 
 impl Sampler {
-    /// Reads the first rows to evaluate of every table that has some.
+    /// Reads the first rows to evaluate of every table that has some, passing over those that ask what others ask already.
     ///
     /// # Errors
     /// Rows that cannot be read.
@@ -104,7 +111,8 @@ impl Sampler {
                 name: table.section.name.clone(),
                 kind: table.section.task.to_string(),
                 task: table.task.clone(),
-                rows: source.rows()?.take(ANSWERS).collect::<Result<_>>()?,
+                question: question(&table.section),
+                rows: apart(source.rows()?.take(LOOKED_THROUGH), ANSWERS)?,
             });
         }
         Ok(Self { seed, tables: sampled })
@@ -152,22 +160,22 @@ impl Sampler {
 }
 
 impl TableRows {
-    fn sample(&self, row: usize) -> Sample {
-        let prompt = self.rows.get(row).map(asked).unwrap_or_default();
+    fn sample(&self, number: usize, row: &Row) -> Sample {
+        let prompt = Some(asked(row)).filter(|asked| !asked.is_empty()).unwrap_or_else(|| self.question.clone());
         Sample {
             table: self.name.clone(),
             task: self.kind.clone(),
-            row,
+            row: number,
             prompt: beginning(&prompt, MAX_CHARACTERS),
             ..Sample::default()
         }
     }
 
     fn answers(&self, model: &Janus, base: &Base) -> Result<Vec<Sample>> {
-        let (mut numbers, mut questions) = (Vec::new(), Vec::new());
-        for (number, row) in self.rows.iter().enumerate() {
+        let (mut asked, mut questions) = (Vec::new(), Vec::new());
+        for (number, row) in &self.rows {
             if let Some(question) = self.task.question(base, row)? {
-                numbers.push(number);
+                asked.push(self.sample(*number, row));
                 questions.push(question);
             }
         }
@@ -180,12 +188,12 @@ impl TableRows {
         }
         let limit = (longest + SPARE_TOKENS).min(MAX_ANSWER_TOKENS);
         let answers = answer(model, base, &questions, limit, 0.0, 0)?;
-        let made = numbers.into_iter().zip(&questions).zip(answers);
+        let made = asked.into_iter().zip(&questions).zip(answers);
         Ok(made
-            .map(|((number, question), answer)| Sample {
+            .map(|((sample, question), answer)| Sample {
                 expected: Some(beginning(&question.answer, MAX_CHARACTERS)),
                 answer: Some(beginning(&answer.text, MAX_CHARACTERS)),
-                ..self.sample(number)
+                ..sample
             })
             .collect())
     }
@@ -199,12 +207,12 @@ impl TableRows {
         write: impl Fn(usize, &RgbImage) -> Result<String>,
     ) -> Result<Vec<Sample>> {
         let mut samples = Vec::new();
-        for (number, row) in self.rows.iter().enumerate() {
+        for (number, row) in &self.rows {
             let Some(told) = told(self.task.as_ref(), &self.name, row, model, base, heads)? else { continue };
-            let picture = told.overlay.map(|overlay| write(number, &overlay)).transpose()?;
+            let picture = told.overlay.map(|overlay| write(*number, &overlay)).transpose()?;
             let (expected, answer) =
                 (Some(beginning(&told.expected, MAX_CHARACTERS)), Some(beginning(&told.answer, MAX_CHARACTERS)));
-            samples.push(Sample { expected, answer, picture, ..self.sample(number) });
+            samples.push(Sample { expected, answer, picture, ..self.sample(*number, row) });
         }
         Ok(samples)
     }
@@ -216,10 +224,10 @@ impl TableRows {
         seed: u64,
         write: impl Fn(usize, &RgbImage) -> Result<String>,
     ) -> Result<Vec<Sample>> {
-        let (mut numbers, mut drawings) = (Vec::new(), Vec::new());
-        for (number, row) in self.rows.iter().enumerate().take(PICTURES) {
+        let (mut asked, mut drawings) = (Vec::new(), Vec::new());
+        for (number, row) in self.rows.iter().take(PICTURES) {
             if let Some(drawing) = self.task.drawing(base, row)? {
-                numbers.push(number);
+                asked.push(self.sample(*number, row));
                 drawings.push(drawing);
             }
         }
@@ -231,16 +239,17 @@ impl TableRows {
         let options = base.drawing(seed);
         let drawn = generate_codes(model, &Pass::inference(), &prompts, &options, &mut |_| {})?;
         let mut samples = Vec::with_capacity(drawn.len());
-        for (number, picture) in numbers.into_iter().zip(pictures(model, base, &drawn)?) {
-            let name = write(number, &picture)?;
-            samples.push(Sample { picture: Some(name), ..self.sample(number) });
+        for (sample, picture) in asked.into_iter().zip(pictures(model, base, &drawn)?) {
+            let name = write(sample.row, &picture)?;
+            samples.push(Sample { picture: Some(name), ..sample });
         }
         Ok(samples)
     }
 
     /// The row's own picture, kept once.
     fn row_picture(&self, row: usize, folder: &Path, table: usize) -> Result<Option<String>> {
-        let first = self.rows.get(row).and_then(|row| row.images.values().flatten().next());
+        let own = self.rows.iter().find(|(number, _)| *number == row);
+        let first = own.and_then(|(_, row)| row.images.values().flatten().next());
         let Some(image) = first else { return Ok(None) };
         let small = thumbnail(&image.decode()?, ROW_SIDE)?;
         let name = format!("{FOLDER}/rows/{table}-{row}.{}", if small.kind == "image/png" { "png" } else { "jpg" });
@@ -259,4 +268,83 @@ fn asked(row: &Row) -> String {
         turns.filter(|turn| turn.role == "user").map(|turn| turn.content.as_str()).next_back()
     };
     row.text("question").or_else(|| row.text("prompt")).or_else(last_turn).unwrap_or_default().to_owned()
+}
+
+/// What is asked of rows without a question of their own; nothing of tasks that ask nothing.
+fn question(section: &DataSection) -> String {
+    match section.task {
+        TaskName::Understand => section.question.clone().unwrap_or_else(|| DEFAULT_QUESTION.to_owned()),
+        _ => String::new(),
+    }
+}
+
+/// `count` of the rows with their numbers, as far apart as they are: first one of each question, then those with another answer
+/// to it, then the rest, each in order.
+fn apart(rows: impl Iterator<Item = Result<Row>>, count: usize) -> Result<Vec<(usize, Row)>> {
+    let mut kept: [Vec<(usize, Row)>; 3] = Default::default();
+    let (mut questions, mut answers) = (BTreeSet::new(), BTreeSet::new());
+    for (number, row) in rows.enumerate() {
+        let row = row?;
+        let is_new = questions.insert(asked(&row));
+        let answer = (
+            row.texts.clone(),
+            row.lists.clone(),
+            row.messages.values().flatten().map(|m| m.content.clone()).collect::<Vec<_>>(),
+        );
+        let is_other = answers.insert(answer);
+        let place = if is_new {
+            0
+        } else if is_other {
+            1
+        } else {
+            2
+        };
+        if kept[place].len() < count {
+            kept[place].push((number, row));
+        }
+        if kept[0].len() == count {
+            break;
+        }
+    }
+    Ok(kept.into_iter().flatten().take(count).collect())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::data::RowId;
+
+    fn row(texts: &[(&'static str, &str)]) -> Result<Row> {
+        Ok(Row {
+            id: RowId { file: Path::new("t").into(), row_group: 0, row: 0 },
+            images: Default::default(),
+            texts: texts.iter().map(|(role, text)| (*role, (*text).to_owned())).collect(),
+            messages: Default::default(),
+            boxes: Default::default(),
+            lists: Default::default(),
+        })
+    }
+
+    fn chosen(rows: Vec<Result<Row>>) -> Vec<usize> {
+        apart(rows.into_iter(), 4).unwrap().into_iter().map(|(number, _)| number).collect()
+    }
+
+    #[test]
+    fn rows_are_chosen_apart() {
+        let asks = |question: &str, answer: &str| row(&[("question", question), ("answer", answer)]);
+        // Of different questions, one each, in order.
+        let rows = vec![asks("a", "1"), asks("a", "2"), asks("b", "1"), asks("a", "1"), asks("c", "1"), asks("d", "1")];
+        assert_eq!(chosen(rows), [0, 2, 4, 5]);
+        // Of fewer questions than rows are wanted, other answers to them, then whatever is there.
+        let rows = vec![asks("a", "1"), asks("a", "1"), asks("a", "2"), asks("b", "1"), asks("a", "2")];
+        assert_eq!(chosen(rows), [0, 3, 2, 1]);
+        // Of no question at all, such as labels.
+        let rows = ["pit", "pit", "pit", "scratch", "stain"].map(|label| row(&[("label", label)]));
+        assert_eq!(chosen(rows.into()), [0, 3, 4, 1]);
+        // The same everywhere: the first ones. As before where all differ.
+        assert_eq!(chosen((0..9).map(|_| asks("a", "1")).collect()), [0, 1, 2, 3]);
+        assert_eq!(chosen((0..9).map(|n| asks(&n.to_string(), "1")).collect()), [0, 1, 2, 3]);
+        assert!(chosen(Vec::new()).is_empty());
+    }
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::ReportError;
 use super::events::{EventFile, Summary};
-use super::facts::Facts;
+use super::facts::{Facts, Left};
 use super::page::write_report;
 use super::picture::{Encoded, thumbnail};
 use super::samples::{Sample, Sampler, Stand};
@@ -48,7 +48,7 @@ impl Sight {
         device: &Device,
         status: &dyn Status,
     ) -> Result<Self> {
-        let facts = Facts::new(&recipe.base.path, plan, device);
+        let facts = Facts::new(folder, first_step, &recipe.base.path, plan, device);
         facts.write(folder)?;
         let mut sight = Self {
             folder: folder.to_path_buf(),
@@ -154,12 +154,12 @@ impl Sight {
         }
     }
 
-    /// The run is over.
+    /// The run is over, and this is the adapter it leaves.
     ///
     /// # Errors
     /// `run.json` cannot be written.
-    pub fn finish(&mut self, measured_peak_bytes: u64, status: &dyn Status) -> Result<()> {
-        self.facts.measured_peak_bytes = Some(measured_peak_bytes);
+    pub fn finish(&mut self, left: Left, measured_peak_bytes: u64, status: &dyn Status) -> Result<()> {
+        self.facts.end(left, measured_peak_bytes);
         self.facts.write(&self.folder)?;
         self.report(status);
         Ok(())

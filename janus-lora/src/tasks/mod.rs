@@ -49,6 +49,7 @@ pub use reconstruct::PixelBatch;
 pub use retrieve::caption_ids;
 pub use sample::{Draft, Sample};
 pub use target::{Mask, Pictured, Target, frame};
+pub(crate) use understand::DEFAULT_QUESTION;
 
 /// What making a sample needs besides the row.
 #[derive(Debug, Clone, Copy)]

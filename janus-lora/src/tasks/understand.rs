@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::recipe::Columns;
 
 /// Asked where a table has no question column.
-const DEFAULT_QUESTION: &str = "Describe this image.";
+pub(crate) const DEFAULT_QUESTION: &str = "Describe this image.";
 
 /// Native paths the loss depends on.
 const REACHED: &[&str] = &["model.language_model.", "lm_head", "lm_head.", "model.vision_model.", "model.aligner."];

@@ -56,10 +56,10 @@ impl RunFiles {
         self.metrics.sync()
     }
 
-    /// Draws what is drawn at the end.
-    pub(super) fn finish(&mut self) -> Result<()> {
+    /// Draws what is drawn at the end; the adapter is that of `adapter_step`.
+    pub(super) fn finish(&mut self, adapter_step: u64) -> Result<()> {
         self.sync()?;
-        loss_plot(&self.curves, &self.folder.join("loss.png"))
+        loss_plot(&self.curves, adapter_step, &self.folder.join("loss.png"))
     }
 }
 

@@ -14,6 +14,7 @@
 pub mod checkpoint;
 mod codebook;
 pub mod coverage;
+pub mod ending;
 mod error;
 pub mod feeder;
 mod files;

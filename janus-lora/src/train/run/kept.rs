@@ -5,7 +5,9 @@ use serde_json::json;
 use super::{Prepared, Run, Summary, stepper};
 use crate::adapter::{Adapter, BaseNote};
 use crate::error::Result;
+use crate::report::facts::Left;
 use crate::train::checkpoint::{self, State};
+use crate::train::ending::Ending;
 use crate::train::metrics::peak_rss_bytes;
 use crate::train::plan::compute_type;
 use crate::train::stages::{self, Opened};
@@ -63,47 +65,52 @@ impl Run<'_> {
             self.files.evaluated(self.step, &after);
             self.sight.evaluated(self.step, true, &after, self.status);
         }
+        let (planned, rule) = (self.prepared.plan.steps, recipe.train.early_stopping.as_ref());
         let mut best = None;
-        if let Some(rule) = &recipe.train.early_stopping {
+        if let Some(rule) = rule {
             let evaluated = self.progress.evaluated_step == self.step;
             if !evaluated && self.progress.judge(rule, self.step, &after) {
                 self.status.note(&format!("the last evaluation is the best by `{}`", rule.metric));
             }
             best = self.progress.best.clone();
         }
+        let mut ending = Ending::new(self.step, planned, rule, best.as_ref());
         let earlier = best.as_ref().filter(|best| best.step != self.step);
         if let Some((step, metrics)) = earlier.map(|best| (best.step, best.metrics.clone())) {
             match checkpoint::open(self.folder.path(), step) {
                 Ok(checkpoint) => {
                     checkpoint.restore_adapter(&self.opened.stepper, base)?;
                     after = metrics;
-                    self.status.note(&format!("the adapter is that of step {step}, the best evaluation"));
                 }
                 Err(error) => {
-                    best = None;
+                    (best, ending) = (None, ending.without_best());
                     self.status.warn(&format!("{error}; the adapter is that of the last step, not the best one"));
                 }
             }
         }
-        self.sample()?;
+        self.sample(ending.step)?;
         self.opened.base.cache().tell(self.status);
         let mut adapter = self.adapter()?;
         // Of the alignment nothing is needed any more.
         adapter.alignment = None;
-        let mut metrics = json!({ "steps": self.step, "before": before, "after": after });
+        let mut metrics = json!(ending);
+        metrics["before"] = json!(before);
+        metrics["after"] = json!(after);
         if let Some(best) = &best {
             metrics["best_step"] = json!(best.step);
         }
         if let Some(note) = &mut adapter.note {
             note.metrics = Some(metrics);
         }
-        self.files.finish()?;
+        self.files.finish(ending.step)?;
         let peak_rss_bytes = peak_rss_bytes();
-        self.sight.finish(peak_rss_bytes, self.status)?;
+        let left = Left { ending: ending.clone(), before: before.clone(), after: after.clone() };
+        self.sight.finish(left, peak_rss_bytes, self.status)?;
         adapter.write(self.folder.path())?;
         Ok(Summary {
             folder: self.folder.path().to_path_buf(),
             steps: self.step,
+            ending,
             resumed_from,
             skipped_steps: self.progress.skipped_steps,
             best,

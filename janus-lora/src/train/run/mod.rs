@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::checkpoint::{self, State};
 use super::coverage::check_coverage;
+use super::ending::Ending;
 use super::error::{resume_command, rows_listed, shell_word};
 use super::feeder::{Feeder, FeederState, stage_seed};
 use super::files::{RECIPE_FILE, RunFiles};
@@ -70,6 +71,8 @@ pub struct Summary {
     pub folder: PathBuf,
     /// Optimiser steps.
     pub steps: u64,
+    /// Why it ended there, and of which step the adapter is.
+    pub ending: Ending,
     /// Steps that an earlier process had done and saved.
     pub resumed_from: Option<u64>,
     /// Steps that moved nothing because a loss or gradient was no number.
@@ -448,7 +451,7 @@ impl Run<'_> {
             }
             let ended = ended || self.progress.stopped_early;
             if due(train.sample_every) && !ended && self.progress.sampled_step != Some(self.step) {
-                self.sample()?;
+                self.sample(self.step)?;
             }
             self.progress.training_seconds += clock.elapsed().as_secs_f64();
             if self.step > 0 && (save_due || best || ended) && self.saved_step != Some(self.step) {
@@ -536,15 +539,15 @@ impl Run<'_> {
         Ok(line)
     }
 
-    /// Answers and pictures of the first rows to evaluate, as the adapter stands.
-    fn sample(&mut self) -> Result<()> {
+    /// Answers and pictures of some rows to evaluate, as the adapter stands, which is that of `step`.
+    fn sample(&mut self, step: u64) -> Result<()> {
         allocator::give_back();
-        let Self { sight, files, opened, step, stage, status, .. } = self;
+        let Self { sight, files, opened, stage, status, .. } = self;
         let Opened { base, model, stepper } = opened;
         let is_over = stepper.trainables.is_empty();
         let is_own = |name: &str| is_over || stage.tables.iter().any(|table| table.section.name == name);
         let sample = |heads: &Heads| {
-            let stand = Stand { model, base, heads, step: *step };
+            let stand = Stand { model, base, heads, step };
             sight.sample(&stand, &is_own, &mut files.metrics, *status)
         };
         stepper.trainables.untracked(model, sample)?;
