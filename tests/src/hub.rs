@@ -1,4 +1,4 @@
-//! A small hub with one data set, on this machine, that misbehaves as told.
+//! A small hub with one repository, on this machine, that misbehaves as told.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -38,7 +38,7 @@ struct State {
     gets: usize,
 }
 
-/// The hub. It serves `datasets/owner/name` until the process ends.
+/// The hub. It serves `datasets/owner/name`, and as a model's repository `owner/name`, until the process ends.
 pub struct Hub {
     address: SocketAddr,
     state: Arc<Mutex<State>>,
@@ -122,12 +122,13 @@ impl State {
         if busy_every > 0 && self.record.requests.is_multiple_of(busy_every) {
             return reply("503 Busy", "", b"", 0);
         }
-        if path == "/api/datasets/owner/name/revision/main" {
+        if ["/api/datasets/owner/name/revision/main", "/api/models/owner/name/revision/main"].contains(&path) {
             let siblings: Vec<_> = self.files.keys().map(|name| serde_json::json!({ "rfilename": name })).collect();
             let listing = serde_json::json!({ "sha": COMMIT, "siblings": siblings }).to_string();
             return reply("200 Yes", "", listing.as_bytes(), usize::MAX);
         }
-        let name = path.strip_prefix(&format!("/datasets/owner/name/resolve/{COMMIT}/"));
+        let name = path.strip_prefix("/datasets").unwrap_or(path);
+        let name = name.strip_prefix(&format!("/owner/name/resolve/{COMMIT}/"));
         let Some((name, bytes)) = name.and_then(|name| self.files.get_key_value(name)) else {
             return reply("404 No", "X-Error-Code: RepoNotFound\r\n", b"", 0);
         };

@@ -1,6 +1,6 @@
 //! Bases with random weights, made on first use and kept in the cache folder.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 use janus_core::checkpoint::{Merges, init_checkpoint, learn_merges, write_tokenizer};
@@ -8,7 +8,7 @@ use janus_core::config::{JanusConfig, Layout};
 use janus_core::output::StagedFolder;
 use janus_core::processing::DEFAULT_SYSTEM_PROMPT;
 
-use super::{BaseError, INIT_PREFIX, cache_folder, short_hash};
+use super::{BaseError, INIT_PREFIX, short_hash};
 use crate::data::synth;
 use crate::error::Result;
 use crate::status::Status;
@@ -36,7 +36,7 @@ pub fn vocabulary_of(config: &JanusConfig, domain: &str, seed: u64) -> Result<Me
 
 /// The folder of a base with random weights. Its name carries a hash of the shape's sizes and of how values are drawn, so
 /// that one made by an earlier version with others does not pass for it.
-pub(super) fn folder(spec: &str, status: &dyn Status) -> Result<PathBuf> {
+pub(super) fn folder(spec: &str, cache: &Path, status: &dyn Status) -> Result<PathBuf> {
     let malformed = || BaseError::MalformedInit { spec: spec.to_owned() };
     let body = spec.strip_prefix(INIT_PREFIX).ok_or_else(malformed)?;
     let (shape, tail) = body.split_once('?').unwrap_or((body, ""));
@@ -54,7 +54,7 @@ pub(super) fn folder(spec: &str, status: &dyn Status) -> Result<PathBuf> {
         vocabulary.map(|domain| format!("-{domain}{}-{VOCABULARY_VERSION}", synth::VERSION)).unwrap_or_default();
     let sizes =
         short_hash([config.to_json(Layout::Native, DType::BF16).to_string().as_bytes(), &VALUES_VERSION.to_le_bytes()]);
-    let folder = cache_folder().join("bases").join(format!("{shape}-{sizes}-seed{seed}{suffix}"));
+    let folder = cache.join("bases").join(format!("{shape}-{sizes}-seed{seed}{suffix}"));
     if !folder.join("config.json").exists() {
         let staged = StagedFolder::create(&folder)?;
         let bar = status.bytes("making random weights", 0);

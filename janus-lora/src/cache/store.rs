@@ -79,7 +79,7 @@ impl CacheSettings {
                 Some(value.trim().parse().map_err(|_| CacheError::Limit { value: value.clone().into_owned() })?)
             }
         };
-        Ok(Self { folder: cache_folder(), limit_bytes })
+        Ok(Self { folder: cache_folder()?, limit_bytes })
     }
 
     /// Whether anything is kept at all.
@@ -176,7 +176,7 @@ impl Store {
         if let Err(reason) = written {
             let folder = self.folder.display();
             *self.writing() = Writing::Failed(format!(
-                "nothing more is kept in the cache `{folder}`, what is not there is computed each time: {reason}"
+                "nothing more is kept in the cache `{folder}` (`JANUS_CACHE` names another), what is not there is computed each time: {reason}"
             ));
         }
     }

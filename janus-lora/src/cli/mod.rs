@@ -23,9 +23,13 @@ mod threads;
 mod train;
 mod understand;
 
+use std::any::TypeId;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::builder::{PathBufValueParser, TypedValueParser};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use janus_core::{Diagnose, home};
 
 use crate::error::Result;
 
@@ -92,7 +96,7 @@ impl Command {
 pub fn main() -> ExitCode {
     report::tell_panics_as_errors();
     crate::allocator::set_up();
-    let Arguments { threads, command } = Arguments::parse();
+    let Arguments { threads, command } = parse();
     if let Err(error) = threads::set_up(threads) {
         return report::failure(&error);
     }
@@ -103,10 +107,31 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Reads the process's arguments; what is wrong in them ends it, as clap does.
+fn parse() -> Arguments {
+    let mut command = with_home(Arguments::command());
+    let matches = command.get_matches_mut();
+    Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit())
+}
+
+/// The command with a leading `~` or `$HOME` put into every argument that is a path, here for all commands at once: shells do
+/// so in `--out ~/x`, but not in `--out=~/x`.
+fn with_home(command: clap::Command) -> clap::Command {
+    let expand = |path: PathBuf| {
+        home::expand(&path).map_err(|error| [error.to_string(), error.hints().join("; ")].join("\nhint: "))
+    };
+    let is_path = |argument: &clap::Arg| argument.get_value_parser().type_id() == TypeId::of::<PathBuf>();
+    command
+        .mut_args(|argument| match is_path(&argument) {
+            true => argument.value_parser(PathBufValueParser::new().try_map(expand)),
+            false => argument,
+        })
+        .mut_subcommands(with_home)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     /// Every command that does something has help with at least one example line.
     #[test]

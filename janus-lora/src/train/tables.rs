@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::TrainError;
 use super::prefetch::{Drafted, Drafts, ReadAhead, draft};
-use crate::base::{Base, cache_folder};
+use crate::base::{Base, BaseError, cache_folder};
 use crate::data::index::FULL_DECODE_ROWS;
 use crate::data::{
     BadRowLimit, DataError, ImageChecks, Index, Position, Row, RowId, RowStream, ScanOptions, Split, Table, locate,
@@ -78,7 +78,9 @@ impl Source {
         status: &dyn Status,
     ) -> Result<Self> {
         let downloads = status.download();
-        let files = locate(spec, Path::new("."), &cache_folder().join("data"), split, downloads.as_ref())?;
+        let cache = cache_folder()?;
+        let files = locate(spec, Path::new("."), &cache.join("data"), split, downloads.as_ref())
+            .map_err(|error| BaseError::in_cache(cache, error.into()))?;
         let table = Table::open_sources(&files, &task.columns())?;
         let images = ImageChecks {
             dimensions: |bytes| image_dimensions(bytes).map_err(|e| e.to_string()),
@@ -125,7 +127,9 @@ pub fn open_task(section: &DataSection, status: &dyn Status) -> Result<Arc<dyn T
     let Some(request) = label_column(section) else { return Ok(tasks::task(section, &[])) };
     let spec = &section.train;
     let downloads = status.download();
-    let files = locate(spec, Path::new("."), &cache_folder().join("data"), Split::Train, downloads.as_ref())?;
+    let cache = cache_folder()?;
+    let files = locate(spec, Path::new("."), &cache.join("data"), Split::Train, downloads.as_ref())
+        .map_err(|error| BaseError::in_cache(cache, error.into()))?;
     let table = Arc::new(Table::open_sources(&files, std::slice::from_ref(&request))?);
     // A column without pictures: nothing is decoded.
     let no_image = |_: &[u8]| Err(String::new());
