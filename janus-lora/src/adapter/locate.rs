@@ -102,20 +102,19 @@ fn by_number(names: &mut [String]) {
 /// What an adapter folder calls its base: in `janus_adapter.json`, then in `adapter_config.json`.
 ///
 /// # Errors
-/// Files that are broken, too long, or lead elsewhere.
+/// No adapter folder, or files that are broken, too long, or lead elsewhere.
 pub fn base_names(folder: &Path) -> Result<Vec<String>, AdapterError> {
     let in_folder = |source| AdapterError::Folder { folder: folder.to_path_buf(), source: Box::new(source) };
-    let mut names = Vec::new();
     if !folder.is_dir() {
-        // What is wrong with it is told when it is read.
-        return Ok(names);
+        return Err(in_folder(AdapterError::NotAFolder { path: folder.to_path_buf() }));
     }
+    let text = read_json_text(folder, CONFIG_FILE, CONFIG_LIMIT_BYTES).map_err(in_folder)?;
+    let text = text.ok_or_else(|| in_folder(AdapterError::NoFile { file: CONFIG_FILE }))?;
+    let json: Value =
+        serde_json::from_str(&text).map_err(|source| in_folder(AdapterError::Json { file: CONFIG_FILE, source }))?;
+    let mut names = Vec::new();
     names.extend(Note::read(folder).map_err(in_folder)?.and_then(|note| note.base?.name));
-    if let Some(text) = read_json_text(folder, CONFIG_FILE, CONFIG_LIMIT_BYTES).map_err(in_folder)? {
-        let json: Value = serde_json::from_str(&text)
-            .map_err(|source| in_folder(AdapterError::Json { file: CONFIG_FILE, source }))?;
-        names.extend(json.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned));
-    }
+    names.extend(json.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned));
     names.retain(|name| !name.trim().is_empty());
     names.dedup();
     Ok(names)
@@ -197,6 +196,6 @@ mod tests {
         assert_eq!(base_names(place.path()).unwrap(), ["other", "janus-nano"]);
         std::fs::write(place.path().join(CONFIG_FILE), "{").unwrap();
         assert!(base_names(place.path()).is_err());
-        assert_eq!(base_names(&place.path().join("absent")).unwrap(), [""; 0]);
+        assert!(base_names(&place.path().join("absent")).is_err());
     }
 }

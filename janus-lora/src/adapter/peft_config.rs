@@ -241,7 +241,7 @@ impl Fields<'_> {
             }
             let supported = match key.as_str() {
                 "peft_type" => value == "LORA",
-                "bias" => value.is_null() || value == "none",
+                "bias" => is_inactive(value) || value == "none",
                 "init_lora_weights" => {
                     value.is_null()
                         || value.is_boolean()

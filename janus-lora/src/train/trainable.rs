@@ -414,7 +414,11 @@ mod tests {
             value()
         };
         let difference = (at(0.01) - at(-0.01)) / 0.02;
-        assert!((gradient[place] - difference).abs() < 0.05 * difference.abs() + 5e-3, "{} {difference}", gradient[place]);
+        assert!(
+            (gradient[place] - difference).abs() < 0.05 * difference.abs() + 5e-3,
+            "{} {difference}",
+            gradient[place]
+        );
     }
 
     /// The image loss of a prompt and the text loss of a picture's tower, through both paths of a dynamic encoder.

@@ -209,6 +209,7 @@ fn the_base_that_an_adapter_names_may_be_left_out() {
     // It was trained in another place, on a base that is gone.
     place.refuses_with_hint(&understand(&["run"]), &["no base is given", "is not here", "`--base`"]);
     place.refuses_with_hint(&understand(&[]), &["no base is given", "`--base`"]);
+    place.refuses_with_hint(&understand(&["absent"]), &["`absent` is not a folder"]);
     let named =
         |name: &'static str| place.edit_json("run/janus_adapter.json", |note| note["base"]["name"] = json!(name));
     named("base");
