@@ -11,7 +11,7 @@
 //! convolution and embedding table has a slot for a [`site::Correction`]; [`parameter`] hands out trainable copies of
 //! any parameter by name; [`pass`] says what one forward pass is told. [`noise`] holds the random numbers that can be
 //! drawn again, [`output`] writes files that are whole or absent, [`input`] reads those of
-//! strangers, [`guard`] catches what other people's decoders throw, [`device`] opens a GPU or tells why there is none.
+//! strangers, [`home`] knows the home folder in a path, [`guard`] catches what other people's decoders throw, [`device`] opens a GPU or tells why there is none.
 //!
 //! # Threads
 //!
@@ -28,6 +28,7 @@ pub mod config;
 pub mod device;
 pub mod error;
 pub mod guard;
+pub mod home;
 pub mod hub;
 pub mod input;
 mod kernel;

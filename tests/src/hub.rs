@@ -1,4 +1,4 @@
-//! A small hub with one data set, and one base of the same files, on this machine, that misbehaves as told.
+//! A small hub with one repository, on this machine, that misbehaves as told.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -38,7 +38,7 @@ struct State {
     gets: usize,
 }
 
-/// The hub. It serves `datasets/owner/name` and the base `owner/name` until the process ends.
+/// The hub. It serves `datasets/owner/name`, and as a model's repository `owner/name`, until the process ends.
 pub struct Hub {
     address: SocketAddr,
     state: Arc<Mutex<State>>,

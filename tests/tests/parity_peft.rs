@@ -203,3 +203,84 @@ fn peft_s_choice_of_modules() {
         }
     }
 }
+
+/// A copy of PEFT's adapter `lora` whose configuration has other fields.
+fn lora_with(fixtures: &Path, into: &Path, fields: &[(&str, serde_json::Value)]) -> String {
+    let folder = into.join("adapter");
+    fs_err::create_dir_all(&folder).unwrap();
+    let from = fixtures.join("peft/lora");
+    fs_err::copy(from.join("adapter_model.safetensors"), folder.join("adapter_model.safetensors")).unwrap();
+    let mut config = json(&from, "adapter_config.json");
+    for (key, value) in fields {
+        config[*key] = value.clone();
+    }
+    fs_err::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
+    folder.to_string_lossy().into_owned()
+}
+
+#[test]
+fn fields_that_change_no_number_change_none() {
+    use serde_json::json as value;
+    let Some(fixtures) = fixtures() else { return };
+    let base = fixtures.join("hf");
+    let expected = Expected::load(&fixtures.join("peft/lora"), "expected.safetensors");
+    let eva = ("init_lora_weights", value!("eva"));
+    for (fields, warned) in [
+        (vec![eva.clone(), ("eva_config", value!({"rho": 2.0, "tau": 0.99, "whiten": false}))], None),
+        (vec![eva, ("loftq_config", value!({})), ("fan_in_fan_out", value!(false))], None),
+        (vec![("a_field_of_tomorrow", value!(null)), ("another", value!([]))], None),
+        (vec![("ensure_weight_tying", value!(true))], Some("ensure_weight_tying")),
+        (vec![("velora_config", value!({"num_groups": 4}))], Some("velora_config")),
+        (vec![("runtime_config", value!({"ephemeral_gpu_offload": true}))], Some("runtime_config")),
+        (vec![("rank_pattern", value!({"c_attn": 4}))], Some("`c_attn` in `rank_pattern`")),
+    ] {
+        let work = tempfile::tempdir().unwrap();
+        let adapter = lora_with(&fixtures, work.path(), &fields);
+        compare(&format!("{fields:?}"), &probe(&fixtures, work.path(), &base, &["--adapter", &adapter]), &expected, "");
+        let base = base.to_string_lossy();
+        let told = janus(work.path(), &["adapter", "inspect", &adapter, "--base", &base]).expect_success().stderr;
+        match warned {
+            Some(name) => assert!(told.contains("warning: ") && told.contains(name), "{told}"),
+            None => assert!(!fields.iter().any(|(key, _)| told.contains(key)), "{told}"),
+        }
+    }
+    for (key, active) in [("a_field_of_tomorrow", value!(3)), ("lora_bias", value!(true)), ("use_qalora", value!(true))]
+    {
+        let work = tempfile::tempdir().unwrap();
+        let adapter = lora_with(&fixtures, work.path(), &[(key, active)]);
+        let base = base.to_string_lossy();
+        let done = janus(work.path(), &["adapter", "inspect", &adapter, "--base", &base]);
+        janus_tests::program::refused(&done, &[&format!("`{key}` = `"), "is not supported"]);
+    }
+}
+
+#[test]
+fn a_factor_is_for_copies_too() {
+    let Some(fixtures) = fixtures() else { return };
+    let base = fixtures.join("hf");
+    let work = tempfile::tempdir().unwrap();
+    let folder = fixtures.join("peft/modules-to-save").to_string_lossy().into_owned();
+    let bits = |probed: &Probed| -> Vec<u32> {
+        let both = [probed.understanding.tensor("logits"), probed.generation.tensor("gen_logits")];
+        let values = both.map(|tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+        values.concat().into_iter().map(f32::to_bits).collect()
+    };
+    let with = |adapter: &str| probe(&fixtures, work.path(), &base, &["--adapter", adapter]);
+    assert_eq!(bits(&with(&format!("{folder}:0"))), bits(&probe(&fixtures, work.path(), &base, &[])));
+    assert_eq!(bits(&with(&format!("{folder}:1"))), bits(&with(&folder)));
+    let half = with(&format!("{folder}:0.5"));
+    assert_ne!(bits(&half), bits(&with(&folder)));
+    // Merged, the same factor gives a checkpoint that computes the same.
+    let out = work.path().join("merged");
+    let (base, adapter) = (base.to_string_lossy(), format!("{folder}:0.5"));
+    let (out_text, nothing) = (out.to_string_lossy(), format!("{folder}:0"));
+    janus(work.path(), &["merge", "--base", &base, "--adapter", &adapter, "--out", &out_text]).expect_success();
+    let merged = probe(&fixtures, work.path(), &out, &[]);
+    for (attached, merged, name) in
+        [(&half.understanding, &merged.understanding, "logits"), (&half.generation, &merged.generation, "gen_logits")]
+    {
+        close(name, merged.tensor(name), attached.tensor(name), 2e-4);
+    }
+    let refused = janus(work.path(), &["merge", "--base", &base, "--adapter", &nothing, "--out", "nothing"]);
+    janus_tests::program::refused(&refused, &["changes nothing"]);
+}

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 
 use super::{RepoId, RepoKind};
 use crate::error::{Diagnose, Fault};
+use crate::home::HomeError;
 use crate::output::OutputError;
 
 /// A base that cannot be found, downloaded or cached.
@@ -47,6 +48,17 @@ pub enum HubError {
         /// What it may be.
         expected: &'static str,
     },
+    /// An environment variable with the path of a folder that is not known here.
+    #[error("environment variable `{variable}` cannot be used")]
+    Folder {
+        /// Its name.
+        variable: &'static str,
+        /// Why.
+        source: HomeError,
+    },
+    /// A path that begins with a home folder that is not known here.
+    #[error(transparent)]
+    Home(#[from] HomeError),
     /// Neither a cache folder nor a home folder is known.
     #[error("no folder for downloads: `HF_HUB_CACHE`, `HF_HOME` and `HOME` are all unset")]
     NoCacheFolder,
@@ -301,9 +313,7 @@ impl Diagnose for HubError {
 
     fn hints(&self) -> Vec<String> {
         match self {
-            HubError::NoSuchFolder { path } if path.starts_with("~") => {
-                vec!["`~` is not expanded here: write the whole path".into()]
-            }
+            HubError::Home(error) | HubError::Folder { source: error, .. } => error.hints(),
             HubError::NoSuchFolder { .. } | HubError::NotABase { .. } | HubError::Id { .. } => vec![
                 "a base is an existing folder with a `config.json`, or a hub id such as `deepseek-ai/Janus-Pro-1B`"
                     .into(),
@@ -347,6 +357,17 @@ impl Diagnose for HubError {
             HubError::Digest { .. } => vec!["the damaged file was removed; run the same command again".into()],
             HubError::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 vec!["make room, or set HF_HOME to a folder on a larger disk".into(), RESUME_HINT.into()]
+            }
+            HubError::Write { source, .. }
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::PermissionDenied
+                        | io::ErrorKind::ReadOnlyFilesystem
+                        | io::ErrorKind::NotADirectory
+                        | io::ErrorKind::AlreadyExists
+                ) =>
+            {
+                vec!["set HF_HOME to a folder that can be written to".into()]
             }
             HubError::Occupied { .. } => vec!["remove it and run the same command again".into()],
             HubError::Output(error) => error.hints(),

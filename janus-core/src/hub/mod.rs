@@ -39,6 +39,7 @@ use shards::{ShardRecord, touch};
 use transport::{Listing, Transport};
 
 use crate::checkpoint::MAX_INDEX_BYTES;
+use crate::home;
 
 /// Bytes of a safetensors file that tell the length of its header.
 const LENGTH_BYTES: u64 = 8;
@@ -102,6 +103,8 @@ enum Base {
 }
 
 fn local_or_hub(spec: &str) -> Result<Base, HubError> {
+    let spec = home::expand_text(spec)?;
+    let spec = spec.as_str();
     let path = Path::new(spec);
     if path.is_dir() {
         return Ok(Base::Folder(path.to_path_buf()));
@@ -120,7 +123,7 @@ fn local_or_hub(spec: &str) -> Result<Base, HubError> {
 fn looks_like_a_path(spec: &str) -> bool {
     let path = Path::new(spec);
     path.is_absolute()
-        || spec.starts_with(['.', '/', '~'])
+        || spec.starts_with(['.', '/'])
         || spec.ends_with('/')
         || spec.contains('\\')
         || spec.matches('/').count() > 1
@@ -182,6 +185,76 @@ fn fetch(id: &RepoId, options: &HubOptions, wanted: Wanted, progress: &dyn Progr
         cache.write_ref(&listing.commit)?;
     }
     Ok(outline)
+}
+
+/// The folder of the base that hub id `spec` is, if the cache of `options` holds it whole; nothing is asked of the hub.
+pub fn cached_base(spec: &str, options: &HubOptions) -> Option<PathBuf> {
+    let id = RepoId::parse(spec).ok()?;
+    RepositoryCache::new(&id, &options.cache_dir).snapshot().ok()
+}
+
+/// Some files of a repository that is no base.
+#[derive(Debug, Clone, Copy)]
+pub struct NamedFiles<'a> {
+    /// Names without which the repository is not the kind that was meant.
+    pub needed: &'a [&'a str],
+    /// Names of files that it may have besides.
+    pub wanted: &'a [&'a str],
+}
+
+impl NamedFiles<'_> {
+    /// Makes those files available locally and returns their folder, as [`fetch_repository`] does for a base.
+    ///
+    /// # Errors
+    /// [`HubError::MissingFile`] for a needed file that the repository does not have, else as [`fetch_repository`].
+    pub fn fetch(&self, id: &RepoId, options: &HubOptions, progress: &dyn Progress) -> Result<PathBuf, HubError> {
+        let cache = RepositoryCache::new(id, &options.cache_dir);
+        if options.offline {
+            return self.cached(&cache).map_err(|missing| HubError::Offline {
+                id: id.clone(),
+                file: missing,
+                cache_dir: options.cache_dir.clone(),
+            });
+        }
+        let known = self.cached(&cache);
+        let transport = Transport::new(id, options)?;
+        let attempts = if known.is_ok() { options.patience.attempts.min(2) } else { options.patience.attempts };
+        let listing = match (transport.listing(attempts), known) {
+            (Ok(listing), _) => listing,
+            (Err(error), Ok(folder)) if error.is_transient() => {
+                progress.note(&format!("{error}; using `{id}` as the cache has it, `{}`", folder.display()));
+                return Ok(folder);
+            }
+            (Err(error), _) => return Err(error),
+        };
+        if let Some(missing) = self.needed.iter().find(|name| !listing.files.contains(**name)) {
+            return Err(HubError::MissingFile { id: id.clone(), file: (*missing).to_string() });
+        }
+        let names = self.wanted.iter().chain(self.needed).filter(|name| listing.files.contains(**name));
+        let mut blobs = Vec::new();
+        for name in names {
+            if cache.pointer(&listing.commit, name).exists() {
+                continue;
+            }
+            let metadata = transport.metadata(&listing.commit, name)?;
+            download_blob(&transport, &cache, &listing.commit, name, &metadata, progress)?;
+            blobs.push((name, metadata.etag));
+        }
+        for (name, etag) in &blobs {
+            cache.link(&listing.commit, name, etag)?;
+        }
+        cache.write_ref(&listing.commit)?;
+        Ok(cache.snapshot_folder(&listing.commit))
+    }
+
+    /// The snapshot that has every needed file, else the name of what is missing.
+    fn cached(&self, cache: &RepositoryCache<'_>) -> Result<PathBuf, String> {
+        let folder = cache.snapshot_folder(&cache.commit()?);
+        match self.needed.iter().find(|name| !folder.join(name).is_file()) {
+            None => Ok(folder),
+            Some(missing) => Err((*missing).to_string()),
+        }
+    }
 }
 
 /// Completes the snapshot of a commit, or as much of it as tells its shape: every blob first, then the pointers to them.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use fs_err as fs;
 
 use super::HubError;
+use crate::home;
 
 /// The hub that is asked where `HF_ENDPOINT` names no other.
 pub const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
@@ -57,7 +58,7 @@ impl HubOptions {
 
     /// What the environment says, with the variables and defaults of Python's `huggingface_hub`: `HF_ENDPOINT`,
     /// `HF_HOME` (`$XDG_CACHE_HOME/huggingface`, `~/.cache/huggingface`), `HF_HUB_CACHE` (`$HF_HOME/hub`),
-    /// `HF_HUB_OFFLINE`, and `HF_TOKEN` or the file `HF_TOKEN_PATH` (`$HF_HOME/token`).
+    /// `HF_HUB_OFFLINE`, and `HF_TOKEN` or the file `HF_TOKEN_PATH` (`$HF_HOME/token`). Folders may begin with `~` or `$HOME`.
     ///
     /// # Errors
     /// A variable that cannot be used, or no home folder to put the cache in.
@@ -81,13 +82,19 @@ impl HubOptions {
             }),
         };
         let user_home = || lookup("HOME").or_else(|| lookup("USERPROFILE")).map(PathBuf::from);
-        let folder = |name: &str| lookup(name).map(|value| expand_home(PathBuf::from(value), user_home()));
+        let folder = |variable: &'static str| {
+            let path = lookup(variable).map(|value| home::expand_with(Path::new(&value), user_home()));
+            path.transpose().map_err(|source| HubError::Folder { variable, source })
+        };
 
-        let hub_home = folder("HF_HOME")
-            .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("huggingface")))
-            .or_else(|| user_home().map(|home| home.join(".cache").join("huggingface")));
+        let xdg_home = || Ok::<_, HubError>(folder("XDG_CACHE_HOME")?.map(|cache| cache.join("huggingface")));
+        let own_home = || user_home().map(|home| home.join(".cache").join("huggingface"));
+        let hub_home = match folder("HF_HOME")? {
+            Some(home) => Some(home),
+            None => xdg_home()?.or_else(own_home),
+        };
         let below_home = |name: &str| hub_home.as_ref().map(|home| home.join(name));
-        let cache_dir = folder("HF_HUB_CACHE").or_else(|| below_home("hub")).ok_or(HubError::NoCacheFolder)?;
+        let cache_dir = folder("HF_HUB_CACHE")?.or_else(|| below_home("hub")).ok_or(HubError::NoCacheFolder)?;
 
         let endpoint = text("HF_ENDPOINT")?.unwrap_or_else(|| DEFAULT_ENDPOINT.to_string());
         let offline = match text("HF_HUB_OFFLINE")? {
@@ -96,7 +103,7 @@ impl HubOptions {
         };
         let token = match text("HF_TOKEN")? {
             Some(token) => Some(token),
-            None => match folder("HF_TOKEN_PATH").or_else(|| below_home("token")) {
+            None => match folder("HF_TOKEN_PATH")?.or_else(|| below_home("token")) {
                 Some(path) => read_token(&path)?,
                 None => None,
             },
@@ -115,13 +122,6 @@ impl fmt::Debug for HubOptions {
             .field("token", &self.token.as_ref().map(|_| "(hidden)"))
             .field("patience", &self.patience)
             .finish()
-    }
-}
-
-fn expand_home(path: PathBuf, home: Option<PathBuf>) -> PathBuf {
-    match (path.strip_prefix("~"), home) {
-        (Ok(rest), Some(home)) => home.join(rest),
-        _ => path,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use janus_core::Janus;
 use janus_core::checkpoint::{EMBED_TOKENS, LM_HEAD};
 use janus_core::model::vision::Vision;
@@ -34,8 +34,25 @@ impl Correction for LoraCorrection {
     }
 }
 
-/// Lets a model compute with these adapters and no others, each with the factor on its scale and on its dynamic encoder's
-/// shift. Copies of parameters (`modules_to_save`) stand in as they are.
+/// What stands in for a parameter where its copy has a factor: base + factor · (copy − base), in f32. With 1 it is the copy
+/// and with 0 the base, to the bit.
+///
+/// # Errors
+/// The tensor engine's.
+pub fn scaled_copy(base: &Tensor, copy: &Tensor, factor: f64) -> candle_core::Result<Tensor> {
+    if factor == 1.0 {
+        return copy.to_dtype(DType::F32);
+    }
+    let base = base.to_dtype(DType::F32)?;
+    if factor == 0.0 {
+        return Ok(base);
+    }
+    let shift = (copy.to_dtype(DType::F32)? - &base)?;
+    &base + (shift * factor)?
+}
+
+/// Lets a model compute with these adapters and no others, each with a factor on all that it shifts: its pairs, its copies of
+/// parameters (`modules_to_save`) and its dynamic encoder.
 ///
 /// What belongs to a part of the model that was not loaded is left out. On an error the model is as it was.
 ///
@@ -79,7 +96,10 @@ pub fn attach(model: &Janus, adapters: &[(&Adapter, f64)]) -> Result<(), Adapter
                 continue;
             };
             check_shape(name, "copy", parameter.frozen().dims(), copy)?;
-            copies.insert(name.clone(), copy.to_device(model.device())?);
+            if *factor != 0.0 {
+                let copy = copy.to_device(model.device())?;
+                copies.insert(name.clone(), scaled_copy(parameter.frozen(), &copy, *factor)?);
+            }
         }
     }
 

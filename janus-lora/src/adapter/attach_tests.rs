@@ -80,11 +80,44 @@ fn an_attached_adapter_computes_with_the_shifted_weight() {
         model.parameters().substitute(&format!("{path}.weight"), Some(weight)).unwrap();
     }
     for (name, copy) in &adapter.saved {
-        model.parameters().substitute(name, Some(copy.clone())).unwrap();
+        let base = model.parameters().get(name).unwrap().frozen().clone();
+        model.parameters().substitute(name, Some(((base + copy).unwrap() / 2.0).unwrap())).unwrap();
     }
     let folded = outputs(&model);
     let largest = folded.iter().fold(0f32, |most, v| most.max(v.abs()));
     assert!(distance(&attached, &folded) < 1e-4 * largest, "{}", distance(&attached, &folded));
+}
+
+#[test]
+fn a_factor_is_for_the_whole_adapter() {
+    let norm = "model.language_model.norm.weight";
+    for dtype in [DType::F32, DType::BF16] {
+        let folder = tempfile::tempdir().unwrap();
+        let model = Janus::open(&checkpoint(folder.path()), dtype, &Device::Cpu, Parts::all(), &mut |_| {}).unwrap();
+        let plain = (dtype == DType::F32).then(|| outputs(&model));
+        let adapter = trained(&spec(&[QUERY], &["language_model.norm", "post_layernorm", "lm_head"]));
+        attach(&model, &[(&adapter, 0.0)]).unwrap();
+        assert_eq!(plain.as_ref().map(|_| outputs(&model)), plain, "the base to the bit");
+        assert!(model.parameters().get(norm).unwrap().copy().is_none());
+        attach(&model, &[(&adapter, 1.0)]).unwrap();
+        for (name, copy) in &adapter.saved {
+            assert_eq!(bits(&model.parameters().get(name).unwrap().copy().unwrap()), bits(copy), "{name}");
+        }
+        for factor in [0.25, -1.5] {
+            attach(&model, &[(&adapter, factor)]).unwrap();
+            for (name, copy) in &adapter.saved {
+                let parameter = model.parameters().get(name).unwrap();
+                let values = |tensor: &Tensor| -> Vec<f32> {
+                    tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+                };
+                let (base, copy, got) = (values(parameter.frozen()), values(copy), values(&parameter.copy().unwrap()));
+                for ((base, copy), got) in base.iter().zip(&copy).zip(&got) {
+                    let expected = f64::from(*base) + factor * (f64::from(*copy) - f64::from(*base));
+                    assert!((f64::from(*got) - expected).abs() < 1e-5, "{name}: {got}, expected {expected}");
+                }
+            }
+        }
+    }
 }
 
 #[test]
@@ -100,7 +133,9 @@ fn several_adapters_add_up() {
     let sum = outputs(&model);
     attach(&model, &[(&one, 1.0)]).unwrap();
     for name in other.saved.keys() {
-        model.parameters().substitute(name, Some(other.saved[name].clone())).unwrap();
+        let base = model.parameters().get(name).unwrap().frozen().clone();
+        let mirrored = ((base * 2.0).unwrap() - &other.saved[name]).unwrap();
+        model.parameters().substitute(name, Some(mirrored)).unwrap();
     }
     model
         .projections()

@@ -3,9 +3,12 @@
 use std::io;
 use std::path::PathBuf;
 
+use janus_core::home::HomeError;
 use janus_core::input::InputError;
 use janus_core::output::OutputError;
 use janus_core::{Diagnose, Fault};
+
+use super::file::WEIGHTS_FILE;
 
 /// An adapter that cannot be read, made, written or attached.
 #[derive(Debug, thiserror::Error)]
@@ -191,6 +194,49 @@ pub enum AdapterError {
         /// Place of the other.
         second: usize,
     },
+    /// A path that begins with a home folder that is not known here.
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    /// An argument that is a folder with and without the number behind its colon.
+    #[error("`{folder}:{factor}` is a folder, and `{folder}` is one, too: which of them is meant cannot be told")]
+    Ambiguous {
+        /// What stands before the colon.
+        folder: String,
+        /// What stands behind it.
+        factor: String,
+    },
+    /// An argument that is no folder with and none without the number behind its colon.
+    #[error("neither `{}` nor `{}` is a folder", whole.display(), cut.display())]
+    NeitherFolder {
+        /// With the number.
+        whole: PathBuf,
+        /// Without it.
+        cut: PathBuf,
+    },
+    /// A folder that holds more than one adapter.
+    #[error("`{}` is no adapter, but holds {}: {}", folder.display(), names.len(), list(names, |name| format!("`{name}`")))]
+    Several {
+        /// The folder.
+        folder: PathBuf,
+        /// The names of those in it.
+        names: Vec<String>,
+    },
+    /// A run folder without an adapter of its own yet.
+    #[error("the run in `{}` has no adapter yet, only checkpoints", folder.display())]
+    Unfinished {
+        /// The folder.
+        folder: PathBuf,
+        /// The folder of the last checkpoint.
+        checkpoint: PathBuf,
+    },
+    /// A repository on a hub that holds something else.
+    #[error("repository `{id}` holds no adapter: it has no file `{file}`")]
+    Repository {
+        /// Its id.
+        id: String,
+        /// What it lacks.
+        file: String,
+    },
     /// A scale behind an adapter's path that is no finite number.
     #[error("scale `{scale}` in `{argument}` is not finite")]
     Scale {
@@ -282,6 +328,26 @@ impl Diagnose for AdapterError {
             AdapterError::Input(e) => return e.hints(),
             AdapterError::Core(e) => return e.hints(),
             AdapterError::Output(e) => return e.hints(),
+            AdapterError::Home(e) => return e.hints(),
+            AdapterError::Ambiguous { folder, factor } => {
+                return vec![format!(
+                    "`{folder}/:{factor}` is the adapter `{folder}` with the factor {factor}, `{folder}:{factor}:1` the adapter `{folder}:{factor}`"
+                )];
+            }
+            AdapterError::Several { folder, names } => {
+                let one = names.last().map(|name| folder.join(name)).unwrap_or_default();
+                return vec![format!("name one of them, such as `{}`", one.display())];
+            }
+            AdapterError::Unfinished { checkpoint, .. } => {
+                return vec![format!("its last checkpoint can be loaded: `{}`", checkpoint.display())];
+            }
+            AdapterError::Repository { file, .. } if file == WEIGHTS_FILE => {
+                "an adapter whose weights are a `.bin` file: load it with PEFT and save it again as safetensors"
+            }
+            AdapterError::Repository { .. } => "a base is given with `--base`",
+            AdapterError::NeitherFolder { .. } => {
+                "an adapter is a folder or a hub id `owner/name`, with a factor behind a colon: `runs/mine:0.5`"
+            }
             AdapterError::NotAFolder { .. } | AdapterError::NoFile { .. } => {
                 "an adapter is a folder with `adapter_config.json` and `adapter_model.safetensors`"
             }

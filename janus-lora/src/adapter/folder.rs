@@ -20,7 +20,7 @@ use super::select::{Selection, select};
 use crate::mifs;
 
 /// Longest configuration that is read; one that lists every site of the largest model has 40 kB.
-const CONFIG_LIMIT_BYTES: u64 = 1 << 20;
+pub(super) const CONFIG_LIMIT_BYTES: u64 = 1 << 20;
 
 /// PEFT's weights file without `safe_serialization`.
 const PICKLE_FILE: &str = "adapter_model.bin";
@@ -134,6 +134,7 @@ fn read_folder(folder: &Path, base: &JanusConfig, tied: bool) -> Result<Adapter,
     let note = Note::read(folder)?;
     let mut values = read_tensors(&file, &slots(&selection, base))?;
 
+    let remarks = config.passed_over.iter().cloned().chain(selection.remarks.iter().cloned()).collect();
     let mut adapter = Adapter {
         config,
         pairs: BTreeMap::new(),
@@ -143,6 +144,7 @@ fn read_folder(folder: &Path, base: &JanusConfig, tied: bool) -> Result<Adapter,
         alignment,
         base_copies: BTreeMap::new(),
         note,
+        remarks,
     };
     for selected in selection.sites {
         let path = selected.site.path.clone();

@@ -13,6 +13,7 @@
 //! | `note` | `janus_adapter.json`: base, recipe, metrics |
 //! | `attach` | adapters in the slots of a model |
 //! | `argument` | `DIR:scale` of the command line |
+//! | `locate` | from what an argument names to an adapter folder, of a hub, too |
 //!
 //! An adapter is read by [`Adapter::read`] or made by [`Adapter::new`], written by [`Adapter::write`] and used through
 //! [`attach()`]. Paths and parameter names are the native ones, without PEFT's [`KEY_PREFIX`].
@@ -23,6 +24,7 @@ mod error;
 mod extras;
 mod file;
 mod folder;
+mod locate;
 mod note;
 mod pair;
 mod pattern;
@@ -39,9 +41,10 @@ use janus_core::config::JanusConfig;
 use janus_core::site::sites;
 
 pub use argument::parse_argument;
-pub use attach::{LoraCorrection, attach, detach, heads};
+pub use attach::{LoraCorrection, attach, detach, heads, scaled_copy};
 pub use error::{AdapterError, Mismatch, Misshapen};
 pub use file::WEIGHTS_FILE;
+pub use locate::{base_names, locate};
 pub use note::{BaseNote, FingerprintVerdict, NOTE_FILE, NOTE_VERSION, Note, check_fingerprint};
 pub use pair::{KEY_PREFIX, Pair, pair_keys, pair_shapes};
 pub use peft_config::{CONFIG_FILE, ModuleNames, PeftConfig};
@@ -75,6 +78,8 @@ pub struct Adapter {
     pub base_copies: BTreeMap<Arc<str>, Tensor>,
     /// What `janus_adapter.json` says.
     pub note: Option<Note>,
+    /// What its files ask for in vain, in words: worth a warning.
+    pub remarks: Vec<String>,
 }
 
 /// What a new adapter is made from.
@@ -140,7 +145,63 @@ impl Adapter {
         };
         let heads = spec.heads.iter().map(head).collect::<Result<_, _>>()?;
         let alignment = spec.aligns.then(mifs::first_temperature).transpose()?;
-        Ok(Self { config, pairs, saved, dynamic, heads, alignment, base_copies: BTreeMap::new(), note: None })
+        Ok(Self {
+            config,
+            pairs,
+            saved,
+            dynamic,
+            heads,
+            alignment,
+            base_copies: BTreeMap::new(),
+            note: None,
+            remarks: Vec::new(),
+        })
+    }
+
+    /// Whether anything that it adds to a base with a factor on it is other than zero; copies count without a look at what
+    /// they replace. Heads add nothing to a base.
+    ///
+    /// # Errors
+    /// The tensor engine's.
+    pub fn acts(&self, factor: f64) -> Result<bool, AdapterError> {
+        if factor == 0.0 {
+            return Ok(false);
+        }
+        if !self.saved.is_empty() {
+            return Ok(true);
+        }
+        for pair in self.pairs.values() {
+            if pair.scale * factor != 0.0 && !is_zero(&pair.a)? && !is_zero(&pair.b)? {
+                return Ok(true);
+            }
+        }
+        Ok(self.dynamic.as_ref().map(Dynamic::acts).transpose()?.unwrap_or(false))
+    }
+
+    /// Whether what it adds to a base changes it: [`Adapter::acts`], copies held against what they replace. `read` gives the
+    /// base's parameter of a native name.
+    ///
+    /// # Errors
+    /// What `read` and the tensor engine report.
+    pub fn changes(
+        &self,
+        factor: f64,
+        read: &dyn Fn(&str) -> janus_core::Result<Tensor>,
+    ) -> Result<bool, AdapterError> {
+        if self.saved.is_empty() || factor == 0.0 {
+            return self.acts(factor);
+        }
+        // Reading copies is quick beside reading what they replace.
+        let without = Self { saved: BTreeMap::new(), ..self.clone() };
+        if without.acts(factor)? {
+            return Ok(true);
+        }
+        for (name, copy) in &self.saved {
+            if !same_values(copy, &read(name)?)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Values in all factors and copies, of the dynamic encoder and of heads.
@@ -208,7 +269,11 @@ fn new_config(base: &JanusConfig, spec: &AdapterSpec) -> Result<PeftConfig, Adap
     })
 }
 
-/// Whether two tables `[rows, width]` of any type hold the same numbers.
+fn is_zero(tensor: &Tensor) -> Result<bool, AdapterError> {
+    Ok(tensor.flatten_all()?.to_vec1::<f32>()?.iter().all(|value| *value == 0.0))
+}
+
+/// Whether two tensors, of rows, of any type hold the same numbers.
 fn same_values(a: &Tensor, b: &Tensor) -> Result<bool, AdapterError> {
     if a.dims() != b.dims() {
         return Ok(false);

@@ -1,5 +1,7 @@
-//! `adapter_config.json`: the fields of PEFT's `LoraConfig` that matter here, every other active one refused by name.
-//! Source of fields, defaults and rules between them: PEFT 0.21.2, `tuners/lora/config.py`.
+//! `adapter_config.json`: the fields of PEFT's `LoraConfig` that matter here. Of the others, what says how an adapter began, is
+//! trained or is run changes no number once it is trained, and loads; every other active field is refused by name, those of
+//! later versions, too.
+//! Source of fields, defaults and rules between them: PEFT 0.21.2, `tuners/lora/config.py`, `layer.py`, `tp_layer.py`.
 
 use serde_json::{Map, Value, json};
 
@@ -13,20 +15,25 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 const NO_TARGETS: &str = "dummy-target-modules";
 
 /// Fields that say nothing about the numbers, or only together with one that is refused.
-const WITHOUT_EFFECT: &[&str] = &[
-    "auto_mapping",
-    "inference_mode",
-    "megatron_core",
-    "peft_version",
-    "qalora_group_size",
-    "revision",
-    "runtime_config",
-    "task_type",
+const WITHOUT_EFFECT: &[&str] =
+    &["auto_mapping", "inference_mode", "megatron_core", "peft_version", "qalora_group_size", "revision", "task_type"];
+
+/// Fields that change no number of a trained adapter over a Janus, and what they ask for that is not done here.
+const PASSED_OVER: &[(&str, &str)] = &[
+    ("corda_config", "how A and B begin"),
+    ("eva_config", "how A and B begin"),
+    ("loftq_config", "how A and B begin"),
+    ("lora_ga_config", "how A and B begin"),
+    // Read for Megatron's own parallel layers alone, which no Janus has.
+    ("megatron_config", "how layers are shared out among machines"),
+    ("runtime_config", "where a device keeps weights"),
+    // The forward pass is that of a plain linear map.
+    ("velora_config", "a backward pass of its own in training"),
 ];
 
 /// Ways of drawing the first A and B that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA)
 /// subtract what they draw from the base, so that the adapter belongs to a base no checkpoint holds.
-const PLAIN_INITIALISATIONS: &[&str] = &["gaussian", "orthogonal", "eva"];
+const PLAIN_INITIALISATIONS: &[&str] = &["gaussian", "orthogonal", "eva", "mica"];
 
 /// Names of modules.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +73,10 @@ pub struct PeftConfig {
     pub modules_to_save: Vec<String>,
     /// `base_model_name_or_path`.
     pub base_name: Option<String>,
+    /// `ensure_weight_tying`: a pair at one of two tied modules is to act at the other, too.
+    pub ties_weights: bool,
+    /// Active fields that ask for something that is not done here and changes no number, each in words: worth a warning.
+    pub passed_over: Vec<String>,
     /// The whole file, so that writing it again keeps what it had.
     json: Map<String, Value>,
 }
@@ -181,7 +192,7 @@ struct Fields<'a> {
 
 impl Fields<'_> {
     fn read(&self, json: &Map<String, Value>) -> Result<PeftConfig, AdapterError> {
-        self.refuse_unsupported()?;
+        let passed_over = self.sort_out()?;
         let config = PeftConfig {
             rank: self.rank("r", self.json.get("r"))?.unwrap_or(8),
             alpha: self.alpha("lora_alpha", self.json.get("lora_alpha"))?.unwrap_or(8.0),
@@ -194,6 +205,8 @@ impl Fields<'_> {
             alpha_patterns: self.table("alpha_pattern", |key, value| self.alpha(key, Some(value)))?,
             modules_to_save: self.few_strings("modules_to_save", false)?,
             base_name: self.json.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_string),
+            ties_weights: self.json.get("ensure_weight_tying").is_some_and(|value| !is_inactive(value)),
+            passed_over,
             json: json.clone(),
         };
         // PEFT refuses these combinations, too.
@@ -211,17 +224,24 @@ impl Fields<'_> {
         Ok(config)
     }
 
-    /// Names every active field that asks for what is not computed here.
-    fn refuse_unsupported(&self) -> Result<(), AdapterError> {
+    /// Refuses by name every active field that changes numbers, or may, in a way that is not computed here; those that are
+    /// passed over.
+    fn sort_out(&self) -> Result<Vec<String>, AdapterError> {
         let peft_type = self.json.get("peft_type").unwrap_or(&Value::Null);
         if peft_type.is_null() {
             return Err(bad("peft_type", peft_type, "`LORA`"));
         }
-        let mut fields = Vec::new();
+        let (mut fields, mut passed_over) = (Vec::new(), Vec::new());
         for (key, value) in self.json {
+            if let Some((_, meaning)) = PASSED_OVER.iter().find(|(name, _)| name == key) {
+                if self.is_unmet(key, value) {
+                    passed_over.push(format!("`{key}` in `{CONFIG_FILE}` is passed over: it says {meaning}"));
+                }
+                continue;
+            }
             let supported = match key.as_str() {
                 "peft_type" => value == "LORA",
-                "bias" => value.is_null() || value == "none",
+                "bias" => is_inactive(value) || value == "none",
                 "init_lora_weights" => {
                     value.is_null()
                         || value.is_boolean()
@@ -237,7 +257,9 @@ impl Fields<'_> {
                 | "rank_pattern"
                 | "alpha_pattern"
                 | "modules_to_save"
-                | "base_model_name_or_path" => true,
+                | "base_model_name_or_path"
+                // Judged once targets and base are known.
+                | "ensure_weight_tying" => true,
                 key if WITHOUT_EFFECT.contains(&key) => true,
                 _ => is_inactive(value),
             };
@@ -245,7 +267,18 @@ impl Fields<'_> {
                 fields.push(format!("`{key}` = `{}`", brief(value)));
             }
         }
-        if fields.is_empty() { Ok(()) } else { Err(AdapterError::Unsupported { fields }) }
+        if fields.is_empty() { Ok(passed_over) } else { Err(AdapterError::Unsupported { fields }) }
+    }
+
+    /// Whether a field that is passed over asks for anything. An EVA adapter had its beginning; it is a plain one since.
+    fn is_unmet(&self, key: &str, value: &Value) -> bool {
+        let is_eva = || self.json.get("init_lora_weights").is_some_and(|init| init == "eva");
+        let is_at_rest = |value: &Value| value.as_object().is_some_and(|entries| entries.values().all(is_inactive));
+        match key {
+            "eva_config" if is_eva() => false,
+            "runtime_config" if is_at_rest(value) => false,
+            _ => !is_inactive(value),
+        }
     }
 
     fn rank(&self, key: &str, value: Option<&Value>) -> Result<Option<usize>, AdapterError> {
@@ -369,14 +402,18 @@ fn is_inactive(value: &Value) -> bool {
 
 /// A value as it stands in a message: strings bare, long ones cut.
 pub(super) fn brief(value: &Value) -> String {
+    match value {
+        Value::String(text) => cut(text),
+        value => cut(&value.to_string()),
+    }
+}
+
+/// The beginning of a text that a message shows.
+pub(super) fn cut(text: &str) -> String {
     const LONGEST: usize = 120;
-    let text = match value {
-        Value::String(text) => text.clone(),
-        value => value.to_string(),
-    };
     match text.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
+        None => text.to_owned(),
     }
 }
 

@@ -45,18 +45,11 @@ fn what_is_not_computed_is_refused_by_name_where_it_is_active_only() {
         ("lora_bias", json!(true), json!(false)),
         ("use_qalora", json!(true), json!(false)),
         ("fan_in_fan_out", json!(true), json!(false)),
-        ("ensure_weight_tying", json!(true), json!(false)),
         ("alora_invocation_tokens", json!([3]), json!(null)),
         ("layer_replication", json!([[0, 4]]), json!([])),
-        ("megatron_config", json!({"a": 1}), json!(null)),
-        ("loftq_config", json!({"loftq_bits": 4}), json!({})),
-        ("corda_config", json!({"a": 1}), json!(null)),
-        ("eva_config", json!({"rho": 2.0}), json!(null)),
         ("arrow_config", json!({"top_k": 3}), json!(null)),
         ("kasa_config", json!({"a": 1}), json!(null)),
         ("monteclora_config", json!({"a": 1}), json!(null)),
-        ("velora_config", json!({"a": 1}), json!(null)),
-        ("lora_ga_config", json!({"a": 1}), json!(null)),
         ("trainable_token_indices", json!([1, 2]), json!(null)),
         ("target_parameters", json!(["experts"]), json!([])),
         ("use_bdlora", json!({"nblocks": 2}), json!(null)),
@@ -65,7 +58,14 @@ fn what_is_not_computed_is_refused_by_name_where_it_is_active_only() {
         ("init_lora_weights", json!("pissa"), json!("gaussian")),
         ("init_lora_weights", json!("olora"), json!(true)),
         ("init_lora_weights", json!("loftq"), json!(false)),
+        ("init_lora_weights", json!("lora_ga"), json!("eva")),
+        ("init_lora_weights", json!("corda"), json!("mica")),
+        ("init_lora_weights", json!("pissa_niter_16"), json!("orthogonal")),
         ("some_field_of_tomorrow", json!(1), json!("")),
+        ("some_field_of_tomorrow", json!(0), json!(null)),
+        ("some_field_of_tomorrow", json!({"on": false}), json!({})),
+        ("some_field_of_tomorrow", json!("none"), json!([])),
+        ("some_field_of_tomorrow", json!([null]), json!(false)),
     ];
     for (key, active, inactive) in active_and_inactive {
         let message = refusal(json!({key: active}));
@@ -79,11 +79,41 @@ fn what_is_not_computed_is_refused_by_name_where_it_is_active_only() {
 
 #[test]
 fn fields_without_effect_may_hold_anything() {
-    config(json!({
+    let read = config(json!({
         "auto_mapping": {"base_model_class": "X"}, "inference_mode": true, "task_type": "CAUSAL_LM", "revision": "main",
-        "peft_version": "0.99", "qalora_group_size": 16, "megatron_core": "megatron.core", "runtime_config": {"a": true},
+        "peft_version": "0.99", "qalora_group_size": 16, "megatron_core": "megatron.core",
+        "runtime_config": {"ephemeral_gpu_offload": false}, "loftq_config": {}, "fan_in_fan_out": false,
+        "init_lora_weights": "eva", "eva_config": {"rho": 2.0, "tau": 0.99, "whiten": true},
     }))
     .unwrap();
+    assert_eq!(read.passed_over, [""; 0]);
+}
+
+#[test]
+fn how_an_adapter_began_is_trained_or_run_is_passed_over_by_name() {
+    for (key, value) in [
+        ("eva_config", json!({"rho": 2.0})),
+        ("loftq_config", json!({"loftq_bits": 4, "loftq_iter": 1})),
+        ("corda_config", json!({"corda_method": "kpm"})),
+        ("lora_ga_config", json!({"direction": "ArB2r"})),
+        ("velora_config", json!({"num_groups": 64, "scale": 1.0})),
+        ("megatron_config", json!({"tensor_model_parallel_size": 2})),
+        ("runtime_config", json!({"ephemeral_gpu_offload": true})),
+    ] {
+        let read = config(json!({key: value})).unwrap_or_else(|e| panic!("{key}: {e}"));
+        let [remark] = read.passed_over.as_slice() else { panic!("{key}: {:?}", read.passed_over) };
+        assert!(remark.starts_with(&format!("`{key}` in `adapter_config.json` is passed over")), "{remark}");
+        assert_eq!(config(json!({key: null})).unwrap().passed_over, [""; 0]);
+        // What is kept for those who know what to do with it.
+        assert!(read.to_json().contains(key));
+    }
+    // The way of beginning is refused where it left a changed base behind, whatever stands beside it.
+    for (init, key) in [("loftq", "loftq_config"), ("corda", "corda_config"), ("lora_ga", "lora_ga_config")] {
+        let message = refusal(json!({"init_lora_weights": init, key: {"a": 1}}));
+        assert_eq!(message, format!("`init_lora_weights` = `{init}` in `adapter_config.json` is not supported"));
+    }
+    assert!(config(json!({"ensure_weight_tying": true})).unwrap().ties_weights);
+    assert!(!config(json!({"ensure_weight_tying": false})).unwrap().ties_weights);
 }
 
 #[test]

@@ -10,7 +10,10 @@ use janus_core::site::{Site, SiteKind, sites};
 
 use super::error::AdapterError;
 use super::pattern::Pattern;
-use super::peft_config::{ModuleNames, PeftConfig};
+use super::peft_config::{ModuleNames, PeftConfig, cut};
+
+/// Entries of a field that a remark lists; the others are counted.
+const LISTED: usize = 8;
 
 /// Path of the text head, which `all-linear` leaves out.
 const TEXT_HEAD: &str = "lm_head";
@@ -33,13 +36,15 @@ pub struct Selection {
     pub sites: Vec<SelectedSite>,
     /// Parameters with a copy, likewise.
     pub saved: Vec<ExpectedTensor>,
+    /// What the configuration names and the base does not have, and ties that tie nothing, in words: worth a warning.
+    pub remarks: Vec<String>,
 }
 
 /// Applies a configuration to a base; `tied` where the base's text head is its embedding table.
 ///
 /// # Errors
 /// Expressions that cannot be applied, targets that match nothing or what has no site, a site that is also in
-/// `modules_to_save`, or a copy of one half of a tied pair.
+/// `modules_to_save`, a copy of one half of a tied pair, or a pair that is to be tied.
 pub fn select(config: &PeftConfig, base: &JanusConfig, tied: bool) -> Result<Selection, AdapterError> {
     let modules = Modules::of(base);
     let rules = Rules::new(config, &modules)?;
@@ -63,7 +68,55 @@ pub fn select(config: &PeftConfig, base: &JanusConfig, tied: bool) -> Result<Sel
     if selected.is_empty() && config.targets != ModuleNames::Nothing {
         return Err(AdapterError::NothingTargeted { targets: describe(&config.targets) });
     }
-    Ok(Selection { sites: selected, saved })
+    let mut remarks = unmatched(config, &modules, &rules, &selected, &saved);
+    if config.ties_weights {
+        let tied_sites = [EMBED_TOKENS, LM_HEAD].map(|name| name.trim_end_matches(".weight"));
+        if tied && selected.iter().any(|selected| tied_sites.contains(&&*selected.site.path)) {
+            return Err(AdapterError::Unsupported { fields: vec!["`ensure_weight_tying` = `true`".into()] });
+        }
+        remarks
+            .push("`ensure_weight_tying` in `adapter_config.json` is passed over: nothing of it is tied here".into());
+    }
+    Ok(Selection { sites: selected, saved, remarks })
+}
+
+/// Entries of the configuration that nothing of the base matches, a sentence a field.
+fn unmatched(
+    config: &PeftConfig,
+    modules: &Modules,
+    rules: &Rules,
+    selected: &[SelectedSite],
+    saved: &[ExpectedTensor],
+) -> Vec<String> {
+    let no_target = |pattern: &Pattern| !selected.iter().any(|selected| pattern.is_match(&selected.site.path));
+    let ranks = config.rank_patterns.iter().zip(&rules.ranks).filter(|(_, (pattern, _))| no_target(pattern));
+    let alphas = config.alpha_patterns.iter().zip(&rules.alphas).filter(|(_, (pattern, _))| no_target(pattern));
+    let is_module = |name: &str| {
+        let suffix = format!(".{name}");
+        modules.paths.iter().any(|path| path == name || path.ends_with(&suffix))
+    };
+    let targets = match &config.targets {
+        ModuleNames::Suffixes(names) => names.iter().filter(|name| !is_module(name)).cloned().collect(),
+        _ => Vec::new(),
+    };
+    let copies = |entry: &&String| !saved.iter().any(|parameter| saves(entry, &parameter.name));
+    let present: HashSet<u64> = selected.iter().filter_map(|selected| rules.layer_of(&selected.site.path)).collect();
+    let layers = config.layers.iter().flatten().filter(|layer| !present.contains(layer));
+    let fields = [
+        ("target_modules", "module of the base", targets),
+        ("layers_to_transform", "target", layers.map(u64::to_string).collect()),
+        ("rank_pattern", "target", ranks.map(|((text, _), _)| text.clone()).collect()),
+        ("alpha_pattern", "target", alphas.map(|((text, _), _)| text.clone()).collect()),
+        ("modules_to_save", "module of the base", config.modules_to_save.iter().filter(copies).cloned().collect()),
+    ];
+    let remark = |(field, what, entries): (&str, &str, Vec<String>)| {
+        let shown: Vec<String> = entries.iter().take(LISTED).map(|entry| format!("`{}`", cut(entry))).collect();
+        let more = entries.len().saturating_sub(LISTED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let listed = shown.join(", ");
+        (!entries.is_empty()).then(|| format!("{listed}{more} in `{field}` of `adapter_config.json` matches no {what}"))
+    };
+    fields.into_iter().filter_map(remark).collect()
 }
 
 impl Selection {
@@ -107,14 +160,17 @@ fn saved_parameters(entries: &[String], base: &JanusConfig, tied: bool) -> Resul
     if entries.is_empty() {
         return Ok(Vec::new());
     }
-    let is_saved = |name: &str| {
-        name.match_indices('.').any(|(end, _)| entries.iter().any(|entry| name[..end].ends_with(entry.as_str())))
-    };
+    let is_saved = |name: &str| entries.iter().any(|entry| saves(entry, name));
     let saved: Vec<_> = expected_tensors(base, true).into_iter().filter(|t| is_saved(&t.name)).collect();
     if let Some(half) = saved.iter().find(|t| tied && (t.name == EMBED_TOKENS || t.name == LM_HEAD)) {
         return Err(AdapterError::TiedCopy { name: half.name.clone() });
     }
     Ok(saved)
+}
+
+/// Whether an entry of `modules_to_save` means a module that a parameter is in.
+fn saves(entry: &str, parameter: &str) -> bool {
+    parameter.match_indices('.').any(|(end, _)| parameter[..end].ends_with(entry))
 }
 
 /// Whether a parameter is a module's own or of a module inside it.
@@ -237,12 +293,16 @@ impl Rules {
         }
         match &self.layers {
             Some(layers) if !self.targets.is_exact(path) => {
-                let pattern = self.layers_patterns.iter().find(|pattern| pattern.is_match(path));
-                let index = pattern.and_then(|pattern| pattern.group(path, "idx")).and_then(|idx| idx.parse().ok());
-                index.is_some_and(|index: u64| layers.contains(&index))
+                self.layer_of(path).is_some_and(|layer| layers.contains(&layer))
             }
             _ => true,
         }
+    }
+
+    /// The number of the layer that a module is in.
+    fn layer_of(&self, path: &str) -> Option<u64> {
+        let pattern = self.layers_patterns.iter().find(|pattern| pattern.is_match(path))?;
+        pattern.group(path, "idx")?.parse().ok()
     }
 }
 

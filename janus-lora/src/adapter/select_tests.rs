@@ -1,4 +1,4 @@
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::*;
 
@@ -148,4 +148,48 @@ fn every_kind_of_site_can_be_a_target() {
     assert!(kinds.contains(&SiteKind::Embedding) && kinds.contains(&SiteKind::Linear));
     assert!(kinds.contains(&SiteKind::Conv2d { kernel: 8, stride: 8, padding: 0 }));
     assert!(kinds.contains(&SiteKind::Conv2d { kernel: 3, stride: 2, padding: 0 }));
+}
+
+#[test]
+fn entries_that_match_nothing_are_remarked_on() {
+    let remarks = |fields: Value| selection(fields).unwrap().remarks;
+    let all = remarks(json!({
+        "target_modules": ["q_proj", "c_attn", "language_model.layers.9.mlp.up_proj"],
+        "exclude_modules": ["nothing"],
+        "rank_pattern": {"q_proj": 2, "v_proj": 3, "layers.0.mlp": 4},
+        "alpha_pattern": {"^model.*q_proj": 3, "Q_proj": 7},
+        "modules_to_save": ["generation_head", "classifier"],
+    }));
+    let of = |entries: &str, field: &str, what: &str| {
+        format!("{entries} in `{field}` of `adapter_config.json` matches no {what}")
+    };
+    let expected = [
+        of("`c_attn`, `language_model.layers.9.mlp.up_proj`", "target_modules", "module of the base"),
+        of("`v_proj`, `layers.0.mlp`", "rank_pattern", "target"),
+        of("`Q_proj`", "alpha_pattern", "target"),
+        of("`classifier`", "modules_to_save", "module of the base"),
+    ];
+    assert_eq!(all, expected);
+    let layers = remarks(json!({"target_modules": ["up_proj"], "layers_to_transform": [1, 7, 30]}));
+    assert_eq!(layers, [of("`7`, `30`", "layers_to_transform", "target")]);
+    let many: Map<String, Value> = (0..20).map(|i| (format!("absent{i}"), json!(1))).collect();
+    let cut = remarks(json!({"target_modules": "all-linear", "rank_pattern": many}));
+    assert!(cut[0].contains("`absent7` and 12 more in `rank_pattern`"), "{cut:?}");
+    assert_eq!(remarks(json!({"target_modules": ["q_proj"], "rank_pattern": {"q_proj": 2}})), [""; 0]);
+}
+
+#[test]
+fn weights_are_tied_where_they_are_not_or_refused() {
+    let with = |targets: Value, tied| {
+        let json = json!({"peft_type": "LORA", "target_modules": targets, "ensure_weight_tying": true});
+        select(&PeftConfig::from_json(&json.to_string())?, &base(), tied)
+    };
+    for (targets, tied) in [(json!(["q_proj"]), false), (json!(["embed_tokens"]), false), (json!(["q_proj"]), true)] {
+        let found = with(targets, tied).unwrap();
+        assert!(found.remarks[0].contains("`ensure_weight_tying`"), "{:?}", found.remarks);
+    }
+    for targets in [json!(["embed_tokens"]), json!(["q_proj", "lm_head"]), json!(".*embed_tokens")] {
+        let error = with(targets, true).unwrap_err().to_string();
+        assert_eq!(error, "`ensure_weight_tying` = `true` in `adapter_config.json` is not supported");
+    }
 }

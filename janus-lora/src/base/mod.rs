@@ -10,16 +10,18 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use janus_core::checkpoint::{Checkpoint, KnownFingerprints};
 use janus_core::config::JanusConfig;
+use janus_core::home;
 use janus_core::hub::{self, HubError, Progress};
+use janus_core::output::OutputError;
 use janus_core::processing::{GenerationConfig, ImageProcessor, JanusTokenizer, PromptBuilder};
 use janus_core::sample::CodeOptions;
 use janus_core::{Diagnose, Fault, Janus, Parts};
 use sha2::{Digest, Sha256};
 
 use crate::cache::stock::{hold, make_room};
-use crate::cache::{CacheSettings, Image, ImageCache, Place};
-use crate::data::EncodedImage;
-use crate::error::Result;
+use crate::cache::{CacheError, CacheSettings, Image, ImageCache, Place};
+use crate::data::{DataError, EncodedImage};
+use crate::error::{Error, Result};
 use crate::fingerprint::PendingFingerprint;
 use crate::nearest::nearest;
 use crate::status::Status;
@@ -28,6 +30,9 @@ pub use random::vocabulary_of;
 
 /// How a base with random weights is named in a recipe: `init:SHAPE?seed=N&vocabulary=DOMAIN`.
 const INIT_PREFIX: &str = "init:";
+
+/// What helps where the cache folder cannot be written to.
+pub const CACHE_HINT: &str = "set `JANUS_CACHE` to a folder with room that can be written to";
 
 /// Digits of a hash that tells the folders of two versions apart.
 pub(crate) const HASH_DIGITS: usize = 12;
@@ -72,6 +77,14 @@ pub enum BaseError {
         /// The first parameter that differs.
         name: String,
     },
+    /// A cache folder that cannot be written to.
+    #[error("the cache folder `{}` cannot be written to", folder.display())]
+    ReadOnlyCache {
+        /// The folder.
+        folder: PathBuf,
+        /// Why.
+        source: OutputError,
+    },
     /// The files of the base changed under a run.
     #[error("`{}` was written to while it was in use: nothing that rests on it is saved", file.display())]
     Rewritten {
@@ -80,9 +93,22 @@ pub enum BaseError {
     },
 }
 
+impl BaseError {
+    /// What went wrong in making something in the cache folder; the folder is named where it cannot be written to.
+    pub(crate) fn in_cache(folder: PathBuf, error: Error) -> Error {
+        match error {
+            Error::Core(janus_core::Error::Output(source)) | Error::Data(DataError::Output(source)) => {
+                Self::ReadOnlyCache { folder, source }.into()
+            }
+            error => error,
+        }
+    }
+}
+
 impl Diagnose for BaseError {
     fn fault(&self) -> Fault {
         match self {
+            BaseError::ReadOnlyCache { source, .. } => source.fault(),
             BaseError::Changed { .. } => Fault::Internal,
             BaseError::NotFound { error, .. } => error.fault(),
             _ => Fault::Input,
@@ -100,6 +126,7 @@ impl Diagnose for BaseError {
                 hints
             }
             BaseError::Changed { .. } => Vec::new(),
+            BaseError::ReadOnlyCache { .. } => vec![CACHE_HINT.into()],
             BaseError::Rewritten { .. } => {
                 vec!["run again; put new weights into another folder, or rename them into place".into()]
             }
@@ -163,9 +190,9 @@ impl Base {
     pub fn outline(spec: &str, status: &dyn Status) -> Result<Self> {
         say_random(spec, status);
         let place = Place::scratch()?;
-        let scratch = place.folder();
+        let scratch = place.folder()?;
         let (folder, has_weights, tensors) = if spec == builtin::NAME {
-            let kept = builtin::kept(&cache_folder());
+            let kept = builtin::kept(&cache_folder()?);
             (kept.map_or_else(|| builtin::folder(&scratch), Ok)?, true, None)
         } else if is_random(spec) {
             let (folder, has_weights) = random::outline(spec, &scratch)?;
@@ -180,6 +207,20 @@ impl Base {
             false => Checkpoint::outline(&folder, tensors.as_ref())?,
         };
         Ok(Self { place, ..Self::with_checkpoint(spec, &folder, checkpoint)? })
+    }
+
+    /// Opens a base as [`Base::open`] does, if it is here: built in, a folder, of random weights, or whole in the Hugging Face
+    /// cache. Nothing is asked of a hub.
+    ///
+    /// # Errors
+    /// As [`Base::open`], but for a name that nothing here has.
+    pub fn open_present(spec: &str, status: &dyn Status) -> Result<Option<Self>> {
+        let is_here = spec == builtin::NAME || spec.starts_with(INIT_PREFIX) || Path::new(spec).is_dir();
+        if is_here {
+            return Self::open(spec, status).map(Some);
+        }
+        let cached = hub::cached_base(spec, &hub::HubOptions::from_env()?);
+        cached.map(|folder| Self::open_folder(spec, &folder)).transpose()
     }
 
     /// Opens a folder under a name of its own.
@@ -290,7 +331,7 @@ impl Base {
     /// # Errors
     /// A file that cannot be read.
     pub fn fingerprint(&self, status: &dyn Status) -> Result<String> {
-        Ok(self.pending_fingerprint(true).wait(status)?.to_owned())
+        Ok(self.pending_fingerprint(true)?.wait(status)?.to_owned())
     }
 
     /// The base's fingerprint from its weights themselves, whatever is known.
@@ -298,17 +339,20 @@ impl Base {
     /// # Errors
     /// A file that cannot be read.
     pub fn read_fingerprint(&self, status: &dyn Status) -> Result<String> {
-        Ok(self.pending_fingerprint(false).wait(status)?.to_owned())
+        Ok(self.pending_fingerprint(false)?.wait(status)?.to_owned())
     }
 
     /// The base's fingerprint for later: if it is not known, a thread of the lowest priority works on it.
-    pub fn start_fingerprint(&self) -> PendingFingerprint {
-        self.pending_fingerprint(true).work_beside()
+    ///
+    /// # Errors
+    /// A variable that does not name a cache folder.
+    pub fn start_fingerprint(&self) -> Result<PendingFingerprint> {
+        Ok(self.pending_fingerprint(true)?.work_beside())
     }
 
-    fn pending_fingerprint(&self, look_up: bool) -> PendingFingerprint {
-        let known = KnownFingerprints::new(cache_folder().join("fingerprints"));
-        PendingFingerprint::new(self.checkpoint.clone(), known, look_up)
+    fn pending_fingerprint(&self, look_up: bool) -> Result<PendingFingerprint> {
+        let known = KnownFingerprints::new(cache_folder()?.join("fingerprints"));
+        Ok(PendingFingerprint::new(self.checkpoint.clone(), known, look_up))
     }
 
     /// Proves that the frozen values of a model are still those of the files it was loaded from, by reading these again.
@@ -341,15 +385,18 @@ impl Base {
 /// Nothing of that name, or a folder that cannot be made.
 pub fn resolve(spec: &str, status: &dyn Status) -> Result<PathBuf> {
     if spec == builtin::NAME {
-        let mut folder = builtin::folder(&cache_folder())?;
+        let cache = cache_folder()?;
+        let make = || builtin::folder(&cache).map_err(|error| BaseError::in_cache(cache.clone(), error));
+        let mut folder = make()?;
         // Given up by another process at this moment, it is written again.
         if !hold(&folder.join("config.json")) {
-            folder = builtin::folder(&cache_folder())?;
+            folder = make()?;
             hold(&folder.join("config.json"));
         }
         Ok(folder)
     } else if spec.starts_with(INIT_PREFIX) {
-        random::folder(spec, status)
+        let cache = cache_folder()?;
+        random::folder(spec, &cache, status).map_err(|error| BaseError::in_cache(cache, error))
     } else {
         let progress = status.download();
         let folder = from_hub(spec, &|| hub::resolve_base(spec, progress.as_ref() as &dyn Progress))?;
@@ -394,13 +441,25 @@ fn short_hash<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     hasher.finalize().iter().map(|byte| format!("{byte:02x}")).take(HASH_DIGITS / 2).collect()
 }
 
-/// Where things made on the spot are kept: `JANUS_CACHE`, else the system's cache folder for `janus`.
-pub fn cache_folder() -> PathBuf {
-    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    variable("JANUS_CACHE")
-        .or_else(|| variable("XDG_CACHE_HOME").map(|folder| folder.join("janus")))
-        .or_else(|| variable("HOME").map(|home| home.join(".cache").join("janus")))
-        .unwrap_or_else(|| std::env::temp_dir().join("janus"))
+/// Where things made on the spot are kept: `JANUS_CACHE`, else the system's cache folder for `janus`. Both variables may begin
+/// with `~` or `$HOME`.
+///
+/// # Errors
+/// A variable that begins with a home folder that is not known.
+pub fn cache_folder() -> Result<PathBuf, CacheError> {
+    let variable = |name: &'static str| {
+        let value = std::env::var_os(name).filter(|value| !value.is_empty());
+        let path = value.map(|value| home::expand(Path::new(&value))).transpose();
+        path.map_err(|source| CacheError::Folder { variable: name, source })
+    };
+    if let Some(folder) = variable("JANUS_CACHE")? {
+        return Ok(folder);
+    }
+    if let Some(folder) = variable("XDG_CACHE_HOME")? {
+        return Ok(folder.join("janus"));
+    }
+    let home = std::env::var_os("HOME").filter(|value| !value.is_empty()).map(PathBuf::from);
+    Ok(home.map_or_else(|| std::env::temp_dir().join("janus"), |home| home.join(".cache").join("janus")))
 }
 
 #[cfg(test)]

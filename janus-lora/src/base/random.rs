@@ -93,9 +93,9 @@ impl<'a> Random<'a> {
 }
 
 /// The folder of a base with random weights, held by this process.
-pub(super) fn folder(spec: &str, status: &dyn Status) -> Result<PathBuf> {
+pub(super) fn folder(spec: &str, cache: &Path, status: &dyn Status) -> Result<PathBuf> {
     let random = Random::parse(spec)?;
-    let folder = cache_folder().join("bases").join(&random.name);
+    let folder = cache.join("bases").join(&random.name);
     let config = folder.join(CONFIG_FILE);
     // Another process may give it up between its making and its holding.
     for _ in 0..ATTEMPTS {
@@ -128,7 +128,7 @@ fn make(random: &Random<'_>, folder: &Path, status: &dyn Status) -> Result<()> {
 /// whether these are there.
 pub(super) fn outline(spec: &str, scratch: &Path) -> Result<(PathBuf, bool)> {
     let random = Random::parse(spec)?;
-    let kept = cache_folder().join("bases").join(&random.name);
+    let kept = cache_folder()?.join("bases").join(&random.name);
     if kept.join(CONFIG_FILE).exists() {
         return Ok((kept, true));
     }

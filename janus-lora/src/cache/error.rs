@@ -2,6 +2,7 @@
 
 use std::io;
 
+use janus_core::home::HomeError;
 use janus_core::{Diagnose, Fault};
 
 use super::store::LIMIT_VARIABLE;
@@ -10,6 +11,14 @@ use super::store::LIMIT_VARIABLE;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CacheError {
+    /// The folder begins with a home folder that is not known.
+    #[error("environment variable `{variable}` cannot be used")]
+    Folder {
+        /// Its name.
+        variable: &'static str,
+        /// Why.
+        source: HomeError,
+    },
     /// The limit is no number.
     #[error("the environment variable `{LIMIT_VARIABLE}` is `{value}`, expected a number of bytes")]
     Limit {
@@ -27,13 +36,14 @@ pub enum CacheError {
 impl Diagnose for CacheError {
     fn fault(&self) -> Fault {
         match self {
-            CacheError::Limit { .. } => Fault::Input,
+            CacheError::Folder { .. } | CacheError::Limit { .. } => Fault::Input,
             CacheError::Scratch { .. } => Fault::Internal,
         }
     }
 
     fn hints(&self) -> Vec<String> {
         match self {
+            CacheError::Folder { source, .. } => source.hints(),
             CacheError::Limit { .. } => vec![
                 "for example 20000000000; 0 turns the cache off, and without the variable it has a limit of its own"
                     .into(),

@@ -33,16 +33,22 @@ impl Place {
     }
 
     /// The folder that stands for the cache's.
-    pub(crate) fn folder(&self) -> PathBuf {
+    ///
+    /// # Errors
+    /// As [`cache_folder`].
+    pub(crate) fn folder(&self) -> Result<PathBuf, CacheError> {
         match self {
             Place::Cache => cache_folder(),
-            Place::Scratch(folder) => folder.path().to_path_buf(),
+            Place::Scratch(folder) => Ok(folder.path().to_path_buf()),
         }
     }
 
     /// Where a drawn table of this name is, or goes.
-    pub(crate) fn data_folder(&self, file: &Path) -> PathBuf {
-        let kept = cache_folder().join("data");
-        if kept.join(file).is_file() { kept } else { self.folder().join("data") }
+    ///
+    /// # Errors
+    /// As [`cache_folder`].
+    pub(crate) fn data_folder(&self, file: &Path) -> Result<PathBuf, CacheError> {
+        let kept = cache_folder()?.join("data");
+        Ok(if kept.join(file).is_file() { kept } else { self.folder()?.join("data") })
     }
 }

@@ -90,7 +90,7 @@ impl CacheSettings {
             }
         };
         let hub_folder = limit_bytes.and_then(|_| Some(HubOptions::from_env().ok()?.cache_dir));
-        Ok(Self { folder: cache_folder(), limit_bytes, hub_folder })
+        Ok(Self { folder: cache_folder()?, limit_bytes, hub_folder })
     }
 
     /// Whether anything is kept at all.
@@ -193,7 +193,7 @@ impl Store {
         if let Err(reason) = written {
             let folder = self.settings.folder.display();
             *self.writing() = Writing::Failed(format!(
-                "nothing more is kept in the cache `{folder}`, what is not there is computed each time: {reason}"
+                "nothing more is kept in the cache `{folder}` (`JANUS_CACHE` names another), what is not there is computed each time: {reason}"
             ));
         }
     }

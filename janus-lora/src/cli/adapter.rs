@@ -1,29 +1,27 @@
 //! `janus adapter`.
 
-use std::path::PathBuf;
-
 use clap::Subcommand;
 use serde_json::{Map, Value, json};
 
-use super::arguments::read_adapter_folder;
+use super::arguments::{locate, open_base, read_adapter_folder};
 use super::out::result;
 use super::report;
 use super::status::Terminal;
-use crate::base::Base;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AdapterCommand {
     /// Tell what an adapter folder holds, checked against its base
     #[command(after_help = "Examples:
+  janus adapter inspect runs/inspection
   janus adapter inspect runs/inspection --base deepseek-ai/Janus-Pro-1B
   janus adapter inspect runs/inspection --base base --json")]
     Inspect {
-        /// Adapter folder
-        folder: PathBuf,
-        /// The base it was made for
+        /// Adapter folder or hub id
+        folder: String,
+        /// The base it was made for; may be left out where the adapter names one that is there
         #[arg(long)]
-        base: String,
+        base: Option<String>,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
@@ -33,8 +31,13 @@ pub(super) enum AdapterCommand {
 impl AdapterCommand {
     pub(super) fn run(self) -> Result<()> {
         let AdapterCommand::Inspect { folder, base, json } = self;
-        let base = Base::open(&base, &Terminal)?;
-        let adapter = read_adapter_folder(&folder, &base, &Terminal)?;
+        let (folder, factor) = locate(&folder, &Terminal)?;
+        if factor != 1.0 {
+            let message = format!("`{}` is looked into as it is, without a factor", folder.display());
+            return Err(Error::Usage { message, hint: "leave the number behind the colon out".into() });
+        }
+        let base = open_base(base.as_deref(), &[&folder], &Terminal)?;
+        let adapter = read_adapter_folder(&folder, factor, &base, &Terminal)?;
         let mut sites = Vec::new();
         for (path, pair) in &adapter.pairs {
             let norm = |t: &candle_core::Tensor| -> Result<f32> { Ok(t.sqr()?.sum_all()?.sqrt()?.to_scalar()?) };

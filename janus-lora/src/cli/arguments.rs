@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
+use janus_core::hub::RepoId;
 use janus_core::processing::{Decoding, Orientation, clipped_grey, is_turned};
 use janus_core::{DeviceChoice, Janus, Parts};
 
@@ -19,10 +20,11 @@ use crate::train::identity::is_of_stored_pictures;
 /// A base and the adapters over it.
 #[derive(Debug, Args)]
 pub(super) struct BaseArguments {
-    /// Base: `janus-nano` (built in), a folder, a hub id such as `deepseek-ai/Janus-Pro-1B`, or `init:SHAPE?seed=N`
+    /// Base: `janus-nano` (built in), a folder, a hub id such as `deepseek-ai/Janus-Pro-1B`, or `init:SHAPE?seed=N`; may be left
+    /// out where an adapter names one that is there
     #[arg(long)]
-    pub(super) base: String,
-    /// Adapter folder, with a factor on its scale after a colon; several add up
+    pub(super) base: Option<String>,
+    /// Adapter folder or hub id, with a factor on all that it changes after a colon; several add up
     #[arg(long = "adapter", value_name = "DIR[:SCALE]")]
     pub(super) adapters: Vec<String>,
 }
@@ -30,28 +32,90 @@ pub(super) struct BaseArguments {
 impl BaseArguments {
     /// The base and its adapters, checked against each other.
     pub(super) fn open(&self, status: &dyn Status) -> Result<(Base, Vec<(Adapter, f64)>)> {
-        let base = Base::open(&self.base, status)?;
-        let adapters =
-            self.adapters.iter().map(|text| read_adapter(text, &base, status)).collect::<Result<Vec<_>>>()?;
+        let found = self.adapters.iter().map(|text| locate(text, status)).collect::<Result<Vec<_>>>()?;
+        let folders: Vec<&Path> = found.iter().map(|(folder, _)| folder.as_path()).collect();
+        let base = open_base(self.base.as_deref(), &folders, status)?;
+        let read =
+            |(folder, factor): &(PathBuf, f64)| Ok((read_adapter_folder(folder, *factor, &base, status)?, *factor));
+        let adapters = found.iter().map(read).collect::<Result<Vec<_>>>()?;
         Ok((base, adapters))
     }
 }
 
-/// Reads an adapter given as `DIR[:SCALE]` and checks that it belongs to the base.
-pub(super) fn read_adapter(text: &str, base: &Base, status: &dyn Status) -> Result<(Adapter, f64)> {
-    let (folder, scale): (PathBuf, f64) = adapter::parse_argument(text)?;
-    Ok((read_adapter_folder(&folder, base, status)?, scale))
+/// The base that was given, else the one that an adapter names, if it is there without a download.
+pub(super) fn open_base(given: Option<&str>, adapters: &[&Path], status: &dyn Status) -> Result<Base> {
+    if let Some(spec) = given {
+        return Base::open(spec, status);
+    }
+    let mut absent = None;
+    for folder in adapters {
+        for name in adapter::base_names(folder)? {
+            if let Some(base) = Base::open_present(&name, status)? {
+                status.note(&format!("base `{}`, as `{}` names it", readable_name(&name), folder.display()));
+                return Ok(base);
+            }
+            absent.get_or_insert_with(|| (*folder, name));
+        }
+    }
+    let (message, hint) = match absent {
+        None if adapters.is_empty() => {
+            ("no base is given".to_owned(), "give `--base`: `janus-nano`, a folder or a hub id".to_owned())
+        }
+        None => {
+            let message = "no base is given, and no adapter names one".to_owned();
+            (message, "give `--base`: `janus-nano`, a folder or a hub id such as `deepseek-ai/Janus-Pro-1B`".to_owned())
+        }
+        Some((folder, name)) => {
+            let name = readable_name(&name);
+            let message = format!("no base is given, and `{name}`, which `{}` names, is not here", folder.display());
+            let fetch = name.parse::<RepoId>().is_ok().then(|| format!("`janus base fetch {name}` brings it; or "));
+            (message, format!("{}give `--base`", fetch.unwrap_or_default()))
+        }
+    };
+    Err(Error::Usage { message, hint })
 }
 
-/// Reads an adapter and checks that it belongs to the base.
-pub(super) fn read_adapter_folder(folder: &Path, base: &Base, status: &dyn Status) -> Result<Adapter> {
+/// A name out of a file, fit to be shown.
+fn readable_name(name: &str) -> String {
+    const LONGEST: usize = 200;
+    let shown: String = name.chars().take(LONGEST).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    if name.chars().nth(LONGEST).is_some() { format!("{shown}…") } else { shown }
+}
+
+/// The adapter folder that an argument `DIR[:SCALE]` means, and the factor in it.
+pub(super) fn locate(text: &str, status: &dyn Status) -> Result<(PathBuf, f64)> {
+    let (path, factor) = adapter::parse_argument(text)?;
+    Ok((adapter::locate(&path, status.download().as_ref())?, factor))
+}
+
+/// Reads an adapter given as `DIR[:SCALE]` and checks that it belongs to the base.
+pub(super) fn read_adapter(text: &str, base: &Base, status: &dyn Status) -> Result<(Adapter, f64)> {
+    let (folder, factor) = locate(text, status)?;
+    Ok((read_adapter_folder(&folder, factor, base, status)?, factor))
+}
+
+/// Reads an adapter and checks that it belongs to the base; warns where files ask for something in vain, and where nothing of
+/// it, with this factor, changes what the base computes.
+pub(super) fn read_adapter_folder(folder: &Path, factor: f64, base: &Base, status: &dyn Status) -> Result<Adapter> {
     let adapter = Adapter::read(folder, base.config(), base.checkpoint().is_tied())?;
+    for remark in &adapter.remarks {
+        status.warn(&format!("`{}`: {remark}", folder.display()));
+    }
     adapter.check_base_copies(&|name| Ok(base.checkpoint().read(name, DType::F32)?))?;
     if adapter.note.as_ref().is_some_and(|note| note.base.is_some()) {
         adapter::check_fingerprint(adapter.note.as_ref(), &base.fingerprint(status)?)?;
     } else {
         let folder = folder.display();
         status.warn(&format!("`{folder}` does not say which base it was trained on: it is taken to be this one"));
+    }
+    if !adapter.changes(factor, &|name| Ok(base.checkpoint().read(name, DType::F32)?))? {
+        let why = match factor {
+            0.0 => "its factor is 0",
+            _ if adapter.saved.is_empty() => "every product B·A is zero, as before training",
+            _ => "every product B·A is zero and every copy equals the base, as before training",
+        };
+        let heads = if adapter.heads.is_empty() { "" } else { "; its heads are used" };
+        status.warn(&format!("`{}` does nothing to the base: {why}{heads}", folder.display()));
     }
     Ok(adapter)
 }

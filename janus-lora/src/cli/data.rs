@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Subcommand, ValueEnum};
+use janus_core::home;
+use janus_core::hub::HubError;
 use janus_core::output::{require_file, write_file};
 use janus_core::processing::Decoding;
 use serde_json::json;
@@ -148,6 +150,7 @@ impl DataCommand {
         match self {
             DataCommand::Check { recipe, overrides, json } => check(&recipe, &overrides, json),
             DataCommand::Stats { subject, overrides, base, task, columns, reading, json } => {
+                let subject = home::expand_text(&subject).map_err(HubError::from)?;
                 let stats = if subject.to_lowercase().ends_with(".toml") {
                     for (name, given) in [("--base", base.is_some()), ("--column", !columns.is_empty())] {
                         if given {

@@ -26,9 +26,14 @@ mod threads;
 mod train;
 mod understand;
 
+use std::any::TypeId;
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::builder::{PathBufValueParser, TypedValueParser};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use janus_core::{Diagnose, home};
 
 use crate::error::Result;
 
@@ -103,7 +108,7 @@ pub fn main() -> ExitCode {
     report::tell_panics_as_errors();
     crate::allocator::set_up();
     let words = picture_words::spread(std::env::args_os());
-    let Arguments { threads, quiet, command } = match Arguments::try_parse_from(words) {
+    let Arguments { threads, quiet, command } = match parse(words) {
         Ok(arguments) => arguments,
         Err(message) => return out::usage(&message),
     };
@@ -120,10 +125,31 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Reads the words of a command line.
+fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, clap::Error> {
+    let mut command = with_home(Arguments::command());
+    let matches = command.try_get_matches_from_mut(words)?;
+    Arguments::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
+/// The command with a leading `~` or `$HOME` put into every argument that is a path, here for all commands at once: shells do
+/// so in `--out ~/x`, but not in `--out=~/x`.
+fn with_home(command: clap::Command) -> clap::Command {
+    let expand = |path: PathBuf| {
+        home::expand(&path).map_err(|error| [error.to_string(), error.hints().join("; ")].join("\nhint: "))
+    };
+    let is_path = |argument: &clap::Arg| argument.get_value_parser().type_id() == TypeId::of::<PathBuf>();
+    command
+        .mut_args(|argument| match is_path(&argument) {
+            true => argument.value_parser(PathBufValueParser::new().try_map(expand)),
+            false => argument,
+        })
+        .mut_subcommands(with_home)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     /// Every command that does something has help with at least one example line.
     #[test]

@@ -53,8 +53,7 @@ impl Probe {
             // What lies in parts that this pass does not run has no gradient.
             adapter.pairs.retain(|path, _| model.projections().get(path).is_some());
             adapter.saved.retain(|name, _| model.parameters().get(name).is_some());
-            adapter.pairs.values_mut().for_each(|pair| pair.scale *= scale);
-            Some(Trainables::attach(&model, adapter)?)
+            Some(Trainables::attach_scaled(&model, adapter, scale)?)
         } else {
             attach(&model, &adapters)?;
             None

@@ -48,7 +48,7 @@ pub(super) struct Subject<'a> {
     /// How errors name it.
     pub(super) name: &'static str,
     pub(super) base: &'a Base,
-    /// Each with a factor on its scale.
+    /// Each with a factor on all that it shifts.
     pub(super) adapters: &'a [(Adapter, f64)],
     pub(super) device: &'a Device,
     /// Hears of bytes that are loaded.

@@ -5,7 +5,7 @@ use janus_core::site::{Correction, LowRank, Site, SiteKind};
 
 use super::error::MergeError;
 use super::receipt::Sums;
-use crate::adapter::{AdapterError, LoraCorrection};
+use crate::adapter::{AdapterError, LoraCorrection, scaled_copy};
 use crate::error::Result;
 
 /// Values summed at once: what is held in f32 beside the stored and the written tensor stays small, whatever their size.
@@ -16,8 +16,8 @@ const PIECE_VALUES: usize = 1 << 18;
 pub(super) struct Fold<'a> {
     /// Native name.
     pub(super) name: &'a str,
-    /// A copy that stands in for the base's values, in their shape; f32.
-    pub(super) copy: Option<&'a Tensor>,
+    /// A copy that stands in for the base's values, in their shape, f32, and the factor on its shift.
+    pub(super) copy: Option<(&'a Tensor, f64)>,
     /// The low-rank terms of the site whose weight this is.
     pub(super) shift: Option<(&'a Site, &'a [LowRank])>,
     /// A dynamic encoder's factor for each row, on what the others come to.
@@ -32,7 +32,7 @@ impl Fold<'_> {
     /// # Errors
     /// A copy of another shape, and a value that is not finite.
     pub(super) fn run(&self, stored: &Tensor) -> Result<(Tensor, Sums)> {
-        if let Some(copy) = self.copy.filter(|copy| copy.dims() != stored.dims()) {
+        if let Some((copy, _)) = self.copy.filter(|(copy, _)| copy.dims() != stored.dims()) {
             let (expected, got) = (stored.dims().to_vec(), copy.dims().to_vec());
             return Err(AdapterError::Shape { path: self.name.into(), tensor: "copy", expected, got }.into());
         }
@@ -54,7 +54,7 @@ impl Fold<'_> {
             let count = step.min(rows - from);
             let base = stored.narrow(0, from, count)?.to_dtype(DType::F32)?;
             let start = match self.copy {
-                Some(copy) => copy.narrow(0, from, count)?.to_dtype(DType::F32)?,
+                Some((copy, factor)) => scaled_copy(&base, &copy.narrow(0, from, count)?, factor)?,
                 None => base.clone(),
             };
             let shift = match self.shift {

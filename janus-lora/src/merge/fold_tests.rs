@@ -75,12 +75,14 @@ fn every_kind_of_site_in_pieces_of_any_size() {
         let terms = [term(&site, 2, 0.7), term(&site, 3, -1.5)];
         let (weight, copy) = (drawn("w", &shape(&site)), drawn("copy", &shape(&site)));
         let shifts: Vec<Vec<f64>> = terms.iter().map(|term| shift_by_definition(&site, term)).collect();
-        for copy in [None, Some(&copy)] {
+        for copy in [None, Some((&copy, 1.0)), Some((&copy, 0.0)), Some((&copy, -0.4))] {
             let fold = Fold { name: "t", copy, shift: Some((&site, &terms[..])), factors: None, dtype: DType::F32 };
-            let start = values(copy.unwrap_or(&weight)).unwrap();
-            let expected: Vec<f64> =
-                start.iter().enumerate().map(|(i, w)| f64::from(*w) + shifts[0][i] + shifts[1][i]).collect();
             let base = values(&weight).unwrap();
+            let (copied, factor) = copy.map_or((&weight, 1.0), |(copy, factor)| (copy, factor));
+            let copied = values(copied).unwrap();
+            let start = base.iter().zip(&copied).map(|(w, c)| (f64::from(*w), f64::from(*c)));
+            let start: Vec<f64> = start.map(|(w, c)| w + factor * (c - w)).collect();
+            let expected: Vec<f64> = start.iter().enumerate().map(|(i, w)| w + shifts[0][i] + shifts[1][i]).collect();
             for piece in [1, 11, 17, 1 << 18] {
                 let (merged, sums) = fold.in_pieces(&weight, piece).unwrap();
                 assert_eq!(merged.dims(), weight.dims());
@@ -108,7 +110,7 @@ fn what_rounding_loses() {
     let deltas = [0.25 * step, 2.0 * step, 1.75 * step, 0.0];
     let copy = Tensor::new(deltas.map(|delta| 1.0 + delta as f32).as_slice(), &Device::Cpu).unwrap();
     let copy = copy.reshape((2, 2)).unwrap();
-    let fold = |dtype| Fold { name: "t", copy: Some(&copy), shift: None, factors: None, dtype };
+    let fold = |dtype| Fold { name: "t", copy: Some((&copy, 1.0)), shift: None, factors: None, dtype };
     let stored = weight.to_dtype(DType::BF16).unwrap();
     let (merged, sums) = fold(DType::BF16).run(&stored).unwrap();
     assert_eq!(merged.dtype(), DType::BF16);
@@ -133,7 +135,7 @@ fn figures_that_do_not_exist_are_absent() {
     let zeros = Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap();
     let ones = zeros.ones_like().unwrap();
     let run = |copy: &Tensor, stored: &Tensor| {
-        Fold { name: "t", copy: Some(copy), shift: None, factors: None, dtype: DType::F32 }
+        Fold { name: "t", copy: Some((copy, 1.0)), shift: None, factors: None, dtype: DType::F32 }
             .run(stored)
             .unwrap()
             .1
@@ -150,7 +152,7 @@ fn values_that_the_type_cannot_hold() {
     let weight = Tensor::new(&[[1f32, 2.0, 3.0], [4.0, 5.0, 6.0]], &Device::Cpu).unwrap();
     let refusal = |value: f32, dtype| {
         let copy = Tensor::new(&[[1f32, 2.0, 3.0], [4.0, value, 6.0]], &Device::Cpu).unwrap();
-        Fold { name: "t", copy: Some(&copy), shift: None, factors: None, dtype }
+        Fold { name: "t", copy: Some((&copy, 1.0)), shift: None, factors: None, dtype }
             .in_pieces(&weight, 2)
             .map(|(_, sums)| sums)
     };
@@ -164,7 +166,7 @@ fn values_that_the_type_cannot_hold() {
     }
     assert!(refusal(7e4, DType::BF16).is_ok());
     let narrow = Tensor::zeros((2, 2), DType::F32, &Device::Cpu).unwrap();
-    let error = Fold { name: "t", copy: Some(&narrow), shift: None, factors: None, dtype: DType::F32 }
+    let error = Fold { name: "t", copy: Some((&narrow, 1.0)), shift: None, factors: None, dtype: DType::F32 }
         .run(&weight)
         .unwrap_err();
     assert!(matches!(error, Error::Adapter(AdapterError::Shape { .. })), "{error}");

@@ -75,7 +75,7 @@ pub struct MergeReport {
     pub heads_left: Vec<String>,
 }
 
-/// Folds adapters, each with a factor on its scale, into `base` and writes the result to `out`. The comparison
+/// Folds adapters, each with a factor on all that it shifts, into `base` and writes the result to `out`. The comparison
 /// runs on `device`.
 ///
 /// # Errors
@@ -99,7 +99,7 @@ pub fn merge(
         let terms = terms.get(path)?;
         all_sites.iter().find(|site| site.path.as_ref() == path).map(|site| (site, terms.as_slice()))
     };
-    let saved = |name: &str| adapters.iter().find_map(|(adapter, _)| adapter.saved.get(name));
+    let saved = |name: &str| adapters.iter().find_map(|(adapter, factor)| Some((adapter.saved.get(name)?, *factor)));
     let encoders = adapters.iter().filter_map(|(adapter, scale)| Some((adapter.dynamic.as_ref()?, *scale)));
     let factors = Factors::of(encoders)?.by_row(base.config())?;
     // A tied head reads the embedding table; once the two differ, both must be stored.
@@ -154,22 +154,11 @@ pub fn merge(
 /// Refuses an adapter that can be seen to change nothing, before anything is written.
 fn refuse_no_ops(adapters: &[(Adapter, f64)]) -> Result<()> {
     for (index, (adapter, factor)) in adapters.iter().enumerate() {
-        let mut acts = !adapter.saved.is_empty();
-        for pair in adapter.pairs.values() {
-            acts = acts || (pair.scale * factor != 0.0 && !is_zero(&pair.a)? && !is_zero(&pair.b)?);
-        }
-        if let Some(dynamic) = adapter.dynamic.as_ref().filter(|_| *factor != 0.0) {
-            acts = acts || dynamic.acts()?;
-        }
-        if !acts {
+        if !adapter.acts(*factor)? {
             return Err(MergeError::NoOp { number: index + 1, count: adapters.len() }.into());
         }
     }
     Ok(())
-}
-
-fn is_zero(tensor: &Tensor) -> Result<bool> {
-    Ok(tensor.flatten_all()?.to_vec1::<f32>()?.iter().all(|value| *value == 0.0))
 }
 
 /// The low-rank terms of all adapters by site.

@@ -179,11 +179,50 @@ fn adapters_that_change_nothing() {
     assert_eq!(refusal(&base, std::slice::from_ref(&untrained)), MergeError::NoOp { number: 1, count: 1 });
     assert_eq!(refusal(&base, &[acting(), untrained]), MergeError::NoOp { number: 2, count: 2 });
     assert_eq!(refusal(&base, &[(trained(&base, 0.1), 0.0)]), MergeError::NoOp { number: 1, count: 1 });
+    let mut copied = fresh(&base, &SITES[..1], &["generation_head.vision_head"]);
+    for copy in copied.saved.values_mut() {
+        *copy = (&*copy + 0.3).unwrap();
+    }
+    assert_eq!(refusal(&base, &[(copied, 0.0)]), MergeError::NoOp { number: 1, count: 1 });
     // Copies equal to the base, and adapters that take each other back, show only in the sums.
     let copies = (fresh(&base, &SITES[..1], &["generation_head.vision_head"]), 1.0);
     assert_eq!(refusal(&base, &[copies]), MergeError::NothingChanged { tensors: 3 });
     let back = (trained(&base, 0.1), -1.0);
     assert_eq!(refusal(&base, &[acting(), back]), MergeError::NothingChanged { tensors: 3 });
+}
+
+#[test]
+fn a_factor_is_for_copies_too() {
+    let (folder, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let base = tiny(folder.path(), DType::F32);
+    let name = "model.generation_head.vision_head.weight";
+    let with_copies = || {
+        let mut adapter = fresh(&base, &SITES[..1], &["generation_head.vision_head"]);
+        for (name, copy) in &mut adapter.saved {
+            let noise: Vec<f32> =
+                (0..copy.elem_count()).map(|i| noise::normal(noise::key_of(name), i as u64) as f32).collect();
+            *copy = (&*copy + Tensor::from_vec(noise, copy.dims(), &Device::Cpu).unwrap()).unwrap();
+        }
+        adapter
+    };
+    let values = |tensor: Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let own = values(base.checkpoint().read(name, DType::F32).unwrap());
+    let copy = values(with_copies().saved[name].clone());
+    for factor in [1.0, 0.25, -2.0] {
+        let out = place.path().join(format!("{factor}"));
+        let report = run(&base, &[(with_copies(), factor)], None, &out).unwrap();
+        for head in &report.heads {
+            assert!(head.largest_logit_difference < 2e-5, "{factor}: {head:?}");
+        }
+        let merged = values(Checkpoint::open(&out).unwrap().read(name, DType::F32).unwrap());
+        for ((merged, own), copy) in merged.iter().zip(&own).zip(&copy) {
+            if factor == 1.0 {
+                assert_eq!(merged.to_bits(), copy.to_bits());
+            }
+            let expected = f64::from(*own) + factor * (f64::from(*copy) - f64::from(*own));
+            assert!((f64::from(*merged) - expected).abs() < 1e-5, "{factor}: {merged}, expected {expected}");
+        }
+    }
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use janus_core::home::HomeError;
+
 use super::location::{Location, Sources};
 use super::tree::{Place, Table};
 use crate::beginning::beginning;
@@ -208,6 +210,14 @@ pub enum Problem {
         /// How many it has.
         length: usize,
     },
+    /// A path that begins with a home folder that is not known here.
+    #[error("`{key}`: {error}")]
+    Home {
+        /// The key, from the root.
+        key: String,
+        /// Why not.
+        error: HomeError,
+    },
     /// The folder that a relative path starts from has no name in UTF-8.
     #[error("`{key}` is relative to a folder whose path is not UTF-8, so it cannot be written down")]
     FolderNotUtf8 {
@@ -257,6 +267,7 @@ impl Problem {
                 "a source is a path, a glob, a folder, `hf://datasets/owner/name/...` or `synth:name?rows=512&seed=1`"
                     .into(),
             ),
+            Problem::Home { error, .. } => janus_core::Diagnose::hints(error).into_iter().next(),
             Problem::Target(error) => janus_core::Diagnose::hints(error).into_iter().next(),
             Problem::NoValue { .. } | Problem::EmptyKey | Problem::KeyTooDeep { .. } => {
                 Some("an override is written as `train.learning_rate=1e-4` or `data.0.train=x.parquet`".into())

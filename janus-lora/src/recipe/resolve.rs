@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use janus_core::home::{self, HomeError};
+
 use super::fault::Problem;
 
 /// Kinds of data source that are no paths.
@@ -34,11 +36,13 @@ impl Folders {
     /// `base.path`: the folder where one exists or where the text can be nothing else, otherwise the text as given, a
     /// built-in name or a hub id.
     pub(crate) fn base(&self, text: &str, is_override: bool) -> Result<String, KeyedProblem> {
+        let text = &at_home(text)?;
         let path = joined(self.of(is_override), text);
-        let explicit = ["/", "./", "../"].iter().any(|start| text.starts_with(start)) || [".", ".."].contains(&text);
+        let explicit =
+            ["/", "./", "../"].iter().any(|start| text.starts_with(start)) || [".", ".."].contains(&text.as_str());
         match explicit || path.exists() {
             true => utf8(path),
-            false => Ok(text.to_owned()),
+            false => Ok(text.clone()),
         }
     }
 
@@ -52,6 +56,7 @@ impl Folders {
             return Err(Box::new(move |key| Problem::UnknownScheme { key: key.into(), scheme }));
         }
         let folder = self.of(is_override);
+        let text = &at_home(text)?;
         let path = joined(folder, text);
         if !text.contains(['*', '?', '[']) || Path::new(text).is_absolute() || path.exists() {
             return utf8(path);
@@ -63,14 +68,24 @@ impl Folders {
 
     /// A folder of inputs, made absolute.
     pub(crate) fn folder(&self, text: &str, is_override: bool) -> Result<String, KeyedProblem> {
-        utf8(joined(self.of(is_override), text))
+        utf8(joined(self.of(is_override), &at_home(text)?))
     }
 
     /// `output.dir`, always from the current folder.
     pub(crate) fn output(&self, dir: &Path) -> Result<PathBuf, KeyedProblem> {
+        let dir = home::expand(dir).map_err(unknown_home)?;
         let path: PathBuf = self.current.join(dir).components().collect();
         utf8(path).map(PathBuf::from)
     }
+}
+
+/// A text with the home folder in the place of a leading `~` or `$HOME`.
+fn at_home(text: &str) -> Result<String, KeyedProblem> {
+    home::expand_text(text).map_err(unknown_home)
+}
+
+fn unknown_home(error: HomeError) -> KeyedProblem {
+    Box::new(move |key| Problem::Home { key: key.into(), error })
 }
 
 /// `path` from the process's own current folder.
@@ -152,6 +167,39 @@ mod tests {
         assert_eq!(Path::new(&base("mine", true)), parent.path().join("mine"));
         assert_eq!(base("deepseek-ai/Janus-Pro-1B", false), "deepseek-ai/Janus-Pro-1B");
         assert_eq!(Path::new(&base("../absent", false)), recipes.join("../absent"), "it can be nothing but a folder");
+    }
+
+    #[test]
+    fn the_home_folder_means_the_same_under_every_key() {
+        let home = PathBuf::from(std::env::var_os("HOME").unwrap());
+        let text = |path: &str| home.join(path).to_str().unwrap().to_owned();
+        let folders = folders(Path::new("recipes/x.toml"), Path::new("/here"));
+        for start in ["~", "$HOME", "${HOME}"] {
+            for is_override in [false, true] {
+                let of = |rest: &str| format!("{start}/{rest}");
+                assert_eq!(folders.base(&of("no-base"), is_override).ok(), Some(text("no-base")));
+                assert_eq!(source(&folders, &of("d/t-*.parquet"), is_override), text("d/t-*.parquet"));
+                assert_eq!(folders.folder(&of("pictures"), is_override).ok(), Some(text("pictures")));
+                assert_eq!(folders.output(Path::new(&of("runs/x"))).ok(), Some(home.join("runs/x")));
+                assert_eq!(source(&folders, start, is_override), home.to_str().unwrap());
+            }
+        }
+        assert_eq!(folders.output(Path::new("./~/x")).ok(), Some(PathBuf::from("/here/~/x")), "said on purpose");
+        for named in ["~bob/x", "$WORK/x", "${WORK}"] {
+            let problems = [
+                folders.base(named, false).map(|_| ()),
+                folders.source(named, true).map(|_| ()),
+                folders.folder(named, false).map(|_| ()),
+                folders.output(Path::new(named)).map(|_| ()),
+            ];
+            for problem in problems {
+                let Err(problem) = problem else { panic!("{named}") };
+                let problem = problem("output.dir");
+                let begins = named.split('/').next().unwrap();
+                assert!(problem.to_string().contains(&format!("`output.dir`: `{begins}`")), "{problem}");
+                assert!(problem.hint().unwrap().contains(&format!("`./{begins}`")), "{:?}", problem.hint());
+            }
+        }
     }
 
     #[cfg(unix)]

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::TrainError;
 use super::prefetch::{Drafted, Drafts, ReadAhead, draft};
-use crate::base::Base;
+use crate::base::{Base, BaseError};
 use crate::cache::stock::{hold, make_room};
 use crate::cache::{CacheSettings, Place};
 use crate::data::index::FULL_DECODE_ROWS;
@@ -169,26 +169,24 @@ pub struct RecipeTable {
 /// The files of a table; a drawn one is drawn first, and stays while this process lives.
 fn find(spec: &str, split: Split, place: &Place, status: &dyn Status) -> Result<Vec<FileSource>> {
     let downloads = status.download();
-    let Ok(drawn) = spec.parse::<SynthSpec>() else {
-        return Ok(locate(spec, Path::new("."), &place.folder().join("data"), split, downloads.as_ref())?);
+    let in_folder = |folder: &Path| {
+        let files = locate(spec, Path::new("."), folder, split, downloads.as_ref());
+        files.map_err(|error| BaseError::in_cache(folder.to_path_buf(), error.into()))
     };
-    let folder = place.data_folder(Path::new(&drawn.file_name()));
-    let files = locate(spec, Path::new("."), &folder, split, downloads.as_ref())?;
+    let Ok(drawn) = spec.parse::<SynthSpec>() else { return in_folder(&place.folder()?.join("data")) };
+    let folder = place.data_folder(Path::new(&drawn.file_name()))?;
+    let mut files = in_folder(&folder)?;
     if place.is_scratch() {
         return Ok(files);
     }
     let is_held = |file: &FileSource| matches!(file, FileSource::Local(path) if hold(path));
-    let files = match files.iter().all(is_held) {
-        true => files,
+    if !files.iter().all(is_held) {
         // Another process gave it up at this moment.
-        false => {
-            let files = locate(spec, Path::new("."), &folder, split, downloads.as_ref())?;
-            files.iter().for_each(|file| {
-                is_held(file);
-            });
-            files
-        }
-    };
+        files = in_folder(&folder)?;
+        files.iter().for_each(|file| {
+            is_held(file);
+        });
+    }
     make_room(&CacheSettings::from_environment()?, 0);
     Ok(files)
 }

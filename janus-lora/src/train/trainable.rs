@@ -10,7 +10,7 @@ use janus_core::noise;
 use janus_core::site::LowRank;
 
 use super::TrainError;
-use crate::adapter::{Adapter, KEY_PREFIX, LoraCorrection, pair_keys};
+use crate::adapter::{Adapter, KEY_PREFIX, LoraCorrection, pair_keys, scaled_copy};
 use crate::dynamic::{self, Factors};
 use crate::error::Result;
 use crate::heads::{Head, Heads};
@@ -32,6 +32,8 @@ pub struct Trainable {
 #[derive(Debug)]
 pub struct Trainables {
     adapter: Adapter,
+    /// On all that the adapter shifts.
+    factor: f64,
     list: Vec<Trainable>,
     vars: BTreeMap<String, Tensor>,
 }
@@ -50,7 +52,15 @@ impl Trainables {
     /// # Errors
     /// A site or parameter that the model lacks.
     pub fn attach(model: &Janus, adapter: Adapter) -> Result<Self> {
-        Self::attach_some(model, adapter, &|_| true)
+        Self::attach_with(model, adapter, 1.0, &|_| true)
+    }
+
+    /// As [`Trainables::attach`], with a factor on all that the adapter shifts.
+    ///
+    /// # Errors
+    /// As [`Trainables::attach`].
+    pub fn attach_scaled(model: &Janus, adapter: Adapter, factor: f64) -> Result<Self> {
+        Self::attach_with(model, adapter, factor, &|_| true)
     }
 
     /// As [`Trainables::attach`], of which only tensors of some names are to move. Copies that do not move are left to the
@@ -59,6 +69,10 @@ impl Trainables {
     /// # Errors
     /// As [`Trainables::attach`].
     pub fn attach_some(model: &Janus, adapter: Adapter, moves: &dyn Fn(&str) -> bool) -> Result<Self> {
+        Self::attach_with(model, adapter, 1.0, moves)
+    }
+
+    fn attach_with(model: &Janus, adapter: Adapter, factor: f64, moves: &dyn Fn(&str) -> bool) -> Result<Self> {
         let mut list = Vec::new();
         let mut vars = BTreeMap::new();
         for (name, tensor) in adapter.tensors().into_iter().chain(adapter.extras()) {
@@ -71,7 +85,7 @@ impl Trainables {
                 vars.insert(name, value.detach());
             }
         }
-        let trainables = Self { adapter, list, vars };
+        let trainables = Self { adapter, factor, list, vars };
         trainables.place(model, Graph::Kept)?;
         Ok(trainables)
     }
@@ -125,13 +139,13 @@ impl Trainables {
     fn place(&self, model: &Janus, graph: Graph) -> Result<()> {
         let var = |name: &str| self.var(name, graph);
         let dynamic = self.adapter.dynamic.as_ref().map(|dynamic| dynamic.with_values(var));
-        let factors = Factors::of(dynamic.iter().map(|dynamic| (dynamic, 1.0)))?;
+        let factors = Factors::of(dynamic.iter().map(|dynamic| (dynamic, self.factor)))?;
         let dropout = self.adapter.config.dropout;
         let without_pair = factors.site(model.config()).filter(|path| !self.adapter.pairs.contains_key(path.as_str()));
         for path in self.adapter.pairs.keys().map(AsRef::as_ref).chain(without_pair.as_deref()) {
             let term = self.adapter.pairs.get(path).map(|pair| {
                 let (a, b) = pair_keys(&pair.site);
-                LowRank { a: var(&a), b: var(&b), dropout, ..pair.low_rank(1.0) }
+                LowRank { a: var(&a), b: var(&b), dropout, ..pair.low_rank(self.factor) }
             });
             let terms: Vec<LowRank> = term.into_iter().collect();
             let projection = match model.projections().get(path) {
@@ -144,13 +158,19 @@ impl Trainables {
             projection.attach(Some(scaled.unwrap_or_else(|| Arc::new(LoraCorrection::new(terms)))));
         }
         let moving = |name: &str| self.is_moving(&format!("{KEY_PREFIX}{name}"));
-        let saved = |name: &str| {
-            let is_copy = self.adapter.saved.contains_key(name) && moving(name);
-            is_copy.then(|| var(&format!("{KEY_PREFIX}{name}")))
-        };
-        let norms = factors.norm_copies(model, saved)?;
+        let mut copies = BTreeMap::new();
         for name in self.adapter.saved.keys().filter(|name| moving(name)) {
-            model.parameters().substitute(name, saved(name))?;
+            let copy = var(&format!("{KEY_PREFIX}{name}"));
+            // With no factor the variable itself stands in, and a step that moves it is seen at once.
+            let copy = match model.parameters().get(name) {
+                Some(parameter) if self.factor != 1.0 => scaled_copy(parameter.frozen(), &copy, self.factor)?,
+                _ => copy,
+            };
+            copies.insert(name.clone(), copy);
+        }
+        let norms = factors.norm_copies(model, |name| copies.get(name).cloned())?;
+        for (name, copy) in copies {
+            model.parameters().substitute(&name, Some(copy))?;
         }
         for (name, copy) in norms {
             model.parameters().substitute(&name, Some(copy))?;
@@ -178,7 +198,8 @@ impl Trainables {
     /// # Errors
     /// The tensor engine's.
     pub fn renew(&self, model: &Janus) -> Result<()> {
-        if self.adapter.dynamic.is_some() { self.place(model, Graph::Kept) } else { Ok(()) }
+        let is_made = self.adapter.dynamic.is_some() || self.factor != 1.0;
+        if is_made { self.place(model, Graph::Kept) } else { Ok(()) }
     }
 
     /// Native names of the parameters whose copies move.
@@ -341,6 +362,63 @@ mod tests {
         let failed = |_: &Heads| Err(Error::Usage { message: String::new(), hint: String::new() });
         assert!(trainables.untracked::<()>(&model, failed).is_err());
         assert!(hidden().unwrap().track_op());
+    }
+
+    #[test]
+    fn a_factor_is_on_all_that_an_adapter_shifts() {
+        let config = JanusConfig::shape("janus-tiny").unwrap();
+        let weights = RandomWeights::new(&config, 3);
+        let parts = Parts { vision: true, generation: true, ..Parts::default() };
+        let model = Janus::open(&weights, DType::F32, &Device::Cpu, parts, &mut |_| ()).unwrap();
+        let paths = Paths { vision: true, generation: true };
+        let spec = AdapterSpec {
+            rank: 3,
+            alpha: 6.0,
+            dropout: 0.0,
+            sites: vec!["model.generation_aligner.hidden_layers.0".into()],
+            modules_to_save: vec!["encoder.layers.0.layer_norm2".into(), "generation_aligner.fc1".into()],
+            dynamic: Some(paths),
+            heads: Vec::new(),
+            aligns: false,
+            base_name: None,
+        };
+        let read = |name: &str| weights.read(name, DType::F32);
+        let mut adapter = Adapter::new(&config, model.is_tied(), &spec, 1, &read).unwrap();
+        for pair in adapter.pairs.values_mut() {
+            pair.b = Tensor::full(0.05f32, pair.b.dims(), &Device::Cpu).unwrap();
+        }
+        for copy in adapter.saved.values_mut() {
+            *copy = (&*copy * 1.25).unwrap();
+        }
+        adapter.dynamic = Some(crate::dynamic::tests::trained(&config, paths, 1));
+        let value = || loss(&model).to_scalar::<f32>().unwrap();
+        let near = |a: f32, b: f32| (a - b).abs() <= 1e-4 * a.abs().max(b.abs()).max(1.0);
+        crate::adapter::attach(&model, &[(&adapter, 0.5)]).unwrap();
+        let half = value();
+        crate::adapter::attach(&model, &[(&adapter, 1.0)]).unwrap();
+        assert!(!near(half, value()));
+        crate::adapter::detach(&model);
+        let trainables = Trainables::attach_scaled(&model, adapter, 0.5).unwrap();
+        assert!(near(value(), half), "{} and {half}", value());
+        let gradients = loss(&model).backward().unwrap();
+        let name = format!("{KEY_PREFIX}model.generation_aligner.fc1.weight");
+        let trainable = trainables.list.iter().find(|trainable| trainable.name == name).unwrap();
+        let gradient: Vec<f32> = gradients.get(&trainable.var).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let place = (0..gradient.len()).max_by(|a, b| gradient[*a].abs().total_cmp(&gradient[*b].abs())).unwrap();
+        let start: Vec<f32> = trainable.var.as_detached_tensor().flatten_all().unwrap().to_vec1().unwrap();
+        let at = |shift: f32| {
+            let mut values = start.clone();
+            values[place] += shift;
+            trainable.var.set(&Tensor::from_vec(values, trainable.var.dims(), &Device::Cpu).unwrap()).unwrap();
+            trainables.renew(&model).unwrap();
+            value()
+        };
+        let difference = (at(0.01) - at(-0.01)) / 0.02;
+        assert!(
+            (gradient[place] - difference).abs() < 0.05 * difference.abs() + 5e-3,
+            "{} {difference}",
+            gradient[place]
+        );
     }
 
     /// The image loss of a prompt and the text loss of a picture's tower, through both paths of a dynamic encoder.

@@ -4,6 +4,7 @@
 mod adapters;
 mod bases;
 mod commands;
+mod habits;
 #[cfg(unix)]
 mod links;
 mod merges;

@@ -221,6 +221,55 @@ fn the_environment_has_the_meaning_it_has_for_python() {
 }
 
 #[test]
+fn folders_of_the_environment_begin_at_home_by_any_name() {
+    let cache_of = |variables: &[(&str, &str)]| from_variables(variables).unwrap().cache_dir;
+    for home in ["~", "$HOME", "${HOME}"] {
+        let below = |name: &str| format!("{home}/{name}");
+        assert_eq!(cache_of(&[("HOME", "/h"), ("HF_HOME", &below("hf"))]), Path::new("/h/hf/hub"));
+        assert_eq!(cache_of(&[("HOME", "/h"), ("HF_HUB_CACHE", &below("m"))]), Path::new("/h/m"));
+        assert_eq!(cache_of(&[("HOME", "/h"), ("XDG_CACHE_HOME", &below("c"))]), Path::new("/h/c/huggingface/hub"));
+        assert_eq!(cache_of(&[("USERPROFILE", "/u"), ("HF_HOME", &below("hf"))]), Path::new("/u/hf/hub"));
+        // Without a home folder there is none, least of all one that is called so.
+        let error = from_variables(&[("HF_HOME", &below("hf"))]).unwrap_err();
+        assert!(matches!(error, HubError::Folder { variable: "HF_HOME", .. }), "{error:?}");
+    }
+    for (variable, value) in [("HF_HOME", "~bob/hf"), ("HF_HUB_CACHE", "$WORK/hf"), ("HF_TOKEN_PATH", "~bob/token")] {
+        let error = from_variables(&[("HOME", "/h"), (variable, value)]).unwrap_err();
+        assert!(error.to_string().contains(variable) && error.fault() == Fault::Input, "{error:?}");
+        assert!(error.hints()[0].contains("`./"), "{:?}", error.hints());
+    }
+    let token = tempfile::tempdir().unwrap();
+    std::fs::write(token.path().join("t"), "hf_at_home").unwrap();
+    let home = ("HOME", token.path().to_str().unwrap());
+    let options = from_variables(&[home, ("HF_HOME", "/hf"), ("HF_TOKEN_PATH", "$HOME/t")]).unwrap();
+    assert_eq!(options.token.as_deref(), Some("hf_at_home"));
+}
+
+#[test]
+fn named_files_of_a_repository_are_fetched_and_no_others() {
+    let hub = simple_hub(b"some weights");
+    let cache = tempfile::tempdir().unwrap();
+    let id: RepoId = "owner/name".parse().unwrap();
+    let named = NamedFiles { needed: &["config.json"], wanted: &["absent.json"] };
+    let mut options = options(&hub, cache.path());
+    let folder = named.fetch(&id, &options, &Silent).unwrap();
+    let names: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["config.json"]);
+    let missing = NamedFiles { needed: &["config.json", "absent.json"], wanted: &[] };
+    let error = missing.fetch(&id, &options, &Silent).unwrap_err();
+    assert!(matches!(error, HubError::MissingFile { ref file, .. } if file == "absent.json"), "{error:?}");
+    // What is there is used without a network, and it is no whole base.
+    options.offline = true;
+    assert_eq!(named.fetch(&id, &options, &Silent).unwrap(), folder);
+    assert!(matches!(missing.fetch(&id, &options, &Silent), Err(HubError::Offline { .. })));
+    assert_eq!(cached_base("owner/name", &options), None);
+    options.offline = false;
+    let whole = resolve_base_with("owner/name", &options, &Silent).unwrap();
+    assert_eq!(cached_base("owner/name", &options), Some(whole));
+    assert_eq!(cached_base("owner/other", &options), None);
+}
+
+#[test]
 fn the_token_is_that_of_the_variable_or_the_file() {
     let home = tempfile::tempdir().unwrap();
     let folder = home.path().to_str().unwrap();

@@ -230,7 +230,7 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
         }
     }
     let cache_settings = CacheSettings::from_environment()?;
-    let fingerprint = base.start_fingerprint();
+    let fingerprint = base.start_fingerprint()?;
     let mut identity = RunIdentity::new(recipe, plan, tables)?;
     let resumed = match folder.is_resumed() {
         true => checkpoint::newest(folder.path(), status)?,

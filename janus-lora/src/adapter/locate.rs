@@ -1,0 +1,201 @@
+//! From what an argument names to the adapter folder: a folder as it stands, the one adapter in it, or a hub's.
+
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+use janus_core::hub::{HubError, HubOptions, NamedFiles, Progress, RepoId};
+use serde_json::Value;
+
+use super::error::AdapterError;
+use super::extras::EXTRAS_FILE;
+use super::file::{WEIGHTS_FILE, read_json_text};
+use super::folder::CONFIG_LIMIT_BYTES;
+use super::note::{NOTE_FILE, Note};
+use super::peft_config::CONFIG_FILE;
+
+/// What a hub's repository must have, and what it may.
+const FILES: NamedFiles<'_> = NamedFiles { needed: &[WEIGHTS_FILE, CONFIG_FILE], wanted: &[NOTE_FILE, EXTRAS_FILE] };
+
+/// Where a run keeps its checkpoints, each an adapter folder.
+const CHECKPOINTS: &str = "checkpoints";
+
+/// The adapter folder that `path` means: itself; the only adapter in it, as PEFT saves one that has a name; or, where no such
+/// folder exists and it is a hub id `owner/name` or `owner/name@revision`, that repository's in the Hugging Face cache.
+///
+/// # Errors
+/// Several adapters in the folder, a run that is not finished, a repository without an adapter, or what the hub reports.
+pub fn locate(path: &Path, progress: &dyn Progress) -> Result<PathBuf, AdapterError> {
+    if path.is_dir() {
+        return within(path, progress);
+    }
+    let Some(id) = hub_id(path) else { return Ok(path.to_path_buf()) };
+    let options = HubOptions::from_env().map_err(janus_core::Error::from)?;
+    FILES.fetch(&id, &options, progress).map_err(|error| match error {
+        HubError::MissingFile { id, file } => AdapterError::Repository { id: id.to_string(), file },
+        error => AdapterError::Core(error.into()),
+    })
+}
+
+/// The hub id that a path is where nothing of that name is there, nor the folder it would lie in.
+pub(super) fn hub_id(path: &Path) -> Option<RepoId> {
+    let has_parent = path.parent().is_some_and(|parent| parent.is_dir() && !parent.as_os_str().is_empty());
+    if path.exists() || has_parent {
+        return None;
+    }
+    path.to_str()?.parse().ok()
+}
+
+/// The adapter in a folder that is there.
+fn within(folder: &Path, progress: &dyn Progress) -> Result<PathBuf, AdapterError> {
+    if folder.join(CONFIG_FILE).exists() {
+        return Ok(folder.to_path_buf());
+    }
+    let mut names = named(folder)?;
+    match names.as_slice() {
+        [] => {}
+        [name] => {
+            let found = folder.join(name);
+            progress.note(&format!("the adapter in `{}` is `{}`", folder.display(), found.display()));
+            return Ok(found);
+        }
+        _ => {
+            by_number(&mut names);
+            return Err(AdapterError::Several { folder: folder.to_path_buf(), names });
+        }
+    }
+    let checkpoints = folder.join(CHECKPOINTS);
+    let mut steps = if checkpoints.is_dir() { named(&checkpoints)? } else { Vec::new() };
+    by_number(&mut steps);
+    match steps.pop() {
+        Some(last) => {
+            Err(AdapterError::Unfinished { folder: folder.to_path_buf(), checkpoint: checkpoints.join(last) })
+        }
+        // Read as an adapter's, it says what is missing.
+        None => Ok(folder.to_path_buf()),
+    }
+}
+
+/// Names of the adapter folders in a folder; none is looked for behind a link.
+fn named(folder: &Path) -> Result<Vec<String>, AdapterError> {
+    let failed = |source| AdapterError::Io { path: folder.to_path_buf(), source };
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if is_folder
+            && entry.path().join(CONFIG_FILE).is_file()
+            && let Ok(name) = entry.file_name().into_string()
+        {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// `step-9` before `step-10`.
+fn by_number(names: &mut [String]) {
+    let number = |name: &str| name.rsplit_once('-').and_then(|(_, digits)| digits.parse::<u64>().ok());
+    names.sort_by(|a, b| number(a).cmp(&number(b)).then_with(|| a.cmp(b)));
+}
+
+/// What an adapter folder calls its base: in `janus_adapter.json`, then in `adapter_config.json`.
+///
+/// # Errors
+/// No adapter folder, or files that are broken, too long, or lead elsewhere.
+pub fn base_names(folder: &Path) -> Result<Vec<String>, AdapterError> {
+    let in_folder = |source| AdapterError::Folder { folder: folder.to_path_buf(), source: Box::new(source) };
+    if !folder.is_dir() {
+        return Err(in_folder(AdapterError::NotAFolder { path: folder.to_path_buf() }));
+    }
+    let text = read_json_text(folder, CONFIG_FILE, CONFIG_LIMIT_BYTES).map_err(in_folder)?;
+    let text = text.ok_or_else(|| in_folder(AdapterError::NoFile { file: CONFIG_FILE }))?;
+    let json: Value =
+        serde_json::from_str(&text).map_err(|source| in_folder(AdapterError::Json { file: CONFIG_FILE, source }))?;
+    let mut names = Vec::new();
+    names.extend(Note::read(folder).map_err(in_folder)?.and_then(|note| note.base?.name));
+    names.extend(json.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned));
+    names.retain(|name| !name.trim().is_empty());
+    names.dedup();
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use janus_core::Diagnose;
+    use janus_core::hub::Silent;
+
+    use super::*;
+
+    /// A folder with adapters at these places.
+    fn place(adapters: &[&str]) -> tempfile::TempDir {
+        let place = tempfile::tempdir().unwrap();
+        for adapter in adapters {
+            let folder = place.path().join(adapter);
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join(CONFIG_FILE), "{\"base_model_name_or_path\": \"janus-nano\"}").unwrap();
+        }
+        place
+    }
+
+    #[test]
+    fn an_adapter_is_found_one_level_too_high() {
+        let one = place(&["style"]);
+        assert_eq!(locate(one.path(), &Silent).unwrap(), one.path().join("style"));
+        // One that lies there itself comes first, whatever else there is.
+        let own = place(&["", "style", "checkpoints/step-2"]);
+        assert_eq!(locate(own.path(), &Silent).unwrap(), own.path());
+        assert_eq!(
+            locate(&own.path().join("checkpoints/step-2"), &Silent).unwrap(),
+            own.path().join("checkpoints/step-2")
+        );
+        assert_eq!(locate(&own.path().join("checkpoints"), &Silent).unwrap(), own.path().join("checkpoints/step-2"));
+    }
+
+    #[test]
+    fn of_several_none_is_guessed() {
+        let several = place(&["style", "product", "checkpoint-10", "checkpoint-9"]);
+        let error = locate(several.path(), &Silent).unwrap_err();
+        let (text, hint) = (error.to_string(), error.hints().join(" "));
+        assert!(text.contains("`product`, `style`, `checkpoint-9`, `checkpoint-10`"), "{text}");
+        assert!(hint.contains(&format!("{}/checkpoint-10", several.path().display())), "{hint}");
+        let run = place(&["checkpoints/step-9", "checkpoints/step-10"]);
+        let error = locate(run.path(), &Silent).unwrap_err();
+        assert!(error.hints()[0].contains("checkpoints/step-10`"), "{:?}", error.hints());
+        assert!(matches!(error, AdapterError::Unfinished { .. }), "{error}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_is_no_adapter_of_the_folder() {
+        let (place, elsewhere) = (tempfile::tempdir().unwrap(), place(&["style"]));
+        std::os::unix::fs::symlink(elsewhere.path().join("style"), place.path().join("style")).unwrap();
+        assert_eq!(locate(place.path(), &Silent).unwrap(), place.path());
+    }
+
+    #[test]
+    fn what_lies_in_a_folder_that_exists_is_no_hub_id() {
+        let place = tempfile::tempdir().unwrap();
+        assert!(hub_id(&place.path().join("absent")).is_none());
+        assert!(hub_id(Path::new("src/absent")).is_none(), "a misspelt folder of this crate");
+        for text in ["absent", "a/b/c", "./a", "/a/b"] {
+            assert!(hub_id(Path::new(text)).is_none(), "{text}");
+        }
+        assert_eq!(hub_id(Path::new("owner/name@v2")).unwrap().revision(), "v2");
+    }
+
+    #[test]
+    fn both_files_may_name_the_base() {
+        let place = place(&[""]);
+        assert_eq!(base_names(place.path()).unwrap(), ["janus-nano"]);
+        std::fs::write(
+            place.path().join(NOTE_FILE),
+            "{\"version\": 1, \"base\": {\"name\": \"other\", \"fingerprint\": \"ab\"}}",
+        )
+        .unwrap();
+        assert_eq!(base_names(place.path()).unwrap(), ["other", "janus-nano"]);
+        std::fs::write(place.path().join(CONFIG_FILE), "{").unwrap();
+        assert!(base_names(place.path()).is_err());
+        assert!(base_names(&place.path().join("absent")).is_err());
+    }
+}
