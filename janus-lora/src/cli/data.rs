@@ -11,12 +11,13 @@ use serde_json::json;
 use super::report;
 use super::status::Terminal;
 use crate::base::Base;
+use crate::data::index::FULL_DECODE_ROWS;
 use crate::data::synth::{Domain, SynthSpec};
-use crate::data::{CheckReport, Split};
+use crate::data::{CheckReport, DEFAULT_PAGE_BYTES, Split};
 use crate::error::{Error, Result};
 use crate::recipe::{Columns, DataSection, Task};
 use crate::survey::{self, Distribution, SurveyError, TableStats};
-use crate::train::tables::{Scan, Source, open_tables, open_task};
+use crate::train::tables::{Place, Scan, Source, open_tables, open_task};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DataCommand {
@@ -196,11 +197,10 @@ fn usage(message: String) -> Error {
     Error::Usage { message, hint: "`janus data stats --help` has an example of each".into() }
 }
 
-/// The splits that a table names.
-fn splits(section: &DataSection) -> impl Iterator<Item = (&str, Split, String)> {
-    let train = (section.train.as_str(), Split::Train, format!("{} train", section.name));
-    let eval = section.eval.as_deref().map(|spec| (spec, Split::Eval, format!("{} eval", section.name)));
-    std::iter::once(train).chain(eval)
+/// The places where a recipe names rows, with a title each.
+fn places(section: &DataSection, number: usize) -> [(Place<'_>, String); 2] {
+    let place = |split| Place { section, number: Some(number), split };
+    [(place(Split::Train), format!("{} train", section.name)), (place(Split::Eval), format!("{} eval", section.name))]
 }
 
 fn check(recipe: &std::path::Path, overrides: &[String], json: bool) -> Result<()> {
@@ -209,10 +209,11 @@ fn check(recipe: &std::path::Path, overrides: &[String], json: bool) -> Result<(
     let limit = recipe.data_limits.max_bad_rows;
     let mut reports = serde_json::Map::new();
     let mut first_error = None;
-    for section in &recipe.data {
-        let task = open_task(section, &Terminal)?;
-        for (spec, split, title) in splits(section) {
-            let source = Source::open(spec, split, task.as_ref(), &base, Scan::of_everything(), &Terminal)?;
+    let scan = Scan::of_everything(&recipe.data_limits);
+    for (number, section) in recipe.data.iter().enumerate() {
+        let task = open_task(section, Some(number), scan, &Terminal)?;
+        for (place, title) in places(section, number) {
+            let Some(source) = Source::open(place, task.as_ref(), &base, scan, &Terminal)? else { continue };
             let report = CheckReport::new(&source.table, &source.index);
             let error = source.index.enforce(limit).err();
             let (allowed, verdict) = (limit.allowed(report.rows), if error.is_none() { "kept" } else { "exceeded" });
@@ -243,10 +244,11 @@ fn stats_of_recipe(path: &std::path::Path, overrides: &[String]) -> Result<Vec<(
     let recipe = super::train::load(path, overrides)?;
     let base = Base::open(&recipe.base.path, &Terminal)?;
     let mut all = Vec::new();
-    for section in &recipe.data {
-        let task = open_task(section, &Terminal)?;
-        for (spec, split, title) in splits(section) {
-            let source = Source::open(spec, split, task.as_ref(), &base, Scan::of_a_look(), &Terminal)?;
+    let scan = Scan::of_a_look(&recipe.data_limits);
+    for (number, section) in recipe.data.iter().enumerate() {
+        let task = open_task(section, Some(number), scan, &Terminal)?;
+        for (place, title) in places(section, number) {
+            let Some(source) = Source::open(place, task.as_ref(), &base, scan, &Terminal)? else { continue };
             let stats = TableStats::new(&source, task.as_ref(), &base, &title, &Terminal)?;
             all.push((title, stats));
         }
@@ -277,8 +279,10 @@ fn stats_of_table(spec: &str, base: Option<String>, task: TaskArgument, columns:
     }
     let section = DataSection { columns: Columns::new(given), ..DataSection::new("rows", task, spec) };
     let base = Base::open(&base, &Terminal)?;
-    let task = open_task(&section, &Terminal)?;
-    let source = Source::open(spec, Split::Train, task.as_ref(), &base, Scan::of_a_look(), &Terminal)?;
+    let scan = Scan { max_page_bytes: DEFAULT_PAGE_BYTES, decode_rows: FULL_DECODE_ROWS, limit: None };
+    let task = open_task(&section, None, scan, &Terminal)?;
+    let place = Place { section: &section, number: None, split: Split::Train };
+    let source = Source::open(place, task.as_ref(), &base, scan, &Terminal)?.expect("a table has rows to train on");
     TableStats::new(&source, task.as_ref(), &base, spec, &Terminal)
 }
 

@@ -1,7 +1,7 @@
 //! The tables of a recipe, opened and looked through before the run.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,10 +15,11 @@ use super::prefetch::{Drafted, Drafts, ReadAhead, draft};
 use crate::base::{Base, cache_folder};
 use crate::data::index::FULL_DECODE_ROWS;
 use crate::data::{
-    BadRowLimit, DataError, ImageChecks, Index, Position, Row, RowId, RowStream, ScanOptions, Split, Table, locate,
+    BadRowLimit, DataError, FileSource, ImageChecks, Index, Position, ReadOptions, Row, RowId, RowStream, ScanOptions,
+    Split, Table, locate,
 };
 use crate::error::Result;
-use crate::recipe::{DataSection, Recipe, Task as TaskName};
+use crate::recipe::{DataLimits, DataSection, Recipe, Task as TaskName};
 use crate::status::Status;
 use crate::tasks::{self, Draft, Sample, Task, label_column};
 
@@ -32,17 +33,19 @@ pub struct Scan {
     pub limit: Option<BadRowLimit>,
     /// Tables of at most so many rows have every image decoded.
     pub decode_rows: u64,
+    /// Bytes that a page of a file may unpack to.
+    pub max_page_bytes: u64,
 }
 
 impl Scan {
-    /// Every image decoded, nothing refused.
-    pub fn of_everything() -> Self {
-        Self { limit: None, decode_rows: u64::MAX }
+    /// Every image decoded, no row refused.
+    pub fn of_everything(limits: &DataLimits) -> Self {
+        Self { limit: None, decode_rows: u64::MAX, max_page_bytes: limits.max_page_bytes }
     }
 
-    /// Headers of large tables alone, nothing refused.
-    pub fn of_a_look() -> Self {
-        Self { limit: None, decode_rows: FULL_DECODE_ROWS }
+    /// Headers of large tables alone, no row refused.
+    pub fn of_a_look(limits: &DataLimits) -> Self {
+        Self { decode_rows: FULL_DECODE_ROWS, ..Self::of_everything(limits) }
     }
 
     /// What a run asks: a picture that it will read may not turn out to be damaged on the way. Where it reads fewer rows
@@ -51,7 +54,7 @@ impl Scan {
         let train = &recipe.train;
         let rows = |steps: u64| steps.saturating_mul(train.batch_size).saturating_mul(train.grad_accumulation);
         let decode_rows = train.steps.map_or(u64::MAX, rows).max(FULL_DECODE_ROWS);
-        Self { limit: Some(recipe.data_limits.max_bad_rows), decode_rows }
+        Self { limit: Some(recipe.data_limits.max_bad_rows), decode_rows, ..Self::of_everything(&recipe.data_limits) }
     }
 }
 
@@ -64,33 +67,73 @@ pub struct Source {
     pub index: Arc<Index>,
 }
 
+/// Where a recipe names rows.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// The table.
+    pub section: &'a DataSection,
+    /// Its number among the recipe's tables; `None` where there is no recipe.
+    pub number: Option<usize>,
+    /// Which of its rows.
+    pub split: Split,
+}
+
+impl<'a> Place<'a> {
+    /// What the recipe says there; nothing where it has no rows to evaluate on.
+    pub fn spec(&self) -> Option<&'a str> {
+        match self.split {
+            Split::Train => Some(&self.section.train),
+            Split::Eval => self.section.eval.as_deref(),
+        }
+    }
+
+    fn files(&self, spec: &str, status: &dyn Status) -> Result<Vec<FileSource>> {
+        let downloads = status.download();
+        let found = locate(spec, Path::new("."), &cache_folder().join("data"), self.split, downloads.as_ref());
+        Ok(found.map_err(|fault| match self.number {
+            Some(number) => {
+                let key = match self.split {
+                    Split::Train => "train",
+                    Split::Eval => "eval",
+                };
+                DataError::Named { key: format!("data.{number}.{key}"), fault: Box::new(fault) }
+            }
+            None => fault,
+        })?)
+    }
+
+    fn read_options(&self, scan: Scan) -> ReadOptions {
+        let image_root = self.section.image_root.as_ref().map(PathBuf::from);
+        ReadOptions { image_root, max_page_bytes: scan.max_page_bytes }
+    }
+}
+
 impl Source {
-    /// Finds, opens and looks through the rows of `spec`.
+    /// Finds, opens and looks through the rows of a place; `None` where it has none.
     ///
     /// # Errors
     /// No files, columns that are missing or of another type, too many bad rows, or no good one.
     pub fn open(
-        spec: &str,
-        split: Split,
+        place: Place<'_>,
         task: &dyn Task,
         base: &Base,
         scan: Scan,
         status: &dyn Status,
-    ) -> Result<Self> {
-        let downloads = status.download();
-        let files = locate(spec, Path::new("."), &cache_folder().join("data"), split, downloads.as_ref())?;
-        let table = Table::open_sources(&files, &task.columns())?;
+    ) -> Result<Option<Self>> {
+        let Some(spec) = place.spec() else { return Ok(None) };
+        let files = place.files(spec, status)?;
+        let table = Table::open_with(&files, &task.alternatives(), place.read_options(scan))?;
         let images = ImageChecks {
             dimensions: |bytes| image_dimensions(bytes).map_err(|e| e.to_string()),
             decode: |bytes| decode_image(bytes).map(|_| ()).map_err(|e| e.to_string()),
         };
         let check = |row: &Row| task.check(base, row);
         let bar = status.items(&format!("checking {spec}"), table.claimed_rows());
-        let Scan { limit, decode_rows } = scan;
+        let Scan { limit, decode_rows, .. } = scan;
         let options = ScanOptions { images, check: &check, limit, decode_rows };
         let index = table.scan(&options, &mut |progress| bar.set(progress.rows, progress.of))?;
         bar.finish();
-        Ok(Self { table: Arc::new(table), index: Arc::new(index) })
+        Ok(Some(Self { table: Arc::new(table), index: Arc::new(index) }))
     }
 
     /// All good rows once, in the order of the files.
@@ -117,16 +160,24 @@ pub struct RecipeTable {
     pub eval: Option<Source>,
 }
 
-/// The task of a table: where its head tells labels, they are read first.
+/// The task of a table: where its head tells labels, they are read first from its rows to train on.
 ///
 /// # Errors
-/// No files, no column of labels, or labels that are too few or too many.
-pub fn open_task(section: &DataSection, status: &dyn Status) -> Result<Arc<dyn Task>> {
-    let Some(request) = label_column(section) else { return Ok(tasks::task(section, &[])) };
+/// No files, columns that are missing or of another type, or labels that are too few or too many.
+pub fn open_task(
+    section: &DataSection,
+    number: Option<usize>,
+    scan: Scan,
+    status: &dyn Status,
+) -> Result<Arc<dyn Task>> {
+    let unlabelled = tasks::task(section, &[]);
+    let Some(request) = label_column(section) else { return Ok(unlabelled) };
     let spec = &section.train;
-    let downloads = status.download();
-    let files = locate(spec, Path::new("."), &cache_folder().join("data"), Split::Train, downloads.as_ref())?;
-    let table = Arc::new(Table::open_sources(&files, std::slice::from_ref(&request))?);
+    let place = Place { section, number, split: Split::Train };
+    let files = place.files(spec, status)?;
+    // All columns, so that all that is wrong with them is told at once.
+    Table::open_with(&files, &unlabelled.alternatives(), place.read_options(scan))?;
+    let table = Arc::new(Table::open_with(&files, &[vec![request.clone()]], place.read_options(scan))?);
     // A column without pictures: nothing is decoded.
     let no_image = |_: &[u8]| Err(String::new());
     let images = ImageChecks { dimensions: no_image, decode: |_| Err(String::new()) };
@@ -163,13 +214,12 @@ pub fn open_tables(recipe: &Recipe, base: &Base, status: &dyn Status) -> Result<
     let scan = Scan::before(recipe);
     let all = Scan { decode_rows: u64::MAX, ..scan };
     let mut tables = Vec::with_capacity(recipe.data.len());
-    for section in &recipe.data {
-        let task = open_task(section, status)?;
-        let train = Source::open(&section.train, Split::Train, task.as_ref(), base, scan, status)?;
-        let eval = match &section.eval {
-            Some(spec) => Some(Source::open(spec, Split::Eval, task.as_ref(), base, all, status)?),
-            None => None,
-        };
+    for (number, section) in recipe.data.iter().enumerate() {
+        let place = |split| Place { section, number: Some(number), split };
+        let task = open_task(section, Some(number), scan, status)?;
+        let train = Source::open(place(Split::Train), task.as_ref(), base, scan, status)?;
+        let train = train.expect("every table has rows to train on");
+        let eval = Source::open(place(Split::Eval), task.as_ref(), base, all, status)?;
         tables.push(RecipeTable { section: section.clone(), task, train, eval });
     }
     Ok(tables)
