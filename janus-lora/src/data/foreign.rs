@@ -24,6 +24,10 @@ pub(super) fn named(path: &Path) -> Option<DataError> {
 /// What a folder without Parquet files holds, where that can be seen.
 pub(super) fn folder(path: &Path) -> Option<DataError> {
     let found = |what, convert| Some(DataError::NotParquet { path: path.to_path_buf(), what, convert });
+    if path.join("config.json").exists() {
+        // A checkpoint, whose JSON is no table.
+        return None;
+    }
     let target = written_beside(path);
     if path.join("dataset_dict.json").is_file() {
         let line = format!(
@@ -57,8 +61,7 @@ pub(super) fn folder(path: &Path) -> Option<DataError> {
 /// Files that lie beside a table's own.
 fn is_side_file(path: &Path) -> bool {
     let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default().to_lowercase();
-    name.starts_with('.')
-        || ["dataset_info.json", "dataset_infos.json", "state.json", "config.json"].contains(&name.as_str())
+    name.starts_with('.') || ["dataset_info.json", "dataset_infos.json", "state.json"].contains(&name.as_str())
 }
 
 /// What the beginning and the name of a file say, and Python that converts it.
