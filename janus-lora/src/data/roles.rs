@@ -3,8 +3,8 @@
 
 use arrow::datatypes::{DataType, Schema};
 
-use super::schema::{ColumnFault, ColumnRequest, bind_one};
-use super::types::{find, list_item};
+use super::schema::{ColumnFault, ColumnKind, ColumnRequest, bind_one};
+use super::types::{Place, find, is_text, list_item};
 use crate::nearest::nearest;
 
 /// Most columns that a hint names.
@@ -35,8 +35,13 @@ pub(super) fn refuse(schema: &Schema, alternatives: &[Vec<ColumnRequest>]) -> (V
             (requests, faults)
         })
         .collect();
-    judged.sort_by_key(|(_, faults)| faults.len());
-    for (requests, faults) in &judged {
+    // One that nothing of is there is not what is meant.
+    judged.sort_by_key(|(requests, faults)| match faults.len() == requests.len() {
+        true => (true, 0),
+        false => (false, faults.len()),
+    });
+    let is_repeated = |fault: &ColumnFault| matches!(fault, ColumnFault::Repeated { .. });
+    for (requests, faults) in judged.iter().filter(|(_, faults)| !faults.iter().any(is_repeated)) {
         if let Some(columns) = complete(schema, requests) {
             return (faults.clone(), vec![proposal(schema, requests, &columns)]);
         }
@@ -81,9 +86,25 @@ fn fitting(schema: &Schema, request: &ColumnRequest, used: &[String]) -> Vec<Str
     };
     let opens = |name: &String| {
         let found = bind_one(schema, &ColumnRequest { column: name.clone(), required: true, ..request.clone() });
-        found.is_ok_and(|place| place.is_some_and(|place| place.data_type != DataType::Null))
+        let is_usable = |place: Place| {
+            // Any string may be JSON, but only its name can say so.
+            let is_guess =
+                request.kind == ColumnKind::Messages && is_text(&place.data_type) && !is_known(request, name);
+            place.data_type != DataType::Null && !is_guess
+        };
+        found.is_ok_and(|place| place.is_some_and(is_usable))
     };
     names.iter().filter(|name| !used.contains(name) && !is_part(name) && opens(name)).cloned().collect()
+}
+
+/// Whether a column is called as people call the role.
+fn is_known(request: &ColumnRequest, column: &str) -> bool {
+    let column = column.rsplit('.').next().unwrap_or(column).to_lowercase();
+    column == request.role || spellings(request.role).contains(&column.as_str())
+}
+
+fn spellings(role: &str) -> &'static [&'static str] {
+    SPELLINGS.iter().find(|(known, _)| *known == role).map_or(&[], |(_, names)| names)
 }
 
 /// The one of several columns that is meant, by its name.
@@ -96,8 +117,7 @@ fn choose(request: &ColumnRequest, columns: &[String]) -> Option<String> {
     };
     let near =
         || wanted.iter().find_map(|wanted| nearest(wanted, columns.iter().map(String::as_str)).map(str::to_owned));
-    let known = SPELLINGS.iter().find(|(role, _)| *role == request.role).map_or(&[][..], |(_, names)| names);
-    let spelt = || known.iter().find_map(|spelling| named(&|name| name == *spelling));
+    let spelt = || spellings(request.role).iter().find_map(|spelling| named(&|name| name == *spelling));
     let containing = || wanted.iter().find_map(|wanted| named(&|name| name.contains(&wanted.to_lowercase())));
     let only = || columns.first().filter(|_| columns.len() == 1).cloned();
     near().or_else(spelt).or_else(containing).or_else(only)
@@ -113,7 +133,8 @@ fn proposal(schema: &Schema, requests: &[ColumnRequest], columns: &[String]) -> 
     // An optional column that is not there must not be named.
     let is_there = |request: &ColumnRequest, column: &str| request.required || find(schema, column).is_some();
     let table: Vec<String> = pairs()
-        .filter(|(request, column)| request.role != column.as_str() && is_there(request, column))
+        .filter(|(request, column)| request.role != column.as_str() || request.column != **column)
+        .filter(|(request, column)| is_there(request, column))
         .map(|(request, column)| format!("{} = {column:?}", request.role))
         .collect();
     format!("did you mean {}? say `columns = {{ {} }}` in the recipe", changed.join(" and "), table.join(", "))
@@ -148,7 +169,7 @@ mod tests {
     use arrow::datatypes::{Field, Fields};
 
     use super::*;
-    use crate::data::schema::{ColumnKind, bind};
+    use crate::data::schema::bind;
 
     fn list(item: DataType) -> DataType {
         DataType::List(Field::new("item", item, true).into())
@@ -245,6 +266,16 @@ mod tests {
             let followed = followed(alternatives, &hints[0]).unwrap_or_default();
             assert!(followed.iter().any(|requests| bind(&schema, requests).is_ok()), "{hints:?}");
         }
+    }
+
+    #[test]
+    fn a_wrong_name_is_put_right_even_by_the_role_s_own() {
+        let schema =
+            Schema::new(vec![Field::new("image", DataType::Binary, true), Field::new("answer", DataType::Utf8, true)]);
+        let mut asked = understand();
+        asked[0][1].column = "anwser".into();
+        let (_, hints) = refuse(&schema, &asked[..1]);
+        assert_eq!(hints, ["did you mean `answer`? say `columns = { answer = \"answer\" }` in the recipe"]);
     }
 
     #[test]

@@ -340,7 +340,7 @@ fn conversations_are_read_in_every_spelling() {
     assert!(reason.starts_with("the conversation in `json` cannot be read: it is a text, and no JSON"), "{reason}");
 }
 
-/// 40 values of 300 kB that do not pack, and bitmaps that pack a thousandfold, in every encoding, codec and version.
+/// 40 values of 300 kB that do not pack, and 72 MiB of bitmaps that pack a thousandfold, in every encoding, codec and version.
 #[test]
 fn ordinary_files_of_any_writer_pass() {
     let folder = tempfile::tempdir().unwrap();
@@ -354,7 +354,7 @@ fn ordinary_files_of_any_writer_pass() {
             .collect()
     };
     let photos: Vec<Vec<u8>> = (0..40).map(|_| noise(300_000)).collect();
-    let bitmaps: Vec<Vec<u8>> = (0..12).map(|n| [b"BM".to_vec(), vec![n; 9 << 20]].concat()).collect();
+    let bitmaps: Vec<Vec<u8>> = (0..8).map(|n| [b"BM".to_vec(), vec![n; 9 << 20]].concat()).collect();
     let levels = (Default::default(), Default::default(), Default::default());
     let cases = [
         (&photos, Encoding::DELTA_BYTE_ARRAY, Compression::UNCOMPRESSED),
