@@ -112,12 +112,56 @@ pub fn locate(folder: &Path, name: &str) -> Result<Option<PathBuf>, InputError> 
     }
 }
 
-/// The bytes of the file `name` below `folder`, `None` where there is none.
+/// The bytes of the file `name` below `folder`, `None` where there is none; of a `.json` file without a byte-order mark, with which
+/// none may begin and some editors begin all.
 ///
 /// # Errors
 /// As [`locate`]; a file of more than `limit_bytes`.
 pub fn read(folder: &Path, name: &str, limit_bytes: u64) -> Result<Option<Vec<u8>>, InputError> {
     let Some(path) = locate(folder, name)? else { return Ok(None) };
+    let bytes = read_file(path, limit_bytes)?;
+    Ok(Some(if name.ends_with(".json") { without_mark(bytes) } else { bytes }))
+}
+
+/// The bytes of the file that `path` leads to, if it lies below one of the folders, whatever the path looks like: an
+/// absolute one, one with `..` in it, or a link. A relative one starts at each of the folders in turn. `None` where there is
+/// no file.
+///
+/// # Errors
+/// A file that lies elsewhere, something that is no regular file, more than `limit_bytes`, a path with a backslash or a zero
+/// byte, or the system's.
+pub fn read_among(folders: &[&Path], path: &str, limit_bytes: u64) -> Result<Option<Vec<u8>>, InputError> {
+    let first = folders.first().copied().unwrap_or(Path::new(""));
+    if path.is_empty() || path.contains(['\\', '\0']) {
+        return Err(InputError::Name { folder: first.to_path_buf(), name: path.into() });
+    }
+    let mut refused = None;
+    for start in folders {
+        let path = start.join(path);
+        let failed = |source| InputError::Io { path: path.clone(), source };
+        match path.metadata() {
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidFilename
+                ) => {}
+            Err(source) => refused = refused.or(Some(failed(source))),
+            Ok(about) => {
+                // A folder that is not there contains nothing.
+                if !folders.iter().any(|folder| contains(folder, &path).unwrap_or(false)) {
+                    refused = refused.or(Some(InputError::Outside { folder: start.to_path_buf(), path }));
+                } else if !about.is_file() {
+                    refused = refused.or(Some(InputError::NotAFile { path }));
+                } else {
+                    return read_file(path, limit_bytes).map(Some);
+                }
+            }
+        }
+    }
+    refused.map_or(Ok(None), Err)
+}
+
+fn read_file(path: PathBuf, limit_bytes: u64) -> Result<Vec<u8>, InputError> {
     let failed = |source| InputError::Io { path: path.clone(), source };
     let file = File::open(&path).map_err(failed)?;
     let told = file.metadata().map_err(failed)?.len();
@@ -128,8 +172,16 @@ pub fn read(folder: &Path, name: &str, limit_bytes: u64) -> Result<Option<Vec<u8
     }
     match told.max(bytes.len() as u64) {
         got if got > limit_bytes => Err(InputError::TooLarge { path, bytes: got, limit_bytes }),
-        _ => Ok(Some(bytes)),
+        _ => Ok(bytes),
     }
+}
+
+/// Text without the byte-order mark that some editors put before UTF-8.
+pub fn without_mark(mut text: Vec<u8>) -> Vec<u8> {
+    if text.starts_with(b"\xEF\xBB\xBF") {
+        text.drain(..3);
+    }
+    text
 }
 
 /// Whether a name joined to a folder stays below it, links aside. A backslash separates on some systems only, so it is
@@ -215,6 +267,21 @@ mod tests {
     }
 
     #[test]
+    fn json_comes_without_its_byte_order_mark() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text, expected) in [
+            ("a.json", "\u{feff}{}", "{}"),
+            ("b.json", "{}", "{}"),
+            ("c.json", "\u{feff}", ""),
+            ("d.json", "", ""),
+            ("e.txt", "\u{feff}{}", "\u{feff}{}"),
+        ] {
+            std::fs::write(folder.path().join(name), text).unwrap();
+            assert_eq!(read(folder.path(), name, 9).unwrap().unwrap(), expected.as_bytes(), "{name}");
+        }
+    }
+
+    #[test]
     fn longer_files_are_refused_whatever_they_tell() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("a"), [0; 9]).unwrap();
@@ -224,11 +291,74 @@ mod tests {
         assert!(!error.hints().is_empty());
     }
 
+    #[test]
+    fn paths_are_judged_by_where_they_lead() {
+        let outer = tempfile::tempdir().unwrap();
+        let (table, root) = (outer.path().join("table"), outer.path().join("pictures"));
+        for (folder, text) in [(&table, "t"), (&root, "p"), (&outer.path().to_path_buf(), "o")] {
+            std::fs::create_dir_all(folder.join("sub")).unwrap();
+            std::fs::write(folder.join("a"), text).unwrap();
+        }
+        std::fs::write(root.join("b"), "b").unwrap();
+        let absolute = |path: &Path| path.to_str().unwrap().to_owned();
+        let read = |folders: &[&Path], path: &str| read_among(folders, path, 9);
+        let (alone, both) = ([table.as_path()], [table.as_path(), root.as_path()]);
+        for path in ["a", "./sub/../a", "../table/a", &absolute(&table.join("a")), &absolute(&table.join("sub/../a"))] {
+            assert_eq!(read(&alone, path).unwrap().unwrap(), b"t", "{path}");
+            assert_eq!(read(&both, path).unwrap().unwrap(), b"t", "{path}: what lies beside the table comes first");
+        }
+        for path in ["../pictures/b", &absolute(&root.join("b"))] {
+            assert!(matches!(read(&alone, path), Err(InputError::Outside { .. })), "{path}");
+            assert_eq!(read(&both, path).unwrap().unwrap(), b"b", "{path}");
+        }
+        assert_eq!(read(&both, "b").unwrap().unwrap(), b"b");
+        for path in ["../a", &absolute(&outer.path().join("a")), "sub/../../a"] {
+            assert!(matches!(read(&both, path), Err(InputError::Outside { .. })), "{path}");
+        }
+        for path in ["none", "../none", "/none", &"long/".repeat(2000), &"x".repeat(300)] {
+            assert!(read(&both, path).unwrap().is_none(), "{path}");
+        }
+        for path in ["", "a\\b", "a\0"] {
+            assert!(matches!(read(&both, path), Err(InputError::Name { .. })), "{path}");
+        }
+        assert!(matches!(read(&both, "sub"), Err(InputError::NotAFile { .. })));
+        assert!(matches!(read_among(&alone, "a", 0), Err(InputError::TooLarge { bytes: 1, .. })));
+        assert!(
+            read(&[&outer.path().join("gone")], &absolute(&table.join("a"))).is_err(),
+            "a folder that is not there"
+        );
+    }
+
     #[cfg(unix)]
     mod links {
         use std::os::unix::fs::symlink;
 
         use super::*;
+
+        #[test]
+        fn a_link_is_where_it_leads() {
+            let outer = tempfile::tempdir().unwrap();
+            let (table, root) = (outer.path().join("table"), outer.path().join("pictures"));
+            for folder in [&table, &root] {
+                std::fs::create_dir(folder).unwrap();
+            }
+            std::fs::write(outer.path().join("secret"), "s").unwrap();
+            std::fs::write(root.join("a"), "p").unwrap();
+            symlink("../secret", table.join("out")).unwrap();
+            symlink("..", table.join("up")).unwrap();
+            symlink("../pictures/a", table.join("allowed")).unwrap();
+            symlink("../secret", root.join("out")).unwrap();
+            symlink(&table, outer.path().join("alias")).unwrap();
+            let both = [table.as_path(), root.as_path()];
+            for path in ["out", "up/secret", "../pictures/out", "up/table/out"] {
+                assert!(matches!(read_among(&both, path, 9), Err(InputError::Outside { .. })), "{path}");
+            }
+            assert_eq!(read_among(&both, "allowed", 9).unwrap().unwrap(), b"p");
+            assert!(matches!(read_among(&both[..1], "allowed", 9), Err(InputError::Outside { .. })));
+            std::fs::write(table.join("own"), "t").unwrap();
+            let alias = outer.path().join("alias/own");
+            assert_eq!(read_among(&both, alias.to_str().unwrap(), 9).unwrap().unwrap(), b"t");
+        }
 
         #[test]
         fn a_link_out_of_the_folder_is_refused() {

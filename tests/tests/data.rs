@@ -108,6 +108,10 @@ fn conversations_are_those_of_transformers_and_every_answer_is_learnt() {
         let placeholders = ids.iter().filter(|id| **id == base.tokenizer().special().image_placeholder).count();
         assert_eq!((count, placeholders), (images, images * base.prompts().tokens_per_image()), "{name}");
     }
+    // They are found by their own names, too.
+    for (named, unnamed) in found.iter().zip(drafts(folder.path(), &base, "understand", "", rows.len())) {
+        assert_eq!(text(named), text(&unnamed));
+    }
     let answers = ["The second.", "Sand.", "A kite.", "A hill."];
     for (draft, answer) in found.iter().zip(answers) {
         assert!(learnt(&base, draft).starts_with(&format!(" {answer}{eos}")), "{}", learnt(&base, draft));

@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::recipe::{Columns, DataLimits, DataSection, Orientation, Task};
 use crate::status::Status;
 use crate::survey::{self, Distribution, SurveyError, TableStats};
-use crate::train::tables::{Scan, Source, open_tables, open_task};
+use crate::train::tables::{Part, Scan, Source, open_tables, open_task};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DataCommand {
@@ -209,10 +209,11 @@ fn usage(message: String) -> Error {
     Error::Usage { message, hint: "`janus data stats --help` has an example of each".into() }
 }
 
-/// The splits that a table names.
-fn splits(section: &DataSection) -> impl Iterator<Item = (Split, String)> {
-    let train = (Split::Train, format!("{} train", section.name));
-    let eval = section.eval.as_ref().map(|_| (Split::Eval, format!("{} eval", section.name)));
+/// What a recipe's table has rows for, with a title each.
+fn parts(section: &DataSection, number: usize) -> impl Iterator<Item = (Part<'_>, String)> {
+    let part = move |split| Part { section, number: Some(number), split };
+    let train = (part(Split::Train), format!("{} train", section.name));
+    let eval = section.eval.as_ref().map(|_| (part(Split::Eval), format!("{} eval", section.name)));
     std::iter::once(train).chain(eval)
 }
 
@@ -222,10 +223,11 @@ fn check(recipe: &std::path::Path, overrides: &[String], json: bool) -> Result<(
     let limit = recipe.data_limits.max_bad_rows;
     let mut reports = serde_json::Map::new();
     let mut first_error = None;
-    for section in &recipe.data {
-        let task = open_task(section, &recipe.data_limits, base.place(), &Terminal)?;
-        for (split, title) in splits(section) {
-            let source = Source::open(section, split, task.as_ref(), &base, Scan::of_everything(), &Terminal)?;
+    let scan = Scan::of_everything(&recipe.data_limits);
+    for (number, section) in recipe.data.iter().enumerate() {
+        let task = open_task(section, Some(number), &recipe.data_limits, base.place(), &Terminal)?;
+        for (part, title) in parts(section, number) {
+            let source = Source::open(part, task.as_ref(), &base, scan, &Terminal)?;
             let report = CheckReport::new(&source.table, &source.index);
             let error = source.index.enforce(limit).err();
             let (allowed, verdict) = (limit.allowed(report.rows), if error.is_none() { "kept" } else { "exceeded" });
@@ -261,10 +263,11 @@ fn stats_of_recipe(path: &std::path::Path, overrides: &[String]) -> Result<Vec<(
     let recipe = super::train::load(path, overrides)?;
     let base = Base::open(&recipe.base.path, &Terminal)?;
     let mut all = Vec::new();
-    for section in &recipe.data {
-        let task = open_task(section, &recipe.data_limits, base.place(), &Terminal)?;
-        for (split, title) in splits(section) {
-            let source = Source::open(section, split, task.as_ref(), &base, Scan::of_a_look(), &Terminal)?;
+    let scan = Scan::of_a_look(&recipe.data_limits);
+    for (number, section) in recipe.data.iter().enumerate() {
+        let task = open_task(section, Some(number), &recipe.data_limits, base.place(), &Terminal)?;
+        for (part, title) in parts(section, number) {
+            let source = Source::open(part, task.as_ref(), &base, scan, &Terminal)?;
             warn_of_clipped(&source, &title);
             let stats = TableStats::new(&source, task.as_ref(), &base, &title, &Terminal)?;
             all.push((title, stats));
@@ -318,8 +321,10 @@ fn stats_of_table(
         ..DataSection::new("rows", task, spec)
     };
     let base = Base::open(&base, &Terminal)?;
-    let task = open_task(&section, &DataLimits::default(), base.place(), &Terminal)?;
-    let source = Source::open(&section, Split::Train, task.as_ref(), &base, Scan::of_a_look(), &Terminal)?;
+    let limits = DataLimits::default();
+    let task = open_task(&section, None, &limits, base.place(), &Terminal)?;
+    let part = Part { section: &section, number: None, split: Split::Train };
+    let source = Source::open(part, task.as_ref(), &base, Scan::of_a_look(&limits), &Terminal)?;
     warn_of_clipped(&source, spec);
     TableStats::new(&source, task.as_ref(), &base, spec, &Terminal)
 }

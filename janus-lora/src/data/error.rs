@@ -9,9 +9,9 @@ use janus_core::input::InputError;
 use janus_core::output::OutputError;
 use janus_core::{Diagnose, Fault};
 
-use super::rejected::{BadRowLimit, RejectedRow};
+use super::rejected::{BadRowLimit, RejectedRow, cut};
 use super::row::RowId;
-use super::schema::{ColumnFault, nearest};
+use super::schema::ColumnFault;
 
 /// Rejected rows that an error carries along, for the user to look at.
 pub const FIRST_REJECTED: usize = 8;
@@ -90,6 +90,67 @@ pub enum DataError {
         /// What the reader found.
         reason: String,
     },
+    /// A table in another format.
+    #[error("`{}` is {what}; tables are read from Parquet", path.display())]
+    NotParquet {
+        /// The file or folder.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+        /// Python that converts it.
+        convert: Option<String>,
+    },
+    /// A recipe's `image_root` that is no folder.
+    #[error("`image_root`: no folder `{}`", path.display())]
+    ImageRoot {
+        /// What was named.
+        path: PathBuf,
+    },
+    /// A source that cannot be found or read, with the key that names it.
+    #[error("`{key}`: {fault}")]
+    Named {
+        /// Such as `data.0.eval`.
+        key: String,
+        /// What is wrong with it.
+        fault: Box<DataError>,
+    },
+    /// A page that unpacks to more than the recipe allows.
+    #[error(
+        "row group {row_group} of `{}`: a page of column `{column}` claims to unpack from {packed_bytes} bytes to {bytes}, and \
+         `data_limits.max_page_bytes` allows {limit_bytes}",
+        path.display()
+    )]
+    PageLimit {
+        /// The file.
+        path: PathBuf,
+        /// Its row group, from 0.
+        row_group: usize,
+        /// The column, with the fields on the way to its values.
+        column: String,
+        /// The page's size in the file.
+        packed_bytes: u64,
+        /// What it would take in memory.
+        bytes: u64,
+        /// What is allowed.
+        limit_bytes: u64,
+    },
+    /// More values in a column of a row group than are read.
+    #[error(
+        "row group {row_group} of `{}`: column `{column}` claims {values} values or more, and at most {limit} are read of a row group",
+        path.display()
+    )]
+    ValueLimit {
+        /// The file.
+        path: PathBuf,
+        /// Its row group, from 0.
+        row_group: usize,
+        /// The column, with the fields on the way to its values.
+        column: String,
+        /// How many it claims at least.
+        values: u64,
+        /// How many are read.
+        limit: u64,
+    },
     /// A row group that cannot be decoded.
     #[error("row group {row_group} of `{}` is damaged: {reason}", path.display())]
     Damaged {
@@ -107,6 +168,8 @@ pub enum DataError {
         path: PathBuf,
         /// All of them.
         faults: Vec<ColumnFault>,
+        /// What leads to columns that open.
+        hints: Vec<String>,
     },
     /// An optional column that only some of the files have.
     #[error("column `{column}` is in `{}` but not in `{}`", with.display(), without.display())]
@@ -176,6 +239,7 @@ impl Diagnose for DataError {
             DataError::Output(e) => e.fault(),
             DataError::Hub(e) => e.fault(),
             DataError::Input(e) => e.fault(),
+            DataError::Named { fault, .. } => fault.fault(),
             DataError::Io { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::IsADirectory => Fault::Input,
                 _ => Fault::Internal,
@@ -186,12 +250,21 @@ impl Diagnose for DataError {
 
     fn hints(&self) -> Vec<String> {
         match self {
-            DataError::NotFound { .. } | DataError::NoMatch { .. } => vec![
-                "a recipe's opening comment says where its data is to be had; `data.0.train=...` names another place"
-                    .into(),
-                "paths in a recipe are relative to the recipe's folder, on the command line to the current folder"
-                    .into(),
+            DataError::NotFound { .. } | DataError::NoMatch { .. } => not_found_hints("data.0.train", self),
+            DataError::Named { key, fault } => match **fault {
+                DataError::NotFound { .. } | DataError::NoMatch { .. } => not_found_hints(key, fault),
+                _ => fault.hints(),
+            },
+            DataError::NotParquet { convert: None, .. } => Vec::new(),
+            DataError::NotParquet { convert: Some(python), .. } => vec![format!("convert it: python3 -c \"{python}\"")],
+            DataError::ImageRoot { .. } => vec!["`image_root` is relative to the recipe's folder".into()],
+            DataError::PageLimit { bytes, .. } => vec![
+                format!("if you trust the file and have the memory: `data_limits.max_page_bytes={bytes}`"),
+                "or write it again with smaller pages: `data_page_size=1 << 20` of pyarrow's `write_table`, `row_group_size` of others".into(),
             ],
+            DataError::ValueLimit { .. } => {
+                vec!["write the file again with smaller row groups: `row_group_size=10000` of pyarrow's `write_table`".into()]
+            }
             DataError::EmptyFolder { .. } => {
                 vec!["give a `.parquet` file, a glob, or a folder that holds such files".into()]
             }
@@ -205,7 +278,7 @@ impl Diagnose for DataError {
                 vec!["is the file whole? a download that was cut short or a git-lfs pointer looks like this".into()]
             }
             DataError::Damaged { .. } => vec!["copy or download the file again".into()],
-            DataError::Columns { faults, .. } => column_hints(faults),
+            DataError::Columns { hints, .. } => hints.clone(),
             DataError::FilesDiffer { .. } => vec!["files of one table need the same columns".into()],
             DataError::TooManyBadRows { .. } => vec![
                 "`janus data check` lists every row that cannot be used, with its reason".into(),
@@ -226,22 +299,16 @@ impl Diagnose for DataError {
     }
 }
 
-fn column_hints(faults: &[ColumnFault]) -> Vec<String> {
-    let mut hints = Vec::new();
-    for fault in faults {
-        let ColumnFault::Missing { role, column, columns } = fault else { continue };
-        match nearest(column, columns) {
-            Some(name) => {
-                hints.push(format!("did you mean `{name}`? say `columns = {{ {role} = \"{name}\" }}` in the recipe"))
-            }
-            None if hints.is_empty() => {
-                hints.push(format!("say which column is meant with `columns = {{ {role} = \"...\" }}` in the recipe"));
-            }
-            None => {}
-        }
-    }
-    if hints.is_empty() {
-        hints.push("`columns` in the recipe says which columns are read".into());
+/// Columns that a message names.
+const NAMED_COLUMNS: usize = 30;
+
+fn not_found_hints(key: &str, fault: &DataError) -> Vec<String> {
+    let mut hints = vec![
+        format!("a recipe's opening comment says where its data is to be had; `{key}=...` names another place"),
+        "paths in a recipe are relative to the recipe's folder, on the command line to the current folder".into(),
+    ];
+    if matches!(fault, DataError::NoMatch { pattern } if pattern.contains('[')) {
+        hints.push("`[ab]` in a pattern stands for one of the letters; `[[]` is the bracket itself".into());
     }
     hints
 }
@@ -254,10 +321,16 @@ impl fmt::Display for ColumnFault {
                 if columns.is_empty() {
                     return f.write_str("none");
                 }
-                for (i, name) in columns.iter().enumerate() {
-                    write!(f, "{}`{name}`", if i == 0 { "" } else { ", " })?;
+                for (i, name) in columns.iter().take(NAMED_COLUMNS).enumerate() {
+                    write!(f, "{}`{}`", if i == 0 { "" } else { ", " }, cut(name))?;
                 }
-                Ok(())
+                match columns.len().saturating_sub(NAMED_COLUMNS) {
+                    0 => Ok(()),
+                    more => write!(f, " and {more} more"),
+                }
+            }
+            ColumnFault::Repeated { role, column, count } => {
+                write!(f, "there are {count} columns `{column}` (for {role}), expected one")
             }
             ColumnFault::Type { role, column, expected, got } => {
                 write!(f, "column `{column}` (for {role}) has type `{got}`, expected {expected}")

@@ -8,7 +8,7 @@ use std::path::Path;
 use janus_core::hub::{DatasetRepository, HubOptions, Progress, RepoId};
 
 use super::error::DataError;
-use super::source::{FileSource, Split, of_split, pattern_options, split_of};
+use super::source::{FileSource, Split, of_split, pattern_options, split_of, with_literal_brackets};
 
 /// The variable that limits the cache.
 pub const LIMIT_VARIABLE: &str = "JANUS_DATA_CACHE_BYTES";
@@ -84,8 +84,19 @@ fn choose<'a>(
     if path.contains(['*', '?', '[']) {
         let malformed =
             |e: glob::PatternError| DataError::Source { spec: spec.into(), reason: format!("malformed pattern: {e}") };
-        let pattern = glob::Pattern::new(path).map_err(malformed)?;
-        names.retain(|name| pattern.matches_with(name, pattern_options()));
+        let matching = |pattern: &str| {
+            let pattern = glob::Pattern::new(pattern)?;
+            Ok(names.iter().copied().filter(|name| pattern.matches_with(name, pattern_options())).collect::<Vec<_>>())
+        };
+        let found = matching(path);
+        let literal = || matching(&with_literal_brackets(path)).unwrap_or_default();
+        names = match found {
+            Ok(found) if !found.is_empty() => found,
+            found => match literal() {
+                literal if !literal.is_empty() => literal,
+                _ => found.map_err(malformed)?,
+            },
+        };
         return if names.is_empty() { Err(DataError::NoMatch { pattern: spec.into() }) } else { Ok(names) };
     }
     let folder = if path.is_empty() { String::new() } else { format!("{path}/") };
@@ -151,6 +162,11 @@ mod tests {
         );
         assert_eq!(choose("**/train-?.parquet", Split::Train).unwrap(), train);
         assert_eq!(choose("README.md", Split::Train).unwrap(), ["README.md"]);
+        let bracketed = ["v[1]/t-0.parquet"];
+        assert_eq!(
+            super::choose("hf://x", "v[1]/t-*.parquet", bracketed.into_iter(), Split::Train).unwrap(),
+            bracketed
+        );
         assert!(matches!(choose("dat", Split::Train), Err(DataError::NoHubFiles { .. })));
         assert!(matches!(choose("none-*", Split::Train), Err(DataError::NoMatch { .. })));
         assert!(matches!(choose("a[", Split::Train), Err(DataError::Source { .. })));

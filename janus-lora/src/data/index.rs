@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::error::{DataError, FIRST_REJECTED};
-use super::reader::{Batch, DataFile};
+use super::reader::{Batch, DataFile, Described, ReadOptions};
 use super::rejected::{BadRowLimit, RejectedRow, RowFault};
 use super::row::{EncodedImage, Row, RowId};
 use super::schema::ColumnRequest;
@@ -120,7 +120,35 @@ impl Table {
     /// # Errors
     /// As [`Table::open`]; a hub that refuses or cannot be reached.
     pub fn open_sources(files: &[FileSource], requests: &[ColumnRequest]) -> Result<Self, DataError> {
-        let files = files.iter().map(|file| DataFile::open(file, requests)).collect::<Result<Vec<_>, _>>()?;
+        Self::open_with(files, &[requests.to_vec()], ReadOptions::default())
+    }
+
+    /// As [`Table::open_sources`], with the first of several lists of columns that all the files have.
+    ///
+    /// # Errors
+    /// As [`Table::open_sources`]; an `image_root` that is no folder.
+    pub fn open_with(
+        files: &[FileSource],
+        alternatives: &[Vec<ColumnRequest>],
+        options: ReadOptions,
+    ) -> Result<Self, DataError> {
+        if let Some(root) = options.image_root.as_ref().filter(|root| !root.is_dir()) {
+            return Err(DataError::ImageRoot { path: root.clone() });
+        }
+        let files = files.iter().map(Described::new).collect::<Result<Vec<_>, _>>()?;
+        let fitting = alternatives.iter().find(|requests| files.iter().all(|file| file.has(requests)));
+        let Some(requests) = fitting else {
+            let has_none = |file: &&Described| alternatives.iter().all(|requests| !file.has(requests));
+            let lacks_first = |file: &&Described| alternatives.first().is_some_and(|requests| !file.has(requests));
+            let told = files.iter().find(has_none).or_else(|| files.iter().find(lacks_first));
+            return match told {
+                Some(file) => Err(file.refused(alternatives)),
+                None => Err(DataError::Source { spec: String::new(), reason: "no columns are asked for".into() }),
+            };
+        };
+        let options = Arc::new(options);
+        let open = |file| DataFile::new(file, requests, options.clone());
+        let files = files.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
         for (number, request) in requests.iter().enumerate() {
             let with = files.iter().find(|file| file.has(number));
             let without = files.iter().find(|file| !file.has(number));
@@ -132,7 +160,7 @@ impl Table {
                 });
             }
         }
-        Ok(Self { files, requests: requests.to_vec(), decoding: Decoding::default(), presumed: None })
+        Ok(Self { files, requests: requests.clone(), decoding: Decoding::default(), presumed: None })
     }
 
     /// With pictures that are read otherwise.

@@ -6,7 +6,8 @@
 //!
 //! The way of a row:
 //! 1. [`source`] and [`hub`]: a path, glob, folder, `hf://` or `synth:` spec becomes an ordered list of files.
-//! 2. [`schema`]: requested columns are found and their types checked in every file.
+//! 2. [`schema`]: requested columns are found and their types checked in every file (`types`: what means the same; `roles`: what
+//!    is meant where one is missing; `foreign`: files that are not Parquet).
 //! 3. `reader`: one row group's requested columns, batch by batch, become [`Row`]s (`values`: a column's values); damaged files are errors, never panics.
 //! 4. [`index`]: one pass over the table marks the good rows in small [`index::Block`]s and lists the bad ones.
 //! 5. [`shuffle`] and [`stream`]: blocks are permuted by seed and epoch, rows shuffled within a bounded window of blocks,
@@ -15,28 +16,37 @@
 //!
 //! [`synth`] draws small data sets on the spot.
 
+mod conversations;
 pub mod error;
+mod foreign;
 pub mod hub;
 pub mod index;
+mod lengths;
 mod pages;
 mod random;
 mod reader;
 pub mod rejected;
 pub mod report;
+mod roles;
 pub mod row;
 pub mod schema;
 pub mod shuffle;
 pub mod source;
+#[cfg(test)]
+mod spelling_tests;
 pub mod stream;
 pub mod synth;
 #[cfg(test)]
 mod table_tests;
 #[cfg(test)]
 pub(crate) mod testing;
+mod types;
 mod values;
+mod written;
 
 pub use error::DataError;
 pub use index::{ClippedGreys, ImageChecks, Index, ScanOptions, ScanProgress, Table};
+pub use reader::{DEFAULT_PAGE_BYTES, ReadOptions};
 pub use rejected::{BadRowLimit, RejectedRow, RowFault};
 pub use report::CheckReport;
 pub use row::{EncodedImage, Message, Row, RowId};

@@ -8,61 +8,77 @@
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 
-/// A page may unpack to so many bytes whatever its size: writers aim at 1 MiB.
-const PLAUSIBLE_BYTES: u64 = 64 << 20;
-
-/// Larger ones must unpack to at most so many times their size. Encoded images hardly pack at all, and Snappy cannot
-/// pack anything tighter than one to 22.
-const PLAUSIBLE_RATIO: u64 = 64;
-
 /// A column of a row group has at most so many values. Runs of nulls or of equal values take no room in a page, but one
 /// row may be a list of all of them, and then they are in memory together.
 const MAX_VALUES: u64 = 1 << 26;
 
-/// A page of texts that each begin as the one before unpacks to at most so much: every value may be as long as the page,
-/// and a batch holds many. Writers aim at 1 MiB.
-const MAX_FRONT_CODED_BYTES: u64 = 4 << 20;
-
-/// `DELTA_BYTE_ARRAY` of parquet-format's `Encoding`.
-const FRONT_CODED: i64 = 7;
+/// `DELTA_LENGTH_BYTE_ARRAY` and `DELTA_BYTE_ARRAY` of parquet-format's `Encoding`.
+const PACKED_LENGTHS: [i64; 2] = [6, 7];
 
 /// Structs nest three deep in a page header.
 const MAX_DEPTH: usize = 8;
 
-/// Checks every page of the column chunk that lies at `start`, `length` bytes long.
-pub(crate) fn check(file: &File, start: u64, length: u64) -> Result<(), String> {
+/// Why a column's pages are not read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum PageFault {
+    /// What is there cannot be pages.
+    Damaged(String),
+    /// A page, or what its values come to, is larger than allowed.
+    TooLarge {
+        /// Its size in the file.
+        packed_bytes: u64,
+        /// What it says that it unpacks to.
+        bytes: u64,
+        /// What is allowed.
+        limit_bytes: u64,
+    },
+    /// More values than are read of one column of a row group.
+    TooMany {
+        /// So many, or more.
+        values: u64,
+        /// What is allowed.
+        limit: u64,
+    },
+}
+
+/// Checks every page of the column chunk that lies at `start`, `length` bytes long, and hands it to `look`. None may unpack to
+/// more than `limit_bytes`.
+pub(crate) fn check(
+    file: &File,
+    start: u64,
+    length: u64,
+    limit_bytes: u64,
+    look: &mut dyn FnMut(&Page),
+) -> Result<(), PageFault> {
     let mut headers = Headers { reader: BufReader::with_capacity(256, file) };
     let end = start.saturating_add(length);
     let (mut at, mut values) = (start, 0_u64);
     while at < end {
         let read = headers.read(at).ok().filter(|page| page.end <= end);
-        let page = read.ok_or_else(|| format!("the page header at byte {at} cannot be read"))?;
-        let Page { unpacked, packed, .. } = page;
-        if unpacked > PLAUSIBLE_BYTES.max(packed.saturating_mul(PLAUSIBLE_RATIO)) {
-            return Err(format!("the page at byte {at} claims to unpack from {packed} bytes to {unpacked}"));
-        }
-        if page.front_coded && unpacked > MAX_FRONT_CODED_BYTES {
-            return Err(format!(
-                "the page at byte {at} has {unpacked} bytes of front-coded values, at most {MAX_FRONT_CODED_BYTES} are read"
-            ));
+        let page = read.ok_or_else(|| PageFault::Damaged(format!("the page header at byte {at} cannot be read")))?;
+        if page.unpacked > limit_bytes {
+            return Err(PageFault::TooLarge { packed_bytes: page.packed, bytes: page.unpacked, limit_bytes });
         }
         values = values.saturating_add(page.values);
         if values > MAX_VALUES {
-            return Err(format!("a column claims {values} values or more, at most {MAX_VALUES} are read"));
+            return Err(PageFault::TooMany { values, limit: MAX_VALUES });
         }
-        at = page.end.saturating_add(packed);
+        look(&page);
+        at = page.end.saturating_add(page.packed);
     }
     Ok(())
 }
 
 /// What a page header says.
 #[derive(Default)]
-struct Page {
-    unpacked: u64,
+pub(crate) struct Page {
+    /// Its size once it is unpacked, in bytes.
+    pub(crate) unpacked: u64,
     packed: u64,
     /// Values, nulls included; none of a dictionary.
     values: u64,
-    front_coded: bool,
+    /// Whether lengths of values stand apart from them, packed: [`super::lengths`] looks at those.
+    pub(crate) has_packed_lengths: bool,
     /// Where the header ends.
     end: u64,
 }
@@ -99,7 +115,9 @@ impl Headers<'_> {
         self.fields(&mut |headers, field, kind| {
             match (field, kind) {
                 (1, 5) => page.values = u64::try_from(headers.integer()?).map_err(|_| malformed())?,
-                (field, 5) if field == encoding => page.front_coded = headers.integer()? == FRONT_CODED,
+                (field, 5) if field == encoding => {
+                    page.has_packed_lengths = PACKED_LENGTHS.contains(&headers.integer()?)
+                }
                 _ => headers.skip(kind, 1)?,
             }
             Ok(())
@@ -245,25 +263,36 @@ mod tests {
         bytes
     }
 
-    fn check_bytes(bytes: &[u8]) -> Result<(), String> {
+    const LIMIT: u64 = 64 << 20;
+
+    fn look_at(bytes: &[u8]) -> Result<Vec<(u64, bool)>, PageFault> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"before").unwrap();
         file.write_all(bytes).unwrap();
-        check(&file, 6, bytes.len() as u64)
+        let mut seen = Vec::new();
+        check(&file, 6, bytes.len() as u64, LIMIT, &mut |page| seen.push((page.unpacked, page.has_packed_lengths)))?;
+        Ok(seen)
+    }
+
+    fn check_bytes(bytes: &[u8]) -> Result<(), PageFault> {
+        look_at(bytes).map(drop)
+    }
+
+    fn damage(bytes: &[u8]) -> String {
+        match check_bytes(bytes) {
+            Err(PageFault::Damaged(reason)) => reason,
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
     fn a_page_that_claims_gigabytes_is_found_wherever_it_lies() {
-        let honest = [page(1000, 700), page(60 << 20, 20), page(100, 100)].concat();
+        let honest = [page(1000, 700), page(64 << 20, 20), page(100, 100)].concat();
         assert_eq!(check_bytes(&honest), Ok(()));
-        let lying = [honest.clone(), page(i32::MAX.into(), 900), page(5, 5)].concat();
-        let at = 6 + honest.len();
-        assert_eq!(
-            check_bytes(&lying),
-            Err(format!("the page at byte {at} claims to unpack from 900 bytes to 2147483647"))
-        );
-        let large = page(100 << 20, 2 << 20);
-        assert_eq!(check_bytes(&large), Ok(()), "a large page that packs well enough");
+        let lying = [honest, page(i32::MAX.into(), 900), page(5, 5)].concat();
+        let expected = PageFault::TooLarge { packed_bytes: 900, bytes: 2_147_483_647, limit_bytes: LIMIT };
+        assert_eq!(check_bytes(&lying), Err(expected));
+        assert!(check_bytes(&page((64 << 20) + 1, 2 << 20)).is_err());
     }
 
     #[test]
@@ -271,16 +300,15 @@ mod tests {
         let runs = |values| page_of(100, 40, values, 8, &[]);
         let most = [runs(1 << 25), runs((1 << 25) - 5), page(10, 10)].concat();
         assert_eq!(check_bytes(&most), Ok(()));
-        let error = check_bytes(&[most, page(10, 10)].concat()).unwrap_err();
-        assert!(error.contains("claims 67108869 values or more"), "{error}");
+        let expected = PageFault::TooMany { values: 67_108_869, limit: 67_108_864 };
+        assert_eq!(check_bytes(&[most, page(10, 10)].concat()), Err(expected));
     }
 
     #[test]
-    fn large_pages_of_front_coded_values_are_refused() {
-        let coded = |unpacked| page_of(unpacked, 1 << 20, 5, FRONT_CODED, &[]);
-        assert_eq!(check_bytes(&coded(4 << 20)), Ok(()));
-        let error = check_bytes(&coded((4 << 20) + 1)).unwrap_err();
-        assert!(error.contains("4194305 bytes of front-coded values"), "{error}");
+    fn pages_with_packed_lengths_are_pointed_out() {
+        for (encoding, expected) in [(0, false), (5, false), (6, true), (7, true), (8, false), (9, false)] {
+            assert_eq!(look_at(&page_of(77, 5, 5, encoding, &[])), Ok(vec![(77, expected)]), "{encoding}");
+        }
     }
 
     #[test]
@@ -292,7 +320,7 @@ mod tests {
         let odd = page_of(100, 40, 5, 0, &[&list[..], &map, &set].concat());
         assert_eq!(check_bytes(&[odd.clone(), page(10, 10)].concat()), Ok(()));
         let lying = [odd, page(i32::MAX.into(), 900)].concat();
-        assert!(check_bytes(&lying).unwrap_err().contains("claims to unpack"));
+        assert!(matches!(check_bytes(&lying), Err(PageFault::TooLarge { .. })));
     }
 
     /// Found by fuzzing: passing over what is not there never ends by itself.
@@ -301,19 +329,19 @@ mod tests {
         let claim = [0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x7F];
         for head in [&[0x19, 0xF1][..], &[0x19, 0xF3], &[0x1A, 0xF7]] {
             let list = [head, &claim].concat();
-            let error = check_bytes(&page_of(100, 40, 5, 0, &list)).unwrap_err();
+            let error = damage(&page_of(100, 40, 5, 0, &list));
             assert!(error.ends_with("cannot be read"), "{head:?}: {error}");
         }
         for kinds in [0x11, 0x37, 0x73] {
             let map = [&[0x1B][..], &claim, &[kinds]].concat();
-            assert!(check_bytes(&page_of(100, 40, 5, 0, &map)).unwrap_err().ends_with("cannot be read"), "{kinds:x}");
+            assert!(damage(&page_of(100, 40, 5, 0, &map)).ends_with("cannot be read"), "{kinds:x}");
         }
     }
 
     #[test]
     fn a_header_that_cannot_be_followed_is_refused() {
         for bytes in [&[0xFF; 40][..], &[0x15], &page(-4, 3), &[0x1C; 100]] {
-            assert!(check_bytes(bytes).unwrap_err().ends_with("cannot be read"), "{bytes:?}");
+            assert!(damage(bytes).ends_with("cannot be read"), "{bytes:?}");
         }
         assert_eq!(check_bytes(&[]), Ok(()));
     }

@@ -5,10 +5,10 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
+use arrow::datatypes::{Schema, SchemaRef};
 use arrow::error::ArrowError;
 use janus_core::guard;
 use janus_core::hub::{Shard, Silent};
@@ -19,12 +19,14 @@ use parquet::arrow::arrow_reader::{
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaDataReader};
 
 use super::error::DataError;
-use super::pages;
+use super::pages::{self, Page, PageFault};
 use super::rejected::RowFault;
-use super::row::{Message, Row, RowId};
+use super::row::{Row, RowId};
 use super::schema::{ColumnRequest, bind, type_name};
 use super::source::FileSource;
-use super::values::{MAX_BOXES, Values, few, text_at};
+use super::types::{Place, as_read};
+use super::values::{ImagePlaces, MAX_BOXES, Values, few};
+use super::{foreign, lengths, roles};
 
 /// Largest encoded image that is read, from a row or from a file it names; also the most that all images of a list may
 /// have together.
@@ -35,10 +37,10 @@ pub(crate) const MAX_IMAGE_BYTES: u64 = 256 << 20;
 pub(crate) const MAX_TEXT_BYTES: u64 = 1 << 20;
 
 /// Most images of a row: each is hundreds of tokens.
-const MAX_IMAGES: usize = 256;
+pub(super) const MAX_IMAGES: usize = 256;
 
-/// Most messages of a conversation.
-const MAX_MESSAGES: usize = 4096;
+/// Bytes that a page may unpack to where a table is opened without saying otherwise: hundreds of pictures of a megabyte.
+pub const DEFAULT_PAGE_BYTES: u64 = 512 << 20;
 
 /// Rows of a batch are as many as fit in this by the row group's account, at least one, at most [`BATCH_ROWS`].
 const BATCH_BYTES: u64 = 16 << 20;
@@ -53,6 +55,29 @@ const MAX_DESCRIPTION_BYTES: u64 = 256 << 20;
 /// Length of a description, and `PAR1`.
 const FOOTER_BYTES: usize = 8;
 
+/// How a table is read, whatever its columns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadOptions {
+    /// A folder that paths of images may lead into besides the table's own.
+    pub image_root: Option<PathBuf>,
+    /// Bytes that a page may unpack to (`data_limits.max_page_bytes`).
+    pub max_page_bytes: u64,
+}
+
+impl Default for ReadOptions {
+    fn default() -> Self {
+        Self { image_root: None, max_page_bytes: DEFAULT_PAGE_BYTES }
+    }
+}
+
+/// A file that was found to describe itself soundly.
+#[derive(Debug, Clone)]
+pub(crate) struct Described {
+    source: FileSource,
+    length: u64,
+    metadata: ArrowReaderMetadata,
+}
+
 /// A file whose requested columns are known to be there, of the right types.
 #[derive(Debug)]
 pub(crate) struct DataFile {
@@ -63,18 +88,20 @@ pub(crate) struct DataFile {
     pub(crate) length: u64,
     /// Columns as the file describes them.
     schema: SchemaRef,
-    /// The same, with requested texts and bytes as views.
+    /// The same, with requested columns as [`as_read`] asks.
     metadata: ArrowReaderMetadata,
-    /// Column of the file per request; `None` for an optional one that is not there.
-    columns: Vec<Option<usize>>,
+    /// Where each request is found; `None` for an optional one that is not there.
+    columns: Vec<Option<Place>>,
+    options: Arc<ReadOptions>,
+    /// Of each row group, the most rows that a batch may have, once its pages were looked at.
+    batch_rows: Vec<OnceLock<usize>>,
 }
 
-impl DataFile {
-    /// Reads the file's description and checks it against the requests.
-    pub(crate) fn open(source: &FileSource, requests: &[ColumnRequest]) -> Result<Self, DataError> {
+impl Described {
+    /// Reads the file's description.
+    pub(crate) fn new(source: &FileSource) -> Result<Self, DataError> {
         let path = source.shown();
-        let path = path.as_path();
-        let unreadable = |reason: String| DataError::Unreadable { path: path.to_path_buf(), reason };
+        let unreadable = |reason: String| DataError::Unreadable { path: path.clone(), reason };
         let (metadata, length) = match source {
             FileSource::Local(path) => local_description(path)?,
             FileSource::Hub(shard) => match shard.cached() {
@@ -100,13 +127,42 @@ impl DataFile {
                 }
             }
         }
+        Ok(Self { source: source.clone(), length, metadata })
+    }
+
+    /// The error of a table none of whose alternatives has all its columns in this file.
+    pub(crate) fn refused(&self, alternatives: &[Vec<ColumnRequest>]) -> DataError {
+        let (faults, hints) = roles::refuse(self.metadata.schema(), alternatives);
+        DataError::Columns { path: self.source.shown(), faults, hints }
+    }
+
+    /// Whether all columns are there.
+    pub(crate) fn has(&self, requests: &[ColumnRequest]) -> bool {
+        bind(self.metadata.schema(), requests).is_ok()
+    }
+}
+
+impl DataFile {
+    /// The file with these columns.
+    pub(crate) fn new(
+        file: Described,
+        requests: &[ColumnRequest],
+        options: Arc<ReadOptions>,
+    ) -> Result<Self, DataError> {
+        let path = file.source.shown();
+        let unreadable = |reason: String| DataError::Unreadable { path: path.clone(), reason };
+        let Described { source, length, metadata } = file;
         let schema = metadata.schema().clone();
-        let columns =
-            bind(&schema, requests).map_err(|faults| DataError::Columns { path: path.to_path_buf(), faults })?;
-        let metadata = guard::catch(|| with_views(&metadata, &columns))
+        let columns = bind(&schema, requests).map_err(|faults| DataError::Columns {
+            path: path.clone(),
+            faults,
+            hints: Vec::new(),
+        })?;
+        let metadata = guard::catch(|| with_columns_as_read(&metadata, &columns))
             .map_err(unreadable)?
             .map_err(|e| unreadable(e.to_string()))?;
-        Ok(Self { path: path.into(), source: source.clone(), length, schema, metadata, columns })
+        let batch_rows = (0..metadata.metadata().num_row_groups()).map(|_| OnceLock::new()).collect();
+        Ok(Self { path: path.into(), source, length, schema, metadata, columns, options, batch_rows })
     }
 
     /// The file's bytes, brought here first if they are on a hub.
@@ -150,8 +206,8 @@ impl DataFile {
 
     /// Bytes of the values of the column of a request, as the file claims.
     pub(crate) fn claimed_bytes(&self, request: usize) -> u64 {
-        let Some(root) = self.columns.get(request).copied().flatten() else { return 0 };
-        let mask = ProjectionMask::roots(self.metadata.parquet_schema(), [root]);
+        let Some(place) = self.columns.get(request).and_then(Option::as_ref) else { return 0 };
+        let mask = ProjectionMask::roots(self.metadata.parquet_schema(), [place.root]);
         let groups = self.metadata.metadata().row_groups().iter();
         let columns = groups.flat_map(|group| group.columns().iter().enumerate());
         let own = columns.filter(|(leaf, _)| mask.leaf_included(*leaf));
@@ -185,21 +241,53 @@ impl DataFile {
         Ok(Batches { file: self, row_group, roots, next_row: rows.start, reader: Some(reader) })
     }
 
-    /// Checks that the requested columns' pages are of plausible sizes, before anything makes room for them.
+    /// Checks that the requested columns' pages are of sizes that are allowed, before anything makes room for them, and
+    /// finds out how many rows a batch may have.
     pub(crate) fn check_pages(&self, row_group: usize) -> Result<(), DataError> {
-        let file = self.file()?;
+        let file = Arc::new(self.file()?);
         let (_, mask) = self.projection();
-        let columns = self.metadata.metadata().row_group(row_group).columns().iter().enumerate();
-        for (_, column) in columns.filter(|(leaf, _)| mask.leaf_included(*leaf)) {
+        let description = self.metadata.metadata().row_group(row_group);
+        let (mut largest, mut all) = (0, 0_u64);
+        for (_, column) in description.columns().iter().enumerate().filter(|(leaf, _)| mask.leaf_included(*leaf)) {
             let (start, size) = chunk_range(column).unwrap_or_default();
-            pages::check(&file, start, size).map_err(|reason| self.damaged(row_group, reason))?;
+            let mut has_packed_lengths = false;
+            let mut look = |page: &Page| {
+                has_packed_lengths |= page.has_packed_lengths;
+                largest = largest.max(page.unpacked);
+                all = all.saturating_add(page.unpacked);
+            };
+            let limit = self.options.max_page_bytes;
+            let checked = pages::check(&file, start, size, limit, &mut look).and_then(|()| match has_packed_lengths {
+                true => lengths::check(&file, column, self.claimed_rows(row_group), limit),
+                false => Ok(lengths::Values::default()),
+            });
+            let refused = |fault| self.refused_page(row_group, column.column_path().string(), fault);
+            let values = checked.map_err(refused)?;
+            largest = largest.max(values.largest_page_bytes);
+            all = all.max(values.bytes);
         }
+        let per_row = (all / self.claimed_rows(row_group).max(1)).max(1);
+        // A batch may reach into a page with each of its rows.
+        let by_page = (self.options.max_page_bytes / largest.max(1)).max(1);
+        let rows = (BATCH_BYTES / per_row).clamp(1, BATCH_ROWS).min(by_page);
+        let _ = self.batch_rows[row_group].set(rows as usize);
         Ok(())
+    }
+
+    fn refused_page(&self, row_group: usize, column: String, fault: PageFault) -> DataError {
+        let path = self.path.to_path_buf();
+        match fault {
+            PageFault::Damaged(reason) => DataError::Damaged { path, row_group, reason },
+            PageFault::TooLarge { packed_bytes, bytes, limit_bytes } => {
+                DataError::PageLimit { path, row_group, column, packed_bytes, bytes, limit_bytes }
+            }
+            PageFault::TooMany { values, limit } => DataError::ValueLimit { path, row_group, column, values, limit },
+        }
     }
 
     /// The requested columns' places in the schema, ascending, and the mask that reads only them.
     fn projection(&self) -> (Vec<usize>, ProjectionMask) {
-        let mut roots: Vec<usize> = self.columns.iter().copied().flatten().collect();
+        let mut roots: Vec<usize> = self.columns.iter().flatten().map(|place| place.root).collect();
         roots.sort_unstable();
         roots.dedup();
         let mask = ProjectionMask::roots(self.metadata.parquet_schema(), roots.iter().copied());
@@ -207,6 +295,9 @@ impl DataFile {
     }
 
     fn batch_rows(&self, row_group: usize, mask: &ProjectionMask) -> usize {
+        if let Some(rows) = self.batch_rows[row_group].get() {
+            return *rows;
+        }
         let description = self.metadata.metadata().row_group(row_group);
         let bytes = description.columns().iter().enumerate().filter(|(leaf, _)| mask.leaf_included(*leaf));
         let bytes =
@@ -220,35 +311,19 @@ impl DataFile {
     }
 }
 
-/// The description with requested texts and bytes to be read as views into their pages. A dictionary's values would
-/// otherwise be copied for every row that names them: a page of a few bytes could unpack to gigabytes.
-fn with_views(
+/// The description with requested columns as [`as_read`] asks.
+fn with_columns_as_read(
     metadata: &ArrowReaderMetadata,
-    columns: &[Option<usize>],
+    columns: &[Option<Place>],
 ) -> parquet::errors::Result<ArrowReaderMetadata> {
     let schema = metadata.schema();
-    let fields = schema.fields().iter().enumerate().map(|(number, field)| match columns.contains(&Some(number)) {
-        true => viewed(field),
+    let is_read = |number| columns.iter().flatten().any(|place| place.root == number);
+    let fields = schema.fields().iter().enumerate().map(|(number, field)| match is_read(number) {
+        true => as_read(field),
         false => field.clone(),
     });
     let schema = Schema::new_with_metadata(fields.collect::<Vec<_>>(), schema.metadata().clone());
     ArrowReaderMetadata::try_new(metadata.metadata().clone(), ArrowReaderOptions::new().with_schema(schema.into()))
-}
-
-fn viewed(field: &FieldRef) -> FieldRef {
-    let data_type = match field.data_type() {
-        DataType::Dictionary(_, values) => values,
-        other => other,
-    };
-    let data_type = match data_type {
-        DataType::Utf8 | DataType::LargeUtf8 => DataType::Utf8View,
-        DataType::Binary | DataType::LargeBinary => DataType::BinaryView,
-        DataType::List(item) => DataType::List(viewed(item)),
-        DataType::LargeList(item) => DataType::LargeList(viewed(item)),
-        DataType::Struct(fields) => DataType::Struct(fields.iter().map(viewed).collect()),
-        _ => field.data_type().clone(),
-    };
-    Arc::new(Field::clone(field).with_data_type(data_type))
 }
 
 /// First byte and length of a column's pages; `None` where the file claims something negative.
@@ -259,7 +334,9 @@ fn chunk_range(column: &ColumnChunkMetaData) -> Option<(u64, u64)> {
 
 /// A file's account of itself, and the file's length in bytes.
 fn local_description(path: &Path) -> Result<(ArrowReaderMetadata, u64), DataError> {
-    let unreadable = |reason: String| DataError::Unreadable { path: path.to_path_buf(), reason };
+    let unreadable = |reason: String| {
+        foreign::named(path).unwrap_or_else(|| DataError::Unreadable { path: path.to_path_buf(), reason })
+    };
     let file = open_regular(path)?;
     let length = file.metadata().map_err(|source| DataError::Io { path: path.to_path_buf(), source })?.len();
     let metadata = guard::catch(|| ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()))
@@ -340,15 +417,19 @@ impl Batches<'_> {
 
     fn unpack(&self, batch: &RecordBatch, requests: &[ColumnRequest]) -> Result<Batch, ArrowError> {
         let columns = requests.iter().zip(&self.file.columns).map(|(request, root)| {
-            let place = root.and_then(|root| self.roots.binary_search(&root).ok());
-            let values = match place {
-                Some(place) => Some(Values::new(batch.column(place), request.kind)?),
+            let values = match root {
+                Some(place) => {
+                    let column = self.roots.binary_search(&place.root).ok().and_then(|n| batch.columns().get(n));
+                    let gone = || ArrowError::SchemaError(format!("column `{}` is not in a batch", request.column));
+                    Some(Values::new(column.ok_or_else(gone)?, place, request.kind)?)
+                }
                 None => None,
             };
             Ok(BatchColumn { request: request.clone(), values })
         });
         Ok(Batch {
             file: self.file.path.clone(),
+            options: self.file.options.clone(),
             folder: match &self.file.source {
                 FileSource::Local(path) => Some(path.parent().map(Path::to_path_buf).unwrap_or_default()),
                 FileSource::Hub(_) => None,
@@ -366,6 +447,7 @@ pub(crate) struct Batch {
     file: Arc<Path>,
     /// Where paths of images start; `None` where there are no files beside the table's own.
     folder: Option<PathBuf>,
+    options: Arc<ReadOptions>,
     row_group: usize,
     pub(crate) first_row: usize,
     pub(crate) rows: usize,
@@ -393,95 +475,78 @@ impl Batch {
             boxes: Default::default(),
             lists: Default::default(),
         };
-        for BatchColumn { request: ColumnRequest { role, column, required, .. }, values } in &self.columns {
+        let places = ImagePlaces { folder: self.folder.as_deref(), root: self.options.image_root.as_deref() };
+        for BatchColumn { request, values } in &self.columns {
             let Some(values) = values else { continue };
-            let null = || RowFault::Null { column: column.clone() };
-            let present = match values {
-                Values::Text(array) => match text_at(array, index) {
-                    None => Err(null()),
-                    Some(text) if text.len() as u64 > MAX_TEXT_BYTES => {
-                        return Err(RowFault::TextBytes { column: column.clone(), bytes: text.len() as u64 });
-                    }
-                    Some(text) if text.trim().is_empty() => Err(RowFault::EmptyText { column: column.clone() }),
-                    Some(text) => {
-                        row.texts.insert(*role, text.to_string());
-                        Ok(())
-                    }
-                },
-                Values::Image(images) => match images.read(index, column, self.folder.as_deref())? {
-                    None => Err(null()),
-                    Some(image) => {
-                        row.images.insert(*role, vec![image]);
-                        Ok(())
-                    }
-                },
-                Values::ImageList(list, images) => {
-                    let items = few(list.range(index), column, "images", MAX_IMAGES)?;
-                    let (mut found, mut bytes) = (Vec::new(), 0);
-                    for item in items {
-                        let image = images.read(item, column, self.folder.as_deref())?.ok_or_else(null)?;
-                        bytes += image.bytes.len() as u64;
-                        if bytes > MAX_IMAGE_BYTES {
-                            return Err(RowFault::ListBytes { column: column.clone(), bytes });
-                        }
-                        found.push(image);
-                    }
-                    if found.is_empty() {
-                        Err(null())
-                    } else {
-                        row.images.insert(*role, found);
-                        Ok(())
-                    }
-                }
-                Values::Messages { list, nulls, role: roles, content } => {
-                    let range = few(list.range(index), column, "messages", MAX_MESSAGES)?;
-                    let first = range.start;
-                    let (mut turns, mut bytes) = (Vec::new(), 0);
-                    for item in range {
-                        let whole = nulls.as_ref().is_none_or(|nulls| nulls.is_valid(item));
-                        match (whole, text_at(roles, item), text_at(content, item)) {
-                            (true, Some(role), Some(content)) => {
-                                bytes += (role.len() + content.len()) as u64;
-                                if bytes > MAX_TEXT_BYTES {
-                                    return Err(RowFault::TextBytes { column: column.clone(), bytes });
-                                }
-                                turns.push(Message { role: role.into(), content: content.into() });
-                            }
-                            _ => {
-                                return Err(RowFault::IncompleteMessage { column: column.clone(), turn: item - first });
-                            }
-                        }
-                    }
-                    if turns.is_empty() {
-                        Err(null())
-                    } else {
-                        row.messages.insert(*role, turns);
-                        Ok(())
-                    }
-                }
-                Values::Boxes(boxes) => match boxes.read(index, column)? {
-                    None => Err(null()),
-                    Some(boxes) => {
-                        row.boxes.insert(*role, boxes);
-                        Ok(())
-                    }
-                },
-                Values::TextList(list, texts) => {
-                    let range = few(list.range(index), column, "texts", MAX_BOXES)?;
-                    if list.is_null(index) {
-                        Err(null())
-                    } else {
-                        let text = |item| text_at(texts, item).map(str::to_owned).ok_or_else(null);
-                        row.lists.insert(*role, range.map(text).collect::<Result<_, _>>()?);
-                        Ok(())
-                    }
-                }
-            };
-            match present {
-                Err(fault) if *required => return Err(fault),
+            match read_value(values, index, request, places, &mut row)? {
+                Some(missing) if request.required => return Err(missing),
                 _ => {}
             }
         }
         Ok(row)
     }
+}
+
+/// Puts a row's value of a column into the row, or says what it lacks.
+fn read_value(
+    values: &Values,
+    index: usize,
+    request: &ColumnRequest,
+    places: ImagePlaces<'_>,
+    row: &mut Row,
+) -> Result<Option<RowFault>, RowFault> {
+    let ColumnRequest { role, column, .. } = request;
+    let null = || RowFault::Null { column: column.clone() };
+    let too_long = |bytes: usize| RowFault::TextBytes { column: column.clone(), bytes: bytes as u64 };
+    match values {
+        Values::Null => return Ok(Some(null())),
+        Values::Text(texts) => match texts.read(index, column)? {
+            None => return Ok(Some(null())),
+            Some(text) if text.len() as u64 > MAX_TEXT_BYTES => return Err(too_long(text.len())),
+            Some(text) if text.trim().is_empty() => return Ok(Some(RowFault::EmptyText { column: column.clone() })),
+            Some(text) => drop(row.texts.insert(role, text.into_owned())),
+        },
+        Values::Image(images) => match images.read(index, column, places)? {
+            None => return Ok(Some(null())),
+            Some(image) => drop(row.images.insert(role, vec![image])),
+        },
+        Values::ImageList(list, images) => {
+            let items = few(list.range(index), column, "images", MAX_IMAGES)?;
+            let (mut found, mut bytes) = (Vec::new(), 0);
+            for item in items {
+                let image = images.read(item, column, places)?.ok_or_else(null)?;
+                bytes += image.bytes.len() as u64;
+                if bytes > MAX_IMAGE_BYTES {
+                    return Err(RowFault::ListBytes { column: column.clone(), bytes });
+                }
+                found.push(image);
+            }
+            if found.is_empty() {
+                return Ok(Some(null()));
+            }
+            row.images.insert(role, found);
+        }
+        Values::Messages(conversations) => match conversations.read(index, column, places)? {
+            None => return Ok(Some(null())),
+            Some(conversation) => {
+                row.messages.insert(role, conversation.turns);
+                if !conversation.images.is_empty() {
+                    row.images.insert(role, conversation.images);
+                }
+            }
+        },
+        Values::Boxes(boxes) => match boxes.read(index, column)? {
+            None => return Ok(Some(null())),
+            Some(boxes) => drop(row.boxes.insert(role, boxes)),
+        },
+        Values::TextList(list, texts) => {
+            let range = few(list.range(index), column, "texts", MAX_BOXES)?;
+            if list.is_null(index) {
+                return Ok(Some(null()));
+            }
+            let text = |item| Ok(texts.read(item, column)?.ok_or_else(null)?.into_owned());
+            row.lists.insert(role, range.map(text).collect::<Result<_, RowFault>>()?);
+        }
+    }
+    Ok(None)
 }

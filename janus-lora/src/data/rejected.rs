@@ -9,6 +9,18 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::reader::{MAX_IMAGE_BYTES, MAX_TEXT_BYTES};
 use super::row::RowId;
 
+/// Most characters of a stored text that a message shows.
+const MAX_SHOWN_CHARS: usize = 200;
+
+/// The beginning of a text of unknown length, fit for a message on one line.
+pub(crate) fn cut(text: &str) -> String {
+    let shown = text.chars().take(MAX_SHOWN_CHARS).collect::<String>().replace(char::is_control, "\u{fffd}");
+    match text.chars().nth(MAX_SHOWN_CHARS) {
+        Some(_) => format!("{shown}… ({} bytes)", text.len()),
+        None => shown,
+    }
+}
+
 /// What is wrong with a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -27,10 +39,19 @@ pub enum RowFault {
     NoImageFile {
         /// The column.
         column: String,
-        /// The path as stored.
+        /// The path as stored, its beginning where it is long.
         path: String,
         /// Why it cannot be read.
         reason: String,
+    },
+    /// The image is a text that can be no path: a URL, a data URI, base64.
+    NotAPath {
+        /// The column.
+        column: String,
+        /// The beginning of the text.
+        value: String,
+        /// What it is, and what to do about it.
+        what: &'static str,
     },
     /// The encoded image is larger than this program reads.
     ImageBytes {
@@ -96,6 +117,22 @@ pub enum RowFault {
         /// Which turn, from 0.
         turn: usize,
     },
+    /// A text that is to be a conversation and is none, or a message in parts that cannot be read.
+    Conversation {
+        /// The column.
+        column: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A number that stands for a label and has no name.
+    Unnamed {
+        /// The column.
+        column: String,
+        /// The number.
+        value: String,
+        /// How many names there are.
+        names: usize,
+    },
     /// A box of another number of corners' numbers than four, or with a null among them.
     BoxNumbers {
         /// The column.
@@ -117,6 +154,7 @@ impl RowFault {
             RowFault::Null { column } => format!("`{column}` is null"),
             RowFault::EmptyText { column } => format!("`{column}` is empty"),
             RowFault::NoImageFile { column, .. } => format!("the image file of `{column}` cannot be read"),
+            RowFault::NotAPath { column, what, .. } => format!("the image in `{column}` is {what}"),
             RowFault::ImageBytes { column, .. } => format!("the image in `{column}` is too large a file"),
             RowFault::ListBytes { column, .. } => format!("the images in `{column}` are too large together"),
             RowFault::TooMany { column, what, .. } => format!("there are too many {what} in `{column}`"),
@@ -125,6 +163,8 @@ impl RowFault {
             RowFault::TooManyPixels { column, .. } => format!("the image in `{column}` is over 64 megapixels"),
             RowFault::TooElongated { column, .. } => format!("the image in `{column}` is beyond 100:1"),
             RowFault::IncompleteMessage { column, .. } => format!("a message in `{column}` lacks its role or content"),
+            RowFault::Conversation { column, .. } => format!("the conversation in `{column}` cannot be read"),
+            RowFault::Unnamed { column, .. } => format!("a label in `{column}` has no name"),
             RowFault::BoxNumbers { column, .. } => format!("a box in `{column}` is not four numbers"),
             RowFault::Task { reason } => reason.clone(),
         }
@@ -140,6 +180,9 @@ impl fmt::Display for RowFault {
             }
             RowFault::NoImageFile { column, path, reason } => {
                 write!(f, "the image file `{path}` of `{column}` cannot be read: {reason}")
+            }
+            RowFault::NotAPath { column, value, what } => {
+                write!(f, "the image in `{column}`, `{value}`, is {what}")
             }
             RowFault::ImageBytes { column, bytes } => write!(f, "the image in `{column}` is a file of {bytes} bytes"),
             RowFault::ListBytes { column, bytes } => {
@@ -159,6 +202,12 @@ impl fmt::Display for RowFault {
             }
             RowFault::TooElongated { column, width, height } => {
                 write!(f, "the image in `{column}` has {width} x {height} pixels, beyond 100:1")
+            }
+            RowFault::Conversation { column, reason } => {
+                write!(f, "the conversation in `{column}` cannot be read: {reason}")
+            }
+            RowFault::Unnamed { column, value, names } => {
+                write!(f, "the label {value} in `{column}` has no name: the file has {names}, counted from 0")
             }
             RowFault::IncompleteMessage { column, turn } => {
                 write!(f, "message {turn} in `{column}` lacks its role or content")

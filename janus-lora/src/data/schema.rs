@@ -1,22 +1,32 @@
 //! Which columns are asked for, and whether a file has them with a type that can be read as such.
 
-use arrow::datatypes::{DataType, Field, Schema};
+use arrow::datatypes::{DataType, Schema};
 
-/// What a column is read as.
+use super::conversations::fits_turns;
+pub use super::types::type_name;
+use super::types::{Place, find, is_image, is_number, is_text, list_item};
+
+/// What a column is read as. Types of Arrow that mean the same are the same: large ones, views, dictionaries, lists of any
+/// kind, numbers of any width; a column of type null holds nothing but nulls of any type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ColumnKind {
     /// One image a row: `struct<bytes: binary, path: string>` as the Hugging Face `datasets` library writes it, plain
-    /// binary, or a string that is the path of an image file, relative to the Parquet file's folder.
+    /// binary, or a string that is the path of an image file.
     Image,
     /// Any number of images a row: a list of what [`ColumnKind::Image`] reads, or one such image.
     ImageList,
-    /// Text: a string, dictionary-encoded ones included.
+    /// Text: a string, or labels whose names `datasets` keeps with the file.
     Text,
-    /// A conversation: `list<struct<role: string, content: string>>`.
+    /// A label: text, or a number or truth value, which is read as its text.
+    Label,
+    /// A conversation: `list<struct<role: string, content: string>>`, with `from` and `value` as well, `content` perhaps in
+    /// parts of text and pictures, or all of it as JSON in a string.
     Messages,
+    /// A conversation whose parts hold their pictures themselves.
+    PicturedMessages,
     /// Any number of boxes a row, four numbers each: `list<list<float>>`.
     Boxes,
-    /// Any number of texts a row: `list<string>`.
+    /// Any number of labels a row: `list<string>`, or a list of what else [`ColumnKind::Label`] reads.
     TextList,
 }
 
@@ -31,25 +41,30 @@ impl ColumnKind {
                 "a list of, or one, `struct<bytes: binary, path: string>`, `binary`, or `string` (the path of an image file)"
             }
             ColumnKind::Text => "`string`",
-            ColumnKind::Messages => "`list<struct<role: string, content: string>>`",
+            ColumnKind::Label => "`string`, an integer or `bool`",
+            ColumnKind::Messages => {
+                "`list<struct<role: string, content: string>>`, `list<struct<from: string, value: string>>`, or the same as JSON in a `string`"
+            }
+            ColumnKind::PicturedMessages => {
+                "`list<struct<role: string, content: list<struct<type: string, text: string, image: struct<bytes: binary, path: string>>>>>`"
+            }
             ColumnKind::Boxes => "`list<list<float>>` (x1, y1, x2, y2)",
-            ColumnKind::TextList => "`list<string>`",
+            ColumnKind::TextList => "`list<string>`, or a list of integers or `bool`",
         }
     }
 
-    fn fits(self, data_type: &DataType) -> bool {
+    /// Whether a type fits; `named`: whether the file has names for its numbers.
+    pub(super) fn fits(self, data_type: &DataType, named: bool) -> bool {
+        let is_label = |of: &DataType| is_text(of) || is_number(of) || matches!(of, DataType::Boolean);
         match self {
             ColumnKind::Image => is_image(data_type),
             ColumnKind::ImageList => is_image(data_type) || list_item(data_type).is_some_and(is_image),
-            ColumnKind::Text => is_text(data_type),
-            ColumnKind::Messages => match list_item(data_type) {
-                Some(DataType::Struct(fields)) => ["role", "content"]
-                    .iter()
-                    .all(|name| fields.find(name).is_some_and(|(_, field)| is_text(field.data_type()))),
-                _ => false,
-            },
+            ColumnKind::Text => is_text(data_type) || (named && is_number(data_type)),
+            ColumnKind::Label => is_label(data_type),
+            ColumnKind::Messages => is_text(data_type) || fits_turns(data_type, false),
+            ColumnKind::PicturedMessages => fits_turns(data_type, true),
             ColumnKind::Boxes => list_item(data_type).and_then(list_item).is_some_and(is_number),
-            ColumnKind::TextList => list_item(data_type).is_some_and(is_text),
+            ColumnKind::TextList => list_item(data_type).is_some_and(is_label),
         }
     }
 }
@@ -59,7 +74,7 @@ impl ColumnKind {
 pub struct ColumnRequest {
     /// What the task calls it (`image`, `question`, ...).
     pub role: &'static str,
-    /// What the file calls it.
+    /// What the file calls it; `column.field` reaches into a struct or a list of structs.
     pub column: String,
     /// What it is read as.
     pub kind: ColumnKind,
@@ -91,6 +106,15 @@ pub enum ColumnFault {
         /// The columns there are.
         columns: Vec<String>,
     },
+    /// The file has several columns of the name.
+    Repeated {
+        /// The task's name for it.
+        role: &'static str,
+        /// The name.
+        column: String,
+        /// How many there are.
+        count: usize,
+    },
     /// The column is of a type that cannot be read as asked.
     Type {
         /// The task's name for it.
@@ -104,135 +128,72 @@ pub enum ColumnFault {
     },
 }
 
-/// Where each requested column stands in the schema (`None`: optional and not there), or everything that is wrong.
-pub(crate) fn bind(schema: &Schema, requests: &[ColumnRequest]) -> Result<Vec<Option<usize>>, Vec<ColumnFault>> {
+/// Where each requested column lies (`None`: optional and not there), or everything that is wrong.
+pub(crate) fn bind(schema: &Schema, requests: &[ColumnRequest]) -> Result<Vec<Option<Place>>, Vec<ColumnFault>> {
     let mut bound = Vec::with_capacity(requests.len());
     let mut faults = Vec::new();
-    for ColumnRequest { role, column, kind, required } in requests {
-        let found = schema.fields().iter().position(|field| field.name() == column);
-        match found {
-            Some(index) if !kind.fits(schema.field(index).data_type()) => faults.push(ColumnFault::Type {
-                role,
-                column: column.clone(),
-                expected: kind.expected(),
-                got: type_name(schema.field(index).data_type()),
-            }),
-            None if *required => faults.push(ColumnFault::Missing {
-                role,
-                column: column.clone(),
-                columns: schema.fields().iter().map(|field| field.name().clone()).collect(),
-            }),
-            _ => {}
+    for request in requests {
+        match bind_one(schema, request) {
+            Ok(place) => bound.push(place),
+            Err(fault) => faults.push(fault),
         }
-        bound.push(found);
     }
     if faults.is_empty() { Ok(bound) } else { Err(faults) }
 }
 
-fn plain(data_type: &DataType) -> &DataType {
-    match data_type {
-        DataType::Dictionary(_, values) => values,
-        other => other,
-    }
-}
-
-fn is_text(data_type: &DataType) -> bool {
-    matches!(plain(data_type), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View)
-}
-
-fn is_number(data_type: &DataType) -> bool {
-    matches!(data_type, DataType::Float32 | DataType::Float64 | DataType::Int32 | DataType::Int64)
-}
-
-fn is_binary(data_type: &DataType) -> bool {
-    matches!(plain(data_type), DataType::Binary | DataType::LargeBinary | DataType::BinaryView)
-}
-
-fn is_image(data_type: &DataType) -> bool {
-    match data_type {
-        DataType::Struct(fields) => {
-            let field = |name: &str| fields.find(name).map(|(_, field)| field.data_type());
-            match (field("bytes"), field("path")) {
-                (None, None) => false,
-                (bytes, path) => bytes.is_none_or(is_binary) && path.is_none_or(is_text),
-            }
-        }
-        other => is_binary(other) || is_text(other),
-    }
-}
-
-/// The type of a list's elements, where it is one that is read.
-pub(crate) fn list_item(data_type: &DataType) -> Option<&DataType> {
-    match data_type {
-        DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => Some(item.data_type()),
-        _ => None,
-    }
-}
-
-/// A type as `datasets` and pyarrow spell it: `list<struct<role: string, content: string>>`, `int64`, `double`.
-pub fn type_name(data_type: &DataType) -> String {
-    let join = |fields: &mut dyn Iterator<Item = &Field>| {
-        fields.map(|f| format!("{}: {}", f.name(), type_name(f.data_type()))).collect::<Vec<_>>().join(", ")
+/// [`bind`] for one request.
+pub(super) fn bind_one(schema: &Schema, request: &ColumnRequest) -> Result<Option<Place>, ColumnFault> {
+    let ColumnRequest { role, column, kind, required } = request;
+    let names = || schema.fields().iter().map(|field| field.name());
+    let Some(place) = find(schema, column) else {
+        return match required {
+            true => Err(ColumnFault::Missing { role, column: column.clone(), columns: names().cloned().collect() }),
+            false => Ok(None),
+        };
     };
-    match data_type {
-        DataType::Utf8 => "string".into(),
-        DataType::LargeUtf8 => "large_string".into(),
-        DataType::Utf8View => "string_view".into(),
-        DataType::LargeBinary => "large_binary".into(),
-        DataType::BinaryView => "binary_view".into(),
-        DataType::Boolean => "bool".into(),
-        DataType::Float16 => "halffloat".into(),
-        DataType::Float32 => "float".into(),
-        DataType::Float64 => "double".into(),
-        DataType::List(item) => format!("list<{}>", type_name(item.data_type())),
-        DataType::LargeList(item) => format!("large_list<{}>", type_name(item.data_type())),
-        DataType::FixedSizeList(item, size) => format!("fixed_size_list<{}>[{size}]", type_name(item.data_type())),
-        DataType::Struct(fields) => format!("struct<{}>", join(&mut fields.iter().map(AsRef::as_ref))),
-        DataType::Dictionary(keys, values) => {
-            format!("dictionary<values={}, indices={}>", type_name(values), type_name(keys))
-        }
-        other => format!("{other:?}").to_lowercase(),
+    let root = schema.field(place.root).name();
+    let count = names().filter(|name| *name == root).count();
+    if count > 1 {
+        return Err(ColumnFault::Repeated { role, column: root.clone(), count });
     }
-}
-
-/// The name nearest to one that does not exist, if any is near: at most a third of its letters differ, or only the case does.
-pub(crate) fn nearest<'a>(name: &str, candidates: &'a [String]) -> Option<&'a str> {
-    let lower = name.to_lowercase();
-    let best = candidates.iter().map(|c| (distance(&lower, &c.to_lowercase()), c)).min_by_key(|(d, _)| *d)?;
-    (best.0 <= ((name.chars().count() + 1) / 3).max(1)).then_some(best.1.as_str())
-}
-
-/// Levenshtein's: insertions, deletions and replacements that lead from one to the other.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
+    if !kind.fits(&place.data_type, place.names.is_some()) {
+        let got = type_name(&place.data_type);
+        return Err(ColumnFault::Type { role, column: column.clone(), expected: kind.expected(), got });
     }
-    row[b.len()]
+    Ok(Some(place))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arrow::datatypes::Fields;
+    use arrow::datatypes::{Field, Fields};
 
-    fn image_struct(bytes: DataType) -> DataType {
-        DataType::Struct(Fields::from(vec![Field::new("bytes", bytes, true), Field::new("path", DataType::Utf8, true)]))
+    fn image_struct(bytes: DataType, path: DataType) -> DataType {
+        DataType::Struct(Fields::from(vec![Field::new("bytes", bytes, true), Field::new("path", path, true)]))
     }
 
     fn list_of(item: DataType) -> DataType {
         DataType::List(Field::new("item", item, true).into())
     }
 
+    /// Every kind of list.
+    fn lists_of(item: DataType) -> [DataType; 5] {
+        let field = || Field::new("item", item.clone(), true).into();
+        [
+            DataType::List(field()),
+            DataType::LargeList(field()),
+            DataType::FixedSizeList(field(), 4),
+            DataType::ListView(field()),
+            DataType::LargeListView(field()),
+        ]
+    }
+
     fn dictionary(values: DataType) -> DataType {
         DataType::Dictionary(Box::new(DataType::Int32), Box::new(values))
+    }
+
+    fn fits(kind: ColumnKind, data_type: &DataType) -> bool {
+        kind.fits(data_type, false)
     }
 
     #[test]
@@ -242,34 +203,84 @@ mod tests {
             Field::new("content", dictionary(DataType::Utf8), true),
         ]);
         let (image, list) = (ColumnKind::Image, ColumnKind::ImageList);
-        for good in [DataType::Binary, DataType::LargeBinary, DataType::Utf8, image_struct(DataType::LargeBinary)] {
-            assert!(image.fits(&good), "{good:?}");
-            assert!(list.fits(&good) && list.fits(&list_of(good.clone())), "{good:?}");
-            assert!(!image.fits(&list_of(good)));
+        for good in [
+            DataType::Binary,
+            DataType::LargeBinary,
+            DataType::BinaryView,
+            dictionary(DataType::Binary),
+            DataType::Utf8,
+            image_struct(DataType::LargeBinary, DataType::Utf8),
+            image_struct(DataType::Binary, DataType::Null),
+            image_struct(DataType::Null, DataType::LargeUtf8),
+        ] {
+            assert!(fits(image, &good) && fits(list, &good), "{good:?}");
+            for listed in lists_of(good) {
+                assert!(fits(list, &listed) && !fits(image, &listed), "{listed:?}");
+            }
         }
-        for bad in
-            [DataType::Int64, DataType::Struct(message.clone()), image_struct(DataType::Int64), DataType::Boolean]
-        {
-            assert!(!image.fits(&bad), "{bad:?}");
+        for bad in [
+            DataType::Int64,
+            DataType::Struct(message.clone()),
+            image_struct(DataType::Int64, DataType::Utf8),
+            DataType::Boolean,
+        ] {
+            assert!(!fits(image, &bad), "{bad:?}");
         }
         for good in [DataType::Utf8, DataType::LargeUtf8, DataType::Utf8View, dictionary(DataType::LargeUtf8)] {
-            assert!(ColumnKind::Text.fits(&good), "{good:?}");
+            assert!(fits(ColumnKind::Text, &good) && fits(ColumnKind::Label, &good), "{good:?}");
         }
         for bad in [DataType::Int64, DataType::Binary, list_of(DataType::Utf8), dictionary(DataType::Int64)] {
-            assert!(!ColumnKind::Text.fits(&bad), "{bad:?}");
+            assert!(!fits(ColumnKind::Text, &bad), "{bad:?}");
         }
-        assert!(ColumnKind::Messages.fits(&list_of(DataType::Struct(message.clone()))));
-        assert!(!ColumnKind::Messages.fits(&DataType::Struct(message)));
-        assert!(!ColumnKind::Messages.fits(&list_of(DataType::Utf8)));
-        for number in [DataType::Float32, DataType::Float64, DataType::Int64] {
-            assert!(ColumnKind::Boxes.fits(&list_of(list_of(number.clone()))), "{number:?}");
-            assert!(!ColumnKind::Boxes.fits(&list_of(number)));
+        assert!(ColumnKind::Text.fits(&DataType::Int64, true), "a number with a name is text");
+        for listed in lists_of(DataType::Struct(message.clone())) {
+            assert!(fits(ColumnKind::Messages, &listed), "{listed:?}");
         }
-        let four = DataType::FixedSizeList(Field::new("item", DataType::Float32, true).into(), 4);
-        assert!(ColumnKind::Boxes.fits(&list_of(four)));
-        assert!(!ColumnKind::Boxes.fits(&list_of(list_of(DataType::Utf8))));
-        assert!(ColumnKind::TextList.fits(&list_of(dictionary(DataType::Utf8))));
-        assert!(!ColumnKind::TextList.fits(&DataType::Utf8) && !ColumnKind::TextList.fits(&list_of(DataType::Int64)));
+        assert!(!fits(ColumnKind::Messages, &DataType::Struct(message)));
+        assert!(!fits(ColumnKind::Messages, &list_of(DataType::Utf8)));
+        for number in [
+            DataType::Float16,
+            DataType::Float32,
+            DataType::Float64,
+            DataType::UInt8,
+            DataType::Int64,
+            DataType::Decimal128(8, 2),
+            dictionary(DataType::Int16),
+        ] {
+            for (inner, outer) in lists_of(number.clone()).into_iter().zip(lists_of(list_of(number.clone()))) {
+                assert!(
+                    fits(ColumnKind::Boxes, &list_of(inner.clone())) && fits(ColumnKind::Boxes, &outer),
+                    "{inner:?}"
+                );
+                assert!(!fits(ColumnKind::Boxes, &inner));
+                assert!(fits(ColumnKind::TextList, &inner) && fits(ColumnKind::Label, &number));
+            }
+        }
+        assert!(!fits(ColumnKind::Boxes, &list_of(list_of(DataType::Utf8))));
+        assert!(fits(ColumnKind::TextList, &list_of(dictionary(DataType::Utf8))));
+        assert!(
+            !fits(ColumnKind::TextList, &DataType::Utf8) && !fits(ColumnKind::TextList, &list_of(DataType::Binary))
+        );
+    }
+
+    #[test]
+    fn a_type_of_nulls_fits_at_any_depth() {
+        for kind in [
+            ColumnKind::Image,
+            ColumnKind::ImageList,
+            ColumnKind::Text,
+            ColumnKind::Label,
+            ColumnKind::Messages,
+            ColumnKind::Boxes,
+            ColumnKind::TextList,
+        ] {
+            assert!(fits(kind, &DataType::Null), "{kind:?}");
+        }
+        for kind in [ColumnKind::ImageList, ColumnKind::Messages, ColumnKind::Boxes, ColumnKind::TextList] {
+            assert!(fits(kind, &list_of(DataType::Null)), "{kind:?}");
+        }
+        assert!(fits(ColumnKind::Boxes, &list_of(list_of(DataType::Null))));
+        assert!(fits(ColumnKind::Image, &image_struct(DataType::Null, DataType::Null)));
     }
 
     #[test]
@@ -277,6 +288,8 @@ mod tests {
         let schema = Schema::new(vec![
             Field::new("picture", DataType::Int64, true),
             Field::new("Question", DataType::Utf8, true),
+            Field::new("answer", DataType::Utf8, true),
+            Field::new("answer", DataType::Utf8, true),
         ]);
         let faults = bind(
             &schema,
@@ -284,6 +297,7 @@ mod tests {
                 ColumnRequest::required("image", "picture", ColumnKind::Image),
                 ColumnRequest::required("question", "question", ColumnKind::Text),
                 ColumnRequest::optional("answer", "answer", ColumnKind::Text),
+                ColumnRequest::optional("hint", "hint", ColumnKind::Text),
             ],
         )
         .unwrap_err();
@@ -293,27 +307,9 @@ mod tests {
             [
                 "column `picture` (for image) has type `int64`, expected `struct<bytes: binary, path: string>`, `binary`, or \
                  `string` (the path of an image file)",
-                "no column `question` (for question), there are `picture`, `Question`",
+                "no column `question` (for question), there are `picture`, `Question`, `answer`, `answer`",
+                "there are 2 columns `answer` (for answer), expected one",
             ]
         );
-    }
-
-    #[test]
-    fn types_are_spelt_as_their_writers_know_them() {
-        assert_eq!(type_name(&image_struct(DataType::Binary)), "struct<bytes: binary, path: string>");
-        assert_eq!(type_name(&list_of(list_of(DataType::Float32))), "list<list<float>>");
-        assert_eq!(type_name(&dictionary(DataType::Utf8)), "dictionary<values=string, indices=int32>");
-        assert_eq!(type_name(&DataType::Int64), "int64");
-    }
-
-    #[test]
-    fn only_near_names_are_proposed() {
-        let names = ["image".to_string(), "question".into(), "answer".into()];
-        assert_eq!(nearest("imgae", &names), Some("image"));
-        assert_eq!(nearest("images", &names), Some("image"));
-        assert_eq!(nearest("Answer", &names), Some("answer"));
-        assert_eq!(nearest("qestion", &names), Some("question"));
-        assert_eq!(nearest("caption", &names), None);
-        assert_eq!(nearest("x", &[]), None);
     }
 }

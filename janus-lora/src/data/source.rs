@@ -12,7 +12,7 @@ use janus_core::hub::{Progress, Shard};
 use janus_core::input::{self, InputError};
 
 use super::error::DataError;
-use super::{hub, synth};
+use super::{foreign, hub, synth};
 
 /// Folders are followed so deep; also what ends a walk in a circle of links.
 const MAX_DEPTH: usize = 16;
@@ -116,33 +116,98 @@ pub fn resolve_split(spec: &str, base_folder: &Path, split: Option<Split>) -> Re
 
 fn glob_files(spec: &str, base_folder: &Path) -> Result<Vec<PathBuf>, DataError> {
     let refuse = |reason: String| DataError::Source { spec: spec.into(), reason };
-    let pattern = if Path::new(spec).is_absolute() || base_folder.as_os_str().is_empty() {
-        spec.to_string()
-    } else {
-        let base = base_folder.to_str().ok_or_else(|| {
-            refuse(format!("patterns need a folder whose name is valid UTF-8, not `{}`", base_folder.display()))
-        })?;
-        format!("{}/{spec}", glob::Pattern::escape(base))
+    let utf8 = |path: &Path| {
+        let named = || refuse(format!("patterns need a folder whose name is valid UTF-8, not `{}`", path.display()));
+        path.to_str().map(str::to_owned).ok_or_else(named)
     };
-    let found = glob::glob_with(&pattern, pattern_options()).map_err(|e| refuse(format!("malformed pattern: {e}")))?;
     // What stands before the first wildcard is the user's own word, wherever it leads.
-    let named = Path::new(spec).components();
-    let folder: PathBuf =
-        named.take_while(|part| !part.as_os_str().to_string_lossy().contains(['*', '?', '['])).collect();
-    let folder = base_folder.join(folder);
-    let mut files = Vec::new();
-    for entry in found {
-        let path = entry.map_err(|e| DataError::Io { path: e.path().to_path_buf(), source: e.into() })?;
-        if path.is_file() {
-            contained(&folder, &path)?;
-            files.push(path);
+    let (folder, rest) = literal_start(spec, base_folder);
+    let start = if folder.as_os_str().is_empty() { folder.clone() } else { folder.join("") };
+    let start = glob::Pattern::escape(&utf8(&start)?);
+    let mut files = matching(&format!("{start}{rest}")).map_err(|e| match e {
+        GlobFault::Pattern(e) => refuse(format!("malformed pattern: {e}; `[[]` is the bracket itself")),
+        GlobFault::Read(e) => e,
+    });
+    // No file is called so: the brackets may be the name's own.
+    if rest.contains('[') && !files.as_ref().is_ok_and(|files| !files.is_empty()) {
+        match matching(&format!("{start}{}", with_literal_brackets(&rest))) {
+            Ok(found) if !found.is_empty() => files = Ok(found),
+            _ => {}
         }
     }
+    let mut files = files?;
+    files.iter().try_for_each(|path| contained(&folder, path))?;
     if files.is_empty() {
         return Err(DataError::NoMatch { pattern: base_folder.join(spec).display().to_string() });
     }
     files.sort();
     Ok(files)
+}
+
+enum GlobFault {
+    Pattern(glob::PatternError),
+    Read(DataError),
+}
+
+/// The files that a pattern matches.
+fn matching(pattern: &str) -> Result<Vec<PathBuf>, GlobFault> {
+    let mut files = Vec::new();
+    for entry in glob::glob_with(pattern, pattern_options()).map_err(GlobFault::Pattern)? {
+        let path =
+            entry.map_err(|e| GlobFault::Read(DataError::Io { path: e.path().to_path_buf(), source: e.into() }))?;
+        if path.is_file() {
+            files.push(path);
+        }
+    }
+    Ok(files)
+}
+
+/// A pattern in which only `*` and `?` are wildcards.
+pub(super) fn with_literal_brackets(pattern: &str) -> String {
+    pattern.chars().map(|c| if matches!(c, '[' | ']') { format!("[{c}]") } else { c.into() }).collect()
+}
+
+/// The folders before a pattern's first wildcard, brackets in the names of existing ones being none, and the rest.
+fn literal_start(spec: &str, base_folder: &Path) -> (PathBuf, String) {
+    let mut folder = base_folder.to_path_buf();
+    let parts: Vec<_> = Path::new(spec).components().collect();
+    let is_wild = |name: &str| name.contains(['*', '?', '[']);
+    let folders = parts.len().saturating_sub(1);
+    let mut taken = 0;
+    for part in &parts[..folders] {
+        let name = part.as_os_str().to_string_lossy();
+        let literal = unescaped(&name);
+        let next = match literal {
+            _ if !is_wild(&name) || folder.join(part).is_dir() => folder.join(part),
+            Some(literal) => folder.join(literal),
+            None => break,
+        };
+        folder = next;
+        taken += 1;
+    }
+    let rest: PathBuf = parts[taken..].iter().collect();
+    (folder, rest.to_string_lossy().into_owned())
+}
+
+/// What a pattern of escaped wildcards alone means; `None` where it has others.
+fn unescaped(pattern: &str) -> Option<String> {
+    let mut text = String::new();
+    let mut rest = pattern;
+    while let Some(first) = rest.chars().next() {
+        let escaped = ["[[]", "[]]", "[*]", "[?]"].iter().find(|escaped| rest.starts_with(**escaped));
+        match escaped {
+            Some(escaped) => {
+                text.push_str(&escaped[1..2]);
+                rest = &rest[3..];
+            }
+            None if matches!(first, '*' | '?' | '[') => return None,
+            None => {
+                text.push(first);
+                rest = &rest[first.len_utf8()..];
+            }
+        }
+    }
+    Some(text)
 }
 
 /// Refuses a file that was found, not named, where a link took the search out of its folder.
@@ -163,7 +228,8 @@ fn folder_files(folder: &Path, split: Option<Split>) -> Result<Vec<PathBuf>, Dat
     let mut files = Vec::new();
     walk(folder, 0, &mut files)?;
     if files.is_empty() {
-        return Err(DataError::EmptyFolder { path: folder.to_path_buf() });
+        let empty = || DataError::EmptyFolder { path: folder.to_path_buf() };
+        return Err(foreign::folder(folder).unwrap_or_else(empty));
     }
     files.iter().try_for_each(|file| contained(folder, file))?;
     files.sort();
@@ -266,6 +332,33 @@ mod tests {
         let base = folder.path().join("in [1]");
         assert_eq!(names(&base, &resolve("a[1].parquet", &base).unwrap()), ["a[1].parquet"]);
         assert_eq!(names(&base, &resolve("a?.parquet", &base).unwrap()), ["a1.parquet"]);
+        assert_eq!(
+            names(&base, &resolve("a[1]*.parquet", &base).unwrap()),
+            ["a1.parquet"],
+            "a class, where one matches"
+        );
+    }
+
+    #[test]
+    fn brackets_in_real_names_hinder_no_pattern() {
+        let folder = folder_of(&[
+            "run [1]/t-0.parquet",
+            "run [1]/t-1.parquet",
+            "run [1]/x [a]/[v2] t-0.parquet",
+            "open[/t.parquet",
+        ]);
+        let base = folder.path();
+        let found = |spec: &str| resolve(spec, base).map(|files| names(base, &files));
+        assert_eq!(found("run [1]/t-*.parquet").unwrap(), ["run [1]/t-0.parquet", "run [1]/t-1.parquet"]);
+        assert_eq!(found("run [1]/t-[1-9].parquet").unwrap(), ["run [1]/t-1.parquet"]);
+        let absolute = base.join("run [1]/t-*.parquet");
+        assert_eq!(resolve(absolute.to_str().unwrap(), Path::new("/elsewhere")).unwrap().len(), 2);
+        assert_eq!(found("run [[]1]/t-*.parquet").unwrap().len(), 2, "the recipe's folder comes escaped");
+        assert_eq!(found("run [1]/x [a]/[v2] t-*.parquet").unwrap(), ["run [1]/x [a]/[v2] t-0.parquet"]);
+        assert_eq!(found("run*/x [a]/[v2] t-?.parquet").unwrap(), ["run [1]/x [a]/[v2] t-0.parquet"]);
+        assert_eq!(found("open[/*.parquet").unwrap(), ["open[/t.parquet"]);
+        assert_eq!(found("op*[/t.parquet").unwrap(), ["open[/t.parquet"]);
+        assert!(matches!(found("run [1]/u-[0-9].parquet"), Err(DataError::NoMatch { .. })));
     }
 
     #[test]

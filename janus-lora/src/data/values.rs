@@ -1,37 +1,49 @@
 //! The columns of a batch, taken apart so that rows can be read from them: texts, images, conversations, boxes.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::path::Path;
 
-use arrow::array::{Array, ArrayRef, AsArray, Float32Array, OffsetSizeTrait};
+use arrow::array::{Array, ArrayRef, AsArray, Float32Array};
 use arrow::buffer::NullBuffer;
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Float32Type};
+use arrow::datatypes::{DataType, Float32Type, Float64Type};
 use arrow::error::ArrowError;
 use janus_core::input::{self, InputError};
 
+use super::conversations::Conversations;
 use super::reader::MAX_IMAGE_BYTES;
-use super::rejected::RowFault;
+use super::rejected::{RowFault, cut};
 use super::row::EncodedImage;
-use super::schema::{ColumnKind, type_name};
+use super::schema::ColumnKind;
+use super::types::{Place, is_null, is_text, reach, type_name};
+use super::written;
 
 /// Most boxes of a row, and most labels of them.
 pub(super) const MAX_BOXES: usize = 4096;
 
 /// A column taken apart once a batch, so that rows are read from it without further looking at types.
 pub(super) enum Values {
-    Text(ArrayRef),
+    /// A column of nothing but nulls.
+    Null,
+    Text(Texts),
     Image(Images),
     ImageList(Lists, Images),
-    Messages { list: Lists, nulls: Option<NullBuffer>, role: ArrayRef, content: ArrayRef },
+    Messages(Conversations),
     Boxes(Boxes),
-    TextList(Lists, ArrayRef),
+    TextList(Lists, Texts),
 }
 
 impl Values {
-    pub(super) fn new(array: &ArrayRef, kind: ColumnKind) -> Result<Self, ArrowError> {
+    /// The values of a column of the file, `root`, or of what lies below it.
+    pub(super) fn new(root: &ArrayRef, place: &Place, kind: ColumnKind) -> Result<Self, ArrowError> {
+        let array = &reach(root, &place.path)?;
+        let texts = |array: &ArrayRef| Texts::new(array, place.names.as_deref());
+        if is_null(array.data_type()) {
+            return Ok(Values::Null);
+        }
         Ok(match kind {
-            ColumnKind::Text => Values::Text(array.clone()),
+            ColumnKind::Text | ColumnKind::Label => Values::Text(texts(array)?),
             ColumnKind::Image => Values::Image(Images::new(array)),
             ColumnKind::ImageList => match Lists::new(array) {
                 Some((list, items)) => Values::ImageList(list, Images::new(&items)),
@@ -40,25 +52,15 @@ impl Values {
             ColumnKind::Boxes => Values::Boxes(Boxes::new(array)?),
             ColumnKind::TextList => {
                 let (list, items) = Lists::new(array).ok_or_else(|| unexpected(array))?;
-                Values::TextList(list, items)
+                Values::TextList(list, texts(&items)?)
             }
-            ColumnKind::Messages => {
-                let (list, items) = Lists::new(array).ok_or_else(|| unexpected(array))?;
-                let turns = items.as_struct_opt().ok_or_else(|| unexpected(&items))?;
-                let field = |name| turns.column_by_name(name).cloned().ok_or_else(|| unexpected(&items));
-                Values::Messages {
-                    list,
-                    nulls: turns.nulls().cloned(),
-                    role: field("role")?,
-                    content: field("content")?,
-                }
-            }
+            ColumnKind::Messages | ColumnKind::PicturedMessages => Values::Messages(Conversations::new(array)?),
         })
     }
 }
 
 /// The schema was checked, so a batch of another type than the schema says is the reader's fault or the file's.
-fn unexpected(array: &dyn Array) -> ArrowError {
+pub(super) fn unexpected(array: &dyn Array) -> ArrowError {
     ArrowError::SchemaError(format!("a batch came as `{}`, unlike the file's schema", type_name(array.data_type())))
 }
 
@@ -82,19 +84,15 @@ pub(super) struct Lists {
 }
 
 impl Lists {
-    fn new(array: &ArrayRef) -> Option<(Self, ArrayRef)> {
-        fn parts<O: OffsetSizeTrait>(array: &ArrayRef) -> Option<(Lists, ArrayRef)> {
-            let list = array.as_list_opt::<O>()?;
-            let offsets = list.value_offsets().iter().map(|offset| offset.as_usize()).collect();
-            Some((Lists { nulls: list.nulls().cloned(), offsets }, list.values().clone()))
+    /// A list's rows and its elements; nulls alone are lists that are null.
+    pub(super) fn new(array: &ArrayRef) -> Option<(Self, ArrayRef)> {
+        if is_null(array.data_type()) {
+            let nulls = Some(NullBuffer::new_null(array.len()));
+            return Some((Lists { nulls, offsets: vec![0; array.len() + 1] }, array.slice(0, 0)));
         }
-        fn fixed(array: &ArrayRef) -> Option<(Lists, ArrayRef)> {
-            let list = array.as_fixed_size_list_opt()?;
-            let size = usize::try_from(list.value_length()).ok()?;
-            let offsets = (0..=list.len()).map(|row| row * size).collect();
-            Some((Lists { nulls: list.nulls().cloned(), offsets }, list.values().clone()))
-        }
-        parts::<i32>(array).or_else(|| parts::<i64>(array)).or_else(|| fixed(array))
+        let list = array.as_list_opt::<i32>()?;
+        let offsets = list.value_offsets().iter().map(|offset| usize::try_from(*offset).unwrap_or(0)).collect();
+        Some((Lists { nulls: list.nulls().cloned(), offsets }, list.values().clone()))
     }
 
     pub(super) fn is_null(&self, row: usize) -> bool {
@@ -143,6 +141,51 @@ impl Boxes {
     }
 }
 
+/// Texts, labels that are numbers among them.
+pub(super) struct Texts {
+    values: ArrayRef,
+    /// What numbers stand for.
+    names: Option<Box<[String]>>,
+}
+
+impl Texts {
+    fn new(array: &ArrayRef, names: Option<&[String]>) -> Result<Self, ArrowError> {
+        let is_number = !is_text(array.data_type());
+        let names = names.filter(|_| is_number).map(Into::into);
+        let values = match array.data_type() {
+            _ if !is_number => array.clone(),
+            // Whole numbers without a fraction, however wide the column: `Display` of an f64 has it so.
+            of if of.is_floating() || of.is_decimal() => {
+                let numbers = cast(array, &DataType::Float64)?;
+                let numbers = numbers.as_primitive_opt::<Float64Type>().ok_or_else(|| unexpected(&numbers))?;
+                // What is no number is how pandas stores that there is none.
+                let texts = numbers.iter().map(|number| number.filter(|n| !n.is_nan()).map(|n| n.to_string()));
+                std::sync::Arc::new(texts.collect::<arrow::array::StringViewArray>())
+            }
+            _ => cast(array, &DataType::Utf8View)?,
+        };
+        Ok(Self { values, names })
+    }
+
+    pub(super) fn read(&self, index: usize, column: &str) -> Result<Option<Cow<'_, str>>, RowFault> {
+        let (Some(text), Some(names)) = (text_at(&self.values, index), &self.names) else {
+            return Ok(text_at(&self.values, index).map(Cow::Borrowed));
+        };
+        let name = text.parse().ok().and_then(|number: usize| names.get(number));
+        let unnamed = || RowFault::Unnamed { column: column.into(), value: cut(text), names: names.len() };
+        Ok(Some(Cow::Borrowed(name.ok_or_else(unnamed)?)))
+    }
+}
+
+/// Where paths of images may lead.
+#[derive(Clone, Copy)]
+pub(super) struct ImagePlaces<'a> {
+    /// The table's folder; there is none for a table on a hub.
+    pub(super) folder: Option<&'a Path>,
+    /// Another folder that the recipe names.
+    pub(super) root: Option<&'a Path>,
+}
+
 /// Images, each as bytes or as the path of a file.
 pub(super) struct Images {
     nulls: Option<NullBuffer>,
@@ -151,7 +194,7 @@ pub(super) struct Images {
 }
 
 impl Images {
-    fn new(array: &ArrayRef) -> Self {
+    pub(super) fn new(array: &ArrayRef) -> Self {
         if let Some(parts) = array.as_struct_opt() {
             let field = |name| parts.column_by_name(name).cloned();
             return Self { nulls: parts.nulls().cloned(), bytes: field("bytes"), path: field("path") };
@@ -166,7 +209,7 @@ impl Images {
         &self,
         index: usize,
         column: &str,
-        folder: Option<&Path>,
+        places: ImagePlaces<'_>,
     ) -> Result<Option<EncodedImage>, RowFault> {
         if self.nulls.as_ref().is_some_and(|nulls| nulls.is_null(index)) {
             return Ok(None);
@@ -178,26 +221,34 @@ impl Images {
             return Ok(Some(EncodedImage::new(bytes.to_vec())));
         }
         match self.path.as_ref().and_then(|path| text_at(path, index)) {
-            Some(path) if !path.trim().is_empty() => read_image_file(path, column, folder).map(Some),
+            Some(path) if !path.trim().is_empty() => read_image_file(path, column, places).map(Some),
             _ => Ok(None),
         }
     }
 }
 
-fn read_image_file(path: &str, column: &str, folder: Option<&Path>) -> Result<EncodedImage, RowFault> {
-    let failed = |reason: String| RowFault::NoImageFile { column: column.into(), path: path.into(), reason };
-    let Some(folder) = folder else {
-        return Err(failed("of a table on a hub, only images inside the table are read".into()));
-    };
-    match input::read(folder, path, MAX_IMAGE_BYTES) {
+fn read_image_file(path: &str, column: &str, places: ImagePlaces<'_>) -> Result<EncodedImage, RowFault> {
+    let failed = |reason: String| RowFault::NoImageFile { column: column.into(), path: cut(path), reason };
+    if let Some(what) = written::no_path(path) {
+        return Err(RowFault::NotAPath { column: column.into(), value: cut(path), what });
+    }
+    let folders: Vec<&Path> = [places.folder, places.root].into_iter().flatten().collect();
+    if folders.is_empty() {
+        return Err(failed(
+            "of a table on a hub, only images inside the table are read, and those below `image_root`".into(),
+        ));
+    }
+    match input::read_among(&folders, path, MAX_IMAGE_BYTES) {
         Ok(Some(bytes)) => Ok(EncodedImage::new(bytes)),
         Ok(None) => Err(failed("there is no such file".into())),
         Err(InputError::TooLarge { bytes, .. }) => Err(RowFault::ImageBytes { column: column.into(), bytes }),
         Err(InputError::Io { source, .. }) => Err(failed(source.to_string())),
         Err(InputError::NotAFile { .. }) => Err(failed("it is not a regular file".into())),
-        Err(InputError::Name { .. } | InputError::Outside { .. }) => {
-            Err(failed("it does not lie in the table's folder".into()))
-        }
+        Err(InputError::Name { .. }) => Err(failed("folders in it are to be parted by `/`, not by a backslash".into())),
+        Err(InputError::Outside { .. }) => Err(failed(match places.root {
+            None => "it does not lie in the table's folder; `image_root` in the recipe's `[[data]]` names another folder that paths may lead into".into(),
+            Some(root) => format!("it lies neither in the table's folder nor below `image_root`, `{}`", root.display()),
+        })),
         Err(error) => Err(failed(error.to_string())),
     }
 }
@@ -207,5 +258,8 @@ pub(super) fn text_at(array: &dyn Array, index: usize) -> Option<&str> {
 }
 
 fn binary_at(array: &dyn Array, index: usize) -> Option<&[u8]> {
+    if let Some(array) = array.as_fixed_size_binary_opt() {
+        return array.is_valid(index).then(|| array.value(index));
+    }
     array.as_binary_view_opt().filter(|array| array.is_valid(index)).map(|array| array.value(index))
 }

@@ -34,6 +34,12 @@ pub enum RecipeError {
         /// The first byte that is not UTF-8.
         byte: u8,
     },
+    /// The file is text in UTF-16, as some editors and shells of Windows write it.
+    #[error("recipe `{}` is UTF-16, expected UTF-8", path.display())]
+    Utf16 {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file is too large to be a recipe.
     #[error("recipe `{}` has more than {limit_bytes} bytes", path.display())]
     TooLarge {
@@ -80,7 +86,7 @@ impl Diagnose for RecipeError {
                 }
                 hints
             }
-            RecipeError::NotUtf8 { .. } => vec!["save the recipe as UTF-8".into()],
+            RecipeError::NotUtf8 { .. } | RecipeError::Utf16 { .. } => vec!["save the recipe as UTF-8".into()],
             RecipeError::TooLarge { .. } => vec!["give a recipe file; data goes into the files that it names".into()],
             RecipeError::Io { path, source } if source.kind() == io::ErrorKind::NotFound => match named_like(path) {
                 Some(recipe) => {

@@ -116,6 +116,10 @@ fn read_text(path: &Path, current_folder: &Path) -> Result<String, RecipeError> 
     if bytes.len() as u64 > MAX_RECIPE_BYTES {
         return Err(RecipeError::TooLarge { path: path.to_path_buf(), limit_bytes: MAX_RECIPE_BYTES });
     }
+    if bytes.starts_with(&[0xFF, 0xFE]) || bytes.starts_with(&[0xFE, 0xFF]) {
+        return Err(RecipeError::Utf16 { path: path.to_path_buf() });
+    }
+    let bytes = janus_core::input::without_mark(bytes);
     String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
         let bytes = error.as_bytes();

@@ -1,6 +1,6 @@
 //! The typed recipe.
 
-use crate::data::{BadRowLimit, Split};
+use crate::data::{BadRowLimit, DEFAULT_PAGE_BYTES, Split};
 use janus_core::processing::Decoding;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -23,8 +23,6 @@ const STEPS_OR_NONE: Rule = Rule::Integer { minimum: 0, maximum: MAX_STEPS };
 
 /// Epochs where a recipe gives neither `epochs` nor `steps`.
 pub(crate) const DEFAULT_EPOCHS: u64 = 3;
-/// `data_limits.max_page_bytes` where a recipe gives none: hundreds of pictures of a megabyte.
-pub(crate) const DEFAULT_PAGE_BYTES: u64 = 512 << 20;
 /// The least that `data_limits.max_page_bytes` may be: Parquet writers aim at pages of a megabyte.
 const MIN_PAGE_BYTES: u64 = 1 << 20;
 /// Scale where a recipe gives neither `scale` nor `alpha`.

@@ -28,7 +28,7 @@ impl Classify {
 
 /// The column that holds the labels.
 pub(super) fn label_column(columns: &Columns) -> ColumnRequest {
-    ColumnRequest::required("label", columns.name_of("label"), ColumnKind::Text)
+    ColumnRequest::required("label", columns.name_of("label"), ColumnKind::Label)
 }
 
 impl Task for Classify {

@@ -31,6 +31,7 @@ use janus_core::{Janus, Parts};
 
 use crate::base::Base;
 use crate::cache::Image;
+use crate::data::rejected::cut;
 use crate::data::{ColumnKind, ColumnRequest, Row, Split};
 use crate::error::{Error, Result};
 use crate::heads::HeadKind;
@@ -83,6 +84,11 @@ pub trait Task: std::fmt::Debug + Send + Sync {
 
     /// Columns to be read.
     fn columns(&self) -> Vec<ColumnRequest>;
+
+    /// Lists of columns, of which the first that a table has is read. The first is that of [`Task::columns`].
+    fn alternatives(&self) -> Vec<Vec<ColumnRequest>> {
+        vec![self.columns()]
+    }
 
     /// What is wrong with a row beyond what its columns show, without decoding images.
     ///
@@ -203,7 +209,7 @@ fn label_number(labels: &[String], label: &str) -> Option<u32> {
 
 /// That a label is none of those that are trained on.
 fn unknown_label(labels: &[String], label: &str) -> String {
-    format!("the label `{}` is none of the {} labels to train on", label.trim().escape_debug(), labels.len())
+    format!("the label `{}` is none of the {} labels to train on", cut(label.trim()), labels.len())
 }
 
 /// Whether `path` lies in one of the modules, `prefixes` ending in `.` or being whole paths.
@@ -251,7 +257,7 @@ impl Conversation {
                     placed::refuse_pictures("system message", content)?;
                     turns.push(Message { role: Role::System, text: content.into(), images: 0 });
                 }
-                other => return Err(format!("message role `{other}` is none of user, assistant, system")),
+                other => return Err(format!("message role `{}` is none of user, assistant, system", cut(other))),
             }
         }
         Ok(Self { turns, foreign: placed.foreign })

@@ -45,14 +45,21 @@ impl Task for Text {
     }
 
     fn columns(&self) -> Vec<ColumnRequest> {
+        self.alternatives().swap_remove(0)
+    }
+
+    fn alternatives(&self) -> Vec<Vec<ColumnRequest>> {
         let columns = &self.columns;
-        if columns.is_given("messages") {
-            return vec![ColumnRequest::required("messages", columns.name_of("messages"), ColumnKind::Messages)];
-        }
-        vec![
+        let texts = vec![
             ColumnRequest::required("prompt", columns.name_of("prompt"), ColumnKind::Text),
             ColumnRequest::required("answer", columns.name_of("answer"), ColumnKind::Text),
-        ]
+        ];
+        let messages = vec![ColumnRequest::required("messages", columns.name_of("messages"), ColumnKind::Messages)];
+        match columns.is_given("messages") {
+            true => vec![messages],
+            false if columns.is_given("prompt") || columns.is_given("answer") => vec![texts],
+            false => vec![texts, messages],
+        }
     }
 
     fn check(&self, base: &Base, row: &Row) -> std::result::Result<(), String> {

@@ -34,11 +34,15 @@ impl Understand {
     }
 
     fn images<'a>(&self, row: &'a Row) -> &'a [crate::data::EncodedImage] {
-        row.images.get("image").or_else(|| row.images.get("images")).map_or(&[], Vec::as_slice)
+        let roles = ["image", "images", "messages"];
+        roles.iter().find_map(|role| row.images.get(role)).map_or(&[], Vec::as_slice)
     }
 
     fn conversation(&self, row: &Row) -> std::result::Result<Conversation, String> {
         let images = self.images(row).len();
+        if row.images.len() > 1 {
+            return Err("there are pictures both in a column of their own and in the conversation".into());
+        }
         if let Some(messages) = row.messages.get("messages") {
             return Conversation::of_messages(messages, images);
         }
@@ -58,15 +62,20 @@ impl Task for Understand {
     }
 
     fn columns(&self) -> Vec<ColumnRequest> {
+        self.alternatives().swap_remove(0)
+    }
+
+    fn alternatives(&self) -> Vec<Vec<ColumnRequest>> {
         let columns = &self.columns;
-        let image = if columns.is_given("images") {
-            ColumnRequest::required("images", columns.name_of("images"), ColumnKind::ImageList)
-        } else {
-            ColumnRequest::required("image", columns.name_of("image"), ColumnKind::Image)
+        let image = ColumnRequest::required("image", columns.name_of("image"), ColumnKind::Image);
+        let images = ColumnRequest::required("images", columns.name_of("images"), ColumnKind::ImageList);
+        let pictures = match (columns.is_given("image"), columns.is_given("images")) {
+            (_, true) => vec![images],
+            (true, false) => vec![image],
+            (false, false) => vec![image, images],
         };
-        if columns.is_given("messages") {
-            return vec![image, ColumnRequest::required("messages", columns.name_of("messages"), ColumnKind::Messages)];
-        }
+        let messages = |kind| ColumnRequest::required("messages", columns.name_of("messages"), kind);
+        let conversation = vec![messages(ColumnKind::Messages)];
         let column = columns.name_of("question");
         let question = match (&self.question, columns.is_given("question")) {
             (Some(_), _) => None,
@@ -74,7 +83,23 @@ impl Task for Understand {
             (None, false) => Some(ColumnRequest::optional("question", column, ColumnKind::Text)),
         };
         let answer = ColumnRequest::required("answer", columns.name_of("answer"), ColumnKind::Text);
-        [image].into_iter().chain(question).chain([answer]).collect()
+        let answered: Vec<ColumnRequest> = question.into_iter().chain([answer]).collect();
+        let texts = if columns.is_given("messages") {
+            vec![conversation]
+        } else if self.question.is_some() || columns.is_given("question") || columns.is_given("answer") {
+            vec![answered]
+        } else {
+            vec![answered, conversation]
+        };
+        let mut all: Vec<Vec<ColumnRequest>> = Vec::new();
+        for text in &texts {
+            all.extend(pictures.iter().map(|picture| [&[picture.clone()][..], text].concat()));
+        }
+        // Pictures may stand in the conversation itself, where no column of them is named.
+        if pictures.len() > 1 && texts.iter().any(|text| text[0].role == "messages") {
+            all.push(vec![messages(ColumnKind::PicturedMessages)]);
+        }
+        all
     }
 
     fn check(&self, base: &Base, row: &Row) -> std::result::Result<(), String> {

@@ -1,7 +1,7 @@
 //! The tables of a recipe, opened and looked through before the run.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -20,8 +20,8 @@ use crate::data::index::FULL_DECODE_ROWS;
 use crate::data::index::presumed::LABELS;
 use crate::data::synth::SynthSpec;
 use crate::data::{
-    BadRowLimit, DataError, EncodedImage, FileSource, ImageChecks, Index, Position, Row, RowId, RowStream, ScanOptions,
-    Split, Table, locate,
+    BadRowLimit, DataError, EncodedImage, FileSource, ImageChecks, Index, Position, ReadOptions, Row, RowId, RowStream,
+    ScanOptions, Split, Table, locate,
 };
 use crate::error::Result;
 use crate::recipe::{DataLimits, DataSection, Recipe, Task as TaskName};
@@ -38,17 +38,19 @@ pub struct Scan {
     pub limit: Option<BadRowLimit>,
     /// Tables of at most so many rows have every image decoded.
     pub decode_rows: u64,
+    /// Bytes that a page of a file may unpack to.
+    pub max_page_bytes: u64,
 }
 
 impl Scan {
-    /// Every image decoded, nothing refused.
-    pub fn of_everything() -> Self {
-        Self { limit: None, decode_rows: u64::MAX }
+    /// Every image decoded, no row refused.
+    pub fn of_everything(limits: &DataLimits) -> Self {
+        Self { limit: None, decode_rows: u64::MAX, max_page_bytes: limits.max_page_bytes }
     }
 
-    /// Headers of large tables alone, nothing refused.
-    pub fn of_a_look() -> Self {
-        Self { limit: None, decode_rows: FULL_DECODE_ROWS }
+    /// Headers of large tables alone, no row refused.
+    pub fn of_a_look(limits: &DataLimits) -> Self {
+        Self { decode_rows: FULL_DECODE_ROWS, ..Self::of_everything(limits) }
     }
 
     /// What a run asks: a picture that it will read may not turn out to be damaged on the way. Where it reads fewer rows
@@ -57,7 +59,7 @@ impl Scan {
         let train = &recipe.train;
         let rows = |steps: u64| steps.saturating_mul(train.batch_size).saturating_mul(train.grad_accumulation);
         let decode_rows = train.steps.map_or(u64::MAX, rows).max(FULL_DECODE_ROWS);
-        Self { limit: Some(recipe.data_limits.max_bad_rows), decode_rows }
+        Self { limit: Some(recipe.data_limits.max_bad_rows), decode_rows, ..Self::of_everything(&recipe.data_limits) }
     }
 }
 
@@ -72,23 +74,77 @@ pub struct Source {
     pub notes: Arc<[String]>,
 }
 
+/// The rows of a table that a recipe names in one place.
+#[derive(Debug, Clone, Copy)]
+pub struct Part<'a> {
+    /// The table.
+    pub section: &'a DataSection,
+    /// Its number among the recipe's tables; `None` where there is no recipe.
+    pub number: Option<usize>,
+    /// Which of its rows.
+    pub split: Split,
+}
+
+impl<'a> Part<'a> {
+    /// What the recipe says there.
+    fn spec(&self) -> &'a str {
+        self.section.spec(self.split)
+    }
+
+    /// The files; a drawn one is drawn first, and stays while this process lives.
+    fn files(&self, place: &Place, status: &dyn Status) -> Result<Vec<FileSource>> {
+        let downloads = status.download();
+        let in_folder = |folder: &Path| {
+            let found = locate(self.spec(), Path::new("."), folder, self.split, downloads.as_ref());
+            found.map_err(|fault| BaseError::in_cache(folder.to_path_buf(), self.named(fault).into()))
+        };
+        let Ok(drawn) = self.spec().parse::<SynthSpec>() else { return in_folder(&place.folder()?.join("data")) };
+        let folder = place.data_folder(Path::new(&drawn.file_name()))?;
+        let mut files = in_folder(&folder)?;
+        if place.is_scratch() {
+            return Ok(files);
+        }
+        let is_held = |file: &FileSource| matches!(file, FileSource::Local(path) if hold(path));
+        if !files.iter().all(is_held) {
+            // Another process gave it up at this moment.
+            files = in_folder(&folder)?;
+            files.iter().for_each(|file| {
+                is_held(file);
+            });
+        }
+        make_room(&CacheSettings::from_environment()?, 0);
+        Ok(files)
+    }
+
+    /// A fault with the key of the recipe that names the rows.
+    fn named(&self, fault: DataError) -> DataError {
+        let key = match self.split {
+            Split::Train => "train",
+            Split::Eval => "eval",
+        };
+        match (self.number, fault) {
+            // Of the cache, whatever names the rows.
+            (_, fault @ DataError::Output(_)) | (None, fault) => fault,
+            (Some(number), fault) => DataError::Named { key: format!("data.{number}.{key}"), fault: Box::new(fault) },
+        }
+    }
+
+    fn read_options(&self, max_page_bytes: u64) -> ReadOptions {
+        ReadOptions { image_root: self.section.image_root.as_ref().map(PathBuf::from), max_page_bytes }
+    }
+}
+
 impl Source {
-    /// Finds, opens and looks through the rows of one split of a table.
+    /// Finds, opens and looks through the rows of a part.
     ///
     /// # Errors
     /// No files, columns that are missing or of another type, too many bad rows, or no good one; rows that as a whole are not
     /// what the recipe says.
-    pub fn open(
-        section: &DataSection,
-        split: Split,
-        task: &dyn Task,
-        base: &Base,
-        scan: Scan,
-        status: &dyn Status,
-    ) -> Result<Self> {
-        let spec = section.spec(split);
-        let files = find(spec, split, base.place(), status)?;
-        let mut table = Table::open_sources(&files, &task.columns())?.with_decoding(section.decoding());
+    pub fn open(part: Part<'_>, task: &dyn Task, base: &Base, scan: Scan, status: &dyn Status) -> Result<Self> {
+        let spec = part.spec();
+        let files = part.files(base.place(), status)?;
+        let table = Table::open_with(&files, &task.alternatives(), part.read_options(scan.max_page_bytes))?;
+        let mut table = table.with_decoding(part.section.decoding());
         if base.place().is_scratch() && table.is_elsewhere() {
             status.note(&format!(
                 "the rows of `{spec}` are not here and not looked at: there are as many as its files claim, as long as they are on average"
@@ -101,7 +157,7 @@ impl Source {
             decode: |image| image.decode().map(|_| ()).map_err(|e| e.to_string()),
             clipped_grey: |image| clipped_grey(&image.bytes, image.decoding).ok().flatten(),
         };
-        let Scan { limit, decode_rows } = scan;
+        let Scan { limit, decode_rows, .. } = scan;
         // Rows of the batches before: which ones are looked at closely depends on nothing else.
         let done = AtomicU64::new(0);
         let check = |row: &Row| {
@@ -122,7 +178,7 @@ impl Source {
         // What is wrong with all rows says more than what is wrong with each.
         let is_of_rows =
             |error: &DataError| matches!(error, DataError::TooManyBadRows { .. } | DataError::NoAcceptedRows { .. });
-        let notes = if scanned.as_ref().err().is_none_or(is_of_rows) { task.conclude(split)? } else { Vec::new() };
+        let notes = if scanned.as_ref().err().is_none_or(is_of_rows) { task.conclude(part.split)? } else { Vec::new() };
         Ok(Self { table: Arc::new(table), index: Arc::new(scanned?), notes: notes.into() })
     }
 
@@ -166,48 +222,30 @@ pub struct RecipeTable {
     pub eval: Option<Source>,
 }
 
-/// The files of a table; a drawn one is drawn first, and stays while this process lives.
-fn find(spec: &str, split: Split, place: &Place, status: &dyn Status) -> Result<Vec<FileSource>> {
-    let downloads = status.download();
-    let in_folder = |folder: &Path| {
-        let files = locate(spec, Path::new("."), folder, split, downloads.as_ref());
-        files.map_err(|error| BaseError::in_cache(folder.to_path_buf(), error.into()))
-    };
-    let Ok(drawn) = spec.parse::<SynthSpec>() else { return in_folder(&place.folder()?.join("data")) };
-    let folder = place.data_folder(Path::new(&drawn.file_name()))?;
-    let mut files = in_folder(&folder)?;
-    if place.is_scratch() {
-        return Ok(files);
-    }
-    let is_held = |file: &FileSource| matches!(file, FileSource::Local(path) if hold(path));
-    if !files.iter().all(is_held) {
-        // Another process gave it up at this moment.
-        files = in_folder(&folder)?;
-        files.iter().for_each(|file| {
-            is_held(file);
-        });
-    }
-    make_room(&CacheSettings::from_environment()?, 0);
-    Ok(files)
-}
-
-/// The task of a table: where its head tells labels, they are read first.
+/// The task of a table: where its head tells labels, they are read first from its rows to train on. `number` is its number among
+/// the recipe's tables, `None` where there is no recipe.
 ///
 /// # Errors
-/// No files, no column of labels, or labels that are too few or too many.
+/// No files, columns that are missing or of another type, or labels that are too few or too many.
 pub fn open_task(
     section: &DataSection,
+    number: Option<usize>,
     limits: &DataLimits,
     place: &Place,
     status: &dyn Status,
 ) -> Result<Arc<dyn Task>> {
-    let Some(request) = label_column(section) else { return Ok(tasks::task(section, &[], limits)) };
+    let unlabelled = tasks::task(section, &[], limits);
+    let Some(request) = label_column(section) else { return Ok(unlabelled) };
     let spec = &section.train;
-    let files = find(spec, Split::Train, place, status)?;
-    let table = Arc::new(Table::open_sources(&files, std::slice::from_ref(&request))?);
-    if place.is_scratch() && table.is_elsewhere() {
+    let part = Part { section, number, split: Split::Train };
+    let files = part.files(place, status)?;
+    let options = || part.read_options(limits.max_page_bytes);
+    // All columns, so that all that is wrong with them is reported at once.
+    let all = Table::open_with(&files, &unlabelled.alternatives(), options())?;
+    if place.is_scratch() && all.is_elsewhere() {
         return Ok(tasks::task(section, &LABELS.map(str::to_owned), limits));
     }
+    let table = Arc::new(Table::open_with(&files, &[vec![request.clone()]], options())?);
     // A column without pictures: nothing is decoded.
     let no_image = |_: &EncodedImage| Err(String::new());
     let images = ImageChecks { dimensions: no_image, decode: |_| Err(String::new()), clipped_grey: |_| None };
@@ -244,12 +282,13 @@ pub fn open_tables(recipe: &Recipe, base: &Base, status: &dyn Status) -> Result<
     let scan = Scan::before(recipe);
     let all = Scan { decode_rows: u64::MAX, ..scan };
     let mut tables = Vec::with_capacity(recipe.data.len());
-    for section in &recipe.data {
-        let task = open_task(section, &recipe.data_limits, base.place(), status)?;
-        let train = Source::open(section, Split::Train, task.as_ref(), base, scan, status)?;
+    for (number, section) in recipe.data.iter().enumerate() {
+        let part = |split| Part { section, number: Some(number), split };
+        let task = open_task(section, Some(number), &recipe.data_limits, base.place(), status)?;
+        let train = Source::open(part(Split::Train), task.as_ref(), base, scan, status)?;
         train.notes.iter().for_each(|note| status.note(&format!("{}: {note}", section.name)));
         let eval = match &section.eval {
-            Some(_) => Some(Source::open(section, Split::Eval, task.as_ref(), base, all, status)?),
+            Some(_) => Some(Source::open(part(Split::Eval), task.as_ref(), base, all, status)?),
             None => None,
         };
         let clipped = [Some(&train), eval.as_ref()].into_iter().flatten().filter_map(Source::clipped_greys);

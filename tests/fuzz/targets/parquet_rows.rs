@@ -32,6 +32,7 @@ fn requests() -> Vec<ColumnRequest> {
         ColumnRequest::optional("messages", "messages", ColumnKind::Messages),
         ColumnRequest::optional("boxes", "boxes", ColumnKind::Boxes),
         ColumnRequest::optional("labels", "labels", ColumnKind::TextList),
+        ColumnRequest::optional("label", "label", ColumnKind::Label),
     ]
 }
 

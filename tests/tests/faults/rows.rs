@@ -9,7 +9,11 @@ fn data_that_is_not_there() {
     train_refuses(&["data.0.train=absent.parquet"], &["absent.parquet"]);
     train_refuses(&["data.0.train=none-*.parquet"], &["none-*.parquet"]);
     train_refuses(&["data.0.train=base"], &["no `.parquet` file in folder"]);
-    train_refuses(&["data.0.eval=absent.parquet"], &["absent.parquet"]);
+    train_refuses(&["data.0.eval=absent.parquet"], &["`data.0.eval`: no file", "absent.parquet", "`data.0.eval=...`"]);
+    train_refuses(
+        &["data.0.eval=none-[ab]-*.parquet"],
+        &["`data.0.eval`: no file matches", "`[[]` is the bracket itself"],
+    );
     train_refuses(&["data.0.train=ftp://host/rows.parquet"], &["`ftp`"]);
 }
 
@@ -30,7 +34,12 @@ fn a_column_of_another_type() {
         &["column `number` (for answer) has type `int64`, expected `string`"],
     );
     train_refuses(&[r#"data.0.columns={image="number"}"#], &["column `number` (for image) has type `int64`"]);
-    train_refuses(&[r#"data.0.columns={messages="answer"}"#], &["column `answer` (for messages) has type `string`"]);
+    train_refuses(&[r#"data.0.columns={messages="number"}"#], &["column `number` (for messages) has type `int64`"]);
+    // A string may be JSON.
+    train_refuses(
+        &[r#"data.0.columns={messages="answer"}"#],
+        &["the conversation in `answer` cannot be read", "no JSON"],
+    );
     train_refuses(&[r#"data.0.columns={question="image"}"#], &["column `image` (for question) has type `struct<"]);
 }
 

@@ -79,15 +79,20 @@ impl Table {
                     row.images.insert(role, vec![EncodedImage::new(picture())]);
                 }
                 ColumnKind::Text => {
-                    let is_label = role == "label";
-                    row.texts.insert(role, if is_label { LABELS[0].to_owned() } else { text() });
+                    row.texts.insert(role, text());
                 }
-                ColumnKind::Messages => {
+                ColumnKind::Label => {
+                    row.texts.insert(role, LABELS[0].to_owned());
+                }
+                ColumnKind::Messages | ColumnKind::PicturedMessages => {
                     let half = text();
                     let half = half.get(..half.len() / 2).unwrap_or(&half).trim().to_owned();
                     let half = if half.is_empty() { WORD.trim().to_owned() } else { half };
                     let turn = |role: &str| Message { role: role.into(), content: half.clone() };
                     row.messages.insert(role, vec![turn("user"), turn("assistant")]);
+                    if request.kind == ColumnKind::PicturedMessages {
+                        row.images.insert(role, vec![EncodedImage::new(picture())]);
+                    }
                 }
                 ColumnKind::Boxes => {
                     row.boxes.insert(role, vec![[1.0, 1.0, 9.0, 9.0]]);

@@ -40,7 +40,7 @@ use rayon::prelude::*;
 
 use super::error::DataError;
 use super::random::Random;
-use super::schema::nearest;
+use crate::nearest::nearest;
 
 /// Raised when a drawing changes, so that no older file of the cache passes for a new one.
 pub(crate) const VERSION: u32 = 7;
@@ -191,8 +191,7 @@ impl FromStr for SynthSpec {
 
 fn legal(opening: &str, got: &str, names: &[&str]) -> String {
     let list = names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-    match nearest(got, &names) {
+    match nearest(got, names.iter().copied()) {
         Some(name) => format!("{opening} {list}; did you mean `{name}`?"),
         None => format!("{opening} {list}"),
     }

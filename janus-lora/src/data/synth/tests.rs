@@ -124,9 +124,9 @@ fn the_file_reads_back_as_any_other() {
             let kind = match kind {
                 ColumnType::Image => "struct<bytes: binary, path: string>",
                 ColumnType::Text => "string",
-                ColumnType::Boxes => "list<list<float>>",
-                ColumnType::Texts => "list<string>",
-                ColumnType::Messages => "list<struct<role: string, content: string>>",
+                ColumnType::Boxes => "list<item: list<item: float>>",
+                ColumnType::Texts => "list<item: string>",
+                ColumnType::Messages => "list<item: struct<role: string, content: string>>",
             };
             (name.to_string(), kind.to_string())
         });

@@ -112,6 +112,25 @@ fn problem_of(lines: &str) -> String {
 }
 
 #[test]
+fn a_byte_order_mark_is_no_part_of_a_recipe() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("r.toml");
+    let plain = {
+        std::fs::write(&path, LEAST).unwrap();
+        load(&path, &[], folder.path()).unwrap()
+    };
+    std::fs::write(&path, format!("\u{feff}{LEAST}")).unwrap();
+    assert_eq!(load(&path, &[], folder.path()).unwrap(), plain);
+    for wide in [u16::to_le_bytes as fn(u16) -> [u8; 2], u16::to_be_bytes] {
+        let bytes: Vec<u8> = format!("\u{feff}{LEAST}").encode_utf16().flat_map(wide).collect();
+        std::fs::write(&path, bytes).unwrap();
+        let error = load(&path, &[], folder.path()).unwrap_err();
+        assert!(matches!(error, RecipeError::Utf16 { .. }) && error.fault() == Fault::Input, "{error}");
+        assert!(error.hints()[0].contains("UTF-8"));
+    }
+}
+
+#[test]
 fn the_whole_format_is_read() {
     let room = Room::new();
     let recipe = room.load_bytes(FULL.as_bytes(), &[]).unwrap();
