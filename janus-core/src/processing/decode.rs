@@ -155,7 +155,8 @@ pub(super) fn format_of(bytes: &[u8]) -> Result<ImageFormat> {
         Some(known) => ProcessingError::OtherFormat { found: known.found, advice: known.advice },
         None => {
             let shown: Vec<String> = bytes.iter().take(SHOWN_BYTES).map(|byte| format!("{byte:02x}")).collect();
-            ProcessingError::NotAnImage { length_bytes: bytes.len(), begins: shown.join(" ") }
+            let begins = if shown.is_empty() { "nothing".to_owned() } else { shown.join(" ") };
+            ProcessingError::NotAnImage { length_bytes: bytes.len(), begins }
         }
     })
 }
