@@ -160,7 +160,7 @@ fn corners(draft: &Draft) -> Vec<[f32; 4]> {
 fn a_table_of_boxes_is_refused_by_the_key_that_it_lacks() {
     let place = Workplace::with_base();
     let shares = vec![vec![[0.1, 0.2, 0.5, 0.9]]; ROWS];
-    let widths: Vec<_> = [vec![[20.0, 10.0, 40.0, 20.0]], vec![[40.0, 20.0, 10.0, 8.0]]].repeat(4);
+    let widths = vec![vec![[20.0, 10.0, 40.0, 20.0], [40.0, 20.0, 10.0, 8.0]]; ROWS];
     let pixels = vec![vec![[4.0, 6.0, 60.5, 32.0]], vec![[-0.5, 2.0, 30.0, 28.0]]];
     for (rows, keys, said) in [
         (&shares, "", "`normalised = true`"),

@@ -9,6 +9,8 @@ use super::chat::IMAGE_PLACEHOLDER;
 const MAX_TAG_BYTES: usize = 40;
 /// Longest path between `<img>` and `</img>`, in bytes.
 const MAX_PATH_BYTES: usize = 1024;
+/// Bytes that are looked through in vain for the ends of pictures, in a text as a whole.
+const MAX_VAIN_BYTES: usize = 1 << 20;
 /// Spellings that are kept of a text.
 const MAX_SPELLINGS: usize = 4;
 
@@ -85,7 +87,7 @@ pub fn find_placeholders(text: &str) -> Placeholders {
         foreign: vec![],
         numbers: vec![],
     };
-    let mut rest = text;
+    let (mut rest, mut vain) = (text, 0);
     while let Some(start) = rest.find(['<', '[']) {
         let (before, from) = rest.split_at(start);
         found.text.push_str(before);
@@ -107,34 +109,37 @@ pub fn find_placeholders(text: &str) -> Placeholders {
             found.foreign.push(spelling.to_owned());
         }
         found.text.push_str(IMAGE_PLACEHOLDER);
-        rest = if tag.kind == Kind::End { behind } else { after_picture(behind).unwrap_or(behind) };
+        rest = behind;
+        if tag.kind != Kind::End && vain < MAX_VAIN_BYTES {
+            match after_picture(behind) {
+                Ok(after) => rest = after,
+                Err(bytes) => vain += bytes,
+            }
+        }
     }
     found.text.push_str(rest);
     found
 }
 
-/// The text behind the end of a picture that has begun; `None` where it does not end, or where a user's text comes first.
-fn after_picture(text: &str) -> Option<&str> {
+/// The text behind the end of a picture that has begun; where it does not end, or where a user's text comes first, the bytes
+/// that were looked through.
+fn after_picture(text: &str) -> Result<&str, usize> {
     let (mut rest, mut path, mut spaces) = (text, 0, 0);
     loop {
+        let vain = text.len() - rest.len();
         if let Some(tag) = tag_at(rest) {
             let (_, behind) = rest.split_at(tag.bytes);
             match tag.kind {
-                Kind::End => return Some(behind),
-                Kind::Picture => {}
-                Kind::Beginning => return None,
+                Kind::End => return Ok(behind),
+                Kind::Picture => rest = behind,
+                Kind::Beginning => return Err(vain),
             }
-            rest = behind;
             continue;
         }
-        let letter = rest.chars().next()?;
-        if letter.is_whitespace() {
-            spaces += letter.len_utf8();
-        } else {
-            path += letter.len_utf8();
-        }
+        let letter = rest.chars().next().ok_or(vain)?;
+        *if letter.is_whitespace() { &mut spaces } else { &mut path } += letter.len_utf8();
         if path > MAX_PATH_BYTES || spaces > MAX_PATH_BYTES || path > 0 && spaces > 0 {
-            return None;
+            return Err(vain);
         }
         rest = &rest[letter.len_utf8()..];
     }
@@ -240,7 +245,7 @@ mod tests {
 
     #[test]
     fn numbers_ends_and_doubtful_ones_are_told() {
-        let found = |text| find_placeholders(text);
+        let found = |text: &str| find_placeholders(text);
         assert!(found("<|image_1|><|image_2|>").is_in_order() && found("<image_0> <image_1>").is_in_order());
         assert!(found("<image>").is_in_order());
         for text in ["<|image_2|><|image_1|>", "<image 1> <image 1>", "<image 2>", "<image1><image3>"] {
@@ -251,6 +256,8 @@ mod tests {
         assert_eq!((found("<img> and [IMG]").count, found("<img> and [IMG]").certain), (2, 0));
         assert_eq!(found("<image> <|img|>").certain, 2);
         assert_eq!(found("<image><image><Image>").foreign, ["<image>", "<Image>"]);
+        // However many there are, they are found in one go.
+        assert_eq!(found(&"<image>".repeat(200_000)).count, 200_000);
         // A user's text between two of them is none of them.
         assert_eq!(counted("<img> a long text </img>").1, "@ a long text @");
     }

@@ -29,7 +29,8 @@ pub(super) enum DataCommand {
     /// Look at every row of a recipe's tables and tell which ones a run would leave out, and why
     #[command(
         after_help = "Every row that would be left out is listed with file, row group, row and reason, beside how many
-`data_limits.max_bad_rows` allows; more than that is exit code 2.
+`data_limits.max_bad_rows` allows; more than that is exit code 2. What was decided of a table as a whole is
+told, too: values of masks, placeholders of other toolkits, questions that are cut.
 
 Examples:
   janus data check recipes/quickstart.toml

@@ -2,7 +2,8 @@
 //!
 //! A task says which columns it reads, how a row becomes a sample, how samples become a batch, and which parameters its
 //! loss reaches. `sample` and `target` hold rows made ready, [`forward`] and `pictures` compute the losses that tasks share; `shortened`
-//! leaves out most of a batch where it is enough that something passes.
+//! leaves out most of a batch where it is enough that something passes. `placed` says where pictures stand in texts, `length` how
+//! long a row may be, `box_values` and `mask_values` what a table's boxes and masks are, judged over all of its rows.
 
 mod box_values;
 mod classify;

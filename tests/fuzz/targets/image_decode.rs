@@ -1,9 +1,11 @@
-//! A picture. What is decoded has the size that its header gave, is within the limits, and is brought to the model's size.
+//! A picture, also as a mask. What is decoded has the size that its header gave, is within the limits, and is brought to the model's size.
 #![no_main]
 
 use std::sync::LazyLock;
 
-use janus_core::processing::{Decoding, ImageProcessor, MAX_PIXELS, Orientation, decode_image, image_dimensions};
+use janus_core::processing::{
+    Decoding, ImageProcessor, MAX_PIXELS, Orientation, decode_image, decode_mask, image_dimensions,
+};
 use libfuzzer_sys::fuzz_target;
 
 static PROCESSOR: LazyLock<ImageProcessor> = LazyLock::new(|| ImageProcessor::new(32).unwrap());
@@ -18,6 +20,10 @@ fuzz_target!(|data: &[u8]| {
     // The size alone is cheap; a picture of many millions of pixels takes seconds and teaches nothing.
     if size.as_ref().is_ok_and(|(width, height)| u64::from(*width) * u64::from(*height) > 1 << 20) {
         return;
+    }
+    if let Ok(mask) = decode_mask(data, decoding) {
+        assert_eq!((mask.width, mask.height), *size.as_ref().expect("a mask that is decoded has a size"));
+        assert_eq!(mask.values.len(), mask.width as usize * mask.height as usize);
     }
     let Ok(image) = decode_image(data, decoding) else { return };
     assert_eq!(image.dimensions(), size.expect("a picture that is decoded has a size"));
