@@ -13,7 +13,7 @@ use super::{Figures, Model, SEED};
 use crate::adapter::{Adapter, AdapterSpec};
 use crate::cache::Image;
 use crate::error::{Error, Result};
-use crate::recipe::{Accumulation, Columns, DataSection, Task as TaskName};
+use crate::recipe::{Accumulation, DataSection, Task as TaskName};
 use crate::status::Status;
 use crate::target;
 use crate::tasks::{self, Batch, Task};
