@@ -117,6 +117,8 @@ fn temporary_prefix(path: &Path) -> Result<String, OutputError> {
 /// there is nothing.
 fn look(path: &Path) -> Result<(PathBuf, Option<Metadata>), OutputError> {
     match fs::metadata(path) {
+        // A pipe behind `/dev/stdout` has no path.
+        Ok(metadata) if !metadata.is_file() && !metadata.is_dir() => Ok((path.to_path_buf(), Some(metadata))),
         Ok(metadata) => Ok((fs::canonicalize(path).map_err(refused(path))?, Some(metadata))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let plain: PathBuf = path.components().collect();

@@ -36,8 +36,9 @@ pub const FREE_KEYS: &[&str] = &[
 /// Keys of a `[[data]]` table of which the same holds.
 pub const FREE_TABLE_KEYS: &[&str] = &["train", "eval", "image_root"];
 
-/// Keys of a `[[data]]` table that came later than the first runs, each with what happened before, as TOML. Since then every
-/// recipe in a run folder has the key: one that lacks it is of a run of before.
+/// Keys of a `[[data]]` table that came later than the first runs, each with what happened before, as TOML, where that is not
+/// what happens without the key today. Every recipe in a run folder has had the key since: one that lacks it is of a run of
+/// before.
 const LATER_TABLE_KEYS: &[(&str, &str)] = &[("orientation", "\"stored\"")];
 
 /// Bytes at the end of a Parquet file that give the footer's length and the format's mark.
@@ -157,11 +158,9 @@ pub(super) fn recipe_differences(was: &str, is: &str) -> Vec<String> {
     };
     let value =
         |list: &[(String, String)], key: &str| list.iter().find(|(other, _)| other == key).map(|(_, v)| v.clone());
-    let then = |key: &str| {
-        let later =
-            LATER_TABLE_KEYS.iter().find(|(later, _)| key.starts_with("data.") && key.ends_with(&format!(".{later}")));
-        later.map(|(_, then)| (*then).to_owned())
-    };
+    let has = |section: &str| old.iter().any(|(key, _)| key.starts_with(&format!("{section}.")));
+    let then =
+        |key: &str| key.rsplit_once('.').filter(|(section, _)| has(section)).and_then(|(s, name)| meant(s, name));
     let told = |value: Option<String>| value.unwrap_or_else(|| "absent".to_owned());
     let mut keys: Vec<&String> = old.iter().map(|(key, _)| key).collect();
     keys.extend(new.iter().map(|(key, _)| key).filter(|key| !old.iter().any(|(other, _)| other == *key)));
@@ -182,6 +181,21 @@ pub fn is_of_stored_pictures(recipe: &str) -> bool {
     let mut of_pictures = tables.filter(|table| text(table, "task").is_some_and(|task| task != "text")).peekable();
     of_pictures.peek().is_some()
         && of_pictures.all(|table| text(table, "orientation").is_none_or(|way| way == "stored"))
+}
+
+/// What a section of a recipe of before that lacks a key meant by it, as TOML: what happened then, or what happens without
+/// the key today.
+fn meant(section: &str, key: &str) -> Option<String> {
+    let section = section.rsplit('.').find(|part| part.parse::<usize>().is_err())?;
+    if section == "data"
+        && let Some((_, then)) = LATER_TABLE_KEYS.iter().find(|(later, _)| *later == key)
+    {
+        return Some((*then).to_owned());
+    }
+    let section = Recipe::SECTIONS.iter().find(|other| other.name == section)?;
+    let default = (section.fields.iter().find(|field| field.name == key)?.default)()?;
+    let table: toml::Table = format!("value = {default}").parse().ok()?;
+    table.get("value").map(ToString::to_string)
 }
 
 /// Every value by its full key.
@@ -280,7 +294,7 @@ mod tests {
         let expected = [
             "`data.0.weight` was 1.0 and is absent",
             "`train.learning_rate` was 0.005 and is 0.001",
-            "`train.seed` was absent and is 3",
+            "`train.seed` was 42 and is 3",
         ];
         let mut differences = recipe_differences(was, &other);
         differences.sort();
@@ -319,6 +333,14 @@ mod tests {
         ] {
             assert_eq!(is_of_stored_pictures(recipe), expected, "{recipe}");
         }
+        // Of any other key the default holds, in a section that is there.
+        let train = "[train]\nlearning_rate = 0.1\n";
+        let new = format!("{train}shuffle = true\nbetas = [0.9, 0.999]\nschedule = \"cosine\"\n");
+        assert_eq!(recipe_differences(train, &new), Vec::<String>::new());
+        let other = new.replace("true", "false");
+        assert_eq!(recipe_differences(train, &other), ["`train.shuffle` was true and is false"]);
+        let dynamic = format!("{train}[dynamic]\nenabled = true\n");
+        assert_eq!(recipe_differences(train, &dynamic), ["`dynamic.enabled` was absent and is true"]);
     }
 
     #[test]

@@ -205,8 +205,8 @@ fn instead_of_steps(recipe: &Recipe, steps: u64) -> Vec<String> {
         let (base, merged) = (shell_word(Path::new(&recipe.base.path)), beside("merged"));
         let adapter = shell_word(folder);
         hints.push(format!(
-            "a run that begins where this one ended: `janus merge --base {base} --adapter {adapter} --out {merged} && \
-             janus train {kept} base.path={merged} output.dir={}`",
+            "a run that begins where this one ended: `janus merge --base {base} --adapter {adapter} --dtype f32 --out \
+             {merged} && janus train {kept} base.path={merged} base.dtype=f32 output.dir={}`",
             beside("more")
         ));
     }
