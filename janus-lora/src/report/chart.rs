@@ -3,13 +3,11 @@
 
 use std::fmt::Write;
 
-use super::scale::{Scale, Stretch, label, short, smooth, stretches, ticks};
+use super::scale::{NOISY_FROM, Scale, Stretch, label, short, smooth, stretches, ticks};
 
 /// The drawing's own units; the page stretches them.
 const WIDTH: f64 = 1000.0;
 const HEIGHT: f64 = 400.0;
-/// Points from which on a smooth curve stands before its values.
-const NOISY_FROM: usize = 60;
 
 /// How a curve is drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,7 +139,7 @@ fn draw(svg: &mut String, number: usize, drawn: &Drawn<'_>, x: &dyn Fn(f64) -> f
         let band: Vec<String> = upper.chain(lower).map(|(s, v)| format!("{:.1},{:.1}", x(s), y(v))).collect();
         put(svg, format_args!("<polygon class=\"band c{number}\" points=\"{}\"/>", band.join(" ")));
     }
-    if series.style == Style::Smooth && series.points.len() > NOISY_FROM {
+    if series.style == Style::Smooth && series.points.len() >= NOISY_FROM {
         put(svg, format_args!("<polyline class=\"raw c{number}\" points=\"{}\"/>", line(stretches)));
     }
     let told: Vec<String> = shown.iter().map(|s| format!("{:.0}:{}", s.step, short(s.mean))).collect();

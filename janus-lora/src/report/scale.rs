@@ -5,9 +5,14 @@ pub(crate) const MAX_POINTS: usize = 480;
 /// A curve whose values lie this many times apart is drawn on a logarithmic scale: on a linear one its end would be flat.
 const LOGARITHMIC_FROM: f64 = 10.0;
 /// Decades that a logarithmic scale shows at most, below the largest value.
-const MAX_DECADES: f64 = 6.0;
+const MAX_DECADES: f64 = 8.0;
+/// How far below the least of the curves without their noise it still shows this, in decades.
+const NOISE_BELOW: f64 = 0.5;
 /// A logarithmic scale of fewer decades has ticks between the powers of ten.
 const FEW_DECADES: f64 = 2.5;
+/// A curve of so many points has noise that is taken out of it, over so many to both sides at least.
+pub(crate) const NOISY_FROM: usize = 24;
+const LEAST_REACH: usize = 3;
 /// Room above and below the values, as a share of their extent.
 const MARGIN: f64 = 0.05;
 
@@ -45,7 +50,7 @@ impl Scale {
         }
         let top = all.clone().fold(most, f64::max).log10();
         let positive = all.filter(|value| *value > 0.0).fold(least, f64::min).log10();
-        let bottom = positive.max(top - MAX_DECADES);
+        let bottom = positive.max(least.log10() - NOISE_BELOW).max(top - MAX_DECADES);
         let room = (top - bottom) * MARGIN;
         Some(Self { low: bottom - room, high: top + room, logarithmic: true })
     }
@@ -114,9 +119,10 @@ pub(crate) fn stretches(points: &[(f64, f64)]) -> Vec<Stretch> {
 }
 
 /// The curve without its noise: at each point the value of the straight line that fits those around it best, over about a
-/// thirtieth of the curve. It neither lags nor leads, for it looks as far ahead as back, and a line stays a line to its ends.
+/// thirtieth of the curve, or seven points. It neither lags nor leads, for it looks as far ahead as back, and a line stays a line to its ends.
 pub(crate) fn smooth(points: &[Stretch]) -> Vec<Stretch> {
-    let reach = points.len() / 60;
+    let least = if points.len() >= NOISY_FROM { LEAST_REACH } else { 0 };
+    let reach = (points.len() / 60).max(least);
     let around = |place: usize| {
         let window = &points[place.saturating_sub(reach)..(place + reach + 1).min(points.len())];
         let count = window.len() as f64;
