@@ -72,7 +72,11 @@ impl Chart<'_> {
         let first = all().map(|s| s.step).fold(last, f64::min).min(1.0);
         let extents = all().flat_map(|s| [s.low, s.high]);
         let scale = match self.may_be_logarithmic {
-            true => Scale::fitting(drawn.iter().flat_map(|d| &d.shown).map(|s| s.mean), extents, self.from_zero),
+            true => {
+                let of = |dots: bool| drawn.iter().filter(move |d| (d.series.style == Style::Dots) == dots);
+                let means = |dots: bool| of(dots).flat_map(|d| &d.shown).map(|s| s.mean);
+                Scale::fitting(means(false), means(true), extents, self.from_zero)
+            }
             false => Scale::linear(extents, self.from_zero),
         }?;
         let across = |step: f64| ((step - first) / (last - first).max(1.0)).clamp(0.0, 1.0);

@@ -223,7 +223,7 @@ mod tests {
             ("exact_match", 0.25, 0.5, "tile well", "better"),
             ("loss", 1.0, 2.0, "tile ill", "worse"),
             ("loss", 2.0, 1.0, "tile well", "better"),
-            ("accuracy", 0.5, 0.5, "tile ill", "no better"),
+            ("exact_match", 0.5, 0.5, "tile ill", "no better"),
         ] {
             let record = record(json!({ "q": { key: was } }), json!({ "q": { key: now } }));
             let html = tiles(&record);

@@ -6,6 +6,8 @@ pub(crate) const MAX_POINTS: usize = 480;
 const LOGARITHMIC_FROM: f64 = 10.0;
 /// Decades that a logarithmic scale shows at most, below the largest value.
 const MAX_DECADES: f64 = 8.0;
+/// One in so many values of a curve may lie below what a logarithmic scale is made for.
+const RARE: usize = 10;
 /// How far below the least of the curves without their noise it still shows this, in decades.
 const NOISE_BELOW: f64 = 0.5;
 /// A logarithmic scale of fewer decades has ticks between the powers of ten.
@@ -37,14 +39,19 @@ impl Scale {
         Some(Self { low, high: high + room, logarithmic: false })
     }
 
-    /// Of the values of curves without their noise, which decide whether it is logarithmic, and of `all` values.
+    /// Of the values of curves without their noise and of marks, which decide whether it is logarithmic, and of `all` values.
     pub(crate) fn fitting(
-        curves: impl Iterator<Item = f64> + Clone,
+        curves: impl Iterator<Item = f64>,
+        marks: impl Iterator<Item = f64> + Clone,
         all: impl Iterator<Item = f64> + Clone,
         from_zero: bool,
     ) -> Option<Self> {
-        let least = curves.clone().reduce(f64::min)?;
-        let most = curves.reduce(f64::max)?;
+        let mut curves: Vec<f64> = curves.collect();
+        curves.sort_by(f64::total_cmp);
+        // What a curve hardly ever comes down to is its noise; a mark is always shown.
+        let usual = curves.get(curves.len() / RARE).copied();
+        let least = usual.into_iter().chain(marks.clone()).reduce(f64::min)?;
+        let most = curves.last().copied().into_iter().chain(marks).reduce(f64::max)?;
         if !(least > 0.0 && most / least >= LOGARITHMIC_FROM) {
             return Self::linear(all, from_zero);
         }
@@ -178,7 +185,7 @@ mod tests {
 
     /// The scale of a curve whose every point is drawn.
     fn fitting(values: &[f64]) -> Scale {
-        Scale::fitting(values.iter().copied(), values.iter().copied(), false).unwrap()
+        Scale::fitting(values.iter().copied(), [].into_iter(), values.iter().copied(), false).unwrap()
     }
 
     #[test]
@@ -204,9 +211,17 @@ mod tests {
         );
         // One value that is nearly nothing does not push the others together.
         let values = [12.0, 3.0, 0.4, 0.1, 1e-300];
-        let scale = Scale::fitting(values[..4].iter().copied(), values.iter().copied(), false).unwrap();
+        let scale = Scale::fitting(values[..4].iter().copied(), [].into_iter(), values.iter().copied(), false).unwrap();
         assert!(scale.place(12.0) - scale.place(0.1) > 0.3, "{scale:?}");
         assert_eq!(scale.place(1e-300), 0.0);
+        // Nor do some of many, but a mark does: it has to be seen.
+        let noisy: Vec<f64> = (0..100).map(|step| if step % 20 == 0 { 1e-6 } else { 0.1 + f64::from(step) }).collect();
+        let with = |marks: &[f64]| {
+            let (curve, marks) = (noisy.iter().copied(), marks.iter().copied());
+            Scale::fitting(curve.clone(), marks, curve, false).unwrap()
+        };
+        assert!(with(&[]).place(1.0) < 0.3, "{:?}", with(&[]));
+        assert!(with(&[1e-6]).place(1.0) > 0.6 && with(&[1e-6]).place(1e-6) > 0.0, "{:?}", with(&[1e-6]));
     }
 
     #[test]

@@ -138,8 +138,8 @@ fn said(record: &Record, shown: &Sample, row: &OfRow<'_>) -> String {
             false => format!("step {first}–{}", when(record, last, sample).trim_start_matches("step ")),
         };
         let (kind, mark) = match is_right(sample) {
-            Some(true) => (" class=good", "<span title=\"as expected\">✓</span> "),
-            Some(false) => (" class=bad", "<span title=\"not as expected\">✗</span> "),
+            Some(true) => (" class=good", "<span title=\"as expected\">✓</span>\u{a0}"),
+            Some(false) => (" class=bad", "<span title=\"not as expected\">✗</span>\u{a0}"),
             None => ("", ""),
         };
         let answer = match sample.answer.as_deref().unwrap_or_default() {

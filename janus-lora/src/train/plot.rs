@@ -70,11 +70,11 @@ fn draw(curves: &[Curve], adapter_step: u64) -> std::result::Result<Vec<u8>, Str
         .map_err(|_| "the font cannot be read".to_string())?;
     let lines: Vec<_> = curves.iter().map(|curve| smooth(&stretches(&curve.points))).collect();
     let evals = || curves.iter().flat_map(|curve| curve.evals.iter().copied()).filter(|p| p.1.is_finite());
-    let shown = lines.iter().flatten().map(|s| s.mean).chain(evals().map(|p| p.1));
+    let shown = lines.iter().flatten().map(|s| s.mean);
     let points = curves.iter().flat_map(|curve| curve.points.iter().copied()).filter(|p| p.1.is_finite());
     let all = points.clone().chain(evals());
     let last = all.clone().map(|p| p.0).fold(1.0, f64::max);
-    let scale = Scale::fitting(shown, all.map(|p| p.1), false);
+    let scale = Scale::fitting(shown, evals().map(|p| p.1), all.map(|p| p.1), false);
     let scale = scale.or_else(|| Scale::linear([0.0, 1.0].into_iter(), true)).ok_or("there is no scale")?;
 
     let (right, bottom) = (WIDTH as i32 - RIGHT, HEIGHT as i32 - BOTTOM);
