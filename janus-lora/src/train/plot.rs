@@ -18,7 +18,7 @@ const HEIGHT: u32 = 600;
 /// What the axes and the legend take of it.
 const LEFT: i32 = 96;
 const RIGHT: i32 = 24;
-const TOP: i32 = 72;
+const TOP: i32 = 96;
 const BOTTOM: i32 = 70;
 /// Height of letters.
 const LETTERS: i32 = 23;
@@ -97,7 +97,7 @@ fn draw(curves: &[Curve], adapter_step: u64) -> std::result::Result<Vec<u8>, Str
         canvas.line(&[(LEFT, bottom), (right, bottom)], SOFT.stroke_width(1))?;
         canvas.text("step", ((LEFT + right) / 2, HEIGHT as i32 - 30), INK, (HPos::Center, VPos::Top))?;
         let unit = if scale.logarithmic { "loss, logarithmic" } else { "loss" };
-        canvas.text(unit, (20, TOP - 20), INK, (HPos::Left, VPos::Bottom))?;
+        canvas.text(unit, (20, TOP - 16), INK, (HPos::Left, VPos::Bottom))?;
         let mark = adapter_step as f64;
         if mark < last {
             for top in (TOP..bottom).step_by(12) {
@@ -126,7 +126,7 @@ fn draw(curves: &[Curve], adapter_step: u64) -> std::result::Result<Vec<u8>, Str
 
 /// Names with their colours above the curves, from the right, and what dots are.
 fn legend(canvas: &Canvas<'_, '_>, curves: &[Curve], right: i32) -> std::result::Result<(), String> {
-    let middle = TOP - 46;
+    let middle = 32;
     let mut end = right;
     if curves.iter().any(|curve| !curve.evals.is_empty()) {
         let name = "held out";
