@@ -3,13 +3,11 @@
 
 use std::fmt::Write;
 
-use super::scale::{Scale, Stretch, label, short, smooth, stretches, ticks};
+use super::scale::{NOISY_FROM, Scale, Stretch, label, short, smooth, stretches, ticks};
 
 /// The drawing's own units; the page stretches them.
 const WIDTH: f64 = 1000.0;
 const HEIGHT: f64 = 400.0;
-/// Points from which on a smooth curve stands before its values.
-const NOISY_FROM: usize = 60;
 
 /// How a curve is drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +72,11 @@ impl Chart<'_> {
         let first = all().map(|s| s.step).fold(last, f64::min).min(1.0);
         let extents = all().flat_map(|s| [s.low, s.high]);
         let scale = match self.may_be_logarithmic {
-            true => Scale::fitting(drawn.iter().flat_map(|d| &d.shown).map(|s| s.mean), extents, self.from_zero),
+            true => {
+                let of = |dots: bool| drawn.iter().filter(move |d| (d.series.style == Style::Dots) == dots);
+                let means = |dots: bool| of(dots).flat_map(|d| &d.shown).map(|s| s.mean);
+                Scale::fitting(means(false), means(true), extents, self.from_zero)
+            }
             false => Scale::linear(extents, self.from_zero),
         }?;
         let across = |step: f64| ((step - first) / (last - first).max(1.0)).clamp(0.0, 1.0);
@@ -141,7 +143,7 @@ fn draw(svg: &mut String, number: usize, drawn: &Drawn<'_>, x: &dyn Fn(f64) -> f
         let band: Vec<String> = upper.chain(lower).map(|(s, v)| format!("{:.1},{:.1}", x(s), y(v))).collect();
         put(svg, format_args!("<polygon class=\"band c{number}\" points=\"{}\"/>", band.join(" ")));
     }
-    if series.style == Style::Smooth && series.points.len() > NOISY_FROM {
+    if series.style == Style::Smooth && series.points.len() >= NOISY_FROM {
         put(svg, format_args!("<polyline class=\"raw c{number}\" points=\"{}\"/>", line(stretches)));
     }
     let told: Vec<String> = shown.iter().map(|s| format!("{:.0}:{}", s.step, short(s.mean))).collect();

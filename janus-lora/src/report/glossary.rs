@@ -136,6 +136,11 @@ pub(super) const COUNTS: &[&str] = &["rows", "tokens", "pictures"];
 const HEADLINES: &[&str] =
     &["exact_match", "accuracy", "map_50", "dice", "recall_at_1", "ssim", "psnr", "rouge_l", "tower_distance", "loss"];
 
+/// Whether a figure is of a task with a head, which starts at random where the base has none.
+pub(super) fn is_of_head(key: &str) -> bool {
+    ["accuracy", "map_50", "dice", "recall_at_1"].contains(&key)
+}
+
 /// What is known of a figure; nothing of one of another program.
 pub(super) fn lookup(key: &str) -> Option<&'static Entry> {
     ENTRIES.iter().find(|entry| entry.key == key)

@@ -64,6 +64,11 @@ fn change(key: &str, was: Option<f64>, now: Option<f64>) -> String {
     }
 }
 
+/// How many of `count` things stand in a row, all of them up to `most`: 8 as 4 and 4, not as 6 and 2.
+pub(super) fn across(count: usize, most: usize) -> usize {
+    if count <= most { count } else { count.div_ceil(count.div_ceil(4)) }
+}
+
 /// A tile for each table: its figure that says most, beside what it was.
 pub(super) fn tiles(record: &Record) -> String {
     let mut tiles = Vec::new();
@@ -71,21 +76,29 @@ pub(super) fn tiles(record: &Record) -> String {
         let figures = Figures::of(record, table);
         let Some(key) = glossary::headline(|key| figures.now(key)) else { continue };
         let Some(now) = figures.now(key) else { continue };
-        // A head has no figures without the adapter: then it is held against not looking at all.
-        let (was, whose) = match (figures.was(key), figures.blind(key)) {
-            (Some(was), _) => (Some(was), "the base’s "),
-            (None, blind) => (blind, ""),
-        };
-        let verdict = was.and_then(|was| glossary::verdict(key, was, now));
-        let (kind, word) = match (verdict, was) {
-            (Some(true), _) => (" well", "<span class=good>better</span> than "),
-            (Some(false), _) => (" ill", "<span class=bad>worse</span> than "),
-            (None, Some(was)) if was == now => (" ill", "<span>no better</span> than "),
-            _ => ("", ""),
-        };
-        let without = if whose.is_empty() { " without looking" } else { "" };
-        let then = was.map(|was| format!("<div class=then>{word}{whose}{}{without}</div>", figure(was)));
-        let then = then.unwrap_or_default();
+        // What counts is the base; an answer that never looks has to be beaten, too.
+        let of_head = glossary::is_of_head(key);
+        let was = figures.was(key).map(|was| match of_head {
+            true => (was, format!("{} at the start", figure(was))),
+            false => (was, format!("the base’s {}", figure(was))),
+        });
+        let blind = figures.blind(key).map(|blind| (blind, format!("{} without looking", figure(blind))));
+        // The base may know more than one answer to everything; who is worse than that has learnt nothing.
+        let blind = blind.filter(|(blind, _)| was.is_none() || glossary::verdict(key, *blind, now) != Some(true));
+        let mut kind = "";
+        let mut told = Vec::new();
+        for (other, whose) in was.into_iter().chain(blind) {
+            let (own, word) = match glossary::verdict(key, other, now) {
+                Some(true) => (" well", "<span class=good>better</span> than"),
+                Some(false) => (" ill", "<span class=bad>worse</span> than"),
+                None if other == now => (" ill", "<span class=bad>no better</span> than"),
+                None => ("", "from"),
+            };
+            // One that is not good outweighs one that is.
+            kind = if kind == " ill" { kind } else { own };
+            told.push(format!("{word} {whose}"));
+        }
+        let then = if told.is_empty() { String::new() } else { format!("<div class=then>{}</div>", told.join("<br>")) };
         let mut also = String::new();
         if key != "loss"
             && let Some(loss) = figures.now("loss")
@@ -108,11 +121,7 @@ pub(super) fn tiles(record: &Record) -> String {
     }
     match tiles.len() {
         0 => String::new(),
-        // As many in each row as fill it: 8 stand as 4 and 4, not as 6 and 2.
-        count => {
-            let across = if count <= 5 { count } else { count.div_ceil(count.div_ceil(4)) };
-            format!("<div class=\"tiles across{across}\">{}</div>\n", tiles.concat())
-        }
+        count => format!("<div class=\"tiles across{}\">{}</div>\n", across(count, 5), tiles.concat()),
     }
 }
 
@@ -181,6 +190,10 @@ fn meanings(known: &BTreeSet<&'static str>, is_blind_known: bool) -> String {
         };
         html.push_str(&format!("<div><dt>{}</dt><dd>{}{good}</dd></div>", glossary::name(entry.key), entry.meaning));
     }
+    html.push_str(
+        "<div><dt>base</dt><dd>The figures without the adapter; of a task with a head, which the base does not have, those of its \
+         random start.</dd></div>",
+    );
     if is_blind_known {
         html.push_str(
             "<div><dt>without looking</dt><dd>What the same answer to every row would get: the most frequent one, the mean box, \
@@ -210,7 +223,7 @@ mod tests {
             ("exact_match", 0.25, 0.5, "tile well", "better"),
             ("loss", 1.0, 2.0, "tile ill", "worse"),
             ("loss", 2.0, 1.0, "tile well", "better"),
-            ("accuracy", 0.5, 0.5, "tile ill", "no better"),
+            ("exact_match", 0.5, 0.5, "tile ill", "no better"),
         ] {
             let record = record(json!({ "q": { key: was } }), json!({ "q": { key: now } }));
             let html = tiles(&record);
@@ -242,7 +255,13 @@ mod tests {
         }
         let head = json!({ "d": { "accuracy": 0.3, "majority_accuracy": 0.4 } });
         let html = tiles(&record(json!({}), head));
-        assert!(html.contains(">worse</span> than 0.400 without looking"), "{html}");
+        assert!(html.contains("tile ill") && html.contains(">worse</span> than 0.400 without looking"), "{html}");
+        // Better than the base, and still not worth its name.
+        let advice = |rouge: f64| json!({ "a": { "rouge_l": rouge, "frequent_rouge_l": 0.4 } });
+        let html = tiles(&record(advice(0.1), advice(0.2)));
+        assert!(html.contains("tile ill") && html.contains(">better</span> than the base’s 0.100<br>"), "{html}");
+        let html = tiles(&record(advice(0.1), advice(0.5)));
+        assert!(html.contains("tile well") && !html.contains("without looking"), "{html}");
     }
 
     #[test]

@@ -2,9 +2,11 @@
 //!
 //! [`Sight`] stands beside the loop and is told of every step and evaluation: it writes TensorBoard event files
 //! ([`events`]), samples answers and pictures at times ([`samples`]), notes what the run was made with ([`facts`]), and
-//! writes `report.html`. Losses are held against those that a recipe's runs are expected to have ([`expected`]). The page ([`page`], of charts from `chart`) is made from the run folder alone, which [`record`]
-//! reads back, so that it can be made again at any time. Everything in a run folder counts as hostile: texts are escaped,
-//! and no file outside it is read.
+//! writes `report.html`. Losses are held against those that a recipe's runs are expected to have ([`expected`]). The page
+//! ([`page`], of figures by `held_out` with their `glossary`, curves by `chart` on a `scale`, samples by `shown`, and commands
+//! by `command`) is made from the run folder alone, which [`record`] reads back, so that it can be made again at any time.
+//! What it tells is of the adapter that the run left ([`facts::Left`]). Everything in a run folder counts as hostile: texts
+//! are escaped, and no file outside it is read.
 
 mod chart;
 mod command;

@@ -5,9 +5,16 @@ pub(crate) const MAX_POINTS: usize = 480;
 /// A curve whose values lie this many times apart is drawn on a logarithmic scale: on a linear one its end would be flat.
 const LOGARITHMIC_FROM: f64 = 10.0;
 /// Decades that a logarithmic scale shows at most, below the largest value.
-const MAX_DECADES: f64 = 6.0;
+const MAX_DECADES: f64 = 8.0;
+/// One in so many values of a curve may lie below what a logarithmic scale is made for.
+const RARE: usize = 10;
+/// How far below the least of the curves without their noise it still shows this, in decades.
+const NOISE_BELOW: f64 = 0.5;
 /// A logarithmic scale of fewer decades has ticks between the powers of ten.
 const FEW_DECADES: f64 = 2.5;
+/// A curve of so many points has noise that is taken out of it, over so many to both sides at least.
+pub(crate) const NOISY_FROM: usize = 24;
+const LEAST_REACH: usize = 3;
 /// Room above and below the values, as a share of their extent.
 const MARGIN: f64 = 0.05;
 
@@ -32,20 +39,25 @@ impl Scale {
         Some(Self { low, high: high + room, logarithmic: false })
     }
 
-    /// Of the values of curves without their noise, which decide whether it is logarithmic, and of `all` values.
+    /// Of the values of curves without their noise and of marks, which decide whether it is logarithmic, and of `all` values.
     pub(crate) fn fitting(
-        curves: impl Iterator<Item = f64> + Clone,
+        curves: impl Iterator<Item = f64>,
+        marks: impl Iterator<Item = f64> + Clone,
         all: impl Iterator<Item = f64> + Clone,
         from_zero: bool,
     ) -> Option<Self> {
-        let least = curves.clone().reduce(f64::min)?;
-        let most = curves.reduce(f64::max)?;
+        let mut curves: Vec<f64> = curves.collect();
+        curves.sort_by(f64::total_cmp);
+        // What a curve hardly ever comes down to is its noise; a mark is always shown.
+        let usual = curves.get(curves.len() / RARE).copied();
+        let least = usual.into_iter().chain(marks.clone()).reduce(f64::min)?;
+        let most = curves.last().copied().into_iter().chain(marks).reduce(f64::max)?;
         if !(least > 0.0 && most / least >= LOGARITHMIC_FROM) {
             return Self::linear(all, from_zero);
         }
         let top = all.clone().fold(most, f64::max).log10();
         let positive = all.filter(|value| *value > 0.0).fold(least, f64::min).log10();
-        let bottom = positive.max(top - MAX_DECADES);
+        let bottom = positive.max(least.log10() - NOISE_BELOW).max(top - MAX_DECADES);
         let room = (top - bottom) * MARGIN;
         Some(Self { low: bottom - room, high: top + room, logarithmic: true })
     }
@@ -114,9 +126,10 @@ pub(crate) fn stretches(points: &[(f64, f64)]) -> Vec<Stretch> {
 }
 
 /// The curve without its noise: at each point the value of the straight line that fits those around it best, over about a
-/// thirtieth of the curve. It neither lags nor leads, for it looks as far ahead as back, and a line stays a line to its ends.
+/// thirtieth of the curve, or seven points. It neither lags nor leads, for it looks as far ahead as back, and a line stays a line to its ends.
 pub(crate) fn smooth(points: &[Stretch]) -> Vec<Stretch> {
-    let reach = points.len() / 60;
+    let least = if points.len() >= NOISY_FROM { LEAST_REACH } else { 0 };
+    let reach = (points.len() / 60).max(least);
     let around = |place: usize| {
         let window = &points[place.saturating_sub(reach)..(place + reach + 1).min(points.len())];
         let count = window.len() as f64;
@@ -172,7 +185,7 @@ mod tests {
 
     /// The scale of a curve whose every point is drawn.
     fn fitting(values: &[f64]) -> Scale {
-        Scale::fitting(values.iter().copied(), values.iter().copied(), false).unwrap()
+        Scale::fitting(values.iter().copied(), [].into_iter(), values.iter().copied(), false).unwrap()
     }
 
     #[test]
@@ -198,9 +211,17 @@ mod tests {
         );
         // One value that is nearly nothing does not push the others together.
         let values = [12.0, 3.0, 0.4, 0.1, 1e-300];
-        let scale = Scale::fitting(values[..4].iter().copied(), values.iter().copied(), false).unwrap();
+        let scale = Scale::fitting(values[..4].iter().copied(), [].into_iter(), values.iter().copied(), false).unwrap();
         assert!(scale.place(12.0) - scale.place(0.1) > 0.3, "{scale:?}");
         assert_eq!(scale.place(1e-300), 0.0);
+        // Nor do some of many, but a mark does: it has to be seen.
+        let noisy: Vec<f64> = (0..100).map(|step| if step % 20 == 0 { 1e-6 } else { 0.1 + f64::from(step) }).collect();
+        let with = |marks: &[f64]| {
+            let (curve, marks) = (noisy.iter().copied(), marks.iter().copied());
+            Scale::fitting(curve.clone(), marks, curve, false).unwrap()
+        };
+        assert!(with(&[]).place(1.0) < 0.3, "{:?}", with(&[]));
+        assert!(with(&[1e-6]).place(1.0) > 0.6 && with(&[1e-6]).place(1e-6) > 0.0, "{:?}", with(&[1e-6]));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::chart::escape;
 use super::figures::Pictures;
+use super::held_out::across;
 use super::page::section;
 use super::record::Record;
 use super::samples::Sample;
@@ -21,9 +22,15 @@ fn is_right(sample: &Sample) -> Option<bool> {
     Some(expected.trim() == answer.trim())
 }
 
-/// The step of some samples in words.
-fn when(record: &Record, step: u64) -> String {
+/// Whether a task has a head, of which the base has none: at the start it is random.
+fn has_head(sample: &Sample) -> bool {
+    ["classify", "locate", "segment"].contains(&sample.task.as_str())
+}
+
+/// The step of a sample in words.
+fn when(record: &Record, step: u64, sample: &Sample) -> String {
     match step {
+        0 if has_head(sample) => "start".into(),
         0 => "base".into(),
         step if record.left.as_ref().is_some_and(|left| left.ending.step == step) => format!("step {step}, saved"),
         step => format!("step {step}"),
@@ -72,7 +79,8 @@ fn score(rows: &[OfRow<'_>]) -> String {
         return String::new();
     }
     let (before, counted) = judged(|row| is_right(row.first().filter(|(step, _)| *step == 0)?.1));
-    let base = if counted == count { format!(", {before} by the base") } else { String::new() };
+    let whose = if rows.iter().flatten().any(|(_, sample)| has_head(sample)) { "at the start" } else { "by the base" };
+    let base = if counted == count { format!(", {before} {whose}") } else { String::new() };
     format!("{right} of these {count} as expected{base}")
 }
 
@@ -94,18 +102,19 @@ fn card(record: &Record, pictures: &mut Pictures, shown: &Sample, row: &OfRow<'_
     if !is_drawn {
         return format!("<div class=card><div class=own>{own}</div><div class=text>{asked}{said}{number}</div></div>");
     }
-    let mut drawn = String::new();
+    let mut drawn = Vec::new();
     if !own.is_empty() {
-        drawn.push_str(&format!("<figure>{own}<figcaption>the row's</figcaption></figure>"));
+        drawn.push(format!("<figure>{own}<figcaption>the row’s</figcaption></figure>"));
     }
     for (step, sample) in row {
         if let Some(name) = &sample.picture {
-            let when = when(record, *step);
-            let picture = pictures.img(record, name, &format!("by the {when}"));
-            drawn.push_str(&format!("<figure>{picture}<figcaption>{when}</figcaption></figure>"));
+            let when = when(record, *step, sample);
+            let picture = pictures.img(record, name, &when);
+            drawn.push(format!("<figure>{picture}<figcaption>{when}</figcaption></figure>"));
         }
     }
-    format!("<div class=\"card drawn\">{asked}<div class=strip>{drawn}</div>{said}{number}</div>")
+    let (across, drawn) = (across(drawn.len(), 4), drawn.concat());
+    format!("<div class=\"card drawn\">{asked}<div class=\"strip across{across}\">{drawn}</div>{said}{number}</div>")
 }
 
 /// The expected answer, and those that were given, each with the steps at which it was.
@@ -125,12 +134,12 @@ fn said(record: &Record, shown: &Sample, row: &OfRow<'_>) -> String {
     }
     for (first, last, sample) in answers {
         let when = match first == last {
-            true => when(record, first),
-            false => format!("step {first}–{}", when(record, last).trim_start_matches("step ")),
+            true => when(record, first, sample),
+            false => format!("step {first}–{}", when(record, last, sample).trim_start_matches("step ")),
         };
         let (kind, mark) = match is_right(sample) {
-            Some(true) => (" class=good", "<span title=\"as expected\">✓</span> "),
-            Some(false) => (" class=bad", "<span title=\"not as expected\">✗</span> "),
+            Some(true) => (" class=good", "<span title=\"as expected\">✓</span>\u{a0}"),
+            Some(false) => (" class=bad", "<span title=\"not as expected\">✗</span>\u{a0}"),
             None => ("", ""),
         };
         let answer = match sample.answer.as_deref().unwrap_or_default() {
