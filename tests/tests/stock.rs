@@ -111,7 +111,7 @@ fn a_dry_run_fetches_configurations_and_the_ends_of_tables() {
             let done = with(&place, &environment, &["train", dry, "--dry-run", "--json"]);
             let told = done.stderr.contains("not looked at");
             assert_eq!(told, dry == "far.toml", "{}", done.stderr);
-            assert_eq!(plan(done)[2..], [6.into(), 2.into()], "{task} {dry}");
+            assert_eq!(plan(done)[2..], [Value::from(6), Value::from(2)], "{task} {dry}");
         }
     }
     let transfers = hub.record().transfers;
@@ -191,7 +191,8 @@ fn what_a_run_uses_stays_and_nothing_else_is_touched() {
     let data = table("understand", DRAWN, "");
     place.write("recipe.toml", recipe("init:janus-tiny?seed=2", &data).replace("steps = 2", "steps = 1000000"));
     let mut training = command(place.folder(), &["train", "recipe.toml"]);
-    let mut training = training.stderr(std::process::Stdio::null()).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let mut training =
+        training.stderr(std::process::Stdio::null()).stdout(std::process::Stdio::null()).spawn().unwrap();
     let started = Instant::now();
     while !place.path("run/metrics.jsonl").exists() {
         assert!(started.elapsed() < Duration::from_secs(300) && training.try_wait().unwrap().is_none());
