@@ -111,7 +111,7 @@ fn a_dry_run_fetches_configurations_and_the_ends_of_tables() {
             let done = with(&place, &environment, &["train", dry, "--dry-run", "--json"]);
             let told = done.stderr.contains("not looked at");
             assert_eq!(told, dry == "far.toml", "{}", done.stderr);
-            assert_eq!(plan(done)[2..], [6.into(), 2.into()], "{task} {dry}");
+            assert_eq!(plan(done)[2..], [Value::from(6), Value::from(2)], "{task} {dry}");
         }
     }
     let transfers = hub.record().transfers;
