@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use janus_core::Janus;
 use janus_core::model::vision::VisionPoint;
 use janus_core::pass::Pass;
-use janus_core::processing::decode_image;
+use janus_core::processing::{decode_image, image_dimensions};
 
 use super::features::highest_point;
 use super::key::{Digest, digest};
@@ -128,6 +128,12 @@ impl Image {
             let _ = self.0.target.set(target);
         }
         Ok(())
+    }
+
+    /// Bytes of the picture as it is decoded, by its header: three a pixel; none of one that came as numbers.
+    pub(crate) fn decoded_bytes(&self) -> u64 {
+        let size = self.0.encoded.as_ref().and_then(|encoded| image_dimensions(&encoded.image.bytes).ok());
+        size.map_or(0, |(width, height)| 3 * u64::from(width) * u64::from(height))
     }
 
     /// Makes the pixels before a model asks for them. What is wrong with the picture comes out when one does.

@@ -7,7 +7,6 @@ use clap::Args;
 use janus_core::{DeviceChoice, Janus, Parts};
 
 use crate::adapter::{self, Adapter};
-use crate::allocator;
 use crate::base::Base;
 use crate::error::{Error, Result};
 use crate::heads::Heads;
@@ -101,7 +100,6 @@ impl TypeArgument {
         }
         let model = base.model(dtype, device, parts, status)?;
         let heads = attach(&model, adapters)?;
-        allocator::keep_freed();
         Ok((model, heads))
     }
 }

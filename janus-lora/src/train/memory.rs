@@ -1,8 +1,9 @@
 //! Resident memory of a run, worked out from shapes before anything is loaded.
 //!
 //! Each term is what one place in the code holds at once; where a number of buffers is counted, the place is named. What
-//! a run holds is largest at the start of a backward, or while it evaluates. The matrices of the blocks (`Matrix` of
-//! `janus-core`'s kernel room) are kept for reuse, so an evaluation comes on top of them; all else is given back.
+//! a run holds is largest at the start of a backward, or while it evaluates. The program's allocator keeps nothing beyond the
+//! most that was in use, and the matrices of the blocks (`Matrix` of `janus-core`'s kernel room) are given back between steps and
+//! evaluations, so that the larger of the two counts.
 
 use janus_core::Parts;
 use janus_core::checkpoint::expected_tensors;
@@ -15,6 +16,11 @@ use crate::cache::Image;
 /// Code, libraries and stacks that a run touches after it was planned: read off runs on x86-64 Linux, where 16 MB of them are
 /// resident then and 20 MB during steps.
 const LATER_CODE_BYTES: u64 = 4 << 20;
+/// Holes between small buffers, which are the C library's: one to five of the six to twelve MB of them in runs over `janus-nano`.
+const HOLES_BYTES: u64 = 5 << 19;
+/// What a convolution under training lays out at a time, a band of pixels with their neighbours (`BAND_VALUES` of
+/// `ops/unrolled.rs`), and the same of their gradients.
+const BANDS_BYTES: u64 = 2 * (4 << 20);
 /// Values between rows of a matrix whose width is a multiple of [`CROWDED_BYTES`] (`SPREAD` of the kernel room).
 const SPREAD: u64 = 32;
 const CROWDED_BYTES: u64 = 2048;
@@ -74,6 +80,8 @@ pub(super) struct Memory<'a> {
     pub(super) config: &'a JanusConfig,
     /// Resident memory of the process as the run is planned.
     pub(super) program_bytes: u64,
+    /// The most that it was up to then: rows were looked through, pictures decoded.
+    pub(super) planned_peak_bytes: u64,
     /// Parts of the model that are loaded with it.
     pub(super) parts: Parts,
     /// Bytes of a value of the base as it is computed.
@@ -94,10 +102,13 @@ pub(super) struct Memory<'a> {
     pub(super) recompute: bool,
     /// Whether two micro-batches are computed at once.
     pub(super) side_by_side: bool,
+    /// Whether two micro-batches one after the other may be of one table.
+    pub(super) repeats_tables: bool,
     /// Rows of a micro-batch, and of a batch of an evaluation.
     pub(super) batch_size: u64,
-    /// Rows of each table that are made ready ahead.
+    /// Rows of each table that are made ready ahead, and threads that do so.
     pub(super) rows_ahead: u64,
+    pub(super) row_threads: u64,
     /// What the rows of each table come to.
     pub(super) loads: Vec<TableLoad>,
 }
@@ -105,6 +116,8 @@ pub(super) struct Memory<'a> {
 /// Bytes of a micro-batch.
 #[derive(Debug, Clone, Copy, Default)]
 struct Activations {
+    /// Tokens of the longest pass, the decoder's or the vision tower's.
+    tokens: u64,
     /// Matrices that are kept for reuse afterwards.
     store: u64,
     /// What goes with the tape.
@@ -115,34 +128,46 @@ impl Memory<'_> {
     /// The prediction.
     pub(super) fn predicted(&self) -> PredictedMemory {
         let steps: Vec<Activations> = self.loads.iter().map(|load| self.micro_batch(load)).collect();
-        let stepped = self.loads.iter().zip(&steps).map(|(load, step)| (load.rows * load.tokens, step.store));
-        let evaluated = self.loads.iter().map(|load| self.evaluated_block(load));
-        let largest = steps.iter().map(|step| step.store).max().unwrap_or(0);
+        // A run without batches side by side has one at a time; the two largest are beside each other otherwise, of which one
+        // table's may be both.
+        let at_once = |of: &dyn Fn(&Activations) -> u64| {
+            let mut all: Vec<u64> = steps.iter().map(of).collect();
+            all.sort_unstable_by(|a, b| b.cmp(a));
+            let largest = all.first().copied().unwrap_or(0);
+            let second = if self.repeats_tables { largest } else { all.get(1).copied().unwrap_or(0) };
+            largest + if self.side_by_side { second } else { 0 }
+        };
+        let largest = at_once(&|step| step.store);
         // What waits for its next use is bounded, what a step holds is not.
-        let store = shared(stepped.chain(evaluated).collect()).min(largest.max(STORE_BYTES));
-        let tape = steps.iter().map(|step| step.tape).max().unwrap_or(0);
-        // An evaluation comes on top of the matrices that wait, the tape is gone by then.
-        let evaluation = store.min(STORE_BYTES) + self.evaluation();
-        let at_once = if self.side_by_side { 2 } else { 1 };
-        let activations = at_once * (store + tape);
+        let waiting = shared(steps.iter().map(|step| (step.tokens, step.store)).collect());
+        let activations = waiting.min(STORE_BYTES).max(largest) + at_once(&|step| step.tape);
+        let evaluation = self.evaluation();
         // Initial values, variables, the blocks' flat copies of them, their gradients, and one more set where micro-batches
         // are summed; all f32.
         let copies = if self.accumulates { 5 } else { 4 };
         // Two batches at once, and the gradients of one that waits for the other's.
         let copies = if self.side_by_side { copies + 2 } else { copies };
-        PredictedMemory {
-            program: self.program_bytes + LATER_CODE_BYTES,
+        let sum = |of: &dyn Fn(&TableLoad) -> u64| self.loads.iter().map(of).sum::<u64>();
+        let mut predicted = PredictedMemory {
+            program: self.program_bytes + LATER_CODE_BYTES + HOLES_BYTES,
             base: self.base_bytes(),
             adapters: self.trainable * F32_BYTES * copies,
             moments: self.trainable * F32_BYTES * 2,
             activations,
-            rows: self
-                .loads
-                .iter()
-                .map(|load| load.window_bytes + self.waiting_rows(load) * self.row_bytes(load))
-                .sum(),
+            rows: sum(&|load| {
+                load.window_bytes + self.waiting_rows(load) * self.row_bytes(load) + self.made_ready(load)
+            }),
             cache: evaluation.saturating_sub(activations),
-        }
+        };
+        // What was looked through before the run may have been more than the run ever is.
+        predicted.rows += self.planned_peak_bytes.saturating_sub(predicted.peak_bytes());
+        predicted
+    }
+
+    /// While a window is read, its values lie there as the file has them beside the rows made of them; then pictures are decoded,
+    /// one on each of the threads that work ahead.
+    fn made_ready(&self, load: &TableLoad) -> u64 {
+        load.window_bytes.max(self.row_threads * load.decoded_bytes)
     }
 
     /// Changes of the recipe after which `fits` holds, alone or else together, each with what the run would take then.
@@ -245,13 +270,20 @@ impl Memory<'_> {
             tape += self.stacked_pixels(load.rows * load.images);
         }
         tape += load.rows * load.head_values * F32_BYTES;
+        if load.is_rebuilt {
+            tape += BANDS_BYTES;
+        }
         // The aligner's maps and what is between them, and their place among the tokens.
         tape += 4 * patches * hidden * self.value_bytes;
-        Activations { store, tape }
+        // Of batches of different lengths a short one may have taken a buffer that a long one asks for next.
+        let uneven = tokens.saturating_sub(load.rows * load.mean_tokens);
+        store += store.min(store * uneven / tokens.max(1)).min(store / 8);
+        Activations { tokens: tokens.max(patches), store, tape }
     }
 
     /// A head's loss over `labels` labels. Frozen: the gradient formed beside the loss, the hidden states in f32, their
-    /// difference and its product. Trained: the logits, twice in the base's type and twice in f32.
+    /// difference and its product. Trained: the logits as the frozen head and its low-rank pair give them and their sum, and in
+    /// f32 themselves, what the loss makes of them and their gradient.
     fn head(&self, is_generation: bool, labels: u64) -> u64 {
         let (text, vq) = (&self.config.text, &self.config.vq);
         let (classes, width) = if is_generation {
@@ -260,32 +292,33 @@ impl Memory<'_> {
             (text.vocab_size as u64, text.hidden_size as u64)
         };
         if self.trained_heads[usize::from(is_generation)] {
-            return labels * classes * 2 * (self.value_bytes + F32_BYTES);
+            return labels * classes * 3 * (self.value_bytes + F32_BYTES);
         }
         let chunk = labels.min(HEAD_CHUNK.0) * classes.min(HEAD_CHUNK.1);
         4 * labels * width * F32_BYTES + chunk * (F32_BYTES + self.value_bytes)
     }
 
-    /// Tokens of a batch of an evaluation, and the matrices of one block over it, of which nothing is kept.
-    fn evaluated_block(&self, load: &TableLoad) -> (u64, u64) {
+    /// The matrices of one block over a batch of an evaluation, of which nothing is kept.
+    fn evaluated_block(&self, load: &TableLoad) -> u64 {
         let tokens = self.evaluated_rows(load) * load.tokens;
         let text = &self.config.text;
         let beside = self.matrix(tokens, text.intermediate_size as u64) + self.matrix(tokens, text.hidden_size as u64);
-        (tokens, self.decoder_block(tokens, tokens) + beside)
+        self.decoder_block(tokens, tokens) + beside
     }
 
     fn evaluated_rows(&self, load: &TableLoad) -> u64 {
         load.eval_rows.min(self.batch_size)
     }
 
-    /// The most that an evaluation, samples, or the codes of an image hold at once, without the blocks' matrices.
+    /// The most that an evaluation, samples, or the codes of an image hold at once.
     fn evaluation(&self) -> u64 {
         let text = &self.config.text;
         let token = text.hidden_size as u64 * self.value_bytes;
         let kv_token =
             2 * (text.num_hidden_layers * text.num_key_value_heads * text.head_dim) as u64 * self.value_bytes;
-        // Embeddings, a block's input and its output, and keys and values.
-        let answering = |rows: u64, length: u64| rows * length * (kv_token + 3 * token);
+        // Embeddings, a block's input and its output, and keys and values, once more while rows take over those of a beginning
+        // that they share.
+        let answering = |rows: u64, length: u64| rows * length * (2 * kv_token + 3 * token);
         let of = |load: &TableLoad| {
             let rows = self.evaluated_rows(load);
             let loss = rows * load.tokens * 3 * token
@@ -305,7 +338,12 @@ impl Memory<'_> {
                 + patches * (3 * vision.hidden_size as u64 * self.value_bytes + 4 * token);
             seen + answering(rows, load.tokens + SPARE_TOKENS).max(loss)
         };
-        self.loads.iter().map(|load| load.eval_window_bytes + of(load)).max().unwrap_or(0)
+        // Its rows are read and their pictures decoded as those of the steps, one at a time.
+        let read = |load: &TableLoad| match load.eval_rows {
+            0 => 0,
+            _ => load.eval_window_bytes + load.eval_window_bytes.max(load.decoded_bytes),
+        };
+        self.loads.iter().map(|load| read(load) + self.evaluated_block(load) + of(load)).max().unwrap_or(0)
     }
 
     /// The image tokenizer at its finest level in f32: the level's input, and a residual block's input, middle and output.
@@ -391,6 +429,7 @@ mod tests {
         Memory {
             config,
             program_bytes: 40 << 20,
+            planned_peak_bytes: 0,
             parts: Parts { text_head: true, vision: true, ..Parts::default() },
             value_bytes: 4,
             trainable: 1000,
@@ -403,6 +442,8 @@ mod tests {
             side_by_side: false,
             batch_size: 3,
             rows_ahead: 8,
+            row_threads: 1,
+            repeats_tables: true,
             loads: vec![load()],
         }
     }
