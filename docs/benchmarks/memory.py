@@ -159,7 +159,7 @@ CASES = [
     case("dynamic", [UNDERSTAND, GENERATE], more=dict(adapter=dict(method="lora"), dynamic=dict(enabled=True)),
          targets=("all",)),
     case("alignment", [UNDERSTAND, GENERATE], more=dict(mifs=dict(weight=0.05)), targets=("all",)),
-    case("two stages", [UNDERSTAND, GENERATE], targets=("all",),
+    case("two stages", [UNDERSTAND, GENERATE], targets=("all",), steps=None,
          more=dict(stage=[dict(name="first", steps=4, data=["understand"]), dict(name="second", steps=4, data=["generate"])])),
     case("three tasks", [table("classify"), LOCATE, UNDERSTAND], batch_size=8, mixture="each", targets=("decoder", "vision", "lm_head")),
     case("janus-small, understand", [UNDERSTAND], base=SMALL, batch_size=8),

@@ -164,10 +164,10 @@ impl Memory<'_> {
         predicted
     }
 
-    /// While a window is read, its values lie there as the file has them beside the rows made of them; then pictures are decoded,
-    /// one on each of the threads that work ahead.
+    /// While a window is read, a row group lies there as the file has it beside the rows made of it; then pictures are decoded, one
+    /// on each of the threads that work ahead.
     fn made_ready(&self, load: &TableLoad) -> u64 {
-        load.window_bytes.max(self.row_threads * load.decoded_bytes)
+        load.window_bytes.min(load.group_bytes).max(self.row_threads * load.decoded_bytes)
     }
 
     /// Changes of the recipe after which `fits` holds, alone or else together, each with what the run would take then.
@@ -341,7 +341,7 @@ impl Memory<'_> {
         // Its rows are read and their pictures decoded as those of the steps, one at a time.
         let read = |load: &TableLoad| match load.eval_rows {
             0 => 0,
-            _ => load.eval_window_bytes + load.eval_window_bytes.max(load.decoded_bytes),
+            _ => load.eval_window_bytes + load.eval_window_bytes.min(load.eval_group_bytes).max(load.decoded_bytes),
         };
         self.loads.iter().map(|load| read(load) + self.evaluated_block(load) + of(load)).max().unwrap_or(0)
     }
@@ -418,6 +418,7 @@ mod tests {
             rows: 3,
             rows_per_step: 3.0,
             tokens: 70,
+            mean_tokens: 70,
             labels: 20,
             images: 1,
             eval_rows: 5,
@@ -473,7 +474,7 @@ mod tests {
     #[test]
     fn the_full_size_step_holds_what_its_terms_say() {
         let config = JanusConfig::shape("janus-pro-1b").unwrap();
-        let row = TableLoad { rows: 1, tokens: 640, labels: 32, eval_rows: 0, ..load() };
+        let row = TableLoad { rows: 1, tokens: 640, mean_tokens: 640, labels: 32, eval_rows: 0, ..load() };
         let pairs = 24 * 8 * (4 * (2048 + 2048) + 3 * (2048 + 5632));
         let step = Memory { value_bytes: 2, rank: 8, trainable: pairs, loads: vec![row], ..memory(&config) };
         let gigabytes = |memory: &Memory<'_>| memory.predicted().peak_bytes() as f64 / 1e9;
@@ -490,7 +491,7 @@ mod tests {
     #[test]
     fn the_parts_follow_what_holds_them() {
         let config = JanusConfig::shape("janus-pro-1b").unwrap();
-        let long = TableLoad { tokens: 700, ..load() };
+        let long = TableLoad { tokens: 700, mean_tokens: 700, ..load() };
         let base = Memory { value_bytes: 2, loads: vec![long], ..memory(&config) };
         let told = base.predicted();
         assert_eq!(told.peak_bytes(), told.parts().iter().map(|(_, bytes)| bytes).sum::<u64>());
@@ -521,6 +522,69 @@ mod tests {
     }
 
     #[test]
+    fn two_batches_at_once_are_the_two_largest() {
+        let config = JanusConfig::shape("janus-nano").unwrap();
+        let small = TableLoad { rows: 1, ..load() };
+        let of = |loads: Vec<TableLoad>, side_by_side, repeats_tables| {
+            Memory { loads, side_by_side, repeats_tables, ..memory(&config) }.predicted().activations
+        };
+        let alone = |load: TableLoad| of(vec![load], false, true);
+        let (one, other) = (alone(load()), alone(small.clone()));
+        assert!(other < one);
+        assert_eq!(of(vec![small.clone(), load()], true, false), one + other);
+        assert_eq!(of(vec![small.clone(), load()], true, true), 2 * one);
+        // One after the other they share matrices down to half their length; here each has its own.
+        let after = of(vec![small, load()], false, false);
+        assert!((one..one + other).contains(&after), "{one} {other} {after}");
+    }
+
+    #[test]
+    fn rows_count_while_they_are_read_decoded_and_evaluated() {
+        let config = JanusConfig::shape("janus-nano").unwrap();
+        let of = |load: TableLoad| Memory { loads: vec![load], ..memory(&config) }.predicted();
+        let plain = of(load());
+        // A window of 50 MB has a row group of 40 beside it while it is read; a picture of 36 MB is decoded when that is done.
+        let wide = TableLoad {
+            window_bytes: 50_000_000,
+            group_bytes: 40_000_000,
+            decoded_bytes: 36_000_000,
+            eval_rows: 0,
+            ..load()
+        };
+        assert_eq!(of(wide.clone()).rows, plain.rows + 50_000_000 + 40_000_000);
+        let two = Memory { row_threads: 2, loads: vec![wide.clone()], ..memory(&config) };
+        assert_eq!(two.predicted().rows, plain.rows + 50_000_000 + 2 * 36_000_000);
+        // What is evaluated comes beside them.
+        let told = of(TableLoad { eval_rows: 5, eval_window_bytes: 20_000_000, ..wide });
+        let expected = told.activations + told.cache;
+        assert!((56_000_000..64_000_000).contains(&expected), "{told:?}");
+    }
+
+    #[test]
+    fn what_was_looked_through_before_is_the_least() {
+        let config = JanusConfig::shape("janus-nano").unwrap();
+        let peak = |planned_peak_bytes| Memory { planned_peak_bytes, ..memory(&config) }.predicted().peak_bytes();
+        let own = peak(0);
+        assert_eq!((peak(own - 1), peak(own + 1), peak(1 << 30)), (own, own + 1, 1 << 30));
+    }
+
+    #[test]
+    fn trained_heads_uneven_lengths_and_bands_cost_what_they_hold() {
+        let config = JanusConfig::shape("janus-nano").unwrap();
+        let told = |memory: Memory<'_>| memory.predicted().activations;
+        let of = |load: TableLoad| told(Memory { loads: vec![load], ..memory(&config) });
+        let plain = of(load());
+        // 3 x 20 labels of 1024 classes, three times in the base's type and three times in f32, instead of what a frozen head has.
+        let trained = told(Memory { trained_heads: [true, false], ..memory(&config) });
+        let frozen = memory(&config).head(false, 60);
+        assert_eq!(trained, plain - frozen + 60 * 1024 * 3 * (4 + 4));
+        let uneven = |mean_tokens| of(TableLoad { mean_tokens, ..load() }) - plain;
+        assert_eq!(uneven(70), 0);
+        assert!(uneven(68) > 0 && uneven(68) < uneven(60) && uneven(60) == uneven(10), "an eighth at most");
+        assert_eq!(of(TableLoad { is_rebuilt: true, ..load() }), plain + BANDS_BYTES);
+    }
+
+    #[test]
     fn pictures_to_draw_bring_the_image_tokenizer() {
         let config = JanusConfig::shape("janus-pro-1b").unwrap();
         let drawn = Memory {
@@ -537,7 +601,11 @@ mod tests {
     #[test]
     fn remedies_are_those_that_make_it_fit() {
         let config = JanusConfig::shape("janus-pro-1b").unwrap();
-        let wide = Memory { loads: vec![TableLoad { tokens: 700, ..load() }], batch_size: 3, ..memory(&config) };
+        let wide = Memory {
+            loads: vec![TableLoad { tokens: 700, mean_tokens: 700, ..load() }],
+            batch_size: 3,
+            ..memory(&config)
+        };
         let bytes = |memory: &Memory<'_>| memory.predicted().peak_bytes();
         let with_less = |room: u64| wide.remedies(&|memory: &Memory<'_>| bytes(memory) <= room);
         let recomputed = bytes(&Memory { recompute: true, ..wide.clone() });

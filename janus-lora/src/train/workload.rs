@@ -38,6 +38,9 @@ pub(super) struct TableLoad {
     pub(super) head_values: u64,
     /// Rows to evaluate on.
     pub(super) eval_rows: u64,
+    /// Bytes of the largest row group, and of that of the rows to evaluate on.
+    pub(super) group_bytes: u64,
+    pub(super) eval_group_bytes: u64,
     /// Whether they go through the image tokenizer and back.
     pub(super) is_rebuilt: bool,
     /// Bytes of the largest picture as it is decoded.
@@ -111,6 +114,8 @@ pub(super) fn loads(
             decoded_bytes,
             eval_rows: table.eval.as_ref().map_or(0, |source| source.index.accepted_rows() as u64),
             window_bytes: table.train.index.window_bytes(),
+            group_bytes: table.train.index.largest_group_bytes(),
+            eval_group_bytes: table.eval.as_ref().map_or(0, |source| source.index.largest_group_bytes()),
             eval_window_bytes: table.eval.as_ref().map_or(0, |source| source.index.window_bytes()),
         });
     }
