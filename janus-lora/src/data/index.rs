@@ -268,12 +268,6 @@ pub struct Block {
     pub(crate) rows: usize,
     /// Good rows.
     pub(crate) accepted: usize,
-    /// Size of the good rows' values in the row group that has most: a file may hold a whole one in a single page.
-    pub fn largest_group_bytes(&self) -> u64 {
-        let groups = self.blocks.chunk_by(|a, b| (a.file, a.row_group) == (b.file, b.row_group));
-        groups.map(|group| group.iter().map(|block| block.bytes).sum()).max().unwrap_or(0)
-    }
-
     /// Size of the good rows' values.
     pub(crate) bytes: u64,
     /// One bit a row, set for good ones.
@@ -349,6 +343,12 @@ impl Index {
         let values = u128::from(self.bytes) * u128::from(rows) / u128::from(accepted);
         let values = u64::try_from(values).unwrap_or(u64::MAX).min(WINDOW_BYTES);
         values + rows * ROW_BYTES
+    }
+
+    /// Size of the good rows' values in the row group that has most: a file may hold a whole one in a single page.
+    pub fn largest_group_bytes(&self) -> u64 {
+        let groups = self.blocks.chunk_by(|a, b| (a.file, a.row_group) == (b.file, b.row_group));
+        groups.map(|group| group.iter().map(|block| block.bytes).sum()).max().unwrap_or(0)
     }
 
     /// Size of the good rows' values.
