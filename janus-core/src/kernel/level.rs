@@ -50,13 +50,6 @@ pub(crate) fn at_level<T: Send>(level: Level, f: impl FnOnce() -> T + Send) -> T
     })
 }
 
-/// Whether this processor multiplies f32 faster than bf16: it has AVX-512, and not the part of it that takes bf16, whose products
-/// are AVX2's then. With that part bf16 is 1.8 times as fast, with AVX2 alone both are alike (steps of Janus-Pro-1B: 55 and 30
-/// tokens a second on a Zen 4, 19.7 and 18.7 with AVX2; `docs/benchmarks/results`).
-pub fn prefers_f32() -> bool {
-    level() == Level::Avx512
-}
-
 /// Every level this processor can run, least first.
 #[cfg(test)]
 pub(crate) fn levels() -> Vec<Level> {
