@@ -46,4 +46,5 @@ mod testing;
 
 pub use device::{DeviceChoice, DeviceError};
 pub use error::{Diagnose, Error, Fault, ModelError, Result};
+pub use kernel::{free_spares, prefers_f32};
 pub use model::{Janus, Parts};

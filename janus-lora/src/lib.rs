@@ -43,4 +43,5 @@ pub mod target;
 pub mod tasks;
 pub mod train;
 
+pub use allocator::Allocator;
 pub use error::{Error, Result};

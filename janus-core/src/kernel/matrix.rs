@@ -5,6 +5,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use half::bf16;
 use rayon::prelude::*;
 
 use super::element::Element;
@@ -43,6 +44,10 @@ impl<E: Element> Store<E> {
         }
     }
 
+    fn clear(&self) {
+        self.buffers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     fn give_back(&self, buffer: Vec<E>) {
         let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         buffers.push(buffer);
@@ -51,6 +56,12 @@ impl<E: Element> Store<E> {
             held -= buffers.remove(0).len() * size_of::<E>();
         }
     }
+}
+
+/// Frees the buffers that wait for their next use: before a phase that asks for other sizes, on top of which they would lie.
+pub fn free_spares() {
+    f32::spares().clear();
+    bf16::spares().clear();
 }
 
 /// `[rows, width]`, row by row with a small gap where rows would otherwise lie whole pages apart.

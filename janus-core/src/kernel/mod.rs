@@ -56,6 +56,8 @@ pub(crate) mod winograd;
 
 pub(crate) use element::Element;
 pub(crate) use finish::Finish;
+pub use level::prefers_f32;
 pub(crate) use matrix::Matrix;
+pub use matrix::free_spares;
 pub(crate) use product::{Job, Term, product, products};
 pub(crate) use rows::Rows;

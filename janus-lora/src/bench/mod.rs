@@ -31,7 +31,6 @@ pub use switch::{SwitchOptions, SwitchReport, switch};
 pub use train::{TrainOptions, TrainReport, train};
 pub use understand::{UnderstandOptions, UnderstandReport, understand};
 
-use crate::allocator;
 use crate::error::Result;
 use crate::status::Status;
 use crate::train::metrics::peak_rss_bytes;
@@ -60,7 +59,6 @@ impl Model {
         let bar = status.bytes("drawing weights", (values * self.dtype.size_in_bytes()) as u64);
         let model = Janus::open(&weights, self.dtype, &Device::Cpu, parts, &mut |bytes| bar.advance(bytes))?;
         bar.finish();
-        allocator::keep_freed();
         Ok((model, clock.elapsed().as_secs_f64()))
     }
 }

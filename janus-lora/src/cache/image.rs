@@ -129,6 +129,12 @@ impl Image {
         Ok(())
     }
 
+    /// Bytes of the picture as it is decoded, by its header: three a pixel; none of one that came as numbers.
+    pub(crate) fn decoded_bytes(&self) -> u64 {
+        let size = self.0.encoded.as_ref().and_then(|encoded| image_dimensions(&encoded.image.bytes).ok());
+        size.map_or(0, |(width, height)| 3 * u64::from(width) * u64::from(height))
+    }
+
     /// Makes the pixels before a model asks for them. What is wrong with the picture comes out when one does.
     pub(crate) fn pixels_ahead(&self) {
         let _ = self.make_pixels();

@@ -9,7 +9,6 @@ use janus_core::processing::{Decoding, Orientation, clipped_grey, is_turned};
 use janus_core::{DeviceChoice, Janus, Parts};
 
 use crate::adapter::{self, Adapter};
-use crate::allocator;
 use crate::base::Base;
 use crate::data::EncodedImage;
 use crate::error::{Error, Result};
@@ -233,7 +232,6 @@ impl TypeArgument {
         }
         let model = base.model(dtype, device, parts, status)?;
         let heads = attach(&model, adapters)?;
-        allocator::keep_freed();
         Ok((model, heads))
     }
 }

@@ -119,6 +119,11 @@ impl ModelArguments {
 
     /// Prints a report: one JSON object, or a table of its `rows` and what every measurement tells.
     fn tell(&self, report: &impl Serialize, figures: &Figures, rows: Vec<(&str, String)>) {
+        if figures.dtype == "bf16"
+            && let Some(hint) = report::faster_type("--dtype f32", None)
+        {
+            eprintln!("hint: {hint}");
+        }
         if self.json {
             return report::json(report);
         }

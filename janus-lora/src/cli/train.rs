@@ -11,7 +11,7 @@ use super::status::Terminal;
 use super::{report, samples};
 use crate::base::is_random;
 use crate::error::Result;
-use crate::recipe::{self, Orientation, Recipe};
+use crate::recipe::{self, BaseDtype, Orientation, Recipe};
 use crate::report::expected::{ExpectedCurve, Outside};
 use crate::report::record::Record;
 use crate::status::{Status, duration};
@@ -274,6 +274,13 @@ fn plan_text(prepared: &Prepared) -> String {
     let parts = parts.iter().filter(|(_, bytes)| *bytes > 0);
     let parts: Vec<String> = parts.map(|(name, bytes)| format!("{name} {}", report::bytes(*bytes))).collect();
     lines.push(format!("           {}", parts.join(", ")));
+    // Weights and what a step keeps are twice as wide then.
+    let more_bytes = plan.predicted_memory.base + plan.predicted_memory.activations;
+    if recipe.base.dtype == BaseDtype::Bf16
+        && let Some(hint) = report::faster_type("base.dtype=f32", Some(more_bytes))
+    {
+        lines.push(format!("           hint: {hint}"));
+    }
     if let Some(seconds) = plan.predicted_step_seconds {
         lines.push(format!(
             "           estimated {} per step, {} for all steps, at the rate of a short rehearsal on this machine now",

@@ -453,6 +453,12 @@ impl Index {
         values + rows * ROW_BYTES
     }
 
+    /// Size of the good rows' values in the row group that has most: a file may hold a whole one in a single page.
+    pub fn largest_group_bytes(&self) -> u64 {
+        let groups = self.blocks.chunk_by(|a, b| (a.file, a.row_group) == (b.file, b.row_group));
+        groups.map(|group| group.iter().map(|block| block.bytes).sum()).max().unwrap_or(0)
+    }
+
     /// Size of the good rows' values.
     pub fn bytes(&self) -> u64 {
         self.bytes

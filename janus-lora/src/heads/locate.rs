@@ -77,7 +77,7 @@ pub(super) fn values(config: &JanusConfig, labels: usize) -> Vec<Value> {
 /// the four parts that the next finer grid is made of.
 pub(super) fn activation_values(config: &JanusConfig) -> usize {
     let places: usize = sides(config).iter().map(|side| side * side).sum();
-    places * channels(config, MOST_CHANNELS) * 2 * (9 + 9 + 2 + 4)
+    places * channels(config, MOST_CHANNELS) * (2 * (9 + 9 + 2 + 4) + 9)
 }
 
 /// What every place of every grid says.

@@ -197,6 +197,9 @@ impl Head {
     }
 }
 
+/// Values that normalised features come to in a step, for each of theirs.
+const NORMALISED: usize = 14;
+
 /// Heads by name.
 pub type Heads = BTreeMap<Arc<str>, Head>;
 
@@ -217,12 +220,12 @@ pub fn parameter_count(config: &JanusConfig, kind: &HeadKind) -> u64 {
 /// Values in f32 that a head makes of one picture's features, with their gradients: what it holds in a step.
 pub fn activation_values(config: &JanusConfig, kind: &HeadKind) -> u64 {
     let (vision, patches) = (&config.vision, config.vision.num_patches());
-    // Normalised in four steps, each with its gradient.
-    let mid = 8 * patches * vision.projection_dim;
+    // Four steps, each with its gradient, and six more on the way between them.
+    let mid = NORMALISED * patches * vision.projection_dim;
     let more = match kind {
         HeadKind::Classify { .. } | HeadKind::Retrieve {} => 0,
         HeadKind::Locate { .. } => locate::activation_values(config),
-        HeadKind::Segment {} => 8 * patches * vision.hidden_size + segment::activation_values(config),
+        HeadKind::Segment {} => NORMALISED * patches * vision.hidden_size + segment::activation_values(config),
     };
     (mid + more) as u64
 }

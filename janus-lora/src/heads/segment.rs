@@ -48,7 +48,7 @@ pub(super) fn values(config: &JanusConfig) -> Vec<Value> {
 /// Values of the finest grid with their gradients: each place's neighbourhood, as nine parts and together, what is made of
 /// it, and what it was made of.
 pub(super) fn activation_values(config: &JanusConfig) -> usize {
-    side(config) * side(config) * channels(config, MOST_CHANNELS) * 2 * (9 + 9 + 2 + 4)
+    side(config) * side(config) * channels(config, MOST_CHANNELS) * (2 * (9 + 9 + 2 + 4) + 9)
 }
 
 /// Low features, `[images, patches, width]`, and mid ones, `[images, patches, hidden]`, to logits, `[images, side, side]`.

@@ -177,6 +177,16 @@ impl Draft {
         }
     }
 
+    /// Every picture of the row, those to draw among them.
+    pub fn images(&self) -> Vec<&Image> {
+        match self {
+            Draft::Text { images, .. } => images.iter().collect(),
+            Draft::Codes { images, image, .. } => images.iter().chain([image]).collect(),
+            Draft::Picture(pictured) => vec![&pictured.image],
+            Draft::Pixels { image, .. } => vec![image],
+        }
+    }
+
     /// Whether a finished one took pixels; `None` without images.
     pub fn took_pixels(&self) -> Option<bool> {
         let any = |images: &[Image]| images.iter().any(Image::was_needed);

@@ -1,8 +1,9 @@
 //! Resident memory of a run, worked out from shapes before anything is loaded.
 //!
 //! Each term is what one place in the code holds at once; where a number of buffers is counted, the place is named. What
-//! a run holds is largest at the start of a backward, or while it evaluates. The matrices of the blocks (`Matrix` of
-//! `janus-core`'s kernel room) are kept for reuse, so an evaluation comes on top of them; all else is given back.
+//! a run holds is largest at the start of a backward, or while it evaluates. The program's allocator keeps nothing beyond the
+//! most that was in use, and the matrices of the blocks (`Matrix` of `janus-core`'s kernel room) are given back between steps and
+//! evaluations, so that the larger of the two counts.
 
 use janus_core::Parts;
 use janus_core::checkpoint::expected_tensors;
@@ -15,6 +16,11 @@ use crate::cache::Image;
 /// Code, libraries and stacks that a run touches after it was planned: read off runs on x86-64 Linux, where 16 MB of them are
 /// resident then and 20 MB during steps.
 const LATER_CODE_BYTES: u64 = 4 << 20;
+/// Holes between small buffers, which are the C library's: one to five of the six to twelve MB of them in runs over `janus-nano`.
+const HOLES_BYTES: u64 = 5 << 19;
+/// What a convolution under training lays out at a time, a band of pixels with their neighbours (`BAND_VALUES` of
+/// `ops/unrolled.rs`), and the same of their gradients.
+const BANDS_BYTES: u64 = 2 * (4 << 20);
 /// Values between rows of a matrix whose width is a multiple of [`CROWDED_BYTES`] (`SPREAD` of the kernel room).
 const SPREAD: u64 = 32;
 const CROWDED_BYTES: u64 = 2048;
@@ -74,6 +80,8 @@ pub(super) struct Memory<'a> {
     pub(super) config: &'a JanusConfig,
     /// Resident memory of the process as the run is planned.
     pub(super) program_bytes: u64,
+    /// The most that it was up to then: rows were looked through, pictures decoded.
+    pub(super) planned_peak_bytes: u64,
     /// Parts of the model that are loaded with it.
     pub(super) parts: Parts,
     /// Bytes of a value of the base as it is computed.
@@ -94,10 +102,13 @@ pub(super) struct Memory<'a> {
     pub(super) recompute: bool,
     /// Whether two micro-batches are computed at once.
     pub(super) side_by_side: bool,
+    /// Whether two micro-batches one after the other may be of one table.
+    pub(super) repeats_tables: bool,
     /// Rows of a micro-batch, and of a batch of an evaluation.
     pub(super) batch_size: u64,
-    /// Rows of each table that are made ready ahead.
+    /// Rows of each table that are made ready ahead, and threads that do so.
     pub(super) rows_ahead: u64,
+    pub(super) row_threads: u64,
     /// What the rows of each table come to.
     pub(super) loads: Vec<TableLoad>,
 }
@@ -105,6 +116,8 @@ pub(super) struct Memory<'a> {
 /// Bytes of a micro-batch.
 #[derive(Debug, Clone, Copy, Default)]
 struct Activations {
+    /// Tokens of the longest pass, the decoder's or the vision tower's.
+    tokens: u64,
     /// Matrices that are kept for reuse afterwards.
     store: u64,
     /// What goes with the tape.
@@ -115,34 +128,46 @@ impl Memory<'_> {
     /// The prediction.
     pub(super) fn predicted(&self) -> PredictedMemory {
         let steps: Vec<Activations> = self.loads.iter().map(|load| self.micro_batch(load)).collect();
-        let stepped = self.loads.iter().zip(&steps).map(|(load, step)| (load.rows * load.tokens, step.store));
-        let evaluated = self.loads.iter().map(|load| self.evaluated_block(load));
-        let largest = steps.iter().map(|step| step.store).max().unwrap_or(0);
+        // A run without batches side by side has one at a time; the two largest are beside each other otherwise, of which one
+        // table's may be both.
+        let at_once = |of: &dyn Fn(&Activations) -> u64| {
+            let mut all: Vec<u64> = steps.iter().map(of).collect();
+            all.sort_unstable_by(|a, b| b.cmp(a));
+            let largest = all.first().copied().unwrap_or(0);
+            let second = if self.repeats_tables { largest } else { all.get(1).copied().unwrap_or(0) };
+            largest + if self.side_by_side { second } else { 0 }
+        };
+        let largest = at_once(&|step| step.store);
         // What waits for its next use is bounded, what a step holds is not.
-        let store = shared(stepped.chain(evaluated).collect()).min(largest.max(STORE_BYTES));
-        let tape = steps.iter().map(|step| step.tape).max().unwrap_or(0);
-        // An evaluation comes on top of the matrices that wait, the tape is gone by then.
-        let evaluation = store.min(STORE_BYTES) + self.evaluation();
-        let at_once = if self.side_by_side { 2 } else { 1 };
-        let activations = at_once * (store + tape);
+        let waiting = shared(steps.iter().map(|step| (step.tokens, step.store)).collect());
+        let activations = waiting.min(STORE_BYTES).max(largest) + at_once(&|step| step.tape);
+        let evaluation = self.evaluation();
         // Initial values, variables, the blocks' flat copies of them, their gradients, and one more set where micro-batches
         // are summed; all f32.
         let copies = if self.accumulates { 5 } else { 4 };
         // Two batches at once, and the gradients of one that waits for the other's.
         let copies = if self.side_by_side { copies + 2 } else { copies };
-        PredictedMemory {
-            program: self.program_bytes + LATER_CODE_BYTES,
+        let sum = |of: &dyn Fn(&TableLoad) -> u64| self.loads.iter().map(of).sum::<u64>();
+        let mut predicted = PredictedMemory {
+            program: self.program_bytes + LATER_CODE_BYTES + HOLES_BYTES,
             base: self.base_bytes(),
             adapters: self.trainable * F32_BYTES * copies,
             moments: self.trainable * F32_BYTES * 2,
             activations,
-            rows: self
-                .loads
-                .iter()
-                .map(|load| load.window_bytes + self.waiting_rows(load) * self.row_bytes(load))
-                .sum(),
+            rows: sum(&|load| {
+                load.window_bytes + self.waiting_rows(load) * self.row_bytes(load) + self.made_ready(load)
+            }),
             cache: evaluation.saturating_sub(activations),
-        }
+        };
+        // What was looked through before the run may have been more than the run ever is.
+        predicted.rows += self.planned_peak_bytes.saturating_sub(predicted.peak_bytes());
+        predicted
+    }
+
+    /// While a window is read, a row group lies there as the file has it beside the rows made of it; then pictures are decoded, one
+    /// on each of the threads that work ahead.
+    fn made_ready(&self, load: &TableLoad) -> u64 {
+        load.window_bytes.min(load.group_bytes).max(self.row_threads * load.decoded_bytes)
     }
 
     /// Changes of the recipe after which `fits` holds, alone or else together, each with what the run would take then.
@@ -245,13 +270,20 @@ impl Memory<'_> {
             tape += self.stacked_pixels(load.rows * load.images);
         }
         tape += load.rows * load.head_values * F32_BYTES;
+        if load.is_rebuilt {
+            tape += BANDS_BYTES;
+        }
         // The aligner's maps and what is between them, and their place among the tokens.
         tape += 4 * patches * hidden * self.value_bytes;
-        Activations { store, tape }
+        // Of batches of different lengths a short one may have taken a buffer that a long one asks for next.
+        let uneven = tokens.saturating_sub(load.rows * load.mean_tokens);
+        store += store.min(store * uneven / tokens.max(1)).min(store / 8);
+        Activations { tokens: tokens.max(patches), store, tape }
     }
 
     /// A head's loss over `labels` labels. Frozen: the gradient formed beside the loss, the hidden states in f32, their
-    /// difference and its product. Trained: the logits, twice in the base's type and twice in f32.
+    /// difference and its product. Trained: the logits as the frozen head and its low-rank pair give them and their sum, and in
+    /// f32 themselves, what the loss makes of them and their gradient.
     fn head(&self, is_generation: bool, labels: u64) -> u64 {
         let (text, vq) = (&self.config.text, &self.config.vq);
         let (classes, width) = if is_generation {
@@ -260,32 +292,33 @@ impl Memory<'_> {
             (text.vocab_size as u64, text.hidden_size as u64)
         };
         if self.trained_heads[usize::from(is_generation)] {
-            return labels * classes * 2 * (self.value_bytes + F32_BYTES);
+            return labels * classes * 3 * (self.value_bytes + F32_BYTES);
         }
         let chunk = labels.min(HEAD_CHUNK.0) * classes.min(HEAD_CHUNK.1);
         4 * labels * width * F32_BYTES + chunk * (F32_BYTES + self.value_bytes)
     }
 
-    /// Tokens of a batch of an evaluation, and the matrices of one block over it, of which nothing is kept.
-    fn evaluated_block(&self, load: &TableLoad) -> (u64, u64) {
+    /// The matrices of one block over a batch of an evaluation, of which nothing is kept.
+    fn evaluated_block(&self, load: &TableLoad) -> u64 {
         let tokens = self.evaluated_rows(load) * load.tokens;
         let text = &self.config.text;
         let beside = self.matrix(tokens, text.intermediate_size as u64) + self.matrix(tokens, text.hidden_size as u64);
-        (tokens, self.decoder_block(tokens, tokens) + beside)
+        self.decoder_block(tokens, tokens) + beside
     }
 
     fn evaluated_rows(&self, load: &TableLoad) -> u64 {
         load.eval_rows.min(self.batch_size)
     }
 
-    /// The most that an evaluation, samples, or the codes of an image hold at once, without the blocks' matrices.
+    /// The most that an evaluation, samples, or the codes of an image hold at once.
     fn evaluation(&self) -> u64 {
         let text = &self.config.text;
         let token = text.hidden_size as u64 * self.value_bytes;
         let kv_token =
             2 * (text.num_hidden_layers * text.num_key_value_heads * text.head_dim) as u64 * self.value_bytes;
-        // Embeddings, a block's input and its output, and keys and values.
-        let answering = |rows: u64, length: u64| rows * length * (kv_token + 3 * token);
+        // Embeddings, a block's input and its output, and keys and values, once more while rows take over those of a beginning
+        // that they share.
+        let answering = |rows: u64, length: u64| rows * length * (2 * kv_token + 3 * token);
         let of = |load: &TableLoad| {
             let rows = self.evaluated_rows(load);
             let loss = rows * load.tokens * 3 * token
@@ -305,7 +338,12 @@ impl Memory<'_> {
                 + patches * (3 * vision.hidden_size as u64 * self.value_bytes + 4 * token);
             seen + answering(rows, load.tokens + SPARE_TOKENS).max(loss)
         };
-        self.loads.iter().map(|load| load.eval_window_bytes + of(load)).max().unwrap_or(0)
+        // Its rows are read and their pictures decoded as those of the steps, one at a time.
+        let read = |load: &TableLoad| match load.eval_rows {
+            0 => 0,
+            _ => load.eval_window_bytes + load.eval_window_bytes.min(load.eval_group_bytes).max(load.decoded_bytes),
+        };
+        self.loads.iter().map(|load| read(load) + self.evaluated_block(load) + of(load)).max().unwrap_or(0)
     }
 
     /// The image tokenizer at its finest level in f32: the level's input, and a residual block's input, middle and output.
@@ -380,6 +418,7 @@ mod tests {
             rows: 3,
             rows_per_step: 3.0,
             tokens: 70,
+            mean_tokens: 70,
             labels: 20,
             images: 1,
             eval_rows: 5,
@@ -391,6 +430,7 @@ mod tests {
         Memory {
             config,
             program_bytes: 40 << 20,
+            planned_peak_bytes: 0,
             parts: Parts { text_head: true, vision: true, ..Parts::default() },
             value_bytes: 4,
             trainable: 1000,
@@ -403,6 +443,8 @@ mod tests {
             side_by_side: false,
             batch_size: 3,
             rows_ahead: 8,
+            row_threads: 1,
+            repeats_tables: true,
             loads: vec![load()],
         }
     }
@@ -432,7 +474,7 @@ mod tests {
     #[test]
     fn the_full_size_step_holds_what_its_terms_say() {
         let config = JanusConfig::shape("janus-pro-1b").unwrap();
-        let row = TableLoad { rows: 1, tokens: 640, labels: 32, eval_rows: 0, ..load() };
+        let row = TableLoad { rows: 1, tokens: 640, mean_tokens: 640, labels: 32, eval_rows: 0, ..load() };
         let pairs = 24 * 8 * (4 * (2048 + 2048) + 3 * (2048 + 5632));
         let step = Memory { value_bytes: 2, rank: 8, trainable: pairs, loads: vec![row], ..memory(&config) };
         let gigabytes = |memory: &Memory<'_>| memory.predicted().peak_bytes() as f64 / 1e9;
@@ -449,7 +491,7 @@ mod tests {
     #[test]
     fn the_parts_follow_what_holds_them() {
         let config = JanusConfig::shape("janus-pro-1b").unwrap();
-        let long = TableLoad { tokens: 700, ..load() };
+        let long = TableLoad { tokens: 700, mean_tokens: 700, ..load() };
         let base = Memory { value_bytes: 2, loads: vec![long], ..memory(&config) };
         let told = base.predicted();
         assert_eq!(told.peak_bytes(), told.parts().iter().map(|(_, bytes)| bytes).sum::<u64>());
@@ -480,6 +522,69 @@ mod tests {
     }
 
     #[test]
+    fn two_batches_at_once_are_the_two_largest() {
+        let config = JanusConfig::shape("janus-nano").unwrap();
+        let small = TableLoad { rows: 1, ..load() };
+        let of = |loads: Vec<TableLoad>, side_by_side, repeats_tables| {
+            Memory { loads, side_by_side, repeats_tables, ..memory(&config) }.predicted().activations
+        };
+        let alone = |load: TableLoad| of(vec![load], false, true);
+        let (one, other) = (alone(load()), alone(small.clone()));
+        assert!(other < one);
+        assert_eq!(of(vec![small.clone(), load()], true, false), one + other);
+        assert_eq!(of(vec![small.clone(), load()], true, true), 2 * one);
+        // One after the other they share matrices down to half their length; here each has its own.
+        let after = of(vec![small, load()], false, false);
+        assert!((one..one + other).contains(&after), "{one} {other} {after}");
+    }
+
+    #[test]
+    fn rows_count_while_they_are_read_decoded_and_evaluated() {
+        let config = JanusConfig::shape("janus-nano").unwrap();
+        let of = |load: TableLoad| Memory { loads: vec![load], ..memory(&config) }.predicted();
+        let plain = of(load());
+        // A window of 50 MB has a row group of 40 beside it while it is read; a picture of 36 MB is decoded when that is done.
+        let wide = TableLoad {
+            window_bytes: 50_000_000,
+            group_bytes: 40_000_000,
+            decoded_bytes: 36_000_000,
+            eval_rows: 0,
+            ..load()
+        };
+        assert_eq!(of(wide.clone()).rows, plain.rows + 50_000_000 + 40_000_000);
+        let two = Memory { row_threads: 2, loads: vec![wide.clone()], ..memory(&config) };
+        assert_eq!(two.predicted().rows, plain.rows + 50_000_000 + 2 * 36_000_000);
+        // What is evaluated comes beside them.
+        let told = of(TableLoad { eval_rows: 5, eval_window_bytes: 20_000_000, ..wide });
+        let expected = told.activations + told.cache;
+        assert!((56_000_000..64_000_000).contains(&expected), "{told:?}");
+    }
+
+    #[test]
+    fn what_was_looked_through_before_is_the_least() {
+        let config = JanusConfig::shape("janus-nano").unwrap();
+        let peak = |planned_peak_bytes| Memory { planned_peak_bytes, ..memory(&config) }.predicted().peak_bytes();
+        let own = peak(0);
+        assert_eq!((peak(own - 1), peak(own + 1), peak(1 << 30)), (own, own + 1, 1 << 30));
+    }
+
+    #[test]
+    fn trained_heads_uneven_lengths_and_bands_cost_what_they_hold() {
+        let config = JanusConfig::shape("janus-nano").unwrap();
+        let told = |memory: Memory<'_>| memory.predicted().activations;
+        let of = |load: TableLoad| told(Memory { loads: vec![load], ..memory(&config) });
+        let plain = of(load());
+        // 3 x 20 labels of 1024 classes, three times in the base's type and three times in f32, instead of what a frozen head has.
+        let trained = told(Memory { trained_heads: [true, false], ..memory(&config) });
+        let frozen = memory(&config).head(false, 60);
+        assert_eq!(trained, plain - frozen + 60 * 1024 * 3 * (4 + 4));
+        let uneven = |mean_tokens| of(TableLoad { mean_tokens, ..load() }) - plain;
+        assert_eq!(uneven(70), 0);
+        assert!(uneven(68) > 0 && uneven(68) < uneven(60) && uneven(60) == uneven(10), "an eighth at most");
+        assert_eq!(of(TableLoad { is_rebuilt: true, ..load() }), plain + BANDS_BYTES);
+    }
+
+    #[test]
     fn pictures_to_draw_bring_the_image_tokenizer() {
         let config = JanusConfig::shape("janus-pro-1b").unwrap();
         let drawn = Memory {
@@ -496,7 +601,11 @@ mod tests {
     #[test]
     fn remedies_are_those_that_make_it_fit() {
         let config = JanusConfig::shape("janus-pro-1b").unwrap();
-        let wide = Memory { loads: vec![TableLoad { tokens: 700, ..load() }], batch_size: 3, ..memory(&config) };
+        let wide = Memory {
+            loads: vec![TableLoad { tokens: 700, mean_tokens: 700, ..load() }],
+            batch_size: 3,
+            ..memory(&config)
+        };
         let bytes = |memory: &Memory<'_>| memory.predicted().peak_bytes();
         let with_less = |room: u64| wide.remedies(&|memory: &Memory<'_>| bytes(memory) <= room);
         let recomputed = bytes(&Memory { recompute: true, ..wide.clone() });

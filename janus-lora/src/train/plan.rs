@@ -12,9 +12,9 @@ use serde::Serialize;
 
 use super::TrainError;
 use super::memory::{Memory, PredictedMemory};
-use super::metrics::rss_bytes;
+use super::metrics::{peak_rss_bytes, rss_bytes};
 use super::mixture::Mixer;
-use super::prefetch::rows_ahead;
+use super::prefetch::{row_threads, rows_ahead};
 use super::rehearsal::operations_per_second;
 use super::room::available_bytes;
 use super::stages::{self, Stage};
@@ -257,6 +257,7 @@ impl Plan {
         let memory = Memory {
             config,
             program_bytes: rss_bytes(),
+            planned_peak_bytes: peak_rss_bytes(),
             parts: parts(recipe, tables),
             value_bytes: compute_type(recipe).size_in_bytes() as u64,
             trainable: trainable_parameters,
@@ -267,8 +268,10 @@ impl Plan {
             accumulates: recipe.train.grad_accumulation > 1 || tables.len() > 1,
             recompute: recipe.train.recompute == Recompute::On,
             side_by_side: false,
+            repeats_tables: tables.len() == 1 || recipe.train.grad_accumulation > 1,
             batch_size: recipe.train.batch_size,
             rows_ahead: rows_ahead(recipe) as u64,
+            row_threads: row_threads() as u64,
             loads,
         };
         let available_bytes = available_bytes()?;

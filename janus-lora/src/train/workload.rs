@@ -6,6 +6,7 @@ use janus_core::config::JanusConfig;
 use super::mixture::Mixer;
 use super::tables::{RecipeTable, SampleStream};
 use crate::base::Base;
+use crate::cache::Image;
 use crate::error::Result;
 use crate::heads;
 use crate::recipe::{Mixture, Recipe};
@@ -27,6 +28,8 @@ pub(super) struct TableLoad {
     pub(super) rows_per_step: f64,
     /// Tokens of a row; the mean of the longest rows in a row that make a micro-batch.
     pub(super) tokens: u64,
+    /// The same of all rows.
+    pub(super) mean_tokens: u64,
     /// Those in the loss.
     pub(super) labels: u64,
     /// Images of a row.
@@ -35,6 +38,13 @@ pub(super) struct TableLoad {
     pub(super) head_values: u64,
     /// Rows to evaluate on.
     pub(super) eval_rows: u64,
+    /// Bytes of the largest row group, and of that of the rows to evaluate on.
+    pub(super) group_bytes: u64,
+    pub(super) eval_group_bytes: u64,
+    /// Whether they go through the image tokenizer and back.
+    pub(super) is_rebuilt: bool,
+    /// Bytes of the largest picture as it is decoded.
+    pub(super) decoded_bytes: u64,
     /// Bytes of the rows that are shuffled among each other.
     pub(super) window_bytes: u64,
     /// The same of the rows to evaluate on, while that happens.
@@ -75,13 +85,15 @@ pub(super) fn loads(
     let mut loads = Vec::with_capacity(tables.len());
     for ((table, rows), rows_per_step) in tables.iter().zip(most).zip(rows_per_step) {
         let mut stream = SampleStream::new(table, recipe.train.seed, recipe.train.shuffle)?;
-        let (mut lengths, mut images) = (Vec::new(), 0);
+        let (mut lengths, mut images, mut decoded_bytes) = (Vec::new(), 0, 0);
         for _ in 0..LOOKED_AT.min(table.train.index.accepted_rows()) {
             let (_, draft) = stream.draft(base)?;
             lengths.push(draft.lengths(grid * grid));
             // To align a picture that is drawn, it is seen, too.
             let drawn = recipe.mifs.is_some() && matches!(draft, Draft::Codes { .. });
             images = images.max(draft.seen_images() as u64 + u64::from(drawn));
+            let pictures = draft.images().into_iter().map(Image::decoded_bytes);
+            decoded_bytes = pictures.fold(decoded_bytes, u64::max);
         }
         let tokens: Vec<usize> = lengths.iter().map(|(tokens, _)| *tokens).collect();
         let labels: Vec<usize> = lengths.iter().map(|(_, labels)| *labels).collect();
@@ -90,6 +102,7 @@ pub(super) fn loads(
             rows: rows as u64,
             rows_per_step: *rows_per_step,
             tokens: longest(&tokens, rows),
+            mean_tokens: (tokens.iter().sum::<usize>() / tokens.len().max(1)) as u64,
             labels: longest(&labels, rows),
             images,
             head_values: match table.task.head() {
@@ -97,8 +110,12 @@ pub(super) fn loads(
                 None if table.task.rebuilds() => tokenizer_values(base.config()),
                 None => 0,
             },
+            is_rebuilt: table.task.rebuilds(),
+            decoded_bytes,
             eval_rows: table.eval.as_ref().map_or(0, |source| source.index.accepted_rows() as u64),
             window_bytes: table.train.index.window_bytes(),
+            group_bytes: table.train.index.largest_group_bytes(),
+            eval_group_bytes: table.eval.as_ref().map_or(0, |source| source.index.largest_group_bytes()),
             eval_window_bytes: table.eval.as_ref().map_or(0, |source| source.index.window_bytes()),
         });
     }
@@ -107,7 +124,7 @@ pub(super) fn loads(
 
 /// Values in f32 that the image tokenizer makes of a picture on the way to codes and back, with their gradients: of its own
 /// width a place two for each residual block (what lies between its convolutions, and what it gives) and four for each change
-/// of size, and three fifths of it for the gradients that are under way (measured at `janus-nano`'s sizes).
+/// of size, and 17 twentieths of it for the gradients that are under way (measured at `janus-nano`'s sizes, batches of 1 to 8).
 fn tokenizer_values(config: &JanusConfig) -> u64 {
     let vq = &config.vq;
     let levels = vq.channel_multiplier.len();
@@ -122,7 +139,7 @@ fn tokenizer_values(config: &JanusConfig) -> u64 {
         }
         values += side * side * width * (2 * blocks + 4);
     }
-    values * 8 / 5
+    values * 37 / 20
 }
 
 /// The most rows of each table in a micro-batch of `batch` rows.

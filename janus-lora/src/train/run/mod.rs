@@ -44,9 +44,6 @@ use crate::report::Sight;
 use crate::report::samples::Stand;
 use crate::status::Status;
 
-/// A run that needs less than this part of the memory there is keeps what it frees.
-const ROOMY: u64 = 2;
-
 /// A recipe whose base and tables are open and whose run is worked out.
 #[derive(Debug)]
 pub struct Prepared {
@@ -225,9 +222,6 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
     let Prepared { recipe, base, tables, plan, stages, .. } = prepared;
     if device.is_cpu() {
         plan.require_room()?;
-        if plan.available_bytes.is_some_and(|bytes| plan.predicted_peak_bytes < bytes / ROOMY) {
-            allocator::keep_freed();
-        }
     }
     let cache_settings = CacheSettings::from_environment()?;
     let fingerprint = base.start_fingerprint()?;
@@ -409,6 +403,8 @@ impl Run<'_> {
     /// Goes over into another stage with what the one before has trained.
     fn enter(&mut self, number: usize) -> Result<()> {
         let Prepared { base, stages, .. } = self.prepared;
+        // The next model is opened beside this one, not beside its matrices, too.
+        allocator::give_back();
         let adapter = self.opened.stepper.trainables.adapter()?;
         self.opened.base.verify(&self.opened.model, self.status)?;
         self.stage = &stages[number];
@@ -551,6 +547,7 @@ impl Run<'_> {
             sight.sample(&stand, &is_own, &mut files.metrics, *status)
         };
         stepper.trainables.untracked(model, sample)?;
+        allocator::give_back();
         self.progress.sampled_step = Some(self.step);
         Ok(())
     }
@@ -618,9 +615,12 @@ fn evaluation(prepared: &Prepared, stage: &Stage, opened: &Opened, status: &dyn 
     // After all stages, of all of them.
     let tables = if stepper.trainables.is_empty() { &prepared.tables } else { &stage.tables };
     let batch_size = stage.recipe.train.batch_size as usize;
-    stepper
+    let evaluated = stepper
         .trainables
-        .untracked(model, |heads| evaluate(model, base, heads, tables, &Networks::default(), batch_size, status))
+        .untracked(model, |heads| evaluate(model, base, heads, tables, &Networks::default(), batch_size, status));
+    // Matrices of an evaluation are of other sizes than those of a step.
+    allocator::give_back();
+    evaluated
 }
 
 /// The metrics of all tables before any stage.
