@@ -131,7 +131,7 @@ impl Image {
 
     /// Bytes of the picture as it is decoded, by its header: three a pixel; none of one that came as numbers.
     pub(crate) fn decoded_bytes(&self) -> u64 {
-        let size = self.0.encoded.as_ref().and_then(|encoded| image_dimensions(&encoded.image.bytes).ok());
+        let size = self.0.encoded.as_ref().and_then(|encoded| encoded.image.dimensions().ok());
         size.map_or(0, |(width, height)| 3 * u64::from(width) * u64::from(height))
     }
 

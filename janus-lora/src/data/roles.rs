@@ -42,7 +42,7 @@ pub(super) fn refuse(schema: &Schema, alternatives: &[Vec<ColumnRequest>]) -> (V
     });
     let is_repeated = |fault: &ColumnFault| matches!(fault, ColumnFault::Repeated { .. });
     for (requests, faults) in judged.iter().filter(|(_, faults)| !faults.iter().any(is_repeated)) {
-        if let Some(columns) = complete(schema, requests) {
+        if let Some(columns) = assign(schema, requests).into_iter().collect::<Option<Vec<String>>>() {
             return (faults.clone(), vec![proposal(schema, requests, &columns)]);
         }
     }
@@ -52,21 +52,21 @@ pub(super) fn refuse(schema: &Schema, alternatives: &[Vec<ColumnRequest>]) -> (V
     })
 }
 
-/// A column for every request, those that are there as they are; `None` where it is not clear which one is meant.
-fn complete(schema: &Schema, requests: &[ColumnRequest]) -> Option<Vec<String>> {
+/// A column for every request as far as it is clear which one is meant: those that are there as they are, then what names
+/// say, then what alone is left.
+fn assign(schema: &Schema, requests: &[ColumnRequest]) -> Vec<Option<String>> {
     let is_good = |request: &ColumnRequest| bind_one(schema, request).is_ok();
-    let mut used: Vec<String> = requests.iter().filter(|request| is_good(request)).map(|r| r.column.clone()).collect();
-    let mut columns = Vec::with_capacity(requests.len());
-    for request in requests {
-        if is_good(request) {
-            columns.push(request.column.clone());
-            continue;
+    let mut columns: Vec<Option<String>> =
+        requests.iter().map(|request| is_good(request).then(|| request.column.clone())).collect();
+    for choose in [by_name, only] {
+        for (number, request) in requests.iter().enumerate() {
+            if columns[number].is_none() {
+                let used: Vec<String> = columns.iter().flatten().cloned().collect();
+                columns[number] = choose(request, &fitting(schema, request, &used));
+            }
         }
-        let chosen = choose(request, &fitting(schema, request, &used))?;
-        used.push(chosen.clone());
-        columns.push(chosen);
     }
-    Some(columns)
+    columns
 }
 
 /// Columns of a type that fits a request, fields of structs among them.
@@ -107,8 +107,13 @@ fn spellings(role: &str) -> &'static [&'static str] {
     SPELLINGS.iter().find(|(known, _)| *known == role).map_or(&[], |(_, names)| names)
 }
 
+/// The only column there is.
+fn only(_: &ColumnRequest, columns: &[String]) -> Option<String> {
+    columns.first().filter(|_| columns.len() == 1).cloned()
+}
+
 /// The one of several columns that is meant, by its name.
-fn choose(request: &ColumnRequest, columns: &[String]) -> Option<String> {
+fn by_name(request: &ColumnRequest, columns: &[String]) -> Option<String> {
     let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_lowercase();
     let wanted = [request.column.as_str(), request.role];
     let named = |test: &dyn Fn(&str) -> bool| {
@@ -119,8 +124,7 @@ fn choose(request: &ColumnRequest, columns: &[String]) -> Option<String> {
         || wanted.iter().find_map(|wanted| nearest(wanted, columns.iter().map(String::as_str)).map(str::to_owned));
     let spelt = || spellings(request.role).iter().find_map(|spelling| named(&|name| name == *spelling));
     let containing = || wanted.iter().find_map(|wanted| named(&|name| name.contains(&wanted.to_lowercase())));
-    let only = || columns.first().filter(|_| columns.len() == 1).cloned();
-    near().or_else(spelt).or_else(containing).or_else(only)
+    near().or_else(spelt).or_else(containing)
 }
 
 /// The whole `columns` of a recipe that opens.
@@ -148,8 +152,12 @@ fn open_hint(schema: &Schema, requests: &[ColumnRequest], fault: &ColumnFault) -
             return Some(format!("rename the columns `{column}`, so that it is clear which one is meant"));
         }
     };
-    let request = requests.iter().find(|request| request.role == role)?;
-    let mut columns = fitting(schema, request, &[]);
+    let number = requests.iter().position(|request| request.role == role)?;
+    let (request, mut used) = (&requests[number], assign(schema, requests));
+    if let Some(column) = used.swap_remove(number) {
+        return Some(format!("did you mean `{column}`? say `columns = {{ {role} = {column:?} }}` in the recipe"));
+    }
+    let mut columns = fitting(schema, request, &used.into_iter().flatten().collect::<Vec<_>>());
     if columns.is_empty() {
         return Some(format!("no column has a type that `{role}` is read from: {}", request.kind.expected()));
     }
@@ -290,12 +298,20 @@ mod tests {
             hints,
             ["say which column is meant with `columns = { answer = \"...\" }` in the recipe; `a`, `b` could be read"]
         );
+        // A string is not taken for JSON because it is there.
+        let none =
+            Schema::new(vec![Field::new("image", DataType::Binary, true), Field::new("text_id", DataType::Utf8, true)]);
+        let asked: Vec<_> = understand().into_iter().filter(|requests| requests[1].role == "messages").collect();
+        let (_, hints) = refuse(&none, &asked);
+        assert!(hints.len() == 1 && hints[0].contains("no column has a type"), "{hints:?}");
         let numbers =
             Schema::new(vec![Field::new("n", DataType::Int64, true), Field::new("answer", DataType::Utf8, true)]);
         let (_, hints) = refuse(&numbers, &understand()[..1]);
-        assert!(
-            hints[0].starts_with("did you mean `answer`") || hints[0].contains("no column has a type"),
-            "{hints:?}"
-        );
+        assert!(hints.len() == 1 && hints[0].contains("no column has a type"), "{hints:?}");
+        // One is clear, the other is not.
+        let numbers =
+            Schema::new(vec![Field::new("n", DataType::Int64, true), Field::new("answers", DataType::Utf8, true)]);
+        let (_, hints) = refuse(&numbers, &understand()[..1]);
+        assert!(hints[0].contains("no column has a type") && hints[1].contains("answer = \"answers\""), "{hints:?}");
     }
 }

@@ -289,6 +289,14 @@ fn what_is_no_path_is_named_and_never_shown_whole() {
             assert!(row.fault.group().len() < 200);
         }
     }
+    let column = bytes(&[uri.as_bytes(), long.as_bytes(), b"https://example.com/a.png"]);
+    let path = write_table(&folder.path().join("bytes.parquet"), vec![("image", column)], 10);
+    let index = scan_all(&Table::open(&[path], &[image_request()]).unwrap(), &accept_all);
+    for (row, expected) in index.rejected().iter().zip(["is a data URI", "is a picture in base64", "is a URL"]) {
+        let reason = row.fault.to_string();
+        assert!(reason.contains(expected) && reason.len() < 500, "{reason}");
+    }
+    assert_eq!(index.rejected_rows(), 3);
 }
 
 fn turns(role: &str, content: &str, said: ArrayRef) -> ArrayRef {

@@ -97,7 +97,7 @@ fn images_outside_the_table_s_folder_are_rejected() {
     let outer = tempfile::tempdir().unwrap();
     let folder = outer.path().join("table");
     let png = png(8, 6);
-    std::fs::create_dir(&folder).unwrap();
+    std::fs::create_dir_all(folder.join("x")).unwrap();
     std::fs::write(outer.path().join("secret.png"), &png).unwrap();
     std::fs::write(folder.join("own.png"), &png).unwrap();
     let absolute = outer.path().join("secret.png");
@@ -323,7 +323,7 @@ fn missing_and_mistyped_columns_are_told_together() {
         assert!(message.contains(part), "{message}");
     }
     assert_eq!(error.fault(), Fault::Input);
-    assert!(error.hints()[0].contains("did you mean `answers`?"), "{:?}", error.hints());
+    assert!(error.hints().iter().any(|hint| hint.contains("did you mean `answers`?")), "{:?}", error.hints());
 }
 
 #[test]

@@ -218,6 +218,12 @@ impl Images {
             if bytes.len() as u64 > MAX_IMAGE_BYTES {
                 return Err(RowFault::ImageBytes { column: column.into(), bytes: bytes.len() as u64 });
             }
+            // The bytes of no format of pictures are a text; most are none at their first byte.
+            if let Some((text, what)) =
+                std::str::from_utf8(bytes).ok().and_then(|text| Some((text, written::no_picture(text)?)))
+            {
+                return Err(RowFault::NotAPath { column: column.into(), value: cut(text), what });
+            }
             return Ok(Some(EncodedImage::new(bytes.to_vec())));
         }
         match self.path.as_ref().and_then(|path| text_at(path, index)) {

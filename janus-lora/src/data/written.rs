@@ -11,6 +11,11 @@ const ENCODED_STARTS: [&str; 7] = ["iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk
 
 /// What a text is that can be no path, with what to do about it.
 pub(super) fn no_path(text: &str) -> Option<&'static str> {
+    no_picture(text).or((text.len() > LONGEST_PATH_BYTES).then_some("a text that is too long for a path"))
+}
+
+/// What a text is that stands for a picture and is none, as a value or as the bytes of one.
+pub(super) fn no_picture(text: &str) -> Option<&'static str> {
     let text = text.trim();
     if let Some((scheme, _)) = text.split_once("://").filter(|(scheme, _)| is_scheme(scheme)) {
         return Some(match scheme.to_ascii_lowercase().as_str() {
@@ -26,7 +31,7 @@ pub(super) fn no_path(text: &str) -> Option<&'static str> {
     if is_encoded && text.len() >= SHORTEST_BASE64 && (begins_so || text.len() > LONGEST_PATH_BYTES) {
         return Some("a picture in base64: store its bytes in a `binary` column");
     }
-    (text.len() > LONGEST_PATH_BYTES).then_some("a text that is too long for a path")
+    None
 }
 
 /// Whether it can be the beginning of a URL: letters, digits and a few signs, as RFC 3986 has it, section 3.1.

@@ -21,10 +21,10 @@ fn specs_have_defaults_and_legal_names() {
     assert_eq!(parse(&other.to_string()).unwrap(), other);
     for (wrong, says) in [
         (
-            "synth:medicine",
-            "unknown domain `medicine`, the domains are `inspection`, `medical`, `creative`, `world`; did you",
+            "synth:medicall",
+            "unknown domain `medicall`, the domains are `inspection`, `medical`, `creative`, `world`; did you",
         ),
-        ("synth:medicine", "did you mean `medical`?"),
+        ("synth:medicall", "did you mean `medical`?"),
         ("synth:inspection?row=3", "the keys are `rows`, `seed`, `size`, `split`; did you mean `rows`?"),
         ("synth:inspection?rows=0", "expected a whole number from 1 to"),
         ("synth:inspection?rows=99999999999", "expected a whole number from 1 to"),
