@@ -72,7 +72,7 @@ pub(super) struct Conversation {
 /// A column of conversations.
 pub(super) enum Conversations {
     Json(ArrayRef),
-    Turns { list: Lists, nulls: Option<NullBuffer>, role: ArrayRef, content: Content },
+    Turns { list: Lists, nulls: Option<NullBuffer>, role: ArrayRef, content: Box<Content> },
 }
 
 /// What is said in each turn.
@@ -89,13 +89,13 @@ impl Conversations {
         }
         let (list, items) = Lists::new(array).ok_or_else(|| unexpected(array))?;
         if is_null(items.data_type()) {
-            let content = Content::Text(items.clone());
+            let content = Content::Text(items.clone()).into();
             return Ok(Conversations::Turns { list, nulls: None, role: items, content });
         }
         let turns = items.as_struct_opt().ok_or_else(|| unexpected(&items))?;
         let find = |names: [&str; 2]| names.iter().find_map(|name| turns.column_by_name(name));
         let role = find(ROLES).ok_or_else(|| unexpected(&items))?.clone();
-        let content = Content::new(find(CONTENTS).ok_or_else(|| unexpected(&items))?);
+        let content = Content::new(find(CONTENTS).ok_or_else(|| unexpected(&items))?).into();
         Ok(Conversations::Turns { list, nulls: turns.nulls().cloned(), role, content })
     }
 

@@ -120,3 +120,32 @@ impl Task for Understand {
         text_question(base, self.length, self.conversation(row), images)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The roles of each alternative.
+    fn roles(given: &[(&str, &str)], question: Option<&str>) -> Vec<String> {
+        let columns = given.iter().map(|(role, column)| (role.to_string(), column.to_string())).collect();
+        let task = Understand::new(&columns, question);
+        let all = task.alternatives();
+        assert_eq!(all.first(), Some(&task.columns()));
+        let names =
+            |requests: &Vec<ColumnRequest>| requests.iter().map(|r| r.column.as_str()).collect::<Vec<_>>().join(" ");
+        all.iter().map(names).collect()
+    }
+
+    #[test]
+    fn columns_are_taken_by_their_own_names_unless_the_recipe_names_others() {
+        assert_eq!(
+            roles(&[], None),
+            ["image question answer", "images question answer", "image messages", "images messages", "messages",]
+        );
+        assert_eq!(roles(&[], Some("Why?")), ["image answer", "images answer"]);
+        assert_eq!(roles(&[("images", "photos")], None), ["photos question answer", "photos messages"]);
+        assert_eq!(roles(&[("messages", "chat")], None), ["image chat", "images chat", "chat"]);
+        assert_eq!(roles(&[("image", "photo"), ("messages", "chat")], None), ["photo chat"]);
+        assert_eq!(roles(&[("answer", "reply")], None), ["image question reply", "images question reply"]);
+    }
+}
