@@ -253,6 +253,7 @@ fn masks_are_judged_by_the_values_of_the_table() {
         "recipe.toml",
         "data.0.mask_values=[1]",
         "data.0.ignore_value=255",
+        "output.dir=kept",
         "data.0.eval=rows.parquet",
     ]);
     let run = run.expect_success();
@@ -298,8 +299,8 @@ fn rows_beyond_the_base_s_positions_are_bad_or_cut() {
     let check = place.janus(&["data", "check", "recipe.toml"]);
     assert!(check.code == Some(2) && check.stdout.contains("the base has 512 positions"), "{}", check.stdout);
     place.refuses_with_hint(
-        &["train", "recipe.toml", "data_limits.max_tokens=300", "data_limits.max_bad_rows=0"],
-        &["more than `data_limits.max_tokens` = 300"],
+        &["train", "recipe.toml", "data_limits.max_tokens=100", "data_limits.max_bad_rows=0"],
+        &["more than `data_limits.max_tokens` = 100"],
     );
 
     write_recipe(&place, "understand", "too_long = \"truncate\"");
@@ -311,7 +312,7 @@ fn rows_beyond_the_base_s_positions_are_bad_or_cut() {
     let special = base.tokenizer().special();
     assert_eq!(found.iter().filter(|id| **id == special.image_placeholder).count(), 16);
     assert!(checked(&place)["notes"].to_string().contains("the question of 1 row was too long"));
-    place.janus(&["train", "recipe.toml", "data.0.eval=rows.parquet"]).expect_success();
+    place.janus(&["train", "recipe.toml", "data.0.eval=rows.parquet", "output.dir=kept"]).expect_success();
     // What is left without a question stays bad.
     let columns = vec![
         ("image", images(&[Some(picture(40, 30, 1))])),

@@ -189,13 +189,13 @@ impl BoxFacts {
             ""
         };
         Err(TaskError::Boxes {
-            table: table.to_owned(),
+            table: table.into(),
             split: split_name(split),
-            given: given.to_string(),
+            given: given.to_string().into(),
             boxes: self.boxes,
             fitting: self.fitting(given),
             better: self.fitting(better),
-            keys: keys.join(" and "),
+            keys: keys.join(" and ").into(),
             seen,
         })
     }

@@ -14,11 +14,11 @@ pub enum TaskError {
     )]
     Boxes {
         /// The table.
-        table: String,
+        table: Box<str>,
         /// `train` or `eval`.
         split: &'static str,
         /// How they were read.
-        given: String,
+        given: Box<str>,
         /// Boxes of the table.
         boxes: u64,
         /// Those that lie in their pictures when read so.
@@ -26,7 +26,7 @@ pub enum TaskError {
         /// Those that do when read as `keys` say.
         better: u64,
         /// The keys of the recipe.
-        keys: String,
+        keys: Box<str>,
         /// What else is seen of the numbers.
         seen: &'static str,
     },

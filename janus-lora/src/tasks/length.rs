@@ -90,7 +90,7 @@ impl Length {
             return Ok(Fitted { turns, sample, is_cut: false });
         };
         if !self.cuts {
-            return Err(reason);
+            return Err(format!("{reason}; `too_long = \"truncate\"` cuts questions"));
         }
         let asked = |(place, turn): (usize, &Message)| (turn.role == Role::User).then(|| (letters(&turn.text), place));
         let mut questions: Vec<(usize, usize)> = turns.iter().enumerate().filter_map(asked).collect();
