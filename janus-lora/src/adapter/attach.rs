@@ -73,6 +73,10 @@ pub fn attach(model: &Janus, adapters: &[(&Adapter, f64)]) -> Result<(), Adapter
             let (a, b) = pair_shapes(projection.site(), pair.rank);
             check_shape(path, "A", &a, &pair.a)?;
             check_shape(path, "B", &b, &pair.b)?;
+            // Without a term, not with one of zeros: the base to the bit, whatever the order of sums.
+            if *factor == 0.0 {
+                continue;
+            }
             let mut term = pair.low_rank(*factor);
             term.a = term.a.to_device(model.device())?;
             term.b = term.b.to_device(model.device())?;
@@ -128,7 +132,8 @@ fn factors(model: &Janus, adapters: &[(&Adapter, f64)]) -> Result<Factors, Adapt
             check_shape(name, "value", &shape, value)?;
         }
     }
-    let encoders = adapters.iter().filter_map(|(adapter, factor)| Some((adapter.dynamic.as_ref()?, *factor)));
+    let acting = adapters.iter().filter(|(_, factor)| *factor != 0.0);
+    let encoders = acting.filter_map(|(adapter, factor)| Some((adapter.dynamic.as_ref()?, *factor)));
     Ok(Factors::of(encoders)?)
 }
 
