@@ -139,20 +139,21 @@ impl State {
             return reply("200 Yes", &etag, bytes, 0);
         }
         let (length, parts) = (bytes.len(), range.filter(|_| knows_ranges).and_then(|range| range.split_once('-')));
-        let start = match parts {
-            Some(("", last)) => length.saturating_sub(last.parse().unwrap()),
-            Some((first, _)) => first.parse().unwrap(),
-            None => 0,
+        let (start, end) = match parts {
+            Some(("", last)) => (length.saturating_sub(last.parse().unwrap()), length),
+            Some((first, "")) => (first.parse().unwrap(), length),
+            Some((first, last)) => (first.parse().unwrap(), length.min(last.parse::<usize>().unwrap() + 1)),
+            None => (0, length),
         };
         if range.is_none() {
             *self.record.transfers.entry(name.clone()).or_default() += 1;
         }
         self.gets += 1;
-        let sent = if cut_every > 0 && self.gets.is_multiple_of(cut_every) { (length - start) / 2 } else { length };
+        let sent = if cut_every > 0 && self.gets.is_multiple_of(cut_every) { (end - start) / 2 } else { length };
         match parts {
             Some(_) => {
-                let headers = format!("{etag}Content-Range: bytes {start}-{}/{length}\r\n", length - 1);
-                reply("206 Part", &headers, &bytes[start..], sent)
+                let headers = format!("{etag}Content-Range: bytes {start}-{}/{length}\r\n", end - 1);
+                reply("206 Part", &headers, &bytes[start..end], sent)
             }
             None => reply("200 Yes", &etag, bytes, sent),
         }

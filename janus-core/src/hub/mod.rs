@@ -270,7 +270,9 @@ fn fetch_commit(
     let mut fetch = |name: &str| -> Result<PathBuf, HubError> {
         let pointer = cache.pointer(&listing.commit, name);
         if pointer.exists() {
-            touch(cache, &listing.commit, name);
+            if wanted == Wanted::Everything {
+                touch(cache, &listing.commit, name);
+            }
             return Ok(pointer);
         }
         let metadata = transport.metadata(&listing.commit, name)?;

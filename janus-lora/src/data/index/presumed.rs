@@ -12,8 +12,8 @@ const MAX_TEXT_BYTES: u64 = 64 << 10;
 /// What made-up texts consist of: about as many tokens a byte as prose.
 const WORD: &str = "the ";
 
-/// The labels of a table whose own are not here; made-up rows have the first.
-pub(crate) const LABELS: [&str; 2] = ["the", "other"];
+/// The labels of a table whose own are not here, in their order; made-up rows have the first.
+pub(crate) const LABELS: [&str; 2] = ["one", "other"];
 
 /// Width and height of made-up pictures; what a picture costs does not depend on it.
 const SIDE: u32 = 16;
