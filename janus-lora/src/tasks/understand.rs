@@ -128,7 +128,7 @@ mod tests {
     /// The roles of each alternative.
     fn roles(given: &[(&str, &str)], question: Option<&str>) -> Vec<String> {
         let columns = given.iter().map(|(role, column)| (role.to_string(), column.to_string())).collect();
-        let task = Understand::new(&columns, question);
+        let task = Understand::new(&columns, question, Length::default());
         let all = task.alternatives();
         assert_eq!(all.first(), Some(&task.columns()));
         let names =
