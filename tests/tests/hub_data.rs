@@ -182,7 +182,7 @@ fn a_run_streams_its_rows_and_repeats_without_a_network() {
     fs_err::write(
         folder.path().join("recipe.toml"),
         "[base]\npath = \"init:janus-tiny?seed=1\"\n[adapter]\nrank = 2\ntargets = [\"decoder\"]\n[[data]]\ntask = \"text\"\n\
-         train = \"hf://datasets/owner/name/data/train-*.parquet\"\n[data_limits]\nmax_bad_rows = 0.1\n[train]\nsteps = 6\n",
+         train = \"hf://datasets/owner/name/data/train-*.parquet\"\ntoo_long = \"truncate\"\n[data_limits]\nmax_bad_rows = 0.1\n[train]\nsteps = 6\n",
     )
     .unwrap();
     let train = |name: &str, environment: &[(&str, &str)], more: &[&str]| -> Done {

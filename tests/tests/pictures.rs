@@ -195,11 +195,13 @@ fn boxes_and_masks_are_of_the_upright_picture_everywhere() {
     let stats = place.janus(&["data", "stats", "recipe.toml", "--json"]).expect_success().json();
     // Pictures and masks.
     assert_eq!([&stats["own train"]["image_width"]["max"], &stats["own train"]["image_height"]["min"]], [24, 40]);
-    let table = ["data", "stats", "rows.parquet", "--base", "base", "--task", "locate", "--json"];
-    let width = |more: &[&str]| {
-        place.janus(&[&table[..], more].concat()).expect_success().json()["rows"]["image_width"]["max"].clone()
+    let table = ["--base", "base", "--task", "locate", "--json"];
+    let width = |words: &[&str]| {
+        let stats = place.janus(&[&["data", "stats"], words, &table[..]].concat()).expect_success().json();
+        stats["rows"]["image_width"]["max"].clone()
     };
-    assert_eq!((width(&[]), width(&["--orientation", "stored"])), (json!(24), json!(40)));
+    let widths = (width(&["rows.parquet"]), width(&["lying.parquet", "--orientation", "stored"]));
+    assert_eq!(widths, (json!(24), json!(40)));
     place
         .refuses(&["data", "stats", "recipe.toml", "--orientation", "stored"], &["`--orientation` belongs to a table"]);
 }
@@ -261,7 +263,7 @@ fn a_run_goes_on_as_it_began() {
     let stored = recipe::load(&place.path("old/recipe.toml"), &[], place.folder()).unwrap();
     assert_eq!(stored.data[0].orientation, Some(recipe::Orientation::Stored));
     let again = train(&["--resume", "output.dir=old"]).expect_success();
-    assert!(again.stderr.contains("reads pictures as they are stored, and goes on so"), "{}", again.stderr);
+    assert!(again.stderr.contains("reads pictures as they are stored and continues to"), "{}", again.stderr);
     let other = train(&["--resume", "output.dir=old", "data.0.orientation=upright"]);
     assert_eq!(other.code, Some(2), "{}", other.stderr);
     let said = "`data.0.orientation` was \"stored\" and is \"upright\"";

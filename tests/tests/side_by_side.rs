@@ -58,7 +58,8 @@ fn two_batches_at_once_give_the_bits_of_one_after_the_other() {
     let (at_once, same_losses, same_weights) = run("2");
     assert_eq!((&one_after_the_other["side_by_side"], &at_once["side_by_side"]), (&false.into(), &true.into()));
     let bytes = |plan: &Value| plan["predicted_memory"]["activations"].as_u64().unwrap();
-    assert_eq!(bytes(&at_once), 2 * bytes(&one_after_the_other));
+    let (one, two) = (bytes(&one_after_the_other), bytes(&at_once));
+    assert!(one < two && two <= 2 * one, "the two largest batches: {one} bytes, {two} bytes");
     assert_eq!(losses.len(), 4);
     assert_eq!(same_losses, losses);
     assert!(same_weights == weights, "the adapters differ");

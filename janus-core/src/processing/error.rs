@@ -20,7 +20,7 @@ pub enum ProcessingError {
         begins: String,
     },
     /// The bytes are of a kind that is known by its beginning and not read.
-    #[error("this is {found}, which is not read: {advice}")]
+    #[error("this is {found}, not an image that can be read: {advice}")]
     OtherFormat {
         /// What it is, with its article.
         found: &'static str,

@@ -263,7 +263,7 @@ fn a_home_that_cannot_be_written_to() {
         (&["data", "check", "rows.toml"], [("JANUS_CACHE", ""), ("HOME", home), ("XDG_CACHE_HOME", home)]),
     ] {
         let done = janus_with(place.folder(), arguments, &environment);
-        assert_eq!(done.code, Some(1), "{}{}", done.stdout, done.stderr);
+        assert_eq!(done.code, Some(2), "{}{}", done.stdout, done.stderr);
         assert!(done.stderr.contains("the cache folder `"), "{}", done.stderr);
         assert!(done.stderr.contains(home) && done.stderr.contains("hint: set `JANUS_CACHE`"), "{}", done.stderr);
     }

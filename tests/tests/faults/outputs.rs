@@ -76,11 +76,7 @@ fn files_that_cannot_be_made() {
         ("loop", "nothing can be written to"),
         ("/proc/out", "nothing can be written to"),
     ] {
-        for (number, command) in FILES.iter().enumerate() {
-            // `copy` has a word of its own for what is there.
-            let said = if number == 6 && out == "folder" { "exists" } else { said };
-            refuses(&place, command, out, said);
-        }
+        FILES.iter().for_each(|command| refuses(&place, command, out, said));
     }
     let device = ["data", "synth", "--domain", "inspection", "--rows", "2", "--out"];
     for out in ["/dev/full", "/dev/null", "/dev/stdout", "folder.png/", "new/", "new/."] {

@@ -248,6 +248,7 @@ loss_weight = 1.0
 
 [data_limits]
 max_bad_rows = 0.01
+max_page_bytes = 536870912
 
 [train]
 epochs = 3
