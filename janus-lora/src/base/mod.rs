@@ -117,7 +117,10 @@ impl Diagnose for BaseError {
 
     fn hints(&self) -> Vec<String> {
         match self {
-            BaseError::UnknownShape { shape, .. } => vec![shape_hint(shape)],
+            BaseError::UnknownShape { shape, .. } => {
+                let near = nearest(shape, JanusConfig::shape_names().iter().copied());
+                vec![near.map_or_else(|| shape_hint(shape), |name| format!("did you mean `{INIT_PREFIX}{name}`?"))]
+            }
             BaseError::MalformedInit { .. } => vec!["for example `init:janus-small?seed=1`".into()],
             BaseError::Misspelt { meant, .. } => vec![format!("did you mean `{meant}`?")],
             BaseError::NotFound { error, meant } => {

@@ -27,7 +27,12 @@ pub(super) fn meant(spec: &str) -> Option<String> {
     let (path, _) = split(spec);
     let name = path.trim_end_matches('/').rsplit('/').next().unwrap_or(path);
     let names = PUBLISHED.map(name_of);
-    let near = same_letters(name).or_else(|| nearest(name, std::iter::once(builtin::NAME).chain(names)))?;
+    let beginning = letters(name);
+    // `Janus-Pro` is the beginning of two: the smaller one is named.
+    let begun =
+        || names.into_iter().find(|known| beginning.starts_with("januspro") && letters(known).starts_with(&beginning));
+    let near =
+        same_letters(name).or_else(begun).or_else(|| nearest(name, std::iter::once(builtin::NAME).chain(names)))?;
     let published = PUBLISHED.into_iter().find(|published| name_of(published) == near);
     Some(published.unwrap_or(near).to_owned())
 }
@@ -66,6 +71,9 @@ mod tests {
             ("JanusPro7B", "deepseek-ai/Janus-Pro-7B"),
             ("deepseek-janus-pro-1b", "deepseek-ai/Janus-Pro-1B"),
             ("janus-pro-1", "deepseek-ai/Janus-Pro-1B"),
+            ("Janus-Pro", "deepseek-ai/Janus-Pro-1B"),
+            ("JanusPro", "deepseek-ai/Janus-Pro-1B"),
+            ("janus-pro-7", "deepseek-ai/Janus-Pro-7B"),
             ("jnaus-nano", "janus-nano"),
             ("Janus-Nano", "janus-nano"),
             ("deepseek-ai/janus-pro-1b", "deepseek-ai/Janus-Pro-1B"),

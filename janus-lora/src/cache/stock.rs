@@ -222,7 +222,7 @@ pub fn hold(path: &Path) -> bool {
 }
 
 /// The file with a lock that no user of it allows; `None` where it is in use, or nobody can tell.
-fn unused(path: &Path) -> Option<File> {
+pub(super) fn unused(path: &Path) -> Option<File> {
     let file = File::open(path).ok()?;
     match file.try_lock() {
         Ok(()) => Some(file),

@@ -86,7 +86,7 @@ impl Ask<'_> {
                 require_file(&self.overlay_path(number))?;
             }
         }
-        let images = readable(base, pictures.to_vec())?;
+        let images = readable(base, self.images, pictures.to_vec())?;
         let captions = self.captions.iter().map(|text| caption_ids(base, text)).collect::<Result<Vec<_>>>()?;
         let parts = Parts { vision: true, ..Parts::default() };
         let (model, heads) = dtype.model(base, adapters, device, parts, &Terminal)?;

@@ -80,7 +80,7 @@ impl Features {
         let (base, adapters) = self.base.open(&Terminal)?;
         let pictures = vec![picture];
         self.reading.warn(&pictures, &adapters, &Terminal);
-        let images = readable(&base, pictures)?;
+        let images = readable(&base, std::slice::from_ref(&self.image), pictures)?;
         let parts = Parts { vision: true, generation: true, ..Parts::default() };
         let (model, _) = self.dtype.model(&base, &adapters, &device, parts, &Terminal)?;
         let codes: Vec<u32> = match images.first() {

@@ -92,7 +92,7 @@ impl Generate {
         };
         check_drawing_room(&base, prompt.len())?;
         self.reading.warn(&sources, &adapters, &Terminal);
-        let sources = readable(&base, sources)?;
+        let sources = readable(&base, &self.sources, sources)?;
         let parts = Parts { generation: true, image_tokenizer: true, vision: !sources.is_empty(), ..Parts::default() };
         let (model, _) = self.dtype.model(&base, &adapters, &device, parts, &Terminal)?;
         let count = self.count as usize;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use candle_core::Device;
 use clap::Args;
-use janus_core::{Janus, Parts};
+use janus_core::{Diagnose, Janus, Parts};
 use serde_json::json;
 
 use super::arguments::{BaseArguments, DeviceArgument, PictureArguments, TypeArgument};
@@ -99,13 +99,19 @@ pub(super) fn placed(text: &str, pictures: usize) -> Result<String> {
     Ok(placed.texts.into_iter().next().map_or_else(String::new, |(text, _)| text))
 }
 
-/// Pictures that can be decoded: what is wrong with one is told before the weights are read.
-pub(super) fn readable(base: &Base, pictures: Vec<EncodedImage>) -> Result<Vec<Image>> {
-    let image = |picture: EncodedImage| {
+/// Pictures that can be decoded: what is wrong with one is reported with its path before the weights are read.
+pub(super) fn readable(base: &Base, paths: &[PathBuf], pictures: Vec<EncodedImage>) -> Result<Vec<Image>> {
+    let image = |(path, picture): (&PathBuf, EncodedImage)| {
         let image = base.image(&picture);
-        image.pixels().map(|_| image)
+        match image.pixels() {
+            Ok(_) => Ok(image),
+            Err(error) => {
+                let hint = error.hints().join("; ");
+                Err(Error::Usage { message: format!("image `{}`: {error}", path.display()), hint })
+            }
+        }
     };
-    pictures.into_iter().map(image).collect()
+    paths.iter().zip(pictures).map(image).collect()
 }
 
 impl Understand {
@@ -140,7 +146,7 @@ impl Understand {
         if self.each {
             return self.ask_each(&base, &adapters, &device, &pictures, &prompts);
         }
-        let images = readable(&base, pictures)?;
+        let images = readable(&base, &self.images, pictures)?;
         let parts = Parts { text_head: true, vision: !images.is_empty(), ..Parts::default() };
         let (model, _) = self.dtype.model(&base, &adapters, &device, parts, &Terminal)?;
         for answer in self.answers(&model, &base, &prompts, &images)? {
@@ -171,14 +177,14 @@ impl Understand {
         prompts: &[Vec<u32>],
     ) -> Result<()> {
         // One by one, so that the pixels of a folder of pictures are never in memory together.
-        for picture in pictures {
-            readable(base, vec![picture.clone()])?;
+        for (path, picture) in self.images.iter().zip(pictures) {
+            readable(base, std::slice::from_ref(path), vec![picture.clone()])?;
         }
         let parts = Parts { text_head: true, vision: true, ..Parts::default() };
         let (model, _) = self.dtype.model(base, adapters, device, parts, &Terminal)?;
         let mut told = Vec::new();
         for (path, picture) in self.images.iter().zip(pictures) {
-            let image = readable(base, vec![picture.clone()])?;
+            let image = readable(base, std::slice::from_ref(path), vec![picture.clone()])?;
             for (question, answer) in self.questions.iter().zip(self.answers(&model, base, prompts, &image)?) {
                 let Answer { text, token_ids } = answer;
                 if self.json {

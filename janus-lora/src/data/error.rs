@@ -9,7 +9,7 @@ use janus_core::input::InputError;
 use janus_core::output::OutputError;
 use janus_core::{Diagnose, Fault};
 
-use super::rejected::{BadRowLimit, RejectedRow, cut};
+use super::rejected::{BadRowLimit, RejectedRow, RowFault, cut};
 use super::row::RowId;
 use super::schema::ColumnFault;
 
@@ -285,6 +285,15 @@ impl Diagnose for DataError {
                 "`data_limits.max_bad_rows` allows more: a share such as 0.05, or a count".into(),
             ],
             DataError::NoAcceptedRows { rows: 0, .. } => vec!["the files hold no rows at all".into()],
+            DataError::NoAcceptedRows { first, .. }
+                if first.iter().any(|row| matches!(row.fault, RowFault::NoImageFile { .. })) =>
+            {
+                vec![
+                    "paths of pictures start at the table's folder; `image_root` in `[[data]]` names another folder, such as \
+                     `image_root = \".\"` for the recipe's"
+                        .into(),
+                ]
+            }
             DataError::NoAcceptedRows { .. } => vec!["does `columns` in the recipe name the right columns?".into()],
             DataError::RowChanged { .. } => {
                 vec![

@@ -58,10 +58,18 @@ impl Run<'_> {
         if stages.len() > 1 {
             self.gather()?;
         }
-        let mut after = self.evaluation()?;
+        // What was just evaluated is shown already; after several stages all tables are, not those of the last alone.
+        let known = self.evaluated.take().filter(|(step, _)| *step == self.step && stages.len() == 1);
+        let is_shown = known.is_some();
+        let mut after = match known {
+            Some((_, after)) => after,
+            None => self.evaluation()?,
+        };
         let before = self.progress.before.clone();
         if !after.is_empty() {
             self.files.metrics.write(&json!({ "step": self.step, "eval": { "before": before, "after": after } }))?;
+        }
+        if !after.is_empty() && !is_shown {
             self.files.evaluated(self.step, &after);
             self.sight.evaluated(self.step, true, &after, self.status);
         }

@@ -334,6 +334,7 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
         step,
         progress,
         saved_step,
+        evaluated: None,
         opening_seconds,
     };
     run.whole(number, saved_step)
@@ -359,6 +360,8 @@ struct Run<'a> {
     progress: Progress,
     /// The step of the newest checkpoint.
     saved_step: Option<u64>,
+    /// The newest evaluation of this process, and the step it was made after.
+    evaluated: Option<(u64, Metrics)>,
     opening_seconds: f64,
 }
 
@@ -604,7 +607,9 @@ impl Run<'_> {
         self.sight.evaluated(self.step, true, &now, self.status);
         self.progress.evaluated_step = self.step;
         let rule = self.prepared.recipe.train.early_stopping.as_ref();
-        Ok(rule.is_some_and(|rule| self.progress.judge(rule, self.step, &now)))
+        let is_best = rule.is_some_and(|rule| self.progress.judge(rule, self.step, &now));
+        self.evaluated = Some((self.step, now));
+        Ok(is_best)
     }
 }
 
