@@ -30,6 +30,9 @@ pub fn locate(path: &Path, progress: &dyn Progress) -> Result<PathBuf, AdapterEr
     }
     let Some(id) = hub_id(path) else { return Ok(path.to_path_buf()) };
     let options = HubOptions::from_env().map_err(janus_core::Error::from)?;
+    if !options.offline {
+        progress.note(&format!("there is no folder `{}`: looking for the adapter `{id}` on the hub", path.display()));
+    }
     FILES.fetch(&id, &options, progress).map_err(|error| match error {
         HubError::MissingFile { id, file } => AdapterError::Repository { id: id.to_string(), file },
         error => AdapterError::Core(error.into()),
