@@ -164,7 +164,7 @@ fn boxes_and_masks_are_of_the_upright_picture_everywhere() {
     (5..20).for_each(|x| (22..38).for_each(|y| mask.put_pixel(x, y, image::Rgb([255; 3]))));
     // One mask lies as its picture does, the others are stored upright.
     let turned_mask = turned(&mask, 6, ImageFormat::Png);
-    let masks = vec![turned_mask, encoded(&mask.into(), ImageFormat::Png)];
+    let masks = [turned_mask, encoded(&mask.into(), ImageFormat::Png)];
     let masks: Vec<_> = (0..4).map(|row| Some(masks[row.min(1)].clone())).collect();
     let columns = vec![
         ("image", images(&pictures)),

@@ -53,7 +53,7 @@ pub(super) fn open_base(given: Option<&str>, adapters: &[&Path], status: &dyn St
                 status.note(&format!("base `{}`, as `{}` names it", readable_name(&name), folder.display()));
                 return Ok(base);
             }
-            absent.get_or_insert_with(|| (*folder, name));
+            absent.get_or_insert((*folder, name));
         }
     }
     let (message, hint) = match absent {

@@ -13,7 +13,7 @@ use crate::bench::{self, Figures, GenerateOptions, Model, SwitchOptions, TrainOp
 use crate::error::{Error, Result};
 use crate::nearest::nearest;
 use crate::recipe::Task;
-use crate::status::duration;
+use crate::status::{Status, duration};
 
 /// Rows of one step at most: each keeps its activations.
 const MAX_BATCH: i64 = 1024;
@@ -122,7 +122,7 @@ impl ModelArguments {
         if figures.dtype == "bf16"
             && let Some(hint) = report::faster_type("--dtype f32", None)
         {
-            eprintln!("hint: {hint}");
+            Terminal.note(&format!("hint: {hint}"));
         }
         if self.json {
             return report::json(report);
