@@ -294,9 +294,9 @@ fn tells_of(place: &Workplace, run: &str, step: u64, steps: u64, told: &Value) {
     let added = ["step", "planned_steps", "stopped_early", "reason"];
     old_note["metrics"].as_object_mut().unwrap().retain(|key, _| !added.contains(&key.as_str()));
     lines.iter_mut().rfind(|line| line.get("samples").is_some()).unwrap()["step"] = steps.into();
-    place.write(&before[0].0, &old_facts.to_string());
-    place.write(&before[1].0, &old_note.to_string());
-    place.write(&before[2].0, &lines.iter().map(|line| format!("{line}\n")).collect::<String>());
+    place.write(&before[0].0, old_facts.to_string());
+    place.write(&before[1].0, old_note.to_string());
+    place.write(&before[2].0, lines.iter().map(|line| format!("{line}\n")).collect::<String>());
     place.janus(&["report", run]).expect_success();
     let old = report(run);
     let part = |page: &str, from: &str, to: &str| page.split_once(from).unwrap().1.split_once(to).unwrap().0.to_owned();
