@@ -198,7 +198,9 @@ fn instead_of_steps(recipe: &Recipe, steps: u64) -> Vec<String> {
         let other = beside(&steps.to_string());
         hints.push(format!("a new run of {steps} steps: `janus train {kept} train.steps={steps} output.dir={other}`"));
     }
-    if is_finished(folder) {
+    // A head is no part of what is merged: such a run would begin with a new one.
+    let has_heads = recipe.data.iter().any(|table| table.task.has_head());
+    if is_finished(folder) && !has_heads {
         let (base, merged) = (shell_word(Path::new(&recipe.base.path)), beside("merged"));
         let adapter = shell_word(folder);
         hints.push(format!(
