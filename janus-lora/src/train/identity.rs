@@ -36,10 +36,14 @@ pub const FREE_KEYS: &[&str] = &[
 /// Keys of a `[[data]]` table of which the same holds.
 pub const FREE_TABLE_KEYS: &[&str] = &["train", "eval", "image_root"];
 
-/// Keys of a `[[data]]` table that came later than the first runs, each with what happened before, as TOML, where that is not
-/// what happens without the key today. Every recipe in a run folder has had the key since: one that lacks it is of a run of
-/// before.
-const LATER_TABLE_KEYS: &[(&str, &str)] = &[("orientation", "\"stored\"")];
+/// Keys of a `[[data]]` table that came later than the first runs, each with what happened before, as TOML. Recipes in run
+/// folders have had the key since, for the tasks that it is for: one that lacks it is of a run of before.
+const LATER_TABLE_KEYS: &[(&str, &str)] = &[
+    ("orientation", "\"stored\""),
+    ("too_long", "\"reject\""),
+    ("box_format", "\"xyxy\""),
+    ("normalised", "false"),
+];
 
 /// Bytes at the end of a Parquet file that give the footer's length and the format's mark.
 const TAIL_BYTES: u64 = 8;
@@ -324,6 +328,12 @@ mod tests {
         let turned = recipe_differences(was, &now("upright"));
         assert_eq!(turned, ["`data.0.orientation` was \"stored\" and is \"upright\""]);
         assert_eq!(recipe_differences(&now("upright"), &now("stored")).len(), 1);
+        // What happens without a key may be written out.
+        let written = was.replace("\"x\"\n", "\"x\"\nbox_format = \"xyxy\"\nnormalised = false\n");
+        let written = written.replace("\"y\"\n", "\"y\"\ntoo_long = \"reject\"\n");
+        assert_eq!(recipe_differences(was, &written), Vec::<String>::new());
+        let other = written.replace("xyxy", "xywh").replace("false", "true").replace("reject", "truncate");
+        assert_eq!(recipe_differences(was, &other).len(), 3);
         for (recipe, expected) in [
             (was, true),
             (&now("stored"), true),
