@@ -189,7 +189,11 @@ fn no_merge_is_hinted_where_heads_are_trained() {
         place.janus(&["train", "heads.toml"]).expect_success();
         let said = place.janus(&["train", "heads.toml", "--resume", "train.steps=3"]);
         assert_eq!(said.code, Some(2), "{}", said.stderr);
-        assert!(said.stderr.contains("a new run of 3 steps") && !said.stderr.contains("janus merge"), "{}", said.stderr);
+        assert!(
+            said.stderr.contains("a new run of 3 steps") && !said.stderr.contains("janus merge"),
+            "{}",
+            said.stderr
+        );
     }
 }
 

@@ -109,7 +109,9 @@ impl BaseError {
 impl Diagnose for BaseError {
     fn fault(&self) -> Fault {
         match self {
-            BaseError::ReadOnlyCache { source: OutputError::Io { source, .. }, .. } if is_refusal(source) => Fault::Input,
+            BaseError::ReadOnlyCache { source: OutputError::Io { source, .. }, .. } if is_refusal(source) => {
+                Fault::Input
+            }
             BaseError::ReadOnlyCache { source, .. } => source.fault(),
             BaseError::Changed { .. } => Fault::Internal,
             BaseError::NotFound { error, .. } => error.fault(),

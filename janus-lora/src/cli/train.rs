@@ -56,13 +56,15 @@ pub(super) fn load(path: &Path, overrides: &[String]) -> Result<Recipe> {
 }
 
 impl Train {
-    /// The recipe; of a run that is resumed and began when pictures were read as stored, one that reads them so.
-    fn read(&self) -> Result<Recipe> {
+    /// The recipe, and the one that the run kept that is resumed; where that run began when pictures were read as stored, one
+    /// that reads them so.
+    fn read(&self) -> Result<(Recipe, Option<String>)> {
         let recipe = load(&self.recipe, &self.overrides)?;
         let began = |dir: &Path| janus_core::input::read(dir, "recipe.toml", MAX_RECIPE_BYTES).ok()?;
         let was = if self.resume { began(&recipe.output.dir) } else { None };
-        if !was.is_some_and(|was| is_of_stored_pictures(&String::from_utf8_lossy(&was))) {
-            return Ok(recipe);
+        let was = was.map(|was| String::from_utf8_lossy(&was).into_owned());
+        if !was.as_deref().is_some_and(is_of_stored_pictures) {
+            return Ok((recipe, was));
         }
         let as_stored = recipe::load_oriented(&self.recipe, &self.overrides, Path::new("."), Orientation::Stored)?;
         if as_stored != recipe {
@@ -72,11 +74,12 @@ impl Train {
                 recipe.output.dir.display()
             ));
         }
-        Ok(as_stored)
+        Ok((as_stored, was))
     }
 
     pub(super) fn run(self) -> Result<()> {
-        let recipe = self.read()?;
+        let (recipe, was) = self.read()?;
+        let dir = recipe.output.dir.clone();
         let finished = if self.resume && !self.dry_run { run::finished(&recipe)? } else { None };
         if let Some(finished) = finished.as_ref().filter(|finished| finished.same_length) {
             self.tell_finished(&recipe.output.dir, finished);
@@ -92,7 +95,10 @@ impl Train {
         };
         let device = self.device.open()?;
         let prepare = if self.dry_run { run::look } else { run::prepare };
-        let mut prepared = prepare(recipe, &device, &Terminal)?;
+        let mut prepared = prepare(recipe, &device, &Terminal).map_err(|error| match &was {
+            Some(was) => run::refused_now(error, &dir, was),
+            None => error,
+        })?;
         if self.dry_run {
             if device.is_cpu() {
                 prepared.estimate_time()?;
@@ -104,12 +110,11 @@ impl Train {
             }
             return if device.is_cpu() { prepared.plan.require_room() } else { Ok(()) };
         }
-        let dir = &prepared.recipe.output.dir;
         if let Some(finished) = finished.filter(|finished| finished.steps() == Some(prepared.plan.steps)) {
-            self.tell_finished(dir, &finished);
+            self.tell_finished(&dir, &finished);
             return Ok(());
         }
-        let folder = folder.map_or_else(|| RunFolder::resume(dir), Ok)?;
+        let folder = folder.map_or_else(|| RunFolder::resume(&dir), Ok)?;
         Terminal.note(&plan_text(&prepared));
         signals::listen();
         let expected = self.expected()?;

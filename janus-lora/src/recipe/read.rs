@@ -8,8 +8,8 @@ use super::schema::{FOREIGN_NAMES, Section};
 use super::stages::{has_stages, read_stages, refuse_lengths};
 use super::tree::{Entry, Node, Table, Value};
 use super::types::{
-    AdapterSection, BaseSection, BoxFormat, DEFAULT_EPOCHS, DEFAULT_PROMPT_DROPOUT, DEFAULT_SCALE, DataLimits, DataSection,
-    DynamicSection, MifsSection, OutputSection, Recipe, Task, TooLong, TrainSection,
+    AdapterSection, BaseSection, BoxFormat, DEFAULT_EPOCHS, DEFAULT_PROMPT_DROPOUT, DEFAULT_SCALE, DataLimits,
+    DataSection, DynamicSection, MifsSection, OutputSection, Recipe, Task, TooLong, TrainSection,
 };
 use super::value::SectionReader;
 use crate::nearest::nearest;
