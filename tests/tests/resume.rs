@@ -68,6 +68,11 @@ fn a_finished_run_is_left_as_it_is() {
     // Another way to the same number of steps is the same run.
     let done = run(&place, "run", &["--resume", "train.epochs=2", "train.checkpoint_every=2"]).expect_success();
     assert!(done.stdout.contains("nothing to do"), "{}", done.stdout);
+    // Nor does it need to be written to, or to be held by this process.
+    let lock = std::fs::File::open(place.path("run/.lock")).unwrap();
+    lock.lock().unwrap();
+    let done = run(&place, "run", &["--resume", "train.epochs=2"]).expect_success();
+    assert!(done.stdout.contains("nothing to do"), "{}", done.stdout);
     assert!(tree(&place.path("run")) == before, "something changed");
 }
 
@@ -164,6 +169,31 @@ fn what_is_hinted_instead_of_more_steps_works_as_it_stands() {
         janus_tests::program::run(shell).expect_success();
         let last = metrics(&place, made).iter().filter_map(|line| line["step"].as_u64()).max();
         assert_eq!(last, Some(steps), "{text}");
+    }
+}
+
+/// A head is no part of what is merged, so no run can begin where one of heads ended.
+#[test]
+fn no_merge_is_hinted_where_heads_are_trained() {
+    let place = place();
+    for targets in ["[]", "[\"vision\"]"] {
+        place.write(
+            "heads.toml",
+            format!(
+                "[base]\npath = \"janus-nano\"\n[adapter]\ntargets = {targets}\n[[data]]\nname = \"t\"\ntask = \
+                 \"classify\"\ntrain = \"synth:inspection?rows=8\"\n[train]\nsteps = 2\nbatch_size = 2\n[output]\n\
+                 dir = \"heads-{}\"\n",
+                targets.len()
+            ),
+        );
+        place.janus(&["train", "heads.toml"]).expect_success();
+        let said = place.janus(&["train", "heads.toml", "--resume", "train.steps=3"]);
+        assert_eq!(said.code, Some(2), "{}", said.stderr);
+        assert!(
+            said.stderr.contains("a new run of 3 steps") && !said.stderr.contains("janus merge"),
+            "{}",
+            said.stderr
+        );
     }
 }
 

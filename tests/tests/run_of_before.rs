@@ -6,6 +6,7 @@
 
 use std::path::Path;
 
+use janus_tests::rows::{images, picture, texts, write_table};
 use janus_tests::tiny::{Workplace, plant, tree};
 use serde_json::Value;
 
@@ -89,4 +90,29 @@ fn a_finished_run_of_before_is_read() {
     assert!(note["base"]["fingerprint"].as_str().is_some_and(|fingerprint| fingerprint.len() == 64));
     let ask = ["understand", "--base", "janus-nano", "--adapter", "run/checkpoints/step-6", "What?", "--json"];
     assert!(place.janus(&ask).expect_success().json()["text"].is_string());
+}
+
+/// What an earlier version took for text, or accepted, is refused by name and nothing changes.
+#[test]
+fn rows_that_are_taken_otherwise_today_end_no_run_of_before() {
+    let place = cut();
+    let rows = |question: &str, answer: &str| {
+        let pictures: Vec<Option<Vec<u8>>> = (0..8).map(|seed| Some(picture(16, 16, seed))).collect();
+        let columns =
+            vec![("image", images(&pictures)), ("question", texts([question; 8])), ("answer", texts([answer; 8]))];
+        write_table(&place.path("rows.parquet"), columns, 4);
+    };
+    let resume = ["train", "recipe.toml", "--resume"];
+    for (question, answer, said) in [
+        ("<image> What?", "A part.", "`questions`: `<image>` was text and is the place of a picture"),
+        ("[IMG] What?", "A part.", "`questions`: `[IMG]` was text and is the place of a picture"),
+        ("What?", "See <image>.", "it accepted them, and now none of the 8 rows can be used"),
+    ] {
+        rows(question, answer);
+        place
+            .refuses_with_hint(&resume, &["began with an earlier version", said, "the version of janus that began it"]);
+    }
+    // A file with other content is another matter.
+    rows("What?", "A part.");
+    place.refuses_with_hint(&resume, &["with other content"]);
 }

@@ -80,6 +80,8 @@ fn work_that_is_done_is_done() {
         }
     }
     assert!(place.path("full-0/config.json").exists() && place.path("gone-1.png").exists());
+    let (code, said) = with_stdout(&place, &["cache", "clear", "--all"], full().into());
+    assert_eq!(code, Some(0), "{said}");
     // Asked for as JSON, what it did is its result; it is done all the same.
     let (code, said) =
         with_stdout(&place, &["merge", "--json", "--base=base", "--adapter=run", "--out=m"], full().into());

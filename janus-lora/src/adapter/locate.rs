@@ -51,7 +51,11 @@ pub(super) fn hub_id(path: &Path) -> Option<RepoId> {
 /// The adapter in a folder that is there.
 fn within(folder: &Path, progress: &dyn Progress) -> Result<PathBuf, AdapterError> {
     if folder.join(CONFIG_FILE).exists() {
-        return Ok(folder.to_path_buf());
+        // A run that was over and is given more steps takes its weights away first.
+        return match folder.join(WEIGHTS_FILE).exists() {
+            true => Ok(folder.to_path_buf()),
+            false => last_checkpoint(folder),
+        };
     }
     let mut names = named(folder)?;
     match names.as_slice() {
@@ -66,6 +70,11 @@ fn within(folder: &Path, progress: &dyn Progress) -> Result<PathBuf, AdapterErro
             return Err(AdapterError::Several { folder: folder.to_path_buf(), names });
         }
     }
+    last_checkpoint(folder)
+}
+
+/// Of a folder without an adapter that is whole: the run's last checkpoint is named, where it has one.
+fn last_checkpoint(folder: &Path) -> Result<PathBuf, AdapterError> {
     let checkpoints = folder.join(CHECKPOINTS);
     let mut steps = if checkpoints.is_dir() { named(&checkpoints)? } else { Vec::new() };
     by_number(&mut steps);
@@ -137,6 +146,7 @@ mod tests {
             let folder = place.path().join(adapter);
             std::fs::create_dir_all(&folder).unwrap();
             std::fs::write(folder.join(CONFIG_FILE), "{\"base_model_name_or_path\": \"janus-nano\"}").unwrap();
+            std::fs::write(folder.join(WEIGHTS_FILE), "").unwrap();
         }
         place
     }
@@ -166,6 +176,14 @@ mod tests {
         let error = locate(run.path(), &Silent).unwrap_err();
         assert!(error.hints()[0].contains("checkpoints/step-10`"), "{:?}", error.hints());
         assert!(matches!(error, AdapterError::Unfinished { .. }), "{error}");
+        // A run that was over and goes on: its weights are taken away first.
+        let longer = place(&["", "checkpoints/step-3"]);
+        std::fs::remove_file(longer.path().join(WEIGHTS_FILE)).unwrap();
+        let error = locate(longer.path(), &Silent).unwrap_err();
+        assert!(error.hints()[0].contains("checkpoints/step-3`"), "{:?}", error.hints());
+        // What is no run lacks a file.
+        std::fs::remove_dir_all(longer.path().join("checkpoints")).unwrap();
+        assert_eq!(locate(longer.path(), &Silent).unwrap(), longer.path());
     }
 
     #[cfg(unix)]

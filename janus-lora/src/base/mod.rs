@@ -4,6 +4,7 @@ pub mod builtin;
 mod published;
 mod random;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -108,6 +109,9 @@ impl BaseError {
 impl Diagnose for BaseError {
     fn fault(&self) -> Fault {
         match self {
+            BaseError::ReadOnlyCache { source: OutputError::Io { source, .. }, .. } if is_refusal(source) => {
+                Fault::Input
+            }
             BaseError::ReadOnlyCache { source, .. } => source.fault(),
             BaseError::Changed { .. } => Fault::Internal,
             BaseError::NotFound { error, .. } => error.fault(),
@@ -135,6 +139,12 @@ impl Diagnose for BaseError {
             }
         }
     }
+}
+
+/// Whether a folder was named that this user cannot write to, rather than a disk that takes no more.
+fn is_refusal(error: &io::Error) -> bool {
+    use io::ErrorKind::{AlreadyExists, NotADirectory, PermissionDenied, ReadOnlyFilesystem};
+    matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem | NotADirectory | AlreadyExists)
 }
 
 /// Whether what a user calls a base has random weights.

@@ -8,7 +8,7 @@ use clap::Subcommand;
 use janus_core::hub::HubOptions;
 use serde_json::{Value, json};
 
-use super::out::result;
+use super::out::{done, result};
 use super::report;
 use super::status::Terminal;
 use crate::cache::CacheSettings;
@@ -208,9 +208,9 @@ fn clear(is_meant: &dyn Fn(StockKind) -> bool, least: Duration, json: bool) -> R
         return Ok(());
     }
     for (kind, (count, bytes, _)) in &kinds {
-        result!("{}: {count} removed, {}", kind.name(), report::bytes(*bytes));
+        done!("{}: {count} removed, {}", kind.name(), report::bytes(*bytes));
     }
-    result!("freed {}", report::bytes(freed));
+    done!("freed {}", report::bytes(freed));
     for name in in_use {
         Terminal.note(&format!("`{name}` is in use and stays"));
     }

@@ -56,13 +56,15 @@ pub(super) fn load(path: &Path, overrides: &[String]) -> Result<Recipe> {
 }
 
 impl Train {
-    /// The recipe; of a run that is resumed and began when pictures were read as stored, one that reads them so.
-    fn read(&self) -> Result<Recipe> {
+    /// The recipe, and the one that the run kept that is resumed; where that run began when pictures were read as stored, one
+    /// that reads them so.
+    fn read(&self) -> Result<(Recipe, Option<String>)> {
         let recipe = load(&self.recipe, &self.overrides)?;
         let began = |dir: &Path| janus_core::input::read(dir, "recipe.toml", MAX_RECIPE_BYTES).ok()?;
         let was = if self.resume { began(&recipe.output.dir) } else { None };
-        if !was.is_some_and(|was| is_of_stored_pictures(&String::from_utf8_lossy(&was))) {
-            return Ok(recipe);
+        let was = was.map(|was| String::from_utf8_lossy(&was).into_owned());
+        if !was.as_deref().is_some_and(is_of_stored_pictures) {
+            return Ok((recipe, was));
         }
         let as_stored = recipe::load_oriented(&self.recipe, &self.overrides, Path::new("."), Orientation::Stored)?;
         if as_stored != recipe {
@@ -72,11 +74,12 @@ impl Train {
                 recipe.output.dir.display()
             ));
         }
-        Ok(as_stored)
+        Ok((as_stored, was))
     }
 
     pub(super) fn run(self) -> Result<()> {
-        let recipe = self.read()?;
+        let (recipe, was) = self.read()?;
+        let dir = recipe.output.dir.clone();
         let finished = if self.resume && !self.dry_run { run::finished(&recipe)? } else { None };
         if let Some(finished) = finished.as_ref().filter(|finished| finished.same_length) {
             self.tell_finished(&recipe.output.dir, finished);
@@ -86,12 +89,17 @@ impl Train {
         let folder = match (self.dry_run, self.resume) {
             (true, _) => None,
             (false, false) => Some(RunFolder::fresh(&recipe.output.dir)?),
+            // It may have nothing left to do, and its folder may be one that cannot be written to.
+            (false, true) if finished.is_some() => None,
             (false, true) => Some(RunFolder::resume(&recipe.output.dir)?),
         };
         let device = self.device.open()?;
         let prepare = if self.dry_run { run::look } else { run::prepare };
-        let mut prepared = prepare(recipe, &device, &Terminal)?;
-        let Some(folder) = folder else {
+        let mut prepared = prepare(recipe, &device, &Terminal).map_err(|error| match &was {
+            Some(was) => run::refused_now(error, &dir, was),
+            None => error,
+        })?;
+        if self.dry_run {
             if device.is_cpu() {
                 prepared.estimate_time()?;
             }
@@ -101,11 +109,12 @@ impl Train {
                 result!("{}", plan_text(&prepared));
             }
             return if device.is_cpu() { prepared.plan.require_room() } else { Ok(()) };
-        };
+        }
         if let Some(finished) = finished.filter(|finished| finished.steps() == Some(prepared.plan.steps)) {
-            self.tell_finished(folder.path(), &finished);
+            self.tell_finished(&dir, &finished);
             return Ok(());
         }
+        let folder = folder.map_or_else(|| RunFolder::resume(&dir), Ok)?;
         Terminal.note(&plan_text(&prepared));
         signals::listen();
         let expected = self.expected()?;
@@ -265,8 +274,10 @@ fn plan_text(prepared: &Prepared) -> String {
         for (table, drawn) in stage.plan.repeated() {
             let times = drawn / table.rows as f64;
             lines.push(format!(
-                "           a step{of_stage} draws {drawn} rows of `{}`, which has {}: each about {times:.2} times",
-                table.name, table.rows
+                "           a step{of_stage} draws {} rows of `{}`, which has {}: each about {times:.2} times",
+                rounded(drawn),
+                table.name,
+                table.rows
             ));
         }
     }
@@ -292,6 +303,11 @@ fn plan_text(prepared: &Prepared) -> String {
     lines.join("\n")
 }
 
+/// A number with at most two decimals.
+fn rounded(value: f64) -> String {
+    ((value * 100.0).round() / 100.0).to_string()
+}
+
 /// Paths with their numbers replaced by `*`, each once, with how many stand behind it.
 fn groups(paths: &[&str]) -> Vec<String> {
     let mut groups: Vec<(String, usize)> = Vec::new();
@@ -314,5 +330,11 @@ mod tests {
     fn sites_are_told_by_group() {
         let paths = ["model.a.0.q_proj", "model.a.1.q_proj", "model.b.fc1"];
         assert_eq!(groups(&paths), ["model.a.*.q_proj x 2", "model.b.fc1"]);
+    }
+
+    #[test]
+    fn numbers_have_two_decimals_at_most() {
+        let told = [80.0 / 11.0, 16.0, 2.5, 1e9, 0.005_1].map(rounded);
+        assert_eq!(told, ["7.27", "16", "2.5", "1000000000", "0.01"]);
     }
 }

@@ -8,8 +8,8 @@ use super::schema::{FOREIGN_NAMES, Section};
 use super::stages::{has_stages, read_stages, refuse_lengths};
 use super::tree::{Entry, Node, Table, Value};
 use super::types::{
-    AdapterSection, BaseSection, DEFAULT_EPOCHS, DEFAULT_PROMPT_DROPOUT, DEFAULT_SCALE, DataLimits, DataSection,
-    DynamicSection, MifsSection, OutputSection, Recipe, Task, TrainSection,
+    AdapterSection, BaseSection, BoxFormat, DEFAULT_EPOCHS, DEFAULT_PROMPT_DROPOUT, DEFAULT_SCALE, DataLimits,
+    DataSection, DynamicSection, MifsSection, OutputSection, Recipe, Task, TooLong, TrainSection,
 };
 use super::value::SectionReader;
 use crate::nearest::nearest;
@@ -294,7 +294,7 @@ fn read_data_table(index: usize, node: &Node, folders: &Folders, faults: &mut Fa
             ("grey_bits", task != Task::Text, Task::Understand),
             ("box_format", task == Task::Locate, Task::Locate),
             ("normalised", task == Task::Locate, Task::Locate),
-            ("too_long", task.draws() || matches!(task, Task::Understand | Task::Text), Task::Understand),
+            ("too_long", has_text(task), Task::Understand),
             ("mask_values", task == Task::Segment, Task::Segment),
             ("ignore_value", task == Task::Segment, Task::Segment),
         ];
@@ -321,7 +321,19 @@ fn read_data_table(index: usize, node: &Node, folders: &Folders, faults: &mut Fa
     if table.task.draws() && table.prompt_dropout.is_none() {
         table.prompt_dropout = Some(DEFAULT_PROMPT_DROPOUT);
     }
+    if has_text(table.task) {
+        table.too_long.get_or_insert(TooLong::Reject);
+    }
+    if table.task == Task::Locate {
+        table.box_format.get_or_insert(BoxFormat::Xyxy);
+        table.normalised.get_or_insert(false);
+    }
     Some(table)
+}
+
+/// Whether rows of a task have text that may be too long.
+fn has_text(task: Task) -> bool {
+    task.draws() || matches!(task, Task::Understand | Task::Text)
 }
 
 fn resolve_source(name: &'static str, folders: &Folders, reader: &mut SectionReader<'_>) -> Option<String> {

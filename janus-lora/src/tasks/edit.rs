@@ -69,6 +69,10 @@ impl Task for Edit {
         Ok(self.noticed.take())
     }
 
+    fn read_otherwise_before(&self) -> Option<String> {
+        self.noticed.read_otherwise_before()
+    }
+
     fn draft(&self, base: &Base, draw: Option<f64>, row: &Row) -> Result<Draft> {
         let mut drawing = self.drawing(base, row)?.ok_or(ModelError::NotLoaded { part: "row's images" })?;
         if draw.is_some_and(|draw| draw < self.prompt_dropout) {

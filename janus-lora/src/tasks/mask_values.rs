@@ -100,6 +100,11 @@ impl MaskFacts {
         self.masks += other.masks;
     }
 
+    /// How many values there are beside 0.
+    pub(super) fn objects(&self) -> usize {
+        self.all().iter().filter(|value| *value != 0).count()
+    }
+
     fn all(&self) -> Values {
         let mut all = self.exact.clone();
         all.extend(&self.lossy);

@@ -114,6 +114,11 @@ pub trait Task: std::fmt::Debug + Send + Sync {
         Ok(Vec::new())
     }
 
+    /// What of the rows concluded so far was read otherwise before recipes of runs had `data_limits.max_page_bytes`, in words.
+    fn read_otherwise_before(&self) -> Option<String> {
+        None
+    }
+
     /// A row as far as it needs no model; `draw` is a number in [0, 1) for it at this place in the run, `None` outside
     /// training.
     ///

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use janus_core::processing::find_placeholders;
 
@@ -67,6 +67,8 @@ pub(super) fn refuse_pictures(part: &str, text: &str) -> Result<(), String> {
 pub(super) struct Noticed {
     /// Rows by spelling.
     foreign: Mutex<BTreeMap<String, u64>>,
+    /// One of the spellings that were told.
+    told: OnceLock<String>,
     cut: AtomicU64,
 }
 
@@ -88,6 +90,9 @@ impl Noticed {
     /// All of it in words, once.
     pub(super) fn take(&self) -> Vec<String> {
         let counts = std::mem::take(&mut *self.foreign.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Some(spelling) = counts.keys().next() {
+            self.told.get_or_init(|| spelling.clone());
+        }
         let rows = |rows: u64| if rows == 1 { "1 row".to_owned() } else { format!("{rows} rows") };
         let mut notes: Vec<String> = counts
             .into_iter()
@@ -103,6 +108,11 @@ impl Noticed {
             notes.push(format!("the question of {} was too long: its end is cut off", rows(cut)));
         }
         notes
+    }
+
+    /// What was text before other toolkits' placeholders were known.
+    pub(super) fn read_otherwise_before(&self) -> Option<String> {
+        self.told.get().map(|spelling| format!("`{spelling}` was text and is the place of a picture"))
     }
 }
 
@@ -151,5 +161,7 @@ mod tests {
         assert!(notes[0].contains("`<image>` in 2 rows") && notes[1].contains("`[IMG]` in 1 row "), "{notes:?}");
         assert!(notes[2].contains("1 row was too long"), "{notes:?}");
         assert_eq!(noticed.take(), [""; 0]);
+        assert_eq!(noticed.read_otherwise_before().unwrap(), "`<image>` was text and is the place of a picture");
+        assert_eq!(Noticed::default().read_otherwise_before(), None);
     }
 }

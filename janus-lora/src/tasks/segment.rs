@@ -1,6 +1,6 @@
 //! A mask of what is looked for in a picture, by a head on low and mid features.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use janus_core::processing::decode_mask;
@@ -25,6 +25,10 @@ pub(super) struct Segment {
     facts: Mutex<MaskFacts>,
     /// Rows that were checked since.
     checked: AtomicU64,
+    /// Whether a mask had a palette.
+    has_palette: AtomicBool,
+    /// Whether rows have shown values that say more than one object's beside 0.
+    has_others: AtomicBool,
     /// What the values are, once the rows to train on were looked at.
     rule: OnceLock<MaskRule>,
 }
@@ -37,6 +41,8 @@ impl Segment {
             keys: MaskKeys::of(section),
             facts: Mutex::default(),
             checked: AtomicU64::new(0),
+            has_palette: AtomicBool::new(false),
+            has_others: AtomicBool::new(false),
             rule: OnceLock::new(),
         }
     }
@@ -75,6 +81,7 @@ impl Task for Segment {
 
     fn look(&self, row: &Row) -> std::result::Result<(), String> {
         let mask = row.image("mask").ok_or("there is no mask")?;
+        self.has_palette.fetch_or(is_indexed(&mask.bytes), Ordering::Relaxed);
         let facts = MaskFacts::of(&decode_mask(&mask.bytes, mask.decoding).map_err(|e| e.to_string())?);
         self.facts.lock().unwrap_or_else(PoisonError::into_inner).add(&facts);
         Ok(())
@@ -83,6 +90,7 @@ impl Task for Segment {
     fn conclude(&self, split: Split) -> std::result::Result<Vec<String>, TaskError> {
         let facts = std::mem::take(&mut *self.facts.lock().unwrap_or_else(PoisonError::into_inner));
         let is_whole = facts.masks == self.checked.swap(0, Ordering::Relaxed);
+        self.has_others.fetch_or(facts.objects() > 1, Ordering::Relaxed);
         self.keys.check(&self.head)?;
         if split == Split::Eval
             && let Some(rule) = self.rule.get()
@@ -100,6 +108,16 @@ impl Task for Segment {
         }
         self.rule.get_or_init(|| rule);
         Ok(vec![note])
+    }
+
+    fn read_otherwise_before(&self) -> Option<String> {
+        // The object was what is brighter than half of the brightest in a mask.
+        if self.has_palette.load(Ordering::Relaxed) {
+            Some("masks with a palette were read by brightness and are read by number".into())
+        } else {
+            let has_others = self.has_others.load(Ordering::Relaxed);
+            has_others.then(|| "the object in masks was what is brighter than half, and is what has one value".into())
+        }
     }
 
     fn draft(&self, base: &Base, draw: Option<f64>, row: &Row) -> Result<Draft> {
@@ -128,4 +146,12 @@ impl Task for Segment {
     fn head(&self) -> Option<HeadKind> {
         Some(HeadKind::Segment {})
     }
+}
+
+/// Whether a file is a GIF, or a PNG whose colour type, behind signature, length and name of the first chunk, two sides and the
+/// depth, is that of a palette.
+fn is_indexed(bytes: &[u8]) -> bool {
+    const COLOUR_TYPE: usize = 25;
+    const INDEXED: u8 = 3;
+    bytes.starts_with(b"GIF8") || bytes.starts_with(b"\x89PNG") && bytes.get(COLOUR_TYPE) == Some(&INDEXED)
 }

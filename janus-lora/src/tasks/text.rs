@@ -70,6 +70,10 @@ impl Task for Text {
         Ok(self.noticed.take())
     }
 
+    fn read_otherwise_before(&self) -> Option<String> {
+        self.noticed.read_otherwise_before()
+    }
+
     fn draft(&self, base: &Base, _draw: Option<f64>, row: &Row) -> Result<Draft> {
         text_draft(base, self.length, self.conversation(row), Vec::new())
     }

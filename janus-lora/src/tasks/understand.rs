@@ -110,6 +110,10 @@ impl Task for Understand {
         Ok(self.noticed.take())
     }
 
+    fn read_otherwise_before(&self) -> Option<String> {
+        self.noticed.read_otherwise_before()
+    }
+
     fn draft(&self, base: &Base, _draw: Option<f64>, row: &Row) -> Result<Draft> {
         let images: Vec<Image> = self.images(row).iter().map(|image| base.image(image)).collect();
         text_draft(base, self.length, self.conversation(row), images)

@@ -172,6 +172,20 @@ pub enum TrainError {
         /// What works instead, where there is more to say than the usual.
         instead: Vec<String>,
     },
+    /// A run that an earlier version began, which judged or read its rows otherwise.
+    #[error(
+        "the run in `{}` began with an earlier version of janus, which took its rows otherwise: {}",
+        folder.display(),
+        differences.join("; ")
+    )]
+    OfBefore {
+        /// The run folder.
+        folder: PathBuf,
+        /// What differs, by table.
+        differences: Vec<String>,
+        /// What today's rules say of the rows, where they refuse them.
+        refused: Option<Box<crate::error::Error>>,
+    },
     /// A checkpoint that is damaged or not of this run.
     #[error("checkpoint `{}` cannot be used: {problem}", folder.display())]
     Checkpoint {
@@ -239,6 +253,14 @@ pub enum TrainError {
 /// The command that resumes the run in a folder, by the recipe that it keeps.
 pub(super) fn resume_command(run: &Path) -> String {
     format!("janus train {} --resume", shell_word(&run.join(RECIPE_FILE)))
+}
+
+/// A folder beside a run's that is not there yet.
+fn new_folder_beside(run: &Path) -> PathBuf {
+    let name = run.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let names = std::iter::once("new".to_owned()).chain((2..100).map(|number| format!("new-{number}")));
+    let mut folders = names.map(|end| run.with_file_name(format!("{name}-{end}")));
+    folders.find(|folder| !folder.exists()).unwrap_or_else(|| run.with_file_name(format!("{name}-another")))
 }
 
 /// A path as a shell reads it.
@@ -347,6 +369,21 @@ impl Diagnose for TrainError {
             TrainError::OtherRun { instead, .. } if !instead.is_empty() => instead.clone(),
             TrainError::OtherRun { .. } => {
                 vec!["resume with what the run began with, or start a new run in another `output.dir`".into()]
+            }
+            TrainError::OfBefore { folder, refused, .. } => {
+                let mut hints = vec!["finish it with the version of janus that began it".to_owned()];
+                match refused.as_deref() {
+                    None => hints.push(format!(
+                        "or begin a new run: `janus train {} output.dir={}`",
+                        shell_word(&folder.join(RECIPE_FILE)),
+                        shell_word(&new_folder_beside(folder))
+                    )),
+                    Some(crate::error::Error::Task(error)) => {
+                        hints.extend(error.hints().iter().map(|hint| format!("for a new run in another folder: {hint}")));
+                    }
+                    Some(_) => hints.push("a new run needs other rows: `janus data check` tells what is wrong with each".into()),
+                }
+                hints
             }
             TrainError::Checkpoint { .. } | TrainError::NoWholeCheckpoint { .. } => {
                 vec!["without the folder `checkpoints`, `--resume` starts at step 0".into()]

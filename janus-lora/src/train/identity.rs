@@ -36,10 +36,10 @@ pub const FREE_KEYS: &[&str] = &[
 /// Keys of a `[[data]]` table of which the same holds.
 pub const FREE_TABLE_KEYS: &[&str] = &["train", "eval", "image_root"];
 
-/// Keys of a `[[data]]` table that came later than the first runs, each with what happened before, as TOML, where that is not
-/// what happens without the key today. Every recipe in a run folder has had the key since: one that lacks it is of a run of
-/// before.
-const LATER_TABLE_KEYS: &[(&str, &str)] = &[("orientation", "\"stored\"")];
+/// Keys of a `[[data]]` table that came later than the first runs, each with what happened before, as TOML. Recipes in run
+/// folders have had the key since, for the tasks that it is for: one that lacks it is of a run of before.
+const LATER_TABLE_KEYS: &[(&str, &str)] =
+    &[("orientation", "\"stored\""), ("too_long", "\"reject\""), ("box_format", "\"xyxy\""), ("normalised", "false")];
 
 /// Bytes at the end of a Parquet file that give the footer's length and the format's mark.
 const TAIL_BYTES: u64 = 8;
@@ -113,6 +113,23 @@ impl RunIdentity {
         Ok(Self { recipe: to_toml(recipe), steps: plan.steps, base: String::new(), tables })
     }
 
+    /// How many rows of the same files are good and bad now, where that differs, if `self` is of a version before.
+    pub fn rows_of_before(&self, now: &Self) -> Vec<String> {
+        if !is_of_before(&self.recipe) {
+            return Vec::new();
+        }
+        let mut differences = Vec::new();
+        for (was, is) in self.tables.iter().zip(&now.tables) {
+            let train = (format!("`{}`", was.name), Some((&was.train, &is.train)));
+            let eval = (format!("the evaluation of `{}`", was.name), was.eval.as_ref().zip(is.eval.as_ref()));
+            for (what, pair) in [train, eval] {
+                let Some((was, is)) = pair.filter(|(was, is)| was.same_files(is)) else { continue };
+                differences.extend(source_difference(&what, was, is));
+            }
+        }
+        differences
+    }
+
     /// Whether a run that began as `self` and has done `step` steps may go on as `now`; what differs, otherwise.
     pub fn differences(&self, now: &Self, schedule: Schedule, step: u64) -> Vec<String> {
         let mut differences = recipe_differences(&self.recipe, &now.recipe);
@@ -173,6 +190,13 @@ pub(super) fn recipe_differences(was: &str, is: &str) -> Vec<String> {
         .collect()
 }
 
+/// Whether a resolved recipe is of a version before the one that knows placeholders of other toolkits, values of masks and the
+/// base's positions: every one since has the key.
+pub fn is_of_before(recipe: &str) -> bool {
+    let Ok(recipe) = recipe.parse::<toml::Table>() else { return false };
+    recipe.contains_key("data") && recipe.get("data_limits").and_then(|limits| limits.get("max_page_bytes")).is_none()
+}
+
 /// Whether a resolved recipe reads the pictures of all its tables as they are stored, as every one did that does not say it.
 pub fn is_of_stored_pictures(recipe: &str) -> bool {
     let Ok(recipe) = recipe.parse::<toml::Table>() else { return false };
@@ -207,6 +231,14 @@ fn flatten(key: &str, value: &toml::Value, out: &mut Vec<(String, String)>) {
             items.iter().enumerate().for_each(|(number, item)| flatten(&below(&number.to_string()), item, out));
         }
         value => out.push((key.to_owned(), value.to_string())),
+    }
+}
+
+impl SourceIdentity {
+    /// Whether the files hold the same, wherever they lie.
+    fn same_files(&self, other: &Self) -> bool {
+        let content = |file: &FileIdentity| (file.bytes, file.rows, file.footer.clone());
+        self.files.iter().map(content).eq(other.files.iter().map(content))
     }
 }
 
@@ -324,6 +356,12 @@ mod tests {
         let turned = recipe_differences(was, &now("upright"));
         assert_eq!(turned, ["`data.0.orientation` was \"stored\" and is \"upright\""]);
         assert_eq!(recipe_differences(&now("upright"), &now("stored")).len(), 1);
+        // What happens without a key may be written out.
+        let written = was.replace("\"x\"\n", "\"x\"\nbox_format = \"xyxy\"\nnormalised = false\n");
+        let written = written.replace("\"y\"\n", "\"y\"\ntoo_long = \"reject\"\n");
+        assert_eq!(recipe_differences(was, &written), Vec::<String>::new());
+        let other = written.replace("xyxy", "xywh").replace("false", "true").replace("reject", "truncate");
+        assert_eq!(recipe_differences(was, &other).len(), 3);
         for (recipe, expected) in [
             (was, true),
             (&now("stored"), true),

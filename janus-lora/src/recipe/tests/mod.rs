@@ -243,6 +243,7 @@ modules_to_save = []
 name = "text"
 task = "text"
 train = "/data/t.parquet"
+too_long = "reject"
 weight = 1.0
 loss_weight = 1.0
 

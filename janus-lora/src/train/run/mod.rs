@@ -20,7 +20,7 @@ use super::feeder::{Feeder, FeederState, stage_seed};
 use super::files::{RECIPE_FILE, RunFiles};
 use super::folder::{RunFolder, is_finished};
 use super::guard::{Best, Progress, Spike, require_metric};
-use super::identity::{RunIdentity, recipe_differences};
+use super::identity::{RunIdentity, is_of_before, recipe_differences};
 use super::metrics::{SkippedStep, StepLine, peak_rss_bytes, rss_bytes};
 use super::optimizer::AdamWConfig;
 use super::plan::{Plan, compute_type, parts};
@@ -34,7 +34,7 @@ use crate::adapter::{Adapter, Note};
 use crate::allocator;
 use crate::base::Base;
 use crate::cache::CacheSettings;
-use crate::data::RowId;
+use crate::data::{DataError, RowId};
 use crate::error::{Error, Result};
 use crate::eval::{Metrics, Networks, evaluate};
 use crate::fingerprint::PendingFingerprint;
@@ -109,6 +109,21 @@ pub fn look(recipe: Recipe, device: &Device, status: &dyn Status) -> Result<Prep
     let started = Instant::now();
     let base = Base::outline(&recipe.base.path, status)?;
     prepare_over(base, recipe, device, status, started)
+}
+
+/// The error of a run that cannot be prepared; where its rows are refused and `kept` is the recipe of an earlier version's run
+/// in `folder`, which accepted them, an error that says so.
+pub fn refused_now(error: Error, folder: &Path, kept: &str) -> Error {
+    let is_of_rows = match &error {
+        Error::Task(_) => true,
+        Error::Data(error) => matches!(error, DataError::TooManyBadRows { .. } | DataError::NoAcceptedRows { .. }),
+        _ => false,
+    };
+    if !is_of_rows || !is_of_before(kept) || checkpoint::steps(folder).is_empty() {
+        return error;
+    }
+    let (folder, differences) = (folder.to_path_buf(), vec![format!("it accepted them, and now {error}")]);
+    TrainError::OfBefore { folder, differences, refused: Some(Box::new(error)) }.into()
 }
 
 fn prepare_over(
@@ -198,7 +213,9 @@ fn instead_of_steps(recipe: &Recipe, steps: u64) -> Vec<String> {
         let other = beside(&steps.to_string());
         hints.push(format!("a new run of {steps} steps: `janus train {kept} train.steps={steps} output.dir={other}`"));
     }
-    if is_finished(folder) {
+    // A head is no part of what is merged: such a run would begin with a new one.
+    let has_heads = recipe.data.iter().any(|table| table.task.has_head());
+    if is_finished(folder) && !has_heads {
         let (base, merged) = (shell_word(Path::new(&recipe.base.path)), beside("merged"));
         let adapter = shell_word(folder);
         hints.push(format!(
@@ -234,6 +251,15 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
         identity.base = fingerprint.wait(status)?.to_owned();
         let State { identity: was, step, .. } = &checkpoint.state;
         let mut differences = was.differences(&identity, recipe.train.schedule, *step);
+        let mut rows = was.rows_of_before(&identity);
+        if is_of_before(&was.recipe) {
+            let read = tables.iter().filter_map(|table| Some((table, table.task.read_otherwise_before()?)));
+            rows.extend(read.map(|(table, what)| format!("`{}`: {what}", table.section.name)));
+        }
+        if !rows.is_empty() {
+            let folder = folder.path().to_path_buf();
+            return Err(TrainError::OfBefore { folder, differences: rows, refused: None }.into());
+        }
         let other_steps = was.steps != identity.steps;
         if other_steps && checkpoint.state.progress.stopped_early {
             differences.push(format!("early stopping ended it after step {step}"));
