@@ -55,6 +55,8 @@ pub(super) fn uses(record: &Record) -> Vec<(String, String)> {
         let own = || samples.iter().filter(|sample| sample.table == name);
         let asked = own().map(|sample| sample.prompt.as_str()).find(|prompt| can_be_pasted(prompt));
         let picture = own().chain(samples).find_map(|sample| picture_of(record, folder, sample));
+        let source = own().find_map(|sample| picture_named(record, folder, sample.source.as_deref()));
+        let picture = if task == "edit" { source.or(picture) } else { picture };
         let is_there = picture.is_some();
         let picture = picture.unwrap_or_else(|| PLACEHOLDER.to_owned());
         let head = if can_be_pasted(name) { format!(" --head {}", word(name)) } else { String::new() };
@@ -105,7 +107,11 @@ pub(super) fn uses(record: &Record) -> Vec<(String, String)> {
 
 /// The picture of a sample's row as a word, if it is there and no name of another one.
 fn picture_of(record: &Record, folder: &str, sample: &Sample) -> Option<String> {
-    let name = sample.image.as_deref().filter(|name| can_be_pasted(name))?;
+    picture_named(record, folder, sample.image.as_deref())
+}
+
+fn picture_named(record: &Record, folder: &str, name: Option<&str>) -> Option<String> {
+    let name = name.filter(|name| can_be_pasted(name))?;
     record.picture(name)?;
     Some(word(&format!("{folder}/{name}")))
 }
