@@ -19,7 +19,7 @@ const COLOURS: [[u8; 3]; 7] =
 const TINT: f32 = 0.45;
 
 /// Boxes below this score are neither drawn nor told in words.
-const SHOWN_SCORE: f32 = 0.3;
+pub(crate) const SHOWN_SCORE: f32 = 0.3;
 
 /// What was found, in words.
 pub fn words(found: &[Found], labels: &[String]) -> String {

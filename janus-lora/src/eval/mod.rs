@@ -35,14 +35,33 @@ use crate::base::Base;
 use crate::data::Row;
 use crate::error::Result;
 use crate::heads::Heads;
+use crate::heads::locate::{Found, Marked};
 use crate::status::Status;
-use crate::tasks::{Batch, Context, Task};
+use crate::tasks::{Batch, Context, Mask, Task};
 use crate::train::signals;
 use crate::train::tables::{RecipeTable, Source};
 
 pub use answers::{Answer, TableMetrics, answer};
 pub use drawings::{code_prompts, pictures};
 pub use given::{NetworkError, Networks};
+
+/// How far the best of a row's found boxes overlap its true ones as intersection over union, on average; of a row without true
+/// ones, whether nothing was found.
+pub(crate) fn row_iou(labels: usize, truth: &[Marked], found: &[Found]) -> f64 {
+    if truth.is_empty() {
+        return if found.is_empty() { 1.0 } else { 0.0 };
+    }
+    let mut detections = boxes::Detections::new(labels);
+    detections.add(truth, found);
+    detections.mean_iou()
+}
+
+/// How far a mask overlaps the row's, as Dice.
+pub(crate) fn row_dice(truth: &Mask, answered: &[bool]) -> Option<f64> {
+    let mut figures = masks::MaskFigures::new();
+    figures.add(truth.pixels.as_deref()?, answered, &truth.ignored);
+    Some(figures.metrics(0.0).dice)
+}
 
 /// Metrics of every table that has evaluation rows, by name.
 pub type Metrics = serde_json::Map<String, serde_json::Value>;

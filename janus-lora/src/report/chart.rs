@@ -74,8 +74,9 @@ impl Chart<'_> {
         let scale = match self.may_be_logarithmic {
             true => {
                 let of = |dots: bool| drawn.iter().filter(move |d| (d.series.style == Style::Dots) == dots);
-                let means = |dots: bool| of(dots).flat_map(|d| &d.shown).map(|s| s.mean);
-                Scale::fitting(means(false), means(true), extents, self.from_zero)
+                let curves: Vec<Vec<f64>> = of(false).map(|d| d.shown.iter().map(|s| s.mean).collect()).collect();
+                let marks = of(true).flat_map(|d| &d.shown).map(|s| s.mean);
+                Scale::fitting(&curves, marks, extents, self.from_zero)
             }
             false => Scale::linear(extents, self.from_zero),
         }?;
@@ -106,24 +107,30 @@ impl Chart<'_> {
         }
         let keys: String = drawn.iter().enumerate().filter_map(|(number, drawn)| self.key(number, drawn)).collect();
         let (title, unit) = (escape(&self.title), self.unit);
-        let kind = if scale.logarithmic { ", logarithmic" } else { "" };
+        // Above the curves, where it hides none of them.
+        let (plot, top) = match marked.is_empty() {
+            true => ("plot", String::new()),
+            false => ("plot topped", format!("<div class=top>{marked}</div>")),
+        };
+        let axis = scale.named(unit);
         Some(format!(
             "<figure class=chart><figcaption><h3>{title}</h3><div class=keys>{keys}</div></figcaption>\
-             <div class=axis>{unit}{kind}</div><div class=plot><div class=ys aria-hidden=true>{ys}</div>\
+             <div class=axis>{axis}</div><div class=\"{plot}\">{top}<div class=ys aria-hidden=true>{ys}</div>\
              <div class=area><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" preserveAspectRatio=none role=img \
-             aria-label=\"{title}: {unit} by step\">{svg}<line class=cursor y1=0 y2={HEIGHT} /></svg>{marked}</div>\
+             aria-label=\"{title}: {unit} by step\">{svg}<line class=cursor y1=0 y2={HEIGHT} /></svg></div>\
              <div class=xs aria-hidden=true>{xs}</div></div><div class=\"axis step\">step</div>\
              <div class=tip hidden></div></figure>\n"
         ))
     }
 
-    /// A curve's name and its value at the step that is told.
+    /// A curve's name and its own value at the step that is told, noise and all.
     fn key(&self, number: usize, drawn: &Drawn<'_>) -> Option<String> {
-        let near = |s: &&Stretch| (s.step - self.step).abs();
-        let told = drawn.shown.iter().min_by(|a, b| near(a).total_cmp(&near(b)))?;
+        let near = |point: &&(f64, f64)| (point.0 - self.step).abs();
+        let finite = drawn.series.points.iter().filter(|point| point.1.is_finite());
+        let told = finite.min_by(|a, b| near(a).total_cmp(&near(b)))?.1;
         let kind = if drawn.series.style == Style::Dots { " dots" } else { "" };
         let name = escape(&drawn.series.name);
-        Some(format!("<span class=\"key c{number}{kind}\"><i></i>{name} <b>{}</b></span>", short(told.mean)))
+        Some(format!("<span class=\"key c{number}{kind}\"><i></i>{name} <b>{}</b></span>", short(told)))
     }
 }
 
@@ -146,13 +153,15 @@ fn draw(svg: &mut String, number: usize, drawn: &Drawn<'_>, x: &dyn Fn(f64) -> f
     if series.style == Style::Smooth && series.points.len() >= NOISY_FROM {
         put(svg, format_args!("<polyline class=\"raw c{number}\" points=\"{}\"/>", line(stretches)));
     }
+    let is_smooth = series.style == Style::Smooth && series.points.len() >= NOISY_FROM;
+    let name = if is_smooth { format!("{}, smoothed", series.name) } else { series.name.clone() };
     let told: Vec<String> = shown.iter().map(|s| format!("{:.0}:{}", s.step, short(s.mean))).collect();
     let kind = if series.style == Style::Dots { "thin" } else { "line" };
     put(
         svg,
         format_args!(
             "<polyline class=\"{kind} c{number}\" data-name=\"{}\" data-told=\"{}\" points=\"{}\"/>",
-            escape(&series.name),
+            escape(&name),
             told.join(" "),
             line(shown)
         ),
@@ -225,6 +234,16 @@ mod tests {
         assert!(html.contains("<div class=axis>loss, logarithmic</div>"), "{html}");
         assert!(html.contains("<div class=\"axis step\">step</div>"), "{html}");
         assert!(html.contains("<b>0.500</b>") && html.contains("class=\"marked\" style=\"left:50.00%\""), "{html}");
+        // The line is over the curve, its words are above the drawing.
+        let (top, area) = (html.find("class=\"marked\"").unwrap(), html.find("<div class=area>").unwrap());
+        assert!(top < area && html.contains("<div class=\"plot topped\"><div class=top><span"), "{html}");
+        // The figure of a step is that step's, whatever those around it are.
+        let zigzag = (1..=60).map(|step| (f64::from(step), f64::from(1 + step % 2))).collect();
+        let html = chart(zigzag).html().unwrap();
+        assert!(html.contains("<b>1</b>") && html.contains(", smoothed\" data-told="), "{html}");
+        let mut unmarked = chart(vec![(1.0, 12.0)]);
+        unmarked.mark = None;
+        assert!(unmarked.html().unwrap().contains("<div class=\"plot\"><div class=ys"));
         let html = chart(vec![(1.0, 12.0), (2.0, 8.0)]).html().unwrap();
         assert!(html.contains("<div class=axis>loss</div>"), "{html}");
         assert!(!html.contains("<text"), "text within the drawing would be stretched with it");

@@ -10,6 +10,8 @@ use crate::beginning::beginning;
 const MAX_CHARACTERS: usize = 4_000;
 /// Longest question or prompt that stands in a command.
 const MAX_ASKED: usize = 200;
+/// The picture of a command whose table has none of its own in the run folder.
+const PLACEHOLDER: &str = "picture.png";
 
 /// The command of this process.
 pub(super) fn this() -> String {
@@ -35,9 +37,9 @@ fn can_be_pasted(text: &str) -> bool {
     !text.trim().is_empty() && !text.starts_with('-') && text.chars().count() <= MAX_ASKED && !text.chars().any(hidden)
 }
 
-/// Commands that use the adapter of a run that is over, each with what it does; every one works as it stands, over the rows'
-/// own pictures.
-pub(super) fn uses(record: &Record) -> Vec<(&'static str, String)> {
+/// Commands that use the adapter of a run that is over, each with what it does, one for each task: over the rows' own pictures
+/// where the run folder has some, and else with a file's name to put in.
+pub(super) fn uses(record: &Record) -> Vec<(String, String)> {
     let recipe = record.recipe.as_ref().and_then(|recipe| recipe.parse::<toml::Table>().ok()).unwrap_or_default();
     let told_base = recipe.get("base").and_then(|base| base.get("path")?.as_str());
     let base = told_base.or_else(|| record.facts.as_ref()?.get("base").and_then(Value::as_str));
@@ -46,42 +48,58 @@ pub(super) fn uses(record: &Record) -> Vec<(&'static str, String)> {
     let Some(folder) = place.to_str().filter(|folder| can_be_pasted(folder)) else { return Vec::new() };
     let with = format!("--base {} --adapter {}", word(base), word(folder));
     let samples = record.left_samples().map_or(&[][..], |(_, samples)| samples);
-    let mut uses: Vec<(&'static str, String)> = Vec::new();
+    let mut uses: Vec<(String, String)> = Vec::new();
     for table in recipe.get("data").and_then(toml::Value::as_array).into_iter().flatten() {
         let text = |key: &str| table.get(key).and_then(toml::Value::as_str);
         let (Some(name), Some(task)) = (text("name"), text("task")) else { continue };
         let own = || samples.iter().filter(|sample| sample.table == name);
         let asked = own().map(|sample| sample.prompt.as_str()).find(|prompt| can_be_pasted(prompt));
         let picture = own().chain(samples).find_map(|sample| picture_of(record, folder, sample));
-        let command = match (task, &picture) {
-            ("understand", Some(picture)) => {
+        let source = own().find_map(|sample| picture_named(record, folder, sample.source.as_deref()));
+        let picture = if task == "edit" { source.or(picture) } else { picture };
+        let is_there = picture.is_some();
+        let picture = picture.unwrap_or_else(|| PLACEHOLDER.to_owned());
+        let head = if can_be_pasted(name) { format!(" --head {}", word(name)) } else { String::new() };
+        let (what, command) = match task {
+            "understand" => {
                 let asked = asked.or(text("question").filter(|question| can_be_pasted(question)));
                 (
                     "ask about a picture",
                     format!("understand {with} --image {picture} {}", word(asked.unwrap_or("What is it?"))),
                 )
             }
-            ("text", _) => ("ask", format!("understand {with} {}", word(asked.unwrap_or("What is it?")))),
-            ("generate", _) => {
+            "text" => ("ask", format!("understand {with} {}", word(asked.unwrap_or("What is it?")))),
+            "generate" => {
                 ("draw a picture", format!("generate {with} {} --out drawn.png", word(asked.unwrap_or("A picture."))))
             }
-            ("edit", Some(picture)) => (
+            "edit" => (
                 "change a picture",
                 format!("generate {with} --source {picture} {} --out changed.png", word(asked.unwrap_or("Change it."))),
             ),
-            ("classify" | "locate" | "segment", Some(picture)) if can_be_pasted(name) => {
+            "classify" | "locate" | "segment" => {
                 let what = match task {
                     "classify" => "name what a picture shows",
                     "locate" => "box what a picture shows",
                     _ => "outline what a picture shows",
                 };
-                (what, format!("understand {with} --task {task} --head {} --image {picture}", word(name)))
+                (what, format!("understand {with} --task {task}{head} --image {picture}"))
             }
+            "retrieve" => (
+                "hold a picture against captions",
+                format!("understand {with} --task retrieve{head} --image {picture} 'one caption' 'another caption'"),
+            ),
+            "reconstruct" => ("fold it into the base, with its image tokenizer", format!("merge {with} --out merged")),
             _ => continue,
         };
+        let what = match is_there || !command.contains(PLACEHOLDER) {
+            true => what.to_owned(),
+            false => format!("{what} (here {PLACEHOLDER}, in place of a file of yours)"),
+        };
         // One of a kind says how.
-        if uses.iter().all(|(what, _)| *what != command.0) {
-            uses.push((command.0, format!("janus {}", command.1)));
+        let command = format!("janus {command}");
+        let kind = |what: &str| what.split(" (").next().unwrap_or_default().to_owned();
+        if uses.iter().all(|(told, _)| kind(told) != kind(&what)) {
+            uses.push((what, command));
         }
     }
     uses
@@ -89,7 +107,11 @@ pub(super) fn uses(record: &Record) -> Vec<(&'static str, String)> {
 
 /// The picture of a sample's row as a word, if it is there and no name of another one.
 fn picture_of(record: &Record, folder: &str, sample: &Sample) -> Option<String> {
-    let name = sample.image.as_deref().filter(|name| can_be_pasted(name))?;
+    picture_named(record, folder, sample.image.as_deref())
+}
+
+fn picture_named(record: &Record, folder: &str, name: Option<&str>) -> Option<String> {
+    let name = name.filter(|name| can_be_pasted(name))?;
     record.picture(name)?;
     Some(word(&format!("{folder}/{name}")))
 }
@@ -149,8 +171,36 @@ mod tests {
                 format!("janus generate {with} 'a pit' --out drawn.png"),
                 format!("janus generate {with} --source {picture} 'Polish it.' --out changed.png"),
                 format!("janus understand {with} --task classify --head c --image {picture}"),
+                format!("janus merge {with} --out merged"),
             ]
         );
+    }
+
+    #[test]
+    fn every_task_has_its_command_where_no_row_was_sampled() {
+        for (task, command) in [
+            ("understand", "understand {with} --image picture.png 'What is it?'"),
+            ("text", "understand {with} 'What is it?'"),
+            ("generate", "generate {with} 'A picture.' --out drawn.png"),
+            ("edit", "generate {with} --source picture.png 'Change it.' --out changed.png"),
+            ("classify", "understand {with} --task classify --head t --image picture.png"),
+            ("locate", "understand {with} --task locate --head t --image picture.png"),
+            ("segment", "understand {with} --task segment --head t --image picture.png"),
+            (
+                "retrieve",
+                "understand {with} --task retrieve --head t --image picture.png 'one caption' 'another caption'",
+            ),
+            ("reconstruct", "merge {with} --out merged"),
+        ] {
+            let recipe = "[base]\npath = \"janus-nano\"\n".to_owned() + &table("t", task) + &table("u", task);
+            let folder = folder(&recipe, json!([]));
+            let place = folder.path().canonicalize().unwrap();
+            let with = format!("--base janus-nano --adapter {}", place.display());
+            let uses = uses(&Record::read(folder.path()).unwrap());
+            assert_eq!(uses.len(), 1, "{uses:?}");
+            assert_eq!(uses[0].1, format!("janus {}", command.replace("{with}", &with)));
+            assert_eq!(uses[0].0.contains("a file of yours"), command.contains("picture.png"), "{uses:?}");
+        }
     }
 
     #[test]
@@ -162,7 +212,8 @@ mod tests {
             assert!(uses[0].1.ends_with(" 'What is it?'"), "{uses:?}");
         }
         let outside = json!({ "table": "q", "prompt": "x", "image": "../../etc/passwd" });
-        assert!(uses(&Record::read(folder(&recipe, json!([outside])).path()).unwrap()).is_empty());
+        let uses_of_outside = uses(&Record::read(folder(&recipe, json!([outside])).path()).unwrap());
+        assert!(uses_of_outside[0].1.ends_with(" --image picture.png x"), "{uses_of_outside:?}");
         assert!(uses(&Record::default()).is_empty());
     }
 }

@@ -175,7 +175,16 @@ pub(super) fn headline(value: impl Fn(&str) -> Option<f64>) -> Option<&'static s
 /// Whether `now` is better than `was`; `None` where neither is, or nobody knows.
 pub(super) fn verdict(key: &str, was: f64, now: f64) -> Option<bool> {
     let better = better(key)?;
+    if !is_measured(key, was) || !is_measured(key, now) {
+        return None;
+    }
     (was != now).then_some((now > was) == (better == Better::More))
+}
+
+/// Whether a value says something: BLEU-4 is 0 where no answer has four words, however good the answers are; with one that
+/// has, it is more than that.
+pub(super) fn is_measured(key: &str, value: f64) -> bool {
+    key != "bleu_4" || value != 0.0
 }
 
 /// A figure's name in words.
@@ -214,6 +223,9 @@ mod tests {
         assert_eq!((verdict("loss", 2.0, 1.0), verdict("loss", 1.0, 2.0)), (Some(true), Some(false)));
         assert_eq!((verdict("dice", 0.2, 0.1), verdict("dice", 0.2, 0.2)), (Some(false), None));
         assert_eq!(verdict("codes_used", 0.1, 0.2), None);
+        // Answers of fewer than four words are neither better nor worse for it.
+        assert_eq!((verdict("bleu_4", 0.02, 0.0), verdict("bleu_4", 0.0, 0.5)), (None, None));
+        assert_eq!((verdict("bleu_4", 0.2, 0.1), verdict("rouge_l", 0.02, 0.0)), (Some(false), Some(false)));
     }
 
     #[test]

@@ -53,6 +53,9 @@ fn figure(value: f64) -> String {
 /// From one figure to another, with an arrow up or down, and whether that is good; nothing where there is no other.
 fn change(key: &str, was: Option<f64>, now: Option<f64>) -> String {
     let (Some(was), Some(now)) = (was, now) else { return String::new() };
+    if !glossary::is_measured(key, was) || !glossary::is_measured(key, now) {
+        return "<span class=soft>not measurable</span>".into();
+    }
     if was == now {
         return "<span class=soft>the same</span>".into();
     }
@@ -71,6 +74,7 @@ pub(super) fn across(count: usize, most: usize) -> usize {
 
 /// A tile for each table: its figure that says most, beside what it was.
 pub(super) fn tiles(record: &Record) -> String {
+    let of_step = of_step(record);
     let mut tiles = Vec::new();
     for table in record.after().into_iter().flat_map(Map::keys).take(MAX_TILES) {
         let figures = Figures::of(record, table);
@@ -87,7 +91,11 @@ pub(super) fn tiles(record: &Record) -> String {
         let blind = blind.filter(|(blind, _)| was.is_none() || glossary::verdict(key, *blind, now) != Some(true));
         let mut kind = "";
         let mut told = Vec::new();
-        for (other, whose) in was.into_iter().chain(blind) {
+        // As good as the base is neither good nor bad; as good as not looking is bad.
+        if let Some((_, whose)) = was.as_ref().filter(|(was, _)| *was == now) {
+            told.push(format!("the same as {}", whose.replace(" at the start", ", the start’s")));
+        }
+        for (other, whose) in was.filter(|(was, _)| *was != now).into_iter().chain(blind) {
             let (own, word) = match glossary::verdict(key, other, now) {
                 Some(true) => (" well", "<span class=good>better</span> than"),
                 Some(false) => (" ill", "<span class=bad>worse</span> than"),
@@ -121,7 +129,15 @@ pub(super) fn tiles(record: &Record) -> String {
     }
     match tiles.len() {
         0 => String::new(),
-        count => format!("<div class=\"tiles across{}\">{}</div>\n", across(count, 5), tiles.concat()),
+        count => format!("{of_step}<div class=\"tiles across{}\">{}</div>\n", across(count, 5), tiles.concat()),
+    }
+}
+
+/// Of a run that is not over, the step that the figures with the adapter are of; the head tells that of one which is.
+fn of_step(record: &Record) -> String {
+    match record.after_step().filter(|_| record.left.is_none()) {
+        Some(step) => format!("<p class=\"soft figures-of\">Held-out figures with the adapter of step {step}.</p>"),
+        None => String::new(),
     }
 }
 
@@ -165,11 +181,15 @@ pub(super) fn figures(record: &Record) -> String {
             rows.push_str("</tr>");
         }
     }
+    let with = match record.after_step() {
+        Some(step) => format!("with adapter, step {step}"),
+        None => "with adapter".to_owned(),
+    };
     let blind = if is_blind_known { "<th class=n>without looking</th>" } else { "" };
     section(
         "Held-out rows",
         &format!(
-            "<table class=figures><thead><tr><th></th><th class=n>base</th><th class=n>with adapter</th>\
+            "<table class=figures><thead><tr><th></th><th class=n>base</th><th class=n>{with}</th>\
              <th class=n>change</th>{blind}</tr></thead><tbody>{rows}</tbody></table>{}",
             meanings(&known, is_blind_known)
         ),
@@ -223,12 +243,31 @@ mod tests {
             ("exact_match", 0.25, 0.5, "tile well", "better"),
             ("loss", 1.0, 2.0, "tile ill", "worse"),
             ("loss", 2.0, 1.0, "tile well", "better"),
-            ("exact_match", 0.5, 0.5, "tile ill", "no better"),
         ] {
             let record = record(json!({ "q": { key: was } }), json!({ "q": { key: now } }));
             let html = tiles(&record);
             let told = format!(">{word}</span> than the base’s {}", figure(was));
             assert!(html.contains(kind) && html.contains(&told), "{key} {was} {now}: {html}");
+        }
+        for (key, told) in [
+            ("exact_match", "the same as the base’s 0.500"),
+            ("loss", "the same as the base’s 0.500"),
+            ("dice", "the same as 0.500, the start’s"),
+        ] {
+            let of = json!({ "q": { key: 0.5 } });
+            let record = record(of.clone(), of);
+            let html = tiles(&record);
+            assert!(html.contains("<div class=\"tile\">") && html.contains(told), "{key}: {html}");
+            assert!(!html.contains("better") && !html.contains("class=bad") && !html.contains("class=good"), "{html}");
+            assert!(figures(&record).contains("<span class=soft>the same</span>"));
+        }
+        // As good as an answer to everything is not good, whatever the base is.
+        let blind = json!({ "q": { "accuracy": 0.5, "majority_accuracy": 0.5 } });
+        let html = tiles(&record(blind.clone(), blind));
+        assert!(html.contains("tile ill") && html.contains(">no better</span> than 0.500 without looking"), "{html}");
+        for (was, now) in [(0.2, 0.0), (0.0, 0.2), (0.0, 0.0)] {
+            let html = figures(&record(json!({ "q": { "bleu_4": was } }), json!({ "q": { "bleu_4": now } })));
+            assert!(html.contains("<span class=soft>not measurable</span>") && !html.contains("worse"), "{html}");
         }
         let html = figures(&record(
             json!({ "q": { "loss": 1.0, "dice": 0.5 } }),
@@ -262,6 +301,24 @@ mod tests {
         assert!(html.contains("tile ill") && html.contains(">better</span> than the base’s 0.100<br>"), "{html}");
         let html = tiles(&record(advice(0.1), advice(0.5)));
         assert!(html.contains("tile well") && !html.contains("without looking"), "{html}");
+    }
+
+    #[test]
+    fn figures_of_a_run_that_was_stopped_name_their_step() {
+        for (evaluated, done) in [(12, 14), (4, 5), (7, 7)] {
+            let folder = tempfile::tempdir().unwrap();
+            let lines = [
+                json!({ "step": evaluated, "eval": { "before": { "q": { "loss": 2.0 } }, "after": { "q": { "loss": 1.0 } } } }),
+                json!({ "step": done, "loss": 1.0 }),
+                json!({ "step": done, "eval": { "before": { "q": { "loss": 2.0 } } } }),
+            ];
+            let lines: String = lines.iter().map(|line| format!("{line}\n")).collect();
+            std::fs::write(folder.path().join("metrics.jsonl"), lines).unwrap();
+            let record = Record::read(folder.path()).unwrap();
+            assert_eq!(record.after_step(), Some(evaluated));
+            assert!(figures(&record).contains(&format!("<th class=n>with adapter, step {evaluated}</th>")));
+            assert!(tiles(&record).contains(&format!("with the adapter of step {evaluated}.")));
+        }
     }
 
     #[test]

@@ -246,6 +246,13 @@ impl Record {
         }
     }
 
+    /// The step that [`after`](Self::after) is of.
+    pub fn after_step(&self) -> Option<u64> {
+        let left = self.left.as_ref().filter(|left| !left.after.is_empty()).map(|left| left.ending.step);
+        let told = || self.evaluations.iter().rev().find(|evaluation| evaluation.after.is_some());
+        left.or_else(|| told().map(|evaluation| evaluation.step))
+    }
+
     /// Steps after which the adapter was as it is left; of a run under way, those that are done.
     pub fn adapter_step(&self) -> u64 {
         let done = || self.steps.last().map_or(0, |step| step.step);

@@ -8,6 +8,7 @@ use image::RgbImage;
 use janus_core::Janus;
 use janus_core::output::write_file;
 use janus_core::pass::Pass;
+use janus_core::processing::{LOSSY_REACH, decode_mask};
 use janus_core::sample::generate_codes;
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +66,15 @@ pub struct Sample {
     /// The model's picture.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub picture: Option<String>,
+    /// The picture that a drawing is made from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// The row's picture with the expected boxes or mask over it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expected_picture: Option<String>,
+    /// How far the answer overlaps what is expected, from 0 to 1: of boxes IoU, of masks Dice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score: Option<f64>,
 }
 
 /// A model as it stands.
@@ -112,7 +122,12 @@ impl Sampler {
                 kind: table.section.task.to_string(),
                 task: table.task.clone(),
                 question: question(&table.section),
-                rows: apart(source.rows()?.take(LOOKED_THROUGH), ANSWERS)?,
+                rows: match table.section.task {
+                    TaskName::Segment => {
+                        by_area(source.rows()?.take(LOOKED_THROUGH), source.rows()?.take(LOOKED_THROUGH), ANSWERS)?
+                    }
+                    _ => apart(source.rows()?.take(LOOKED_THROUGH), ANSWERS)?,
+                },
             });
         }
         Ok(Self { seed, tables: sampled })
@@ -145,10 +160,12 @@ impl Sampler {
                 write_file(&folder.join(&name), |file| file.write_all(&bytes))?;
                 Ok(name)
             };
-            samples.extend(table.told(model, base, heads, write)?);
+            let keep = |row: usize, picture: &RgbImage| keep_expected(folder, number, row, picture);
+            samples.extend(table.told(model, base, heads, write, keep)?);
             samples.extend(table.pictures(model, base, self.seed, write)?);
             for sample in samples.iter_mut().filter(|sample| sample.table == table.name) {
                 sample.image = table.row_picture(sample.row, folder, number)?;
+                sample.source = table.source_picture(sample.row, folder, number)?;
             }
             bar.advance(1);
         }
@@ -205,6 +222,7 @@ impl TableRows {
         base: &Base,
         heads: &Heads,
         write: impl Fn(usize, &RgbImage) -> Result<String>,
+        keep: impl Fn(usize, &RgbImage) -> Result<String>,
     ) -> Result<Vec<Sample>> {
         let mut samples = Vec::new();
         for (number, row) in &self.rows {
@@ -212,7 +230,9 @@ impl TableRows {
             let picture = told.overlay.map(|overlay| write(*number, &overlay)).transpose()?;
             let (expected, answer) =
                 (Some(beginning(&told.expected, MAX_CHARACTERS)), Some(beginning(&told.answer, MAX_CHARACTERS)));
-            samples.push(Sample { expected, answer, picture, ..self.sample(*number, row) });
+            let expected_picture = told.truth.map(|truth| keep(*number, &truth)).transpose()?;
+            let score = told.score;
+            samples.push(Sample { expected, answer, picture, expected_picture, score, ..self.sample(*number, row) });
         }
         Ok(samples)
     }
@@ -250,15 +270,70 @@ impl TableRows {
     fn row_picture(&self, row: usize, folder: &Path, table: usize) -> Result<Option<String>> {
         let own = self.rows.iter().find(|(number, _)| *number == row);
         let first = own.and_then(|(_, row)| row.images.values().flatten().next());
-        let Some(image) = first else { return Ok(None) };
-        let small = thumbnail(&image.decode()?, ROW_SIDE)?;
-        let name = format!("{FOLDER}/rows/{table}-{row}.{}", if small.kind == "image/png" { "png" } else { "jpg" });
-        let path = folder.join(&name);
-        if !path.exists() {
-            write_file(&path, |file| file.write_all(&small.bytes))?;
-        }
-        Ok(Some(name))
+        first.map(|image| keep_picture(folder, &format!("{table}-{row}"), &image.decode()?)).transpose()
     }
+
+    /// The picture that a row's drawing is made from, kept once.
+    fn source_picture(&self, row: usize, folder: &Path, table: usize) -> Result<Option<String>> {
+        let own = self.rows.iter().find(|(number, _)| *number == row);
+        let source = own.and_then(|(_, row)| row.image("source"));
+        source.map(|image| keep_picture(folder, &format!("{table}-{row}-source"), &image.decode()?)).transpose()
+    }
+}
+
+/// Writes a picture of a row, once, and small; its name in the run folder.
+fn keep_picture(folder: &Path, name: &str, picture: &RgbImage) -> Result<String> {
+    let small = thumbnail(picture, ROW_SIDE)?;
+    let name = format!("{FOLDER}/rows/{name}.{}", if small.kind == "image/png" { "png" } else { "jpg" });
+    let path = folder.join(&name);
+    if !path.exists() {
+        write_file(&path, |file| file.write_all(&small.bytes))?;
+    }
+    Ok(name)
+}
+
+/// Writes what is expected of a row, once, as large as what was found is drawn; its name in the run folder.
+fn keep_expected(folder: &Path, table: usize, row: usize, picture: &RgbImage) -> Result<String> {
+    let name = format!("{FOLDER}/rows/{table}-{row}-expected.png");
+    let path = folder.join(&name);
+    if !path.exists() {
+        let bytes = png(picture)?;
+        write_file(&path, |file| file.write_all(&bytes))?;
+    }
+    Ok(name)
+}
+
+/// The share of a row's mask that is not ground.
+fn area(row: &Row) -> f64 {
+    let Some(mask) = row.image("mask").and_then(|mask| decode_mask(&mask.bytes, mask.decoding).ok()) else {
+        return 0.0;
+    };
+    let ground = if mask.is_lossy { LOSSY_REACH } else { 0 };
+    let inside = mask.values.iter().filter(|value| **value > ground).count();
+    inside as f64 / mask.values.len().max(1) as f64
+}
+
+/// `count` of the rows with their numbers, in order, whose masks differ most in size, from the smallest to the
+/// largest. The rows are read twice, so that not all of them are held at once.
+fn by_area(
+    rows: impl Iterator<Item = Result<Row>>,
+    again: impl Iterator<Item = Result<Row>>,
+    count: usize,
+) -> Result<Vec<(usize, Row)>> {
+    let mut areas = rows.enumerate().map(|(number, row)| Ok((area(&row?), number))).collect::<Result<Vec<_>>>()?;
+    areas.sort_by(|one, other| one.0.total_cmp(&other.0));
+    let (least, most) = (areas.first().map_or(0.0, |first| first.0), areas.last().map_or(0.0, |last| last.0));
+    let mut chosen = BTreeSet::new();
+    for place in 0..count {
+        let wanted = least + (most - least) * place as f64 / count.saturating_sub(1).max(1) as f64;
+        let free = areas.iter().filter(|(_, number)| !chosen.contains(number));
+        let nearest = free.min_by(|one, other| (one.0 - wanted).abs().total_cmp(&(other.0 - wanted).abs()));
+        let nearest = nearest.map(|(_, number)| *number);
+        chosen.extend(nearest);
+    }
+    let end = chosen.last().map_or(0, |last| last + 1);
+    let kept = again.take(end).enumerate().filter(|(number, _)| chosen.contains(number));
+    kept.map(|(number, row)| Ok((number, row?))).collect()
 }
 
 /// What a row asks, in its own words.
@@ -313,7 +388,7 @@ fn apart(rows: impl Iterator<Item = Result<Row>>, count: usize) -> Result<Vec<(u
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::data::RowId;
+    use crate::data::{EncodedImage, RowId};
 
     fn row(texts: &[(&'static str, &str)]) -> Result<Row> {
         Ok(Row {
@@ -328,6 +403,36 @@ mod tests {
 
     fn chosen(rows: Vec<Result<Row>>) -> Vec<usize> {
         apart(rows.into_iter(), 4).unwrap().into_iter().map(|(number, _)| number).collect()
+    }
+
+    #[test]
+    fn masks_are_chosen_from_small_to_large() {
+        let masked = |share: u8| {
+            let mask =
+                image::GrayImage::from_fn(10, 10, |x, y| image::Luma([u8::from(y * 10 + x < share.into()) * 255]));
+            let mut bytes = std::io::Cursor::new(Vec::new());
+            mask.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+            let mut row = row(&[]).unwrap();
+            row.images.insert("mask", vec![EncodedImage::new(bytes.into_inner())]);
+            row
+        };
+        for (shares, chosen) in [
+            (&[5, 5, 5, 5, 90, 40, 60, 5, 5, 5][..], &[0, 4, 5, 6][..]),
+            (&[1, 2, 3, 4, 5, 6, 7], &[0, 2, 4, 6]),
+            (&[50, 0, 99, 10, 20, 80, 30], &[1, 2, 5, 6]),
+            (&[3, 1], &[0, 1]),
+            (&[8; 9], &[0, 1, 2, 3]),
+            (&[7], &[0]),
+            (&[], &[]),
+        ] {
+            let rows = || shares.iter().map(|share| Ok(masked(*share)));
+            let kept = by_area(rows(), rows(), 4).unwrap();
+            let (mut right, numbers) =
+                (chosen.to_vec(), kept.iter().map(|(number, _)| *number).collect::<Vec<usize>>());
+            right.sort_unstable();
+            assert_eq!(numbers, right, "{shares:?}");
+            assert!(kept.iter().all(|(number, row)| (area(row) * 100.0 - f64::from(shares[*number])).abs() < 1e-9));
+        }
     }
 
     #[test]

@@ -4,10 +4,9 @@
 pub(crate) const MAX_POINTS: usize = 480;
 /// A curve whose values lie this many times apart is drawn on a logarithmic scale: on a linear one its end would be flat.
 const LOGARITHMIC_FROM: f64 = 10.0;
-/// Decades that a logarithmic scale shows at most, below the largest value.
-const MAX_DECADES: f64 = 8.0;
-/// One in so many values of a curve may lie below what a logarithmic scale is made for.
-const RARE: usize = 10;
+/// Decades that a logarithmic scale shows at most of curves, below the largest value, and of marks.
+const MAX_DECADES: f64 = 6.0;
+const MAX_MARK_DECADES: f64 = 8.0;
 /// How far below the least of the curves without their noise it still shows this, in decades.
 const NOISE_BELOW: f64 = 0.5;
 /// A logarithmic scale of fewer decades has ticks between the powers of ten.
@@ -25,6 +24,24 @@ pub(crate) struct Scale {
     high: f64,
     /// Whether the edges are decadic logarithms.
     pub(crate) logarithmic: bool,
+    /// What of the values lies below a logarithmic scale, in words; `None` where all of them are on it.
+    cut: Option<String>,
+}
+
+/// The least positive value that a curve comes down to for more than one of its points, or at its end; of a curve of few
+/// points, its least one.
+fn least_of(curve: &[f64]) -> Option<f64> {
+    let positive = |value: &f64| *value > 0.0;
+    let least = |values: &mut dyn Iterator<Item = f64>| values.filter(positive).reduce(f64::min);
+    if curve.len() < NOISY_FROM {
+        return least(&mut curve.iter().copied());
+    }
+    let middle = |window: &[f64]| {
+        let mut window = window.to_vec();
+        window.sort_by(f64::total_cmp);
+        window.get(window.len() / 2).copied()
+    };
+    least(&mut curve.windows(3).filter_map(middle).chain(curve.last().copied()))
 }
 
 impl Scale {
@@ -36,30 +53,50 @@ impl Scale {
         let room = if high > low { (high - low) * MARGIN } else { (high.abs() * 0.1).max(1e-9) };
         let bottom = if low >= 0.0 { (low - room).max(0.0) } else { low - room };
         let low = if from_zero && low >= 0.0 { 0.0 } else { bottom };
-        Some(Self { low, high: high + room, logarithmic: false })
+        Some(Self { low, high: high + room, logarithmic: false, cut: None })
     }
 
-    /// Of the values of curves without their noise and of marks, which decide whether it is logarithmic, and of `all` values.
+    /// Of the values of curves without their noise and of marks, which decide whether it is logarithmic and how far down it
+    /// goes, and of `all` values. Zeros have no place on a logarithmic scale and lie at its floor.
     pub(crate) fn fitting(
-        curves: impl Iterator<Item = f64>,
+        curves: &[Vec<f64>],
         marks: impl Iterator<Item = f64> + Clone,
         all: impl Iterator<Item = f64> + Clone,
         from_zero: bool,
     ) -> Option<Self> {
-        let mut curves: Vec<f64> = curves.collect();
-        curves.sort_by(f64::total_cmp);
-        // What a curve hardly ever comes down to is its noise; a mark is always shown.
-        let usual = curves.get(curves.len() / RARE).copied();
-        let least = usual.into_iter().chain(marks.clone()).reduce(f64::min)?;
-        let most = curves.last().copied().into_iter().chain(marks).reduce(f64::max)?;
-        if !(least > 0.0 && most / least >= LOGARITHMIC_FROM) {
-            return Self::linear(all, from_zero);
-        }
+        let most = curves.iter().flatten().copied().chain(marks.clone()).reduce(f64::max)?;
+        let is_negative = all.clone().any(|value| value < 0.0);
         let top = all.clone().fold(most, f64::max).log10();
-        let positive = all.filter(|value| *value > 0.0).fold(least, f64::min).log10();
-        let bottom = positive.max(least.log10() - NOISE_BELOW).max(top - MAX_DECADES);
+        let lowest = |values: &mut dyn Iterator<Item = f64>, decades: f64| {
+            values.filter(|value| *value > 0.0).map(|value| value.log10().max(top - decades)).reduce(f64::min)
+        };
+        let of_curves = lowest(&mut curves.iter().filter_map(|curve| least_of(curve)), MAX_DECADES);
+        let of_marks = lowest(&mut marks.clone(), MAX_MARK_DECADES);
+        let least = of_curves.into_iter().chain(of_marks).reduce(f64::min);
+        let Some(least) = least.filter(|least| !is_negative && most.log10() - least >= LOGARITHMIC_FROM.log10()) else {
+            return Self::linear(all, from_zero);
+        };
+        let lowest_of_all = lowest(&mut all.clone(), MAX_MARK_DECADES).unwrap_or(least);
+        let bottom = least.min(lowest_of_all.max(least - NOISE_BELOW).max(top - MAX_DECADES));
         let room = (top - bottom) * MARGIN;
-        Some(Self { low: bottom - room, high: top + room, logarithmic: true })
+        let low = bottom - room;
+        let floor = short(10f64.powf(low));
+        let has_zeros = all.clone().any(|value| value == 0.0);
+        let has_less = all.clone().any(|value| value > 0.0 && value.log10() < low);
+        let cut = match (has_zeros, has_less) {
+            (true, true) => Some(format!("0 and below {floor} at the floor")),
+            (true, false) => Some("0 at the floor".to_owned()),
+            (false, true) => Some(format!("below {floor} at the floor")),
+            (false, false) => None,
+        };
+        Some(Self { low, high: top + room, logarithmic: true, cut })
+    }
+
+    /// An axis' name: its unit, the kind of scale, and what lies below it.
+    pub(crate) fn named(&self, unit: &str) -> String {
+        let kind = if self.logarithmic { ", logarithmic" } else { "" };
+        let cut = self.cut.as_ref().map(|cut| format!("; {cut}")).unwrap_or_default();
+        format!("{unit}{kind}{cut}")
     }
 
     /// Where a value lies; beyond the edges, at them.
@@ -185,7 +222,38 @@ mod tests {
 
     /// The scale of a curve whose every point is drawn.
     fn fitting(values: &[f64]) -> Scale {
-        Scale::fitting(values.iter().copied(), [].into_iter(), values.iter().copied(), false).unwrap()
+        Scale::fitting(&[values.to_vec()], [].into_iter(), values.iter().copied(), false).unwrap()
+    }
+
+    #[test]
+    fn a_logarithmic_scale_shows_all_of_a_curve_and_says_what_is_below_it() {
+        // The end of a curve is on it, however few of its points are there.
+        let ends = |end: f64| -> Vec<f64> { (0..200).map(|step| if step < 190 { 8.0 } else { end }).collect() };
+        for end in [0.5, 0.006, 0.0025, 2e-5] {
+            let scale = fitting(&ends(end));
+            assert!(scale.logarithmic && scale.place(end) > 0.0, "{end}: {scale:?}");
+            assert!(scale.place(end * 1.2) > scale.place(end), "no flat line at {end}: {scale:?}");
+            assert_eq!(scale.named("loss"), "loss, logarithmic");
+        }
+        // At most six decades, and then it is said.
+        assert_eq!(fitting(&ends(1e-9)).named("loss"), "loss, logarithmic; below 4.01e-6 at the floor");
+        // Zeros are at the floor and do not make the scale a straight one.
+        for (values, named) in [
+            (vec![12.0, 3.0, 0.1, 0.0], "loss, logarithmic; 0 at the floor"),
+            (vec![12.0, 3.0, 1e-9, 0.0], "loss, logarithmic; 0 and below 6.01e-6 at the floor"),
+            (vec![3.0, 0.0], "loss"),
+            (vec![12.0, 0.1, -1.0], "loss"),
+        ] {
+            let scale = fitting(&values);
+            assert_eq!(scale.named("loss"), named);
+            assert_eq!(scale.place(0.0) == 0.0, scale.cut.is_some() || values == [3.0, 0.0], "{scale:?}");
+        }
+        // Single steps may be below, marks may not.
+        let all: Vec<f64> = ends(0.01).into_iter().chain([1e-4]).collect();
+        let scale = Scale::fitting(&[ends(0.01)], [].into_iter(), all.iter().copied(), false).unwrap();
+        assert!(scale.named("loss").starts_with("loss, logarithmic; below 0.00"), "{}", scale.named("loss"));
+        let scale = Scale::fitting(&[ends(0.01)], [1e-4].into_iter(), all.iter().copied(), false).unwrap();
+        assert!(scale.place(1e-4) > 0.0 && scale.cut.is_none(), "{scale:?}");
     }
 
     #[test]
@@ -211,14 +279,14 @@ mod tests {
         );
         // One value that is nearly nothing does not push the others together.
         let values = [12.0, 3.0, 0.4, 0.1, 1e-300];
-        let scale = Scale::fitting(values[..4].iter().copied(), [].into_iter(), values.iter().copied(), false).unwrap();
+        let scale = Scale::fitting(&[values[..4].to_vec()], [].into_iter(), values.iter().copied(), false).unwrap();
         assert!(scale.place(12.0) - scale.place(0.1) > 0.3, "{scale:?}");
         assert_eq!(scale.place(1e-300), 0.0);
         // Nor do some of many, but a mark does: it has to be seen.
         let noisy: Vec<f64> = (0..100).map(|step| if step % 20 == 0 { 1e-6 } else { 0.1 + f64::from(step) }).collect();
         let with = |marks: &[f64]| {
-            let (curve, marks) = (noisy.iter().copied(), marks.iter().copied());
-            Scale::fitting(curve.clone(), marks, curve, false).unwrap()
+            let marks = marks.iter().copied();
+            Scale::fitting(std::slice::from_ref(&noisy), marks, noisy.iter().copied(), false).unwrap()
         };
         assert!(with(&[]).place(1.0) < 0.3, "{:?}", with(&[]));
         assert!(with(&[1e-6]).place(1.0) > 0.6 && with(&[1e-6]).place(1e-6) > 0.0, "{:?}", with(&[1e-6]));

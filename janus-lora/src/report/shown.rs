@@ -12,12 +12,18 @@ pub(super) const MAX_TIMES: usize = 8;
 /// Rows whose samples are shown.
 const MAX_SAMPLED_ROWS: usize = 32;
 
+/// From which overlap on a box or a mask counts as right, as it does in mAP at 0.5.
+const ENOUGH: f64 = 0.5;
+
 /// One row's samples by step.
 type OfRow<'a> = Vec<(u64, &'a Sample)>;
 
 /// Whether an answer is the expected one; `None` where it is no text to compare.
 fn is_right(sample: &Sample) -> Option<bool> {
     let expected = sample.expected.as_deref().filter(|expected| !expected.trim().is_empty())?;
+    if let Some(score) = sample.score {
+        return Some(score >= ENOUGH);
+    }
     let answer = sample.answer.as_deref().filter(|_| sample.picture.is_none())?;
     Some(expected.trim() == answer.trim())
 }
@@ -81,7 +87,9 @@ fn score(rows: &[OfRow<'_>]) -> String {
     let (before, counted) = judged(|row| is_right(row.first().filter(|(step, _)| *step == 0)?.1));
     let whose = if rows.iter().flatten().any(|(_, sample)| has_head(sample)) { "at the start" } else { "by the base" };
     let base = if counted == count { format!(", {before} {whose}") } else { String::new() };
-    format!("{right} of these {count} as expected{base}")
+    let is_scored = rows.iter().flatten().any(|(_, sample)| sample.score.is_some());
+    let rightly = if is_scored { "overlap what is expected by half or more" } else { "as expected" };
+    format!("{right} of these {count} {rightly}{base}")
 }
 
 /// One row: what was asked, what is expected, what was answered and drawn.
@@ -103,8 +111,17 @@ fn card(record: &Record, pictures: &mut Pictures, shown: &Sample, row: &OfRow<'_
         return format!("<div class=card><div class=own>{own}</div><div class=text>{asked}{said}{number}</div></div>");
     }
     let mut drawn = Vec::new();
+    if let Some(source) = &shown.source {
+        let picture = pictures.img(record, source, "the source");
+        drawn.push(format!("<figure>{picture}<figcaption>source</figcaption></figure>"));
+    }
     if !own.is_empty() {
-        drawn.push(format!("<figure>{own}<figcaption>the row’s</figcaption></figure>"));
+        let whose = if shown.source.is_some() { "expected" } else { "the row’s" };
+        drawn.push(format!("<figure>{own}<figcaption>{whose}</figcaption></figure>"));
+    }
+    if let Some(expected) = &shown.expected_picture {
+        let picture = pictures.img(record, expected, "what is expected");
+        drawn.push(format!("<figure>{picture}<figcaption>expected</figcaption></figure>"));
     }
     for (step, sample) in row {
         if let Some(name) = &sample.picture {
@@ -146,7 +163,12 @@ fn said(record: &Record, shown: &Sample, row: &OfRow<'_>) -> String {
             answer if answer.trim().is_empty() => "<span class=soft>nothing</span>".into(),
             answer => escape(answer),
         };
-        html.push_str(&format!("<tr><th>{when}</th><td{kind}>{mark}{answer}</td></tr>"));
+        let score = match (sample.score, sample.task.as_str()) {
+            (None, _) => String::new(),
+            (Some(score), "segment") => format!("Dice {score:.2} · "),
+            (Some(score), _) => format!("IoU {score:.2} · "),
+        };
+        html.push_str(&format!("<tr><th>{when}</th><td{kind}>{mark}{score}{answer}</td></tr>"));
     }
     if html.is_empty() { html } else { format!("<table class=said>{html}</table>") }
 }
@@ -180,6 +202,32 @@ mod tests {
         assert_eq!(html.matches("<tr><th>step").count(), MAX_TIMES - 1, "and the base's");
         assert!(html.contains("answer 0</td>") && html.contains("answer 171</td>"));
         assert_eq!(html.matches("<img src=\"data:image/png;base64,").count(), MAX_TIMES);
+    }
+
+    #[test]
+    fn boxes_and_masks_have_scores_and_what_is_expected_stands_beside() {
+        for (task, name) in [("locate", "IoU"), ("segment", "Dice")] {
+            let sample = |row: u64, score: f64| {
+                json!({ "table": "t", "task": task, "row": row, "expected": "x", "answer": "y", "score": score,
+                    "picture": "samples/step-9/0-0.png", "expected_picture": "samples/step-9/0-0.png" })
+            };
+            let lines = [
+                json!({ "step": 0, "samples": [sample(0, 0.1), sample(1, 0.0)] }),
+                json!({ "step": 9, "samples": [sample(0, 0.5), sample(1, 0.49)] }),
+            ];
+            let (_folder, record) = record(&lines);
+            let html = samples(&record, &mut Pictures::default());
+            assert!(html.contains("1 of these 2 overlap what is expected by half or more, 0 at the start"), "{html}");
+            assert!(html.contains(&format!("{name} 0.50 · y")) && html.contains(&format!("{name} 0.49 · y")), "{html}");
+            assert_eq!((html.matches('✓').count(), html.matches('✗').count()), (1, 3), "{html}");
+            assert_eq!(html.matches("<figcaption>expected<").count(), 2, "{html}");
+        }
+        let edit = json!({ "table": "e", "task": "edit", "row": 0, "prompt": "Polish it.", "source": "samples/step-9/0-0.png",
+            "image": "samples/step-9/0-0.png", "picture": "samples/step-9/0-0.png" });
+        let (_folder, record) = record(&[json!({ "step": 9, "samples": [edit] })]);
+        let html = samples(&record, &mut Pictures::default());
+        let (source, expected) = (html.find(">source<").unwrap(), html.find(">expected<").unwrap());
+        assert!(source < expected && html.matches("<img").count() == 3, "{html}");
     }
 
     #[test]

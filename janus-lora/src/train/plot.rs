@@ -18,7 +18,7 @@ const HEIGHT: u32 = 600;
 /// What the axes and the legend take of it.
 const LEFT: i32 = 96;
 const RIGHT: i32 = 24;
-const TOP: i32 = 96;
+const TOP: i32 = 120;
 const BOTTOM: i32 = 70;
 /// Height of letters.
 const LETTERS: i32 = 23;
@@ -70,11 +70,11 @@ fn draw(curves: &[Curve], adapter_step: u64) -> std::result::Result<Vec<u8>, Str
         .map_err(|_| "the font cannot be read".to_string())?;
     let lines: Vec<_> = curves.iter().map(|curve| smooth(&stretches(&curve.points))).collect();
     let evals = || curves.iter().flat_map(|curve| curve.evals.iter().copied()).filter(|p| p.1.is_finite());
-    let shown = lines.iter().flatten().map(|s| s.mean);
+    let shown: Vec<Vec<f64>> = lines.iter().map(|line| line.iter().map(|s| s.mean).collect()).collect();
     let points = curves.iter().flat_map(|curve| curve.points.iter().copied()).filter(|p| p.1.is_finite());
     let all = points.clone().chain(evals());
     let last = all.clone().map(|p| p.0).fold(1.0, f64::max);
-    let scale = Scale::fitting(shown, evals().map(|p| p.1), all.map(|p| p.1), false);
+    let scale = Scale::fitting(&shown, evals().map(|p| p.1), all.map(|p| p.1), false);
     let scale = scale.or_else(|| Scale::linear([0.0, 1.0].into_iter(), true)).ok_or("there is no scale")?;
 
     let (right, bottom) = (WIDTH as i32 - RIGHT, HEIGHT as i32 - BOTTOM);
@@ -96,16 +96,15 @@ fn draw(curves: &[Curve], adapter_step: u64) -> std::result::Result<Vec<u8>, Str
         }
         canvas.line(&[(LEFT, bottom), (right, bottom)], SOFT.stroke_width(1))?;
         canvas.text("step", ((LEFT + right) / 2, HEIGHT as i32 - 30), INK, (HPos::Center, VPos::Top))?;
-        let unit = if scale.logarithmic { "loss, logarithmic" } else { "loss" };
-        canvas.text(unit, (20, TOP - 16), INK, (HPos::Left, VPos::Bottom))?;
+        canvas.text(&scale.named("loss"), (20, TOP - 40), INK, (HPos::Left, VPos::Bottom))?;
         let mark = adapter_step as f64;
         if mark < last {
             for top in (TOP..bottom).step_by(12) {
                 canvas.line(&[(x(mark), top), (x(mark), (top + 6).min(bottom))], INK.stroke_width(2))?;
             }
-            let (horizontal, aside) = if mark > last / 2.0 { (HPos::Right, -10) } else { (HPos::Left, 10) };
+            let (horizontal, aside) = if mark > last / 2.0 { (HPos::Right, 1) } else { (HPos::Left, -1) };
             let name = format!("adapter, step {adapter_step}");
-            canvas.text(&name, (x(mark) + aside, TOP + 4), INK, (horizontal, VPos::Top))?;
+            canvas.text(&name, (x(mark) + aside, TOP - 8), INK, (horizontal, VPos::Bottom))?;
         }
         for (number, (curve, line)) in curves.iter().zip(&lines).enumerate() {
             let colour = COLOURS[number % COLOURS.len()];
