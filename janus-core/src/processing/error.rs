@@ -74,7 +74,7 @@ pub enum ProcessingError {
         limit: u32,
     },
     /// A mask with colours, which say nothing of what a pixel belongs to.
-    #[error("the mask is a colour picture: pixel {x}, {y} is {colour:?}, expected a grey one or one with a palette")]
+    #[error("the mask is a colour picture: pixel {x}, {y} is {colour:?}, expected a grey one, or numbers in a palette")]
     ColouredMask {
         /// Column.
         x: usize,
@@ -82,6 +82,14 @@ pub enum ProcessingError {
         y: usize,
         /// Red, green and blue.
         colour: Vec<u16>,
+    },
+    /// A mask with a palette whose numbers are not read.
+    #[error(
+        "the mask is a {form} with a palette, of which the numbers are not read: save it as PNG, which keeps them, such as with Pillow: `Image.open(f).save(\"mask.png\")`"
+    )]
+    PaletteMask {
+        /// The kind of file.
+        form: &'static str,
     },
     /// A mask whose pixels differ in transparency only.
     #[error("the mask lies in its picture's transparency: all colours are {value}, expected a grey picture")]
@@ -275,7 +283,9 @@ impl Diagnose for ProcessingError {
                 "a conversation is `user`, `assistant`, `user`, ... with at most one `system` message before"
             }
             ProcessingError::UnknownRole { .. } => "roles are `system`, `user` and `assistant`",
-            ProcessingError::ColouredMask { .. } | ProcessingError::TransparentMask { .. } => {
+            ProcessingError::ColouredMask { .. }
+            | ProcessingError::PaletteMask { .. }
+            | ProcessingError::TransparentMask { .. } => {
                 "write masks as pictures of one channel: 0 is ground, one other value the object"
             }
             ProcessingError::EmptyImage { .. }

@@ -14,6 +14,8 @@ use image::metadata::Orientation;
 /// The tag of the orientation, and that of XMP, which only TIFF files have beside it.
 const ORIENTATION_TAG: u16 = 0x0112;
 const XMP_TAG: u16 = 700;
+/// What the pixels of a TIFF are.
+const PHOTOMETRIC_TAG: u16 = 0x0106;
 
 /// Text of PNG files is unpacked up to so many bytes.
 const MAX_TEXT_BYTES: u64 = 1 << 20;
@@ -35,6 +37,12 @@ pub(super) fn orientation(bytes: &[u8], format: ImageFormat) -> Orientation {
     let number = notes.exif.as_deref().and_then(exif_number);
     let number = number.or_else(|| notes.xmp.as_deref().and_then(xmp_number));
     number.and_then(|number| Orientation::from_exif(number.try_into().ok()?)).unwrap_or(Orientation::NoTransforms)
+}
+
+/// Whether a TIFF's pixels are numbers in a palette.
+pub(super) fn has_palette(tiff: &[u8]) -> bool {
+    // Section 3 of TIFF 6.0: 3 is a palette.
+    tag(tiff, PHOTOMETRIC_TAG).is_some_and(|found| found.number() == Some(3))
 }
 
 /// What a file tells of itself.

@@ -5,10 +5,12 @@ use std::io::Cursor;
 use image::{DynamicImage, GrayImage, ImageDecoder, ImageFormat};
 
 use super::Result;
+use super::bmp;
 use super::decode::{
     Decoding, MAX_DECODER_BYTES, broken, check_complete, decoder_error, format_of, guarded, open, turn,
 };
 use super::error::ProcessingError;
+use super::exif;
 use super::headers::webp_lossy_sizes;
 
 /// How far lossy compression may move a value of a mask.
@@ -29,26 +31,36 @@ pub struct StoredMask {
     /// The value of each pixel, row by row, `[height · width]`: its number in the palette where there is one, else its grey,
     /// at the file's own 8 or 16 bits.
     pub values: Vec<u16>,
+    /// The colours that the values stand for, where they are numbers in a palette.
+    pub palette: Option<Vec<[u8; 3]>>,
     /// Whether the file's compression moves values, by about [`LOSSY_REACH`] at most.
     pub is_lossy: bool,
 }
 
-/// Decodes a mask: palettes of PNG and GIF are not looked up, 16 bits are not cut, colours have to be grey.
+/// Decodes a mask: palettes of PNG, GIF and BMP are not looked up, 16 bits are not cut, colours have to be grey.
 ///
 /// Transparency is left out, unless nothing else tells pixels apart: then the file is refused. Sizes and EXIF are treated as in
 /// [`decode_image`](super::decode_image). Grey of one bit is 0 and 255, that of two and four bits is scaled to 255, as in PIL.
 ///
 /// # Errors
-/// As [`decode_image`](super::decode_image); colours that are not grey; a mask in the transparency.
+/// As [`decode_image`](super::decode_image); colours that are not grey; palettes of TIFF and of compressed BMP; a mask in the transparency.
 pub fn decode_mask(bytes: &[u8], decoding: Decoding) -> Result<StoredMask> {
     let format = format_of(bytes)?;
     guarded(format, || {
+        if format == ImageFormat::Tiff && exif::has_palette(bytes) {
+            return Err(ProcessingError::PaletteMask { form: "TIFF" });
+        }
         let decoder = open(bytes, format)?;
         check_complete(bytes, format)?;
-        let mut image = match format {
-            ImageFormat::Png if bytes.get(PNG_COLOUR_TYPE) == Some(&PNG_INDEXED) => png_indices(bytes)?.into(),
-            ImageFormat::Gif => gif_indices(bytes, decoder.dimensions())?.into(),
-            _ => DynamicImage::from_decoder(decoder).map_err(|e| decoder_error(format, &e))?,
+        let indexed = match format {
+            ImageFormat::Png if bytes.get(PNG_COLOUR_TYPE) == Some(&PNG_INDEXED) => Some(png_indices(bytes)?),
+            ImageFormat::Gif => Some(gif_indices(bytes, decoder.dimensions())?),
+            ImageFormat::Bmp => bmp::indices(bytes, decoder.dimensions())?,
+            _ => None,
+        };
+        let (mut image, palette) = match indexed {
+            Some((indices, palette)) => (DynamicImage::from(indices), Some(palette)),
+            None => (DynamicImage::from_decoder(decoder).map_err(|e| decoder_error(format, &e))?, None),
         };
         image.apply_orientation(turn(bytes, format, decoding));
         let is_lossy =
@@ -69,7 +81,7 @@ pub fn decode_mask(bytes: &[u8], decoding: Decoding) -> Result<StoredMask> {
                 Err(ProcessingError::UnsupportedImage { format: super::decode::name(format), kind })
             }
         }?;
-        Ok(StoredMask { width, height, values, is_lossy })
+        Ok(StoredMask { width, height, values, palette, is_lossy })
     })
 }
 
@@ -102,8 +114,13 @@ fn grey<const N: usize, T: Copy + Into<u16>>(raw: &[T], width: u32, reach: u16) 
     Ok(values)
 }
 
-/// The numbers of a PNG's pixels in its palette.
-fn png_indices(bytes: &[u8]) -> Result<GrayImage> {
+/// Red, green and blue of each number.
+fn colours(palette: &[u8]) -> Vec<[u8; 3]> {
+    palette.as_chunks::<3>().0.to_vec()
+}
+
+/// The numbers of a PNG's pixels in its palette, and their colours.
+fn png_indices(bytes: &[u8]) -> Result<(GrayImage, Vec<[u8; 3]>)> {
     let failed = |error: png::DecodingError| broken(ImageFormat::Png, error.to_string());
     let wrong = || broken(ImageFormat::Png, "its rows do not have the size it states");
     let limits = png::Limits { bytes: usize::try_from(MAX_DECODER_BYTES).unwrap_or(usize::MAX) };
@@ -124,12 +141,14 @@ fn png_indices(bytes: &[u8]) -> Result<GrayImage> {
         };
         indices.extend((0..width).map(index));
     }
-    GrayImage::from_raw(found.width, found.height, indices).ok_or_else(wrong)
+    let palette = reader.info().palette.as_deref().map(colours).unwrap_or_default();
+    let image = GrayImage::from_raw(found.width, found.height, indices).ok_or_else(wrong)?;
+    Ok((image, palette))
 }
 
-/// The numbers of a GIF's first picture in its palette. Beside a picture that is smaller than the screen stands the transparent
+/// The numbers of a GIF's first picture in its palette, and their colours. Beside a picture that is smaller than the screen stands the transparent
 /// number, or 0, as in PIL.
-fn gif_indices(bytes: &[u8], (width, height): (u32, u32)) -> Result<GrayImage> {
+fn gif_indices(bytes: &[u8], (width, height): (u32, u32)) -> Result<(GrayImage, Vec<[u8; 3]>)> {
     let failed = |error: gif::DecodingError| broken(ImageFormat::Gif, error.to_string());
     let mut options = gif::DecodeOptions::new();
     options.set_color_output(gif::ColorOutput::Indexed);
@@ -137,6 +156,7 @@ fn gif_indices(bytes: &[u8], (width, height): (u32, u32)) -> Result<GrayImage> {
         options.set_memory_limit(gif::MemoryLimit::Bytes(limit));
     }
     let mut decoder = options.read_info(Cursor::new(bytes)).map_err(failed)?;
+    let shared = decoder.global_palette().map(colours).unwrap_or_default();
     let frame = decoder.read_next_frame().map_err(failed)?;
     let frame = frame.ok_or_else(|| broken(ImageFormat::Gif, "it holds no picture"))?;
     let mut screen = GrayImage::from_pixel(width, height, image::Luma([frame.transparent.unwrap_or(0)]));
@@ -148,7 +168,8 @@ fn gif_indices(bytes: &[u8], (width, height): (u32, u32)) -> Result<GrayImage> {
             }
         }
     }
-    Ok(screen)
+    let palette = frame.palette.as_deref().map_or(shared, colours);
+    Ok((screen, palette))
 }
 
 #[cfg(test)]

@@ -47,6 +47,66 @@ fn palettes_are_numbers_at_every_depth() {
     assert!(read(&whole[..whole.len() - 20]).is_err());
 }
 
+/// An uncompressed BMP with a palette, its rows upwards.
+fn palette_bmp(width: u32, indices: &[u8], bits: usize, palette: &[[u8; 3]], compression: u32) -> Vec<u8> {
+    let height = indices.len() as u32 / width;
+    let mut bytes = b"BM\0\0\0\0\0\0\0\0".to_vec();
+    bytes.extend((54 + 4 * palette.len() as u32).to_le_bytes());
+    for number in [40, width, height, 1 | (bits as u32) << 16, compression, 0, 0, 0, palette.len() as u32, 0] {
+        bytes.extend(number.to_le_bytes());
+    }
+    bytes.extend(palette.iter().flat_map(|[r, g, b]| [*b, *g, *r, 0]));
+    for line in indices.chunks(width as usize).rev() {
+        let mut packed: Vec<u8> = line
+            .chunks(8 / bits)
+            .map(|group| group.iter().enumerate().fold(0, |byte, (at, index)| byte | index << (8 - bits * (at + 1))))
+            .collect();
+        packed.resize(packed.len().next_multiple_of(4), 0);
+        bytes.extend(packed);
+    }
+    bytes
+}
+
+#[test]
+fn palettes_of_bmp_are_numbers_and_greys_are_greys() {
+    let (white, black) = ([255; 3], [0; 3]);
+    for (bits, palette) in [
+        (1, vec![white, black]),
+        (1, vec![black, [128, 0, 0]]),
+        (4, vec![black, [1; 3], [2; 3], [128, 0, 0]]),
+        (8, vec![white, [1; 3], [2; 3], black]),
+    ] {
+        let most = palette.len() as u8;
+        let indices: Vec<u8> = (0..7 * 3).map(|place| place % most).collect();
+        let bytes = palette_bmp(7, &indices, bits, &palette, 0);
+        let mask = read(&bytes).unwrap();
+        assert_eq!(mask.values, indices.iter().map(|index| u16::from(*index)).collect::<Vec<_>>(), "{bits}");
+        assert_eq!((mask.width, mask.height, mask.palette), (7, 3, Some(palette.clone())));
+        for cut in [20, 30, 54, bytes.len() - 1] {
+            assert!(read(&bytes[..cut]).is_err(), "{bits} cut to {cut}");
+        }
+        let packed = read(&palette_bmp(7, &indices, bits, &palette, 1)).unwrap_err();
+        assert!(bits != 8 || matches!(packed, ProcessingError::PaletteMask { form: "compressed BMP" }), "{packed}");
+    }
+    // As Pillow reads them: grey of eight bits, and black and white.
+    let ramp: Vec<[u8; 3]> = (0..=255).map(|grey| [grey; 3]).collect();
+    let grey = read(&palette_bmp(2, &[0, 7, 255, 1], 8, &ramp, 0)).unwrap();
+    assert_eq!((grey.values, grey.palette), (vec![0, 7, 255, 1], None));
+    let two = read(&palette_bmp(2, &[0, 1, 1, 0], 1, &[black, white], 0)).unwrap();
+    assert_eq!((two.values, two.palette), (vec![0, 255, 255, 0], None));
+}
+
+#[test]
+fn palettes_of_tiff_are_refused_by_name() {
+    let plain = encoded(&GrayImage::from_raw(2, 1, vec![0, 3]).unwrap().into(), ImageFormat::Tiff);
+    assert_eq!(read(&plain).unwrap().values, [0, 3]);
+    let at = plain.windows(4).position(|tag| tag == [6, 1, 3, 0]).unwrap();
+    let mut indexed = plain.clone();
+    indexed[at + 8] = 3;
+    let refused = read(&indexed).unwrap_err().to_string();
+    assert!(refused.contains("a TIFF with a palette") && refused.contains("save it as PNG"), "{refused}");
+}
+
 #[test]
 fn a_gif_s_picture_lies_on_its_screen() {
     let mut bytes = Vec::new();

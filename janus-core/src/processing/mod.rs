@@ -11,6 +11,7 @@
 //! ([`ShortEdge::RoundHalfEven`], [`render_transformers`]), so that either can be reproduced.
 
 mod batch;
+mod bmp;
 mod chat;
 mod config;
 mod decode;

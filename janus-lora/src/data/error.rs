@@ -171,7 +171,7 @@ pub enum DataError {
         /// What leads to columns that open.
         hints: Vec<String>,
     },
-    /// An optional column that only some of the files have.
+    /// A column that only some of the files have, or have as it is read.
     #[error("column `{column}` is in `{}` but not in `{}`", with.display(), without.display())]
     FilesDiffer {
         /// The column.
@@ -180,6 +180,19 @@ pub enum DataError {
         with: PathBuf,
         /// A file that has it not.
         without: PathBuf,
+    },
+    /// Labels that are numbers, with names in only some of the files.
+    #[error(
+        "the numbers of `{column}` have names (ClassLabel) in `{}`, but none in `{}`: the same label would be two",
+        named.display(), nameless.display()
+    )]
+    NamesDiffer {
+        /// The column.
+        column: String,
+        /// A file that has them.
+        named: PathBuf,
+        /// A file that has them not.
+        nameless: PathBuf,
     },
     /// More rows are bad than the recipe allows.
     #[error("{bad} of {rows} rows cannot be used, more than `max_bad_rows` = {limit} allows{}", join_rows(first))]
@@ -280,6 +293,9 @@ impl Diagnose for DataError {
             DataError::Damaged { .. } => vec!["copy or download the file again".into()],
             DataError::Columns { hints, .. } => hints.clone(),
             DataError::FilesDiffer { .. } => vec!["files of one table need the same columns".into()],
+            DataError::NamesDiffer { .. } => vec![
+                "write all files with the same features, such as with `cast_column` of the `datasets` library, or the labels as texts".into(),
+            ],
             DataError::TooManyBadRows { .. } => vec![
                 "`janus data check` lists every row that cannot be used, with its reason".into(),
                 "`data_limits.max_bad_rows` allows more: a share such as 0.05, or a count".into(),

@@ -105,6 +105,13 @@ pub struct ScanProgress {
     pub of: u64,
 }
 
+/// What one file lacks of columns that the first one has; `None` where the first one does not have them all.
+fn differing(files: &[Described], requests: &[ColumnRequest]) -> Option<DataError> {
+    let with = files.first().filter(|file| file.has(requests))?;
+    let (without, column) = files.iter().find_map(|file| Some((file, file.lacking(requests)?)))?;
+    Some(DataError::FilesDiffer { column, with: with.source.shown(), without: without.source.shown() })
+}
+
 impl Table {
     /// Opens every file and checks that it has the requested columns, with types that can be read as asked.
     ///
@@ -140,6 +147,11 @@ impl Table {
         let Some(requests) = fitting else {
             let has_none = |file: &&Described| alternatives.iter().all(|requests| !file.has(requests));
             let lacks_first = |file: &&Described| alternatives.first().is_some_and(|requests| !file.has(requests));
+            if !files.iter().any(|file| has_none(&file))
+                && let Some(fault) = alternatives.iter().find_map(|requests| differing(&files, requests))
+            {
+                return Err(fault);
+            }
             let told = files.iter().find(has_none).or_else(|| files.iter().find(lacks_first));
             return match told {
                 Some(file) => Err(file.refused(alternatives)),
@@ -157,6 +169,18 @@ impl Table {
                     column: request.column.clone(),
                     with: with.path.to_path_buf(),
                     without: without.path.to_path_buf(),
+                });
+            }
+        }
+        for number in 0..requests.len() {
+            let named = files.iter().find(|file| file.names(number) == Some(true));
+            let has_rows = |file: &&DataFile| (0..file.row_groups()).any(|group| file.claimed_rows(group) > 0);
+            let nameless = files.iter().filter(has_rows).find(|file| file.names(number) == Some(false));
+            if let (Some(named), Some(nameless)) = (named, nameless) {
+                return Err(DataError::NamesDiffer {
+                    column: requests[number].column.clone(),
+                    named: named.path.to_path_buf(),
+                    nameless: nameless.path.to_path_buf(),
                 });
             }
         }

@@ -22,9 +22,9 @@ use super::error::DataError;
 use super::pages::{self, Page, PageFault};
 use super::rejected::RowFault;
 use super::row::{Row, RowId};
-use super::schema::{ColumnRequest, bind, type_name};
+use super::schema::{ColumnFault, ColumnRequest, bind, type_name};
 use super::source::FileSource;
-use super::types::{Place, as_read};
+use super::types::{Place, as_read, is_null, is_number, list_item};
 use super::values::{ImagePlaces, MAX_BOXES, Values, few};
 use super::{foreign, lengths, roles};
 
@@ -136,6 +136,16 @@ impl Described {
         DataError::Columns { path: self.source.shown(), faults, hints }
     }
 
+    /// The first column that is not there, or of another type.
+    pub(crate) fn lacking(&self, requests: &[ColumnRequest]) -> Option<String> {
+        let fault = bind(self.metadata.schema(), requests).err()?.into_iter().next()?;
+        Some(match fault {
+            ColumnFault::Missing { column, .. }
+            | ColumnFault::Repeated { column, .. }
+            | ColumnFault::Type { column, .. } => column,
+        })
+    }
+
     /// Whether all columns are there.
     pub(crate) fn has(&self, requests: &[ColumnRequest]) -> bool {
         bind(self.metadata.schema(), requests).is_ok()
@@ -222,6 +232,16 @@ impl DataFile {
     /// Whether the file has the column of the request at this place in the list of requests.
     pub(crate) fn has(&self, request: usize) -> bool {
         self.columns.get(request).is_some_and(Option::is_some)
+    }
+
+    /// Whether the numbers of a requested column have names; `None` where it holds no numbers.
+    pub(crate) fn names(&self, request: usize) -> Option<bool> {
+        let place = self.columns.get(request)?.as_ref()?;
+        let mut item = &place.data_type;
+        while let Some(inner) = list_item(item).filter(|_| !is_null(item)) {
+            item = inner;
+        }
+        (is_number(item) && !is_null(item)).then_some(place.names.is_some())
     }
 
     /// Starts to read rows `rows` of a row group.

@@ -109,6 +109,87 @@ fn columns_and_fields_of_nulls_are_nulls_of_any_type() {
     assert_eq!(reason(path, image_request()), "`image` is null");
 }
 
+#[test]
+fn what_lies_below_nulls_is_null() {
+    let folder = tempfile::tempdir().unwrap();
+    let boxes = list(&[1, 1], list(&[4, 4], Arc::new(Int32Array::from_iter_values(0..8))));
+    let whole = structure(vec![("bbox", boxes)]);
+    let whole = write_table(&folder.path().join("a.parquet"), vec![("objects", whole)], 5);
+    let asked = [required("boxes", "objects.bbox", ColumnKind::Boxes)];
+    for (number, empty) in
+        [nulls(2), list(&[0, 0], nulls(0)), structure(vec![("bbox", nulls(2))])].into_iter().enumerate()
+    {
+        let path = write_table(&folder.path().join(format!("{number}.parquet")), vec![("objects", empty)], 5);
+        let rows = rows_of(Table::open(&[whole.clone(), path.clone()], &asked).unwrap());
+        assert_eq!(rows[..2].iter().map(|row| row.boxes["boxes"].len()).collect::<Vec<_>>(), [1, 1], "{number}");
+        assert!(rows[2..].iter().all(|row| row.boxes["boxes"].is_empty()), "{number}");
+    }
+    let qa = write_table(&folder.path().join("qa.parquet"), vec![("qa", nulls(2)), ("answer", numbered("a", 2))], 5);
+    let optional = ColumnRequest::optional("question", "qa.question", ColumnKind::Text);
+    let asked = [optional, required("answer", "answer", ColumnKind::Text)];
+    let rows = rows_of(Table::open(&[qa], &asked).unwrap());
+    assert_eq!(rows.iter().map(|row| row.text("question")).collect::<Vec<_>>(), [None, None]);
+}
+
+#[test]
+fn files_that_fit_different_columns_are_both_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let picture = png(6, 4);
+    let two = [picture.as_slice(), picture.as_slice()];
+    let single = write_table(&folder.path().join("t-0.parquet"), vec![("image", bytes(&two))], 5);
+    let many = write_table(&folder.path().join("t-1.parquet"), vec![("images", list(&[1, 1], bytes(&two)))], 5);
+    let alternatives = [
+        vec![required("image", "image", ColumnKind::Image)],
+        vec![required("images", "images", ColumnKind::ImageList)],
+    ];
+    for (files, column) in [([&single, &many], "image"), ([&many, &single], "images")] {
+        let sources = files.map(|path| FileSource::Local(path.clone()));
+        let error = Table::open_with(&sources, &alternatives, ReadOptions::default()).unwrap_err();
+        let (with, without) = (files[0].display(), files[1].display());
+        assert_eq!(error.to_string(), format!("column `{column}` is in `{with}` but not in `{without}`"));
+        assert!(!error.hints().is_empty());
+    }
+}
+
+#[test]
+fn numbers_with_names_in_only_some_files_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let names = r#"{"info": {"features": {"label": {"names": ["bolt", "nut"], "_type": "ClassLabel"}}}}"#;
+    let write = |name: &str, label: ArrayRef, names: Option<&str>| {
+        let schema = Schema::new(vec![Field::new("label", label.data_type().clone(), true)]);
+        let metadata = names.map(|names| ("huggingface".to_owned(), names.to_owned())).into_iter().collect();
+        let batch = RecordBatch::try_new(schema.with_metadata(metadata).into(), vec![label]).unwrap();
+        let path = folder.path().join(name);
+        let mut writer = ArrowWriter::try_new(File::create(&path).unwrap(), batch.schema(), None).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        path
+    };
+    let numbers = |values: &[i64]| -> ArrayRef { Arc::new(Int64Array::from(values.to_vec())) };
+    let named = write("named.parquet", numbers(&[0, 1]), Some(names));
+    let asked = [required("label", "label", ColumnKind::Label)];
+    for (number, label) in
+        [numbers(&[0, 1]), cast(&numbers(&[1, 0]), &DataType::UInt8).unwrap()].into_iter().enumerate()
+    {
+        let bare = write(&format!("bare-{number}.parquet"), label, None);
+        for files in [[named.clone(), bare.clone()], [bare.clone(), named.clone()]] {
+            let error = Table::open(&files, &asked).unwrap_err().to_string();
+            assert!(["named.parquet", "bare-", "`label`"].iter().all(|part| error.contains(part)), "{error}");
+        }
+    }
+    let permuted = names.replace(r#""bolt", "nut""#, r#""nut", "bolt""#);
+    let texts: ArrayRef = Arc::new(StringArray::from(vec!["nut", "bolt"]));
+    for other in [
+        write("permuted.parquet", numbers(&[1, 0]), Some(&permuted)),
+        write("texts.parquet", texts, None),
+        write("nulls.parquet", nulls(2), None),
+        write("none.parquet", numbers(&[]), None),
+    ] {
+        let rows = rows_of(Table::open(&[named.clone(), other.clone()], &asked).unwrap());
+        assert_eq!(rows[0].text("label"), Some("bolt"), "{}", other.display());
+    }
+}
+
 /// One box and two, with numbers of every type and in lists of every kind.
 #[test]
 fn boxes_are_the_same_in_every_type_of_list_and_number() {

@@ -122,6 +122,10 @@ pub(super) fn find(schema: &Schema, name: &str) -> Option<Place> {
 
 fn descend(data_type: &DataType, names: &[&str], path: &mut Vec<usize>) -> Option<DataType> {
     let Some((first, rest)) = names.split_first() else { return Some(data_type.clone()) };
+    // Whatever lies below nulls is null.
+    if is_null(data_type) {
+        return Some(DataType::Null);
+    }
     if let DataType::Struct(fields) = data_type {
         let (number, field) = fields.find(first)?;
         path.push(number);

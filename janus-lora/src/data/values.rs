@@ -7,7 +7,7 @@ use std::path::Path;
 use arrow::array::{Array, ArrayRef, AsArray, Float32Array};
 use arrow::buffer::NullBuffer;
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Float32Type, Float64Type};
+use arrow::datatypes::{ArrowPrimitiveType, DataType, Float16Type, Float32Type, Float64Type};
 use arrow::error::ArrowError;
 use janus_core::input::{self, InputError};
 
@@ -159,7 +159,8 @@ impl Texts {
                 let numbers = cast(array, &DataType::Float64)?;
                 let numbers = numbers.as_primitive_opt::<Float64Type>().ok_or_else(|| unexpected(&numbers))?;
                 // What is no number is how pandas stores that there is none.
-                let texts = numbers.iter().map(|number| number.filter(|n| !n.is_nan()).map(|n| n.to_string()));
+                let text = |number: f64| shortest(number, of);
+                let texts = numbers.iter().map(|number| number.filter(|n| !n.is_nan()).map(text));
                 std::sync::Arc::new(texts.collect::<arrow::array::StringViewArray>())
             }
             _ => cast(array, &DataType::Utf8View)?,
@@ -174,6 +175,22 @@ impl Texts {
         let name = text.parse().ok().and_then(|number: usize| names.get(number));
         let unnamed = || RowFault::Unnamed { column: column.into(), value: cut(text), names: names.len() };
         Ok(Some(Cow::Borrowed(name.ok_or_else(unnamed)?)))
+    }
+}
+
+/// The shortest text that is the number at the width in which it is stored.
+fn shortest(number: f64, stored: &DataType) -> String {
+    type Half = <Float16Type as ArrowPrimitiveType>::Native;
+    match stored {
+        DataType::Float32 => (number as f32).to_string(),
+        DataType::Float16 => {
+            // Five digits tell all numbers of this width apart.
+            let mut texts = (0..5).map(|digits| format!("{number:.digits$e}"));
+            let near =
+                texts.find_map(|text| text.parse::<f64>().ok().filter(|near| Half::from_f64(*near).to_f64() == number));
+            near.unwrap_or(number).to_string()
+        }
+        _ => number.to_string(),
     }
 }
 
@@ -268,4 +285,25 @@ fn binary_at(array: &dyn Array, index: usize) -> Option<&[u8]> {
         return array.is_valid(index).then(|| array.value(index));
     }
     array.as_binary_view_opt().filter(|array| array.is_valid(index)).map(|array| array.value(index))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_the_shortest_text_of_their_width() {
+        for (number, stored, text) in [
+            (f64::from(0.1f32), DataType::Float32, "0.1"),
+            (f64::from(16_777_216f32), DataType::Float32, "16777216"),
+            (f64::from(-2.5e-7f32), DataType::Float32, "-0.00000025"),
+            // The half nearest to 0.1.
+            (0.099_975_585_937_5, DataType::Float16, "0.1"),
+            (1.0, DataType::Float16, "1"),
+            (0.1, DataType::Float64, "0.1"),
+            (f64::from(0.1f32), DataType::Float64, "0.10000000149011612"),
+        ] {
+            assert_eq!(shortest(number, &stored), text, "{stored}");
+        }
+    }
 }

@@ -11,6 +11,9 @@ const ROUNDING: f64 = 1.0;
 /// How far beyond 0 and 1 rounding may lead shares of a picture.
 const SHARE_ROUNDING: f32 = 0.01;
 
+/// One box in so many may be wrong, whatever other readings make of it.
+const FEW: u64 = 100;
+
 const FORMATS: [BoxFormat; 3] = [BoxFormat::Xyxy, BoxFormat::Xywh, BoxFormat::Cxcywh];
 
 /// How boxes are read.
@@ -174,13 +177,27 @@ impl BoxFacts {
             (self.fitting(*reading), std::cmp::Reverse(place))
         });
         let Some(better) = better.filter(|better| self.fitting(*better) > self.fitting(given)) else { return Ok(()) };
-        let mut keys = Vec::new();
-        if better.normalised != given.normalised {
-            keys.push(format!("`normalised = {}`", better.normalised));
+        // A few boxes are wrong themselves: their rows are told and counted.
+        if (self.boxes - self.fitting(given)) * FEW <= self.boxes {
+            return Ok(());
         }
-        if better.format != given.format {
-            keys.push(format!("`box_format = \"{}\"`", better.format.name()));
-        }
+        let keys_of = |reading: BoxReading| {
+            let mut keys = Vec::new();
+            if reading.normalised != given.normalised {
+                keys.push(format!("`normalised = {}`", reading.normalised));
+            }
+            if reading.format != given.format {
+                keys.push(format!("`box_format = \"{}\"`", reading.format.name()));
+            }
+            keys.join(" and ")
+        };
+        // Where the format may stay, it is what is meant.
+        let is_best = |reading: &BoxReading| match better.format == given.format {
+            true => *reading == better,
+            false => self.fitting(*reading) == self.fitting(better),
+        };
+        let best = given.alternatives().filter(is_best);
+        let keys: Vec<String> = best.map(keys_of).collect();
         let seen = if self.shares == self.boxes {
             "; all coordinates lie within 0 and 1"
         } else if given.format == BoxFormat::Xyxy && self.turned > 0 {
@@ -195,7 +212,7 @@ impl BoxFacts {
             boxes: self.boxes,
             fitting: self.fitting(given),
             better: self.fitting(better),
-            keys: keys.join(" and ").into(),
+            keys: keys.join(", or as ").into(),
             seen,
         })
     }
@@ -298,6 +315,18 @@ mod tests {
     }
 
     #[test]
+    fn readings_that_fit_equally_are_all_named() {
+        let tie = [[30.0, 16.0, 10.0, 8.0], [28.0, 14.0, 12.0, 6.0], [32.0, 15.0, 9.0, 9.0]];
+        let said = refusal(&tie, BoxReading::default()).unwrap();
+        assert!(said.contains("`box_format = \"xywh\"`, or as `box_format = \"cxcywh\"`"), "{said}");
+        let shares = [[0.5, 0.5, 0.2, 0.2], [0.4, 0.6, 0.3, 0.3]];
+        let said = refusal(&shares, BoxReading::default()).unwrap();
+        let both =
+            ["`normalised = true` and `box_format = \"xywh\"`", "`normalised = true` and `box_format = \"cxcywh\"`"];
+        assert!(both.iter().all(|keys| said.contains(keys)), "{said}");
+    }
+
+    #[test]
     fn a_few_bad_boxes_are_rows_and_no_other_format() {
         let mut boxes = vec![[4.0, 6.0, 60.0, 30.0], [30.0, 2.0, 50.0, 28.0], [10.0, 3.0, 44.0, 30.0]];
         for bad in
@@ -307,5 +336,12 @@ mod tests {
             assert_eq!(refusal(&boxes, BoxReading::default()), None, "{bad:?}");
         }
         assert_eq!(refusal(&[], BoxReading::default()), None);
+        // One in a hundred contradicts nothing, more do, and so does a single one of a few.
+        let mut many = vec![[4.0, 4.0, 10.0, 10.0], [2.0, 3.0, 20.0, 12.0]].repeat(250);
+        many.push([20.0, 12.0, 2.0, 3.0]);
+        assert_eq!(refusal(&many, BoxReading::default()), None);
+        many.extend([[20.0, 12.0, 2.0, 3.0]; 6]);
+        assert!(refusal(&many, BoxReading::default()).is_some_and(|said| said.contains("500 of 507")));
+        assert!(refusal(&many[495..], BoxReading::default()).is_some());
     }
 }

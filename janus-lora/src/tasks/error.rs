@@ -73,7 +73,13 @@ pub enum TaskError {
 impl Diagnose for TaskError {
     fn hints(&self) -> Vec<String> {
         match self {
-            TaskError::Boxes { keys, .. } => vec![format!("set {keys} in the table's `[[data]]`")],
+            TaskError::Boxes { keys, .. } => match keys.split_once(", or as ") {
+                None => vec![format!("set {keys} in the table's `[[data]]`")],
+                Some(_) => vec![format!(
+                    "set the one that is right in the table's `[[data]]`: {}",
+                    keys.replace(", or as ", ", or ")
+                )],
+            },
             TaskError::Masks { hints, .. } => hints.clone(),
             TaskError::IgnoredObject { .. } => {
                 vec!["a value is the object or not counted: leave one of them out".into()]

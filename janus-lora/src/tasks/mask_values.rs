@@ -1,5 +1,6 @@
 //! What the values of masks are, judged over a table: 0 is ground, one other value the object, unless the recipe says more.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use janus_core::processing::{LOSSY_REACH, StoredMask};
@@ -12,6 +13,9 @@ use crate::recipe::DataSection;
 const VALUES_SHOWN: usize = 12;
 /// Words of a bit for each value.
 const WORDS: usize = (u16::MAX as usize + 1) / 64;
+
+/// What helps against lossy masks.
+const KEEPING: &str = "write masks as PNG, which keeps their values";
 
 /// What a pixel of a mask is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +71,49 @@ impl Values {
     }
 }
 
+/// What the values of a table's masks look like.
+#[derive(Debug, Clone, Default)]
+struct Palettes {
+    /// The colours of numbers in palettes.
+    colours: BTreeMap<u16, [u8; 3]>,
+    /// A number that stands for two colours.
+    differing: Option<(u16, [u8; 3], [u8; 3])>,
+}
+
+impl Palettes {
+    fn add(&mut self, value: u16, colour: [u8; 3]) {
+        let known = *self.colours.entry(value).or_insert(colour);
+        if known != colour && self.differing.is_none() {
+            self.differing = Some((value, known, colour));
+        }
+    }
+
+    fn extend(&mut self, other: &Palettes) {
+        other.colours.iter().for_each(|(value, colour)| self.add(*value, *colour));
+        self.differing = self.differing.or(other.differing);
+    }
+
+    /// What is wrong with them.
+    fn problem(&self) -> Option<String> {
+        let (value, first, second) = self.differing?;
+        Some(format!("{value} is {} in some and {} in others", colour_name(first), colour_name(second)))
+    }
+
+    fn hints() -> Vec<String> {
+        vec![
+            "save all masks with one palette, or as grey pictures, such as with Pillow: `Image.open(f).convert(\"L\").save(\"mask.png\")` keeps how bright they are".into(),
+        ]
+    }
+}
+
+fn colour_name(colour: [u8; 3]) -> String {
+    match colour {
+        [0, 0, 0] => "black".into(),
+        [255, 255, 255] => "white".into(),
+        [red, green, blue] => format!("#{red:02x}{green:02x}{blue:02x}"),
+    }
+}
+
 /// Values of a table's masks.
 #[derive(Debug, Clone, Default)]
 pub(super) struct MaskFacts {
@@ -74,6 +121,7 @@ pub(super) struct MaskFacts {
     exact: Values,
     /// Of files whose compression moves them.
     lossy: Values,
+    palettes: Palettes,
     /// Masks that were looked at.
     pub(super) masks: u64,
 }
@@ -91,12 +139,20 @@ impl MaskFacts {
                 last = Some(value);
             }
         }
+        let colour = |value: u16| match &mask.palette {
+            Some(palette) => palette.get(usize::from(value)).copied(),
+            // Ground is black where nothing else is said; other greys are numbers, too.
+            None => (value == 0).then_some([0; 3]),
+        };
+        let shown: Vec<_> = values.iter().filter_map(|value| Some((value, colour(value)?))).collect();
+        shown.into_iter().for_each(|(value, colour)| facts.palettes.add(value, colour));
         facts
     }
 
     pub(super) fn add(&mut self, other: &MaskFacts) {
         self.exact.extend(&other.exact);
         self.lossy.extend(&other.lossy);
+        self.palettes.extend(&other.palettes);
         self.masks += other.masks;
     }
 
@@ -146,15 +202,17 @@ impl MaskKeys {
     pub(super) fn decide(&self, facts: &MaskFacts, is_whole: bool, table: &str) -> Result<MaskRule, TaskError> {
         let is_ignored = |value: u16| self.ignored == Some(value);
         // What lossy compression made of a value that is not counted says nothing of the largest one.
-        let is_near_ignored = |value: u16| self.ignored.is_some_and(|ignored| ignored.abs_diff(value) <= LOSSY_REACH);
+        let named = || self.object.iter().copied().chain(self.ignored);
+        let is_near_named = |value: u16| named().any(|named| named.abs_diff(value) <= LOSSY_REACH);
         let exact = facts.exact.iter().filter(|value| !is_ignored(*value));
-        let largest = exact.chain(facts.lossy.iter().filter(|value| !is_near_ignored(*value))).max().unwrap_or(0);
+        let largest = exact.chain(facts.lossy.iter().filter(|value| !is_near_named(*value))).max().unwrap_or(0);
         let mut rule = MaskRule {
             object: self.object.clone(),
             ignored: self.ignored,
             largest,
             is_named: !self.object.is_empty(),
             has_ground: false,
+            palettes: facts.palettes.clone(),
         };
         let refused = |problem: String, hints: Vec<String>| TaskError::Masks {
             table: table.to_owned(),
@@ -163,12 +221,18 @@ impl MaskKeys {
             problem,
             hints,
         };
+        if let Some(problem) = facts.palettes.problem() {
+            return Err(refused(problem, Palettes::hints()));
+        }
+        if let Some(problem) = rule.confused(facts) {
+            return Err(refused(problem, vec![KEEPING.into()]));
+        }
         let mut different = Values::default();
         facts.exact.iter().for_each(|value| different.add(value));
         for value in facts.lossy.iter() {
             let Some(near) = rule.nearest(value) else {
                 let problem = format!("in a JPEG, {value} is neither near 0 nor near {largest}");
-                return Err(refused(problem, vec!["write masks as PNG, which keeps their values".into()]));
+                return Err(refused(problem, vec![KEEPING.into()]));
             };
             different.add(near);
         }
@@ -208,9 +272,45 @@ pub(super) struct MaskRule {
     /// Whether the recipe names the object: everything else is ground then.
     is_named: bool,
     has_ground: bool,
+    /// Those of the rows to train on.
+    palettes: Palettes,
 }
 
 impl MaskRule {
+    /// Values whose difference counts.
+    fn known(&self) -> impl Iterator<Item = (u16, Class)> + '_ {
+        let of = |value: u16| {
+            if self.ignored == Some(value) {
+                Class::Ignored
+            // Before it is decided, the largest value may be the object.
+            } else if self.object.contains(&value) || !self.is_named && value != 0 {
+                Class::Object
+            } else {
+                Class::Ground
+            }
+        };
+        let values = [0, self.largest].into_iter().chain(self.object.iter().copied()).chain(self.ignored);
+        values.map(move |value| (value, of(value)))
+    }
+
+    /// Two values that mean different things, and that lossy compression may make the same of.
+    fn confusable(&self) -> Option<(u16, u16)> {
+        let pairs = self.known().flat_map(|first| self.known().map(move |second| (first, second)));
+        let mut close = pairs.filter(|((first, is), (second, other))| {
+            first < second && is != other && second - first <= 2 * LOSSY_REACH
+        });
+        close.next().map(|((first, _), (second, _))| (first, second))
+    }
+
+    /// What is wrong where files are lossy whose values cannot be told apart then.
+    fn confused(&self, facts: &MaskFacts) -> Option<String> {
+        facts.lossy.iter().next()?;
+        let (first, second) = self.confusable()?;
+        Some(format!(
+            "some masks are JPEG or lossy WebP, which move values by up to {LOSSY_REACH}: {first} and {second} cannot be told apart"
+        ))
+    }
+
     /// The value that lossy compression made this one of.
     fn nearest(&self, value: u16) -> Option<u16> {
         let known = [0, self.largest].into_iter().chain(self.object.iter().copied()).chain(self.ignored);
@@ -219,7 +319,7 @@ impl MaskRule {
     }
 
     /// What a pixel is; `None` of a value that the table's rows to train on do not explain.
-    pub(super) fn class(&self, value: u16, is_lossy: bool) -> Option<Class> {
+    fn class(&self, value: u16, is_lossy: bool) -> Option<Class> {
         let value = if is_lossy { self.nearest(value)? } else { value };
         if self.ignored == Some(value) {
             Some(Class::Ignored)
@@ -233,13 +333,20 @@ impl MaskRule {
     /// What each pixel of a mask is.
     ///
     /// # Errors
-    /// The value that is unknown.
-    pub(super) fn classes(&self, mask: &StoredMask) -> Result<Vec<Class>, u16> {
+    /// The value that is unknown, and why.
+    pub(super) fn classes(&self, mask: &StoredMask) -> Result<Vec<Class>, String> {
+        let facts = MaskFacts::of(mask);
+        let mut palettes = self.palettes.clone();
+        palettes.extend(&facts.palettes);
+        if let Some(problem) = palettes.problem().or_else(|| self.confused(&facts)) {
+            return Err(format!("the palettes of masks differ or their compression hides values: {problem}"));
+        }
         let mut last: Option<(u16, Class)> = None;
         let class = |value: &u16| match last {
             Some((known, class)) if known == *value => Ok(class),
             _ => {
-                let class = self.class(*value, mask.is_lossy).ok_or(*value)?;
+                let class = self.class(*value, mask.is_lossy);
+                let class = class.ok_or_else(|| format!("its mask has the value {value}"))?;
                 last = Some((*value, class));
                 Ok(class)
             }
@@ -253,14 +360,26 @@ impl MaskRule {
     /// [`TaskError::Masks`] with these values.
     pub(super) fn judge(&self, facts: &MaskFacts, table: &str, split: Split) -> Result<(), TaskError> {
         let unknown = |values: &Values, is_lossy| values.iter().find(|value| self.class(*value, is_lossy).is_none());
-        let Some(value) = unknown(&facts.exact, false).or_else(|| unknown(&facts.lossy, true)) else { return Ok(()) };
-        Err(TaskError::Masks {
+        let refused = |problem: String, hints: Vec<String>| TaskError::Masks {
             table: table.to_owned(),
             split: split_name(split),
             values: facts.all().listed(),
-            problem: format!("{value} is none of those to train on: {self}"),
-            hints: vec!["`mask_values` and `ignore_value` say what the values of both are".into()],
-        })
+            problem,
+            hints,
+        };
+        let mut palettes = self.palettes.clone();
+        palettes.extend(&facts.palettes);
+        if let Some(problem) = palettes.problem() {
+            return Err(refused(problem, Palettes::hints()));
+        }
+        if let Some(problem) = self.confused(facts) {
+            return Err(refused(problem, vec![KEEPING.into()]));
+        }
+        let Some(value) = unknown(&facts.exact, false).or_else(|| unknown(&facts.lossy, true)) else { return Ok(()) };
+        Err(refused(
+            format!("{value} is none of those to train on: {self}"),
+            vec!["`mask_values` and `ignore_value` say what the values of both are".into()],
+        ))
     }
 
     /// Whether no mask had an object.
@@ -290,7 +409,7 @@ mod tests {
     use super::*;
 
     fn mask(values: &[u16], is_lossy: bool) -> StoredMask {
-        StoredMask { width: values.len() as u32, height: 1, values: values.to_vec(), is_lossy }
+        StoredMask { width: values.len() as u32, height: 1, values: values.to_vec(), palette: None, is_lossy }
     }
 
     fn facts(masks: &[StoredMask]) -> MaskFacts {
@@ -370,6 +489,58 @@ mod tests {
     }
 
     #[test]
+    fn small_values_are_not_guessed_from_lossy_files() {
+        for masks in [
+            vec![mask(&[0, 1, 0], true)],
+            vec![mask(&[0, 3, 20, 24, 2], true)],
+            vec![mask(&[0, 32], true)],
+            vec![mask(&[0, 5], false), mask(&[0, 0], true)],
+        ] {
+            let said = objects(&MaskKeys::default(), &masks).unwrap_err();
+            assert!(said.contains("cannot be told apart") && said.contains("the values 0, "), "{said}");
+        }
+        let near = keys(&[10], None).decide(&facts(&[mask(&[0, 9, 255], true)]), true, "own").unwrap_err().to_string();
+        assert!(near.contains("0 and 10 cannot"), "{near}");
+        assert!(objects(&keys(&[120], Some(140)), &[mask(&[0, 121, 139], true)]).unwrap_err().contains("120 and 140"));
+        assert_eq!(objects(&MaskKeys::default(), &[mask(&[0, 33, 30], true)]), Ok(vec![2]));
+        assert_eq!(objects(&MaskKeys::default(), &[mask(&[0, 0], true)]), Ok(vec![0]));
+        // What compression added to a named value is that value.
+        assert_eq!(objects(&keys(&[250], None), &[mask(&[0, 250, 255, 240], true)]), Ok(vec![3]));
+        let exact = MaskKeys::default().decide(&facts(&[mask(&[0, 1], false)]), true, "own").unwrap();
+        let eval = exact.judge(&facts(&[mask(&[0, 1], true)]), "own", Split::Eval).unwrap_err().to_string();
+        assert!(eval.contains("0 and 1 cannot be told apart"), "{eval}");
+        assert!(exact.classes(&mask(&[0, 1], true)).is_err());
+    }
+
+    #[test]
+    fn a_number_has_one_colour_in_all_palettes() {
+        let (white, black, red) = ([255; 3], [0; 3], [128, 0, 0]);
+        let coloured =
+            |values: &[u16], palette: &[[u8; 3]]| StoredMask { palette: Some(palette.to_vec()), ..mask(values, false) };
+        let none = MaskKeys::default();
+        for (masks, said) in [
+            (vec![coloured(&[0, 1], &[black, white]), coloured(&[0, 0], &[white])], "0 is black in some and white in"),
+            (vec![coloured(&[0, 1], &[white, black]), mask(&[0, 1], false)], "0 is white in some and black in others"),
+            (vec![coloured(&[0, 1], &[black, red]), coloured(&[0, 1], &[black, white])], "1 is #800000 in some"),
+        ] {
+            for named in [&none, &keys(&[1], None)] {
+                let refused = named.decide(&facts(&masks), true, "own").unwrap_err();
+                assert!(refused.to_string().contains(said), "{refused}");
+                use janus_core::Diagnose;
+                assert!(refused.hints()[0].contains("convert(\"L\")"));
+            }
+        }
+        // Numbers that no pixel has may be anything.
+        let masks = [coloured(&[0, 1], &[black, red, white]), coloured(&[0, 1], &[black, red]), mask(&[0, 1], false)];
+        assert_eq!(objects(&none, &masks), Ok(vec![1, 1, 1]));
+        assert_eq!(objects(&none, &[coloured(&[0, 1], &[white, black])]), Ok(vec![1]));
+        let rule = none.decide(&facts(&masks), true, "own").unwrap();
+        let other = coloured(&[0, 1], &[white, black]);
+        assert!(rule.judge(&facts(&[other.clone()]), "own", Split::Eval).is_err());
+        assert!(rule.classes(&other).is_err());
+    }
+
+    #[test]
     fn other_rows_are_judged_by_those_to_train_on() {
         let rule = MaskKeys::default().decide(&facts(&[mask(&[0, 255], false)]), true, "own").unwrap();
         rule.judge(&facts(&[mask(&[0, 0], false)]), "own", Split::Eval).unwrap();
@@ -378,7 +549,7 @@ mod tests {
             said.contains("(eval)") && said.contains("the values 0, 1") && said.contains("255 the object"),
             "{said}"
         );
-        assert_eq!(rule.classes(&mask(&[0, 9], false)), Err(9));
+        assert_eq!(rule.classes(&mask(&[0, 9], false)), Err("its mask has the value 9".to_owned()));
         let empty = MaskKeys::default().decide(&facts(&[mask(&[0, 0], false)]), true, "own").unwrap();
         assert!(empty.is_empty() && empty.judge(&facts(&[mask(&[0, 1], false)]), "own", Split::Eval).is_err());
     }

@@ -27,6 +27,9 @@ pub(crate) fn place(texts: &[&str], pictures: usize) -> Result<Placed, String> {
     // Without pictures, what may mean something else does.
     let count = |found: &janus_core::processing::Placeholders| if pictures == 0 { found.certain } else { found.count };
     let total: usize = all.iter().map(count).sum();
+    if let Some((spelling, _)) = all.iter().filter_map(|found| found.video.as_ref()).find(|of| pictures > 0 || of.1) {
+        return Err(format!("its text has `{spelling}`, which stands for a video: only pictures are read"));
+    }
     let mut foreign: Vec<String> = Vec::new();
     for spelling in all.iter().flat_map(|found| &found.foreign) {
         if !foreign.contains(spelling) {
@@ -55,6 +58,9 @@ pub(crate) fn place(texts: &[&str], pictures: usize) -> Result<Placed, String> {
 /// What it contains.
 pub(super) fn refuse_pictures(part: &str, text: &str) -> Result<(), String> {
     let found = find_placeholders(text);
+    if let Some((spelling, true)) = &found.video {
+        return Err(format!("the {part} contains `{spelling}`, which stands for a video"));
+    }
     if found.certain == 0 {
         return Ok(());
     }
@@ -131,12 +137,17 @@ mod tests {
         let turns = ["<|image_1|> a", "b <|image_2|>"];
         assert_eq!(placed(&turns, 2), Ok(vec![("@ a".into(), 1), ("b @".into(), 1)]));
         assert_eq!(placed(&["What?"], 3), Ok(vec![("What?".into(), 0)]));
+        assert_eq!(placed(&["the <video> tag, [Image]"], 0), Ok(vec![("the <video> tag, [Image]".into(), 0)]));
         assert_eq!(placed(&["the <img> tag"], 0), Ok(vec![("the <img> tag".into(), 0)]));
         for (texts, pictures, said) in [
             (&["<image> and <image>"][..], 1, "2 image placeholders (`<image>`), but there are 1 picture"),
             (&["<image>", "[IMG]"], 3, "2 image placeholders (`<image>`, `[IMG]`), but there are 3 pictures"),
             (&["<|vision_start|><|image_pad|><|vision_end|>"], 0, "1 image placeholder (`<|vision_start|>`)"),
             (&["<image_placeholder>"], 0, "1 image placeholder, but there are 0 pictures"),
+            (&["<video>What?"], 1, "has `<video>`, which stands for a video"),
+            (&["<|vision_start|><|video_pad|><|vision_end|>What?"], 1, "has `<|video_pad|>`, which"),
+            (&["<|video_pad|>What?"], 0, "stands for a video"),
+            (&["<image>a?<image_end>"], 1, "2 image placeholders (`<image>`, `<image_end>`)"),
             (&["<image 2> <image 1>"], 2, "not each once and in their order"),
         ] {
             let message = placed(texts, pictures).unwrap_err();

@@ -131,9 +131,9 @@ impl Task for Segment {
                 &alone
             }
         };
-        let classes = rule.classes(&mask).map_err(|value| {
-            unusable(format!("its mask has the value {value}, and in the rows looked at before {rule}"))
-        })?;
+        let classes = rule
+            .classes(&mask)
+            .map_err(|problem| unusable(format!("{problem}; in the rows looked at before {rule}")))?;
         let sides = (mask.width, mask.height);
         let mask = Mask::new(base, sides, &classes, segment::side(base.config()), draw.is_none());
         Ok(Draft::Picture(pictured(&self.head, base, row, Target::Mask(mask.into()))?))
