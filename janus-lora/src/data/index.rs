@@ -109,7 +109,7 @@ pub struct ScanProgress {
 fn differing(files: &[Described], requests: &[ColumnRequest]) -> Option<DataError> {
     let with = files.first().filter(|file| file.has(requests))?;
     let (without, column) = files.iter().find_map(|file| Some((file, file.lacking(requests)?)))?;
-    Some(DataError::FilesDiffer { column, with: with.source.shown(), without: without.source.shown() })
+    Some(DataError::FilesDiffer { column, with: with.path(), without: without.path() })
 }
 
 impl Table {

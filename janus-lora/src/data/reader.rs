@@ -136,6 +136,11 @@ impl Described {
         DataError::Columns { path: self.source.shown(), faults, hints }
     }
 
+    /// Where the file is.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.source.shown()
+    }
+
     /// The first column that is not there, or of another type.
     pub(crate) fn lacking(&self, requests: &[ColumnRequest]) -> Option<String> {
         let fault = bind(self.metadata.schema(), requests).err()?.into_iter().next()?;

@@ -157,7 +157,8 @@ fn numbers_with_names_in_only_some_files_are_refused() {
     let names = r#"{"info": {"features": {"label": {"names": ["bolt", "nut"], "_type": "ClassLabel"}}}}"#;
     let write = |name: &str, label: ArrayRef, names: Option<&str>| {
         let schema = Schema::new(vec![Field::new("label", label.data_type().clone(), true)]);
-        let metadata = names.map(|names| ("huggingface".to_owned(), names.to_owned())).into_iter().collect();
+        let metadata: std::collections::HashMap<_, _> =
+            names.map(|names| ("huggingface".to_owned(), names.to_owned())).into_iter().collect();
         let batch = RecordBatch::try_new(schema.with_metadata(metadata).into(), vec![label]).unwrap();
         let path = folder.path().join(name);
         let mut writer = ArrowWriter::try_new(File::create(&path).unwrap(), batch.schema(), None).unwrap();
