@@ -87,6 +87,15 @@ fn last_checkpoint(folder: &Path) -> Result<PathBuf, AdapterError> {
     }
 }
 
+/// A folder as `--adapter` takes it: with the factor 1 behind it where its name ends as if in a factor.
+pub fn as_argument(folder: &Path) -> PathBuf {
+    let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    match name.rsplit_once(':').map(|(_, end)| end.parse::<f64>()) {
+        Some(Ok(_)) => folder.with_file_name(format!("{name}:1")),
+        _ => folder.to_path_buf(),
+    }
+}
+
 /// Names of the adapter folders in a folder; none is looked for behind a link.
 fn named(folder: &Path) -> Result<Vec<String>, AdapterError> {
     let failed = |source| AdapterError::Io { path: folder.to_path_buf(), source };
@@ -184,6 +193,20 @@ mod tests {
         // What is no run lacks a file.
         std::fs::remove_dir_all(longer.path().join("checkpoints")).unwrap();
         assert_eq!(locate(longer.path(), &Silent).unwrap(), longer.path());
+    }
+
+    #[test]
+    fn a_name_that_ends_as_a_factor_is_followed_by_one() {
+        for (folder, argument) in [
+            ("runs/b:2", "runs/b:2:1"),
+            ("runs/2026-01-05T12:30", "runs/2026-01-05T12:30:1"),
+            ("r:0.5", "r:0.5:1"),
+            ("runs/b", "runs/b"),
+            ("a:2/b", "a:2/b"),
+            ("b:two", "b:two"),
+        ] {
+            assert_eq!(as_argument(Path::new(folder)), Path::new(argument));
+        }
     }
 
     #[cfg(unix)]

@@ -44,7 +44,7 @@ pub use argument::parse_argument;
 pub use attach::{LoraCorrection, attach, detach, heads, scaled_copy};
 pub use error::{AdapterError, Mismatch, Misshapen};
 pub use file::WEIGHTS_FILE;
-pub use locate::{base_names, locate};
+pub use locate::{as_argument, base_names, locate};
 pub use note::{BaseNote, FingerprintVerdict, NOTE_FILE, NOTE_VERSION, Note, check_fingerprint};
 pub use pair::{KEY_PREFIX, Pair, pair_keys, pair_shapes};
 pub use peft_config::{CONFIG_FILE, ModuleNames, PeftConfig};

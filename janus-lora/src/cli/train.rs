@@ -10,13 +10,13 @@ use super::out::{done, result};
 use super::status::Terminal;
 use super::{report, samples};
 use crate::base::is_random;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::recipe::{self, BaseDtype, Orientation, Recipe};
 use crate::report::expected::{ExpectedCurve, Outside};
 use crate::report::record::Record;
 use crate::status::{Status, duration};
 use crate::train::ending::Ending;
-use crate::train::folder::RunFolder;
+use crate::train::folder::{RunFolder, is_run};
 use crate::train::identity::is_of_stored_pictures;
 use crate::train::run::{self, Finished, Prepared};
 use crate::train::signals;
@@ -60,6 +60,9 @@ impl Train {
     /// that reads them so.
     fn read(&self) -> Result<(Recipe, Option<String>)> {
         let recipe = load(&self.recipe, &self.overrides)?;
+        if self.resume {
+            self.refuse_elsewhere(&recipe.output.dir)?;
+        }
         let began = |dir: &Path| janus_core::input::read(dir, "recipe.toml", MAX_RECIPE_BYTES).ok()?;
         let was = if self.resume { began(&recipe.output.dir) } else { None };
         let was = was.map(|was| String::from_utf8_lossy(&was).into_owned());
@@ -75,6 +78,29 @@ impl Train {
             ));
         }
         Ok((as_stored, was))
+    }
+
+    /// Refuses the recipe of a run folder that was moved or copied, which names the folder where it lay: that would begin a new
+    /// run there, or lengthen another.
+    fn refuse_elsewhere(&self, dir: &Path) -> Result<()> {
+        let Some(folder) = self.recipe.parent().filter(|_| self.recipe.file_name().is_some_and(|n| n == "recipe.toml"))
+        else {
+            return Ok(());
+        };
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let is_same = fs_err::canonicalize(folder).ok() == fs_err::canonicalize(dir).ok();
+        let is_named = self.overrides.iter().any(|key| key.trim_start().starts_with("output.dir"));
+        if is_same || is_named || !is_run(folder) {
+            return Ok(());
+        }
+        Err(Error::Usage {
+            message: format!(
+                "`{}` lies in a run folder, but its `output.dir` is `{}`",
+                self.recipe.display(),
+                dir.display()
+            ),
+            hint: format!("`output.dir={}` resumes the run in the folder that it lies in", folder.display()),
+        })
     }
 
     pub(super) fn run(self) -> Result<()> {

@@ -1,9 +1,12 @@
 //! Commands as a shell takes them: the one that a run was started with, and those that use what it left.
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use super::record::Record;
 use super::samples::Sample;
+use crate::adapter::as_argument;
 use crate::beginning::beginning;
 
 /// Characters of a command that are kept.
@@ -46,7 +49,7 @@ pub(super) fn uses(record: &Record) -> Vec<(String, String)> {
     let Some(base) = base.filter(|base| can_be_pasted(base)) else { return Vec::new() };
     let place = fs_err::canonicalize(&record.folder).unwrap_or_else(|_| record.folder.clone());
     let Some(folder) = place.to_str().filter(|folder| can_be_pasted(folder)) else { return Vec::new() };
-    let with = format!("--base {} --adapter {}", word(base), word(folder));
+    let with = format!("--base {} --adapter {}", word(base), word(&as_argument(Path::new(folder)).to_string_lossy()));
     let samples = record.left_samples().map_or(&[][..], |(_, samples)| samples);
     let mut uses: Vec<(String, String)> = Vec::new();
     for table in recipe.get("data").and_then(toml::Value::as_array).into_iter().flatten() {

@@ -30,7 +30,7 @@ use super::step::{StepReport, Stepper, TableLoss};
 use super::tables::{RecipeTable, open_tables};
 use super::trainable::Trainables;
 use super::{TrainError, signals};
-use crate::adapter::{Adapter, Note};
+use crate::adapter::{Adapter, Note, as_argument};
 use crate::allocator;
 use crate::base::Base;
 use crate::cache::CacheSettings;
@@ -217,7 +217,7 @@ fn instead_of_steps(recipe: &Recipe, steps: u64) -> Vec<String> {
     let has_heads = recipe.data.iter().any(|table| table.task.has_head());
     if is_finished(folder) && !has_heads {
         let (base, merged) = (shell_word(Path::new(&recipe.base.path)), beside("merged"));
-        let adapter = shell_word(folder);
+        let adapter = shell_word(&as_argument(folder));
         hints.push(format!(
             "a run that begins where this one ended: `janus merge --base {base} --adapter {adapter} --dtype f32 --out \
              {merged} && janus train {kept} base.path={merged} base.dtype=f32 output.dir={}`",
