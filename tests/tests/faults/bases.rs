@@ -172,7 +172,10 @@ fn bases_that_are_not_there() {
         &["base", "init", "--shape", "janus-tinny", "--out", "new"],
         &["there is no shape `janus-tinny`", "did you mean `janus-tiny`?"],
     );
-    place.refuses_with_hint(&["base", "inspect", "init:janus-tinny"], &["`janus-tinny` is unknown", "`janus-tiny`"]);
+    place.refuses_with_hint(
+        &["base", "inspect", "init:janus-tinny"],
+        &["`janus-tinny` is unknown", "`init:janus-tiny`"],
+    );
     place.refuses_with_hint(&["base", "inspect", "init:janus-tiny?sed=1"], &["init:janus-tiny?sed=1"]);
 }
 
