@@ -47,7 +47,13 @@ pub(super) fn refuse(schema: &Schema, alternatives: &[Vec<ColumnRequest>]) -> (V
         }
     }
     judged.into_iter().next().map_or_else(Default::default, |(requests, faults)| {
-        let hints = faults.iter().filter_map(|fault| open_hint(schema, requests, fault)).collect();
+        let mut hints: Vec<String> = faults.iter().filter_map(|fault| open_hint(schema, requests, fault)).collect();
+        let is_picture = |request: &&ColumnRequest| matches!(request.kind, ColumnKind::Image | ColumnKind::ImageList);
+        let lacks_pictures_alone = requests.iter().any(|request| request.kind == ColumnKind::Messages)
+            && requests.iter().filter(|request| bind_one(schema, request).is_err()).all(|request| is_picture(&request));
+        if lacks_pictures_alone {
+            hints.push("conversations without pictures are for `task = \"text\"`".into());
+        }
         (faults, hints)
     })
 }
@@ -87,9 +93,15 @@ fn fitting(schema: &Schema, request: &ColumnRequest, used: &[String]) -> Vec<Str
     let opens = |name: &String| {
         let found = bind_one(schema, &ColumnRequest { column: name.clone(), required: true, ..request.clone() });
         let is_usable = |place: Place| {
-            // Any string may be JSON, but only its name can say so.
-            let is_guess =
-                request.kind == ColumnKind::Messages && is_text(&place.data_type) && !is_known(request, name);
+            // Any string may be JSON or the path of a picture, but only its name can say so.
+            let is_string = is_text(list_item(&place.data_type).unwrap_or(&place.data_type));
+            let is_guess = match request.kind {
+                ColumnKind::Messages => is_string && !is_known(request, name),
+                ColumnKind::Image | ColumnKind::ImageList => {
+                    is_string && !is_known(request, name) && !is_of_files(name)
+                }
+                _ => false,
+            };
             place.data_type != DataType::Null && !is_guess
         };
         found.is_ok_and(|place| place.is_some_and(is_usable))
@@ -101,6 +113,12 @@ fn fitting(schema: &Schema, request: &ColumnRequest, used: &[String]) -> Vec<Str
 fn is_known(request: &ColumnRequest, column: &str) -> bool {
     let column = column.rsplit('.').next().unwrap_or(column).to_lowercase();
     column == request.role || spellings(request.role).contains(&column.as_str())
+}
+
+/// Whether a column's name says that it holds pictures or files.
+fn is_of_files(column: &str) -> bool {
+    let column = column.to_lowercase();
+    ["image", "img", "picture", "photo", "path", "file"].iter().any(|word| column.contains(word))
 }
 
 fn spellings(role: &str) -> &'static [&'static str] {
@@ -308,6 +326,13 @@ mod tests {
             Schema::new(vec![Field::new("n", DataType::Int64, true), Field::new("answer", DataType::Utf8, true)]);
         let (_, hints) = refuse(&numbers, &understand()[..1]);
         assert!(hints.len() == 1 && hints[0].contains("no column has a type"), "{hints:?}");
+        // A column of texts is no column of pictures because it is there.
+        let turn = structure(&[("role", DataType::Utf8), ("content", DataType::Utf8)]);
+        let chat = Schema::new(vec![Field::new("messages", list(turn), true), Field::new("id", DataType::Utf8, true)]);
+        let asked: Vec<_> = understand().into_iter().filter(|requests| requests[1].role == "messages").collect();
+        let (_, hints) = refuse(&chat, &asked);
+        assert!(hints.iter().all(|hint| !hint.contains("`id`") && !hint.contains("\"id\"")), "{hints:?}");
+        assert!(hints.iter().any(|hint| hint.contains("task = \"text\"")), "{hints:?}");
         // One is clear, the other is not.
         let numbers =
             Schema::new(vec![Field::new("n", DataType::Int64, true), Field::new("answers", DataType::Utf8, true)]);
