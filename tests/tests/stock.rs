@@ -220,7 +220,7 @@ fn what_a_run_uses_stays_and_nothing_else_is_touched() {
     assert!(listed(&place, &[])["items"].as_array().unwrap().iter().all(|item| item["kind"] == "hub-bases"));
     assert_eq!(place.read("cache/bases/notes.txt"), b"mine");
     place.refuses_with_hint(&["cache", "clear"], &["nothing says what to remove"]);
-    place.refuses_with_hint(&["cache", "clear", "--older-than=-1"], &["no number of days"]);
+    place.refuses_with_hint(&["cache", "clear", "--older-than=-1"], &["not a number of days"]);
     place.refuses(&["cache", "clear", "base"], &["base"]);
 }
 

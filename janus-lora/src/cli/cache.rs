@@ -66,7 +66,7 @@ impl CacheCommand {
                 let least = match older_than {
                     None => Duration::ZERO,
                     Some(days) => Duration::try_from_secs_f64(days * DAY.as_secs_f64()).map_err(|_| Error::Usage {
-                        message: format!("`--older-than {days}` is no number of days"),
+                        message: format!("`--older-than {days}` is not a number of days"),
                         hint: "give 0 or a positive number".into(),
                     })?,
                 };

@@ -30,7 +30,7 @@ enum Stdout {
     },
 }
 
-/// From now on only results, warnings and errors are told.
+/// From now on only results, warnings and errors are printed.
 pub(super) fn be_quiet() {
     QUIET.store(true, Ordering::Relaxed);
 }
