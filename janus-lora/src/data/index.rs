@@ -172,13 +172,13 @@ impl Table {
                 });
             }
         }
-        for number in 0..requests.len() {
+        for (number, request) in requests.iter().enumerate() {
             let named = files.iter().find(|file| file.names(number) == Some(true));
             let has_rows = |file: &&DataFile| (0..file.row_groups()).any(|group| file.claimed_rows(group) > 0);
             let nameless = files.iter().filter(has_rows).find(|file| file.names(number) == Some(false));
             if let (Some(named), Some(nameless)) = (named, nameless) {
                 return Err(DataError::NamesDiffer {
-                    column: requests[number].column.clone(),
+                    column: request.column.clone(),
                     named: named.path.to_path_buf(),
                     nameless: nameless.path.to_path_buf(),
                 });

@@ -337,7 +337,7 @@ mod tests {
         }
         assert_eq!(refusal(&[], BoxReading::default()), None);
         // One in a hundred contradicts nothing, more do, and so does a single one of a few.
-        let mut many = vec![[4.0, 4.0, 10.0, 10.0], [2.0, 3.0, 20.0, 12.0]].repeat(250);
+        let mut many = [[4.0, 4.0, 10.0, 10.0], [2.0, 3.0, 20.0, 12.0]].repeat(250);
         many.push([20.0, 12.0, 2.0, 3.0]);
         assert_eq!(refusal(&many, BoxReading::default()), None);
         many.extend([[20.0, 12.0, 2.0, 3.0]; 6]);

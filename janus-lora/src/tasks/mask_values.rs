@@ -536,7 +536,7 @@ mod tests {
         assert_eq!(objects(&none, &[coloured(&[0, 1], &[white, black])]), Ok(vec![1]));
         let rule = none.decide(&facts(&masks), true, "own").unwrap();
         let other = coloured(&[0, 1], &[white, black]);
-        assert!(rule.judge(&facts(&[other.clone()]), "own", Split::Eval).is_err());
+        assert!(rule.judge(&facts(std::slice::from_ref(&other)), "own", Split::Eval).is_err());
         assert!(rule.classes(&other).is_err());
     }
 
