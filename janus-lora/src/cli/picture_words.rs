@@ -1,6 +1,6 @@
 //! Which words behind `janus understand` are pictures and which are questions.
 //!
-//! A shell makes `--image test/*.jpg "Which one?"` a row of words of which only the first follows `--image`. Files are told from
+//! A shell makes `--image test/*.jpg "Which one?"` a row of words of which only the first follows `--image`. Files differ from
 //! questions by what there is in the file system: [`spread`] puts `--image` before every file of such a row, so that the
 //! parser sees an option given several times, and [`check_question`] refuses a question that can only have been meant as a file.
 
@@ -39,7 +39,7 @@ pub(super) fn spread(words: impl IntoIterator<Item = OsString>) -> Vec<OsString>
             break;
         }
         spread.push(word);
-        // The word behind a bare option is its value whatever it is: one that is no file is told as such.
+        // The word behind a bare option is its value whatever it is: one that is not a file is reported as that.
         if is_option {
             spread.extend(words.next());
         }

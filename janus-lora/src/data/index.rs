@@ -303,7 +303,7 @@ impl Table {
         for request in &self.requests {
             for image in row.images.get(request.role).into_iter().flatten() {
                 check_image(image, &request.column, options.images, decode)?;
-                // A panic in there is told of when the picture is decoded.
+                // A panic in there is reported when the picture is decoded.
                 let greatest = (look_at_greys && request.role != MASK_ROLE)
                     .then(|| guard::catch(|| (options.images.clipped_grey)(image)).ok().flatten());
                 if let Some(greatest) = greatest.flatten() {

@@ -158,7 +158,7 @@ impl Texts {
             of if of.is_floating() || of.is_decimal() => {
                 let numbers = cast(array, &DataType::Float64)?;
                 let numbers = numbers.as_primitive_opt::<Float64Type>().ok_or_else(|| unexpected(&numbers))?;
-                // What is no number is how pandas stores that there is none.
+                // pandas stores a missing value as NaN.
                 let text = |number: f64| shortest(number, of);
                 let texts = numbers.iter().map(|number| number.filter(|n| !n.is_nan()).map(text));
                 std::sync::Arc::new(texts.collect::<arrow::array::StringViewArray>())

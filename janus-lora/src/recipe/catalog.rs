@@ -72,7 +72,7 @@ fn entry(folder: &Path, path: &Path, current_folder: &Path) -> CatalogEntry {
     }
 }
 
-/// What there is to say of a recipe's text, which is told of as the file `shown`.
+/// What there is to say of a recipe's text, which messages call the file `shown`.
 pub(super) fn entry_of(
     name: String,
     path: Option<PathBuf>,

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::fault::{Faults, Problem, quotable};
-use super::resolve::Folders;
+use super::resolve::{Folders, KeyedProblem};
 use super::schema::{FOREIGN_NAMES, Section};
 use super::stages::{has_stages, read_stages, refuse_lengths};
 use super::tree::{Entry, Node, Table, Value};
@@ -306,10 +306,12 @@ fn read_data_table(index: usize, node: &Node, folders: &Folders, faults: &mut Fa
             }
         }
     }
-    let train = resolve_source("train", folders, &mut reader);
-    let eval = resolve_source("eval", folders, &mut reader);
+    let train = resolve_text("train", |text, is_override| folders.source(text, is_override), &mut reader);
+    let eval = resolve_text("eval", |text, is_override| folders.source(text, is_override), &mut reader);
     let image_root = match reader.entry("image_root") {
-        Some(_) => Some(resolve_folder("image_root", folders, &mut reader)?),
+        Some(_) => {
+            Some(resolve_text("image_root", |text, is_override| folders.folder(text, is_override), &mut reader)?)
+        }
         None => None,
     };
     let mut table = table?;
@@ -336,30 +338,19 @@ fn has_text(task: Task) -> bool {
     task.draws() || matches!(task, Task::Understand | Task::Text)
 }
 
-fn resolve_source(name: &'static str, folders: &Folders, reader: &mut SectionReader<'_>) -> Option<String> {
+/// A key's text as what `resolve` makes of it; the flag is whether it stands on the command line.
+fn resolve_text(
+    name: &'static str,
+    resolve: impl FnOnce(&str, bool) -> Result<String, KeyedProblem>,
+    reader: &mut SectionReader<'_>,
+) -> Option<String> {
     let entry = reader.entry(name)?;
-    let source = match (&entry.node.value, &entry.node.typed) {
+    let text = match (&entry.node.value, &entry.node.typed) {
         (Value::Text(text), _) | (_, Some(text)) if !text.trim().is_empty() => text,
         _ => return None,
     };
-    match folders.source(source, entry.node.place.is_override()) {
-        Ok(source) => Some(source),
-        Err(problem) => {
-            let problem = problem(&reader.full(name));
-            reader.faults.push(Some(entry.node.place.clone()), problem);
-            None
-        }
-    }
-}
-
-fn resolve_folder(name: &'static str, folders: &Folders, reader: &mut SectionReader<'_>) -> Option<String> {
-    let entry = reader.entry(name)?;
-    let folder = match (&entry.node.value, &entry.node.typed) {
-        (Value::Text(text), _) | (_, Some(text)) if !text.trim().is_empty() => text,
-        _ => return None,
-    };
-    match folders.folder(folder, entry.node.place.is_override()) {
-        Ok(folder) => Some(folder),
+    match resolve(text, entry.node.place.is_override()) {
+        Ok(resolved) => Some(resolved),
         Err(problem) => {
             let problem = problem(&reader.full(name));
             reader.faults.push(Some(entry.node.place.clone()), problem);

@@ -11,7 +11,7 @@ use super::fault::Problem;
 const SOURCE_SCHEMES: &[&str] = &["hf://", "synth:"];
 
 /// A fault that still needs the name of its key.
-type KeyedProblem = Box<dyn FnOnce(&str) -> Problem>;
+pub(super) type KeyedProblem = Box<dyn FnOnce(&str) -> Problem>;
 
 /// The folders that relative paths start from, both absolute.
 #[derive(Debug)]
