@@ -242,6 +242,10 @@ fn check(recipe: &std::path::Path, overrides: &[String], json: bool) -> Result<(
                 for row in source.index.rejected() {
                     result!("    {row}");
                 }
+                match report.rejected.saturating_sub(source.index.rejected().len()) {
+                    0 => {}
+                    more => result!("    and {more} rows more, which are not listed"),
+                }
                 if let Some(clipped) = source.clipped_greys() {
                     result!("  {clipped}");
                 }

@@ -90,6 +90,14 @@ pub enum DataError {
         /// What the reader found.
         reason: String,
     },
+    /// A file that describes more than is read.
+    #[error("`{}` cannot be read: {reason}", path.display())]
+    Description {
+        /// The file.
+        path: PathBuf,
+        /// What is too much.
+        reason: String,
+    },
     /// A table in another format.
     #[error("`{}` is {what}; tables are read from Parquet", path.display())]
     NotParquet {
@@ -116,9 +124,9 @@ pub enum DataError {
     },
     /// A page that unpacks to more than the recipe allows.
     #[error(
-        "row group {row_group} of `{}`: a page of column `{column}` claims to unpack from {packed_bytes} bytes to {bytes}, and \
+        "row group {row_group} of `{}`: a page of column `{}` claims to unpack from {packed_bytes} bytes to {bytes}, and \
          `data_limits.max_page_bytes` allows {limit_bytes}",
-        path.display()
+        path.display(), cut(column)
     )]
     PageLimit {
         /// The file.
@@ -134,10 +142,28 @@ pub enum DataError {
         /// What is allowed.
         limit_bytes: u64,
     },
-    /// More values in a column of a row group than are read.
+    /// A row that lies in pages that together take more than the recipe allows.
     #[error(
-        "row group {row_group} of `{}`: column `{column}` claims {values} values or more, and at most {limit} are read of a row group",
+        "row group {row_group} of `{}`: a single row lies in pages that unpack to some {bytes} bytes together, from {packed_bytes} \
+         of the file or less, and `data_limits.max_page_bytes` allows {limit_bytes}",
         path.display()
+    )]
+    RowLimit {
+        /// The file.
+        path: PathBuf,
+        /// Its row group, from 0.
+        row_group: usize,
+        /// The size of the requested columns in the file.
+        packed_bytes: u64,
+        /// What the row would take in memory; what is in the file itself counts as a quarter of it.
+        bytes: u64,
+        /// What is allowed.
+        limit_bytes: u64,
+    },
+    /// More values or pages in a column of a row group than are read.
+    #[error(
+        "row group {row_group} of `{}`: column `{}` claims {count} {what} or more, and at most {limit} are read of a row group",
+        path.display(), cut(column)
     )]
     ValueLimit {
         /// The file.
@@ -146,8 +172,10 @@ pub enum DataError {
         row_group: usize,
         /// The column, with the fields on the way to its values.
         column: String,
+        /// `values` or `pages`.
+        what: &'static str,
         /// How many it claims at least.
-        values: u64,
+        count: u64,
         /// How many are read.
         limit: u64,
     },
@@ -275,6 +303,10 @@ impl Diagnose for DataError {
                 format!("if you trust the file and have the memory: `data_limits.max_page_bytes={bytes}`"),
                 "or write it again with smaller pages: `data_page_size=1 << 20` of pyarrow's `write_table`, `row_group_size` of others".into(),
             ],
+            DataError::RowLimit { bytes, .. } => vec![
+                format!("if you trust the file and have the memory: `data_limits.max_page_bytes={bytes}`"),
+                "or write it again with smaller pages, and without columns that are not needed".into(),
+            ],
             DataError::ValueLimit { .. } => {
                 vec!["write the file again with smaller row groups: `row_group_size=10000` of pyarrow's `write_table`".into()]
             }
@@ -290,6 +322,9 @@ impl Diagnose for DataError {
             DataError::Unreadable { .. } => {
                 vec!["is the file whole? a download that was cut short or a git-lfs pointer looks like this".into()]
             }
+            DataError::Description { .. } => vec![
+                "write it again with the columns that are needed: `pyarrow.parquet.read_table(file, columns=[...])`, then `write_table`".into(),
+            ],
             DataError::Damaged { .. } => vec!["copy or download the file again".into()],
             DataError::Columns { hints, .. } => hints.clone(),
             DataError::FilesDiffer { .. } => vec!["files of one table need the same columns".into()],

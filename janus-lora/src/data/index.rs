@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::error::{DataError, FIRST_REJECTED};
 use super::reader::{Batch, DataFile, Described, ReadOptions};
-use super::rejected::{BadRowLimit, RejectedRow, RowFault};
+use super::rejected::{BadRowLimit, MAX_LISTED_ROWS, Reason, Rejected, RejectedRow, RowFault};
 use super::row::{EncodedImage, Row, RowId};
 use super::schema::ColumnRequest;
 use super::shuffle::{WINDOW_BYTES, WINDOW_ROWS};
@@ -239,7 +239,10 @@ impl Table {
     pub fn scan(&self, options: &ScanOptions<'_>, progress: &mut dyn FnMut(ScanProgress)) -> Result<Index, DataError> {
         let of = self.claimed_rows();
         let fully_decoded = of <= options.decode_rows;
-        let kept = options.limit.map_or(usize::MAX, |limit| limit.allowed(usize::try_from(of).unwrap_or(usize::MAX)));
+        let kept = options
+            .limit
+            .map_or(usize::MAX, |limit| limit.allowed(usize::try_from(of).unwrap_or(usize::MAX)))
+            .min(MAX_LISTED_ROWS);
         let files_together = if self.files.iter().any(|file| file.shard().is_some()) { HUB_FILES_TOGETHER } else { 0 };
         let mut index = Index { fully_decoded, files_together, ..Index::default() };
         // Grey pictures have to be decoded to be looked at: of a large table only the first ones are.
@@ -264,6 +267,12 @@ impl Table {
                 file.check_pages(row_group)?;
                 let mut batches = file.batches(row_group, 0..claimed)?;
                 while let Some(batch) = batches.next(&self.requests)? {
+                    if let Some(fault) = batch.fault_of_all() {
+                        index.reject(&mut block, fault, batch.rows, |i| batch.id(i), kept);
+                        read += batch.rows;
+                        progress(ScanProgress { rows: index.rows as u64, of });
+                        continue;
+                    }
                     let verdicts: Vec<Result<Judged, RowFault>> = (0..batch.rows)
                         .into_par_iter()
                         .map(|i| self.judge(&batch, i, options, fully_decoded, looks(index.rows + i)))
@@ -435,8 +444,7 @@ pub struct Index {
     rows: usize,
     accepted: usize,
     bytes: u64,
-    rejected: Vec<RejectedRow>,
-    rejected_rows: usize,
+    rejected: Rejected,
     fully_decoded: bool,
     clipped_greys: ClippedGreys,
     /// Blocks are shuffled within so many files at a time, 0 over all.
@@ -461,12 +469,17 @@ impl Index {
 
     /// Bad rows.
     pub fn rejected_rows(&self) -> usize {
-        self.rejected_rows
+        self.rejected.rows()
     }
 
-    /// The bad rows, in the table's order. Where the scan's limit was passed, only the first of them.
+    /// The bad rows, in the table's order. Where the scan's limit was passed, or [`MAX_LISTED_ROWS`], only the first of them.
     pub fn rejected(&self) -> &[RejectedRow] {
-        &self.rejected
+        self.rejected.listed()
+    }
+
+    /// Why rows are bad, all of them counted.
+    pub fn reasons(&self) -> &[Reason] {
+        self.rejected.reasons()
     }
 
     /// Memory that a stream's rows take at most, about: those of one window, each with what holds its values.
@@ -509,26 +522,39 @@ impl Index {
     /// # Errors
     /// [`DataError::NoAcceptedRows`], [`DataError::TooManyBadRows`].
     pub fn enforce(&self, limit: BadRowLimit) -> Result<(), DataError> {
-        let first = || self.rejected.iter().take(FIRST_REJECTED).cloned().collect();
+        let first = || self.rejected.listed().iter().take(FIRST_REJECTED).cloned().collect();
         if self.accepted == 0 {
             return Err(DataError::NoAcceptedRows { rows: self.rows, first: first() });
         }
-        if self.rejected_rows > limit.allowed(self.rows) {
-            return Err(DataError::TooManyBadRows { bad: self.rejected_rows, rows: self.rows, limit, first: first() });
+        if self.rejected_rows() > limit.allowed(self.rows) {
+            return Err(DataError::TooManyBadRows {
+                bad: self.rejected_rows(),
+                rows: self.rows,
+                limit,
+                first: first(),
+            });
         }
         Ok(())
     }
 
     /// `kept`: bad rows whose particulars are kept, beyond the first few that any message shows.
-    fn record(&mut self, block: &mut Block, verdict: Result<u64, RowFault>, id: impl FnOnce() -> RowId, kept: usize) {
+    fn record(&mut self, block: &mut Block, verdict: Result<u64, RowFault>, id: impl Fn() -> RowId, kept: usize) {
+        let bytes = match verdict {
+            Ok(bytes) => Some(bytes),
+            Err(fault) => return self.reject(block, fault, 1, |_| id(), kept),
+        };
+        self.push(block, bytes);
+    }
+
+    /// So many bad rows in turn, for one reason.
+    fn reject(&mut self, block: &mut Block, fault: RowFault, rows: usize, id: impl Fn(usize) -> RowId, kept: usize) {
+        (0..rows).for_each(|_| self.push(block, None));
+        self.rejected.add(fault, rows, id, kept.max(FIRST_REJECTED));
+    }
+
+    fn push(&mut self, block: &mut Block, bytes: Option<u64>) {
         self.rows += 1;
-        block.push(verdict.as_ref().ok().copied());
-        if let Err(fault) = verdict {
-            self.rejected_rows += 1;
-            if self.rejected.len() < kept.max(FIRST_REJECTED) {
-                self.rejected.push(RejectedRow { id: id(), fault });
-            }
-        }
+        block.push(bytes);
         if block.rows == BLOCK_ROWS || block.bytes >= BLOCK_BYTES {
             let next = Block::new(block.file, block.row_group, block.first_row + block.rows);
             self.close(std::mem::replace(block, next));

@@ -16,38 +16,23 @@ use parquet::file::serialized_reader::SerializedPageReader;
 
 use super::pages::PageFault;
 
-/// What the values of a column chunk come to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Values {
-    /// Those of the page that has most, in bytes.
-    pub(super) largest_page_bytes: u64,
-    /// All of them, in bytes.
-    pub(super) bytes: u64,
-}
-
-/// Adds up the values of a column chunk of so many rows: none of its pages may hold more than `limit_bytes`, nor more values
-/// than its header says.
+/// Adds up the values of each page of a column chunk of so many rows, and gives them to `look` with the page's number: none may
+/// hold more than `limit_bytes`, nor more values than its header says.
 pub(super) fn check(
     file: &Arc<File>,
     column: &ColumnChunkMetaData,
     rows: u64,
     limit_bytes: u64,
-) -> Result<Values, PageFault> {
-    let damaged = PageFault::Damaged;
-    let rows = usize::try_from(rows).unwrap_or(usize::MAX);
-    let opened = guard::catch(|| SerializedPageReader::new(file.clone(), column, rows, None)).map_err(damaged)?;
-    let mut pages = opened.map_err(|e| damaged(e.to_string()))?;
-    let mut all = Values::default();
-    loop {
-        let page = guard::catch(|| pages.get_next_page()).map_err(damaged)?.map_err(|e| damaged(e.to_string()))?;
-        let Some(page) = page else { return Ok(all) };
+    look: &mut dyn FnMut(usize, u64),
+) -> Result<(), PageFault> {
+    data_pages(file, column, rows, &mut |number, page| {
         let is_front_coded = page.encoding() == Encoding::DELTA_BYTE_ARRAY;
         if !is_front_coded && page.encoding() != Encoding::DELTA_LENGTH_BYTE_ARRAY {
-            continue;
+            return Ok(true);
         }
-        let cannot = || damaged("the lengths of a page's values cannot be read".into());
+        let cannot = || PageFault::Damaged("the lengths of a page's values cannot be read".into());
         let values = u64::from(page.num_values());
-        let mut packed = Packed { bytes: values_of(&page, column).ok_or_else(cannot)? };
+        let mut packed = Packed { bytes: values_of(page, column).ok_or_else(cannot)? };
         let mut bytes = packed.sum(values).ok_or_else(cannot)?;
         if is_front_coded {
             bytes = bytes.saturating_add(packed.sum(values).ok_or_else(cannot)?);
@@ -55,9 +40,108 @@ pub(super) fn check(
         if bytes > limit_bytes {
             return Err(PageFault::TooLarge { packed_bytes: page.buffer().len() as u64, bytes, limit_bytes });
         }
-        all.largest_page_bytes = all.largest_page_bytes.max(bytes);
-        all.bytes = all.bytes.saturating_add(bytes);
+        look(number, bytes);
+        Ok(true)
+    })
+}
+
+/// Tells of each page of a column chunk with lists, by number, the first and the last row that lie in it, in part; until
+/// `look` says that it is enough.
+pub(super) fn levels(
+    file: &Arc<File>,
+    column: &ColumnChunkMetaData,
+    rows: u64,
+    look: &mut dyn FnMut(usize, u64, u64) -> bool,
+) -> Result<(), PageFault> {
+    let highest = column.column_descr().max_rep_level();
+    let width = (16 - highest.unsigned_abs().leading_zeros()) as usize;
+    let mut begun = 0_u64;
+    data_pages(file, column, rows, &mut |number, page| {
+        let cannot = || PageFault::Damaged("the levels of a page's values cannot be read".into());
+        let (packed, encoding) = match page {
+            Page::DataPageV2 { buf, rep_levels_byte_len, .. } => {
+                (buf.get(..*rep_levels_byte_len as usize), Encoding::RLE)
+            }
+            #[allow(deprecated, reason = "old files have it")]
+            Page::DataPage { buf, rep_level_encoding: Encoding::BIT_PACKED, .. } => {
+                (Some(&buf[..]), Encoding::BIT_PACKED)
+            }
+            Page::DataPage { buf, .. } => {
+                let sized = buf.split_first_chunk::<4>();
+                (sized.and_then(|(length, rest)| rest.get(..u32::from_le_bytes(*length) as usize)), Encoding::RLE)
+            }
+            Page::DictionaryPage { .. } => (None, Encoding::RLE),
+        };
+        let values = u64::from(page.num_values());
+        let (starts_anew, starts) =
+            row_starts(packed.ok_or_else(cannot)?, encoding, width, values).ok_or_else(cannot)?;
+        let first = if starts_anew { begun } else { begun.saturating_sub(1) };
+        begun += starts;
+        Ok(look(number, first, begun.saturating_sub(1).max(first)))
+    })
+}
+
+/// Unpacks a column chunk's pages one after the other and gives those with values to `look`, until that says that it is enough.
+fn data_pages(
+    file: &Arc<File>,
+    column: &ColumnChunkMetaData,
+    rows: u64,
+    look: &mut dyn FnMut(usize, &Page) -> Result<bool, PageFault>,
+) -> Result<(), PageFault> {
+    let damaged = PageFault::Damaged;
+    let rows = usize::try_from(rows).unwrap_or(usize::MAX);
+    let opened = guard::catch(|| SerializedPageReader::new(file.clone(), column, rows, None)).map_err(damaged)?;
+    let mut pages = opened.map_err(|e| damaged(e.to_string()))?;
+    let mut number = 0;
+    loop {
+        let page = guard::catch(|| pages.get_next_page()).map_err(damaged)?.map_err(|e| damaged(e.to_string()))?;
+        match page {
+            None => return Ok(()),
+            Some(Page::DictionaryPage { .. }) => {}
+            Some(page) => {
+                if !look(number, &page)? {
+                    return Ok(());
+                }
+                number += 1;
+            }
+        }
     }
+}
+
+/// Of so many repetition levels, whether the first is 0, and how many are: where rows begin. parquet-format's `Encodings.md`,
+/// runs and packed groups of eight.
+fn row_starts(bytes: &[u8], encoding: Encoding, width: usize, count: u64) -> Option<(bool, u64)> {
+    let (mut starts, mut starts_anew, mut seen) = (0, None, 0);
+    let mut run = |level: u32, times: u64| {
+        starts_anew.get_or_insert(level == 0);
+        starts += if level == 0 { times } else { 0 };
+    };
+    #[allow(deprecated, reason = "old files have it")]
+    if encoding == Encoding::BIT_PACKED {
+        let needed = usize::try_from(count).ok()?.checked_mul(width)?.div_ceil(8);
+        let packed = bytes.get(..needed)?;
+        (0..count as usize).for_each(|number| run(bits(packed, number * width, width), 1));
+        return Some((starts_anew.unwrap_or(true), starts));
+    }
+    let mut packed = Packed { bytes };
+    while seen < count {
+        let head = packed.varint()?;
+        let left = count - seen;
+        if head & 1 == 0 {
+            let level = packed.take(width.div_ceil(8) as u64)?;
+            let times = (head >> 1).min(left);
+            if times > 0 {
+                run(bits(level, 0, width), times);
+            }
+            seen += times;
+        } else {
+            let groups = packed.take((head >> 1).checked_mul(width as u64)?)?;
+            let times = (head >> 1).saturating_mul(8).min(left);
+            (0..times as usize).for_each(|number| run(bits(groups, number * width, width), 1));
+            seen += times;
+        }
+    }
+    Some((starts_anew.unwrap_or(true), starts))
 }
 
 /// A data page behind its levels.
@@ -196,5 +280,19 @@ mod tests {
         ] {
             assert_eq!(Packed { bytes: wrong }.sum(1 << 20), None, "{why}");
         }
+    }
+
+    #[test]
+    fn rows_begin_where_a_level_is_0() {
+        // Five times 0, then eight levels packed: 1 1 0 1 0 0 0 1.
+        let bytes = [10, 0, 3, 0b1000_1011];
+        let starts = |count| row_starts(&bytes, Encoding::RLE, 1, count);
+        assert_eq!((starts(3), starts(8), starts(13)), (Some((true, 3)), Some((true, 6)), Some((true, 9))));
+        assert_eq!(starts(14), None, "a level that is not there");
+        assert_eq!(row_starts(&[4, 2], Encoding::RLE, 2, 2), Some((false, 0)));
+        assert_eq!(row_starts(&[], Encoding::RLE, 1, 0), Some((true, 0)));
+        #[allow(deprecated)]
+        let packed = row_starts(&[0b1000_1011], Encoding::BIT_PACKED, 1, 8);
+        assert_eq!(packed, Some((false, 4)));
     }
 }

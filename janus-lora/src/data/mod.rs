@@ -16,8 +16,11 @@
 //!
 //! [`synth`] draws small data sets on the spot.
 
+mod budget;
+mod checked;
 mod conversations;
 pub mod error;
+mod footer;
 mod foreign;
 pub mod hub;
 pub mod index;
@@ -40,6 +43,7 @@ pub mod synth;
 mod table_tests;
 #[cfg(test)]
 pub(crate) mod testing;
+mod thrift;
 mod types;
 mod values;
 mod written;

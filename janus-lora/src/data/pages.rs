@@ -2,21 +2,72 @@
 //! `parquet` crate makes room for what it says before it unpacks anything.
 //!
 //! Only sizes and numbers are judged here; what else is wrong with a page is the crate's to find and report. A header that
-//! cannot be followed is refused, for what lies behind it could not be judged.
-//! Headers are Thrift structs in the compact protocol, see parquet-format's `parquet.thrift`, struct `PageHeader`.
+//! cannot be followed, or that the crate would follow otherwise, is refused, for what lies behind it could not be judged.
+//! Headers are structs of [`super::thrift`], see parquet-format's `parquet.thrift`, struct `PageHeader`.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Seek, SeekFrom};
+
+use super::thrift::{Fields, Kind, Walk, malformed};
 
 /// A column of a row group has at most so many values. Runs of nulls or of equal values take no room in a page, but one
 /// row may be a list of all of them, and then they are in memory together.
 const MAX_VALUES: u64 = 1 << 26;
 
+/// A column of a row group has at most so many pages; writers aim at pages of a megabyte.
+const MAX_PAGES: u64 = 1 << 20;
+
+/// A header with its statistics, the least and the greatest value among them, is at most so long.
+const MAX_HEADER_BYTES: u64 = 16 << 20;
+
+/// Lists are nowhere in a header; what later versions may add is short.
+const MAX_LISTED: u64 = 1 << 10;
+
 /// `DELTA_LENGTH_BYTE_ARRAY` and `DELTA_BYTE_ARRAY` of parquet-format's `Encoding`.
 const PACKED_LENGTHS: [i64; 2] = [6, 7];
 
-/// Structs nest three deep in a page header.
-const MAX_DEPTH: usize = 8;
+/// parquet-format's `Statistics`.
+pub(super) const STATISTICS: Fields = &[
+    (1, Kind::Binary),
+    (2, Kind::Binary),
+    (3, Kind::I64),
+    (4, Kind::I64),
+    (5, Kind::Binary),
+    (6, Kind::Binary),
+    (7, Kind::Bool),
+    (8, Kind::Bool),
+    (9, Kind::I64),
+];
+
+/// `DataPageHeader`: values, their encoding, those of levels, statistics.
+const DATA: Fields = &[(1, Kind::I32), (2, Kind::I32), (3, Kind::I32), (4, Kind::I32), (5, Kind::Struct(STATISTICS))];
+
+/// `DictionaryPageHeader`: values, their encoding, whether they are in order.
+const DICTIONARY: Fields = &[(1, Kind::I32), (2, Kind::I32), (3, Kind::Bool)];
+
+/// `DataPageHeaderV2`: values, nulls, rows, the values' encoding, bytes of levels, whether values are packed, statistics.
+const DATA_V2: Fields = &[
+    (1, Kind::I32),
+    (2, Kind::I32),
+    (3, Kind::I32),
+    (4, Kind::I32),
+    (5, Kind::I32),
+    (6, Kind::I32),
+    (7, Kind::Bool),
+    (8, Kind::Struct(STATISTICS)),
+];
+
+/// `PageHeader`: type, size unpacked and packed, checksum, then one header by type.
+const HEADER: Fields = &[
+    (1, Kind::I32),
+    (2, Kind::I32),
+    (3, Kind::I32),
+    (4, Kind::I32),
+    (5, Kind::Struct(DATA)),
+    (6, Kind::Struct(&[])),
+    (7, Kind::Struct(DICTIONARY)),
+    (8, Kind::Struct(DATA_V2)),
+];
 
 /// Why a column's pages are not read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,10 +83,12 @@ pub(crate) enum PageFault {
         /// What is allowed.
         limit_bytes: u64,
     },
-    /// More values than are read of one column of a row group.
+    /// More values or pages than are read of one column of a row group.
     TooMany {
+        /// `values` or `pages`.
+        what: &'static str,
         /// So many, or more.
-        values: u64,
+        count: u64,
         /// What is allowed.
         limit: u64,
     },
@@ -48,180 +101,114 @@ pub(crate) fn check(
     start: u64,
     length: u64,
     limit_bytes: u64,
-    look: &mut dyn FnMut(&Page),
+    look: &mut dyn FnMut(Page),
 ) -> Result<(), PageFault> {
-    let mut headers = Headers { reader: BufReader::with_capacity(256, file) };
+    let mut walk = Walk::new(BufReader::with_capacity(256, file), MAX_LISTED);
     let end = start.saturating_add(length);
-    let (mut at, mut values) = (start, 0_u64);
+    let (mut at, mut values, mut pages) = (start, 0_u64, 0_u64);
     while at < end {
-        let read = headers.read(at).ok().filter(|page| page.end <= end);
+        let read = read(&mut walk, at).ok().filter(|page| page.end().is_some_and(|page_end| page_end <= end));
         let page = read.ok_or_else(|| PageFault::Damaged(format!("the page header at byte {at} cannot be read")))?;
-        if page.unpacked > limit_bytes {
-            return Err(PageFault::TooLarge { packed_bytes: page.packed, bytes: page.unpacked, limit_bytes });
+        let bytes = page.bytes();
+        if bytes > limit_bytes {
+            return Err(PageFault::TooLarge { packed_bytes: page.packed, bytes, limit_bytes });
         }
-        values = values.saturating_add(page.values);
-        if values > MAX_VALUES {
-            return Err(PageFault::TooMany { values, limit: MAX_VALUES });
+        // No value of a dictionary takes less than a byte, and room is made for as many as are claimed.
+        if page.is_dictionary && page.values > bytes {
+            let reason = format!("the dictionary at byte {at} claims {} values in {bytes} bytes", page.values);
+            return Err(PageFault::Damaged(reason));
         }
-        look(&page);
-        at = page.end.saturating_add(page.packed);
+        if !page.is_dictionary {
+            values = values.saturating_add(page.values);
+        }
+        pages += 1;
+        for (what, count, limit) in [("values", values, MAX_VALUES), ("pages", pages, MAX_PAGES)] {
+            if count > limit {
+                return Err(PageFault::TooMany { what, count, limit });
+            }
+        }
+        at = page.end().unwrap_or(end);
+        look(page);
     }
     Ok(())
 }
 
 /// What a page header says.
-#[derive(Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Page {
-    /// Its size once it is unpacked, in bytes.
-    pub(crate) unpacked: u64,
-    packed: u64,
-    /// Values, nulls included; none of a dictionary.
-    values: u64,
+    unpacked: u64,
+    /// Its size in the file, in bytes.
+    pub(crate) packed: u64,
+    /// Values, nulls included.
+    pub(crate) values: u64,
+    /// Whether its values are those that other pages name by number.
+    pub(crate) is_dictionary: bool,
+    /// Whether it has values or levels; there are pages that hold indices.
+    pub(crate) is_data: bool,
     /// Whether lengths of values stand apart from them, packed: [`super::lengths`] looks at those.
     pub(crate) has_packed_lengths: bool,
     /// Where the header ends.
-    end: u64,
+    data: u64,
 }
 
-struct Headers<'a> {
-    reader: BufReader<&'a File>,
-}
-
-fn malformed() -> io::Error {
-    io::ErrorKind::InvalidData.into()
-}
-
-impl Headers<'_> {
-    /// The page header that lies at `at`.
-    fn read(&mut self, at: u64) -> io::Result<Page> {
-        self.reader.seek(SeekFrom::Start(at))?;
-        let (mut unpacked, mut packed, mut page) = (None, None, Page::default());
-        self.fields(&mut |headers, field, kind| {
-            match (field, kind) {
-                (2, 5) => unpacked = Some(headers.integer()?),
-                (3, 5) => packed = Some(headers.integer()?),
-                // Data pages of either version: field 1 counts values, field 2 or 4 names their encoding.
-                (5, 12) => headers.data_page(2, &mut page)?,
-                (8, 12) => headers.data_page(4, &mut page)?,
-                _ => headers.skip(kind, 0)?,
-            }
-            Ok(())
-        })?;
-        let size = |claim: Option<i64>| claim.and_then(|size| u64::try_from(size).ok()).ok_or_else(malformed);
-        Ok(Page { unpacked: size(unpacked)?, packed: size(packed)?, end: self.reader.stream_position()?, ..page })
+impl Page {
+    /// Bytes that it takes once it is read. Where nothing is packed, the size in the file is what counts.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.unpacked.max(self.packed)
     }
 
-    fn data_page(&mut self, encoding: i64, page: &mut Page) -> io::Result<()> {
-        self.fields(&mut |headers, field, kind| {
-            match (field, kind) {
-                (1, 5) => page.values = u64::try_from(headers.integer()?).map_err(|_| malformed())?,
-                (field, 5) if field == encoding => {
-                    page.has_packed_lengths = PACKED_LENGTHS.contains(&headers.integer()?)
-                }
-                _ => headers.skip(kind, 1)?,
-            }
-            Ok(())
-        })
-    }
-
-    /// Hands every field of a struct to `take`, by number and type; it must read or pass over the value.
-    fn fields(&mut self, take: &mut dyn FnMut(&mut Self, i64, u8) -> io::Result<()>) -> io::Result<()> {
-        let mut field = 0i64;
-        loop {
-            let head = self.byte()?;
-            if head & 0x0F == 0 {
-                return Ok(());
-            }
-            field = match head >> 4 {
-                0 => self.integer()?,
-                delta => field.wrapping_add(i64::from(delta)),
-            };
-            take(self, field, head & 0x0F)?;
-        }
-    }
-
-    fn byte(&mut self) -> io::Result<u8> {
-        let mut byte = [0];
-        self.reader.read_exact(&mut byte)?;
-        Ok(byte[0])
-    }
-
-    fn varint(&mut self) -> io::Result<u64> {
-        let mut value = 0;
-        for shift in (0..64).step_by(7) {
-            let byte = self.byte()?;
-            value |= u64::from(byte & 0x7F) << shift;
-            if byte & 0x80 == 0 {
-                return Ok(value);
-            }
-        }
-        Err(malformed())
-    }
-
-    /// Signed integers are stored zig-zag: 0, -1, 1, -2, ...
-    fn integer(&mut self) -> io::Result<i64> {
-        let stored = self.varint()?;
-        Ok((stored >> 1) as i64 ^ -((stored & 1) as i64))
-    }
-
-    fn pass(&mut self, bytes: u64) -> io::Result<()> {
-        self.reader.seek_relative(i64::try_from(bytes).map_err(|_| malformed())?)
-    }
-
-    /// Passes over a value: numbers are the compact protocol's types 1 to 12.
-    fn skip(&mut self, kind: u8, depth: usize) -> io::Result<()> {
-        if depth > MAX_DEPTH {
-            return Err(malformed());
-        }
-        match kind {
-            // A truth value is its type.
-            1 | 2 => Ok(()),
-            3 => self.pass(1),
-            4..=6 => self.varint().map(drop),
-            7 => self.pass(8),
-            8 => {
-                let length = self.varint()?;
-                self.pass(length)
-            }
-            9 | 10 => {
-                let head = self.byte()?;
-                let count = if head >> 4 == 15 { self.varint()? } else { u64::from(head >> 4) };
-                self.skip_elements(count, &[head & 0x0F], depth + 1)
-            }
-            11 => {
-                let count = self.varint()?;
-                let kinds = if count == 0 { 0 } else { self.byte()? };
-                self.skip_elements(count, &[kinds >> 4, kinds & 0x0F], depth + 1)
-            }
-            12 => self.fields(&mut |headers, _, kind| headers.skip(kind, depth + 1)),
-            _ => Err(malformed()),
-        }
-    }
-
-    /// Passes over the elements of a list, set or map, `count` times one of each kind.
-    ///
-    /// Elements of a fixed size are passed over at once: a count is no more than a claim. Each other one has bytes to read.
-    fn skip_elements(&mut self, count: u64, kinds: &[u8], depth: usize) -> io::Result<()> {
-        let size = kinds.iter().map(|kind| fixed_bytes(*kind)).sum::<Option<u64>>();
-        if let Some(size) = size {
-            return self.pass(count.checked_mul(size).ok_or_else(malformed)?);
-        }
-        (0..count).try_for_each(|_| {
-            kinds.iter().try_for_each(|kind| match fixed_bytes(*kind) {
-                Some(size) => self.pass(size),
-                None => self.skip(*kind, depth),
-            })
-        })
+    fn end(&self) -> Option<u64> {
+        self.data.checked_add(self.packed)
     }
 }
 
-/// Size of an element of this kind where all have the same; a truth value takes a byte in a list.
-fn fixed_bytes(kind: u8) -> Option<u64> {
-    match kind {
-        1..=3 => Some(1),
-        7 => Some(8),
-        _ => None,
+/// The page header that lies at `at`.
+fn read(walk: &mut Walk<BufReader<&File>>, at: u64) -> io::Result<Page> {
+    walk.input.seek(SeekFrom::Start(at))?;
+    walk.elements = MAX_LISTED;
+    let (mut of, mut unpacked, mut packed, mut page) = (None, None, None, Page::default());
+    let mut header = None;
+    walk.fields(HEADER, &mut |walk, field| {
+        match field {
+            1 => of = Some(walk.i32()?),
+            2 => unpacked = Some(walk.i32()?),
+            3 => packed = Some(walk.i32()?),
+            // One header, of the page's own type.
+            5..=8 if header.replace(field).is_some() => return Err(malformed()),
+            5 => values(walk, DATA, 2, &mut page)?,
+            7 => values(walk, DICTIONARY, 2, &mut page)?,
+            8 => values(walk, DATA_V2, 4, &mut page)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    })?;
+    page.is_dictionary = header == Some(7);
+    page.is_data = matches!(header, Some(5 | 8));
+    let fits = match of {
+        Some(0) => header == Some(5),
+        Some(1) => matches!(header, None | Some(6)),
+        Some(2) => header == Some(7),
+        Some(3) => header == Some(8),
+        _ => false,
+    };
+    let size = |claim: Option<i64>| claim.and_then(|size| u64::try_from(size).ok()).ok_or_else(malformed);
+    (page.unpacked, page.packed, page.data) = (size(unpacked)?, size(packed)?, walk.input.stream_position()?);
+    if !fits || page.data - at > MAX_HEADER_BYTES {
+        return Err(malformed());
     }
+    Ok(page)
+}
+
+/// The header of a page with values: field 1 is their number, `encoding` the field that says how they are written.
+fn values(walk: &mut Walk<BufReader<&File>>, known: Fields, encoding: i64, page: &mut Page) -> io::Result<()> {
+    walk.fields(known, &mut |walk, field| {
+        match field {
+            1 => page.values = u64::try_from(walk.i32()?).map_err(|_| malformed())?,
+            _ if field == encoding => page.has_packed_lengths = PACKED_LENGTHS.contains(&walk.i32()?),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    })
 }
 
 #[cfg(test)]
@@ -270,7 +257,7 @@ mod tests {
         file.write_all(b"before").unwrap();
         file.write_all(bytes).unwrap();
         let mut seen = Vec::new();
-        check(&file, 6, bytes.len() as u64, LIMIT, &mut |page| seen.push((page.unpacked, page.has_packed_lengths)))?;
+        check(&file, 6, bytes.len() as u64, LIMIT, &mut |page| seen.push((page.bytes(), page.has_packed_lengths)))?;
         Ok(seen)
     }
 
@@ -300,7 +287,7 @@ mod tests {
         let runs = |values| page_of(100, 40, values, 8, &[]);
         let most = [runs(1 << 25), runs((1 << 25) - 5), page(10, 10)].concat();
         assert_eq!(check_bytes(&most), Ok(()));
-        let expected = PageFault::TooMany { values: 67_108_869, limit: 67_108_864 };
+        let expected = PageFault::TooMany { what: "values", count: 67_108_869, limit: 67_108_864 };
         assert_eq!(check_bytes(&[most, page(10, 10)].concat()), Err(expected));
     }
 
@@ -312,15 +299,62 @@ mod tests {
     }
 
     #[test]
-    fn fields_of_any_type_are_passed_over_and_hide_nothing() {
-        // A list of two numbers, a map from one number to a truth value, a set of fifteen bytes with its length behind.
+    fn fields_that_later_versions_may_add_are_passed_over_and_hide_nothing() {
+        // A list of two numbers, and a struct with a text.
         let list = [0x49, 0x25, 0x02, 0x04];
-        let map = [0x1B, 0x01, 0x51, 0x08, 0x01];
-        let set = [&[0x1A, 0xF3, 0x0F][..], &[7; 15]].concat();
-        let odd = page_of(100, 40, 5, 0, &[&list[..], &map, &set].concat());
+        let text = [0x1C, 0x18, 0x01, b'a', 0x00];
+        let odd = page_of(100, 40, 5, 0, &[&list[..], &text].concat());
         assert_eq!(check_bytes(&[odd.clone(), page(10, 10)].concat()), Ok(()));
         let lying = [odd, page(i32::MAX.into(), 900)].concat();
         assert!(matches!(check_bytes(&lying), Err(PageFault::TooLarge { .. })));
+    }
+
+    /// What the reader would read otherwise than it is checked.
+    #[test]
+    fn a_header_that_can_be_read_in_two_ways_is_refused() {
+        // Of the type given, sizes 10 and 10, then what follows, and ten bytes.
+        let header = |of: u8, more: &[u8]| [&[0x15, of * 2, 0x15, 20, 0x15, 20][..], more, &[0; 11]].concat();
+        let (v1, dictionary, v2) = (
+            [0x2C, 0x15, 10, 0x15, 0, 0x15, 6, 0x15, 6, 0],
+            [0x4C, 0x15, 10, 0x15, 0, 0x11, 0],
+            [0x5C, 0x15, 10, 0x15, 0, 0x15, 10, 0x15, 0, 0x15, 0, 0x15, 0, 0x11, 0],
+        );
+        for (of, own) in [(0, &v1[..]), (1, &[0x3C, 0]), (2, &dictionary), (3, &v2)] {
+            assert_eq!(check_bytes(&header(of, own)), Ok(()), "{of}");
+            let other = header((of + 1) % 4, own);
+            assert!(damage(&other).ends_with("cannot be read"), "{of} against its own type");
+        }
+        let wide = [0x2C, 0x16, 10, 0x15, 0, 0x15, 6, 0x15, 6, 0];
+        let cut = [0x2C, 0x15, 0x80, 0x80, 0x80, 0x80, 0x20, 0x15, 0, 0x15, 6, 0x15, 6, 0];
+        let twice = [0x2C, 0x15, 10, 0x15, 0, 0x15, 6, 0x15, 6, 0x05, 2, 20, 0];
+        let second = [&v1[..], &[0x0C, 10], &v1[1..]].concat();
+        let both = [&v1[..], &[0x3C], &v2[1..]].concat();
+        let truths = [0x2C, 0x15, 10, 0x15, 0, 0x15, 6, 0x15, 6, 0x59, 0x22, 1, 1, 0];
+        for (more, why) in [
+            (&wide[..], "values as a wider number"),
+            (&cut, "values that do not fit"),
+            (&twice, "values twice"),
+            (&second, "two headers"),
+            (&both, "headers of both versions"),
+            (&truths, "a list of truth values"),
+            (&[], "no header"),
+        ] {
+            assert!(damage(&header(0, more)).ends_with("cannot be read"), "{why}");
+        }
+        // 2^32 + 10 bytes are 10 for the reader, and lie beyond the file here.
+        let beyond = [&[0x15, 0, 0x15, 20, 0x15, 0x94, 0x80, 0x80, 0x80, 0x20][..], &v1, &[0; 11]].concat();
+        assert!(damage(&beyond).ends_with("cannot be read"));
+        assert!(damage(&page(10, 10)[..20]).ends_with("cannot be read"), "a page beyond its column");
+    }
+
+    #[test]
+    fn room_is_made_for_no_more_values_of_a_dictionary_than_it_can_hold() {
+        let dictionary = |values: i64| {
+            let values = zigzag_varint(values);
+            [&[0x15, 4, 0x15, 20, 0x15, 20, 0x4C, 0x15][..], &values, &[0x15, 0, 0, 0], &[0; 10]].concat()
+        };
+        assert_eq!(check_bytes(&dictionary(10)), Ok(()));
+        assert!(damage(&dictionary(i32::MAX.into())).contains("claims 2147483647 values in 10 bytes"));
     }
 
     /// Found by fuzzing: passing over what is not there never ends by itself.

@@ -1,6 +1,6 @@
 //! One Parquet file: its description, and its row groups read batch by batch into rows.
 //!
-//! Only requested columns are read. A batch is sized by the row group's own account of its bytes, so that neither a huge
+//! Only requested columns are read. A batch is sized by what its pages unpack to ([`super::checked`]), so that neither a huge
 //! row group nor a huge file is ever in memory as a whole.
 
 use std::ops::Range;
@@ -16,17 +16,17 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
-use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaDataReader};
+use parquet::file::metadata::ColumnChunkMetaData;
 
 use super::error::DataError;
-use super::pages::{self, Page, PageFault};
-use super::rejected::RowFault;
+use super::footer::{self, FOOTER_BYTES, FooterFault};
+use super::rejected::{RowFault, cut};
 use super::row::{Row, RowId};
 use super::schema::{ColumnFault, ColumnRequest, bind, type_name};
 use super::source::FileSource;
 use super::types::{Place, as_read, is_null, is_number, list_item};
 use super::values::{ImagePlaces, MAX_BOXES, Values, few};
-use super::{foreign, lengths, roles};
+use super::{foreign, roles};
 
 /// Largest encoded image that is read, from a row or from a file it names; also the most that all images of a list may
 /// have together.
@@ -42,18 +42,8 @@ pub(super) const MAX_IMAGES: usize = 256;
 /// Bytes that a page may unpack to where a table is opened without saying otherwise: hundreds of pictures of a megabyte.
 pub const DEFAULT_PAGE_BYTES: u64 = 512 << 20;
 
-/// Rows of a batch are as many as fit in this by the row group's account, at least one, at most [`BATCH_ROWS`].
-const BATCH_BYTES: u64 = 16 << 20;
-const BATCH_ROWS: u64 = 128;
-
 /// The end of a file on a hub that is asked for at first: more than the description of most.
 const TAIL_BYTES: u64 = 128 << 10;
-
-/// Largest description of a file on a hub that is read.
-const MAX_DESCRIPTION_BYTES: u64 = 256 << 20;
-
-/// Length of a description, and `PAR1`.
-const FOOTER_BYTES: usize = 8;
 
 /// How a table is read, whatever its columns.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,26 +79,26 @@ pub(crate) struct DataFile {
     /// Columns as the file describes them.
     schema: SchemaRef,
     /// The same, with requested columns as [`as_read`] asks.
-    metadata: ArrowReaderMetadata,
+    pub(super) metadata: ArrowReaderMetadata,
     /// Where each request is found; `None` for an optional one that is not there.
     columns: Vec<Option<Place>>,
-    options: Arc<ReadOptions>,
+    pub(super) options: Arc<ReadOptions>,
     /// Of each row group, the most rows that a batch may have, once its pages were looked at.
-    batch_rows: Vec<OnceLock<usize>>,
+    pub(super) batch_rows: Vec<OnceLock<usize>>,
 }
 
 impl Described {
     /// Reads the file's description.
     pub(crate) fn new(source: &FileSource) -> Result<Self, DataError> {
         let path = source.shown();
-        let unreadable = |reason: String| DataError::Unreadable { path: path.clone(), reason };
+        let unreadable = |reason: String| DataError::Unreadable { path: path.clone(), reason: cut(&reason) };
         let (metadata, length) = match source {
             FileSource::Local(path) => local_description(path)?,
             FileSource::Hub(shard) => match shard.cached() {
                 Some(path) => local_description(&path)?,
                 None => match hub_description(shard)? {
                     Some(Ok(described)) => described,
-                    Some(Err(reason)) => return Err(unreadable(reason)),
+                    Some(Err(fault)) => return Err(refused_footer(&path, fault)),
                     None => local_description(&shard.fetch(&Silent)?)?,
                 },
             },
@@ -122,7 +112,7 @@ impl Described {
                 if range.and_then(|(start, size)| start.checked_add(size)).is_none_or(|end| end > length) {
                     return Err(unreadable(format!(
                         "column `{}` of row group {number} lies outside the file's {length} bytes",
-                        column.column_path()
+                        cut(&column.column_path().string())
                     )));
                 }
             }
@@ -165,7 +155,7 @@ impl DataFile {
         options: Arc<ReadOptions>,
     ) -> Result<Self, DataError> {
         let path = file.source.shown();
-        let unreadable = |reason: String| DataError::Unreadable { path: path.clone(), reason };
+        let unreadable = |reason: String| DataError::Unreadable { path: path.clone(), reason: cut(&reason) };
         let Described { source, length, metadata } = file;
         let schema = metadata.schema().clone();
         let columns = bind(&schema, requests).map_err(|faults| DataError::Columns {
@@ -181,7 +171,7 @@ impl DataFile {
     }
 
     /// The file's bytes, brought here first if they are on a hub.
-    fn file(&self) -> Result<std::fs::File, DataError> {
+    pub(super) fn file(&self) -> Result<std::fs::File, DataError> {
         match &self.source {
             FileSource::Local(path) => open_regular(path),
             FileSource::Hub(shard) => {
@@ -253,7 +243,7 @@ impl DataFile {
     pub(crate) fn batches(&self, row_group: usize, rows: Range<usize>) -> Result<Batches<'_>, DataError> {
         let file = self.file()?;
         let (roots, mask) = self.projection();
-        let batch_rows = self.batch_rows(row_group, &mask);
+        let batch_rows = self.batch_rows(row_group)?;
         let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone())
             .with_row_groups(vec![row_group])
             .with_projection(mask)
@@ -266,52 +256,8 @@ impl DataFile {
         Ok(Batches { file: self, row_group, roots, next_row: rows.start, reader: Some(reader) })
     }
 
-    /// Checks that the requested columns' pages are of sizes that are allowed, before anything makes room for them, and
-    /// finds out how many rows a batch may have.
-    pub(crate) fn check_pages(&self, row_group: usize) -> Result<(), DataError> {
-        let file = Arc::new(self.file()?);
-        let (_, mask) = self.projection();
-        let description = self.metadata.metadata().row_group(row_group);
-        let (mut largest, mut all) = (0, 0_u64);
-        for (_, column) in description.columns().iter().enumerate().filter(|(leaf, _)| mask.leaf_included(*leaf)) {
-            let (start, size) = chunk_range(column).unwrap_or_default();
-            let mut has_packed_lengths = false;
-            let mut look = |page: &Page| {
-                has_packed_lengths |= page.has_packed_lengths;
-                largest = largest.max(page.unpacked);
-                all = all.saturating_add(page.unpacked);
-            };
-            let limit = self.options.max_page_bytes;
-            let checked = pages::check(&file, start, size, limit, &mut look).and_then(|()| match has_packed_lengths {
-                true => lengths::check(&file, column, self.claimed_rows(row_group), limit),
-                false => Ok(lengths::Values::default()),
-            });
-            let refused = |fault| self.refused_page(row_group, column.column_path().string(), fault);
-            let values = checked.map_err(refused)?;
-            largest = largest.max(values.largest_page_bytes);
-            all = all.max(values.bytes);
-        }
-        let per_row = (all / self.claimed_rows(row_group).max(1)).max(1);
-        // A batch may reach into a page with each of its rows.
-        let by_page = (self.options.max_page_bytes / largest.max(1)).max(1);
-        let rows = (BATCH_BYTES / per_row).clamp(1, BATCH_ROWS).min(by_page);
-        let _ = self.batch_rows[row_group].set(rows as usize);
-        Ok(())
-    }
-
-    fn refused_page(&self, row_group: usize, column: String, fault: PageFault) -> DataError {
-        let path = self.path.to_path_buf();
-        match fault {
-            PageFault::Damaged(reason) => DataError::Damaged { path, row_group, reason },
-            PageFault::TooLarge { packed_bytes, bytes, limit_bytes } => {
-                DataError::PageLimit { path, row_group, column, packed_bytes, bytes, limit_bytes }
-            }
-            PageFault::TooMany { values, limit } => DataError::ValueLimit { path, row_group, column, values, limit },
-        }
-    }
-
     /// The requested columns' places in the schema, ascending, and the mask that reads only them.
-    fn projection(&self) -> (Vec<usize>, ProjectionMask) {
+    pub(super) fn projection(&self) -> (Vec<usize>, ProjectionMask) {
         let mut roots: Vec<usize> = self.columns.iter().flatten().map(|place| place.root).collect();
         roots.sort_unstable();
         roots.dedup();
@@ -319,20 +265,8 @@ impl DataFile {
         (roots, mask)
     }
 
-    fn batch_rows(&self, row_group: usize, mask: &ProjectionMask) -> usize {
-        if let Some(rows) = self.batch_rows[row_group].get() {
-            return *rows;
-        }
-        let description = self.metadata.metadata().row_group(row_group);
-        let bytes = description.columns().iter().enumerate().filter(|(leaf, _)| mask.leaf_included(*leaf));
-        let bytes =
-            bytes.fold(0u64, |sum, (_, c)| sum.saturating_add(u64::try_from(c.uncompressed_size()).unwrap_or(0)));
-        let per_row = (bytes / self.claimed_rows(row_group).max(1)).max(1);
-        (BATCH_BYTES / per_row).clamp(1, BATCH_ROWS) as usize
-    }
-
     pub(crate) fn damaged(&self, row_group: usize, reason: String) -> DataError {
-        DataError::Damaged { path: self.path.to_path_buf(), row_group, reason }
+        DataError::Damaged { path: self.path.to_path_buf(), row_group, reason: cut(&reason) }
     }
 }
 
@@ -352,40 +286,42 @@ fn with_columns_as_read(
 }
 
 /// First byte and length of a column's pages; `None` where the file claims something negative.
-fn chunk_range(column: &ColumnChunkMetaData) -> Option<(u64, u64)> {
+pub(super) fn chunk_range(column: &ColumnChunkMetaData) -> Option<(u64, u64)> {
     let start = column.dictionary_page_offset().unwrap_or_else(|| column.data_page_offset());
     u64::try_from(start).ok().zip(u64::try_from(column.compressed_size()).ok())
 }
 
 /// A file's account of itself, and the file's length in bytes.
 fn local_description(path: &Path) -> Result<(ArrowReaderMetadata, u64), DataError> {
-    let unreadable = |reason: String| {
-        foreign::named(path).unwrap_or_else(|| DataError::Unreadable { path: path.to_path_buf(), reason })
-    };
+    let failed = |source| DataError::Io { path: path.to_path_buf(), source };
     let file = open_regular(path)?;
-    let length = file.metadata().map_err(|source| DataError::Io { path: path.to_path_buf(), source })?.len();
-    let metadata = guard::catch(|| ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()))
-        .map_err(unreadable)?
-        .map_err(|e| unreadable(e.to_string()))?;
-    Ok((metadata, length))
+    let length = file.metadata().map_err(failed)?.len();
+    match footer::read(&file, length).map_err(failed)? {
+        Ok(metadata) => Ok((metadata, length)),
+        Err(fault) => Err(foreign::named(path).unwrap_or_else(|| refused_footer(path, fault))),
+    }
+}
+
+fn refused_footer(path: &Path, fault: FooterFault) -> DataError {
+    let path = path.to_path_buf();
+    match fault {
+        FooterFault::Damaged(reason) => DataError::Unreadable { path, reason: cut(&reason) },
+        FooterFault::TooMuch(reason) => DataError::Description { path, reason },
+    }
 }
 
 /// The same from the end of a file on a hub, or why it is none; nothing where the hub sends no parts of files.
 #[allow(clippy::type_complexity, reason = "three outcomes beside a failing hub")]
-fn hub_description(shard: &Shard) -> Result<Option<Result<(ArrowReaderMetadata, u64), String>>, DataError> {
+fn hub_description(shard: &Shard) -> Result<Option<Result<(ArrowReaderMetadata, u64), FooterFault>>, DataError> {
     let Some((mut tail, length)) = shard.tail(TAIL_BYTES)? else { return Ok(None) };
-    let Some(footer) = tail.last_chunk::<FOOTER_BYTES>() else {
-        return Ok(Some(Err(format!("it has {length} bytes"))));
+    let Some(last) = tail.last_chunk() else {
+        return Ok(Some(Err(FooterFault::Damaged(format!("it has {length} bytes")))));
     };
-    let [a, b, c, d, magic @ ..] = *footer;
-    if magic != *b"PAR1" {
-        return Ok(Some(Err("it does not end as a Parquet file does".into())));
-    }
-    let described = u64::from(u32::from_le_bytes([a, b, c, d]));
+    let described = match footer::described_bytes(*last, length) {
+        Ok(described) => described,
+        Err(fault) => return Ok(Some(Err(fault))),
+    };
     let needed = described + FOOTER_BYTES as u64;
-    if needed > length || described > MAX_DESCRIPTION_BYTES {
-        return Ok(Some(Err(format!("it claims a description of {described} bytes"))));
-    }
     if needed > tail.len() as u64 {
         match shard.tail(needed)? {
             Some((longer, same)) if same == length => tail = longer,
@@ -396,11 +332,7 @@ fn hub_description(shard: &Shard) -> Result<Option<Result<(ArrowReaderMetadata, 
     let Some(bytes) = end.checked_sub(described as usize).and_then(|start| tail.get(start..end)) else {
         return Ok(None);
     };
-    let read = guard::catch(|| {
-        let metadata = ParquetMetaDataReader::decode_metadata(bytes)?;
-        ArrowReaderMetadata::try_new(Arc::new(metadata), ArrowReaderOptions::new())
-    });
-    Ok(Some(read.and_then(|read| read.map_err(|e| e.to_string())).map(|metadata| (metadata, length))))
+    Ok(Some(footer::parse(bytes).map(|metadata| (metadata, length))))
 }
 
 /// Opens a regular file; a device or pipe under a data file's name would hang the reader.
@@ -488,6 +420,14 @@ impl Batch {
     /// The name of a row; `index` counts in the batch.
     pub(crate) fn id(&self, index: usize) -> RowId {
         RowId { file: self.file.clone(), row_group: self.row_group, row: self.first_row + index }
+    }
+
+    /// What is wrong with every row, where the column that is looked at first holds nothing but nulls: a table may have
+    /// millions of them in a few bytes.
+    pub(crate) fn fault_of_all(&self) -> Option<RowFault> {
+        let BatchColumn { request, values } = self.columns.first()?;
+        let is_null = request.required && values.as_ref()?.is_null_throughout();
+        is_null.then(|| RowFault::Null { column: request.column.clone() })
     }
 
     /// A row's values, image files read; `index` counts in the batch.

@@ -1,5 +1,6 @@
 //! Rows that are left out: why, how many may be, and the file that lists them.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 
@@ -247,6 +248,82 @@ impl Serialize for RejectedRow {
     }
 }
 
+/// Rows that are listed one by one; of more, only the number is kept, and their reasons.
+pub const MAX_LISTED_ROWS: usize = 100_000;
+
+/// Reasons that are told apart; what more there are is added up.
+const MAX_REASONS: usize = 1000;
+
+/// Rows shown for each reason.
+const ROWS_SHOWN: usize = 5;
+
+/// One reason for rows to be left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Reason {
+    /// The reason, without the particulars of single rows.
+    pub reason: String,
+    /// Rows it applies to.
+    pub rows: usize,
+    /// The first of them.
+    pub first: Vec<RejectedRow>,
+}
+
+/// The rows that a scan leaves out: all of them counted, by reason, and the first of them listed.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Rejected {
+    rows: usize,
+    listed: Vec<RejectedRow>,
+    reasons: Vec<Reason>,
+    places: HashMap<String, usize>,
+    /// The fault before this one, and its reason: the same comes again and again.
+    last: Option<(RowFault, usize)>,
+}
+
+impl Rejected {
+    /// Counts `rows` rows from `id` on; at most `kept` are listed in all.
+    pub(super) fn add(&mut self, fault: RowFault, rows: usize, id: impl Fn(usize) -> RowId, kept: usize) {
+        let place = match &self.last {
+            Some((last, place)) if *last == fault => *place,
+            _ => self.place(&fault),
+        };
+        self.rows += rows;
+        let row = |number| RejectedRow { id: id(number), fault: fault.clone() };
+        let reason = &mut self.reasons[place];
+        reason.first.extend((0..rows.min(ROWS_SHOWN.saturating_sub(reason.first.len()))).map(row));
+        reason.rows += rows;
+        self.listed.extend((0..rows.min(kept.saturating_sub(self.listed.len()))).map(row));
+        self.last = Some((fault, place));
+    }
+
+    fn place(&mut self, fault: &RowFault) -> usize {
+        let mut reason = fault.group();
+        if self.places.len() >= MAX_REASONS && !self.places.contains_key(&reason) {
+            reason = "other reasons".into();
+        }
+        if let Some(place) = self.places.get(&reason) {
+            return *place;
+        }
+        self.reasons.push(Reason { reason: reason.clone(), rows: 0, first: Vec::new() });
+        self.places.insert(reason, self.reasons.len() - 1);
+        self.reasons.len() - 1
+    }
+
+    /// How many there are.
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The first of them.
+    pub(super) fn listed(&self) -> &[RejectedRow] {
+        &self.listed
+    }
+
+    /// Why, in the order in which the reasons were met.
+    pub(super) fn reasons(&self) -> &[Reason] {
+        &self.reasons
+    }
+}
+
 /// Writes `rejected.jsonl`: one object `{"file", "row_group", "row", "reason"}` a line, in the order given.
 ///
 /// # Errors
@@ -372,6 +449,25 @@ mod tests {
         assert_eq!(BadRowLimit::Share(0.29).allowed(100), 29, "0.29 * 100 is 28.999999999999996");
         assert_eq!(BadRowLimit::Share(1.0).allowed(12), 12);
         assert_eq!(BadRowLimit::Count(3).allowed(1), 3);
+    }
+
+    #[test]
+    fn all_rows_are_counted_and_the_first_listed() {
+        let id = |row| RowId { file: Path::new("a").into(), row_group: 0, row };
+        let null = |column: &str| RowFault::Null { column: column.into() };
+        let mut rejected = Rejected::default();
+        rejected.add(null("a"), 3, id, 5);
+        rejected.add(null("b"), 1, |n| id(3 + n), 5);
+        rejected.add(null("a"), 1_000_000, |n| id(4 + n), 5);
+        let counts: Vec<_> = rejected.reasons().iter().map(|r| (r.reason.as_str(), r.rows, r.first.len())).collect();
+        assert_eq!(counts, [("`a` is null", 1_000_003, 5), ("`b` is null", 1, 1)]);
+        let listed: Vec<_> = rejected.listed().iter().map(|row| row.id.row).collect();
+        assert_eq!((rejected.rows(), listed), (1_000_004, vec![0, 1, 2, 3, 4]));
+        for n in 0..2 * MAX_REASONS {
+            rejected.add(RowFault::Task { reason: n.to_string() }, 1, id, 5);
+        }
+        assert_eq!((rejected.reasons().len(), rejected.rows()), (MAX_REASONS + 1, 1_000_004 + 2 * MAX_REASONS));
+        assert_eq!(rejected.reasons().iter().map(|reason| reason.rows).sum::<usize>(), rejected.rows());
     }
 
     #[test]

@@ -3,10 +3,7 @@
 use serde::Serialize;
 
 use super::index::{ClippedGreys, Index, Table};
-use super::rejected::RejectedRow;
-
-/// Bad rows shown for each reason.
-const ROWS_SHOWN: usize = 5;
+use super::rejected::Reason;
 
 /// A table's files, columns and rows, with the bad ones counted by reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -28,7 +25,7 @@ pub struct CheckReport {
     /// 16-bit grey pictures of good rows whose values above 255 become white.
     pub clipped_greys: ClippedGreys,
     /// Why rows are bad, most frequent first.
-    pub reasons: Vec<ReasonReport>,
+    pub reasons: Vec<Reason>,
 }
 
 /// One file.
@@ -54,34 +51,10 @@ pub struct ColumnReport {
     pub role: Option<&'static str>,
 }
 
-/// One reason for rows to be left out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct ReasonReport {
-    /// The reason, without the particulars of single rows.
-    pub reason: String,
-    /// Rows it applies to.
-    pub rows: usize,
-    /// The first of them.
-    pub first: Vec<RejectedRow>,
-}
-
 impl CheckReport {
     /// Sums up a scan made without a limit.
     pub fn new(table: &Table, index: &Index) -> Self {
-        let mut reasons: Vec<ReasonReport> = Vec::new();
-        let mut places = std::collections::HashMap::new();
-        for row in index.rejected() {
-            let reason = row.fault.group();
-            let place = *places.entry(reason.clone()).or_insert(reasons.len());
-            if place == reasons.len() {
-                reasons.push(ReasonReport { reason, rows: 0, first: Vec::new() });
-            }
-            let group = &mut reasons[place];
-            group.rows += 1;
-            if group.first.len() < ROWS_SHOWN {
-                group.first.push(row.clone());
-            }
-        }
+        let mut reasons = index.reasons().to_vec();
         // Stable, so that equally frequent reasons stay in the order in which they were met.
         reasons.sort_by_key(|group| std::cmp::Reverse(group.rows));
         let role = |column: &str| table.requests().iter().find(|request| request.column == column).map(|r| r.role);

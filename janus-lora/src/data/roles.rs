@@ -3,12 +3,16 @@
 
 use arrow::datatypes::{DataType, Schema};
 
+use super::rejected::cut;
 use super::schema::{ColumnFault, ColumnKind, ColumnRequest, bind_one};
 use super::types::{Place, find, is_text, list_item};
 use crate::nearest::nearest;
 
 /// Most columns that a hint names.
 const MAX_NAMED: usize = 8;
+
+/// Most columns that are looked through for the one that is meant.
+const MAX_LOOKED_AT: usize = 1000;
 
 /// What people call the columns of a role.
 const SPELLINGS: &[(&str, &[&str])] = &[
@@ -78,13 +82,15 @@ fn assign(schema: &Schema, requests: &[ColumnRequest]) -> Vec<Option<String>> {
 /// Columns of a type that fits a request, fields of structs among them.
 fn fitting(schema: &Schema, request: &ColumnRequest, used: &[String]) -> Vec<String> {
     let mut names = Vec::new();
-    for field in schema.fields() {
+    for field in schema.fields().iter().take(MAX_LOOKED_AT) {
         names.push(field.name().clone());
         let inner = list_item(field.data_type()).unwrap_or(field.data_type());
         if let DataType::Struct(fields) = inner {
-            names.extend(fields.iter().map(|inner| format!("{}.{}", field.name(), inner.name())));
+            let inner = fields.iter().take(MAX_LOOKED_AT);
+            names.extend(inner.map(|inner| format!("{}.{}", field.name(), inner.name())));
         }
     }
+    names.truncate(MAX_LOOKED_AT);
     // The bytes of a picture are a picture, but the whole is meant.
     let is_part = |name: &str| {
         name.rsplit_once('.')
@@ -181,7 +187,7 @@ fn open_hint(schema: &Schema, requests: &[ColumnRequest], fault: &ColumnFault) -
     }
     let more = columns.len().saturating_sub(MAX_NAMED);
     columns.truncate(MAX_NAMED);
-    let mut named = columns.iter().map(|column| format!("`{column}`")).collect::<Vec<_>>().join(", ");
+    let mut named = columns.iter().map(|column| format!("`{}`", cut(column))).collect::<Vec<_>>().join(", ");
     if more > 0 {
         named.push_str(&format!(" and {more} more"));
     }

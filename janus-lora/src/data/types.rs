@@ -9,6 +9,9 @@ use serde_json::Value;
 /// The key of a schema's metadata under which the Hugging Face `datasets` library describes columns.
 const FEATURES_KEY: &str = "huggingface";
 
+/// Longest description that is read: a hundred thousand labels take two megabytes, and a byte up to twenty in memory.
+const MAX_FEATURES_BYTES: usize = 8 << 20;
+
 /// Longest type that a message shows, in characters.
 const MAX_SHOWN_CHARS: usize = 200;
 
@@ -82,6 +85,7 @@ pub(super) fn as_read(field: &FieldRef) -> FieldRef {
         DataType::Utf8 | DataType::LargeUtf8 => DataType::Utf8View,
         DataType::Binary | DataType::LargeBinary => DataType::BinaryView,
         DataType::Struct(fields) => DataType::Struct(fields.iter().map(as_read).collect()),
+        DataType::Map(entries, ordered) => DataType::Map(as_read(entries), *ordered),
         other => match list_field(other) {
             Some(item) => DataType::List(as_read(item)),
             None => other.clone(),
@@ -162,7 +166,8 @@ fn with_nulls(array: &ArrayRef, around: Option<&NullBuffer>) -> Result<ArrayRef,
 
 /// The names of a `ClassLabel`, from what `datasets` keeps in the schema's metadata.
 fn label_names(schema: &Schema, path: &[&str]) -> Option<Vec<String>> {
-    let features: Value = serde_json::from_str(schema.metadata().get(FEATURES_KEY)?).ok()?;
+    let text = schema.metadata().get(FEATURES_KEY).filter(|text| text.len() <= MAX_FEATURES_BYTES)?;
+    let features: Value = serde_json::from_str(text).ok()?;
     let mut feature = features.get("info")?.get("features")?;
     for name in path {
         feature = element(feature).get(name)?;

@@ -59,6 +59,24 @@ impl Values {
     }
 }
 
+impl Values {
+    /// Whether there is no value in any row; not of every kind is it known without reading them.
+    pub(super) fn is_null_throughout(&self) -> bool {
+        match self {
+            Values::Null => true,
+            Values::Text(texts) => texts.values.logical_null_count() == texts.values.len(),
+            Values::Image(images) => {
+                let all_null = |array: &ArrayRef| array.logical_null_count() == array.len();
+                images.bytes.as_ref().is_none_or(all_null) && images.path.as_ref().is_none_or(all_null)
+            }
+            Values::ImageList(list, _) | Values::TextList(list, _) => {
+                list.nulls.as_ref().is_some_and(|nulls| nulls.null_count() == nulls.len())
+            }
+            Values::Messages(_) | Values::Boxes(_) => false,
+        }
+    }
+}
+
 /// The schema was checked, so a batch of another type than the schema says is the reader's fault or the file's.
 pub(super) fn unexpected(array: &dyn Array) -> ArrowError {
     ArrowError::SchemaError(format!("a batch came as `{}`, unlike the file's schema", type_name(array.data_type())))

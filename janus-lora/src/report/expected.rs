@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::ReportError;
+use super::record::lines;
 
 /// Steps whose mean loss is compared.
 const WINDOW: u64 = 10;
@@ -109,31 +110,41 @@ impl ExpectedCurve {
     }
 }
 
+/// Windows of steps that are compared, and tables; what lies beyond is none of a run's that was expected.
+const MAX_WINDOWS: u64 = 1 << 16;
+const MAX_TABLES: usize = 64;
+
 /// The mean loss of each whole window of steps, by table.
 fn window_means(folder: &Path, window: u64) -> Result<BTreeMap<String, Vec<f64>>, ReportError> {
     let path = folder.join("metrics.jsonl");
-    let text = fs_err::read_to_string(&path)
-        .map_err(|error| ReportError::Curve { path: path.clone(), reason: error.to_string() })?;
     let mut sums: BTreeMap<String, Vec<(f64, u64)>> = BTreeMap::new();
     let mut last = 0;
-    for line in text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+    let told = lines(&path, &mut |line| {
+        let Some(Ok(line)) = line.map(serde_json::from_slice::<Value>) else { return };
         let (Some(step), Some(losses)) = (line["step"].as_u64().filter(|step| *step > 0), line["losses"].as_object())
         else {
-            continue;
+            return;
         };
+        let number = (step - 1) / window.max(1);
+        if number >= MAX_WINDOWS {
+            return;
+        }
         last = last.max(step);
         for (table, loss) in losses.iter().filter_map(|(table, loss)| Some((table, loss.as_f64()?))) {
+            if sums.len() >= MAX_TABLES && !sums.contains_key(table) {
+                continue;
+            }
             let windows = sums.entry(table.clone()).or_default();
-            let number = ((step - 1) / window) as usize;
-            windows.resize(windows.len().max(number + 1), (0.0, 0));
-            windows[number].0 += loss;
-            windows[number].1 += 1;
+            windows.resize(windows.len().max(number as usize + 1), (0.0, 0));
+            windows[number as usize].0 += loss;
+            windows[number as usize].1 += 1;
         }
-    }
+    });
+    told.map_err(|error| ReportError::Curve { path: path.clone(), reason: error.to_string() })?;
     if sums.is_empty() {
         return Err(ReportError::Curve { path, reason: "it has no losses".into() });
     }
-    let whole = (last / window) as usize;
+    let whole = (last / window.max(1)) as usize;
     let mean = |(sum, count): (f64, u64)| sum / count.max(1) as f64;
     Ok(sums.into_iter().map(|(table, windows)| (table, windows.into_iter().take(whole).map(mean).collect())).collect())
 }

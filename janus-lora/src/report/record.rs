@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 use image::RgbImage;
-use janus_core::input;
+use janus_core::input::{self, InputError};
 use janus_core::processing::{Decoding, decode_image};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -18,9 +18,14 @@ use crate::adapter::NOTE_FILE;
 use crate::recipe::{EarlyStopping, Goal};
 use crate::train::ending::Ending;
 use crate::train::guard::Best;
+use crate::train::metrics::{MAX_LINE_BYTES, MAX_METRICS_BYTES};
 
-/// Longer lines are none of a run's.
-const MAX_LINE_BYTES: u64 = 16 << 20;
+/// Steps that are kept of a run, and losses, samples and evaluations of them; lines of more are passed over.
+const MAX_STEPS: usize = 1 << 22;
+/// Bytes of evaluations and samples that are read.
+const MAX_TOLD_BYTES: usize = 64 << 20;
+/// Longest name of a table.
+const MAX_NAME_BYTES: usize = 1 << 10;
 /// Larger files beside the metrics are none of a run's.
 const MAX_FILE_BYTES: u64 = 16 << 20;
 /// Tables, reasons and the like that are told apart; the rest is added up.
@@ -77,8 +82,12 @@ pub struct Record {
     pub facts: Option<Value>,
     /// What the run left, where it is over.
     pub left: Option<Left>,
-    /// Lines of `metrics.jsonl` that are no objects of a run, a last one that is being written aside.
+    /// Lines of `metrics.jsonl` that are no objects of a run, a last one that is being written aside, or too many.
     pub unreadable_lines: usize,
+    /// Bytes of the lines of evaluations and samples.
+    told_bytes: usize,
+    /// Losses of tables.
+    points: usize,
 }
 
 impl Record {
@@ -92,6 +101,10 @@ impl Record {
         };
         let mut record = Self { folder: folder.to_path_buf(), ..Self::default() };
         let failed = |source| ReportError::Read { path: path.clone(), source };
+        let bytes = path.metadata().map_err(failed)?.len();
+        if bytes > MAX_METRICS_BYTES {
+            return Err(InputError::TooLarge { path, bytes, limit_bytes: MAX_METRICS_BYTES }.into());
+        }
         lines(&path, &mut |line| record.line(line)).map_err(failed)?;
         let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
         if let Some(rejected) = input::locate(folder, "rejected.jsonl")? {
@@ -163,11 +176,20 @@ impl Record {
 
     /// One line of the metrics; `None` for one that is too long.
     fn line(&mut self, line: Option<&[u8]>) {
+        let bytes = line.map_or(0, <[u8]>::len);
         let parsed = line.and_then(|line| serde_json::from_slice::<Value>(line).ok());
         let Some((line, step)) = parsed.as_ref().and_then(|line| Some((line, line.get("step")?.as_u64()?))) else {
             self.unreadable_lines += 1;
             return;
         };
+        let is_told = line.get("eval").is_some() || line.get("samples").is_some();
+        if is_told {
+            self.told_bytes = self.told_bytes.saturating_add(bytes);
+        }
+        if (is_told && self.told_bytes > MAX_TOLD_BYTES) || self.steps.len() >= MAX_STEPS || self.points >= MAX_STEPS {
+            self.unreadable_lines += 1;
+            return;
+        }
         if let Some(eval) = line.get("eval") {
             let part = |name: &str| eval.get(name).and_then(Value::as_object).cloned();
             let (before, after) = (part("before"), part("after"));
@@ -212,7 +234,7 @@ impl Record {
             let known = self.losses.iter().position(|(known, _)| known == name);
             let place = match known {
                 Some(place) => place,
-                None if self.losses.len() >= MAX_NAMES => continue,
+                None if self.losses.len() >= MAX_NAMES || name.len() > MAX_NAME_BYTES => continue,
                 None => {
                     self.losses.push((name.to_owned(), Vec::new()));
                     self.losses.len() - 1
@@ -221,8 +243,10 @@ impl Record {
             if let (Some((_, points)), Some(loss)) = (self.losses.get_mut(place), loss.as_f64()) {
                 while points.last().is_some_and(|last| last.0 >= step) {
                     points.pop();
+                    self.points -= 1;
                 }
                 points.push((step, loss));
+                self.points += 1;
             }
         }
     }
@@ -282,8 +306,9 @@ impl Record {
 
 /// Hands out the whole lines of a file, `None` for one that is too long. What stands behind the last line feed is being
 /// written, or was when the run was ended.
-fn lines(path: &Path, take: &mut dyn FnMut(Option<&[u8]>)) -> std::io::Result<()> {
-    let mut reader = BufReader::with_capacity(1 << 16, fs::File::open(path)?);
+pub(super) fn lines(path: &Path, take: &mut dyn FnMut(Option<&[u8]>)) -> std::io::Result<()> {
+    let file = fs::File::open(path)?;
+    let mut reader = BufReader::with_capacity(1 << 16, file.take(MAX_METRICS_BYTES));
     let mut line = Vec::new();
     loop {
         line.clear();

@@ -85,7 +85,11 @@ impl MetricsFile {
             let options = || fs::OpenOptions::new();
             let mut file = options().read(true).write(true).create(true).truncate(false).open(&path)?;
             let there = file.metadata()?.len();
-            let kept = whole_lines(&file, bytes.min(there), replay)?;
+            let kept = whole_lines(&file, bytes.min(there), &mut |line| {
+                if let Ok(value) = serde_json::from_slice(line) {
+                    replay(&value);
+                }
+            })?;
             file.set_len(kept)?;
             file.seek(SeekFrom::Start(kept))?;
             Ok((file, kept, kept == bytes))
@@ -117,16 +121,40 @@ impl MetricsFile {
     }
 }
 
-/// Length of the whole lines among the first `bytes` of a file, each of them given to `replay` where it is JSON.
-fn whole_lines(file: &fs::File, bytes: u64, replay: &mut dyn FnMut(&serde_json::Value)) -> std::io::Result<u64> {
+/// Longest file of metrics that is read: of some millions of steps.
+pub const MAX_METRICS_BYTES: u64 = 2 << 30;
+
+/// Longer lines are none of a run's.
+pub const MAX_LINE_BYTES: u64 = 16 << 20;
+
+/// Whether the first `bytes` of a run folder's metrics can be gone through again, in lines of a run's length; why not, otherwise.
+/// Looked at before anything is written.
+pub fn check(folder: &Path, bytes: u64) -> std::result::Result<(), String> {
+    if bytes > MAX_METRICS_BYTES {
+        return Err(format!("it claims {bytes} bytes of `metrics.jsonl`, at most {MAX_METRICS_BYTES} are read"));
+    }
+    let Ok(file) = fs::File::open(folder.join("metrics.jsonl")) else { return Ok(()) };
+    let told = |e: std::io::Error| format!("`metrics.jsonl`: {e}");
+    if !file.metadata().map_err(told)?.is_file() {
+        return Err("`metrics.jsonl` is not a regular file".into());
+    }
+    match whole_lines(&file, bytes, &mut |_| {}) {
+        Err(e) if e.kind() == std::io::ErrorKind::InvalidData => Err(told(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Length of the whole lines among the first `bytes` of a file, each of them given to `replay`.
+fn whole_lines(file: &fs::File, bytes: u64, replay: &mut dyn FnMut(&[u8])) -> std::io::Result<u64> {
     let mut lines = BufReader::new(file.take(bytes));
     let (mut kept, mut line) = (0, Vec::new());
-    while lines.read_until(b'\n', &mut line)? > 0 {
+    while lines.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line)? > 0 {
         if line.last() == Some(&b'\n') {
             kept += line.len() as u64;
-            if let Ok(value) = serde_json::from_slice(&line) {
-                replay(&value);
-            }
+            replay(&line);
+        } else if line.len() as u64 == MAX_LINE_BYTES {
+            let reason = format!("a line has more than {MAX_LINE_BYTES} bytes");
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, reason));
         }
         line.clear();
     }
@@ -169,6 +197,20 @@ pub fn rss_bytes() -> u64 {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn what_a_checkpoint_claims_of_the_metrics_is_looked_at() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        assert_eq!(check(folder.path(), 100), Ok(()), "a run goes on without them");
+        std::fs::write(&path, "{\"step\":1}\n{\"step\":2}\n").unwrap();
+        assert_eq!(check(folder.path(), 22), Ok(()));
+        assert_eq!(check(folder.path(), MAX_METRICS_BYTES), Ok(()), "of a shorter file all is read");
+        assert!(check(folder.path(), MAX_METRICS_BYTES + 1).unwrap_err().contains("at most 2147483648 are read"));
+        // A file of holes, and nothing in it.
+        std::fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        assert!(check(folder.path(), 1 << 30).unwrap_err().contains("a line has more than 16777216 bytes"));
+    }
 
     #[test]
     fn a_file_goes_on_after_the_lines_that_count() {

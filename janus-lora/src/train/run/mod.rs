@@ -21,7 +21,7 @@ use super::files::{RECIPE_FILE, RunFiles};
 use super::folder::{RunFolder, is_finished};
 use super::guard::{Best, Progress, Spike, require_metric};
 use super::identity::{RunIdentity, is_of_before, recipe_differences};
-use super::metrics::{SkippedStep, StepLine, peak_rss_bytes, rss_bytes};
+use super::metrics::{self, SkippedStep, StepLine, peak_rss_bytes, rss_bytes};
 use super::optimizer::AdamWConfig;
 use super::plan::{Plan, compute_type, parts};
 use super::schedule::LearningRate;
@@ -269,6 +269,10 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
             let instead = if is_spread { instead_of_steps(recipe, identity.steps) } else { Vec::new() };
             return Err(TrainError::OtherRun { folder: folder.path().to_path_buf(), differences, instead }.into());
         }
+    }
+    if let Some(checkpoint) = &resumed {
+        let claimed = checkpoint.state.metrics_bytes;
+        metrics::check(folder.path(), claimed).map_err(|problem| checkpoint.unusable(problem))?;
     }
     // What is kept of images is known by it.
     let uses_images = stages.iter().any(|stage| {
