@@ -17,7 +17,7 @@ use super::report;
 use super::status::Terminal;
 use crate::base::Base;
 use crate::data::synth::{Domain, SynthSpec};
-use crate::data::{CheckReport, Split};
+use crate::data::{BadRowLimit, CheckReport, DataError, Index, Split};
 use crate::error::{Error, Result};
 use crate::recipe::{Columns, DataLimits, DataSection, Orientation, Task};
 use crate::status::Status;
@@ -152,6 +152,7 @@ impl DataCommand {
             DataCommand::Check { recipe, overrides, json } => check(&recipe, &overrides, json),
             DataCommand::Stats { subject, overrides, base, task, columns, reading, json } => {
                 let subject = home::expand_text(&subject).map_err(HubError::from)?;
+                let mut none_good = None;
                 let stats = if subject.to_lowercase().ends_with(".toml") {
                     for (name, given) in [("--base", base.is_some()), ("--column", !columns.is_empty())] {
                         if given {
@@ -161,12 +162,13 @@ impl DataCommand {
                     if let Some(name) = reading.given() {
                         return Err(usage(format!("`{name}` belongs to a table, the recipe says it itself")));
                     }
-                    stats_of_recipe(&PathBuf::from(&subject), &overrides)?
+                    stats_of_recipe(&PathBuf::from(&subject), &overrides, &mut none_good)?
                 } else {
                     if let Some(first) = overrides.first() {
                         return Err(usage(format!("`{first}` sets a key of a recipe, and `{subject}` is a table")));
                     }
-                    vec![("rows".to_owned(), stats_of_table(&subject, base, task, &columns, reading.decoding())?)]
+                    let stats = stats_of_table(&subject, base, task, &columns, reading.decoding(), &mut none_good)?;
+                    vec![("rows".to_owned(), stats)]
                 };
                 if json {
                     report::json(&stats.into_iter().collect::<BTreeMap<_, _>>());
@@ -174,7 +176,7 @@ impl DataCommand {
                     let texts: Vec<String> = stats.iter().map(|(title, stats)| stats_text(title, stats)).collect();
                     result!("{}", texts.join("\n\n"));
                 }
-                Ok(())
+                none_good.map_or(Ok(()), |error| Err(Error::Data(error)))
             }
             DataCommand::Preview { recipe, overrides, out, rows } => {
                 let file = require_file(&out)?;
@@ -264,7 +266,12 @@ fn check(recipe: &std::path::Path, overrides: &[String], json: bool) -> Result<(
     first_error.map_or(Ok(()), |error| Err(Error::Data(error)))
 }
 
-fn stats_of_recipe(path: &std::path::Path, overrides: &[String]) -> Result<Vec<(String, TableStats)>> {
+/// `none_good`: what to say at the end where a table has no row that can be used.
+fn stats_of_recipe(
+    path: &std::path::Path,
+    overrides: &[String],
+    none_good: &mut Option<DataError>,
+) -> Result<Vec<(String, TableStats)>> {
     let recipe = super::train::load(path, overrides)?;
     let base = Base::open(&recipe.base.path, &Terminal)?;
     let mut all = Vec::new();
@@ -274,11 +281,17 @@ fn stats_of_recipe(path: &std::path::Path, overrides: &[String]) -> Result<Vec<(
         for (part, title) in parts(section, number) {
             let source = Source::open(part, task.as_ref(), &base, scan, &Terminal)?;
             warn_of_clipped(&source, &title);
+            *none_good = none_good.take().or(without_good_row(&source.index));
             let stats = TableStats::new(&source, task.as_ref(), &base, &title, &Terminal)?;
             all.push((title, stats));
         }
     }
     Ok(all)
+}
+
+/// What to say of rows none of which can be used.
+fn without_good_row(index: &Index) -> Option<DataError> {
+    index.enforce(BadRowLimit::Share(1.0)).err().filter(|_| index.rows() > 0)
 }
 
 /// Says that pictures lose their shades.
@@ -294,6 +307,7 @@ fn stats_of_table(
     task: TaskArgument,
     columns: &[String],
     decoding: Decoding,
+    none_good: &mut Option<DataError>,
 ) -> Result<TableStats> {
     let base = base.ok_or_else(|| usage("a table has no tokens without a tokenizer: `--base` names one".into()))?;
     let task = match task {
@@ -331,6 +345,7 @@ fn stats_of_table(
     let part = Part { section: &section, number: None, split: Split::Train };
     let source = Source::open(part, task.as_ref(), &base, Scan::of_a_look(&limits), &Terminal)?;
     warn_of_clipped(&source, spec);
+    *none_good = without_good_row(&source.index);
     TableStats::new(&source, task.as_ref(), &base, spec, &Terminal)
 }
 

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use parquet::basic::Type;
+use parquet::basic::{Compression, Type};
 use parquet::file::metadata::ColumnChunkMetaData;
 
 use super::budget::{self, LISTED_VALUE_BYTES, Spans, weight};
@@ -11,6 +11,7 @@ use super::error::DataError;
 use super::lengths;
 use super::pages::{self, Page, PageFault};
 use super::reader::{DEFAULT_PAGE_BYTES, DataFile, chunk_range};
+use super::unpack::Unpacking;
 
 /// Rows of a batch are as many as take this much by the mean, at least one, at most [`BATCH_ROWS`].
 const BATCH_BYTES: u64 = 16 << 20;
@@ -42,10 +43,10 @@ impl DataFile {
     /// Checks that the requested columns' pages are of sizes that are allowed, each and those of a row together, before anything
     /// makes room for them, and finds out how many rows a batch may have.
     pub(super) fn check_pages(&self, row_group: usize) -> Result<usize, DataError> {
-        let file = Arc::new(self.file()?);
+        let file = Arc::new(self.unpacking(row_group)?);
         let (_, mask) = self.projection();
         let description = self.metadata.metadata().row_group(row_group);
-        let (rows, is_there) = (self.claimed_rows(row_group), has_no_holes(&file));
+        let (rows, is_there) = (self.claimed_rows(row_group), has_no_holes(file.file()));
         let columns = description.columns().iter().enumerate().filter(|(leaf, _)| mask.leaf_included(*leaf));
         let columns: Vec<&ColumnChunkMetaData> = columns.map(|(_, column)| column).collect();
         let (mut spans, mut chunks) = (Vec::new(), Vec::new());
@@ -82,7 +83,7 @@ impl DataFile {
 
     fn check_column(
         &self,
-        file: &Arc<File>,
+        file: &Arc<Unpacking>,
         column: &ColumnChunkMetaData,
         rows: u64,
         is_there: bool,
@@ -90,7 +91,8 @@ impl DataFile {
         let (start, size) = chunk_range(column).unwrap_or_default();
         let limit_bytes = self.options.max_page_bytes;
         let (mut chunk, mut has_packed_lengths) = (Chunk { packed_bytes: size, ..Chunk::default() }, false);
-        pages::check(file, start, size, limit_bytes, &mut |page: Page| {
+        let may_be_frames = column.compression() == Compression::LZ4;
+        pages::check(file.file(), start, size, limit_bytes, may_be_frames, &mut |page: Page| {
             let taken = weight(page.packed, page.bytes(), is_there);
             has_packed_lengths |= page.has_packed_lengths;
             chunk.bytes = chunk.bytes.saturating_add(page.bytes());
@@ -151,7 +153,7 @@ impl Chunk {
     /// The pages of a column with lists by the rows that their levels tell.
     fn listed(
         &self,
-        file: &Arc<File>,
+        file: &Arc<Unpacking>,
         column: &ColumnChunkMetaData,
         rows: u64,
         limit_bytes: u64,

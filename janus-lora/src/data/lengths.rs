@@ -5,7 +5,6 @@
 //! are claimed. So they are added up beforehand; the page itself is known to be small enough to be unpacked ([`super::pages`]).
 //! Encodings: parquet-format's `Encodings.md`, `DELTA_BINARY_PACKED`.
 
-use std::fs::File;
 use std::sync::Arc;
 
 use janus_core::guard;
@@ -15,11 +14,12 @@ use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::serialized_reader::SerializedPageReader;
 
 use super::pages::PageFault;
+use super::unpack::Unpacking;
 
 /// Adds up the values of each page of a column chunk of so many rows, and gives them to `look` with the page's number: none may
 /// hold more than `limit_bytes`, nor more values than its header says.
 pub(super) fn check(
-    file: &Arc<File>,
+    file: &Arc<Unpacking>,
     column: &ColumnChunkMetaData,
     rows: u64,
     limit_bytes: u64,
@@ -48,7 +48,7 @@ pub(super) fn check(
 /// Tells of each page of a column chunk with lists, by number, the first and the last row that lie in it, in part; until
 /// `look` says that it is enough.
 pub(super) fn levels(
-    file: &Arc<File>,
+    file: &Arc<Unpacking>,
     column: &ColumnChunkMetaData,
     rows: u64,
     look: &mut dyn FnMut(usize, u64, u64) -> bool,
@@ -83,7 +83,7 @@ pub(super) fn levels(
 
 /// Unpacks a column chunk's pages one after the other and gives those with values to `look`, until that says that it is enough.
 fn data_pages(
-    file: &Arc<File>,
+    file: &Arc<Unpacking>,
     column: &ColumnChunkMetaData,
     rows: u64,
     look: &mut dyn FnMut(usize, &Page) -> Result<bool, PageFault>,

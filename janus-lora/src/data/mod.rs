@@ -25,6 +25,8 @@ mod foreign;
 pub mod hub;
 pub mod index;
 mod lengths;
+#[cfg(test)]
+mod limit_tests;
 mod pages;
 mod random;
 mod reader;
@@ -45,6 +47,7 @@ mod table_tests;
 pub(crate) mod testing;
 mod thrift;
 mod types;
+mod unpack;
 mod values;
 mod written;
 

@@ -6,7 +6,7 @@
 //! Headers are structs of [`super::thrift`], see parquet-format's `parquet.thrift`, struct `PageHeader`.
 
 use std::fs::File;
-use std::io::{self, BufReader, Seek, SeekFrom};
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
 
 use super::thrift::{Fields, Kind, Walk, malformed};
 
@@ -69,6 +69,14 @@ const HEADER: Fields = &[
     (8, Kind::Struct(DATA_V2)),
 ];
 
+/// The field of `DataPageHeaderV2` that says how values are written.
+const V2_ENCODING: i64 = 4;
+
+/// What is told as LZ4 in Hadoop's framing may be an LZ4 frame, which the reader unpacks to its end, whatever the header says;
+/// a byte of it stands for no more than so many.
+const LZ4_RATIO: u64 = 255;
+const LZ4_FRAME: [u8; 4] = [0x04, 0x22, 0x4D, 0x18];
+
 /// Why a column's pages are not read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum PageFault {
@@ -95,12 +103,13 @@ pub(crate) enum PageFault {
 }
 
 /// Checks every page of the column chunk that lies at `start`, `length` bytes long, and hands it to `look`. None may unpack to
-/// more than `limit_bytes`.
+/// more than `limit_bytes`; `may_be_frames`: they are packed as Hadoop packs LZ4.
 pub(crate) fn check(
     file: &File,
     start: u64,
     length: u64,
     limit_bytes: u64,
+    may_be_frames: bool,
     look: &mut dyn FnMut(Page),
 ) -> Result<(), PageFault> {
     let mut walk = Walk::new(BufReader::with_capacity(256, file), MAX_LISTED);
@@ -108,7 +117,11 @@ pub(crate) fn check(
     let (mut at, mut values, mut pages) = (start, 0_u64, 0_u64);
     while at < end {
         let read = read(&mut walk, at).ok().filter(|page| page.end().is_some_and(|page_end| page_end <= end));
-        let page = read.ok_or_else(|| PageFault::Damaged(format!("the page header at byte {at} cannot be read")))?;
+        let unreadable = || PageFault::Damaged(format!("the page header at byte {at} cannot be read"));
+        let mut page = read.ok_or_else(unreadable)?;
+        if may_be_frames && is_frame(&mut walk.input).map_err(|_| unreadable())? {
+            page.unpacked = page.unpacked.max(page.packed.saturating_mul(LZ4_RATIO));
+        }
         let bytes = page.bytes();
         if bytes > limit_bytes {
             return Err(PageFault::TooLarge { packed_bytes: page.packed, bytes, limit_bytes });
@@ -133,10 +146,18 @@ pub(crate) fn check(
     Ok(())
 }
 
+/// Whether a frame of LZ4 begins here.
+fn is_frame(reader: &mut BufReader<&File>) -> io::Result<bool> {
+    let mut start = Vec::new();
+    reader.take(LZ4_FRAME.len() as u64).read_to_end(&mut start)?;
+    Ok(start == LZ4_FRAME)
+}
+
 /// What a page header says.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Page {
-    unpacked: u64,
+    /// Its size once it is unpacked, in bytes, levels included.
+    pub(crate) unpacked: u64,
     /// Its size in the file, in bytes.
     pub(crate) packed: u64,
     /// Values, nulls included.
@@ -147,8 +168,12 @@ pub(crate) struct Page {
     pub(crate) is_data: bool,
     /// Whether lengths of values stand apart from them, packed: [`super::lengths`] looks at those.
     pub(crate) has_packed_lengths: bool,
+    /// Bytes of levels before the values, which are never packed, in version 2.
+    pub(crate) levels: u64,
+    /// Whether it is packed where its column is.
+    pub(crate) is_packed: bool,
     /// Where the header ends.
-    data: u64,
+    pub(crate) data: u64,
 }
 
 impl Page {
@@ -162,11 +187,16 @@ impl Page {
     }
 }
 
+/// The page header that lies at `at` in a file.
+pub(crate) fn header(file: &File, at: u64) -> io::Result<Page> {
+    read(&mut Walk::new(BufReader::with_capacity(256, file), MAX_LISTED), at)
+}
+
 /// The page header that lies at `at`.
 fn read(walk: &mut Walk<BufReader<&File>>, at: u64) -> io::Result<Page> {
     walk.input.seek(SeekFrom::Start(at))?;
     walk.elements = MAX_LISTED;
-    let (mut of, mut unpacked, mut packed, mut page) = (None, None, None, Page::default());
+    let (mut of, mut unpacked, mut packed, mut page) = (None, None, None, Page { is_packed: true, ..Page::default() });
     let mut header = None;
     walk.fields(HEADER, &mut |walk, field| {
         match field {
@@ -177,7 +207,7 @@ fn read(walk: &mut Walk<BufReader<&File>>, at: u64) -> io::Result<Page> {
             5..=8 if header.replace(field).is_some() => return Err(malformed()),
             5 => values(walk, DATA, 2, &mut page)?,
             7 => values(walk, DICTIONARY, 2, &mut page)?,
-            8 => values(walk, DATA_V2, 4, &mut page)?,
+            8 => values(walk, DATA_V2, V2_ENCODING, &mut page)?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -199,11 +229,19 @@ fn read(walk: &mut Walk<BufReader<&File>>, at: u64) -> io::Result<Page> {
     Ok(page)
 }
 
+/// A number that is not negative.
+fn count(walk: &mut Walk<BufReader<&File>>) -> io::Result<u64> {
+    u64::try_from(walk.i32()?).map_err(|_| malformed())
+}
+
 /// The header of a page with values: field 1 is their number, `encoding` the field that says how they are written.
 fn values(walk: &mut Walk<BufReader<&File>>, known: Fields, encoding: i64, page: &mut Page) -> io::Result<()> {
     walk.fields(known, &mut |walk, field| {
         match field {
-            1 => page.values = u64::try_from(walk.i32()?).map_err(|_| malformed())?,
+            1 => page.values = count(walk)?,
+            // The second version alone has these.
+            5 | 6 if encoding == V2_ENCODING => page.levels += count(walk)?,
+            7 if encoding == V2_ENCODING => page.is_packed = walk.truth,
             _ if field == encoding => page.has_packed_lengths = PACKED_LENGTHS.contains(&walk.i32()?),
             _ => return Ok(false),
         }
@@ -257,7 +295,9 @@ mod tests {
         file.write_all(b"before").unwrap();
         file.write_all(bytes).unwrap();
         let mut seen = Vec::new();
-        check(&file, 6, bytes.len() as u64, LIMIT, &mut |page| seen.push((page.bytes(), page.has_packed_lengths)))?;
+        check(&file, 6, bytes.len() as u64, LIMIT, false, &mut |page| {
+            seen.push((page.bytes(), page.has_packed_lengths))
+        })?;
         Ok(seen)
     }
 

@@ -16,7 +16,7 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
-use parquet::file::metadata::ColumnChunkMetaData;
+use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
 
 use super::error::DataError;
 use super::footer::{self, FOOTER_BYTES, FooterFault};
@@ -25,6 +25,7 @@ use super::row::{Row, RowId};
 use super::schema::{ColumnFault, ColumnRequest, bind, type_name};
 use super::source::FileSource;
 use super::types::{Place, as_read, is_null, is_number, list_item};
+use super::unpack::{self, Unpacking};
 use super::values::{ImagePlaces, MAX_BOXES, Values, few};
 use super::{foreign, roles};
 
@@ -78,7 +79,9 @@ pub(crate) struct DataFile {
     pub(crate) length: u64,
     /// Columns as the file describes them.
     schema: SchemaRef,
-    /// The same, with requested columns as [`as_read`] asks.
+    /// The description as it is in the file.
+    as_packed: Arc<ParquetMetaData>,
+    /// The same with pages as [`Unpacking`] gives them, and requested columns as [`as_read`] asks.
     pub(super) metadata: ArrowReaderMetadata,
     /// Where each request is found; `None` for an optional one that is not there.
     columns: Vec<Option<Place>>,
@@ -163,11 +166,12 @@ impl DataFile {
             faults,
             hints: Vec::new(),
         })?;
+        let as_packed = metadata.metadata().clone();
         let metadata = guard::catch(|| with_columns_as_read(&metadata, &columns))
             .map_err(unreadable)?
             .map_err(|e| unreadable(e.to_string()))?;
         let batch_rows = (0..metadata.metadata().num_row_groups()).map(|_| OnceLock::new()).collect();
-        Ok(Self { path: path.into(), source, length, schema, metadata, columns, options, batch_rows })
+        Ok(Self { path: path.into(), source, length, schema, as_packed, metadata, columns, options, batch_rows })
     }
 
     /// The file's bytes, brought here first if they are on a hub.
@@ -189,6 +193,11 @@ impl DataFile {
                 opened
             }
         }
+    }
+
+    /// The file with pages of a row group as the description has them.
+    pub(super) fn unpacking(&self, row_group: usize) -> Result<Unpacking, DataError> {
+        Ok(Unpacking::new(self.file()?, self.as_packed.row_group(row_group)))
     }
 
     /// The file, if it is on a hub.
@@ -241,7 +250,7 @@ impl DataFile {
 
     /// Starts to read rows `rows` of a row group.
     pub(crate) fn batches(&self, row_group: usize, rows: Range<usize>) -> Result<Batches<'_>, DataError> {
-        let file = self.file()?;
+        let file = self.unpacking(row_group)?;
         let (roots, mask) = self.projection();
         let batch_rows = self.batch_rows(row_group)?;
         let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone())
@@ -270,7 +279,7 @@ impl DataFile {
     }
 }
 
-/// The description with requested columns as [`as_read`] asks.
+/// The description with requested columns as [`as_read`] asks, and pages as [`Unpacking`] gives them.
 fn with_columns_as_read(
     metadata: &ArrowReaderMetadata,
     columns: &[Option<Place>],
@@ -282,7 +291,8 @@ fn with_columns_as_read(
         false => field.clone(),
     });
     let schema = Schema::new_with_metadata(fields.collect::<Vec<_>>(), schema.metadata().clone());
-    ArrowReaderMetadata::try_new(metadata.metadata().clone(), ArrowReaderOptions::new().with_schema(schema.into()))
+    let unpacked = unpack::described(metadata.metadata())?.map_or_else(|| metadata.metadata().clone(), Arc::new);
+    ArrowReaderMetadata::try_new(unpacked, ArrowReaderOptions::new().with_schema(schema.into()))
 }
 
 /// First byte and length of a column's pages; `None` where the file claims something negative.

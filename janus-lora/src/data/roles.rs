@@ -44,6 +44,7 @@ pub(super) fn refuse(schema: &Schema, alternatives: &[Vec<ColumnRequest>]) -> (V
         true => (true, 0),
         false => (false, faults.len()),
     });
+    let schema = &looked_through(schema, alternatives);
     let is_repeated = |fault: &ColumnFault| matches!(fault, ColumnFault::Repeated { .. });
     for (requests, faults) in judged.iter().filter(|(_, faults)| !faults.iter().any(is_repeated)) {
         if let Some(columns) = assign(schema, requests).into_iter().collect::<Option<Vec<String>>>() {
@@ -60,6 +61,19 @@ pub(super) fn refuse(schema: &Schema, alternatives: &[Vec<ColumnRequest>]) -> (V
         }
         (faults, hints)
     })
+}
+
+/// A schema of the first columns, and of those that are asked for.
+fn looked_through(schema: &Schema, alternatives: &[Vec<ColumnRequest>]) -> Schema {
+    let is_named = |name: &str| {
+        let mut requests = alternatives.iter().flatten();
+        requests.any(|request| {
+            request.column.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        })
+    };
+    let fields = schema.fields().iter().enumerate();
+    let fields = fields.filter(|(number, field)| *number < MAX_LOOKED_AT || is_named(field.name()));
+    Schema::new_with_metadata(fields.map(|(_, field)| field.clone()).collect::<Vec<_>>(), schema.metadata().clone())
 }
 
 /// A column for every request as far as it is clear which one is meant: those that are there as they are, then what names
@@ -82,7 +96,7 @@ fn assign(schema: &Schema, requests: &[ColumnRequest]) -> Vec<Option<String>> {
 /// Columns of a type that fits a request, fields of structs among them.
 fn fitting(schema: &Schema, request: &ColumnRequest, used: &[String]) -> Vec<String> {
     let mut names = Vec::new();
-    for field in schema.fields().iter().take(MAX_LOOKED_AT) {
+    for field in schema.fields() {
         names.push(field.name().clone());
         let inner = list_item(field.data_type()).unwrap_or(field.data_type());
         if let DataType::Struct(fields) = inner {

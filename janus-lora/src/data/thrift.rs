@@ -74,6 +74,8 @@ pub(super) struct Walk<I> {
     pub(super) input: I,
     /// Elements of lists that may still come: a count is no more than a claim.
     pub(super) elements: u64,
+    /// The truth value of the field at hand: it is told by its type.
+    pub(super) truth: bool,
 }
 
 /// Reads the value of a known field, or leaves it to be walked over: then `false`.
@@ -82,7 +84,7 @@ pub(super) type Take<'a, I> = &'a mut dyn FnMut(&mut Walk<I>, i64) -> io::Result
 impl<I: Input> Walk<I> {
     /// A walk over at most so many elements of lists.
     pub(super) fn new(input: I, elements: u64) -> Self {
-        Self { input, elements }
+        Self { input, elements, truth: false }
     }
 
     /// Walks over a struct.
@@ -99,6 +101,7 @@ impl<I: Input> Walk<I> {
                 return Err(malformed());
             }
             last = field;
+            self.truth = kind == 1;
             match known.iter().find(|(number, _)| *number == field) {
                 Some((_, expected)) if !expected.is(kind) => return Err(malformed()),
                 Some((_, expected)) => {
