@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use janus_core::noise;
@@ -399,6 +399,16 @@ impl SampleStream {
             ahead.tell(took_pixels);
         }
         sample.map_err(|source| TrainError::Row { row, source: Box::new(source) }.into())
+    }
+
+    /// Lets the threads that read ahead rest while the guard lives.
+    pub(super) fn pause(&self) -> Option<MutexGuard<'_, ()>> {
+        self.ahead.as_ref().map(ReadAhead::pause)
+    }
+
+    /// Ends the threads that read ahead, with what they have read. Its place stays.
+    pub(super) fn stop_reading_ahead(&mut self) {
+        self.ahead = None;
     }
 
     /// The next sample as far as it needs no model, and its row; without reading ahead.
