@@ -30,6 +30,7 @@ mod settings;
 #[cfg(test)]
 mod testing;
 mod tokenizer;
+mod tokenizer_file;
 
 pub use batch::{PaddedBatch, left_pad, left_pad_samples};
 pub use chat::{

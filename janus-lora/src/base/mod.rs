@@ -192,7 +192,9 @@ impl Base {
     pub fn open(spec: &str, status: &dyn Status) -> Result<Self> {
         say_random(spec, status);
         let folder = resolve(spec, status)?;
-        Self::open_folder(spec, &folder)
+        let base = Self::open_folder(spec, &folder)?;
+        base.prompts.tokenizer().notes().iter().for_each(|note| status.warn(note));
+        Ok(base)
     }
 
     /// Opens as much of what a user calls a base as a plan needs, and leaves nothing behind in the cache but a hub's small files:

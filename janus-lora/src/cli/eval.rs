@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use clap::Args;
+use janus_core::ModelError;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::arguments::{DeviceArgument, attach, read_adapter};
 use super::out::result;
@@ -13,6 +14,7 @@ use super::report;
 use super::status::Terminal;
 use crate::adapter::Adapter;
 use crate::cache::CacheSettings;
+use crate::culprit::explain;
 use crate::error::{Error, Result};
 use crate::eval::{Metrics, Networks, evaluate};
 use crate::heads::Heads;
@@ -79,6 +81,8 @@ impl Eval {
             evaluate(&model, &base, &heads, &tables, &networks, batch_size, &Terminal)?
         };
         base.cache().tell(&Terminal);
+        require_losses(&before).map_err(|error| explain(error, &base, &[]))?;
+        require_losses(&after).map_err(|error| explain(error, &base, &adapters))?;
         let forgotten = forgetting(&adapters, &before, &after);
         if self.json {
             let mut result = json!({ "before": before });
@@ -126,6 +130,15 @@ fn read_otherwise(adapters: &[(Adapter, f64)], recipe: &Recipe) -> BTreeSet<(Str
         }
     }
     found
+}
+
+/// Refuses figures of a model whose losses are no numbers, which JSON has no word for.
+fn require_losses(metrics: &Metrics) -> Result<()> {
+    let is_lost = |figures: &Value| figures.get("loss").is_some_and(Value::is_null);
+    match metrics.values().position(is_lost) {
+        None => Ok(()),
+        Some(row) => Err(ModelError::NotFinite { what: "losses of the tables", row, value: f32::NAN }.into()),
+    }
 }
 
 /// The loss of rows that an adapter was not trained on.

@@ -16,6 +16,7 @@ use super::status::Terminal;
 use super::understand::readable;
 use crate::base::Base;
 use crate::cache::{Image, codes, features, low_and_mid_features};
+use crate::culprit::{explain, finite};
 use crate::error::{Error, Result};
 use crate::tasks::{CodeBatch, TextBatch};
 
@@ -94,8 +95,12 @@ impl Features {
         };
         let named: Vec<(&str, Tensor)> = [("features", seen), ("code_features", drawn)]
             .into_iter()
-            .map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous()?)))
-            .collect::<Result<_>>()?;
+            .map(|(name, tensor)| {
+                let tensor = finite(tensor, "features")?;
+                Ok((name, tensor.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous()?))
+            })
+            .collect::<Result<_>>()
+            .map_err(|error| explain(error, &base, &adapters))?;
         let shapes: serde_json::Map<String, serde_json::Value> =
             named.iter().map(|(name, tensor)| ((*name).to_owned(), json!(tensor.dims()))).collect();
         let bytes = safetensors::serialize(named.iter().map(|(name, tensor)| (*name, tensor)), None)

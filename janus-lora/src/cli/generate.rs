@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use janus_core::Parts;
+use janus_core::{ModelError, Parts};
 use janus_core::output::{require_file, write_file};
 use janus_core::pass::Pass;
 use janus_core::processing::pixels_to_images;
@@ -15,6 +15,7 @@ use super::out::done;
 use super::report;
 use super::status::Terminal;
 use super::understand::{check_temperature, placed, readable};
+use crate::culprit::{explain, finite};
 use crate::error::{Error, Result};
 use crate::eval::code_prompts;
 use crate::status::Status;
@@ -22,6 +23,9 @@ use crate::tasks::check_drawing_room;
 
 /// Pictures drawn side by side at most: each holds a cache of its own.
 const MAX_COUNT: i64 = 64;
+
+/// Far more than anybody guides with: where it lifts logits out of the numbers, it is to blame.
+const USUAL_GUIDANCE: f64 = 1000.0;
 
 /// Draw pictures of a prompt.
 #[derive(Debug, Args)]
@@ -102,9 +106,17 @@ impl Generate {
         options.temperature = self.temperature.unwrap_or(options.temperature);
         let pass = Pass::inference();
         let prompts = code_prompts(&model, &base, &vec![(prompt.as_slice(), sources.as_slice()); count])?;
-        let codes = generate_codes(&model, &pass, &prompts, &options, &mut |_| bar.advance(1))?;
+        let codes = generate_codes(&model, &pass, &prompts, &options, &mut |_| bar.advance(1));
+        let codes = codes.map_err(|error| match &error {
+            janus_core::Error::Model(ModelError::NotFinite { .. }) if options.guidance.abs() > USUAL_GUIDANCE => {
+                let message = format!("{error} with `--guidance {:e}`", options.guidance);
+                Error::Usage { message, hint: "guidance is usually between 1 and 10".into() }
+            }
+            _ => explain(error.into(), &base, &adapters),
+        })?;
         bar.finish();
-        let pictures = pixels_to_images(&model.image_tokenizer()?.decode(&pass, &codes)?)?;
+        let pixels = finite(model.image_tokenizer()?.decode(&pass, &codes)?, "pixels");
+        let pictures = pixels_to_images(&pixels.map_err(|error| explain(error, &base, &adapters))?)?;
         for (picture, place) in pictures.iter().zip(&places) {
             let mut bytes = std::io::Cursor::new(Vec::new());
             picture.write_to(&mut bytes, image::ImageFormat::Png).map_err(|e| Error::Usage {

@@ -16,6 +16,7 @@ use super::status::Terminal;
 use crate::adapter::Adapter;
 use crate::base::Base;
 use crate::cache::Image;
+use crate::culprit::explain;
 use crate::data::EncodedImage;
 use crate::error::{Error, Result};
 use crate::eval::{Answer, answer};
@@ -133,7 +134,8 @@ impl Understand {
                 out: self.out.as_deref(),
                 json: self.json,
             };
-            return ask.run(&base, &adapters, &self.dtype, &device, &pictures);
+            let told = ask.run(&base, &adapters, &self.dtype, &device, &pictures);
+            return told.map_err(|error| explain(error, &base, &adapters));
         }
         let together = if self.each { 1 } else { pictures.len() };
         let prompt = |question: &String| -> Result<Vec<u32>> {
@@ -149,7 +151,8 @@ impl Understand {
         let images = readable(&base, &self.images, pictures)?;
         let parts = Parts { text_head: true, vision: !images.is_empty(), ..Parts::default() };
         let (model, _) = self.dtype.model(&base, &adapters, &device, parts, &Terminal)?;
-        for answer in self.answers(&model, &base, &prompts, &images)? {
+        let answers = self.answers(&model, &base, &prompts, &images).map_err(|error| explain(error, &base, &adapters))?;
+        for answer in answers {
             if self.json {
                 report::json(&json!({ "text": answer.text, "token_ids": answer.token_ids }));
             } else {
@@ -185,7 +188,8 @@ impl Understand {
         let mut told = Vec::new();
         for (path, picture) in self.images.iter().zip(pictures) {
             let image = readable(base, std::slice::from_ref(path), vec![picture.clone()])?;
-            for (question, answer) in self.questions.iter().zip(self.answers(&model, base, prompts, &image)?) {
+            let answers = self.answers(&model, base, prompts, &image).map_err(|error| explain(error, base, adapters))?;
+            for (question, answer) in self.questions.iter().zip(answers) {
                 let Answer { text, token_ids } = answer;
                 if self.json {
                     told.push(json!({ "image": path, "question": question, "text": text, "token_ids": token_ids }));
