@@ -560,16 +560,27 @@ mod tests {
             group_bytes: 40_000_000,
             decoded_bytes: 36_000_000,
             eval_rows: 0,
+            reads_on: true,
             ..load()
         };
         assert_eq!(of(wide.clone()).rows, plain.rows + 50_000_000 + 40_000_000);
         let two = Memory { row_threads: 2, loads: vec![wide.clone()], ..memory(&config) };
         assert_eq!(two.predicted().rows, plain.rows + 50_000_000 + 2 * 36_000_000);
-        // What is evaluated comes beside them.
-        let told = of(TableLoad { eval_rows: 5, eval_window_bytes: 20_000_000, ..wide });
-        // The window is there by then, and one of its pictures may be under way; the row group is gone.
-        let expected = told.activations + told.cache + 40_000_000 - 36_000_000;
-        assert!((56_000_000..64_000_000).contains(&expected), "{told:?}");
+        // Steps that stay within the first window decode, and read nothing; that window was read before them.
+        let within = of(TableLoad { reads_on: false, ..wide.clone() });
+        assert_eq!(within.rows, plain.rows + 50_000_000 + 36_000_000);
+        assert_eq!(within.cache + within.activations, (40_000_000 - 36_000_000_u64).max(within.activations));
+        // What is evaluated comes beside the rows of the steps, or, where that is before and after them, instead of them.
+        let evaluated = TableLoad { eval_rows: 5, eval_window_bytes: 90_000_000, eval_group_bytes: 30_000_000, ..wide };
+        let held = |evaluates_between| {
+            let memory = Memory { evaluates_between, loads: vec![evaluated.clone()], ..memory(&config) };
+            memory.predicted().cache
+        };
+        let told = of(evaluated.clone());
+        assert_eq!(told.cache + told.activations + 40_000_000, 90_000_000 + 36_000_000);
+        assert_eq!(held(true), told.cache);
+        let rows = told.rows - 40_000_000;
+        assert_eq!(held(false), told.cache.saturating_sub(rows));
     }
 
     #[test]
