@@ -143,7 +143,13 @@ impl Table {
             return Err(DataError::ImageRoot { path: root.clone() });
         }
         let files = files.iter().map(Described::new).collect::<Result<Vec<_>, _>>()?;
-        let fitting = alternatives.iter().find(|requests| files.iter().all(|file| file.has(requests)));
+        let further =
+            |requests: &[ColumnRequest]| -> Vec<_> { requests.iter().map(ColumnRequest::of_a_further_file).collect() };
+        let fitting = alternatives.iter().find(|requests| {
+            let further = further(requests);
+            files.iter().any(|file| file.has(requests))
+                && files.iter().all(|file| file.has(requests) || file.has(&further))
+        });
         let Some(requests) = fitting else {
             let has_none = |file: &&Described| alternatives.iter().all(|requests| !file.has(requests));
             let lacks_first = |file: &&Described| alternatives.first().is_some_and(|requests| !file.has(requests));
@@ -159,7 +165,11 @@ impl Table {
             };
         };
         let options = Arc::new(options);
-        let open = |file| DataFile::new(file, requests, options.clone());
+        let further = further(requests);
+        let open = |file: Described| {
+            let requests = if file.has(requests) { requests } else { &further };
+            DataFile::new(file, requests, options.clone())
+        };
         let files = files.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
         for (number, request) in requests.iter().enumerate() {
             let with = files.iter().find(|file| file.has(number));

@@ -16,6 +16,8 @@
 //!
 //! [`synth`] draws small data sets on the spot.
 
+#[cfg(test)]
+mod conversation_tests;
 mod conversations;
 pub mod error;
 mod foreign;

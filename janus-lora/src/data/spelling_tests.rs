@@ -29,41 +29,8 @@ use super::source::{FileSource, resolve};
 use super::stream::RowStream;
 use super::testing::*;
 
-fn list(lengths: &[usize], items: ArrayRef) -> ArrayRef {
-    let field = Field::new("item", items.data_type().clone(), true);
-    Arc::new(ListArray::new(field.into(), OffsetBuffer::from_lengths(lengths.iter().copied()), items, None))
-}
-
-fn structure(columns: Vec<(&str, ArrayRef)>) -> ArrayRef {
-    let fields: Fields = columns.iter().map(|(name, a)| Field::new(*name, a.data_type().clone(), true)).collect();
-    Arc::new(StructArray::new(fields, columns.into_iter().map(|(_, array)| array).collect(), None))
-}
-
-fn nulls(count: usize) -> ArrayRef {
-    Arc::new(NullArray::new(count))
-}
-
 fn bytes(values: &[&[u8]]) -> ArrayRef {
     Arc::new(BinaryArray::from_iter_values(values))
-}
-
-fn required(role: &'static str, column: &str, kind: ColumnKind) -> ColumnRequest {
-    ColumnRequest::required(role, column, kind)
-}
-
-fn rows_of(table: Table) -> Vec<Row> {
-    let index = scan_all(&table, &accept_all);
-    let count = index.accepted_rows();
-    if count == 0 {
-        return Vec::new();
-    }
-    RowStream::new(Arc::new(table), Arc::new(index), 0, false).unwrap().take(count).map(Result::unwrap).collect()
-}
-
-/// The first reason for which a row of the column is bad.
-fn reason(path: PathBuf, request: ColumnRequest) -> String {
-    let index = scan_all(&Table::open(&[path], &[request]).unwrap(), &accept_all);
-    index.rejected().first().map(|row| row.fault.to_string()).unwrap_or_default()
 }
 
 #[test]
@@ -379,55 +346,6 @@ fn what_is_no_path_is_named_and_never_shown_whole() {
         assert!(reason.contains(expected) && reason.len() < 500, "{reason}");
     }
     assert_eq!(index.rejected_rows(), 3);
-}
-
-fn turns(role: &str, content: &str, said: ArrayRef) -> ArrayRef {
-    list(&[2], structure(vec![(role, texts([Some("human"), Some("gpt")])), (content, said)]))
-}
-
-#[test]
-fn conversations_are_read_in_every_spelling() {
-    let folder = tempfile::tempdir().unwrap();
-    let picture = png(6, 4);
-    let plain = || texts([Some("<image_placeholder>\nWhat?"), Some("A part.")]);
-    let parts = |image: Option<ArrayRef>| {
-        let mut columns = vec![
-            ("type", texts([Some("image"), Some("text"), Some("text")])),
-            ("text", texts([None, Some("What?"), Some("A part.")])),
-        ];
-        columns.extend(image.map(|image| ("image", image)));
-        list(&[2, 1], structure(columns))
-    };
-    let json = r#"[{"from": "human", "value": "<image_placeholder>\nWhat?"}, {"from": "gpt", "value": "A part."}]"#;
-    let pictures = image_structs(&[Some((Some(&picture), None)), None, None]);
-    let columns: Vec<(&str, ArrayRef)> = vec![
-        ("role", turns("role", "content", plain())),
-        ("from", turns("from", "value", plain())),
-        ("parts", turns("role", "content", parts(None))),
-        ("null parts", turns("role", "content", parts(Some(nulls(3))))),
-        ("pictured", turns("role", "content", parts(Some(pictures)))),
-        ("json", texts([Some(json)])),
-    ];
-    let names: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();
-    let path = write_table(&folder.path().join("t.parquet"), columns, 5);
-    for name in names {
-        let row = rows_of(
-            Table::open(std::slice::from_ref(&path), &[required("messages", name, ColumnKind::Messages)]).unwrap(),
-        );
-        let found: Vec<String> =
-            row[0].messages["messages"].iter().map(|turn| format!("{}: {}", turn.role, turn.content)).collect();
-        assert_eq!(found, ["user: <image_placeholder>\nWhat?", "assistant: A part."], "{name}");
-        assert_eq!(
-            row[0].image("messages").map(|image| &image.bytes),
-            (name == "pictured").then_some(&picture),
-            "{name}"
-        );
-        let asked = [required("messages", name, ColumnKind::PicturedMessages)];
-        assert_eq!(Table::open(std::slice::from_ref(&path), &asked).is_ok(), name == "pictured", "{name}");
-    }
-    let path = write_table(&folder.path().join("bad.parquet"), vec![("json", texts([Some("Hello there")]))], 5);
-    let reason = reason(path, required("messages", "json", ColumnKind::Messages));
-    assert!(reason.starts_with("the conversation in `json` cannot be read: it is a text, and no JSON"), "{reason}");
 }
 
 /// 40 values of 300 kB that do not pack, and 72 MiB of bitmaps that pack a thousandfold, in every encoding, codec and version.
