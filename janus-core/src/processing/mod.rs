@@ -29,6 +29,7 @@ mod resize;
 mod settings;
 #[cfg(test)]
 mod testing;
+mod tiff;
 mod tokenizer;
 
 pub use batch::{PaddedBatch, left_pad, left_pad_samples};
