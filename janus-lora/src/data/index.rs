@@ -140,7 +140,7 @@ impl Table {
         options: ReadOptions,
     ) -> Result<Self, DataError> {
         if let Some(root) = options.image_root.as_ref().filter(|root| !root.is_dir()) {
-            return Err(DataError::ImageRoot { path: root.clone() });
+            return Err(DataError::ImageRoot { asker: options.asker, path: root.clone() });
         }
         let files = files.iter().map(Described::new).collect::<Result<Vec<_>, _>>()?;
         let further =
@@ -160,7 +160,7 @@ impl Table {
             }
             let told = files.iter().find(has_none).or_else(|| files.iter().find(lacks_first));
             return match told {
-                Some(file) => Err(file.refused(alternatives)),
+                Some(file) => Err(file.refused(alternatives, options.asker)),
                 None => Err(DataError::Source { spec: String::new(), reason: "no columns are asked for".into() }),
             };
         };

@@ -3,17 +3,16 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{
     Array, ArrayRef, BinaryArray, BooleanArray, FixedSizeListArray, Float16Array, Float64Array, Int32Array, Int64Array,
-    LargeListArray, LargeListViewArray, ListArray, ListViewArray, NullArray, RecordBatch, StringArray, StructArray,
-    UInt8Array,
+    LargeListArray, LargeListViewArray, ListViewArray, RecordBatch, StringArray, UInt8Array,
 };
 use arrow::buffer::OffsetBuffer;
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Field, Fields, Schema};
+use arrow::datatypes::{DataType, Field, Schema};
 use half::f16;
 use janus_core::{Diagnose, Fault};
 use parquet::arrow::ArrowWriter;
@@ -22,8 +21,7 @@ use parquet::file::properties::{WriterProperties, WriterVersion};
 
 use super::error::DataError;
 use super::index::Table;
-use super::reader::ReadOptions;
-use super::row::Row;
+use super::reader::{Asker, ReadOptions};
 use super::schema::{ColumnKind, ColumnRequest};
 use super::source::{FileSource, resolve};
 use super::stream::RowStream;
@@ -305,11 +303,53 @@ fn paths_lead_where_they_may() {
     assert!(reasons.iter().all(|reason| reason.contains("`image_root` in the recipe's `[[data]]`")), "{reasons:?}");
     let (bad, reasons) = accepted(Some(&root));
     assert_eq!(bad, [4, 5]);
-    assert!(reasons[0].contains("nor below `image_root`, `") && reasons[0].contains("pictures"), "{reasons:?}");
+    assert!(
+        reasons[0].contains("nor below `image_root` in the recipe's `[[data]]`, `") && reasons[0].contains("pictures"),
+        "{reasons:?}"
+    );
     assert_eq!(accepted(Some(outer.path())).0, [0; 0]);
     let gone = ReadOptions { image_root: Some(outer.path().join("gone")), ..ReadOptions::default() };
     let error = Table::open_with(&[FileSource::Local(path)], &[vec![image_request()]], gone).unwrap_err();
     assert!(matches!(error, DataError::ImageRoot { .. }) && error.fault() == Fault::Input, "{error}");
+}
+
+#[test]
+fn a_table_of_the_command_line_is_told_of_options() {
+    let outer = tempfile::tempdir().unwrap();
+    let folder = outer.path().join("table");
+    let absolute = outer.path().join("a.png");
+    std::fs::write(&absolute, png(8, 6)).unwrap();
+    let column = texts(["b.png", "../a.png", absolute.to_str().unwrap()].map(Some));
+    let path = write_table(&folder.join("t.parquet"), vec![("image", column)], 10);
+    let open = |asker: Asker, image_root: Option<&str>, column: &str| {
+        let image_root = image_root.map(|name| outer.path().join(name));
+        let options = ReadOptions { asker, image_root, ..ReadOptions::default() };
+        let asked = vec![required("image", column, ColumnKind::Image)];
+        Table::open_with(&[FileSource::Local(path.clone())], &[asked], options)
+    };
+    for (asker, expected, other) in
+        [(Asker::Command, "`--image-root`", "recipe"), (Asker::Recipe, "`image_root` in the recipe's", "--image-root")]
+    {
+        for root in [None, Some("table")] {
+            let index = scan_all(&open(asker, root, "image").unwrap(), &accept_all);
+            assert_eq!(index.rejected_rows(), 3);
+            for row in index.rejected() {
+                let reason = row.fault.to_string();
+                assert!(reason.contains(expected) && !reason.contains(other), "{reason}");
+            }
+        }
+        let fault = open(asker, Some("gone"), "image").unwrap_err();
+        let told = format!("{fault} {:?}", fault.hints());
+        assert!(told.contains(expected.trim_matches('`')) && !told.contains(other), "{told}");
+    }
+    let hints = open(Asker::Command, None, "picture").unwrap_err().hints();
+    assert_eq!(hints, ["did you mean `image`? say `--column image=image`"]);
+    let fault = DataError::NoAcceptedRows {
+        rows: 3,
+        first: scan_all(&open(Asker::Command, None, "image").unwrap(), &accept_all).rejected().to_vec(),
+    };
+    assert!(fault.hints()[0].contains("`[[data]]`"));
+    assert!(DataError::OnCommandLine(fault.into()).hints()[0].contains("`--image-root FOLDER`"));
 }
 
 #[test]
@@ -320,7 +360,7 @@ fn what_is_no_path_is_named_and_never_shown_whole() {
     let values = ["https://example.com/a.png", "file:///data/a.png", &uri, &long, "pictures\\a.png", "gone.png"];
     let expected = [
         "is a URL, and pictures are not downloaded",
-        "is a `file://` URL: write the path alone",
+        "is a `file:` URL: write the path alone",
         "is a data URI: store the bytes",
         "is a picture in base64: store its bytes",
         "folders in it are to be parted by `/`",
@@ -493,7 +533,8 @@ fn other_formats_are_named_with_how_to_convert_them() {
         let error = resolve(name, base).and_then(|files| Table::open(&files, &requests(&["a"]))).unwrap_err();
         let hints = error.hints();
         assert!(matches!(error, DataError::NotParquet { .. }) && error.to_string().contains(what), "{name}: {error}");
-        assert_eq!((error.fault(), hints.len()), (Fault::Input, usize::from(!python.is_empty())), "{name}");
-        assert!(hints.iter().all(|hint| hint.contains(python) && hint.contains(".parquet'")), "{name}: {hints:?}");
+        assert_eq!((error.fault(), hints.len()), (Fault::Input, 1), "{name}");
+        let converts = hints[0].contains(python) && hints[0].contains(".parquet'");
+        assert!(if python.is_empty() { hints[0].contains("`to_parquet`") } else { converts }, "{name}: {hints:?}");
     }
 }
