@@ -160,7 +160,17 @@ impl Table {
             }
             let told = files.iter().find(has_none).or_else(|| files.iter().find(lacks_first));
             return match told {
-                Some(file) => Err(file.refused(alternatives, options.asker)),
+                Some(file) => {
+                    let mut fault = file.refused(alternatives, options.asker);
+                    // Columns by other names would be those of this file alone.
+                    let whole = files.iter().find(|file| !has_none(file));
+                    if let (DataError::Columns { hints, .. }, Some(whole)) = (&mut fault, whole) {
+                        let whole = whole.path();
+                        *hints =
+                            vec![format!("files of one table need the same columns: `{}` has them", whole.display())];
+                    }
+                    Err(fault)
+                }
                 None => Err(DataError::Source { spec: String::new(), reason: "no columns are asked for".into() }),
             };
         };

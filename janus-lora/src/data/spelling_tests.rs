@@ -314,6 +314,23 @@ fn paths_lead_where_they_may() {
 }
 
 #[test]
+fn columns_of_one_file_alone_are_not_proposed() {
+    let folder = tempfile::tempdir().unwrap();
+    let write =
+        |name: &str, column: &str| write_table(&folder.path().join(name), vec![(column, texts([Some("a")]))], 5);
+    let (whole, other) = (write("a.parquet", "answer"), write("b.parquet", "answr"));
+    let asked = requests(&["answer"]);
+    for files in [[&whole, &other], [&other, &whole]] {
+        let error = Table::open(&files.map(Clone::clone), &asked).unwrap_err();
+        let told = format!("{error}; {:?}", error.hints());
+        assert!(told.contains("need the same columns") && !told.contains("did you mean"), "{told}");
+        assert!(told.contains("a.parquet") && told.contains("b.parquet"), "{told}");
+    }
+    let alone = Table::open(&[other], &asked).unwrap_err();
+    assert!(alone.hints()[0].contains("did you mean `answr`"), "{:?}", alone.hints());
+}
+
+#[test]
 fn a_table_of_the_command_line_is_told_of_options() {
     let outer = tempfile::tempdir().unwrap();
     let folder = outer.path().join("table");
