@@ -11,6 +11,7 @@ use super::exif;
 use super::foreign::foreign;
 use super::gif;
 use super::headers::{jpeg_is_complete, webp_lossy_sizes};
+use super::{bmp, tiff};
 use crate::guard;
 
 /// The most pixels an image may have: 64 megapixels.
@@ -130,6 +131,11 @@ fn decode(bytes: &[u8], format: ImageFormat) -> Result<DynamicImage> {
     const COLOUR_TYPE: usize = 25;
     Ok(match (image, format, bytes.get(COLOUR_TYPE)) {
         (image @ DynamicImage::ImageLumaA16(_), ImageFormat::Png, Some(0)) => image.into_luma16().into(),
+        (image, ImageFormat::Tiff, _) => tiff::divided(image, bytes),
+        (DynamicImage::ImageRgb8(mut image), ImageFormat::Bmp, _) => {
+            bmp::cut_as_pillow(&mut image, bytes);
+            image.into()
+        }
         (image, ..) => image,
     })
 }
@@ -179,6 +185,9 @@ pub(super) fn broken(format: ImageFormat, problem: impl Into<String>) -> Process
 
 /// Reads the header and checks the size.
 pub(super) fn open(bytes: &[u8], format: ImageFormat) -> Result<impl ImageDecoder + '_> {
+    if format == ImageFormat::Tiff {
+        tiff::check(bytes)?;
+    }
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(MAX_DECODER_BYTES);
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);

@@ -28,7 +28,7 @@ pub enum ProcessingError {
         advice: &'static str,
     },
     /// The format is known, this form of it is not read.
-    #[error("{format} images of this kind are not supported: {kind}")]
+    #[error("{format} images of this kind are not supported: {kind}; save it as RGB or 8-bit grey PNG")]
     UnsupportedImage {
         /// The format's name.
         format: &'static str,

@@ -29,6 +29,7 @@ mod resize;
 mod settings;
 #[cfg(test)]
 mod testing;
+mod tiff;
 mod tokenizer;
 mod tokenizer_file;
 

@@ -23,7 +23,7 @@ use crate::heads::locate::Found;
 use crate::heads::{Head, HeadKind, Heads, segment};
 use crate::overlay::{Overlay, words};
 use crate::report::{ReportError, picture_png};
-use crate::tasks::{PictureBatch, Target, caption_ids, frame};
+use crate::tasks::{PictureBatch, Target, caption_ids, check_caption, frame};
 
 /// What heads tell of a picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -88,7 +88,12 @@ impl Ask<'_> {
             }
         }
         let images = readable(base, self.images, pictures.to_vec())?;
-        let captions = self.captions.iter().map(|text| caption_ids(base, text)).collect::<Result<Vec<_>>>()?;
+        let caption = |text: &String| -> Result<Vec<u32>> {
+            let ids = caption_ids(base, text)?;
+            check_caption(base, &ids)?;
+            Ok(ids)
+        };
+        let captions = self.captions.iter().map(caption).collect::<Result<Vec<_>>>()?;
         let parts = Parts { vision: true, ..Parts::default() };
         let (model, heads) = dtype.model(base, adapters, device, parts, &Terminal)?;
         let model = Model { model, heads, kind: head.kind.clone() };

@@ -17,7 +17,7 @@ use super::report;
 use super::status::Terminal;
 use crate::base::Base;
 use crate::data::synth::{Domain, SynthSpec};
-use crate::data::{CheckReport, Split};
+use crate::data::{CheckReport, DataError, Split};
 use crate::error::{Error, Result};
 use crate::recipe::{Columns, DataLimits, DataSection, Orientation, Task};
 use crate::status::Status;
@@ -52,6 +52,7 @@ Examples:
   janus data stats recipes/quickstart.toml
   janus data stats my.toml data.0.train=rows.parquet --json
   janus data stats 'rows-*.parquet' --base deepseek-ai/Janus-Pro-1B --task generate --column prompt=caption
+  janus data stats tables/rows.parquet --base deepseek-ai/Janus-Pro-1B --image-root pictures
   janus data stats hf://datasets/owner/name/data --base deepseek-ai/Janus-Pro-1B")]
     Stats {
         /// Recipe file (`*.toml`), or a table: a Parquet file, glob, folder, `hf://datasets/owner/name/...` or `synth:...`
@@ -69,6 +70,9 @@ Examples:
         /// Column of a table for a role
         #[arg(long = "column", value_name = "ROLE=COLUMN")]
         columns: Vec<String>,
+        /// Folder that paths of a table's pictures may lead into besides the table's own
+        #[arg(long, value_name = "FOLDER")]
+        image_root: Option<String>,
         #[command(flatten)]
         reading: PictureArguments,
         /// Print one JSON object
@@ -150,10 +154,14 @@ impl DataCommand {
     pub(super) fn run(self) -> Result<()> {
         match self {
             DataCommand::Check { recipe, overrides, json } => check(&recipe, &overrides, json),
-            DataCommand::Stats { subject, overrides, base, task, columns, reading, json } => {
+            DataCommand::Stats { subject, overrides, base, task, columns, image_root, reading, json } => {
                 let subject = home::expand_text(&subject).map_err(HubError::from)?;
                 let stats = if subject.to_lowercase().ends_with(".toml") {
-                    for (name, given) in [("--base", base.is_some()), ("--column", !columns.is_empty())] {
+                    for (name, given) in [
+                        ("--base", base.is_some()),
+                        ("--column", !columns.is_empty()),
+                        ("--image-root", image_root.is_some()),
+                    ] {
                         if given {
                             return Err(usage(format!("`{name}` belongs to a table, the recipe says it itself")));
                         }
@@ -166,7 +174,10 @@ impl DataCommand {
                     if let Some(first) = overrides.first() {
                         return Err(usage(format!("`{first}` sets a key of a recipe, and `{subject}` is a table")));
                     }
-                    vec![("rows".to_owned(), stats_of_table(&subject, base, task, &columns, reading.decoding())?)]
+                    vec![(
+                        "rows".to_owned(),
+                        stats_of_table(&subject, base, task, &columns, image_root.as_deref(), reading.decoding())?,
+                    )]
                 };
                 if json {
                     report::json(&stats.into_iter().collect::<BTreeMap<_, _>>());
@@ -289,6 +300,7 @@ fn stats_of_table(
     base: Option<String>,
     task: TaskArgument,
     columns: &[String],
+    image_root: Option<&str>,
     decoding: Decoding,
 ) -> Result<TableStats> {
     let base = base.ok_or_else(|| usage("a table has no tokens without a tokenizer: `--base` names one".into()))?;
@@ -317,17 +329,24 @@ fn stats_of_table(
     };
     let section = DataSection {
         columns: Columns::new(given),
+        image_root: image_root.map(home::expand_text).transpose().map_err(HubError::from)?,
         orientation: Some(orientation),
         grey_bits: decoding.grey_bits.map(u64::from),
         ..DataSection::new("rows", task, spec)
     };
     let base = Base::open(&base, &Terminal)?;
     let limits = DataLimits::default();
-    let task = open_task(&section, None, &limits, base.place(), &Terminal)?;
-    let part = Part { section: &section, number: None, split: Split::Train };
-    let source = Source::open(part, task.as_ref(), &base, Scan::of_a_look(&limits), &Terminal)?;
-    warn_of_clipped(&source, spec);
-    TableStats::new(&source, task.as_ref(), &base, spec, &Terminal)
+    let stats = || {
+        let task = open_task(&section, None, &limits, base.place(), &Terminal)?;
+        let part = Part { section: &section, number: None, split: Split::Train };
+        let source = Source::open(part, task.as_ref(), &base, Scan::of_a_look(&limits), &Terminal)?;
+        warn_of_clipped(&source, spec);
+        TableStats::new(&source, task.as_ref(), &base, spec, &Terminal)
+    };
+    stats().map_err(|error| match error {
+        Error::Data(fault) => DataError::OnCommandLine(fault.into()).into(),
+        other => other,
+    })
 }
 
 /// The counts of a table in words and columns.

@@ -94,7 +94,7 @@ impl Generate {
             0 => base.prompts().generation_prompt(&self.prompt)?,
             count => base.prompts().edit_prompt(&placed(&self.prompt, count)?, count)?,
         };
-        check_drawing_room(&base, prompt.len())?;
+        check_drawing_room(&base, &prompt)?;
         self.reading.warn(&sources, &adapters, &Terminal);
         let sources = readable(&base, &self.sources, sources)?;
         let parts = Parts { generation: true, image_tokenizer: true, vision: !sources.is_empty(), ..Parts::default() };

@@ -141,7 +141,7 @@ impl Understand {
         let prompt = |question: &String| -> Result<Vec<u32>> {
             let prompt = base.prompts().understanding_prompt(&placed(question, together)?, together, true)?;
             // What is too long is reported before the weights are read.
-            answer_room(&base, prompt.len(), 1)?;
+            answer_room(&base, &prompt, 1)?;
             Ok(prompt)
         };
         let prompts = self.questions.iter().map(prompt).collect::<Result<Vec<_>>>()?;

@@ -53,7 +53,8 @@ pub(super) fn check(
             bytes = bytes.saturating_add(packed.sum(values).ok_or_else(cannot)?);
         }
         if bytes > limit_bytes {
-            return Err(PageFault::TooLarge { packed_bytes: page.buffer().len() as u64, bytes, limit_bytes });
+            let packed_bytes = page.buffer().len() as u64;
+            return Err(PageFault::TooLarge { is_dictionary: false, packed_bytes, bytes, limit_bytes });
         }
         all.largest_page_bytes = all.largest_page_bytes.max(bytes);
         all.bytes = all.bytes.saturating_add(bytes);

@@ -16,7 +16,10 @@
 //!
 //! [`synth`] draws small data sets on the spot.
 
+#[cfg(test)]
+mod conversation_tests;
 mod conversations;
+mod description;
 pub mod error;
 mod foreign;
 pub mod hub;
@@ -46,7 +49,7 @@ mod written;
 
 pub use error::DataError;
 pub use index::{ClippedGreys, ImageChecks, Index, ScanOptions, ScanProgress, Table};
-pub use reader::{DEFAULT_PAGE_BYTES, ReadOptions};
+pub use reader::{Asker, DEFAULT_PAGE_BYTES, ReadOptions};
 pub use rejected::{BadRowLimit, RejectedRow, RowFault};
 pub use report::CheckReport;
 pub use row::{EncodedImage, Message, Row, RowId};

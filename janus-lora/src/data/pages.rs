@@ -25,6 +25,8 @@ pub(crate) enum PageFault {
     Damaged(String),
     /// A page, or what its values come to, is larger than allowed.
     TooLarge {
+        /// Whether it holds the different values of a column, which its other pages number.
+        is_dictionary: bool,
         /// Its size in the file.
         packed_bytes: u64,
         /// What it says that it unpacks to.
@@ -57,7 +59,8 @@ pub(crate) fn check(
         let read = headers.read(at).ok().filter(|page| page.end <= end);
         let page = read.ok_or_else(|| PageFault::Damaged(format!("the page header at byte {at} cannot be read")))?;
         if page.unpacked > limit_bytes {
-            return Err(PageFault::TooLarge { packed_bytes: page.packed, bytes: page.unpacked, limit_bytes });
+            let Page { packed: packed_bytes, unpacked: bytes, is_dictionary, .. } = page;
+            return Err(PageFault::TooLarge { is_dictionary, packed_bytes, bytes, limit_bytes });
         }
         values = values.saturating_add(page.values);
         if values > MAX_VALUES {
@@ -79,6 +82,7 @@ pub(crate) struct Page {
     values: u64,
     /// Whether lengths of values stand apart from them, packed: [`super::lengths`] looks at those.
     pub(crate) has_packed_lengths: bool,
+    is_dictionary: bool,
     /// Where the header ends.
     end: u64,
 }
@@ -97,7 +101,9 @@ impl Headers<'_> {
         self.reader.seek(SeekFrom::Start(at))?;
         let (mut unpacked, mut packed, mut page) = (None, None, Page::default());
         self.fields(&mut |headers, field, kind| {
+            const DICTIONARY: i64 = 2;
             match (field, kind) {
+                (1, 5) => page.is_dictionary = headers.integer()? == DICTIONARY,
                 (2, 5) => unpacked = Some(headers.integer()?),
                 (3, 5) => packed = Some(headers.integer()?),
                 // Data pages of either version: field 1 counts values, field 2 or 4 names their encoding.
@@ -290,8 +296,16 @@ mod tests {
         let honest = [page(1000, 700), page(64 << 20, 20), page(100, 100)].concat();
         assert_eq!(check_bytes(&honest), Ok(()));
         let lying = [honest, page(i32::MAX.into(), 900), page(5, 5)].concat();
-        let expected = PageFault::TooLarge { packed_bytes: 900, bytes: 2_147_483_647, limit_bytes: LIMIT };
-        assert_eq!(check_bytes(&lying), Err(expected));
+        let expected = |is_dictionary| PageFault::TooLarge {
+            is_dictionary,
+            packed_bytes: 900,
+            bytes: 2_147_483_647,
+            limit_bytes: LIMIT,
+        };
+        assert_eq!(check_bytes(&lying), Err(expected(false)));
+        let mut dictionary = page(i32::MAX.into(), 900);
+        dictionary[1] = 4;
+        assert_eq!(check_bytes(&dictionary), Err(expected(true)));
         assert!(check_bytes(&page((64 << 20) + 1, 2 << 20)).is_err());
     }
 

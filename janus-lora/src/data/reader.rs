@@ -16,8 +16,9 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
-use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaDataReader};
+use parquet::file::metadata::ColumnChunkMetaData;
 
+use super::description::{hub_description, local_description, open_regular};
 use super::error::DataError;
 use super::pages::{self, Page, PageFault};
 use super::rejected::RowFault;
@@ -26,7 +27,7 @@ use super::schema::{ColumnFault, ColumnRequest, bind, type_name};
 use super::source::FileSource;
 use super::types::{Place, as_read, is_null, is_number, list_item};
 use super::values::{ImagePlaces, MAX_BOXES, Values, few};
-use super::{foreign, lengths, roles};
+use super::{lengths, roles};
 
 /// Largest encoded image that is read, from a row or from a file it names; also the most that all images of a list may
 /// have together.
@@ -46,18 +47,50 @@ pub const DEFAULT_PAGE_BYTES: u64 = 512 << 20;
 const BATCH_BYTES: u64 = 16 << 20;
 const BATCH_ROWS: u64 = 128;
 
-/// The end of a file on a hub that is asked for at first: more than the description of most.
-const TAIL_BYTES: u64 = 128 << 10;
+/// What names a table, and so how what is to be set for it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Asker {
+    /// A recipe, with keys.
+    #[default]
+    Recipe,
+    /// The command line, with options.
+    Command,
+}
 
-/// Largest description of a file on a hub that is read.
-const MAX_DESCRIPTION_BYTES: u64 = 256 << 20;
+impl Asker {
+    /// What names a further folder of pictures.
+    pub(super) fn image_root(self) -> &'static str {
+        match self {
+            Asker::Recipe => "`image_root` in the recipe's `[[data]]`",
+            Asker::Command => "`--image-root`",
+        }
+    }
 
-/// Length of a description, and `PAR1`.
-const FOOTER_BYTES: usize = 8;
+    /// How the columns of roles are given.
+    pub(super) fn columns(self, columns: &[(&str, &str)]) -> String {
+        let join = |pairs: Vec<String>, between| pairs.join(between);
+        match self {
+            Asker::Recipe => {
+                let pairs = columns.iter().map(|(role, column)| format!("{role} = {column:?}")).collect();
+                format!("`columns = {{ {} }}` in the recipe", join(pairs, ", "))
+            }
+            Asker::Command => {
+                let is_plain = |c: char| c.is_alphanumeric() || "._-".contains(c);
+                let pair = |(role, column): &(&str, &str)| match column.chars().all(is_plain) {
+                    true => format!("--column {role}={column}"),
+                    false => format!("--column {:?}", format!("{role}={column}")),
+                };
+                format!("`{}`", join(columns.iter().map(pair).collect(), " "))
+            }
+        }
+    }
+}
 
 /// How a table is read, whatever its columns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadOptions {
+    /// What names it.
+    pub asker: Asker,
     /// A folder that paths of images may lead into besides the table's own.
     pub image_root: Option<PathBuf>,
     /// Bytes that a page may unpack to (`data_limits.max_page_bytes`).
@@ -66,7 +99,7 @@ pub struct ReadOptions {
 
 impl Default for ReadOptions {
     fn default() -> Self {
-        Self { image_root: None, max_page_bytes: DEFAULT_PAGE_BYTES }
+        Self { asker: Asker::default(), image_root: None, max_page_bytes: DEFAULT_PAGE_BYTES }
     }
 }
 
@@ -131,8 +164,8 @@ impl Described {
     }
 
     /// The error of a table none of whose alternatives has all its columns in this file.
-    pub(crate) fn refused(&self, alternatives: &[Vec<ColumnRequest>]) -> DataError {
-        let (faults, hints) = roles::refuse(self.metadata.schema(), alternatives);
+    pub(crate) fn refused(&self, alternatives: &[Vec<ColumnRequest>], asker: Asker) -> DataError {
+        let (faults, hints) = roles::refuse(self.metadata.schema(), alternatives, asker);
         DataError::Columns { path: self.source.shown(), faults, hints }
     }
 
@@ -303,8 +336,8 @@ impl DataFile {
         let path = self.path.to_path_buf();
         match fault {
             PageFault::Damaged(reason) => DataError::Damaged { path, row_group, reason },
-            PageFault::TooLarge { packed_bytes, bytes, limit_bytes } => {
-                DataError::PageLimit { path, row_group, column, packed_bytes, bytes, limit_bytes }
+            PageFault::TooLarge { is_dictionary, packed_bytes, bytes, limit_bytes } => {
+                DataError::PageLimit { path, row_group, column, is_dictionary, packed_bytes, bytes, limit_bytes }
             }
             PageFault::TooMany { values, limit } => DataError::ValueLimit { path, row_group, column, values, limit },
         }
@@ -355,62 +388,6 @@ fn with_columns_as_read(
 fn chunk_range(column: &ColumnChunkMetaData) -> Option<(u64, u64)> {
     let start = column.dictionary_page_offset().unwrap_or_else(|| column.data_page_offset());
     u64::try_from(start).ok().zip(u64::try_from(column.compressed_size()).ok())
-}
-
-/// A file's account of itself, and the file's length in bytes.
-fn local_description(path: &Path) -> Result<(ArrowReaderMetadata, u64), DataError> {
-    let unreadable = |reason: String| {
-        foreign::named(path).unwrap_or_else(|| DataError::Unreadable { path: path.to_path_buf(), reason })
-    };
-    let file = open_regular(path)?;
-    let length = file.metadata().map_err(|source| DataError::Io { path: path.to_path_buf(), source })?.len();
-    let metadata = guard::catch(|| ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()))
-        .map_err(unreadable)?
-        .map_err(|e| unreadable(e.to_string()))?;
-    Ok((metadata, length))
-}
-
-/// The same from the end of a file on a hub, or why it is none; nothing where the hub sends no parts of files.
-#[allow(clippy::type_complexity, reason = "three outcomes beside a failing hub")]
-fn hub_description(shard: &Shard) -> Result<Option<Result<(ArrowReaderMetadata, u64), String>>, DataError> {
-    let Some((mut tail, length)) = shard.tail(TAIL_BYTES)? else { return Ok(None) };
-    let Some(footer) = tail.last_chunk::<FOOTER_BYTES>() else {
-        return Ok(Some(Err(format!("it has {length} bytes"))));
-    };
-    let [a, b, c, d, magic @ ..] = *footer;
-    if magic != *b"PAR1" {
-        return Ok(Some(Err("it does not end as a Parquet file does".into())));
-    }
-    let described = u64::from(u32::from_le_bytes([a, b, c, d]));
-    let needed = described + FOOTER_BYTES as u64;
-    if needed > length || described > MAX_DESCRIPTION_BYTES {
-        return Ok(Some(Err(format!("it claims a description of {described} bytes"))));
-    }
-    if needed > tail.len() as u64 {
-        match shard.tail(needed)? {
-            Some((longer, same)) if same == length => tail = longer,
-            _ => return Ok(None),
-        }
-    }
-    let end = tail.len() - FOOTER_BYTES;
-    let Some(bytes) = end.checked_sub(described as usize).and_then(|start| tail.get(start..end)) else {
-        return Ok(None);
-    };
-    let read = guard::catch(|| {
-        let metadata = ParquetMetaDataReader::decode_metadata(bytes)?;
-        ArrowReaderMetadata::try_new(Arc::new(metadata), ArrowReaderOptions::new())
-    });
-    Ok(Some(read.and_then(|read| read.map_err(|e| e.to_string())).map(|metadata| (metadata, length))))
-}
-
-/// Opens a regular file; a device or pipe under a data file's name would hang the reader.
-fn open_regular(path: &Path) -> Result<std::fs::File, DataError> {
-    let failed = |source| DataError::Io { path: path.to_path_buf(), source };
-    let metadata = std::fs::metadata(path).map_err(failed)?;
-    if !metadata.is_file() {
-        return Err(DataError::Unreadable { path: path.to_path_buf(), reason: "it is not a regular file".into() });
-    }
-    std::fs::File::open(path).map_err(failed)
 }
 
 /// Batches of one row group in turn.
@@ -500,7 +477,8 @@ impl Batch {
             boxes: Default::default(),
             lists: Default::default(),
         };
-        let places = ImagePlaces { folder: self.folder.as_deref(), root: self.options.image_root.as_deref() };
+        let ReadOptions { asker, image_root, .. } = &*self.options;
+        let places = ImagePlaces { folder: self.folder.as_deref(), root: image_root.as_deref(), asker: *asker };
         for BatchColumn { request, values } in &self.columns {
             let Some(values) = values else { continue };
             match read_value(values, index, request, places, &mut row)? {

@@ -20,8 +20,8 @@ use crate::data::index::FULL_DECODE_ROWS;
 use crate::data::index::presumed::LABELS;
 use crate::data::synth::SynthSpec;
 use crate::data::{
-    BadRowLimit, DataError, EncodedImage, FileSource, ImageChecks, Index, Position, ReadOptions, Row, RowId, RowStream,
-    ScanOptions, Split, Table, locate,
+    Asker, BadRowLimit, DataError, EncodedImage, FileSource, ImageChecks, Index, Position, ReadOptions, Row, RowId,
+    RowStream, ScanOptions, Split, Table, locate,
 };
 use crate::error::Result;
 use crate::recipe::{DataLimits, DataSection, Recipe, Task as TaskName};
@@ -130,7 +130,8 @@ impl<'a> Part<'a> {
     }
 
     fn read_options(&self, max_page_bytes: u64) -> ReadOptions {
-        ReadOptions { image_root: self.section.image_root.as_ref().map(PathBuf::from), max_page_bytes }
+        let asker = if self.number.is_some() { Asker::Recipe } else { Asker::Command };
+        ReadOptions { asker, image_root: self.section.image_root.as_ref().map(PathBuf::from), max_page_bytes }
     }
 }
 
