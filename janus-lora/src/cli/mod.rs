@@ -8,6 +8,7 @@ mod ask;
 mod base;
 mod bench;
 mod cache;
+mod closed;
 mod data;
 mod eval;
 mod features;
