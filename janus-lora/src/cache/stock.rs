@@ -203,6 +203,18 @@ pub fn make_room(settings: &CacheSettings, bytes: u64) {
     }
 }
 
+/// Brings what is kept below the limit when a command is over, where one is set: what it used itself is given up like everything
+/// else, of a limit of 0 at once. Downloads stay until the room is needed; they take longer to bring back than anything else.
+pub fn leave() {
+    // Closing them ends their locks.
+    HELD.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    if let Ok(settings) = CacheSettings::from_environment()
+        && settings.limit_bytes.is_some()
+    {
+        make_room(&CacheSettings { hub_folder: None, ..settings }, 0);
+    }
+}
+
 /// Files that are held until the process ends.
 static HELD: Mutex<BTreeMap<PathBuf, File>> = Mutex::new(BTreeMap::new());
 
