@@ -346,7 +346,10 @@ fn grey_is_read_as_the_adapter_was_trained() {
     let (_, said) = ask(&["clipped"]);
     assert!(said.contains("becomes white, as in the training of the adapter") && !said.contains("10"), "{said}");
     // Two of different minds.
-    let (_, said) = ask(&["scaled", "--head", "own", "--adapter", "deeper:0"]);
+    let both = ["understand", "--base", "base", "--image", "xray.png", "What?", "--max-new-tokens", "1"];
+    let said = place.janus(&[&both[..], &["--adapter", "scaled", "--adapter", "clipped"]].concat());
+    assert!(said.stderr.contains("`--grey-bits 12`"), "one of them says it: {}", said.stderr);
+    let said = place.janus(&[&both[..], &["--adapter", "scaled", "--adapter", "deeper"]].concat()).stderr;
     assert!(said.contains("`--grey-bits 12`") && said.contains("`--grey-bits 16`"), "{said}");
     // Evaluation of tables that are read otherwise, whatever they are called.
     let eval = |more: &[&str]| place.janus(&[&["eval", "recipe.toml", "--adapter"], more].concat()).expect_success();

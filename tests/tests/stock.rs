@@ -207,6 +207,13 @@ fn a_limit_of_nothing_keeps_nothing_beyond_a_command() {
         assert_eq!(ask(&nothing, arguments).stdout, kept.stdout);
         assert_eq!(listed(&place, &[])["total_bytes"].as_u64(), Some(0), "{arguments:?}");
     }
+    // A folder's base leaves its fingerprint; and who only looks takes nothing away.
+    let probe = ["understand", "--base", "base", "What?", "--max-new-tokens", "2"];
+    ask(&nothing, &probe).expect_success();
+    assert_eq!(listed(&place, &[])["total_bytes"].as_u64(), Some(0));
+    ask(&[], &["base", "inspect", "init:janus-tiny?seed=1"]).expect_success();
+    assert!(listed(&place, &nothing)["total_bytes"].as_u64() > Some(0));
+    assert!(listed(&place, &nothing)["total_bytes"].as_u64() > Some(0));
     let told = ask(&nothing, &["cache", "list"]).expect_success().stdout;
     assert!(told.contains("limit  0 B (JANUS_CACHE_LIMIT_BYTES): nothing is kept"), "{told}");
     let told = ask(&[], &["cache", "list"]).expect_success().stdout;

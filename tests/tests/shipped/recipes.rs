@@ -95,7 +95,7 @@ fn the_command_of_a_copy_is_its_own() {
     assert!(first("own.toml").starts_with("# janus train own.toml      two to three minutes"));
     assert!(first("my recipes/it's.toml").starts_with("# janus train 'my recipes/it'\\''s.toml'  "));
     // It is what `recipe list` and a shell make of it.
-    let listed = place.janus(&["recipe", "list", "--folder", "my recipes", "--json"]).expect_success().json();
+    let listed = place.janus(&["recipe", "list", "my recipes", "--json"]).expect_success().json();
     assert!(listed["recipes"][0]["error"].is_null(), "{listed}");
     let odd = first("two\nlines.toml");
     assert!(odd.starts_with("# janus train recipes/quickstart.toml "), "{odd}");

@@ -369,8 +369,7 @@ fn faults_of_stages_are_told_where_they_are() {
     // What the hint says works, wherever the rule stands.
     let rule = "early_stopping = { metric = \"a.loss\" }";
     for (was, key) in [("learning_rate = 1e-3", "train"), ("learning_rate = 0.5", "stage.1.train")] {
-        let with_rule = if key == "train" { format!("{was}\n{rule}") } else { format!("{was}, {rule}") };
-        let text = STAGED.replace(was, &with_rule);
+        let text = STAGED.replace(was, &format!("{was}\n{rule}"));
         let RecipeError::Faults { faults, .. } = error(&text, &[]) else { panic!("{was}") };
         let fault = faults.iter().find(|fault| matches!(fault.problem, Problem::NotWithStages { .. })).unwrap();
         let hint = fault.problem.hint().unwrap();
