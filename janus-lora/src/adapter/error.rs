@@ -351,7 +351,11 @@ impl Diagnose for AdapterError {
         match self {
             AdapterError::Folder { source, .. } | AdapterError::File { source, .. } => source.fault(),
             AdapterError::Input(e) => e.fault(),
-            AdapterError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => Fault::Input,
+            AdapterError::Io { source, .. }
+                if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) =>
+            {
+                Fault::Input
+            }
             AdapterError::Io { .. } | AdapterError::Tensor(_) => Fault::Internal,
             AdapterError::Core(e) => e.fault(),
             AdapterError::Output(e) => e.fault(),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
 use janus_core::hub::RepoId;
+use janus_core::input::read_named;
 use janus_core::processing::{Decoding, Orientation, clipped_grey, is_grey_16, is_turned};
 use janus_core::{DeviceChoice, Janus, Parts};
 
@@ -16,6 +17,9 @@ use crate::error::{Error, Result};
 use crate::heads::Heads;
 use crate::status::Status;
 use crate::train::readings::Reading;
+
+/// Longest file that is read as a picture: the pixels of the largest one that is decoded, in 16 bits with alpha, take half.
+const MAX_PICTURE_BYTES: u64 = 1 << 30;
 
 /// A base and the adapters over it.
 #[derive(Debug, Args)]
@@ -165,8 +169,11 @@ impl PictureArguments {
 
     /// A picture file.
     pub(super) fn read(&self, path: &Path) -> Result<EncodedImage> {
-        let bytes = fs_err::read(path).map_err(|e| Error::Usage {
-            message: format!("cannot read the image: {e}"),
+        let bytes = read_named(path, MAX_PICTURE_BYTES).map_err(|e| Error::Usage {
+            message: match std::error::Error::source(&e) {
+                Some(source) => format!("cannot read the image: {e}: {source}"),
+                None => format!("cannot read the image: {e}"),
+            },
             hint: "give the path of a png, jpeg, webp, bmp, gif or tiff file".into(),
         })?;
         Ok(EncodedImage { bytes, decoding: self.decoding() })

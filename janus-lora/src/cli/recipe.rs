@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
+use janus_core::input::read_named;
 use janus_core::output::{require_file, write_file};
 use serde_json::json;
 
@@ -141,6 +142,9 @@ fn copy(name: &str, out: &Path, folder: Option<&Path>) -> Result<()> {
     Ok(())
 }
 
+/// Longest recipe, or file of the losses that one expects, that is copied.
+const MAX_COPIED_BYTES: u64 = 1 << 20;
+
 /// A recipe whose first line, `# janus train RECIPE …`, names the file that it goes to.
 fn with_own_command(text: &[u8], out: &Path) -> Vec<u8> {
     const COMMAND: &[u8] = b"# janus train ";
@@ -159,7 +163,7 @@ fn contents(entry: &CatalogEntry) -> Result<(Vec<u8>, Option<Vec<u8>>)> {
         return Ok((text.into(), carried.and_then(|recipe| recipe.curve).map(Into::into)));
     };
     let read = |path: &Path| {
-        fs_err::read(path).map_err(|e| Error::Usage {
+        read_named(path, MAX_COPIED_BYTES).map_err(|e| Error::Usage {
             message: format!("cannot read the recipe: {e}"),
             hint: "`janus recipe list` tells which recipes can be read".into(),
         })

@@ -74,7 +74,8 @@ fn a_text_without_a_picture_has_no_place_for_one() {
             &generate,
             &[&format!("the prompt contains `{tag}`, which stands for {stands_for}"), "`--source`"],
         );
-        let features = ["base", "features", "--base", "base", "--image", "picture.png", "--level", "high", "--prompt", &prompt];
+        let features =
+            ["base", "features", "--base", "base", "--image", "picture.png", "--level", "high", "--prompt", &prompt];
         place.refuses_with_hint(&[&features[..], &["--out", "x.safetensors"]].concat(), &[tag, stands_for]);
     }
     // What only looks like one is text; and a picture has its place.
