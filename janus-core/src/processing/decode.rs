@@ -107,6 +107,13 @@ pub fn clipped_grey(bytes: &[u8], decoding: Decoding) -> Result<Option<u16>> {
     })
 }
 
+/// Whether these bytes are a picture of 16-bit grey, which [`Decoding::grey_bits`] is about, as far as its header says.
+pub fn is_grey_16(bytes: &[u8]) -> bool {
+    let is_one = |format| Ok(matches!(open(bytes, format)?.color_type(), ColorType::L16 | ColorType::La16));
+    format_of(bytes)
+        .is_ok_and(|format| format != ImageFormat::Gif && guarded(format, || is_one(format)).unwrap_or(false))
+}
+
 /// Whether [`Orientation::Upright`] makes another picture of these bytes than [`Orientation::Stored`].
 pub fn is_turned(bytes: &[u8]) -> bool {
     let stored = |format| turn(bytes, format, Decoding { orientation: Orientation::Stored, grey_bits: None });

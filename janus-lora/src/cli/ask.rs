@@ -39,7 +39,7 @@ pub(super) enum HeadTask {
 }
 
 impl HeadTask {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             HeadTask::Classify => "classify",
             HeadTask::Locate => "locate",

@@ -18,9 +18,10 @@ use crate::culprit::explain;
 use crate::error::{Error, Result};
 use crate::eval::{Metrics, Networks, evaluate};
 use crate::heads::Heads;
-use crate::recipe::{Orientation, Recipe, Task};
+use crate::recipe::Recipe;
 use crate::status::Status;
 use crate::train::plan::{compute_type, parts};
+use crate::train::readings::Reading;
 use crate::train::run;
 
 /// Evaluate a recipe's eval split, without and with an adapter; of tables that the adapter was not trained on, what it cost them.
@@ -64,7 +65,7 @@ impl Eval {
         let run::Prepared { recipe, base, tables, .. } = run::prepare(recipe, &device, &Terminal)?;
         let adapters = self.adapters.iter().map(|a| read_adapter(a, &base, &Terminal)).collect::<Result<Vec<_>>>()?;
         for (name, what) in read_otherwise(&adapters, &recipe) {
-            Terminal.warn(&format!("`{name}`: an adapter was trained with {what}"));
+            Terminal.warn(&format!("`{name}`: {what}"));
         }
         let parts = parts(&recipe, &tables);
         let settings = CacheSettings::from_environment()?;
@@ -102,31 +103,14 @@ impl Eval {
     }
 }
 
-/// Tables whose pictures an adapter of a table of that name saw otherwise, with the key and both values.
+/// Tables whose pictures an adapter saw otherwise, with the key and both values.
 fn read_otherwise(adapters: &[(Adapter, f64)], recipe: &Recipe) -> BTreeSet<(String, String)> {
     let mut found = BTreeSet::new();
     for was in adapters.iter().filter_map(|(adapter, _)| adapter.note.as_ref()?.recipe.as_deref()) {
-        let Ok(was) = was.parse::<toml::Table>() else { continue };
-        for table in was.get("data").and_then(toml::Value::as_array).into_iter().flatten() {
-            let name = table.get("name").and_then(toml::Value::as_str);
-            let Some(now) = recipe.data.iter().find(|now| Some(now.name.as_str()) == name && now.task != Task::Text)
-            else {
-                continue;
-            };
-            // A recipe of before there was a choice took pictures as they are stored.
-            let then = table.get("orientation").and_then(toml::Value::as_str).unwrap_or(Orientation::Stored.name());
-            let way = now.orientation.unwrap_or(Orientation::Upright).name();
-            if then != way {
-                let what = format!("`orientation = \"{then}\"`, and the recipe has \"{way}\"");
-                found.insert((now.name.clone(), what));
-            }
-            let bits =
-                table.get("grey_bits").and_then(toml::Value::as_integer).and_then(|bits| u64::try_from(bits).ok());
-            if bits != now.grey_bits {
-                let told = |bits: Option<u64>| bits.map_or_else(|| "none".to_owned(), |bits| bits.to_string());
-                let what = format!("`grey_bits` {}, and the recipe has {}", told(bits), told(now.grey_bits));
-                found.insert((now.name.clone(), what));
-            }
+        let trained = Reading::all(was);
+        for now in recipe.data.iter().filter_map(Reading::of) {
+            let differences = now.differences(&trained, "an adapter was trained with", "the recipe has");
+            found.extend(differences.into_iter().map(|difference| (now.table.clone(), difference)));
         }
     }
     found

@@ -13,7 +13,7 @@ use super::arguments::{BaseArguments, DeviceArgument, PictureArguments, TypeArgu
 use super::out::done;
 use super::report;
 use super::status::Terminal;
-use super::understand::readable;
+use super::understand::{readable, without_pictures};
 use crate::base::Base;
 use crate::cache::{Image, codes, features, low_and_mid_features};
 use crate::culprit::{explain, finite};
@@ -75,12 +75,15 @@ impl Features {
                 hint: "give `--prompt` with `--level high` alone".into(),
             });
         }
+        if let Some(prompt) = &self.prompt {
+            without_pictures("prompt", prompt, "leave it out: the picture comes first by itself")?;
+        }
         let out = require_file(&self.out)?;
         let picture = self.reading.read(&self.image)?;
         let device = self.device.open()?;
         let (base, adapters) = self.base.open(&Terminal)?;
-        let pictures = vec![picture];
-        self.reading.warn(&pictures, &adapters, &Terminal);
+        let mut pictures = vec![picture];
+        self.reading.settle(&mut pictures, &adapters, &[], &Terminal);
         let images = readable(&base, std::slice::from_ref(&self.image), pictures)?;
         let parts = Parts { vision: true, generation: true, ..Parts::default() };
         let (model, _) = self.dtype.model(&base, &adapters, &device, parts, &Terminal)?;

@@ -14,7 +14,7 @@ use super::arguments::{BaseArguments, DeviceArgument, PictureArguments, TypeArgu
 use super::out::done;
 use super::report;
 use super::status::Terminal;
-use super::understand::{check_temperature, placed, readable};
+use super::understand::{check_temperature, placed, readable, without_pictures};
 use crate::culprit::{explain, finite};
 use crate::error::{Error, Result};
 use crate::eval::code_prompts;
@@ -77,6 +77,10 @@ impl Generate {
             let message = format!("`--guidance {guidance}` is no number");
             return Err(Error::Usage { message, hint: "5 is the usual strength".into() });
         }
+        if self.sources.is_empty() {
+            let hint = "leave it out: the prompt says what to draw; a picture to be changed is given with `--source`";
+            without_pictures("prompt", &self.prompt, hint)?;
+        }
         if self.out.extension().is_none_or(|e| !e.eq_ignore_ascii_case("png")) {
             let message = format!("`{}` is not named `.png`", self.out.display());
             return Err(Error::Usage { message, hint: "pictures are written as PNG".into() });
@@ -87,7 +91,7 @@ impl Generate {
         };
         let files: Vec<PathBuf> = (1..=self.count).map(path).collect();
         let places = files.iter().map(|file| require_file(file)).collect::<std::result::Result<Vec<_>, _>>()?;
-        let sources = self.sources.iter().map(|path| self.reading.read(path)).collect::<Result<Vec<_>>>()?;
+        let mut sources = self.sources.iter().map(|path| self.reading.read(path)).collect::<Result<Vec<_>>>()?;
         let device = self.device.open()?;
         let (base, adapters) = self.base.open(&Terminal)?;
         let prompt = match sources.len() {
@@ -95,7 +99,7 @@ impl Generate {
             count => base.prompts().edit_prompt(&placed(&self.prompt, count)?, count)?,
         };
         check_drawing_room(&base, &prompt)?;
-        self.reading.warn(&sources, &adapters, &Terminal);
+        self.reading.settle(&mut sources, &adapters, &["edit"], &Terminal);
         let sources = readable(&base, &self.sources, sources)?;
         let parts = Parts { generation: true, image_tokenizer: true, vision: !sources.is_empty(), ..Parts::default() };
         let (model, _) = self.dtype.model(&base, &adapters, &device, parts, &Terminal)?;

@@ -4,13 +4,14 @@ use std::path::PathBuf;
 
 use candle_core::Device;
 use clap::Args;
+use janus_core::processing::{IMAGE_PLACEHOLDER, find_placeholders};
 use janus_core::{Diagnose, Janus, Parts};
 use serde_json::json;
 
 use super::arguments::{BaseArguments, DeviceArgument, PictureArguments, TypeArgument};
 use super::ask::{Ask, HeadTask};
 use super::out::result;
-use super::picture_words::check_question;
+use super::picture_words::{check_question, shown};
 use super::report;
 use super::status::Terminal;
 use crate::adapter::Adapter;
@@ -100,6 +101,19 @@ pub(super) fn placed(text: &str, pictures: usize) -> Result<String> {
     Ok(placed.texts.into_iter().next().map_or_else(String::new, |(text, _)| text))
 }
 
+/// Refuses a text for which there is no picture, but a place for one: it would be read as words.
+pub(super) fn without_pictures(what: &str, text: &str, hint: &str) -> Result<()> {
+    let found = find_placeholders(text);
+    let stands_for = match (&found.video, found.count) {
+        (Some((spelling, _)), _) => (spelling.as_str(), "a video"),
+        (None, 0) => return Ok(()),
+        (None, _) => (found.foreign.first().map_or(IMAGE_PLACEHOLDER, String::as_str), "a picture"),
+    };
+    let (spelling, meant) = stands_for;
+    let message = format!("the {what} contains `{}`, which stands for {meant}, and there is none", shown(spelling));
+    Err(Error::Usage { message, hint: hint.into() })
+}
+
 /// Pictures that can be decoded: what is wrong with one is reported with its path before the weights are read.
 pub(super) fn readable(base: &Base, paths: &[PathBuf], pictures: Vec<EncodedImage>) -> Result<Vec<Image>> {
     let image = |(path, picture): (&PathBuf, EncodedImage)| {
@@ -121,11 +135,15 @@ impl Understand {
         for question in &self.questions {
             check_question(question)?;
         }
-        let pictures = self.images.iter().map(|path| self.reading.read(path)).collect::<Result<Vec<_>>>()?;
+        let mut pictures = self.images.iter().map(|path| self.reading.read(path)).collect::<Result<Vec<_>>>()?;
         let device = self.device.open()?;
         let (base, adapters) = self.base.open(&Terminal)?;
-        self.reading.warn(&pictures, &adapters, &Terminal);
+        let asked = self.task.map_or("understand", HeadTask::name);
+        self.reading.settle(&mut pictures, &adapters, &[asked], &Terminal);
         if let Some(task) = self.task {
+            for caption in &self.questions {
+                without_pictures("caption", caption, "leave it out: a caption is held against each picture as it is")?;
+            }
             let ask = Ask {
                 task,
                 head: self.head.as_deref(),

@@ -82,6 +82,7 @@ impl MetricsFile {
     pub fn open(folder: &Path, bytes: u64, replay: &mut dyn FnMut(&serde_json::Value)) -> Result<(Self, bool)> {
         let path = folder.join("metrics.jsonl");
         let mut open = || -> std::io::Result<(fs::File, u64, bool)> {
+            require_regular(&path)?;
             let options = || fs::OpenOptions::new();
             let mut file = options().read(true).write(true).create(true).truncate(false).open(&path)?;
             let there = file.metadata()?.len();
@@ -114,6 +115,17 @@ impl MetricsFile {
     pub fn sync(&mut self) -> Result<u64> {
         self.file.sync_data().map_err(|source| TrainError::Write { path: self.path.clone(), source })?;
         Ok(self.bytes)
+    }
+}
+
+/// Refuses to open for writing what is there and no regular file.
+pub(super) fn require_regular(path: &Path) -> std::io::Result<()> {
+    match fs::metadata(path) {
+        Ok(about) if !about.is_file() => {
+            Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a regular file"))
+        }
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -408,6 +408,12 @@ impl Plan {
         rows as f64 / per_step
     }
 
+    /// The same as runs of before counted it: a step was one pass at most, and of several tables that counted which takes longest.
+    pub fn steps_per_epoch_of_before(&self) -> f64 {
+        let passes = self.tables.iter().zip(&self.rows_per_step).map(|(table, rows)| table.rows as f64 / rows);
+        passes.fold(1.0, f64::max)
+    }
+
     /// Tables of which a step draws rows more than once, with how many of their rows it draws.
     pub fn repeated(&self) -> impl Iterator<Item = (&TablePlan, f64)> {
         let drawn = self.tables.iter().zip(self.rows_per_step.iter().copied());

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::TrainError;
 use super::prefetch::{Drafted, Drafts, ReadAhead, draft};
+use super::readings::evaluated_otherwise;
 use crate::base::{Base, BaseError};
 use crate::cache::stock::{hold, make_room};
 use crate::cache::{CacheSettings, Place};
@@ -297,6 +298,9 @@ pub fn open_tables(recipe: &Recipe, base: &Base, status: &dyn Status) -> Result<
             status.warn(&format!("`{}`: {clipped}", section.name));
         }
         tables.push(RecipeTable { section: section.clone(), task, train, eval });
+    }
+    for (name, difference) in evaluated_otherwise(&recipe.data) {
+        status.warn(&format!("`{name}` is only evaluated, and its pictures are read otherwise: {difference}"));
     }
     Ok(tables)
 }

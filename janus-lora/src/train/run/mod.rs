@@ -174,6 +174,10 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
             "`metrics.jsonl` was shorter than when the checkpoint was written: lines of earlier steps are missing",
         );
     }
+    let counts_as_before = files.last_epoch.is_some_and(|(step, epoch)| is_counted_as_before(stages, step, epoch));
+    if counts_as_before && step < plan.steps {
+        status.note("epochs are counted on as the run began to, which an earlier version did otherwise than new runs");
+    }
     let sight = Sight::open(folder.path(), recipe, plan, tables, step, device, status)?;
     let mut run = Run {
         prepared,
@@ -192,6 +196,7 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
         progress,
         saved_step,
         evaluated: None,
+        counts_as_before,
         opening_seconds,
     };
     run.whole(number, saved_step)
@@ -250,7 +255,17 @@ struct Run<'a> {
     saved_step: Option<u64>,
     /// The newest evaluation of this process, and the step it was made after.
     evaluated: Option<(u64, Metrics)>,
+    /// Whether `epoch` goes on in the way of an earlier version, which the lines before have.
+    counts_as_before: bool,
     opening_seconds: f64,
+}
+
+/// Whether the `epoch` of a step's line was counted in the way of an earlier version, where that makes another number.
+fn is_counted_as_before(stages: &[Stage], step: u64, epoch: f64) -> bool {
+    let Some(stage) = stages.iter().find(|stage| stage.first_step < step && step <= stage.end()) else { return false };
+    let in_stage = (step - stage.first_step) as f64;
+    let is = |steps_per_epoch: f64| (in_stage / steps_per_epoch - epoch).abs() <= 1e-9 * epoch.abs();
+    is(stage.plan.steps_per_epoch_of_before()) && !is(stage.plan.steps_per_epoch())
 }
 
 impl Run<'_> {
@@ -405,10 +420,12 @@ impl Run<'_> {
         let losses = tables.iter().zip(&report.losses);
         let wait_seconds = self.feeder.take_wait_seconds();
         self.progress.wait_seconds += wait_seconds;
+        let steps_per_epoch =
+            if self.counts_as_before { plan.steps_per_epoch_of_before() } else { plan.steps_per_epoch() };
         let line = StepLine {
             step: step + 1,
             stage: name.clone(),
-            epoch: (in_stage + 1) as f64 / plan.steps_per_epoch(),
+            epoch: (in_stage + 1) as f64 / steps_per_epoch,
             loss: report.loss,
             lr: learning_rate,
             grad_norm: report.grad_norm,
