@@ -21,7 +21,9 @@ pub enum Culprit {
         value: f32,
     },
     /// An adapter's: the largest.
-    #[error("the adapter has values that no answer can be computed with: `{tensor}` holds {value:e} at factor {factor}")]
+    #[error(
+        "the adapter has values that no answer can be computed with: `{tensor}` holds {value:e} at factor {factor}"
+    )]
     Adapter {
         /// The site, or the parameter that a copy stands in for.
         tensor: String,

@@ -117,12 +117,14 @@ mod tests {
         assert!(refusal(json!({ "normalizer": nested })).contains("times as long"));
         let between = json!({ "type": "Replace", "pattern": { "Regex": "" }, "content": "x".repeat(80) });
         assert!(refusal(json!({ "normalizer": between })).contains("81 times"));
-        let decoders = json!({ "type": "Sequence", "decoders": [replace("a", &"a".repeat(9)), replace("a", &"a".repeat(9))] });
+        let decoders =
+            json!({ "type": "Sequence", "decoders": [replace("a", &"a".repeat(9)), replace("a", &"a".repeat(9))] });
         assert!(refusal(json!({ "decoder": decoders })).contains("from ids to text"));
         let bytes = json!({ "type": "Sequence", "pretokenizers": vec![json!({ "type": "ByteLevel" }); 8] });
         assert!(refusal(json!({ "pre_tokenizer": bytes })).contains("256 times"));
         // Llama's.
-        let ordinary = json!({ "type": "Sequence", "normalizers": [{ "type": "Prepend", "prepend": "▁" }, replace(" ", "▁")] });
+        let ordinary =
+            json!({ "type": "Sequence", "normalizers": [{ "type": "Prepend", "prepend": "▁" }, replace(" ", "▁")] });
         assert!(examine(json!({ "normalizer": ordinary, "model": {} }).to_string().into_bytes()).is_ok());
     }
 

@@ -241,7 +241,8 @@ fn values_that_are_no_numbers_are_never_drawn_from() {
 #[test]
 fn a_tiny_temperature_takes_the_best_token() {
     for scale in [1.0, 1e9, 1e38] {
-        let logits = Tensor::new(&[[-2.0f32 * scale, 0.0, 3.0 * scale, 2.0 * scale, -3.0 * scale]], &Device::Cpu).unwrap();
+        let logits =
+            Tensor::new(&[[-2.0f32 * scale, 0.0, 3.0 * scale, 2.0 * scale, -3.0 * scale]], &Device::Cpu).unwrap();
         for temperature in [1e-2, 1e-10, 1e-29, 1e-31, 1e-38, 1e-300, f64::MIN_POSITIVE] {
             assert_eq!(Sampler::new(1, temperature, 7).draw(&logits).unwrap(), [2], "{scale} {temperature}");
         }

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use janus_core::{ModelError, Parts};
 use janus_core::output::{require_file, write_file};
 use janus_core::pass::Pass;
 use janus_core::processing::pixels_to_images;
 use janus_core::sample::generate_codes;
+use janus_core::{ModelError, Parts};
 use serde_json::json;
 
 use super::arguments::{BaseArguments, DeviceArgument, PictureArguments, TypeArgument};

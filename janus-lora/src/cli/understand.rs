@@ -169,7 +169,8 @@ impl Understand {
         let images = readable(&base, &self.images, pictures)?;
         let parts = Parts { text_head: true, vision: !images.is_empty(), ..Parts::default() };
         let (model, _) = self.dtype.model(&base, &adapters, &device, parts, &Terminal)?;
-        let answers = self.answers(&model, &base, &prompts, &images).map_err(|error| explain(error, &base, &adapters))?;
+        let answers =
+            self.answers(&model, &base, &prompts, &images).map_err(|error| explain(error, &base, &adapters))?;
         for answer in answers {
             if self.json {
                 report::json(&json!({ "text": answer.text, "token_ids": answer.token_ids }));
@@ -206,7 +207,8 @@ impl Understand {
         let mut told = Vec::new();
         for (path, picture) in self.images.iter().zip(pictures) {
             let image = readable(base, std::slice::from_ref(path), vec![picture.clone()])?;
-            let answers = self.answers(&model, base, prompts, &image).map_err(|error| explain(error, base, adapters))?;
+            let answers =
+                self.answers(&model, base, prompts, &image).map_err(|error| explain(error, base, adapters))?;
             for (question, answer) in self.questions.iter().zip(answers) {
                 let Answer { text, token_ids } = answer;
                 if self.json {

@@ -119,7 +119,8 @@ pub(super) fn loads(
             decoded_bytes,
             eval_rows: table.eval.as_ref().map_or(0, |source| source.index.accepted_rows() as u64),
             window_bytes: table.train.index.window_bytes(),
-            reads_on: *rows_per_step * steps as f64 + rows_ahead(recipe) as f64 > first_window_rows(recipe, table) as f64,
+            reads_on: *rows_per_step * steps as f64 + rows_ahead(recipe) as f64
+                > first_window_rows(recipe, table) as f64,
             group_bytes: table.train.index.largest_group_bytes(),
             eval_group_bytes: table.eval.as_ref().map_or(0, |source| source.index.largest_group_bytes()),
             eval_window_bytes: table.eval.as_ref().map_or(0, |source| source.index.window_bytes()),
