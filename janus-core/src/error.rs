@@ -135,6 +135,16 @@ pub enum ModelError {
         /// The type asked for.
         dtype: candle_core::DType,
     },
+    /// Values that no longer are numbers, or too large for their type.
+    #[error("the {what} of the model are not finite (row {row} has {value})")]
+    NotFinite {
+        /// What was computed.
+        what: &'static str,
+        /// Batch row, counted from 0.
+        row: usize,
+        /// The first such value.
+        value: f32,
+    },
     /// A correction for one request on a convolution.
     #[error("`{path}` is a convolution: it has no token rows to tell requests apart")]
     RoutedConvolution {

@@ -112,6 +112,35 @@ pub fn locate(folder: &Path, name: &str) -> Result<Option<PathBuf>, InputError> 
     }
 }
 
+/// Opens a regular file, wherever it lies. A pipe, a device or a socket is asked for its type and not opened, one that takes a
+/// file's place in between is opened without waiting for its other end.
+///
+/// # Errors
+/// What is no regular file ([`io::ErrorKind::InvalidInput`]), or the system's.
+pub fn open(path: &Path) -> io::Result<File> {
+    let regular = |about: std::fs::Metadata| match about.is_file() {
+        true => Ok(()),
+        false if about.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is a pipe or a device, not a regular file")),
+    };
+    path.metadata().and_then(regular)?;
+    let mut options = std::fs::OpenOptions::new();
+    options.read(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK);
+    let file = options.open(path)?;
+    file.metadata().and_then(regular)?;
+    Ok(file)
+}
+
+/// The bytes of a file that the user named, wherever it lies.
+///
+/// # Errors
+/// Something that is no regular file, more than `limit_bytes`, or the system's.
+pub fn read_named(path: &Path, limit_bytes: u64) -> Result<Vec<u8>, InputError> {
+    read_file(path.to_path_buf(), limit_bytes)
+}
+
 /// The bytes of the file `name` below `folder`, `None` where there is none; of a `.json` file without a byte-order mark, with which
 /// none may begin and some editors begin all.
 ///
@@ -163,7 +192,10 @@ pub fn read_among(folders: &[&Path], path: &str, limit_bytes: u64) -> Result<Opt
 
 fn read_file(path: PathBuf, limit_bytes: u64) -> Result<Vec<u8>, InputError> {
     let failed = |source| InputError::Io { path: path.clone(), source };
-    let file = File::open(&path).map_err(failed)?;
+    let file = match open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(InputError::NotAFile { path }),
+        opened => opened.map_err(failed)?,
+    };
     let told = file.metadata().map_err(failed)?.len();
     let mut bytes = Vec::new();
     // A file may grow while it is read, and some tell no length: what counts is what comes.

@@ -10,6 +10,7 @@ use janus_core::{DeviceError, Diagnose, Fault, ModelError};
 use crate::adapter::AdapterError;
 use crate::base::BaseError;
 use crate::cache::CacheError;
+use crate::culprit::Culprit;
 use crate::data::DataError;
 use crate::eval::NetworkError;
 use crate::merge::MergeError;
@@ -67,6 +68,14 @@ pub enum Error {
     /// A report that cannot be made.
     #[error(transparent)]
     Report(#[from] ReportError),
+    /// A model whose values are no numbers.
+    #[error("{culprit}")]
+    NotFinite {
+        /// Whose values they come from.
+        culprit: Culprit,
+        /// What was computed of them.
+        source: janus_core::Error,
+    },
     /// What was typed does not make sense.
     #[error("{message}")]
     Usage {
@@ -94,7 +103,7 @@ impl Diagnose for Error {
             Error::Network(e) => e.fault(),
             Error::Survey(e) => e.fault(),
             Error::Report(e) => e.fault(),
-            Error::Usage { .. } => Fault::Input,
+            Error::NotFinite { .. } | Error::Usage { .. } => Fault::Input,
         }
     }
 
@@ -114,6 +123,7 @@ impl Diagnose for Error {
             Error::Network(e) => e.hints(),
             Error::Survey(e) => e.hints(),
             Error::Report(e) => e.hints(),
+            Error::NotFinite { culprit, .. } => vec![culprit.hint()],
             Error::Usage { hint, .. } => vec![hint.clone()],
         }
     }

@@ -23,6 +23,7 @@ mod beginning;
 pub mod bench;
 pub mod cache;
 pub mod cli;
+pub mod culprit;
 pub mod data;
 mod drawn;
 pub mod dynamic;

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use janus_core::input::{InputError, read_named};
 use janus_core::pass::Pass;
 use janus_core::{Diagnose, Janus, Parts};
 
@@ -105,6 +106,7 @@ impl Diagnose for ProbeError {
             ProbeError::Missing { .. } | ProbeError::Unknown { .. } => {
                 vec!["inputs are `input_ids`, `attention_mask`, `pixel_values`, `image_tokens` and `labels`".into()]
             }
+            ProbeError::File { .. } => vec!["give a safetensors file with `input_ids`".into()],
             ProbeError::Value { tensor: "labels", .. } => {
                 vec!["labels are token ids, or -100 where none counts".into()]
             }
@@ -138,11 +140,11 @@ impl ProbeInput {
     /// A file or tensor that is not as it must be.
     pub fn read(path: &Path) -> Result<Self> {
         let failed = |reason: String| ProbeError::File { path: path.to_path_buf(), reason };
-        let size = fs_err::metadata(path).map_err(|e| failed(e.to_string()))?.len();
-        if size > MAX_INPUT_BYTES {
-            return Err(failed(format!("it has {size} bytes, more than {MAX_INPUT_BYTES}")).into());
-        }
-        let bytes = fs_err::read(path).map_err(|e| failed(e.to_string()))?;
+        let told = |error: InputError| match error {
+            InputError::Io { source, .. } => source.to_string(),
+            other => other.to_string(),
+        };
+        let bytes = read_named(path, MAX_INPUT_BYTES).map_err(|error| failed(told(error)))?;
         // The checked parser first: it refuses headers that lie.
         safetensors::SafeTensors::deserialize(&bytes).map_err(|e| failed(e.to_string()))?;
         let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).map_err(|e| failed(e.to_string()))?;

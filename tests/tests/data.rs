@@ -221,6 +221,46 @@ fn statistics_count_rows_tokens_pictures_and_repetitions() {
 }
 
 #[test]
+fn a_table_without_a_recipe_takes_a_folder_of_pictures() {
+    let place = Place::new("understand", "");
+    let folder = place.folder.path();
+    fs_err::create_dir_all(folder.join("pictures")).unwrap();
+    fs_err::write(folder.join("pictures/a.png"), picture(20, 20, 1)).unwrap();
+    let there = folder.join("pictures/a.png");
+    fs_err::create_dir_all(folder.join("tables")).unwrap();
+    let columns = vec![
+        ("image", texts(["a.png", "../pictures/a.png", there.to_str().unwrap()])),
+        ("question", texts(["What?"; 3])),
+        ("answer", texts(["yes"; 3])),
+    ];
+    write_table(&folder.join("tables/paths.parquet"), columns, 4);
+    let stats =
+        |more: &[&str]| place.janus(&[&["data", "stats", "tables/paths.parquet", "--base", "base"], more].concat());
+    let without = stats(&[]).expect_success().stdout;
+    assert!(without.contains("0 good, 3 left out") && without.contains("`--image-root`"), "{without}");
+    assert!(!without.contains("recipe"), "{without}");
+    let with = stats(&["--image-root", "pictures"]).expect_success().stdout;
+    assert!(with.contains("3 good, 0 left out"), "{with}");
+    for (more, said) in [
+        (&["--image-root", "gone"][..], ["`--image-root`: no folder", "relative to the current folder"]),
+        (
+            &["--column", "answer=anser"],
+            ["no column `anser`", "hint: did you mean `answer`? say `--column answer=answer`"],
+        ),
+    ] {
+        let done = stats(more);
+        assert_eq!(done.code, Some(2), "{}", done.stderr);
+        assert!(said.iter().all(|said| done.stderr.contains(said)), "{}", done.stderr);
+    }
+    let of_recipe = place.janus(&["data", "stats", "recipe.toml", "--image-root", "pictures"]);
+    assert!(of_recipe.code == Some(2) && of_recipe.stderr.contains("belongs to a table"), "{}", of_recipe.stderr);
+    // As a recipe says it.
+    let check = place.janus(&["data", "check", "recipe.toml", "data.0.train=tables/paths.parquet"]);
+    assert!(check.code == Some(2) && check.stderr.contains("hint: paths of pictures start at"), "{}", check.stderr);
+    assert!(check.stderr.contains("`image_root` in the recipe's `[[data]]`"), "{}", check.stderr);
+}
+
+#[test]
 fn a_preview_shows_the_pictures_as_the_model_gets_them() {
     for (task, more) in [("understand", ""), ("generate", "columns = { prompt = \"caption\" }\n")] {
         let place = Place::new(task, more);

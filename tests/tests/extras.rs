@@ -80,6 +80,13 @@ fn a_dynamic_encoder_is_trained_on_both_paths_resumed_to_the_bit_and_folded() {
         close(name, merged, attached, 2e-4);
     }
     fs_err::remove_file(place.path(&format!("whole/{EXTRAS}"))).unwrap();
+    let refused = place.janus(&["understand", "--base", "base", "--adapter", "whole", "What?"]);
+    assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+    assert!(refused.stderr.contains(&format!("`{EXTRAS}` is missing")), "{}", refused.stderr);
+    // Its pairs alone are an adapter, too, of one who says so.
+    place.edit_json("whole/adapter_config.json", |config| {
+        config["auto_mapping"]["janus_extras"] = serde_json::json!([])
+    });
     let pairs_alone = outputs(&place, "base", Some("whole"));
     close("image_features", &pairs_alone[0], &plain[0], 0.0);
     assert!(far(&pairs_alone[2], &attached[2]));

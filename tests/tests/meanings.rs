@@ -13,7 +13,7 @@ use janus_lora::tasks::{Draft, Target};
 use janus_lora::train::tables::{SampleStream, open_tables};
 use janus_tests::rows::{boxes, conversations, image_lists, images, picture, text_lists, texts, write_table};
 use janus_tests::tiny::Workplace;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const ROWS: usize = 8;
 const SIZE: (u32, u32) = (64, 32);
@@ -324,6 +324,20 @@ fn rows_beyond_the_base_s_positions_are_bad_or_cut() {
         &["train", "recipe.toml", "output.dir=other"],
         &["its pictures and answers alone are too long"],
     );
+    // A system message is never cut, and said to be what is too long.
+    for (answer, said) in [("yes", "its system message is too long"), (long.as_str(), "without its system message")] {
+        let turns = [("system", long.as_str()), ("user", "What?"), ("assistant", answer)];
+        let turns: Vec<_> = turns.iter().map(|(role, content)| json!({ "role": role, "content": content })).collect();
+        let messages = serde_json::to_string(&turns).unwrap();
+        let columns = vec![("image", images(&[Some(picture(40, 30, 1))])), ("messages", texts([messages.as_str()]))];
+        write_table(&place.path("rows.parquet"), columns, 4);
+        for way in ["reject", "truncate"] {
+            let way = format!("data.0.too_long={way}");
+            let refused = place.janus(&["train", "recipe.toml", "output.dir=other", &way]);
+            assert!(refused.code == Some(2) && refused.stderr.contains(said), "{}", refused.stderr);
+            assert!(!refused.stderr.contains("cuts"), "{}", refused.stderr);
+        }
+    }
 
     for task in ["text", "generate"] {
         write_recipe(&place, task, "");
@@ -333,7 +347,8 @@ fn rows_beyond_the_base_s_positions_are_bad_or_cut() {
             ("image", images(&[Some(picture(40, 30, 1))])),
         ];
         write_table(&place.path("rows.parquet"), columns, 4);
-        place.refuses_with_hint(&["train", "recipe.toml", "output.dir=other"], &["the base has 512 positions"]);
+        let said = ["the base has 512 positions", "`too_long = \"truncate\"` in `[[data]]` cuts"];
+        place.refuses_with_hint(&["train", "recipe.toml", "output.dir=other"], &said);
         write_recipe(&place, task, "too_long = \"truncate\"");
         let found = ids(&drafts(&place, 1)[0]).len();
         assert!((440..=512).contains(&found), "{task}: {found}");
@@ -345,11 +360,17 @@ fn prompts_beyond_the_base_s_positions_are_refused_by_commands() {
     let place = Workplace::with_base();
     let long = "word ".repeat(400);
     place.write("a.png", picture(40, 30, 1));
-    let said = ["the base has 512 positions"];
+    let said = ["the base has 512 positions for it and at least one token", "hint: shorten the text by"];
     place.refuses_with_hint(&["understand", "--base", "base", "--image", "a.png", &long], &said);
-    place.refuses_with_hint(&["generate", "--base", "base", &long, "--out", "b.png"], &said);
+    let said = ["codes of a picture", "hint: shorten the text by"];
+    let drawn = ["generate", "--base", "base", &long, "--out", "b.png"];
+    place.refuses_with_hint(&drawn, &said);
+    assert!(!place.janus(&drawn).stderr.contains("pictures"), "there are none to leave out");
     let source = ["generate", "--base", "base", "--source", "a.png", &long, "--out", "b.png"];
     place.refuses_with_hint(&source, &said);
+    let many: Vec<&str> = ["understand", "--base", "base"].into_iter().chain(["--image", "a.png"].repeat(40)).collect();
+    let said = ["640 of them of pictures, the base has 512 positions", "hint: give fewer pictures"];
+    place.refuses_with_hint(&[&many[..], &["What?"]].concat(), &said);
     // The answer ends with the positions, whatever `--max-new-tokens` says.
     let nearly = "w".repeat(280);
     let asked = ["understand", "--base", "base", &nearly, "--max-new-tokens", "16384", "--json"];

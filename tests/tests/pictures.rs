@@ -316,6 +316,56 @@ fn shades_that_are_lost_in_white_are_told_once_with_what_keeps_them() {
 }
 
 #[test]
+fn grey_is_read_as_the_adapter_was_trained() {
+    let place = Workplace::with_base();
+    let pictures: Vec<_> = [4000, 3000, 2000, 1000].map(|greatest| Some(grey_16(greatest))).into();
+    let columns = vec![("image", images(&pictures)), ("label", texts(["one", "two", "one", "two"]))];
+    write_table(&place.path("rows.parquet"), columns, 2);
+    recipe_of(&place, "classify", "eval = \"rows.parquet\"\n");
+    let train = |out: &str, more: &[&str]| {
+        let out = format!("output.dir={out}");
+        place.janus(&[&["train", "recipe.toml", "train.steps=1", &out], more].concat()).expect_success()
+    };
+    train("scaled", &["data.0.grey_bits=12"]);
+    train("deeper", &["data.0.grey_bits=16"]);
+    train("clipped", &[]);
+    // Whatever the picture itself would need.
+    place.write("xray.png", grey_16(600));
+    let ask = |more: &[&str]| {
+        let command =
+            ["understand", "--base", "base", "--task", "classify", "--image", "xray.png", "--json", "--adapter"];
+        let done = place.janus(&[&command[..], more].concat()).expect_success();
+        (done.stdout, done.stderr)
+    };
+    let (answer, said) = ask(&["scaled"]);
+    assert!(said.contains("`--grey-bits 12`") && !said.contains("--grey-bits 10"), "{said}");
+    assert_eq!(answer, ask(&["scaled", "--grey-bits", "12"]).0);
+    let (other, said) = ask(&["scaled", "--grey-bits", "10"]);
+    assert!(answer != other && !said.contains("grey"), "{said}");
+    // Clipped in training, clipped here; and that is said, with nothing that would read it otherwise.
+    let (_, said) = ask(&["clipped"]);
+    assert!(said.contains("becomes white, as in the training of the adapter") && !said.contains("10"), "{said}");
+    // Two of different minds.
+    let both = ["understand", "--base", "base", "--image", "xray.png", "What?", "--max-new-tokens", "1"];
+    let said = place.janus(&[&both[..], &["--adapter", "scaled", "--adapter", "clipped"]].concat());
+    assert!(said.stderr.contains("`--grey-bits 12`"), "one of them says it: {}", said.stderr);
+    let said = place.janus(&[&both[..], &["--adapter", "scaled", "--adapter", "deeper"]].concat()).stderr;
+    assert!(said.contains("`--grey-bits 12`") && said.contains("`--grey-bits 16`"), "{said}");
+    // Evaluation of tables that are read otherwise, whatever they are called.
+    let eval = |more: &[&str]| place.janus(&[&["eval", "recipe.toml", "--adapter"], more].concat()).expect_success();
+    for name in ["own", "another"] {
+        let name_key = format!("data.0.name={name}");
+        let told = eval(&["scaled", &name_key]).stderr;
+        let said = format!("`{name}`: an adapter was trained with `grey_bits` 12, and the recipe has none");
+        assert!(told.contains(&said), "{told}");
+        let told = eval(&["scaled", &name_key, "data.0.orientation=stored", "data.0.grey_bits=12"]).stderr;
+        let said = "trained with `orientation = \"upright\"`, and the recipe has \"stored\"";
+        assert!(told.contains(said) && !told.contains("grey_bits"), "{told}");
+        assert!(!eval(&["scaled", &name_key, "data.0.grey_bits=12"]).stderr.contains("trained with"));
+    }
+}
+
+#[test]
 fn what_is_no_picture_is_named_with_what_to_do() {
     let place = Workplace::with_base();
     let mut dicom = vec![0u8; 128];

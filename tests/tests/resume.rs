@@ -403,7 +403,15 @@ fn the_best_evaluation_is_kept_and_taken() {
 
     let stopping = |table: &str| format!("train.early_stopping={table}");
     refuses(&place, "new", &[&stopping(r#"{ metric = "answers.loss" }"#)], &["the tables are `questions`, `pictures`"]);
-    refuses(&place, "new", &[&stopping(r#"{ metric = "questions.los" }"#)], &["the evaluation gives `questions."]);
+    for more in [&[][..], &["--dry-run"]] {
+        let rule = stopping(r#"{ metric = "questions.los" }"#);
+        refuses(
+            &place,
+            "new",
+            &[&[&*rule][..], more].concat(),
+            &["has no such figure", "name one of `questions.loss`"],
+        );
+    }
     refuses(
         &place,
         "new",

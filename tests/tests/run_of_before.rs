@@ -92,6 +92,44 @@ fn a_finished_run_of_before_is_read() {
     assert!(place.janus(&ask).expect_success().json()["text"].is_string());
 }
 
+/// Three rows in batches of eight: a step was an epoch once, and is two and two thirds.
+#[test]
+fn epochs_are_counted_on_as_a_run_began() {
+    let place = Workplace::with_base();
+    let pictures: Vec<Option<Vec<u8>>> = (0..3).map(|seed| Some(picture(16, 16, seed))).collect();
+    let columns =
+        vec![("image", images(&pictures)), ("question", texts(["What?"; 3])), ("answer", texts(["A part."; 3]))];
+    write_table(&place.path("rows.parquet"), columns, 4);
+    place.write(
+        "recipe.toml",
+        "[base]\npath = \"base\"\ndtype = \"f32\"\n[adapter]\nrank = 1\ntargets = [\"aligner\"]\n[[data]]\ntask = \"understand\"\n\
+         train = \"rows.parquet\"\n[train]\nsteps = 2\nbatch_size = 8\nschedule = \"constant\"\n[output]\ndir = \"run\"\n",
+    );
+    place.janus(&["train", "recipe.toml"]).expect_success();
+    let run = tree(&place.path("run"));
+    let lengthened = |change: &dyn Fn(String) -> String| {
+        std::fs::remove_dir_all(place.path("run")).unwrap();
+        plant(&run, &place.path("run"));
+        let lines = change(String::from_utf8(place.read("run/metrics.jsonl")).unwrap());
+        place.write("run/metrics.jsonl", lines);
+        let done = place.janus(&["train", "recipe.toml", "--resume", "train.steps=4"]).expect_success();
+        let epochs: Vec<f64> = place.metrics("run").iter().filter_map(|line| line["epoch"].as_f64()).collect();
+        (epochs, done.stderr.contains("epochs are counted on as the run began to"))
+    };
+    let per_step = 8.0 / 3.0;
+    assert_eq!(lengthened(&|lines| lines), ([1.0, 2.0, 3.0, 4.0].map(|step| step * per_step).to_vec(), false));
+    // As long as they were, for the checkpoint knows how many bytes there are.
+    let before = |lines: String| {
+        (1..=2).fold(lines, |lines, step| {
+            let now = format!("\"epoch\":{},", f64::from(step) * per_step);
+            assert!(lines.contains(&now), "{now}: {lines}");
+            let then = format!("\"epoch\":{step}.0");
+            lines.replace(&now, &format!("{then:<width$},", width = now.len() - 1))
+        })
+    };
+    assert_eq!(lengthened(&before), (vec![1.0, 2.0, 3.0, 4.0], true));
+}
+
 /// What an earlier version took for text, or accepted, is refused by name and nothing changes.
 #[test]
 fn rows_that_are_taken_otherwise_today_end_no_run_of_before() {

@@ -186,6 +186,41 @@ fn the_limit_covers_bases_and_drawn_tables() {
 }
 
 #[test]
+fn a_limit_of_nothing_keeps_nothing_beyond_a_command() {
+    let place = Workplace::with_base();
+    let nothing = [("JANUS_CACHE_LIMIT_BYTES".to_owned(), "0".to_owned())];
+    let ask = |environment: &[(String, String)], arguments: &[&str]| with(&place, environment, arguments);
+    let spec = "synth:inspection?rows=8&seed=1&size=64";
+    for arguments in [
+        &["base", "inspect", "init:janus-tiny?seed=1"][..],
+        &["understand", "--base", "janus-nano", "What?", "--max-new-tokens", "2"],
+        &["data", "stats", spec, "--base", "base"],
+        &["data", "stats", "absent.parquet", "--base", "janus-nano"],
+    ] {
+        let kept = ask(&[], arguments);
+        let before = listed(&place, &[]);
+        assert!(before["total_bytes"].as_u64().unwrap() > 0, "{arguments:?}: {before}");
+        let again = ask(&nothing, arguments);
+        assert_eq!((again.code, &again.stdout), (kept.code, &kept.stdout), "{arguments:?}");
+        assert_eq!(listed(&place, &[])["total_bytes"].as_u64(), Some(0), "{arguments:?}");
+        // Made and given up by one command.
+        assert_eq!(ask(&nothing, arguments).stdout, kept.stdout);
+        assert_eq!(listed(&place, &[])["total_bytes"].as_u64(), Some(0), "{arguments:?}");
+    }
+    // A folder's base leaves its fingerprint; and who only looks takes nothing away.
+    let probe = ["understand", "--base", "base", "What?", "--max-new-tokens", "2"];
+    ask(&nothing, &probe).expect_success();
+    assert_eq!(listed(&place, &[])["total_bytes"].as_u64(), Some(0));
+    ask(&[], &["base", "inspect", "init:janus-tiny?seed=1"]).expect_success();
+    assert!(listed(&place, &nothing)["total_bytes"].as_u64() > Some(0));
+    assert!(listed(&place, &nothing)["total_bytes"].as_u64() > Some(0));
+    let told = ask(&nothing, &["cache", "list"]).expect_success().stdout;
+    assert!(told.contains("limit  0 B (JANUS_CACHE_LIMIT_BYTES): nothing is kept"), "{told}");
+    let told = ask(&[], &["cache", "list"]).expect_success().stdout;
+    assert!(told.contains("(by default, without downloads): what was used longest ago goes first"), "{told}");
+}
+
+#[test]
 fn what_a_run_uses_stays_and_nothing_else_is_touched() {
     let place = Workplace::empty();
     let data = table("understand", DRAWN, "");

@@ -26,6 +26,16 @@ fn with_stdout(place: &Workplace, arguments: &[&str], stdout: Stdio) -> (Option<
     (done.status.code(), String::from_utf8_lossy(&done.stderr).into_owned())
 }
 
+/// Exit code and stderr of a command under a shell's redirection.
+fn redirected(place: &Workplace, redirection: &str, arguments: &[&str]) -> (Option<i32>, String) {
+    let plain = command(place.folder(), arguments);
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg(format!("exec \"$@\" {redirection}")).arg("sh").arg(plain.get_program()).args(plain.get_args());
+    shell.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?)))).current_dir(place.folder());
+    let done = shell.stdout(Stdio::null()).stderr(Stdio::piped()).output().unwrap();
+    (done.status.code(), String::from_utf8_lossy(&done.stderr).into_owned())
+}
+
 #[test]
 fn a_result_that_nobody_wants_is_no_failure_and_one_that_is_lost_is() {
     let place = joint::place();
@@ -48,6 +58,17 @@ fn a_result_that_nobody_wants_is_no_failure_and_one_that_is_lost_is() {
         assert_eq!(code, Some(1), "{arguments:?}: {said}");
         assert!(said.contains("error: the result cannot be written to stdout"), "{arguments:?}: {said}");
         assert!(!said.contains("panicked") && !said.contains("internal error"), "{arguments:?}: {said}");
+        // Closed from the beginning, and open for reading alone; with stdin closed, too, its place is taken by another.
+        for redirection in [">&-", "1</dev/null", "<&- >&-"] {
+            let (code, said) = redirected(&place, redirection, arguments);
+            assert_eq!(code, Some(1), "{arguments:?} {redirection}: {said}");
+            assert!(said.contains("error: the result cannot be written to stdout"), "{arguments:?}: {said}");
+        }
+        // Nobody is to read it: as a shell writes that, and as other programs do.
+        for redirection in [">/dev/null", "1<>/dev/null", "<&- >/dev/null"] {
+            let (code, said) = redirected(&place, redirection, arguments);
+            assert_eq!(code, Some(0), "{arguments:?} {redirection}: {said}");
+        }
     }
     // What was wrong stays wrong, whether it can be told or not.
     for stream in [Stdio::from(full()), Stdio::from(unread())] {
@@ -78,14 +99,22 @@ fn work_that_is_done_is_done() {
             assert_eq!(code, Some(0), "{arguments:?} into {name}: {said}");
             assert!(!said.contains("panicked") && !said.contains("internal error"), "{said}");
         }
+        let arguments: Vec<String> =
+            arguments.iter().map(|argument| argument.replace("OUT", &format!("closed-{number}"))).collect();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let (code, said) = redirected(&place, ">&-", &arguments);
+        assert_eq!(code, Some(0), "{arguments:?} with stdout closed: {said}");
     }
     assert!(place.path("full-0/config.json").exists() && place.path("gone-1.png").exists());
+    assert!(place.path("closed-0/config.json").exists() && place.path("closed-1.png").exists());
     let (code, said) = with_stdout(&place, &["cache", "clear", "--all"], full().into());
     assert_eq!(code, Some(0), "{said}");
     // Asked for as JSON, what it did is its result; it is done all the same.
     let (code, said) =
         with_stdout(&place, &["merge", "--json", "--base=base", "--adapter=run", "--out=m"], full().into());
     assert_eq!((code, place.path("m/config.json").exists()), (Some(1), true), "{said}");
+    let (code, said) = redirected(&place, ">&-", &["merge", "--json", "--base=base", "--adapter=run", "--out=c"]);
+    assert_eq!((code, place.path("c/config.json").exists()), (Some(1), true), "{said}");
 }
 
 #[test]

@@ -415,9 +415,11 @@ impl Diagnose for CheckpointError {
     fn fault(&self) -> Fault {
         match self {
             CheckpointError::Io { source, .. } => match source.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::UnexpectedEof => {
-                    Fault::Input
-                }
+                io::ErrorKind::NotFound
+                | io::ErrorKind::PermissionDenied
+                | io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::InvalidInput
+                | io::ErrorKind::IsADirectory => Fault::Input,
                 _ => Fault::Internal,
             },
             CheckpointError::Input(e) => e.fault(),

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use sha2::{Digest, Sha256};
 
 use super::CheckpointError;
+use crate::input;
 
 #[derive(Debug)]
 pub(crate) struct WeightsFile {
@@ -24,11 +25,8 @@ pub(crate) struct WeightsFile {
 impl WeightsFile {
     pub(crate) fn open(path: &Path) -> Result<Self, CheckpointError> {
         let io_error = |source| CheckpointError::Io { path: path.to_path_buf(), source };
-        let file = File::open(path).map_err(io_error)?;
+        let file = input::open(path).map_err(io_error)?;
         let metadata = file.metadata().map_err(io_error)?;
-        if !metadata.is_file() {
-            return Err(io_error(io::Error::new(io::ErrorKind::NotFound, "not a regular file")));
-        }
         Ok(Self {
             path: path.to_path_buf(),
             file,

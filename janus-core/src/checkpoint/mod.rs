@@ -18,6 +18,7 @@ mod safetensors;
 mod shards;
 mod side_files;
 mod source;
+mod tensor_file;
 mod tokenizer;
 mod torch;
 mod values;
@@ -36,6 +37,7 @@ pub use names::{EMBED_TOKENS, ExpectedTensor, LM_HEAD, expected_tensors};
 pub use random::RandomWeights;
 pub(crate) use shards::MAX_INDEX_BYTES;
 pub use source::WeightSource;
+pub use tensor_file::TensorFile;
 pub use tokenizer::{Merges, learn_merges, merged_ids, write_tokenizer};
 pub use write::{WriteOptions, WriteReport, convert_checkpoint, write_checkpoint};
 

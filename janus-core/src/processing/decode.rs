@@ -11,6 +11,7 @@ use super::exif;
 use super::foreign::foreign;
 use super::gif;
 use super::headers::{jpeg_is_complete, webp_lossy_sizes};
+use super::{bmp, tiff};
 use crate::guard;
 
 /// The most pixels an image may have: 64 megapixels.
@@ -106,6 +107,13 @@ pub fn clipped_grey(bytes: &[u8], decoding: Decoding) -> Result<Option<u16>> {
     })
 }
 
+/// Whether these bytes are a picture of 16-bit grey, which [`Decoding::grey_bits`] is about, as far as its header says.
+pub fn is_grey_16(bytes: &[u8]) -> bool {
+    let is_one = |format| Ok(matches!(open(bytes, format)?.color_type(), ColorType::L16 | ColorType::La16));
+    format_of(bytes)
+        .is_ok_and(|format| format != ImageFormat::Gif && guarded(format, || is_one(format)).unwrap_or(false))
+}
+
 /// Whether [`Orientation::Upright`] makes another picture of these bytes than [`Orientation::Stored`].
 pub fn is_turned(bytes: &[u8]) -> bool {
     let stored = |format| turn(bytes, format, Decoding { orientation: Orientation::Stored, grey_bits: None });
@@ -130,6 +138,11 @@ fn decode(bytes: &[u8], format: ImageFormat) -> Result<DynamicImage> {
     const COLOUR_TYPE: usize = 25;
     Ok(match (image, format, bytes.get(COLOUR_TYPE)) {
         (image @ DynamicImage::ImageLumaA16(_), ImageFormat::Png, Some(0)) => image.into_luma16().into(),
+        (image, ImageFormat::Tiff, _) => tiff::divided(image, bytes),
+        (DynamicImage::ImageRgb8(mut image), ImageFormat::Bmp, _) => {
+            bmp::cut_as_pillow(&mut image, bytes);
+            image.into()
+        }
         (image, ..) => image,
     })
 }
@@ -179,6 +192,9 @@ pub(super) fn broken(format: ImageFormat, problem: impl Into<String>) -> Process
 
 /// Reads the header and checks the size.
 pub(super) fn open(bytes: &[u8], format: ImageFormat) -> Result<impl ImageDecoder + '_> {
+    if format == ImageFormat::Tiff {
+        tiff::check(bytes)?;
+    }
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(MAX_DECODER_BYTES);
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);

@@ -28,7 +28,7 @@ pub enum ProcessingError {
         advice: &'static str,
     },
     /// The format is known, this form of it is not read.
-    #[error("{format} images of this kind are not supported: {kind}")]
+    #[error("{format} images of this kind are not supported: {kind}; save it as RGB or 8-bit grey PNG")]
     UnsupportedImage {
         /// The format's name.
         format: &'static str,
@@ -288,10 +288,12 @@ impl Diagnose for ProcessingError {
             | ProcessingError::TransparentMask { .. } => {
                 "write masks as pictures of one channel: 0 is ground, one other value the object"
             }
+            ProcessingError::Tokenize { .. } => {
+                "take `tokenizer.json` from where the base was published: the text may be sound and the file not"
+            }
             ProcessingError::EmptyImage { .. }
             | ProcessingError::Json { .. }
             | ProcessingError::ImpossibleImageSize { .. }
-            | ProcessingError::Tokenize { .. }
             | ProcessingError::EmptyText { .. }
             | ProcessingError::PixelShape { .. }
             | ProcessingError::NotFinite { .. }

@@ -185,7 +185,7 @@ fn xmp_number(xmp: &[u8]) -> Option<u64> {
 }
 
 /// A value of a TIFF directory.
-struct Tag<'a> {
+pub(super) struct Tag<'a> {
     kind: u16,
     bytes: &'a [u8],
     little: bool,
@@ -193,7 +193,7 @@ struct Tag<'a> {
 
 impl Tag<'_> {
     /// Its first number, where it is of a kind of integers that are not bare bytes.
-    fn number(&self) -> Option<u64> {
+    pub(super) fn number(&self) -> Option<u64> {
         // SBYTE, SHORT, SSHORT, LONG, SLONG, LONG8, SLONG8.
         let width = match self.kind {
             6 => 1,
@@ -214,7 +214,7 @@ fn integer(bytes: &[u8], at: usize, width: usize, little: bool) -> Option<u64> {
 }
 
 /// A value of the first directory of a TIFF file, of either size of offsets.
-fn tag(file: &[u8], wanted: u16) -> Option<Tag<'_>> {
+pub(super) fn tag(file: &[u8], wanted: u16) -> Option<Tag<'_>> {
     let little = match file.get(..2)? {
         b"II" => true,
         b"MM" => false,

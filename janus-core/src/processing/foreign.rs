@@ -28,6 +28,8 @@ const MARKS: &[(usize, &[u8], &str, &str)] = &[
     (0, b"%PDF-", "a PDF document", "draw its pages, such as with `pdftoppm -png in.pdf out`"),
     (0, b"%!PS", "PostScript", "draw it, such as with `magick -density 150 in.ps out.png`"),
     (0, b"\xc5\xd0\xd3\xc6", "PostScript", "draw it, such as with `magick -density 150 in.eps out.png`"),
+    (0, b"II+\0", "a BigTIFF picture", PILLOW),
+    (0, b"MM\0+", "a BigTIFF picture", PILLOW),
     (0, b"\0\0\x01\0", "a Windows icon", PILLOW),
     (0, b"\0\0\x02\0", "a Targa picture or a Windows cursor", PILLOW),
     (0, b"\n\x05\x01", "a PCX picture", PILLOW),
@@ -81,13 +83,13 @@ const MARKS: &[(usize, &[u8], &str, &str)] = &[
     (0, b"file://", "an address, not a picture", "store the file's bytes, or its path as text"),
 ];
 
-const PILLOW: &str = "convert it, such as with Pillow: `Image.open(f).convert(\"RGB\").save(\"out.png\")`";
+pub(super) const PILLOW: &str = "convert it, such as with Pillow: `Image.open(f).convert(\"RGB\").save(\"out.png\")`";
 const MAGICK: &str = "convert it, such as with ImageMagick: `magick in out.png`";
 const AVIF: &str =
     "convert it, such as with `avifdec in.avif out.png`, or Pillow 11.3: `Image.open(f).save(\"out.png\")`";
 const HEIC: &str = "convert it, such as with `heif-convert in.heic out.png`, or with the Python package pillow-heif";
 const JXL: &str = "convert it, such as with `djxl in.jxl out.png`";
-const RAW: &str = "develop it, such as with `darktable-cli in out.png`";
+pub(super) const RAW: &str = "develop it, such as with `darktable-cli in out.png`";
 const DICOM: &str =
     "write its pixels as PNG, such as with pydicom, its window applied; 16-bit grey is scaled by `grey_bits`";
 const TONES: &str = "map its tones to 8 bits and write PNG";
@@ -116,11 +118,22 @@ pub(super) fn foreign(bytes: &[u8]) -> Option<Foreign> {
     if let Some((.., found, advice)) = MARKS.iter().find(|(place, mark, ..)| at(*place, mark)) {
         return known(*found, *advice);
     }
+    if is_bare_dicom(bytes) {
+        return known("a DICOM file", DICOM);
+    }
     // `P1` to `P7` and white space: Netpbm's pictures.
     if let Some([b'P', b'1'..=b'7', b'\n' | b' ' | b'\r' | b'\t' | b'#']) = bytes.get(..3) {
         return known("a Netpbm picture (PBM, PGM, PPM or PAM)", PILLOW);
     }
     text(bytes)
+}
+
+/// Whether it begins as a DICOM file without the preamble before its mark: with an element of group 2 or 8, little-endian, and the
+/// two letters of what its value is (DICOM PS3.5, section 6.2).
+fn is_bare_dicom(bytes: &[u8]) -> bool {
+    const VALUES: &[u8] = b"AEASATCSDADSDTFDFLISLOLTOBODOFOLOVOWPNSHSLSQSSSTSVTMUCUIULUNURUSUTUV";
+    let is_value = |letters: &[u8]| VALUES.as_chunks::<2>().0.iter().any(|value| value == letters);
+    matches!(bytes.first_chunk::<6>(), Some([2 | 8, 0, _, _, letters @ ..]) if is_value(letters))
 }
 
 /// ISO media files, told by their brands.
@@ -198,6 +211,11 @@ mod tests {
             (b"\0\0\0\x0cjP  \r\n\x87\n".to_vec(), "JPEG 2000"),
             (b"8BPS\0\x01".to_vec(), "Photoshop"),
             (dicom, "DICOM"),
+            (b"\x08\0\x05\0CS\x0a\0ISO_IR 100".to_vec(), "DICOM"),
+            (b"\x08\0\x16\0UI\x1a\01.2.840.10008".to_vec(), "DICOM"),
+            (b"\x02\0\0\0UL\x04\0\xc2\0\0\0".to_vec(), "DICOM"),
+            (b"II+\0\x08\0\0\0\x10\0\0\0".to_vec(), "BigTIFF"),
+            (b"MM\0+\0\x08\0\0".to_vec(), "BigTIFF"),
             (nifti, "NIfTI"),
             (b"version https://git-lfs.github.com/spec/v1\noid sha256:12".to_vec(), "git-lfs pointer"),
             (b"<!DOCTYPE html>\n<html>".to_vec(), "HTML page"),
@@ -218,7 +236,14 @@ mod tests {
             assert!(told.found.contains(name), "{name}: {told:?}");
             assert!(!told.advice.is_empty(), "{name}");
         }
-        for unknown in [&b""[..], b"\x00\x01\x02\x03", b"RIFF\0\0\0\0WEBPVP8 ", b"\x89PNG\r\n"] {
+        for unknown in [
+            &b""[..],
+            b"\x08\0\x05\0cs\x0a\0",
+            b"\x02\0\0\0",
+            b"\x00\x01\x02\x03",
+            b"RIFF\0\0\0\0WEBPVP8 ",
+            b"\x89PNG\r\n",
+        ] {
             assert_eq!(foreign(unknown), None);
         }
     }

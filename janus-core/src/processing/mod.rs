@@ -29,7 +29,9 @@ mod resize;
 mod settings;
 #[cfg(test)]
 mod testing;
+mod tiff;
 mod tokenizer;
+mod tokenizer_file;
 
 pub use batch::{PaddedBatch, left_pad, left_pad_samples};
 pub use chat::{
@@ -37,7 +39,8 @@ pub use chat::{
 };
 pub use config::ShortEdge;
 pub use decode::{
-    Decoding, MAX_ASPECT_RATIO, MAX_PIXELS, Orientation, clipped_grey, decode_image, image_dimensions, is_turned,
+    Decoding, MAX_ASPECT_RATIO, MAX_PIXELS, Orientation, clipped_grey, decode_image, image_dimensions, is_grey_16,
+    is_turned,
 };
 pub use error::ProcessingError;
 pub use generation::GenerationConfig;

@@ -12,6 +12,7 @@ use tokenizers::{AddedToken, Tokenizer};
 use super::Result;
 use super::chat::{ChatStyle, IMAGE_PLACEHOLDER};
 use super::error::ProcessingError;
+use super::tokenizer_file::{Examined, examine};
 use crate::guard;
 use crate::input::{self, MAX_SIDE_FILE_BYTES};
 
@@ -60,6 +61,7 @@ struct Inner {
     reserved: Vec<(String, u32)>,
     /// The token with the largest id.
     largest: (String, u32),
+    notes: Vec<String>,
 }
 
 impl std::fmt::Debug for JanusTokenizer {
@@ -81,6 +83,7 @@ impl JanusTokenizer {
         let bytes = input::read(folder, TOKENIZER_FILE, MAX_SIDE_FILE_BYTES)?
             .ok_or_else(|| ProcessingError::MissingTokenizer { folder: folder.to_path_buf() })?;
         let bad = |problem: String| ProcessingError::BadTokenizer { path: path.clone(), problem };
+        let Examined { bytes, notes } = examine(bytes).map_err(bad)?;
         let mut tokenizer = parse(&bytes).map_err(bad)?;
         // A file may ask for its texts to be cut or filled; lengths are the batch's affair here.
         tokenizer.with_padding(None).with_truncation(None).map_err(|e| bad(e.to_string()))?;
@@ -119,7 +122,12 @@ impl JanusTokenizer {
             .map(|(id, token)| (token.content, id))
             .collect();
         reserved.sort_by_key(|(_, id)| *id);
-        Ok(Self { inner: Arc::new(Inner { tokenizer, plain: OnceLock::new(), special, reserved, largest }) })
+        Ok(Self { inner: Arc::new(Inner { tokenizer, plain: OnceLock::new(), special, reserved, largest, notes }) })
+    }
+
+    /// What the file asks for and does not get, for people.
+    pub fn notes(&self) -> &[String] {
+        &self.inner.notes
     }
 
     /// Ids of the special tokens.
@@ -192,8 +200,7 @@ impl JanusTokenizer {
     /// # Errors
     /// The tokenizer's own.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        let text = self.inner.tokenizer.decode(ids, skip_special);
-        text.map_err(|e| ProcessingError::Tokenize { problem: e.to_string() })
+        guarded(|| self.inner.tokenizer.decode(ids, skip_special))
     }
 }
 
@@ -205,10 +212,8 @@ impl SpecialTokens {
     }
 }
 
-/// The `tokenizers` crate panics on some files that are not JSON to their end, so that is looked at first; should it
-/// panic on another, that file is refused too.
+/// The `tokenizers` crate panics on some files; such a file is refused like one that it cannot read.
 fn parse(bytes: &[u8]) -> Result<Tokenizer, String> {
-    serde_json::from_slice::<Value>(bytes).map_err(|e| e.to_string())?;
     match guard::catch(|| Tokenizer::from_bytes(bytes)) {
         Ok(tokenizer) => tokenizer.map_err(|e| e.to_string()),
         Err(reason) => Err(format!("its parts do not fit together: {reason}")),
@@ -217,9 +222,14 @@ fn parse(bytes: &[u8]) -> Result<Tokenizer, String> {
 
 fn ids_of(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     // Without the post-processor: files differ in whether theirs adds BOS.
-    match tokenizer.encode_fast(text, false) {
-        Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-        Err(e) => Err(ProcessingError::Tokenize { problem: e.to_string() }),
+    guarded(|| tokenizer.encode_fast(text, false).map(|encoding| encoding.get_ids().to_vec()))
+}
+
+/// Some files are read without complaint and panic over a text.
+fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+    match guard::catch(work) {
+        Ok(result) => result.map_err(|e| ProcessingError::Tokenize { problem: e.to_string() }),
+        Err(problem) => Err(ProcessingError::Tokenize { problem }),
     }
 }
 

@@ -6,35 +6,53 @@ mod codes;
 mod prefill;
 mod text;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candle_transformers::generation::{LogitsProcessor, Sampling};
 
-use crate::error::Result;
+use crate::error::{ModelError, Result};
 
 pub use codes::{CodeOptions, CodePrompts, CodeStep, PromptImages, generate_codes, generate_first_codes};
 pub use text::{TextOptions, generate_text};
 
+/// Below it the best token is taken, as at 0: the reciprocal of a smaller one soon is no f32 any more, and nothing but the best
+/// would be drawn.
+const LEAST_TEMPERATURE: f64 = 1e-30;
+
 /// Draws one token a step from rows of logits, each row with its own sequence of random numbers.
-struct Sampler(Vec<LogitsProcessor>);
+struct Sampler {
+    rows: Vec<LogitsProcessor>,
+    temperature: f64,
+}
 
 impl Sampler {
     /// `temperature` 0 takes the best token.
     fn new(rows: usize, temperature: f64, seed: u64) -> Self {
-        let sampling = if temperature > 0.0 { Sampling::All { temperature } } else { Sampling::ArgMax };
-        Self(
-            (0..rows as u64)
-                .map(|row| LogitsProcessor::from_sampling(seed.wrapping_add(row), sampling.clone()))
-                .collect(),
-        )
+        let sampling = if temperature >= LEAST_TEMPERATURE { Sampling::All { temperature } } else { Sampling::ArgMax };
+        let row = |row| LogitsProcessor::from_sampling(seed.wrapping_add(row), sampling.clone());
+        Self { rows: (0..rows as u64).map(row).collect(), temperature }
     }
 
     /// `logits: [rows, classes]`; returns one class a row.
+    ///
+    /// # Errors
+    /// [`ModelError::NotFinite`]: a class would be drawn of nothing.
     fn draw(&mut self, logits: &Tensor) -> Result<Vec<u32>> {
         // On the processor, so that equal logits draw equal tokens wherever they were computed.
-        let logits = logits.to_device(&Device::Cpu)?;
-        let mut drawn = Vec::with_capacity(self.0.len());
-        for (row, sampler) in self.0.iter_mut().enumerate() {
-            drawn.push(sampler.sample(&logits.get(row)?)?);
+        let logits = logits.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+        let mut drawn = Vec::with_capacity(self.rows.len());
+        for (row, sampler) in self.rows.iter_mut().enumerate() {
+            let logits = logits.get(row)?;
+            let values = logits.to_vec1::<f32>()?;
+            if let Some(value) = values.iter().copied().find(|value| !value.is_finite()) {
+                return Err(ModelError::NotFinite { what: "logits", row, value }.into());
+            }
+            // What a small temperature would lift out of the numbers is counted from the largest down, which is the same to a
+            // softmax.
+            let largest = values.iter().copied().fold(f32::MIN, f32::max);
+            let overflows = |value: &f32| !((f64::from(*value) / self.temperature) as f32).is_finite();
+            let is_lifted = self.temperature >= LEAST_TEMPERATURE && values.iter().any(overflows);
+            let logits = if is_lifted { (logits - f64::from(largest))? } else { logits };
+            drawn.push(sampler.sample(&logits)?);
         }
         Ok(drawn)
     }

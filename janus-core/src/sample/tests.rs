@@ -220,3 +220,31 @@ fn an_id_beyond_the_vocabulary_is_an_error() {
         panic!("{error}")
     };
 }
+
+#[test]
+fn values_that_are_no_numbers_are_never_drawn_from() {
+    for (values, expected) in [
+        ([1.0, f32::NAN, 2.0, 0.5, f32::NEG_INFINITY], "row 1 has NaN"),
+        ([1.0, f32::INFINITY, 2.0, 0.5, 3.0], "row 1 has inf"),
+        ([1.0, 0.0, f32::NEG_INFINITY, 0.5, 3.0], "row 1 has -inf"),
+    ] {
+        for temperature in [0.0, 1.0, 1e-300] {
+            let rows = [[0.0, 1.0, 2.0, 3.0, 4.0], values].concat();
+            let logits = Tensor::from_vec(rows, (2, 5), &Device::Cpu).unwrap();
+            let error = Sampler::new(2, temperature, 0).draw(&logits).unwrap_err();
+            assert!(matches!(error, Error::Model(ModelError::NotFinite { row: 1, .. })), "{error}");
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_tiny_temperature_takes_the_best_token() {
+    for scale in [1.0, 1e9, 1e38] {
+        let logits =
+            Tensor::new(&[[-2.0f32 * scale, 0.0, 3.0 * scale, 2.0 * scale, -3.0 * scale]], &Device::Cpu).unwrap();
+        for temperature in [1e-2, 1e-10, 1e-29, 1e-31, 1e-38, 1e-300, f64::MIN_POSITIVE] {
+            assert_eq!(Sampler::new(1, temperature, 7).draw(&logits).unwrap(), [2], "{scale} {temperature}");
+        }
+    }
+}

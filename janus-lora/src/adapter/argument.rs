@@ -3,17 +3,22 @@
 use std::path::{Path, PathBuf};
 
 use janus_core::home;
+use janus_core::hub::RepoId;
 
 use super::error::AdapterError;
 use super::locate::hub_id;
+use super::peft_config::cut;
 
 /// Takes an adapter argument apart: what it names, a folder or a hub id, and the factor on all that the adapter shifts, 1 where
 /// none is given. A folder that has the whole text for its name is meant before anything else; otherwise what follows the last
 /// colon is a factor if it reads as a number. A leading `~` or `$HOME` is the home folder.
 ///
 /// # Errors
-/// Folders of both readings, folders of neither, a factor that is not finite, or a home folder that is not known.
+/// An address, folders of both readings, folders of neither, a factor that is not finite, or a home folder that is not known.
 pub fn parse_argument(argument: &str) -> Result<(PathBuf, f64), AdapterError> {
+    if argument.contains("://") && !Path::new(argument).exists() {
+        return Err(AdapterError::Address { argument: cut(argument), on_hub: hub_id_of(argument) });
+    }
     let split = argument.rsplit_once(':').filter(|(folder, _)| !folder.is_empty());
     let Some((folder, number)) = split.and_then(|(folder, text)| Some((folder, (text, text.parse::<f64>().ok()?))))
     else {
@@ -29,8 +34,44 @@ pub fn parse_argument(argument: &str) -> Result<(PathBuf, f64), AdapterError> {
         (true, true) => Err(AdapterError::Ambiguous { folder: folder.into(), factor: text.into() }),
         (true, false) => Ok((whole, 1.0)),
         (false, _) if !factor.is_finite() => Err(AdapterError::Scale { argument: argument.into(), scale: text.into() }),
+        (false, false) if cut.is_file() || whole.is_file() => {
+            Err(AdapterError::AFile { path: if cut.is_file() { cut } else { whole } })
+        }
         (false, false) if hub_id(&cut).is_none() => Err(AdapterError::NeitherFolder { whole, cut }),
         (false, _) => Ok((cut, factor)),
+    }
+}
+
+/// The hub id in an address of the hub's own or in the `hf://` that data sets are named with.
+fn hub_id_of(address: &str) -> Option<String> {
+    let (scheme, rest) = address.split_once("://")?;
+    let rest = rest.split(['?', '#']).next()?;
+    let path = match scheme.to_ascii_lowercase().as_str() {
+        "hf" => rest.strip_prefix("models/").unwrap_or(rest),
+        "http" | "https" => {
+            let (host, path) = rest.split_once('/')?;
+            let is_hub =
+                ["huggingface.co", "www.huggingface.co", "hf.co"].iter().any(|hub| host.eq_ignore_ascii_case(hub));
+            is_hub.then_some(path)?
+        }
+        _ => return None,
+    };
+    let (path, factor) = match path.rsplit_once(':') {
+        Some((path, number)) if number.parse::<f64>().is_ok() => (path, format!(":{number}")),
+        _ => (path, String::new()),
+    };
+    let mut parts = path.split('/').filter(|part| !part.is_empty());
+    let (owner, name) = (parts.next()?, parts.next()?);
+    // Of two parts, but no model.
+    if ["datasets", "spaces"].contains(&owner) {
+        return None;
+    }
+    let id: RepoId = format!("{owner}/{name}").parse().ok()?;
+    let revision = parts.next().filter(|part| ["tree", "blob", "resolve"].contains(part)).and(parts.next());
+    let has_own = name.contains('@');
+    match revision.filter(|revision| *revision != "main" && !has_own) {
+        Some(revision) => Some(format!("{}@{revision}{factor}", id.repository())),
+        None => Some(format!("{owner}/{name}{factor}")),
     }
 }
 
@@ -111,6 +152,33 @@ mod tests {
             let error = read(&["a"], argument).unwrap_err().to_string();
             assert!(error.contains("is not finite") && error.contains(argument), "{error}");
         }
+    }
+
+    #[test]
+    fn an_address_is_none_of_the_hubs_names_and_leads_to_one() {
+        for (argument, leads_to) in [
+            ("https://huggingface.co/owner/name", Some("owner/name")),
+            ("https://huggingface.co/owner/name/tree/v2?x=1", Some("owner/name@v2")),
+            ("http://HF.co/owner/name/resolve/main/adapter_model.safetensors", Some("owner/name")),
+            ("hf://owner/name:0.5", Some("owner/name:0.5")),
+            ("hf://owner/name@v1", Some("owner/name@v1")),
+            ("https://huggingface.co/datasets/owner/name", None),
+            ("https://huggingface.co/owner", None),
+            ("https://example.com/owner/name", None),
+            ("https://example.com:8080", None),
+            ("s3://bucket/adapter:0.5", None),
+            ("file:///runs/mine", None),
+        ] {
+            let error = parse_argument(argument).unwrap_err();
+            let (text, hint) = (error.to_string(), janus_core::Diagnose::hints(&error).join(" "));
+            assert!(text.contains(argument) && text.contains("is an address"), "{text}");
+            match leads_to {
+                Some(id) => assert!(hint.contains(&format!("`--adapter {id}`")), "{argument}: {hint}"),
+                None => assert!(hint.contains("`owner/name`") && hint.contains("folder"), "{argument}: {hint}"),
+            }
+        }
+        let long = format!("https://example.com/{}", "x".repeat(1 << 20));
+        assert!(parse_argument(&long).unwrap_err().to_string().len() < 500);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What can be wrong with an adapter.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use janus_core::home::HomeError;
 use janus_core::input::InputError;
@@ -9,6 +9,7 @@ use janus_core::output::OutputError;
 use janus_core::{Diagnose, Fault};
 
 use super::file::WEIGHTS_FILE;
+use super::peft_config::CONFIG_FILE;
 
 /// An adapter that cannot be read, made, written or attached.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +36,20 @@ pub enum AdapterError {
     NotAFolder {
         /// The path.
         path: PathBuf,
+    },
+    /// A file where a folder or a hub id is expected.
+    #[error("`{}` is a file, and an adapter is a folder or a hub id", path.display())]
+    AFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// An address where a folder or a hub id is expected.
+    #[error("`{argument}` is an address, and an adapter is a folder or a hub id")]
+    Address {
+        /// What was given, cut.
+        argument: String,
+        /// The hub id that it stands for.
+        on_hub: Option<String>,
     },
     /// A file that every adapter folder holds is not there.
     #[error("there is no `{file}`")]
@@ -98,6 +113,28 @@ pub enum AdapterError {
     NothingTargeted {
         /// What was asked for.
         targets: String,
+    },
+    /// Targets that are modules of the base, of which other fields leave nothing.
+    #[error("nothing of `target_modules` = `{targets}` is left by {} in `adapter_config.json`", fields.join(" and "))]
+    NothingLeft {
+        /// What was asked for.
+        targets: String,
+        /// The fields that take away, each in backquotes with its value.
+        fields: Vec<String>,
+    },
+    /// Parts of an adapter beyond PEFT's files that are not there.
+    #[error(
+        "`janus_extras.safetensors` {}: `{recorded_in}` says that it holds {}",
+        if *is_absent { "is missing" } else { "is another adapter's" },
+        list(parts, |part| format!("`{part}`"))
+    )]
+    NoExtras {
+        /// What is not there, such as `head.defects`.
+        parts: Vec<String>,
+        /// Whether the whole file is missing.
+        is_absent: bool,
+        /// The file that says so.
+        recorded_in: &'static str,
     },
     /// A target that is a module, but none that low-rank factors can be added to.
     #[error("`target_modules` hits `{path}`, which is no linear layer, convolution or looked-up embedding")]
@@ -314,7 +351,11 @@ impl Diagnose for AdapterError {
         match self {
             AdapterError::Folder { source, .. } | AdapterError::File { source, .. } => source.fault(),
             AdapterError::Input(e) => e.fault(),
-            AdapterError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => Fault::Input,
+            AdapterError::Io { source, .. }
+                if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) =>
+            {
+                Fault::Input
+            }
             AdapterError::Io { .. } | AdapterError::Tensor(_) => Fault::Internal,
             AdapterError::Core(e) => e.fault(),
             AdapterError::Output(e) => e.fault(),
@@ -329,6 +370,10 @@ impl Diagnose for AdapterError {
             AdapterError::Core(e) => return e.hints(),
             AdapterError::Output(e) => return e.hints(),
             AdapterError::Home(e) => return e.hints(),
+            AdapterError::AFile { path } => return vec![instead_of_file(path)],
+            AdapterError::Address { on_hub: Some(id), .. } => {
+                return vec![format!("`--adapter {id}` is that repository, in the Hugging Face cache from then on")];
+            }
             AdapterError::Ambiguous { folder, factor } => {
                 return vec![format!(
                     "`{folder}/:{factor}` is the adapter `{folder}` with the factor {factor}, `{folder}:{factor}:1` the adapter `{folder}:{factor}`"
@@ -345,6 +390,9 @@ impl Diagnose for AdapterError {
                 "an adapter whose weights are a `.bin` file: load it with PEFT and save it again as safetensors"
             }
             AdapterError::Repository { .. } => "a base is given with `--base`",
+            AdapterError::Address { on_hub: None, .. } => {
+                "download the folder and give its path, or give the id of a hub's repository, `owner/name` or `owner/name@revision`"
+            }
             AdapterError::NeitherFolder { .. } => {
                 "an adapter is a folder or a hub id `owner/name`, with a factor behind a colon: `runs/mine:0.5`"
             }
@@ -364,6 +412,13 @@ impl Diagnose for AdapterError {
             AdapterError::NothingTargeted { .. } => {
                 "modules have native (transformers) names such as `model.language_model.layers.0.self_attn.q_proj`"
             }
+            AdapterError::NothingLeft { .. } => {
+                "a module of another layer, or none that is excluded, may have been meant"
+            }
+            AdapterError::NoExtras { is_absent: true, .. } => {
+                "copy it from where the adapter comes from, beside its other files; into a hub's cache it comes with this command where the network may be used (without `HF_HUB_OFFLINE`)"
+            }
+            AdapterError::NoExtras { .. } => "copy all files of the adapter from where it comes from",
             AdapterError::NotASite { .. } => "narrow `target_modules` or add the module to `exclude_modules`",
             AdapterError::TargetedAndSaved { .. } => "leave the module out of one of the two",
             AdapterError::TiedCopy { .. } => "use a base that stores `lm_head.weight` of its own",
@@ -388,6 +443,27 @@ impl Diagnose for AdapterError {
         };
         vec![hint.into()]
     }
+}
+
+/// What to give in the place of a file.
+fn instead_of_file(path: &Path) -> String {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if folder.join(CONFIG_FILE).is_file() {
+        return format!("give the folder it lies in: `--adapter {}`", folder.display());
+    }
+    let name = path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
+    let is_one_of = |endings: &[&str]| endings.iter().any(|ending| name.ends_with(ending));
+    if is_one_of(&[".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.zst", ".7z", ".rar"]) {
+        return "unpack it and give the folder in which `adapter_config.json` and `adapter_model.safetensors` lie then"
+            .into();
+    }
+    if is_one_of(&[".safetensors"]) {
+        return "give a folder in which it is called `adapter_model.safetensors`, with its `adapter_config.json` beside it".into();
+    }
+    if is_one_of(&[".bin", ".pt", ".pth", ".ckpt"]) {
+        return "load it with PEFT, save it again with `safe_serialization=True`, and give the folder".into();
+    }
+    "give a folder with `adapter_config.json` and `adapter_model.safetensors`, or a hub id `owner/name`".into()
 }
 
 /// How the tensors of a file differ from what they should be. Names are those in the file.

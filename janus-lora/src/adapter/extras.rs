@@ -12,9 +12,12 @@ use super::Adapter;
 use super::error::AdapterError;
 use super::file::{WeightsFile, write_weights};
 use super::folder::{Place, Slot, read_tensors};
+use super::note::{NOTE_FILE, Note};
+use super::peft_config::{CONFIG_FILE, PeftConfig};
 use crate::dynamic::{self, Dynamic};
 use crate::heads::{self, Head, HeadKind, Heads};
 use crate::mifs;
+use crate::recipe::{DynamicPlace, Task};
 
 /// Its name.
 pub(super) const EXTRAS_FILE: &str = "janus_extras.safetensors";
@@ -73,6 +76,76 @@ fn read_file(path: &Path, base: &JanusConfig) -> Result<Extras, AdapterError> {
         (name.as_str().into(), Head::of(&name, kind, take(names)))
     });
     Ok(Extras { dynamic, heads: heads.collect(), alignment })
+}
+
+/// The parts that an adapter has in the file, as `adapter_config.json` records them. Without the temperature of an alignment,
+/// which only training needs.
+pub(super) fn parts(dynamic: Option<&Dynamic>, heads: &Heads) -> Vec<String> {
+    let paths = dynamic.map(Dynamic::paths);
+    let places = [
+        (DynamicPlace::Vision, paths.is_some_and(|paths| paths.vision)),
+        (DynamicPlace::Generation, paths.is_some_and(|paths| paths.generation)),
+    ];
+    let dynamic = places.into_iter().filter(|(_, is_there)| *is_there).map(|(place, _)| dynamic_part(place));
+    dynamic.chain(heads.keys().map(|name| head_part(name))).collect()
+}
+
+fn dynamic_part(place: DynamicPlace) -> String {
+    format!("dynamic.{place}")
+}
+
+fn head_part(name: &str) -> String {
+    format!("head.{name}")
+}
+
+/// Refuses an adapter that lacks parts which its files say it has: without them it is another one than was trained.
+pub(super) fn check_complete(
+    folder: &Path,
+    found: &[String],
+    config: &PeftConfig,
+    note: Option<&Note>,
+) -> Result<(), AdapterError> {
+    let recipe = note.and_then(|note| note.recipe.as_deref());
+    let (recorded_in, recorded) = match &config.extras {
+        Some(parts) => (CONFIG_FILE, parts.clone()),
+        None => (NOTE_FILE, recipe.map(parts_of_before).unwrap_or_default()),
+    };
+    let parts: Vec<String> = recorded.into_iter().filter(|part| !found.contains(part)).collect();
+    if parts.is_empty() {
+        return Ok(());
+    }
+    let is_absent = input::locate(folder, EXTRAS_FILE)?.is_none();
+    Err(AdapterError::NoExtras { parts, is_absent, recorded_in })
+}
+
+/// The parts that an adapter of before has by its resolved recipe, which is all that such a one says of them. A recipe with
+/// stages says nothing: a checkpoint of one of them has its own parts.
+fn parts_of_before(recipe: &str) -> Vec<String> {
+    let Ok(recipe) = recipe.parse::<toml::Table>() else { return Vec::new() };
+    if recipe.contains_key("stage") {
+        return Vec::new();
+    }
+    let mut parts = Vec::new();
+    let text = |table: &toml::Value, key| table.get(key).and_then(toml::Value::as_str).map(str::to_owned);
+    let tables = || recipe.get("data").and_then(toml::Value::as_array).into_iter().flatten();
+    let tasks: Vec<Task> = tables().filter_map(|table| Task::from_name(&text(table, "task")?)).collect();
+    if let Some(dynamic) = recipe.get("dynamic").filter(|dynamic| dynamic.get("enabled") != Some(&false.into())) {
+        let places = dynamic.get("where").and_then(toml::Value::as_array);
+        let is_chosen = |place: DynamicPlace| {
+            places.is_none_or(|places| places.iter().any(|other| other.as_str() == Some(place.name())))
+        };
+        // A path that no task uses has no factors.
+        let is_seen = tasks.iter().any(|task| *task == Task::Understand || task.has_head());
+        let is_drawn = tasks.iter().any(|task| task.draws());
+        let places = [(DynamicPlace::Vision, is_seen), (DynamicPlace::Generation, is_drawn)];
+        parts.extend(
+            places.into_iter().filter(|(place, used)| *used && is_chosen(*place)).map(|(p, _)| dynamic_part(p)),
+        );
+    }
+    let with_head =
+        |table: &&toml::Value| text(table, "task").and_then(|task| Task::from_name(&task)).is_some_and(Task::has_head);
+    parts.extend(tables().filter(with_head).filter_map(|table| Some(head_part(&text(table, "name")?))));
+    parts
 }
 
 /// Writes the file into an adapter folder, where there is something to write.

@@ -4,11 +4,11 @@
 //! into a buffer as long as the file really is: a header cannot make the program allocate more than the file holds.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use fs_err as fs;
 use half::{bf16, f16};
 use janus_core::input;
 use janus_core::output::{OutputError, write_file};
@@ -36,7 +36,8 @@ pub(super) fn read_json_text(
 
 /// A safetensors file whose header has been read and checked.
 pub(super) struct WeightsFile {
-    file: fs::File,
+    path: PathBuf,
+    file: File,
     values_at: u64,
     metadata: HashMap<String, String>,
     /// Every tensor, by name.
@@ -51,7 +52,7 @@ impl WeightsFile {
     /// Opens the file at `path`.
     pub(super) fn open(path: &Path) -> Result<Self, AdapterError> {
         let failed = |source| AdapterError::Io { path: path.to_path_buf(), source };
-        let mut file = fs::File::open(path).map_err(failed)?;
+        let mut file = input::open(path).map_err(failed)?;
         let file_bytes = file.metadata().map_err(failed)?.len();
         let mut length = [0; 8];
         match file.read_exact(&mut length) {
@@ -79,7 +80,7 @@ impl WeightsFile {
         let mut tensors: Vec<_> = metadata.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
         tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
         let metadata = metadata.metadata().clone().unwrap_or_default();
-        Ok(Self { file, values_at: 8 + header_bytes, metadata, tensors })
+        Ok(Self { path: path.to_path_buf(), file, values_at: 8 + header_bytes, metadata, tensors })
     }
 
     /// A text of the header's own.
@@ -96,10 +97,10 @@ impl WeightsFile {
     pub(super) fn read(&self, info: &TensorInfo) -> Result<Tensor, AdapterError> {
         let (begin, end) = info.data_offsets;
         let mut bytes = vec![0; end - begin];
-        let mut file = self.file.file();
+        let mut file = &self.file;
         file.seek(SeekFrom::Start(self.values_at + begin as u64))
             .and_then(|_| file.read_exact(&mut bytes))
-            .map_err(|source| AdapterError::Io { path: self.file.path().to_path_buf(), source })?;
+            .map_err(|source| AdapterError::Io { path: self.path.clone(), source })?;
         let values: Vec<f32> = match info.dtype {
             Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
             Dtype::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),

@@ -72,13 +72,16 @@ impl Adapter {
     }
 
     /// Writes the files of an adapter into an existing folder: `adapter_config.json`, `adapter_model.safetensors`,
-    /// `janus_extras.safetensors` where there is a dynamic encoder or a head, and `janus_adapter.json` where there is a note. Copies of the base's embedding are not written: PEFT loads without.
+    /// `janus_extras.safetensors` where there is a dynamic encoder or a head, and `janus_adapter.json` where there is a note.
+    /// Copies of the base's embedding are not written: PEFT loads without.
     /// The weights come last: a folder that has them has everything.
     ///
     /// # Errors
     /// The system's.
     pub fn write(&self, into: &Path) -> Result<(), AdapterError> {
-        write_text(into, CONFIG_FILE, &self.config.to_json())?;
+        let mut config = self.config.clone();
+        config.record_extras(extras::parts(self.dynamic.as_ref(), &self.heads));
+        write_text(into, CONFIG_FILE, &config.to_json())?;
         if let Some(note) = &self.note {
             write_text(into, NOTE_FILE, &note.to_json())?;
         }
@@ -116,7 +119,7 @@ fn read_folder(folder: &Path, base: &JanusConfig, tied: bool) -> Result<Adapter,
     }
     let text =
         read_json_text(folder, CONFIG_FILE, CONFIG_LIMIT_BYTES)?.ok_or(AdapterError::NoFile { file: CONFIG_FILE })?;
-    let config = PeftConfig::from_json(&text)?;
+    let mut config = PeftConfig::from_json(&text)?;
     let Extras { dynamic, heads, alignment } = extras::read(folder, base)?;
     let Some(weights) = input::locate(folder, WEIGHTS_FILE)? else {
         let is_pickle = folder.join(PICKLE_FILE).exists();
@@ -125,13 +128,16 @@ fn read_folder(folder: &Path, base: &JanusConfig, tied: bool) -> Result<Adapter,
             false => AdapterError::NoFile { file: WEIGHTS_FILE },
         });
     };
+    let note = Note::read(folder)?;
+    let parts = extras::parts(dynamic.as_ref(), &heads);
+    extras::check_complete(folder, &parts, &config, note.as_ref())?;
+    config.record_extras(parts);
     let file = WeightsFile::open(&weights)?;
     if let Some((tensor, _)) = file.tensors().iter().find(|(name, _)| is_original_layout(name)) {
         return Err(AdapterError::OriginalLayout { tensor: tensor.clone() });
     }
     let selection = select(&config, base, tied)?;
     selection.require_some(&config, dynamic.is_some() || !heads.is_empty())?;
-    let note = Note::read(folder)?;
     let mut values = read_tensors(&file, &slots(&selection, base))?;
 
     let remarks = config.passed_over.iter().cloned().chain(selection.remarks.iter().cloned()).collect();

@@ -9,7 +9,7 @@ use super::super::testing::{
 use super::*;
 use crate::adapter::{AdapterSpec, BaseNote};
 use crate::dynamic::Paths;
-use crate::heads::HeadKind;
+use crate::heads::{HeadKind, Heads};
 
 const EMBEDDING: &str = "model.language_model.embed_tokens";
 
@@ -304,6 +304,8 @@ fn an_adapter_of_nothing_is_refused_and_one_of_an_encoder_alone_is_not() {
     let read = Adapter::read(folder.path(), &base(), false).unwrap();
     assert!(read.pairs.is_empty() && read.dynamic.is_some());
     std::fs::remove_file(folder.path().join(EXTRAS_FILE)).unwrap();
+    assert!(matches!(refusal(folder.path()), AdapterError::NoExtras { is_absent: true, .. }));
+    change_config(folder.path(), "auto_mapping", json!(null));
     assert!(matches!(refusal(folder.path()), AdapterError::NothingTargeted { .. }));
     assert!(Adapter::new(&base(), false, &spec(&[], &[]), 7, &parameter).is_err());
 }
@@ -345,4 +347,81 @@ fn heads_come_back_with_their_labels() {
     }
     let clash = super::super::heads(&[(&adapter, 1.0), (&read, 1.0)], &candle_core::Device::Cpu);
     assert!(matches!(clash, Err(AdapterError::HeadsClash { first: 1, second: 2, .. })));
+}
+
+#[test]
+fn what_an_adapter_says_it_has_beyond_pefts_files_must_be_there() {
+    let labels = || HeadKind::Classify { labels: vec!["pit".into(), "scratch".into()] };
+    let dynamic = Some(Paths { vision: true, generation: false });
+    let of = |heads: &[&str], dynamic| {
+        let heads = heads.iter().map(|name| ((*name).to_owned(), labels())).collect();
+        let spec = AdapterSpec { heads, dynamic, ..spec(&SITES, &[]) };
+        Adapter::new(&base(), false, &spec, 7, &parameter).unwrap()
+    };
+    let adapter = of(&["defects"], dynamic);
+    let without = |change: &dyn Fn(&Path)| {
+        let folder = folder_of(&adapter);
+        change(folder.path());
+        refusal(folder.path()).to_string()
+    };
+    let remove = |folder: &Path| std::fs::remove_file(folder.join(EXTRAS_FILE)).unwrap();
+    let missing = "`janus_extras.safetensors` is missing: `adapter_config.json` says that it holds `dynamic.vision`, `head.defects`";
+    assert_eq!(without(&remove), missing);
+    // What PEFT keeps of the configuration says it, too.
+    let told = without(&|folder| {
+        remove(folder);
+        std::fs::remove_file(folder.join(NOTE_FILE)).ok();
+        change_config(folder, "task_type", json!("CAUSAL_LM"));
+    });
+    assert_eq!(told, missing);
+    // Another adapter's file, with less in it or of other names.
+    for other in [of(&["defects"], None), of(&["others"], dynamic), of(&[], dynamic)] {
+        let other = folder_of(&other);
+        let told = without(&|folder| {
+            std::fs::copy(other.path().join(EXTRAS_FILE), folder.join(EXTRAS_FILE)).unwrap();
+        });
+        assert!(told.starts_with("`janus_extras.safetensors` is another adapter's: "), "{told}");
+    }
+    // Nothing is asked of an adapter that has nothing, nor of one that has lost it by being written again.
+    let mut plain = Adapter::read(folder_of(&adapter).path(), &base(), false).unwrap();
+    (plain.dynamic, plain.heads) = (None, Heads::new());
+    let folder = folder_of(&plain);
+    assert!(!std::fs::read_to_string(folder.path().join(CONFIG_FILE)).unwrap().contains("janus_extras"));
+    assert_eq!(Adapter::read(folder.path(), &base(), false).unwrap().heads.len(), 0);
+    for wrong in [json!("head.defects"), json!([3]), json!({})] {
+        let told = without(&|folder| change_config(folder, "auto_mapping", json!({ "janus_extras": wrong })));
+        assert!(told.contains("`auto_mapping.janus_extras`") && told.contains("expected a list of names"), "{told}");
+    }
+}
+
+#[test]
+fn of_an_adapter_of_before_its_recipe_says_what_it_has() {
+    let table = |name: &str, task: &str| format!("[[data]]\nname = \"{name}\"\ntask = \"{task}\"\n");
+    let told = |recipe: &str| {
+        let mut adapter = trained(&spec(&SITES, &[]));
+        let mut note = Note::new();
+        note.recipe = Some(recipe.to_owned());
+        adapter.note = Some(note);
+        match Adapter::read(folder_of(&adapter).path(), &base(), false) {
+            Ok(_) => String::new(),
+            Err(AdapterError::Folder { source, .. }) => source.to_string(),
+            Err(other) => panic!("{other}"),
+        }
+    };
+    let both =
+        told(&(table("a", "classify") + &table("b", "text") + &table("c", "locate") + "[dynamic]\nenabled = true\n"));
+    let expected = "`janus_extras.safetensors` is missing: `janus_adapter.json` says that it holds `dynamic.vision`, `head.a`, `head.c`";
+    assert_eq!(both, expected);
+    let drawn = told(&(table("a", "generate") + "[dynamic]\nwhere = [\"vision\", \"generation\"]\n"));
+    assert!(drawn.ends_with("`dynamic.generation`"), "{drawn}");
+    for plain in [
+        table("a", "understand"),
+        table("a", "text") + "[dynamic]\nenabled = true\n",
+        table("a", "understand") + "[dynamic]\nenabled = false\n",
+        table("a", "understand") + "[dynamic]\nwhere = [\"generation\"]\n",
+        table("a", "classify") + "[[stage]]\nname = \"first\"\n",
+        "no recipe".to_owned(),
+    ] {
+        assert_eq!(told(&plain), "", "{plain}");
+    }
 }

@@ -23,10 +23,13 @@ const CHECKPOINTS: &str = "checkpoints";
 /// folder exists and it is a hub id `owner/name` or `owner/name@revision`, that repository's in the Hugging Face cache.
 ///
 /// # Errors
-/// Several adapters in the folder, a run that is not finished, a repository without an adapter, or what the hub reports.
+/// A file, several adapters in the folder, a run that is not finished, a repository without an adapter, or what the hub reports.
 pub fn locate(path: &Path, progress: &dyn Progress) -> Result<PathBuf, AdapterError> {
     if path.is_dir() {
         return within(path, progress);
+    }
+    if path.exists() {
+        return Err(AdapterError::AFile { path: path.to_path_buf() });
     }
     let Some(id) = hub_id(path) else { return Ok(path.to_path_buf()) };
     let options = HubOptions::from_env().map_err(janus_core::Error::from)?;
@@ -172,6 +175,36 @@ mod tests {
             own.path().join("checkpoints/step-2")
         );
         assert_eq!(locate(&own.path().join("checkpoints"), &Silent).unwrap(), own.path().join("checkpoints/step-2"));
+    }
+
+    #[test]
+    fn a_file_is_no_adapter_and_leads_to_its_folder_or_to_one() {
+        let place = place(&["run"]);
+        let of = |name: &str| {
+            let path = place.path().join(name);
+            std::fs::write(&path, "").unwrap();
+            let error = locate(&path, &Silent).unwrap_err();
+            assert!(error.to_string().contains(&format!("{name}` is a file")), "{error}");
+            error.hints().join(" ")
+        };
+        let folder = format!("`--adapter {}`", place.path().join("run").display());
+        assert!(of("run/adapter_model.safetensors").contains(&folder));
+        assert!(of("run/adapter_config.json").contains(&folder));
+        assert!(of("lora.safetensors").contains("`adapter_model.safetensors`"));
+        for (name, said) in [
+            ("lora.zip", "unpack it"),
+            ("lora.tar.gz", "unpack it"),
+            ("lora.TGZ", "unpack it"),
+            ("adapter_model.bin", "safe_serialization"),
+            ("lora.pt", "safe_serialization"),
+            ("notes.txt", "a folder with `adapter_config.json`"),
+        ] {
+            assert!(of(name).contains(said), "{name}");
+        }
+        // A factor behind it hides nothing.
+        let file = place.path().join("lora.zip");
+        let error = super::super::parse_argument(&format!("{}:0.5", file.display())).unwrap_err();
+        assert!(error.to_string().contains("lora.zip` is a file"), "{error}");
     }
 
     #[test]

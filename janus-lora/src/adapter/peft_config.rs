@@ -22,6 +22,8 @@ const WITHOUT_EFFECT: &[&str] =
 const PASSED_OVER: &[(&str, &str)] = &[
     ("corda_config", "how A and B begin"),
     ("eva_config", "how A and B begin"),
+    // PEFT sets it back to false at every linear layer.
+    ("fan_in_fan_out", "that weights lie transposed, as in Conv1D layers, which no Janus has"),
     ("loftq_config", "how A and B begin"),
     ("lora_ga_config", "how A and B begin"),
     // Read for Megatron's own parallel layers alone, which no Janus has.
@@ -34,6 +36,10 @@ const PASSED_OVER: &[(&str, &str)] = &[
 /// Ways of drawing the first A and B that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA)
 /// subtract what they draw from the base, so that the adapter belongs to a base no checkpoint holds.
 const PLAIN_INITIALISATIONS: &[&str] = &["gaussian", "orthogonal", "eva", "mica"];
+
+/// In `auto_mapping`, which PEFT keeps as it is: the parts of the adapter that are in `janus_extras.safetensors`.
+const AUTO_MAPPING: &str = "auto_mapping";
+const EXTRAS: &str = "janus_extras";
 
 /// Names of modules.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +83,8 @@ pub struct PeftConfig {
     pub ties_weights: bool,
     /// Active fields that ask for something that is not done here and changes no number, each in words: worth a warning.
     pub passed_over: Vec<String>,
+    /// Parts of the adapter that are in `janus_extras.safetensors`, such as `head.defects`; `None` where it does not say.
+    pub extras: Option<Vec<String>>,
     /// The whole file, so that writing it again keeps what it had.
     json: Map<String, Value>,
 }
@@ -166,6 +174,18 @@ impl PeftConfig {
         }
     }
 
+    /// Records which parts of the adapter are in `janus_extras.safetensors`, in whatever PEFT saves again, too.
+    pub(super) fn record_extras(&mut self, parts: Vec<String>) {
+        let mapping = self.json.get_mut(AUTO_MAPPING).and_then(Value::as_object_mut);
+        match (mapping, parts.is_empty()) {
+            (Some(mapping), false) => drop(mapping.insert(EXTRAS.into(), json!(parts))),
+            (Some(mapping), true) => drop(mapping.shift_remove(EXTRAS)),
+            (None, false) => drop(self.json.insert(AUTO_MAPPING.into(), json!({ EXTRAS: parts }))),
+            (None, true) => {}
+        }
+        self.extras = (!parts.is_empty()).then_some(parts);
+    }
+
     /// The text of the file: keys in order, as PEFT writes them.
     pub fn to_json(&self) -> String {
         let sorted: std::collections::BTreeMap<&String, &Value> = self.json.iter().collect();
@@ -207,6 +227,7 @@ impl Fields<'_> {
             base_name: self.json.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_string),
             ties_weights: self.json.get("ensure_weight_tying").is_some_and(|value| !is_inactive(value)),
             passed_over,
+            extras: self.extras()?,
             json: json.clone(),
         };
         // PEFT refuses these combinations, too.
@@ -341,6 +362,16 @@ impl Fields<'_> {
                 })
                 .collect(),
             Some(value) => Err(bad(key, value, EXPECTED)),
+        }
+    }
+
+    fn extras(&self) -> Result<Option<Vec<String>>, AdapterError> {
+        match self.json.get(AUTO_MAPPING).and_then(|mapping| mapping.get(EXTRAS)) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => match serde_json::from_value(value.clone()) {
+                Ok(parts) => Ok(Some(parts)),
+                Err(_) => Err(bad("auto_mapping.janus_extras", value, "a list of names")),
+            },
         }
     }
 

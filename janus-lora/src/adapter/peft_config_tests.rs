@@ -44,7 +44,6 @@ fn what_is_not_computed_is_refused_by_name_where_it_is_active_only() {
         ("bias", json!("lora_only"), json!(null)),
         ("lora_bias", json!(true), json!(false)),
         ("use_qalora", json!(true), json!(false)),
-        ("fan_in_fan_out", json!(true), json!(false)),
         ("alora_invocation_tokens", json!([3]), json!(null)),
         ("layer_replication", json!([[0, 4]]), json!([])),
         ("arrow_config", json!({"top_k": 3}), json!(null)),
@@ -99,6 +98,7 @@ fn how_an_adapter_began_is_trained_or_run_is_passed_over_by_name() {
         ("velora_config", json!({"num_groups": 64, "scale": 1.0})),
         ("megatron_config", json!({"tensor_model_parallel_size": 2})),
         ("runtime_config", json!({"ephemeral_gpu_offload": true})),
+        ("fan_in_fan_out", json!(true)),
     ] {
         let read = config(json!({key: value})).unwrap_or_else(|e| panic!("{key}: {e}"));
         let [remark] = read.passed_over.as_slice() else { panic!("{key}: {:?}", read.passed_over) };

@@ -66,7 +66,7 @@ pub fn select(config: &PeftConfig, base: &JanusConfig, tied: bool) -> Result<Sel
         selected.push(SelectedSite { site: site.clone(), rank, alpha });
     }
     if selected.is_empty() && config.targets != ModuleNames::Nothing {
-        return Err(AdapterError::NothingTargeted { targets: describe(&config.targets) });
+        return Err(nothing_selected(config, &modules, &rules));
     }
     let mut remarks = unmatched(config, &modules, &rules, &selected, &saved);
     if config.ties_weights {
@@ -78,6 +78,27 @@ pub fn select(config: &PeftConfig, base: &JanusConfig, tied: bool) -> Result<Sel
             .push("`ensure_weight_tying` in `adapter_config.json` is passed over: nothing of it is tied here".into());
     }
     Ok(Selection { sites: selected, saved, remarks })
+}
+
+/// Why a configuration selects nothing: its targets are no modules, or others of its fields leave none of them.
+fn nothing_selected(config: &PeftConfig, modules: &Modules, rules: &Rules) -> AdapterError {
+    let targets = cut(&describe(&config.targets));
+    let meant: Vec<&String> = modules.paths.iter().filter(|path| rules.targets.is_match(path)).collect();
+    let mut fields = Vec::new();
+    if meant.iter().any(|path| rules.excluded.is_match(path)) {
+        fields.push(format!("`exclude_modules` = `{}`", cut(&describe(&config.excluded))));
+    }
+    if let Some(layers) = config.layers.as_ref().filter(|_| meant.iter().any(|path| !rules.is_of_layer(path))) {
+        let layers: Vec<String> = layers.iter().map(u64::to_string).collect();
+        fields.push(format!("`layers_to_transform` = `{}`", cut(&layers.join(", "))));
+        if !config.layers_patterns.is_empty() {
+            fields.push(format!("`layers_pattern` = `{}`", cut(&config.layers_patterns.join(", "))));
+        }
+    }
+    if fields.is_empty() {
+        return AdapterError::NothingTargeted { targets };
+    }
+    AdapterError::NothingLeft { targets, fields }
 }
 
 /// Entries of the configuration that nothing of the base matches, a sentence a field.
@@ -95,6 +116,20 @@ fn unmatched(
         let suffix = format!(".{name}");
         modules.paths.iter().any(|path| path == name || path.ends_with(&suffix))
     };
+    // Before anything is taken away from it.
+    let meant: Vec<&String> = modules.paths.iter().filter(|path| rules.targets.is_match(path)).collect();
+    let takes_nothing = |ending: &&String| {
+        let suffix = format!(".{ending}");
+        !meant.iter().any(|path| path == ending || path.ends_with(&suffix))
+    };
+    let excluded = match &config.excluded {
+        ModuleNames::Suffixes(names) => names.iter().filter(takes_nothing).cloned().collect(),
+        ModuleNames::Expression(text) if !meant.iter().any(|path| rules.excluded.is_match(path)) => vec![text.clone()],
+        _ => Vec::new(),
+    };
+    let no_layer = |pattern: &Pattern| !meant.iter().any(|path| pattern.is_match(path));
+    // Without an entry the one of the rules is no entry of the file's.
+    let layers_patterns = config.layers_patterns.iter().zip(&rules.layers_patterns).filter(|(_, p)| no_layer(p));
     let targets = match &config.targets {
         ModuleNames::Suffixes(names) => names.iter().filter(|name| !is_module(name)).cloned().collect(),
         _ => Vec::new(),
@@ -104,6 +139,8 @@ fn unmatched(
     let layers = config.layers.iter().flatten().filter(|layer| !present.contains(layer));
     let fields = [
         ("target_modules", "module of the base", targets),
+        ("exclude_modules", "target", excluded),
+        ("layers_pattern", "target", layers_patterns.map(|(text, _)| text.clone()).collect()),
         ("layers_to_transform", "target", layers.map(u64::to_string).collect()),
         ("rank_pattern", "target", ranks.map(|((text, _), _)| text.clone()).collect()),
         ("alpha_pattern", "target", alphas.map(|((text, _), _)| text.clone()).collect()),
@@ -291,6 +328,11 @@ impl Rules {
         if !self.targets.is_match(path) {
             return false;
         }
+        self.is_of_layer(path)
+    }
+
+    /// Whether the numbers of layers let a module be a target.
+    fn is_of_layer(&self, path: &str) -> bool {
         match &self.layers {
             Some(layers) if !self.targets.is_exact(path) => {
                 self.layer_of(path).is_some_and(|layer| layers.contains(&layer))

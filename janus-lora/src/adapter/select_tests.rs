@@ -165,6 +165,7 @@ fn entries_that_match_nothing_are_remarked_on() {
     };
     let expected = [
         of("`c_attn`, `language_model.layers.9.mlp.up_proj`", "target_modules", "module of the base"),
+        of("`nothing`", "exclude_modules", "target"),
         of("`v_proj`, `layers.0.mlp`", "rank_pattern", "target"),
         of("`Q_proj`", "alpha_pattern", "target"),
         of("`classifier`", "modules_to_save", "module of the base"),
@@ -172,10 +173,46 @@ fn entries_that_match_nothing_are_remarked_on() {
     assert_eq!(all, expected);
     let layers = remarks(json!({"target_modules": ["up_proj"], "layers_to_transform": [1, 7, 30]}));
     assert_eq!(layers, [of("`7`, `30`", "layers_to_transform", "target")]);
+    for (fields, expected) in [
+        // One entry takes away, the other is no target in the first place; a whole field takes nothing away.
+        (json!({"exclude_modules": ["layers.0.mlp.up_proj", "down_proj"]}), vec![("`down_proj`", "exclude_modules")]),
+        (json!({"exclude_modules": r".*\.vision\..*"}), vec![(r"`.*\.vision\..*`", "exclude_modules")]),
+        (json!({"exclude_modules": r".*layers\.0\.mlp\.up_proj"}), vec![]),
+        (
+            json!({"layers_to_transform": [1], "layers_pattern": ["h", "layers", "blocks"]}),
+            vec![("`h`, `blocks`", "layers_pattern")],
+        ),
+        (json!({"layers_to_transform": [1], "layers_pattern": "layers"}), vec![]),
+    ] {
+        let mut all = json!({"target_modules": ["up_proj"]});
+        all.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let expected: Vec<String> = expected.into_iter().map(|(e, field)| of(e, field, "target")).collect();
+        assert_eq!(remarks(all), expected, "{fields}");
+    }
     let many: Map<String, Value> = (0..20).map(|i| (format!("absent{i}"), json!(1))).collect();
     let cut = remarks(json!({"target_modules": "all-linear", "rank_pattern": many}));
     assert!(cut[0].contains("`absent7` and 12 more in `rank_pattern`"), "{cut:?}");
     assert_eq!(remarks(json!({"target_modules": ["q_proj"], "rank_pattern": {"q_proj": 2}})), [""; 0]);
+}
+
+#[test]
+fn where_nothing_is_left_the_fields_that_took_it_are_named() {
+    for (fields, said) in [
+        (json!({"exclude_modules": ".*"}), "is left by `exclude_modules` = `.*` in `adapter_config.json`"),
+        (json!({"layers_to_transform": [9]}), "is left by `layers_to_transform` = `9` in"),
+        (
+            json!({"layers_to_transform": [0, 1], "layers_pattern": ["h"]}),
+            "is left by `layers_to_transform` = `0, 1` and `layers_pattern` = `h` in",
+        ),
+    ] {
+        let mut all = json!({"target_modules": ["up_proj"]});
+        all.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let error = selection(all).unwrap_err().to_string();
+        assert!(
+            error.starts_with("nothing of `target_modules` = `up_proj` is left") && error.contains(said),
+            "{error}"
+        );
+    }
 }
 
 #[test]

@@ -19,7 +19,7 @@ use janus_core::sample::CodeOptions;
 use janus_core::{Diagnose, Fault, Janus, Parts};
 use sha2::{Digest, Sha256};
 
-use crate::cache::stock::{hold, make_room};
+use crate::cache::stock::{hold, make_room, note_use};
 use crate::cache::{CacheError, CacheSettings, Image, ImageCache, Place};
 use crate::data::{DataError, EncodedImage};
 use crate::error::{Error, Result};
@@ -192,7 +192,9 @@ impl Base {
     pub fn open(spec: &str, status: &dyn Status) -> Result<Self> {
         say_random(spec, status);
         let folder = resolve(spec, status)?;
-        Self::open_folder(spec, &folder)
+        let base = Self::open_folder(spec, &folder)?;
+        base.prompts.tokenizer().notes().iter().for_each(|note| status.warn(note));
+        Ok(base)
     }
 
     /// Opens as much of what a user calls a base as a plan needs, and leaves nothing behind in the cache but a hub's small files:
@@ -365,6 +367,7 @@ impl Base {
 
     fn pending_fingerprint(&self, look_up: bool) -> Result<PendingFingerprint> {
         let known = KnownFingerprints::new(cache_folder()?.join("fingerprints"));
+        note_use();
         Ok(PendingFingerprint::new(self.checkpoint.clone(), known, look_up))
     }
 

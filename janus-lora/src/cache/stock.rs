@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -203,6 +204,30 @@ pub fn make_room(settings: &CacheSettings, bytes: u64) {
     }
 }
 
+/// Whether this process has used what is kept.
+static USED: AtomicBool = AtomicBool::new(false);
+
+/// Says that this process uses what is kept, be it not held.
+pub fn note_use() {
+    USED.store(true, Ordering::Relaxed);
+}
+
+/// Brings what is kept below the limit when a command is over that used any of it, where one is set: what it used itself is
+/// given up like everything else, of a limit of 0 at once. Downloads stay until the room is needed; they take longer to bring
+/// back than anything else.
+pub fn leave() {
+    if !USED.load(Ordering::Relaxed) {
+        return;
+    }
+    // Closing them ends their locks.
+    HELD.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    if let Ok(settings) = CacheSettings::from_environment()
+        && settings.limit_bytes.is_some()
+    {
+        make_room(&CacheSettings { hub_folder: None, ..settings }, 0);
+    }
+}
+
 /// Files that are held until the process ends.
 static HELD: Mutex<BTreeMap<PathBuf, File>> = Mutex::new(BTreeMap::new());
 
@@ -218,6 +243,7 @@ pub fn hold(path: &Path) -> bool {
     // Where it may not be touched it only ages faster than it is used.
     let _ = file.set_modified(SystemTime::now());
     HELD.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_path_buf(), file);
+    note_use();
     true
 }
 

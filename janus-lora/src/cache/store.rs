@@ -64,7 +64,7 @@ impl Kind {
 pub struct CacheSettings {
     /// The folder.
     pub folder: PathBuf,
-    /// Most bytes of all that is kept; 0 keeps nothing but what is in use, absent is 20 GiB or a tenth of the disk's free room.
+    /// Most bytes of all that is kept once a command is over; 0 keeps nothing but what is in use, absent is 20 GiB or a tenth of the disk's free room.
     pub limit_bytes: Option<u64>,
     /// A hub's cache, whose files that this program brought count, too.
     pub hub_folder: Option<PathBuf>,

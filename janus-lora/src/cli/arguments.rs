@@ -1,11 +1,13 @@
 //! What several commands are given in the same words.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
 use janus_core::hub::RepoId;
-use janus_core::processing::{Decoding, Orientation, clipped_grey, is_turned};
+use janus_core::input::read_named;
+use janus_core::processing::{Decoding, Orientation, clipped_grey, is_grey_16, is_turned};
 use janus_core::{DeviceChoice, Janus, Parts};
 
 use crate::adapter::{self, Adapter};
@@ -14,7 +16,10 @@ use crate::data::EncodedImage;
 use crate::error::{Error, Result};
 use crate::heads::Heads;
 use crate::status::Status;
-use crate::train::identity::is_of_stored_pictures;
+use crate::train::readings::Reading;
+
+/// Longest file that is read as a picture: the pixels of the largest one that is decoded, in 16 bits with alpha, take half.
+const MAX_PICTURE_BYTES: u64 = 1 << 30;
 
 /// A base and the adapters over it.
 #[derive(Debug, Args)]
@@ -132,7 +137,8 @@ pub(super) struct PictureArguments {
     /// Which way up pictures are read that carry an EXIF orientation [default: upright]
     #[arg(long, value_name = "WAY", value_enum)]
     orientation: Option<OrientationArgument>,
-    /// Bits that 16-bit grey pictures use: 2^N - 1 becomes white; without it everything above 255 does
+    /// Bits that 16-bit grey pictures use: 2^N - 1 becomes white [default: as an adapter was trained, else everything above 255
+    /// becomes white]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(8..=16))]
     grey_bits: Option<u8>,
 }
@@ -163,32 +169,74 @@ impl PictureArguments {
 
     /// A picture file.
     pub(super) fn read(&self, path: &Path) -> Result<EncodedImage> {
-        let bytes = fs_err::read(path).map_err(|e| Error::Usage {
-            message: format!("cannot read the image: {e}"),
+        let bytes = read_named(path, MAX_PICTURE_BYTES).map_err(|e| Error::Usage {
+            message: match std::error::Error::source(&e) {
+                Some(source) => format!("cannot read the image: {e}: {source}"),
+                None => format!("cannot read the image: {e}"),
+            },
             hint: "give the path of a png, jpeg, webp, bmp, gif or tiff file".into(),
         })?;
         Ok(EncodedImage { bytes, decoding: self.decoding() })
     }
 
-    /// Warns where pictures lose their shades, or lie otherwise than in an adapter's training.
-    pub(super) fn warn(&self, pictures: &[EncodedImage], adapters: &[(Adapter, f64)], status: &dyn Status) {
-        let greatest = pictures.iter().filter_map(|picture| clipped_grey(&picture.bytes, picture.decoding).ok()?).max();
-        if let Some(greatest) = greatest {
-            let bits = u16::BITS - greatest.leading_zeros();
-            status.warn(&format!(
-                "a 16-bit grey picture has values up to {greatest}, and everything above 255 becomes white: \
-                 `--grey-bits {bits}` scales them"
-            ));
+    /// Settles how pictures are read that an adapter has something to say about: 16-bit grey is scaled as in its training, where
+    /// `--grey-bits` does not say otherwise. Warns where shades are lost, and where pictures lie otherwise than in training.
+    /// `asked` are the tasks of whose tables that is; of others only where an adapter has none of these.
+    pub(super) fn settle(
+        &self,
+        pictures: &mut [EncodedImage],
+        adapters: &[(Adapter, f64)],
+        asked: &[&str],
+        status: &dyn Status,
+    ) {
+        let readings = |adapter: &Adapter| {
+            let recipe = adapter.note.as_ref().and_then(|note| note.recipe.as_deref()).unwrap_or_default();
+            let all = Reading::all(recipe);
+            let of_task: Vec<Reading> = all.iter().filter(|r| asked.contains(&&*r.task)).cloned().collect();
+            if of_task.is_empty() { all } else { of_task }
+        };
+        let readings: Vec<Vec<Reading>> = adapters.iter().map(|(adapter, _)| readings(adapter)).collect();
+        if self.grey_bits.is_none() {
+            settle_grey(pictures, &readings.concat(), status);
         }
-        let recipes = adapters.iter().filter_map(|(adapter, _)| adapter.note.as_ref()?.recipe.as_deref());
+        let is_stored = |all: &Vec<Reading>| !all.is_empty() && all.iter().all(|reading| reading.is_stored);
         let turned = || pictures.iter().any(|picture| is_turned(&picture.bytes));
-        if self.orientation.is_none() && recipes.into_iter().any(is_of_stored_pictures) && turned() {
+        if self.orientation.is_none() && readings.iter().any(is_stored) && turned() {
             status.warn(
                 "a picture is turned upright as its EXIF says, and an adapter was trained on pictures as they are stored: \
                  `--orientation stored` reads it so, `--orientation upright` says that this is meant",
             );
         }
     }
+}
+
+/// Lets 16-bit grey be scaled by the bits that adapters were trained with, and says what becomes of such pictures.
+fn settle_grey(pictures: &mut [EncodedImage], readings: &[Reading], status: &dyn Status) {
+    let recorded: BTreeSet<u8> = readings.iter().filter_map(|reading| reading.grey_bits).collect();
+    let mut recorded = recorded.into_iter();
+    let (bits, other) = (recorded.next(), recorded.next());
+    if let (Some(bits), None) = (bits, other) {
+        pictures.iter_mut().for_each(|picture| picture.decoding.grey_bits = Some(bits));
+        if pictures.iter().any(|picture| is_grey_16(&picture.bytes)) {
+            status.note(&format!(
+                "16-bit grey is scaled as in the training of an adapter (`--grey-bits {bits}`); another number reads it otherwise"
+            ));
+        }
+        return;
+    }
+    let greatest = pictures.iter().filter_map(|picture| clipped_grey(&picture.bytes, picture.decoding).ok()?).max();
+    let Some(greatest) = greatest else { return };
+    let lost = format!("a 16-bit grey picture has values up to {greatest}, and everything above 255 becomes white");
+    let own_bits = u16::BITS - greatest.leading_zeros();
+    status.warn(&match (bits, other) {
+        (Some(one), Some(other)) => {
+            let table = |bits| readings.iter().find(|r| r.grey_bits == Some(bits)).map_or("", |r| r.table.as_str());
+            let (first, second) = (readable_name(table(one)), readable_name(table(other)));
+            format!("{lost}: adapters were trained otherwise, on `{first}` with `--grey-bits {one}`, on `{second}` with `--grey-bits {other}`")
+        }
+        _ if readings.is_empty() => format!("{lost}: `--grey-bits {own_bits}` scales them"),
+        _ => format!("{lost}, as in the training of the adapter: `--grey-bits` scales them, which it has not seen"),
+    });
 }
 
 /// Where to compute.

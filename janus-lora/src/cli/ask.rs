@@ -16,13 +16,14 @@ use super::status::Terminal;
 use super::understand::readable;
 use crate::adapter::{Adapter, AdapterError};
 use crate::base::Base;
+use crate::culprit::finite;
 use crate::data::EncodedImage;
 use crate::error::{Error, Result};
 use crate::heads::locate::Found;
 use crate::heads::{Head, HeadKind, Heads, segment};
 use crate::overlay::{Overlay, words};
 use crate::report::{ReportError, picture_png};
-use crate::tasks::{PictureBatch, Target, caption_ids, frame};
+use crate::tasks::{PictureBatch, Target, caption_ids, check_caption, frame};
 
 /// What heads tell of a picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -38,7 +39,7 @@ pub(super) enum HeadTask {
 }
 
 impl HeadTask {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             HeadTask::Classify => "classify",
             HeadTask::Locate => "locate",
@@ -87,7 +88,12 @@ impl Ask<'_> {
             }
         }
         let images = readable(base, self.images, pictures.to_vec())?;
-        let captions = self.captions.iter().map(|text| caption_ids(base, text)).collect::<Result<Vec<_>>>()?;
+        let caption = |text: &String| -> Result<Vec<u32>> {
+            let ids = caption_ids(base, text)?;
+            check_caption(base, &ids)?;
+            Ok(ids)
+        };
+        let captions = self.captions.iter().map(caption).collect::<Result<Vec<_>>>()?;
         let parts = Parts { vision: true, ..Parts::default() };
         let (model, heads) = dtype.model(base, adapters, device, parts, &Terminal)?;
         let model = Model { model, heads, kind: head.kind.clone() };
@@ -194,6 +200,9 @@ impl Ask<'_> {
         number: usize,
     ) -> Result<Told> {
         let places = batch.places(&model.model, &Pass::inference(), &model.heads)?;
+        for values in places.tensors() {
+            finite(values.clone(), HEAD)?;
+        }
         let found = batch.found(&places)?.concat();
         let overlay = Overlay::new(&picture.decode()?).boxes(&found, labels);
         let path = self.write(overlay.map_err(|reason| ReportError::Picture { reason })?, number)?;
@@ -208,7 +217,7 @@ impl Ask<'_> {
 
     fn told_mask(&self, model: &Model, batch: &PictureBatch, picture: &EncodedImage, number: usize) -> Result<Told> {
         let config = model.model.config();
-        let logits = batch.mask_logits(&model.model, &Pass::inference(), &model.heads)?;
+        let logits = finite(batch.mask_logits(&model.model, &Pass::inference(), &model.heads)?, HEAD)?;
         let logits: Vec<f32> = logits.flatten_all()?.to_vec1()?;
         let Some(frame) = batch.frames.first() else { return Ok(Told::default()) };
         let mask = segment::mask(&logits, segment::side(config), config.vision.image_size, frame);
@@ -231,7 +240,8 @@ impl Ask<'_> {
 
     fn told_similarities(&self, model: &Model, batch: &PictureBatch) -> Result<Told> {
         let (images, captions) = batch.vectors(&model.model, &Pass::inference(), &model.heads)?;
-        let similarities: Vec<f32> = images.matmul(&captions.t()?)?.flatten_all()?.to_vec1()?;
+        let similarities = finite(images.matmul(&captions.t()?)?, HEAD)?;
+        let similarities: Vec<f32> = similarities.flatten_all()?.to_vec1()?;
         let mut told: Vec<(&String, f32)> = self.captions.iter().zip(similarities).collect();
         told.sort_by(|(_, a), (_, b)| b.total_cmp(a));
         let all: Vec<Value> = told.iter().map(|(c, s)| json!({ "caption": c, "similarity": s })).collect();
@@ -239,6 +249,9 @@ impl Ask<'_> {
         Ok(Told { text: lines.join("; "), json: [("captions".to_owned(), json!(all))].into() })
     }
 }
+
+/// What a head computes, as errors name it.
+const HEAD: &str = "values of the head";
 
 /// What was told of one picture.
 #[derive(Debug, Default)]
@@ -248,7 +261,7 @@ struct Told {
 }
 
 fn told_label(model: &Model, batch: &PictureBatch, labels: &[String]) -> Result<Told> {
-    let logits = batch.label_logits(&model.model, &Pass::inference(), &model.heads)?;
+    let logits = finite(batch.label_logits(&model.model, &Pass::inference(), &model.heads)?, HEAD)?;
     let probabilities: Vec<f32> = softmax(&logits, D::Minus1)?.flatten_all()?.to_vec1()?;
     let mut told: Vec<(&String, f32)> = labels.iter().zip(probabilities).collect();
     told.sort_by(|(_, a), (_, b)| b.total_cmp(a));

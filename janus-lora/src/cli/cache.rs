@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use super::out::{done, result};
 use super::report;
 use super::status::Terminal;
-use crate::cache::CacheSettings;
 use crate::cache::stock::{Item, StockKind, items};
+use crate::cache::{CacheSettings, LIMIT_VARIABLE};
 use crate::error::{Error, Result};
 use crate::status::Status;
 
@@ -21,9 +21,13 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 #[derive(Debug, Subcommand)]
 pub(super) enum CacheCommand {
     /// Show what is kept, what it takes and when it was last used
+    ///
+    /// `JANUS_CACHE_LIMIT_BYTES` limits what is kept: before room is needed and when a command is over, what was used longest ago
+    /// is given up until the rest fits, but nothing that a command uses at that moment. 0 keeps nothing.
     #[command(after_help = "Examples:
   janus cache list
-  janus cache list --json")]
+  janus cache list --json
+  JANUS_CACHE_LIMIT_BYTES=2000000000 janus train recipe.toml")]
     List {
         /// Print one JSON object: folder, hub_folder, limit_bytes, total_bytes, kinds (kind, items, bytes, last_used), items
         /// (kind, name, path, bytes, last_used, in_use) without features and codes
@@ -176,7 +180,13 @@ fn list(json: bool) -> Result<()> {
     if let Some(hub) = &settings.hub_folder {
         result!("hub    {} (what janus downloaded)", hub.display());
     }
-    result!("total  {}, limit {}", report::bytes(total), report::bytes(limit));
+    result!("total  {}", report::bytes(total));
+    let source = if settings.limit_bytes.is_some() { LIMIT_VARIABLE } else { "by default, without downloads" };
+    let meaning = match limit {
+        0 => "nothing is kept once the command is over that uses it",
+        _ => "what was used longest ago goes first, and nothing that a command uses",
+    };
+    result!("limit  {} ({source}): {meaning}", report::bytes(limit));
     Ok(())
 }
 

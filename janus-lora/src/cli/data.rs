@@ -52,6 +52,7 @@ Examples:
   janus data stats recipes/quickstart.toml
   janus data stats my.toml data.0.train=rows.parquet --json
   janus data stats 'rows-*.parquet' --base deepseek-ai/Janus-Pro-1B --task generate --column prompt=caption
+  janus data stats tables/rows.parquet --base deepseek-ai/Janus-Pro-1B --image-root pictures
   janus data stats hf://datasets/owner/name/data --base deepseek-ai/Janus-Pro-1B")]
     Stats {
         /// Recipe file (`*.toml`), or a table: a Parquet file, glob, folder, `hf://datasets/owner/name/...` or `synth:...`
@@ -69,6 +70,9 @@ Examples:
         /// Column of a table for a role
         #[arg(long = "column", value_name = "ROLE=COLUMN")]
         columns: Vec<String>,
+        /// Folder that paths of a table's pictures may lead into besides the table's own
+        #[arg(long, value_name = "FOLDER")]
+        image_root: Option<String>,
         #[command(flatten)]
         reading: PictureArguments,
         /// Print one JSON object
@@ -150,11 +154,15 @@ impl DataCommand {
     pub(super) fn run(self) -> Result<()> {
         match self {
             DataCommand::Check { recipe, overrides, json } => check(&recipe, &overrides, json),
-            DataCommand::Stats { subject, overrides, base, task, columns, reading, json } => {
+            DataCommand::Stats { subject, overrides, base, task, columns, image_root, reading, json } => {
                 let subject = home::expand_text(&subject).map_err(HubError::from)?;
                 let mut none_good = None;
                 let stats = if subject.to_lowercase().ends_with(".toml") {
-                    for (name, given) in [("--base", base.is_some()), ("--column", !columns.is_empty())] {
+                    for (name, given) in [
+                        ("--base", base.is_some()),
+                        ("--column", !columns.is_empty()),
+                        ("--image-root", image_root.is_some()),
+                    ] {
                         if given {
                             return Err(usage(format!("`{name}` belongs to a table, the recipe says it itself")));
                         }
@@ -167,7 +175,9 @@ impl DataCommand {
                     if let Some(first) = overrides.first() {
                         return Err(usage(format!("`{first}` sets a key of a recipe, and `{subject}` is a table")));
                     }
-                    let stats = stats_of_table(&subject, base, task, &columns, reading.decoding(), &mut none_good)?;
+                    let place = image_root.as_deref();
+                    let stats =
+                        stats_of_table(&subject, base, task, &columns, place, reading.decoding(), &mut none_good)?;
                     vec![("rows".to_owned(), stats)]
                 };
                 if json {
@@ -306,6 +316,7 @@ fn stats_of_table(
     base: Option<String>,
     task: TaskArgument,
     columns: &[String],
+    image_root: Option<&str>,
     decoding: Decoding,
     none_good: &mut Option<DataError>,
 ) -> Result<TableStats> {
@@ -335,18 +346,30 @@ fn stats_of_table(
     };
     let section = DataSection {
         columns: Columns::new(given),
+        image_root: image_root.map(home::expand_text).transpose().map_err(HubError::from)?,
         orientation: Some(orientation),
         grey_bits: decoding.grey_bits.map(u64::from),
         ..DataSection::new("rows", task, spec)
     };
     let base = Base::open(&base, &Terminal)?;
     let limits = DataLimits::default();
-    let task = open_task(&section, None, &limits, base.place(), &Terminal)?;
-    let part = Part { section: &section, number: None, split: Split::Train };
-    let source = Source::open(part, task.as_ref(), &base, Scan::of_a_look(&limits), &Terminal)?;
-    warn_of_clipped(&source, spec);
-    *none_good = without_good_row(&source.index);
-    TableStats::new(&source, task.as_ref(), &base, spec, &Terminal)
+    let stats = || {
+        let task = open_task(&section, None, &limits, base.place(), &Terminal)?;
+        let part = Part { section: &section, number: None, split: Split::Train };
+        let source = Source::open(part, task.as_ref(), &base, Scan::of_a_look(&limits), &Terminal)?;
+        warn_of_clipped(&source, spec);
+        let fault = without_good_row(&source.index);
+        Ok((TableStats::new(&source, task.as_ref(), &base, spec, &Terminal)?, fault))
+    };
+    let of_options = |fault: DataError| DataError::OnCommandLine(fault.into());
+    match stats() {
+        Ok((stats, fault)) => {
+            *none_good = fault.map(of_options);
+            Ok(stats)
+        }
+        Err(Error::Data(fault)) => Err(of_options(fault).into()),
+        Err(other) => Err(other),
+    }
 }
 
 /// The counts of a table in words and columns.

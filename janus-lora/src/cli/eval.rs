@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use clap::Args;
+use janus_core::ModelError;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::arguments::{DeviceArgument, attach, read_adapter};
 use super::out::result;
@@ -13,12 +14,14 @@ use super::report;
 use super::status::Terminal;
 use crate::adapter::Adapter;
 use crate::cache::CacheSettings;
+use crate::culprit::explain;
 use crate::error::{Error, Result};
 use crate::eval::{Metrics, Networks, evaluate};
 use crate::heads::Heads;
-use crate::recipe::{Orientation, Recipe, Task};
+use crate::recipe::Recipe;
 use crate::status::Status;
 use crate::train::plan::{compute_type, parts};
+use crate::train::readings::Reading;
 use crate::train::run;
 
 /// Evaluate a recipe's eval split, without and with an adapter; of tables that the adapter was not trained on, what it cost them.
@@ -62,7 +65,7 @@ impl Eval {
         let run::Prepared { recipe, base, tables, .. } = run::prepare(recipe, &device, &Terminal)?;
         let adapters = self.adapters.iter().map(|a| read_adapter(a, &base, &Terminal)).collect::<Result<Vec<_>>>()?;
         for (name, what) in read_otherwise(&adapters, &recipe) {
-            Terminal.warn(&format!("`{name}`: an adapter was trained with {what}"));
+            Terminal.warn(&format!("`{name}`: {what}"));
         }
         let parts = parts(&recipe, &tables);
         let settings = CacheSettings::from_environment()?;
@@ -79,6 +82,8 @@ impl Eval {
             evaluate(&model, &base, &heads, &tables, &networks, batch_size, &Terminal)?
         };
         base.cache().tell(&Terminal);
+        require_losses(&before).map_err(|error| explain(error, &base, &[]))?;
+        require_losses(&after).map_err(|error| explain(error, &base, &adapters))?;
         let forgotten = forgetting(&adapters, &before, &after);
         if self.json {
             let mut result = json!({ "before": before });
@@ -98,34 +103,26 @@ impl Eval {
     }
 }
 
-/// Tables whose pictures an adapter of a table of that name saw otherwise, with the key and both values.
+/// Tables whose pictures an adapter saw otherwise, with the key and both values.
 fn read_otherwise(adapters: &[(Adapter, f64)], recipe: &Recipe) -> BTreeSet<(String, String)> {
     let mut found = BTreeSet::new();
     for was in adapters.iter().filter_map(|(adapter, _)| adapter.note.as_ref()?.recipe.as_deref()) {
-        let Ok(was) = was.parse::<toml::Table>() else { continue };
-        for table in was.get("data").and_then(toml::Value::as_array).into_iter().flatten() {
-            let name = table.get("name").and_then(toml::Value::as_str);
-            let Some(now) = recipe.data.iter().find(|now| Some(now.name.as_str()) == name && now.task != Task::Text)
-            else {
-                continue;
-            };
-            // A recipe of before there was a choice took pictures as they are stored.
-            let then = table.get("orientation").and_then(toml::Value::as_str).unwrap_or(Orientation::Stored.name());
-            let way = now.orientation.unwrap_or(Orientation::Upright).name();
-            if then != way {
-                let what = format!("`orientation = \"{then}\"`, and the recipe has \"{way}\"");
-                found.insert((now.name.clone(), what));
-            }
-            let bits =
-                table.get("grey_bits").and_then(toml::Value::as_integer).and_then(|bits| u64::try_from(bits).ok());
-            if bits != now.grey_bits {
-                let told = |bits: Option<u64>| bits.map_or_else(|| "none".to_owned(), |bits| bits.to_string());
-                let what = format!("`grey_bits` {}, and the recipe has {}", told(bits), told(now.grey_bits));
-                found.insert((now.name.clone(), what));
-            }
+        let trained = Reading::all(was);
+        for now in recipe.data.iter().filter_map(Reading::of) {
+            let differences = now.differences(&trained, "an adapter was trained with", "the recipe has");
+            found.extend(differences.into_iter().map(|difference| (now.table.clone(), difference)));
         }
     }
     found
+}
+
+/// Refuses figures of a model whose losses are no numbers, which JSON has no word for.
+fn require_losses(metrics: &Metrics) -> Result<()> {
+    let is_lost = |figures: &Value| figures.get("loss").is_some_and(Value::is_null);
+    match metrics.values().position(is_lost) {
+        None => Ok(()),
+        Some(row) => Err(ModelError::NotFinite { what: "losses of the tables", row, value: f32::NAN }.into()),
+    }
 }
 
 /// The loss of rows that an adapter was not trained on.

@@ -13,9 +13,10 @@ use super::arguments::{BaseArguments, DeviceArgument, PictureArguments, TypeArgu
 use super::out::done;
 use super::report;
 use super::status::Terminal;
-use super::understand::readable;
+use super::understand::{readable, without_pictures};
 use crate::base::Base;
 use crate::cache::{Image, codes, features, low_and_mid_features};
+use crate::culprit::{explain, finite};
 use crate::error::{Error, Result};
 use crate::tasks::{CodeBatch, TextBatch};
 
@@ -74,12 +75,15 @@ impl Features {
                 hint: "give `--prompt` with `--level high` alone".into(),
             });
         }
+        if let Some(prompt) = &self.prompt {
+            without_pictures("prompt", prompt, "leave it out: the picture comes first by itself")?;
+        }
         let out = require_file(&self.out)?;
         let picture = self.reading.read(&self.image)?;
         let device = self.device.open()?;
         let (base, adapters) = self.base.open(&Terminal)?;
-        let pictures = vec![picture];
-        self.reading.warn(&pictures, &adapters, &Terminal);
+        let mut pictures = vec![picture];
+        self.reading.settle(&mut pictures, &adapters, &[], &Terminal);
         let images = readable(&base, std::slice::from_ref(&self.image), pictures)?;
         let parts = Parts { vision: true, generation: true, ..Parts::default() };
         let (model, _) = self.dtype.model(&base, &adapters, &device, parts, &Terminal)?;
@@ -94,8 +98,12 @@ impl Features {
         };
         let named: Vec<(&str, Tensor)> = [("features", seen), ("code_features", drawn)]
             .into_iter()
-            .map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous()?)))
-            .collect::<Result<_>>()?;
+            .map(|(name, tensor)| {
+                let tensor = finite(tensor, "features")?;
+                Ok((name, tensor.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous()?))
+            })
+            .collect::<Result<_>>()
+            .map_err(|error| explain(error, &base, &adapters))?;
         let shapes: serde_json::Map<String, serde_json::Value> =
             named.iter().map(|(name, tensor)| ((*name).to_owned(), json!(tensor.dims()))).collect();
         let bytes = safetensors::serialize(named.iter().map(|(name, tensor)| (*name, tensor)), None)

@@ -3,18 +3,19 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use janus_core::Parts;
 use janus_core::output::{require_file, write_file};
 use janus_core::pass::Pass;
 use janus_core::processing::pixels_to_images;
 use janus_core::sample::generate_codes;
+use janus_core::{ModelError, Parts};
 use serde_json::json;
 
 use super::arguments::{BaseArguments, DeviceArgument, PictureArguments, TypeArgument};
 use super::out::done;
 use super::report;
 use super::status::Terminal;
-use super::understand::{check_temperature, placed, readable};
+use super::understand::{check_temperature, placed, readable, without_pictures};
+use crate::culprit::{explain, finite};
 use crate::error::{Error, Result};
 use crate::eval::code_prompts;
 use crate::status::Status;
@@ -22,6 +23,9 @@ use crate::tasks::check_drawing_room;
 
 /// Pictures drawn side by side at most: each holds a cache of its own.
 const MAX_COUNT: i64 = 64;
+
+/// Far more than anybody guides with: where it lifts logits out of the numbers, it is to blame.
+const USUAL_GUIDANCE: f64 = 1000.0;
 
 /// Draw pictures of a prompt.
 #[derive(Debug, Args)]
@@ -73,6 +77,10 @@ impl Generate {
             let message = format!("`--guidance {guidance}` is no number");
             return Err(Error::Usage { message, hint: "5 is the usual strength".into() });
         }
+        if self.sources.is_empty() {
+            let hint = "leave it out: the prompt says what to draw; a picture to be changed is given with `--source`";
+            without_pictures("prompt", &self.prompt, hint)?;
+        }
         if self.out.extension().is_none_or(|e| !e.eq_ignore_ascii_case("png")) {
             let message = format!("`{}` is not named `.png`", self.out.display());
             return Err(Error::Usage { message, hint: "pictures are written as PNG".into() });
@@ -83,15 +91,15 @@ impl Generate {
         };
         let files: Vec<PathBuf> = (1..=self.count).map(path).collect();
         let places = files.iter().map(|file| require_file(file)).collect::<std::result::Result<Vec<_>, _>>()?;
-        let sources = self.sources.iter().map(|path| self.reading.read(path)).collect::<Result<Vec<_>>>()?;
+        let mut sources = self.sources.iter().map(|path| self.reading.read(path)).collect::<Result<Vec<_>>>()?;
         let device = self.device.open()?;
         let (base, adapters) = self.base.open(&Terminal)?;
         let prompt = match sources.len() {
             0 => base.prompts().generation_prompt(&self.prompt)?,
             count => base.prompts().edit_prompt(&placed(&self.prompt, count)?, count)?,
         };
-        check_drawing_room(&base, prompt.len())?;
-        self.reading.warn(&sources, &adapters, &Terminal);
+        check_drawing_room(&base, &prompt)?;
+        self.reading.settle(&mut sources, &adapters, &["edit"], &Terminal);
         let sources = readable(&base, &self.sources, sources)?;
         let parts = Parts { generation: true, image_tokenizer: true, vision: !sources.is_empty(), ..Parts::default() };
         let (model, _) = self.dtype.model(&base, &adapters, &device, parts, &Terminal)?;
@@ -102,9 +110,17 @@ impl Generate {
         options.temperature = self.temperature.unwrap_or(options.temperature);
         let pass = Pass::inference();
         let prompts = code_prompts(&model, &base, &vec![(prompt.as_slice(), sources.as_slice()); count])?;
-        let codes = generate_codes(&model, &pass, &prompts, &options, &mut |_| bar.advance(1))?;
+        let codes = generate_codes(&model, &pass, &prompts, &options, &mut |_| bar.advance(1));
+        let codes = codes.map_err(|error| match &error {
+            janus_core::Error::Model(ModelError::NotFinite { .. }) if options.guidance.abs() > USUAL_GUIDANCE => {
+                let message = format!("{error} with `--guidance {:e}`", options.guidance);
+                Error::Usage { message, hint: "guidance is usually between 1 and 10".into() }
+            }
+            _ => explain(error.into(), &base, &adapters),
+        })?;
         bar.finish();
-        let pictures = pixels_to_images(&model.image_tokenizer()?.decode(&pass, &codes)?)?;
+        let pixels = finite(model.image_tokenizer()?.decode(&pass, &codes)?, "pixels");
+        let pictures = pixels_to_images(&pixels.map_err(|error| explain(error, &base, &adapters))?)?;
         for (picture, place) in pictures.iter().zip(&places) {
             let mut bytes = std::io::Cursor::new(Vec::new());
             picture.write_to(&mut bytes, image::ImageFormat::Png).map_err(|e| Error::Usage {

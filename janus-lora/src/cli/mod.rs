@@ -8,6 +8,7 @@ mod ask;
 mod base;
 mod bench;
 mod cache;
+mod closed;
 mod data;
 mod eval;
 mod features;
@@ -35,6 +36,7 @@ use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use janus_core::{Diagnose, home};
 
+use crate::cache::stock;
 use crate::error::Result;
 
 /// Fine-tune DeepSeek Janus models with LoRA, for image understanding and image generation.
@@ -118,7 +120,9 @@ pub fn main() -> ExitCode {
     if let Err(error) = threads::set_up(threads) {
         return report::failure(&error);
     }
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| command.run())) {
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| command.run()));
+    stock::leave();
+    match done {
         Ok(Ok(())) => out::outcome(),
         Ok(Err(error)) => report::failure(&error),
         Err(_) => ExitCode::from(report::INTERNAL),

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use super::closed::stdout_was_closed;
 use super::report::INTERNAL;
 
 /// Whether remarks and progress are left out.
@@ -46,7 +47,8 @@ pub(super) fn line(text: fmt::Arguments<'_>, is_result: bool) {
     match &mut *state {
         Stdout::Open => {
             let mut stdout = io::stdout().lock();
-            let written = stdout.write_fmt(format_args!("{text}\n")).and_then(|()| stdout.flush());
+            let open = if stdout_was_closed() { Err(closed()) } else { Ok(()) };
+            let written = open.and_then(|()| stdout.write_fmt(format_args!("{text}\n"))).and_then(|()| stdout.flush());
             *state = match written {
                 Ok(()) => Stdout::Open,
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Stdout::Gone,
@@ -75,6 +77,10 @@ pub(super) fn error_line(text: &str) {
     let _ = io::stderr().lock().write_all(format!("{text}\n").as_bytes());
 }
 
+fn closed() -> io::Error {
+    io::Error::other("it is closed")
+}
+
 /// The exit code of a command that has done its work: a result that could not be written is a failure.
 pub(super) fn outcome() -> ExitCode {
     match &*STDOUT.lock().unwrap_or_else(PoisonError::into_inner) {
@@ -92,7 +98,8 @@ pub(super) fn outcome() -> ExitCode {
 
 /// Prints help, a version or what is wrong with the arguments; gives the exit code.
 pub(super) fn usage(message: &clap::Error) -> ExitCode {
-    let printed = message.print().and_then(|()| io::stdout().flush());
+    let is_lost = !message.use_stderr() && stdout_was_closed();
+    let printed = if is_lost { Err(closed()) } else { message.print().and_then(|()| io::stdout().flush()) };
     let code = ExitCode::from(u8::try_from(message.exit_code()).unwrap_or(INTERNAL));
     match printed {
         Err(error) if !message.use_stderr() && error.kind() != io::ErrorKind::BrokenPipe => {

@@ -110,7 +110,8 @@ fn is_picture_name(text: &str) -> bool {
     !stem.is_empty() && ENDINGS.iter().any(|known| ending.eq_ignore_ascii_case(known))
 }
 
-fn shown(text: &str) -> String {
+/// The beginning of a word, for a message.
+pub(super) fn shown(text: &str) -> String {
     let mut shown: String = text.chars().take(SHOWN_CHARS).collect();
     if shown.len() < text.len() {
         shown.push('…');

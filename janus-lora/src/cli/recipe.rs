@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
+use janus_core::input::read_named;
 use janus_core::output::{require_file, write_file};
 use serde_json::json;
 
@@ -15,6 +16,7 @@ use crate::nearest::nearest;
 use crate::recipe::{CatalogEntry, Recipe, catalog, json_schema, reference_page, shipped, shipped_catalog, to_toml};
 use crate::report::expected::curve_path;
 use crate::status::Status;
+use crate::train::shell_word;
 
 /// Where recipes are looked for beside those that the program carries.
 const USUAL_FOLDER: &str = "recipes";
@@ -107,7 +109,7 @@ fn entries(folder: Option<&Path>) -> Result<Vec<CatalogEntry>> {
     Ok(entries)
 }
 
-/// Copies a recipe as it stands, comments included, with the losses that it expects, and tells which inputs are found elsewhere
+/// Copies a recipe as it stands, comments included but with the copy's own path in its command, with the losses that it expects, and tells which inputs are found elsewhere
 /// from there.
 fn copy(name: &str, out: &Path, folder: Option<&Path>) -> Result<()> {
     let entries = entries(folder)?;
@@ -130,6 +132,7 @@ fn copy(name: &str, out: &Path, folder: Option<&Path>) -> Result<()> {
             return Err(Error::Usage { message, hint: "give the path of a new file".into() });
         }
     }
+    let text = with_own_command(&text, out);
     write_file(&place, |file| file.write_all(&text))?;
     if let Some(curve) = &curve {
         write_file(&curve_out, |file| file.write_all(curve))?;
@@ -137,6 +140,19 @@ fn copy(name: &str, out: &Path, folder: Option<&Path>) -> Result<()> {
     done!("{}", out.display());
     explain_inputs(entry, out);
     Ok(())
+}
+
+/// Longest recipe, or file of the losses that one expects, that is copied.
+const MAX_COPIED_BYTES: u64 = 1 << 20;
+
+/// A recipe whose first line, `# janus train RECIPE …`, names the file that it goes to.
+fn with_own_command(text: &[u8], out: &Path) -> Vec<u8> {
+    const COMMAND: &[u8] = b"# janus train ";
+    // A line of its own could be anything else.
+    let is_one_line = out.to_str().is_some_and(|path| !path.contains(char::is_control));
+    let Some(rest) = text.strip_prefix(COMMAND).filter(|_| is_one_line) else { return text.to_vec() };
+    let end = rest.iter().position(u8::is_ascii_whitespace).unwrap_or(rest.len());
+    [COMMAND, shell_word(out).as_bytes(), &rest[end..]].concat()
 }
 
 /// The bytes of a recipe and of the losses that it expects, where there are such.
@@ -147,7 +163,7 @@ fn contents(entry: &CatalogEntry) -> Result<(Vec<u8>, Option<Vec<u8>>)> {
         return Ok((text.into(), carried.and_then(|recipe| recipe.curve).map(Into::into)));
     };
     let read = |path: &Path| {
-        fs_err::read(path).map_err(|e| Error::Usage {
+        read_named(path, MAX_COPIED_BYTES).map_err(|e| Error::Usage {
             message: format!("cannot read the recipe: {e}"),
             hint: "`janus recipe list` tells which recipes can be read".into(),
         })

@@ -17,7 +17,7 @@ use crate::report::record::Record;
 use crate::status::{Status, duration};
 use crate::train::ending::Ending;
 use crate::train::folder::{RunFolder, is_run};
-use crate::train::identity::is_of_stored_pictures;
+use crate::train::readings::is_of_stored_pictures;
 use crate::train::run::{self, Finished, Prepared};
 use crate::train::signals;
 

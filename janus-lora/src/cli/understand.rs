@@ -4,18 +4,20 @@ use std::path::PathBuf;
 
 use candle_core::Device;
 use clap::Args;
+use janus_core::processing::{IMAGE_PLACEHOLDER, find_placeholders};
 use janus_core::{Diagnose, Janus, Parts};
 use serde_json::json;
 
 use super::arguments::{BaseArguments, DeviceArgument, PictureArguments, TypeArgument};
 use super::ask::{Ask, HeadTask};
 use super::out::result;
-use super::picture_words::check_question;
+use super::picture_words::{check_question, shown};
 use super::report;
 use super::status::Terminal;
 use crate::adapter::Adapter;
 use crate::base::Base;
 use crate::cache::Image;
+use crate::culprit::explain;
 use crate::data::EncodedImage;
 use crate::error::{Error, Result};
 use crate::eval::{Answer, answer};
@@ -99,6 +101,19 @@ pub(super) fn placed(text: &str, pictures: usize) -> Result<String> {
     Ok(placed.texts.into_iter().next().map_or_else(String::new, |(text, _)| text))
 }
 
+/// Refuses a text for which there is no picture, but a place for one: it would be read as words.
+pub(super) fn without_pictures(what: &str, text: &str, hint: &str) -> Result<()> {
+    let found = find_placeholders(text);
+    let stands_for = match (&found.video, found.count) {
+        (Some((spelling, _)), _) => (spelling.as_str(), "a video"),
+        (None, 0) => return Ok(()),
+        (None, _) => (found.foreign.first().map_or(IMAGE_PLACEHOLDER, String::as_str), "a picture"),
+    };
+    let (spelling, meant) = stands_for;
+    let message = format!("the {what} contains `{}`, which stands for {meant}, and there is none", shown(spelling));
+    Err(Error::Usage { message, hint: hint.into() })
+}
+
 /// Pictures that can be decoded: what is wrong with one is reported with its path before the weights are read.
 pub(super) fn readable(base: &Base, paths: &[PathBuf], pictures: Vec<EncodedImage>) -> Result<Vec<Image>> {
     let image = |(path, picture): (&PathBuf, EncodedImage)| {
@@ -120,11 +135,15 @@ impl Understand {
         for question in &self.questions {
             check_question(question)?;
         }
-        let pictures = self.images.iter().map(|path| self.reading.read(path)).collect::<Result<Vec<_>>>()?;
+        let mut pictures = self.images.iter().map(|path| self.reading.read(path)).collect::<Result<Vec<_>>>()?;
         let device = self.device.open()?;
         let (base, adapters) = self.base.open(&Terminal)?;
-        self.reading.warn(&pictures, &adapters, &Terminal);
+        let asked = self.task.map_or("understand", HeadTask::name);
+        self.reading.settle(&mut pictures, &adapters, &[asked], &Terminal);
         if let Some(task) = self.task {
+            for caption in &self.questions {
+                without_pictures("caption", caption, "leave it out: a caption is held against each picture as it is")?;
+            }
             let ask = Ask {
                 task,
                 head: self.head.as_deref(),
@@ -133,13 +152,14 @@ impl Understand {
                 out: self.out.as_deref(),
                 json: self.json,
             };
-            return ask.run(&base, &adapters, &self.dtype, &device, &pictures);
+            let told = ask.run(&base, &adapters, &self.dtype, &device, &pictures);
+            return told.map_err(|error| explain(error, &base, &adapters));
         }
         let together = if self.each { 1 } else { pictures.len() };
         let prompt = |question: &String| -> Result<Vec<u32>> {
             let prompt = base.prompts().understanding_prompt(&placed(question, together)?, together, true)?;
             // What is too long is reported before the weights are read.
-            answer_room(&base, prompt.len(), 1)?;
+            answer_room(&base, &prompt, 1)?;
             Ok(prompt)
         };
         let prompts = self.questions.iter().map(prompt).collect::<Result<Vec<_>>>()?;
@@ -149,7 +169,9 @@ impl Understand {
         let images = readable(&base, &self.images, pictures)?;
         let parts = Parts { text_head: true, vision: !images.is_empty(), ..Parts::default() };
         let (model, _) = self.dtype.model(&base, &adapters, &device, parts, &Terminal)?;
-        for answer in self.answers(&model, &base, &prompts, &images)? {
+        let answers =
+            self.answers(&model, &base, &prompts, &images).map_err(|error| explain(error, &base, &adapters))?;
+        for answer in answers {
             if self.json {
                 report::json(&json!({ "text": answer.text, "token_ids": answer.token_ids }));
             } else {
@@ -185,7 +207,9 @@ impl Understand {
         let mut told = Vec::new();
         for (path, picture) in self.images.iter().zip(pictures) {
             let image = readable(base, std::slice::from_ref(path), vec![picture.clone()])?;
-            for (question, answer) in self.questions.iter().zip(self.answers(&model, base, prompts, &image)?) {
+            let answers =
+                self.answers(&model, base, prompts, &image).map_err(|error| explain(error, base, adapters))?;
+            for (question, answer) in self.questions.iter().zip(answers) {
                 let Answer { text, token_ids } = answer;
                 if self.json {
                     told.push(json!({ "image": path, "question": question, "text": text, "token_ids": token_ids }));

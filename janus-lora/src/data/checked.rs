@@ -123,8 +123,8 @@ impl DataFile {
         let (path, column) = (self.path.to_path_buf(), column.column_path().string());
         match fault {
             PageFault::Damaged(reason) => self.damaged(row_group, reason),
-            PageFault::TooLarge { packed_bytes, bytes, limit_bytes } => {
-                DataError::PageLimit { path, row_group, column, packed_bytes, bytes, limit_bytes }
+            PageFault::TooLarge { is_dictionary, packed_bytes, bytes, limit_bytes } => {
+                DataError::PageLimit { path, row_group, column, is_dictionary, packed_bytes, bytes, limit_bytes }
             }
             PageFault::TooMany { what, count, limit } => {
                 DataError::ValueLimit { path, row_group, column, what, count, limit }

@@ -1,7 +1,7 @@
 //! Conversations as writers spell them: `role` and `content` or `from` and `value`, content as text or in parts, all of it
 //! perhaps as JSON in a string.
 
-use arrow::array::{Array, ArrayRef, AsArray};
+use arrow::array::{Array, ArrayRef, AsArray, StructArray};
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::DataType;
 use arrow::error::ArrowError;
@@ -33,15 +33,20 @@ const SPEAKERS: [(&str, &[&str]); 3] = [
     ("system", &["system"]),
 ];
 
-/// Whether a type is a list of messages; `pictured`: with pictures in the parts of their contents.
+/// Whether a type is a list of messages, or a struct of lists with what each message has, as `datasets` makes it of a
+/// `Sequence` of a dict; `pictured`: with pictures in the parts of their contents.
 pub(super) fn fits_turns(data_type: &DataType, pictured: bool) -> bool {
-    let turn = match list_item(data_type) {
-        Some(DataType::Struct(fields)) => fields,
-        Some(item) => return !pictured && is_null(item),
-        None => return false,
+    let turn = match (data_type, list_item(data_type)) {
+        (DataType::Struct(fields), _) | (_, Some(DataType::Struct(fields))) => fields,
+        (_, Some(item)) => return !pictured && is_null(item),
+        (_, None) => return false,
     };
     let find = |names: [&str; 2]| names.iter().find_map(|name| field(turn, name));
-    let (Some(role), Some(content)) = (find(ROLES), find(CONTENTS)) else { return false };
+    let (Some(mut role), Some(mut content)) = (find(ROLES), find(CONTENTS)) else { return false };
+    if matches!(data_type, DataType::Struct(_)) {
+        let (Some(roles), Some(contents)) = (list_item(role), list_item(content)) else { return false };
+        (role, content) = (roles, contents);
+    }
     let parts = match list_item(content) {
         Some(DataType::Struct(parts)) if !is_null(content) => {
             let image = field(parts, "image").filter(|image| !is_null(image));
@@ -72,7 +77,20 @@ pub(super) struct Conversation {
 /// A column of conversations.
 pub(super) enum Conversations {
     Json(ArrayRef),
-    Turns { list: Lists, nulls: Option<NullBuffer>, role: ArrayRef, content: Box<Content> },
+    Turns(Box<Turns>),
+}
+
+/// Conversations turn by turn. Roles and contents lie side by side, or in lists of their own.
+pub(super) struct Turns {
+    /// Rows that are null although their lists may not be.
+    rows: Option<NullBuffer>,
+    /// Turns that are null although their texts may not be.
+    nulls: Option<NullBuffer>,
+    roles: Lists,
+    role: ArrayRef,
+    /// `None`: as the roles lie.
+    contents: Option<Lists>,
+    content: Content,
 }
 
 /// What is said in each turn.
@@ -87,16 +105,22 @@ impl Conversations {
         if array.as_string_view_opt().is_some() {
             return Ok(Conversations::Json(array.clone()));
         }
-        let (list, items) = Lists::new(array).ok_or_else(|| unexpected(array))?;
+        if let Some(lists) = array.as_struct_opt().filter(|_| !is_null(array.data_type())) {
+            let (roles, role) = Lists::new(role_of(lists)?).ok_or_else(|| unexpected(array))?;
+            let (contents, content) = Lists::new(content_of(lists)?).ok_or_else(|| unexpected(array))?;
+            let (rows, contents, content) = (lists.nulls().cloned(), Some(contents), Content::new(&content));
+            return Ok(Conversations::Turns(Turns { rows, nulls: None, roles, role, contents, content }.into()));
+        }
+        let (roles, items) = Lists::new(array).ok_or_else(|| unexpected(array))?;
+        let (rows, contents) = (None, None);
         if is_null(items.data_type()) {
-            let content = Content::Text(items.clone()).into();
-            return Ok(Conversations::Turns { list, nulls: None, role: items, content });
+            let content = Content::Text(items.clone());
+            return Ok(Conversations::Turns(Turns { rows, nulls: None, roles, role: items, contents, content }.into()));
         }
         let turns = items.as_struct_opt().ok_or_else(|| unexpected(&items))?;
-        let find = |names: [&str; 2]| names.iter().find_map(|name| turns.column_by_name(name));
-        let role = find(ROLES).ok_or_else(|| unexpected(&items))?.clone();
-        let content = Content::new(find(CONTENTS).ok_or_else(|| unexpected(&items))?).into();
-        Ok(Conversations::Turns { list, nulls: turns.nulls().cloned(), role, content })
+        let (nulls, role, content) =
+            (turns.nulls().cloned(), role_of(turns)?.clone(), Content::new(content_of(turns)?));
+        Ok(Conversations::Turns(Turns { rows, nulls, roles, role, contents, content }.into()))
     }
 
     /// `None` for a null or an empty list.
@@ -115,24 +139,51 @@ impl Conversations {
                 Some(text) if !text.trim().is_empty() => read.turns = from_json(text, column)?,
                 _ => {}
             },
-            Conversations::Turns { list, nulls, role, content } => {
-                let range = few(list.range(index), column, "messages", MAX_MESSAGES)?;
-                let (first, mut bytes) = (range.start, 0);
-                for item in range {
-                    let whole = nulls.as_ref().is_none_or(|nulls| nulls.is_valid(item));
-                    let said = if whole { content.read(item, column, places, &mut read.images)? } else { None };
-                    let (Some(role), Some(said)) = (text_at(role, item).filter(|_| whole), said) else {
-                        return Err(RowFault::IncompleteMessage { column: column.into(), turn: item - first });
-                    };
-                    bytes += (role.len() + said.len()) as u64;
-                    if bytes > MAX_TEXT_BYTES {
-                        return Err(RowFault::TextBytes { column: column.into(), bytes });
-                    }
-                    read.turns.push(Message { role: speaker(role).into(), content: said });
-                }
-            }
+            Conversations::Turns(turns) => turns.read(index, column, places, &mut read)?,
         }
         Ok((!read.turns.is_empty()).then_some(read))
+    }
+}
+
+fn role_of(turn: &StructArray) -> Result<&ArrayRef, ArrowError> {
+    ROLES.iter().find_map(|name| turn.column_by_name(name)).ok_or_else(|| unexpected(turn))
+}
+
+fn content_of(turn: &StructArray) -> Result<&ArrayRef, ArrowError> {
+    CONTENTS.iter().find_map(|name| turn.column_by_name(name)).ok_or_else(|| unexpected(turn))
+}
+
+impl Turns {
+    fn read(
+        &self,
+        index: usize,
+        column: &str,
+        places: ImagePlaces<'_>,
+        read: &mut Conversation,
+    ) -> Result<(), RowFault> {
+        if self.rows.as_ref().is_some_and(|rows| rows.is_null(index)) {
+            return Ok(());
+        }
+        let roles = few(self.roles.range(index), column, "messages", MAX_MESSAGES)?;
+        let contents = self.contents.as_ref().map_or(roles.clone(), |contents| contents.range(index));
+        if roles.len() != contents.len() {
+            let reason = format!("it has {} roles and {} contents", roles.len(), contents.len());
+            return Err(unreadable(column, reason));
+        }
+        let mut bytes = 0;
+        for (turn, (role, content)) in roles.zip(contents).enumerate() {
+            let whole = self.nulls.as_ref().is_none_or(|nulls| nulls.is_valid(role));
+            let said = if whole { self.content.read(content, column, places, &mut read.images)? } else { None };
+            let (Some(role), Some(said)) = (text_at(&self.role, role).filter(|_| whole), said) else {
+                return Err(RowFault::IncompleteMessage { column: column.into(), turn });
+            };
+            bytes += (role.len() + said.len()) as u64;
+            if bytes > MAX_TEXT_BYTES {
+                return Err(RowFault::TextBytes { column: column.into(), bytes });
+            }
+            read.turns.push(Message { role: speaker(role).into(), content: said });
+        }
+        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@ use janus_core::input::InputError;
 use janus_core::output::OutputError;
 use janus_core::{Diagnose, Fault};
 
+use super::reader::Asker;
 use super::rejected::{BadRowLimit, RejectedRow, RowFault, cut};
 use super::row::RowId;
 use super::schema::ColumnFault;
@@ -98,6 +99,18 @@ pub enum DataError {
         /// What is too much.
         reason: String,
     },
+    /// A column of a type that is not known, which keeps the whole file from being read.
+    #[error("column `{column}` of `{}` is of type `{of}`, which is not known: {reason}", path.display())]
+    UnknownType {
+        /// The file.
+        path: PathBuf,
+        /// The column.
+        column: String,
+        /// Its type as Parquet has it.
+        of: String,
+        /// What the reader said.
+        reason: String,
+    },
     /// A table in another format.
     #[error("`{}` is {what}; tables are read from Parquet", path.display())]
     NotParquet {
@@ -108,9 +121,11 @@ pub enum DataError {
         /// Python that converts it.
         convert: Option<String>,
     },
-    /// A recipe's `image_root` that is no folder.
-    #[error("`image_root`: no folder `{}`", path.display())]
+    /// A further folder of pictures that is none.
+    #[error("{}: no folder `{}`", asker.image_root(), path.display())]
     ImageRoot {
+        /// What names it.
+        asker: Asker,
         /// What was named.
         path: PathBuf,
     },
@@ -122,11 +137,14 @@ pub enum DataError {
         /// What is wrong with it.
         fault: Box<DataError>,
     },
+    /// What is wrong with a table that the command line names: where a recipe has keys, there are options.
+    #[error(transparent)]
+    OnCommandLine(Box<DataError>),
     /// A page that unpacks to more than the recipe allows.
     #[error(
-        "row group {row_group} of `{}`: a page of column `{}` claims to unpack from {packed_bytes} bytes to {bytes}, and \
+        "row group {row_group} of `{}`: a {}page of column `{}` claims to unpack from {packed_bytes} bytes to {bytes}, and \
          `data_limits.max_page_bytes` allows {limit_bytes}",
-        path.display(), cut(column)
+        path.display(), if *is_dictionary { "dictionary " } else { "" }, cut(column)
     )]
     PageLimit {
         /// The file.
@@ -135,6 +153,8 @@ pub enum DataError {
         row_group: usize,
         /// The column, with the fields on the way to its values.
         column: String,
+        /// Whether it holds the column's different values, which its other pages number.
+        is_dictionary: bool,
         /// The page's size in the file.
         packed_bytes: u64,
         /// What it would take in memory.
@@ -280,7 +300,7 @@ impl Diagnose for DataError {
             DataError::Output(e) => e.fault(),
             DataError::Hub(e) => e.fault(),
             DataError::Input(e) => e.fault(),
-            DataError::Named { fault, .. } => fault.fault(),
+            DataError::Named { fault, .. } | DataError::OnCommandLine(fault) => fault.fault(),
             DataError::Io { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::IsADirectory => Fault::Input,
                 _ => Fault::Internal,
@@ -296,17 +316,31 @@ impl Diagnose for DataError {
                 DataError::NotFound { .. } | DataError::NoMatch { .. } => not_found_hints(key, fault),
                 _ => fault.hints(),
             },
-            DataError::NotParquet { convert: None, .. } => Vec::new(),
+            DataError::NotParquet { convert: None, .. } => {
+                vec!["name a Parquet file in its place: pandas and `datasets` write one with `to_parquet`".into()]
+            }
             DataError::NotParquet { convert: Some(python), .. } => vec![format!("convert it: python3 -c \"{python}\"")],
-            DataError::ImageRoot { .. } => vec!["`image_root` is relative to the recipe's folder".into()],
-            DataError::PageLimit { bytes, .. } => vec![
+            DataError::ImageRoot { asker: Asker::Recipe, .. } => {
+                vec!["`image_root` is relative to the recipe's folder".into()]
+            }
+            DataError::ImageRoot { asker: Asker::Command, .. } => {
+                vec!["`--image-root` is relative to the current folder".into()]
+            }
+            DataError::OnCommandLine(fault) => fault.hints_of_options(),
+            DataError::PageLimit { bytes, is_dictionary, .. } => vec![
                 format!("if you trust the file and have the memory: `data_limits.max_page_bytes={bytes}`"),
-                "or write it again with smaller pages: `data_page_size=1 << 20` of pyarrow's `write_table`, `row_group_size` of others".into(),
+                match is_dictionary {
+                    false => "or write it again with smaller pages: `data_page_size=1 << 20` of pyarrow's `write_table`, `row_group_size` of others".into(),
+                    true => "or write it again without a dictionary: `use_dictionary=False` of pyarrow's `write_table`; others with smaller row groups".into(),
+                },
             ],
             DataError::RowLimit { bytes, .. } => vec![
                 format!("if you trust the file and have the memory: `data_limits.max_page_bytes={bytes}`"),
                 "or write it again with smaller pages, and without columns that are not needed".into(),
             ],
+            DataError::UnknownType { column, .. } => vec![format!(
+                "write the file again without `{column}`, or with it as another type, such as a string"
+            )],
             DataError::ValueLimit { .. } => {
                 vec!["write the file again with smaller row groups: `row_group_size=10000` of pyarrow's `write_table`".into()]
             }
@@ -318,7 +352,18 @@ impl Diagnose for DataError {
                 "the hub keeps most other data sets as Parquet, too, under a revision of its own: `hf://datasets/owner/name@refs/convert/parquet`".into(),
             ],
             DataError::CacheLimit { .. } => vec!["for example 20000000000; without the variable it is 20 GiB".into()],
-            DataError::Source { .. } | DataError::NoPosition { .. } | DataError::Io { .. } => Vec::new(),
+            DataError::Source { .. } => vec![
+                "a table is a Parquet file, a glob such as `rows-*.parquet`, a folder, `hf://datasets/owner/name/...` or \
+                 `synth:DOMAIN?rows=N`"
+                    .into(),
+            ],
+            DataError::Io { source, .. } => vec![match source.kind() {
+                io::ErrorKind::PermissionDenied => "let this user read it, and look into the folders on the way".into(),
+                _ => "see whether it is there and can be read, such as with `ls -l`".into(),
+            }],
+            DataError::NoPosition { .. } => {
+                vec!["the table has changed since: bring back its files of before, or start a new run".into()]
+            }
             DataError::Unreadable { .. } => {
                 vec!["is the file whole? a download that was cut short or a git-lfs pointer looks like this".into()]
             }
@@ -331,20 +376,16 @@ impl Diagnose for DataError {
             DataError::NamesDiffer { .. } => vec![
                 "write all files with the same features, such as with `cast_column` of the `datasets` library, or the labels as texts".into(),
             ],
-            DataError::TooManyBadRows { .. } => vec![
-                "`janus data check` lists every row that cannot be used, with its reason".into(),
-                "`data_limits.max_bad_rows` allows more: a share such as 0.05, or a count".into(),
-            ],
-            DataError::NoAcceptedRows { rows: 0, .. } => vec!["the files hold no rows at all".into()],
-            DataError::NoAcceptedRows { first, .. }
-                if first.iter().any(|row| matches!(row.fault, RowFault::NoImageFile { .. })) =>
-            {
-                vec![
-                    "paths of pictures start at the table's folder; `image_root` in `[[data]]` names another folder, such as \
-                     `image_root = \".\"` for the recipe's"
-                        .into(),
-                ]
+            DataError::TooManyBadRows { first, .. } => {
+                let of_pictures = first.iter().any(has_no_file).then(|| IMAGE_ROOT.to_owned());
+                let others = [
+                    "`janus data check` lists every row that cannot be used, with its reason",
+                    "`data_limits.max_bad_rows` allows more: a share such as 0.05, or a count",
+                ];
+                of_pictures.into_iter().chain(others.map(str::to_owned)).collect()
             }
+            DataError::NoAcceptedRows { rows: 0, .. } => vec!["the files hold no rows at all".into()],
+            DataError::NoAcceptedRows { first, .. } if first.iter().any(has_no_file) => vec![IMAGE_ROOT.into()],
             DataError::NoAcceptedRows { .. } => vec!["does `columns` in the recipe name the right columns?".into()],
             DataError::RowChanged { .. } => {
                 vec![
@@ -357,6 +398,41 @@ impl Diagnose for DataError {
             DataError::Input(e) => e.hints(),
         }
     }
+}
+
+impl DataError {
+    /// Hints where no recipe names the table.
+    fn hints_of_options(&self) -> Vec<String> {
+        match self {
+            DataError::NotFound { .. } | DataError::NoMatch { .. } => {
+                let mut hints = not_found_hints("", self);
+                hints.splice(..2, ["paths on the command line are relative to the current folder".to_owned()]);
+                hints
+            }
+            DataError::PageLimit { .. } => {
+                let mut hints = self.hints();
+                if let Some(first) = hints.first_mut() {
+                    *first = format!("name the table in a recipe, where {first}");
+                }
+                hints
+            }
+            DataError::NoAcceptedRows { rows: 0, .. } => self.hints(),
+            DataError::NoAcceptedRows { first, .. } if first.iter().any(has_no_file) => vec![
+                "paths of pictures start at the table's folder; `--image-root FOLDER` names another one, relative to the current folder"
+                    .into(),
+            ],
+            DataError::NoAcceptedRows { .. } => vec!["do `--column ROLE=COLUMN` name the right columns?".into()],
+            _ => self.hints(),
+        }
+    }
+}
+
+/// What to set where paths of pictures lead nowhere.
+const IMAGE_ROOT: &str = "paths of pictures start at the table's folder; `image_root` in `[[data]]` names another folder, such as \
+                          `image_root = \".\"` for the recipe's";
+
+fn has_no_file(row: &RejectedRow) -> bool {
+    matches!(row.fault, RowFault::NoImageFile { .. })
 }
 
 /// Columns that a message names.
@@ -395,6 +471,52 @@ impl fmt::Display for ColumnFault {
             ColumnFault::Type { role, column, expected, got } => {
                 write!(f, "column `{column}` (for {role}) has type `{got}`, expected {expected}")
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fault_of_a_table_has_a_hint() {
+        let path = || PathBuf::from("rows.parquet");
+        let io = |kind: io::ErrorKind| DataError::Io { path: path(), source: kind.into() };
+        let named = |fault| DataError::Named { key: "data.0.eval".into(), fault: Box::new(fault) };
+        let bad = || RejectedRow {
+            id: RowId { file: path().into(), row_group: 0, row: 0 },
+            fault: RowFault::NoImageFile { column: "image".into(), path: "a.png".into(), reason: "gone".into() },
+        };
+        let faults = [
+            DataError::NotFound { path: path() },
+            DataError::NoMatch { pattern: "[ab].parquet".into() },
+            DataError::Source { spec: "s3://bucket".into(), reason: "no".into() },
+            DataError::NotParquet { path: path(), what: "an SQLite database", convert: None },
+            DataError::Unreadable { path: path(), reason: "no".into() },
+            DataError::UnknownType { path: path(), column: "a".into(), of: "INT32".into(), reason: "no".into() },
+            DataError::NoPosition { index: 3, rows: 2 },
+            DataError::TooManyBadRows { bad: 1, rows: 2, limit: BadRowLimit::Count(0), first: vec![bad()] },
+            DataError::NoAcceptedRows { rows: 2, first: Vec::new() },
+            DataError::NoAcceptedRows { rows: 2, first: vec![bad()] },
+            io(io::ErrorKind::PermissionDenied),
+            io(io::ErrorKind::IsADirectory),
+        ];
+        for fault in faults {
+            assert!(!fault.hints().is_empty(), "{fault}");
+            let named = named(fault);
+            assert!(!named.hints().is_empty(), "{named}");
+            let DataError::Named { fault, .. } = named else { unreachable!("just made") };
+            let given = DataError::OnCommandLine(fault);
+            let hints = given.hints();
+            assert!(!hints.is_empty(), "{given}");
+        }
+        for (fault, expected) in [
+            (DataError::NotFound { path: path() }, "relative to the current folder"),
+            (DataError::NoAcceptedRows { rows: 2, first: vec![bad()] }, "`--image-root FOLDER`"),
+        ] {
+            let hints = DataError::OnCommandLine(fault.into()).hints();
+            assert!(hints.len() == 1 && hints[0].contains(expected), "{hints:?}");
         }
     }
 }

@@ -7,11 +7,9 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::sync::Arc;
 
 use janus_core::guard;
-use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
-use parquet::file::metadata::ParquetMetaDataReader;
+use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 
 use super::pages::STATISTICS;
 use super::thrift::{Fields, Kind, Walk};
@@ -185,7 +183,7 @@ pub(super) fn described_bytes(end: [u8; FOOTER_BYTES], length: u64) -> Result<u6
 }
 
 /// The account of a file on this machine.
-pub(super) fn read(mut file: &File, length: u64) -> io::Result<Result<ArrowReaderMetadata, FooterFault>> {
+pub(super) fn read(mut file: &File, length: u64) -> io::Result<Result<ParquetMetaData, FooterFault>> {
     let Some(end) = length.checked_sub(FOOTER_BYTES as u64) else {
         return Ok(Err(FooterFault::Damaged(format!("it has {length} bytes"))));
     };
@@ -203,12 +201,9 @@ pub(super) fn read(mut file: &File, length: u64) -> io::Result<Result<ArrowReade
 }
 
 /// The account that these bytes are.
-pub(super) fn parse(bytes: &[u8]) -> Result<ArrowReaderMetadata, FooterFault> {
+pub(super) fn parse(bytes: &[u8]) -> Result<ParquetMetaData, FooterFault> {
     check(bytes)?;
-    let read = guard::catch(|| {
-        let metadata = ParquetMetaDataReader::decode_metadata(bytes)?;
-        ArrowReaderMetadata::try_new(Arc::new(metadata), ArrowReaderOptions::new())
-    });
+    let read = guard::catch(|| ParquetMetaDataReader::decode_metadata(bytes));
     read.and_then(|read| read.map_err(|e| e.to_string())).map_err(FooterFault::Damaged)
 }
 

@@ -140,10 +140,16 @@ impl Table {
         options: ReadOptions,
     ) -> Result<Self, DataError> {
         if let Some(root) = options.image_root.as_ref().filter(|root| !root.is_dir()) {
-            return Err(DataError::ImageRoot { path: root.clone() });
+            return Err(DataError::ImageRoot { asker: options.asker, path: root.clone() });
         }
         let files = files.iter().map(Described::new).collect::<Result<Vec<_>, _>>()?;
-        let fitting = alternatives.iter().find(|requests| files.iter().all(|file| file.has(requests)));
+        let further =
+            |requests: &[ColumnRequest]| -> Vec<_> { requests.iter().map(ColumnRequest::of_a_further_file).collect() };
+        let fitting = alternatives.iter().find(|requests| {
+            let further = further(requests);
+            files.iter().any(|file| file.has(requests))
+                && files.iter().all(|file| file.has(requests) || file.has(&further))
+        });
         let Some(requests) = fitting else {
             let has_none = |file: &&Described| alternatives.iter().all(|requests| !file.has(requests));
             let lacks_first = |file: &&Described| alternatives.first().is_some_and(|requests| !file.has(requests));
@@ -154,12 +160,26 @@ impl Table {
             }
             let told = files.iter().find(has_none).or_else(|| files.iter().find(lacks_first));
             return match told {
-                Some(file) => Err(file.refused(alternatives)),
+                Some(file) => {
+                    let mut fault = file.refused(alternatives, options.asker);
+                    // Columns by other names would be those of this file alone.
+                    let whole = files.iter().find(|file| !has_none(file));
+                    if let (DataError::Columns { hints, .. }, Some(whole)) = (&mut fault, whole) {
+                        let whole = whole.path();
+                        *hints =
+                            vec![format!("files of one table need the same columns: `{}` has them", whole.display())];
+                    }
+                    Err(fault)
+                }
                 None => Err(DataError::Source { spec: String::new(), reason: "no columns are asked for".into() }),
             };
         };
         let options = Arc::new(options);
-        let open = |file| DataFile::new(file, requests, options.clone());
+        let further = further(requests);
+        let open = |file: Described| {
+            let requests = if file.has(requests) { requests } else { &further };
+            DataFile::new(file, requests, options.clone())
+        };
         let files = files.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
         for (number, request) in requests.iter().enumerate() {
             let with = files.iter().find(|file| file.has(number));

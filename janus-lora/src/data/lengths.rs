@@ -38,7 +38,8 @@ pub(super) fn check(
             bytes = bytes.saturating_add(packed.sum(values).ok_or_else(cannot)?);
         }
         if bytes > limit_bytes {
-            return Err(PageFault::TooLarge { packed_bytes: page.buffer().len() as u64, bytes, limit_bytes });
+            let packed_bytes = page.buffer().len() as u64;
+            return Err(PageFault::TooLarge { is_dictionary: false, packed_bytes, bytes, limit_bytes });
         }
         look(number, bytes);
         Ok(true)

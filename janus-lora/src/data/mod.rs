@@ -18,7 +18,10 @@
 
 mod budget;
 mod checked;
+#[cfg(test)]
+mod conversation_tests;
 mod conversations;
+mod description;
 pub mod error;
 mod footer;
 mod foreign;
@@ -53,7 +56,7 @@ mod written;
 
 pub use error::DataError;
 pub use index::{ClippedGreys, ImageChecks, Index, ScanOptions, ScanProgress, Table};
-pub use reader::{DEFAULT_PAGE_BYTES, ReadOptions};
+pub use reader::{Asker, DEFAULT_PAGE_BYTES, ReadOptions};
 pub use rejected::{BadRowLimit, RejectedRow, RowFault};
 pub use report::CheckReport;
 pub use row::{EncodedImage, Message, Row, RowId};

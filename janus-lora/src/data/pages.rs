@@ -84,6 +84,8 @@ pub(crate) enum PageFault {
     Damaged(String),
     /// A page, or what its values come to, is larger than allowed.
     TooLarge {
+        /// Whether it holds the different values of a column, which its other pages number.
+        is_dictionary: bool,
         /// Its size in the file.
         packed_bytes: u64,
         /// What it says that it unpacks to.
@@ -124,7 +126,8 @@ pub(crate) fn check(
         }
         let bytes = page.bytes();
         if bytes > limit_bytes {
-            return Err(PageFault::TooLarge { packed_bytes: page.packed, bytes, limit_bytes });
+            let (packed_bytes, is_dictionary) = (page.packed, page.is_dictionary);
+            return Err(PageFault::TooLarge { is_dictionary, packed_bytes, bytes, limit_bytes });
         }
         // No value of a dictionary takes less than a byte, and room is made for as many as are claimed.
         if page.is_dictionary && page.values > bytes {
@@ -317,8 +320,16 @@ mod tests {
         let honest = [page(1000, 700), page(64 << 20, 20), page(100, 100)].concat();
         assert_eq!(check_bytes(&honest), Ok(()));
         let lying = [honest, page(i32::MAX.into(), 900), page(5, 5)].concat();
-        let expected = PageFault::TooLarge { packed_bytes: 900, bytes: 2_147_483_647, limit_bytes: LIMIT };
-        assert_eq!(check_bytes(&lying), Err(expected));
+        let expected = |is_dictionary| PageFault::TooLarge {
+            is_dictionary,
+            packed_bytes: 900,
+            bytes: 2_147_483_647,
+            limit_bytes: LIMIT,
+        };
+        assert_eq!(check_bytes(&lying), Err(expected(false)));
+        let mut dictionary = page(i32::MAX.into(), 900);
+        dictionary[1] = 4;
+        assert_eq!(check_bytes(&dictionary), Err(expected(true)));
         assert!(check_bytes(&page((64 << 20) + 1, 2 << 20)).is_err());
     }
 

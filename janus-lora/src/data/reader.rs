@@ -18,16 +18,16 @@ use parquet::arrow::arrow_reader::{
 };
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
 
+use super::description::{hub_description, local_description, open_regular, refused_footer};
 use super::error::DataError;
-use super::footer::{self, FOOTER_BYTES, FooterFault};
 use super::rejected::{RowFault, cut};
+use super::roles;
 use super::row::{Row, RowId};
 use super::schema::{ColumnFault, ColumnRequest, bind, type_name};
 use super::source::FileSource;
 use super::types::{Place, as_read, is_null, is_number, list_item};
 use super::unpack::{self, Unpacking};
 use super::values::{ImagePlaces, MAX_BOXES, Values, few};
-use super::{foreign, roles};
 
 /// Largest encoded image that is read, from a row or from a file it names; also the most that all images of a list may
 /// have together.
@@ -43,12 +43,50 @@ pub(super) const MAX_IMAGES: usize = 256;
 /// Bytes that a page may unpack to where a table is opened without saying otherwise: hundreds of pictures of a megabyte.
 pub const DEFAULT_PAGE_BYTES: u64 = 512 << 20;
 
-/// The end of a file on a hub that is asked for at first: more than the description of most.
-const TAIL_BYTES: u64 = 128 << 10;
+/// What names a table, and so how what is to be set for it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Asker {
+    /// A recipe, with keys.
+    #[default]
+    Recipe,
+    /// The command line, with options.
+    Command,
+}
+
+impl Asker {
+    /// What names a further folder of pictures.
+    pub(super) fn image_root(self) -> &'static str {
+        match self {
+            Asker::Recipe => "`image_root` in the recipe's `[[data]]`",
+            Asker::Command => "`--image-root`",
+        }
+    }
+
+    /// How the columns of roles are given.
+    pub(super) fn columns(self, columns: &[(&str, &str)]) -> String {
+        let join = |pairs: Vec<String>, between| pairs.join(between);
+        match self {
+            Asker::Recipe => {
+                let pairs = columns.iter().map(|(role, column)| format!("{role} = {column:?}")).collect();
+                format!("`columns = {{ {} }}` in the recipe", join(pairs, ", "))
+            }
+            Asker::Command => {
+                let is_plain = |c: char| c.is_alphanumeric() || "._-".contains(c);
+                let pair = |(role, column): &(&str, &str)| match column.chars().all(is_plain) {
+                    true => format!("--column {role}={column}"),
+                    false => format!("--column {:?}", format!("{role}={column}")),
+                };
+                format!("`{}`", join(columns.iter().map(pair).collect(), " "))
+            }
+        }
+    }
+}
 
 /// How a table is read, whatever its columns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadOptions {
+    /// What names it.
+    pub asker: Asker,
     /// A folder that paths of images may lead into besides the table's own.
     pub image_root: Option<PathBuf>,
     /// Bytes that a page may unpack to (`data_limits.max_page_bytes`).
@@ -57,7 +95,7 @@ pub struct ReadOptions {
 
 impl Default for ReadOptions {
     fn default() -> Self {
-        Self { image_root: None, max_page_bytes: DEFAULT_PAGE_BYTES }
+        Self { asker: Asker::default(), image_root: None, max_page_bytes: DEFAULT_PAGE_BYTES }
     }
 }
 
@@ -124,8 +162,8 @@ impl Described {
     }
 
     /// The error of a table none of whose alternatives has all its columns in this file.
-    pub(crate) fn refused(&self, alternatives: &[Vec<ColumnRequest>]) -> DataError {
-        let (faults, hints) = roles::refuse(self.metadata.schema(), alternatives);
+    pub(crate) fn refused(&self, alternatives: &[Vec<ColumnRequest>], asker: Asker) -> DataError {
+        let (faults, hints) = roles::refuse(self.metadata.schema(), alternatives, asker);
         DataError::Columns { path: self.source.shown(), faults, hints }
     }
 
@@ -301,60 +339,6 @@ pub(super) fn chunk_range(column: &ColumnChunkMetaData) -> Option<(u64, u64)> {
     u64::try_from(start).ok().zip(u64::try_from(column.compressed_size()).ok())
 }
 
-/// A file's account of itself, and the file's length in bytes.
-fn local_description(path: &Path) -> Result<(ArrowReaderMetadata, u64), DataError> {
-    let failed = |source| DataError::Io { path: path.to_path_buf(), source };
-    let file = open_regular(path)?;
-    let length = file.metadata().map_err(failed)?.len();
-    match footer::read(&file, length).map_err(failed)? {
-        Ok(metadata) => Ok((metadata, length)),
-        Err(fault) => Err(foreign::named(path).unwrap_or_else(|| refused_footer(path, fault))),
-    }
-}
-
-fn refused_footer(path: &Path, fault: FooterFault) -> DataError {
-    let path = path.to_path_buf();
-    match fault {
-        FooterFault::Damaged(reason) => DataError::Unreadable { path, reason: cut(&reason) },
-        FooterFault::TooMuch(reason) => DataError::Description { path, reason },
-    }
-}
-
-/// The same from the end of a file on a hub, or why it is none; nothing where the hub sends no parts of files.
-#[allow(clippy::type_complexity, reason = "three outcomes beside a failing hub")]
-fn hub_description(shard: &Shard) -> Result<Option<Result<(ArrowReaderMetadata, u64), FooterFault>>, DataError> {
-    let Some((mut tail, length)) = shard.tail(TAIL_BYTES)? else { return Ok(None) };
-    let Some(last) = tail.last_chunk() else {
-        return Ok(Some(Err(FooterFault::Damaged(format!("it has {length} bytes")))));
-    };
-    let described = match footer::described_bytes(*last, length) {
-        Ok(described) => described,
-        Err(fault) => return Ok(Some(Err(fault))),
-    };
-    let needed = described + FOOTER_BYTES as u64;
-    if needed > tail.len() as u64 {
-        match shard.tail(needed)? {
-            Some((longer, same)) if same == length => tail = longer,
-            _ => return Ok(None),
-        }
-    }
-    let end = tail.len() - FOOTER_BYTES;
-    let Some(bytes) = end.checked_sub(described as usize).and_then(|start| tail.get(start..end)) else {
-        return Ok(None);
-    };
-    Ok(Some(footer::parse(bytes).map(|metadata| (metadata, length))))
-}
-
-/// Opens a regular file; a device or pipe under a data file's name would hang the reader.
-fn open_regular(path: &Path) -> Result<std::fs::File, DataError> {
-    let failed = |source| DataError::Io { path: path.to_path_buf(), source };
-    let metadata = std::fs::metadata(path).map_err(failed)?;
-    if !metadata.is_file() {
-        return Err(DataError::Unreadable { path: path.to_path_buf(), reason: "it is not a regular file".into() });
-    }
-    std::fs::File::open(path).map_err(failed)
-}
-
 /// Batches of one row group in turn.
 pub(crate) struct Batches<'a> {
     file: &'a DataFile,
@@ -450,7 +434,8 @@ impl Batch {
             boxes: Default::default(),
             lists: Default::default(),
         };
-        let places = ImagePlaces { folder: self.folder.as_deref(), root: self.options.image_root.as_deref() };
+        let ReadOptions { asker, image_root, .. } = &*self.options;
+        let places = ImagePlaces { folder: self.folder.as_deref(), root: image_root.as_deref(), asker: *asker };
         for BatchColumn { request, values } in &self.columns {
             let Some(values) = values else { continue };
             match read_value(values, index, request, places, &mut row)? {

@@ -154,7 +154,9 @@ impl RowFault {
         match self {
             RowFault::Null { column } => format!("`{column}` is null"),
             RowFault::EmptyText { column } => format!("`{column}` is empty"),
-            RowFault::NoImageFile { column, .. } => format!("the image file of `{column}` cannot be read"),
+            RowFault::NoImageFile { column, reason, .. } => {
+                format!("the image file of `{column}` cannot be read: {reason}")
+            }
             RowFault::NotAPath { column, what, .. } => format!("the image in `{column}` is {what}"),
             RowFault::ImageBytes { column, .. } => format!("the image in `{column}` is too large a file"),
             RowFault::ListBytes { column, .. } => format!("the images in `{column}` are too large together"),

@@ -3,6 +3,7 @@
 
 use arrow::datatypes::{DataType, Schema};
 
+use super::reader::Asker;
 use super::rejected::cut;
 use super::schema::{ColumnFault, ColumnKind, ColumnRequest, bind_one};
 use super::types::{Place, find, is_text, list_item};
@@ -31,7 +32,11 @@ const SPELLINGS: &[(&str, &[&str])] = &[
 ];
 
 /// What is wrong with the alternative that comes nearest, and hints that lead to one that opens.
-pub(super) fn refuse(schema: &Schema, alternatives: &[Vec<ColumnRequest>]) -> (Vec<ColumnFault>, Vec<String>) {
+pub(super) fn refuse(
+    schema: &Schema,
+    alternatives: &[Vec<ColumnRequest>],
+    asker: Asker,
+) -> (Vec<ColumnFault>, Vec<String>) {
     let mut judged: Vec<_> = alternatives
         .iter()
         .map(|requests| {
@@ -48,16 +53,20 @@ pub(super) fn refuse(schema: &Schema, alternatives: &[Vec<ColumnRequest>]) -> (V
     let is_repeated = |fault: &ColumnFault| matches!(fault, ColumnFault::Repeated { .. });
     for (requests, faults) in judged.iter().filter(|(_, faults)| !faults.iter().any(is_repeated)) {
         if let Some(columns) = assign(schema, requests).into_iter().collect::<Option<Vec<String>>>() {
-            return (faults.clone(), vec![proposal(schema, requests, &columns)]);
+            return (faults.clone(), vec![proposal(schema, requests, &columns, asker)]);
         }
     }
     judged.into_iter().next().map_or_else(Default::default, |(requests, faults)| {
-        let mut hints: Vec<String> = faults.iter().filter_map(|fault| open_hint(schema, requests, fault)).collect();
+        let mut hints: Vec<String> =
+            faults.iter().filter_map(|fault| open_hint(schema, requests, fault, asker)).collect();
         let is_picture = |request: &&ColumnRequest| matches!(request.kind, ColumnKind::Image | ColumnKind::ImageList);
         let lacks_pictures_alone = requests.iter().any(|request| request.kind == ColumnKind::Messages)
             && requests.iter().filter(|request| bind_one(schema, request).is_err()).all(|request| is_picture(&request));
         if lacks_pictures_alone {
-            hints.push("conversations without pictures are for `task = \"text\"`".into());
+            hints.push(match asker {
+                Asker::Recipe => "conversations without pictures are for `task = \"text\"`".into(),
+                Asker::Command => "conversations without pictures are for `--task text`".into(),
+            });
         }
         (faults, hints)
     })
@@ -166,7 +175,7 @@ fn by_name(request: &ColumnRequest, columns: &[String]) -> Option<String> {
 }
 
 /// The whole `columns` of a recipe that opens.
-fn proposal(schema: &Schema, requests: &[ColumnRequest], columns: &[String]) -> String {
+fn proposal(schema: &Schema, requests: &[ColumnRequest], columns: &[String], asker: Asker) -> String {
     let pairs = || requests.iter().zip(columns);
     let changed: Vec<String> = pairs()
         .filter(|(request, _)| bind_one(schema, request).is_err())
@@ -174,16 +183,16 @@ fn proposal(schema: &Schema, requests: &[ColumnRequest], columns: &[String]) -> 
         .collect();
     // An optional column that is not there must not be named.
     let is_there = |request: &ColumnRequest, column: &str| request.required || find(schema, column).is_some();
-    let table: Vec<String> = pairs()
+    let table: Vec<(&str, &str)> = pairs()
         .filter(|(request, column)| request.role != column.as_str() || request.column != **column)
         .filter(|(request, column)| is_there(request, column))
-        .map(|(request, column)| format!("{} = {column:?}", request.role))
+        .map(|(request, column)| (request.role, column.as_str()))
         .collect();
-    format!("did you mean {}? say `columns = {{ {} }}` in the recipe", changed.join(" and "), table.join(", "))
+    format!("did you mean {}? say {}", changed.join(" and "), asker.columns(&table))
 }
 
 /// What can be said where it is not clear which column is meant.
-fn open_hint(schema: &Schema, requests: &[ColumnRequest], fault: &ColumnFault) -> Option<String> {
+fn open_hint(schema: &Schema, requests: &[ColumnRequest], fault: &ColumnFault, asker: Asker) -> Option<String> {
     let role = match fault {
         ColumnFault::Missing { role, .. } | ColumnFault::Type { role, .. } => *role,
         ColumnFault::Repeated { column, .. } => {
@@ -193,7 +202,7 @@ fn open_hint(schema: &Schema, requests: &[ColumnRequest], fault: &ColumnFault) -
     let number = requests.iter().position(|request| request.role == role)?;
     let (request, mut used) = (&requests[number], assign(schema, requests));
     if let Some(column) = used.swap_remove(number) {
-        return Some(format!("did you mean `{column}`? say `columns = {{ {role} = {column:?} }}` in the recipe"));
+        return Some(format!("did you mean `{column}`? say {}", asker.columns(&[(role, &column)])));
     }
     let mut columns = fitting(schema, request, &used.into_iter().flatten().collect::<Vec<_>>());
     if columns.is_empty() {
@@ -205,9 +214,8 @@ fn open_hint(schema: &Schema, requests: &[ColumnRequest], fault: &ColumnFault) -
     if more > 0 {
         named.push_str(&format!(" and {more} more"));
     }
-    Some(format!(
-        "say which column is meant with `columns = {{ {role} = \"...\" }}` in the recipe; {named} could be read"
-    ))
+    let given = asker.columns(&[(role, "...")]);
+    Some(format!("say which column is meant with {given}; {named} could be read"))
 }
 
 #[cfg(test)]
@@ -306,7 +314,7 @@ mod tests {
             let schema =
                 Schema::new(columns.iter().map(|(name, of)| Field::new(*name, of.clone(), true)).collect::<Vec<_>>());
             assert!(alternatives.iter().all(|requests| bind(&schema, requests).is_err()), "{expected}");
-            let (faults, hints) = refuse(&schema, alternatives);
+            let (faults, hints) = refuse(&schema, alternatives, Asker::Recipe);
             assert!(!faults.is_empty());
             assert!(hints.len() == 1 && hints[0].contains(expected), "{hints:?}");
             let followed = followed(alternatives, &hints[0]).unwrap_or_default();
@@ -320,7 +328,7 @@ mod tests {
             Schema::new(vec![Field::new("image", DataType::Binary, true), Field::new("answer", DataType::Utf8, true)]);
         let mut asked = understand();
         asked[0][1].column = "anwser".into();
-        let (_, hints) = refuse(&schema, &asked[..1]);
+        let (_, hints) = refuse(&schema, &asked[..1], Asker::Recipe);
         assert_eq!(hints, ["did you mean `answer`? say `columns = { answer = \"answer\" }` in the recipe"]);
     }
 
@@ -331,7 +339,7 @@ mod tests {
             Field::new("a", DataType::Utf8, true),
             Field::new("b", DataType::Utf8, true),
         ]);
-        let (_, hints) = refuse(&schema, &understand());
+        let (_, hints) = refuse(&schema, &understand(), Asker::Recipe);
         assert_eq!(
             hints,
             ["say which column is meant with `columns = { answer = \"...\" }` in the recipe; `a`, `b` could be read"]
@@ -340,23 +348,23 @@ mod tests {
         let none =
             Schema::new(vec![Field::new("image", DataType::Binary, true), Field::new("text_id", DataType::Utf8, true)]);
         let asked: Vec<_> = understand().into_iter().filter(|requests| requests[1].role == "messages").collect();
-        let (_, hints) = refuse(&none, &asked);
+        let (_, hints) = refuse(&none, &asked, Asker::Recipe);
         assert!(hints.len() == 1 && hints[0].contains("no column has a type"), "{hints:?}");
         let numbers =
             Schema::new(vec![Field::new("n", DataType::Int64, true), Field::new("answer", DataType::Utf8, true)]);
-        let (_, hints) = refuse(&numbers, &understand()[..1]);
+        let (_, hints) = refuse(&numbers, &understand()[..1], Asker::Recipe);
         assert!(hints.len() == 1 && hints[0].contains("no column has a type"), "{hints:?}");
         // A column of texts is no column of pictures because it is there.
         let turn = structure(&[("role", DataType::Utf8), ("content", DataType::Utf8)]);
         let chat = Schema::new(vec![Field::new("messages", list(turn), true), Field::new("id", DataType::Utf8, true)]);
         let asked: Vec<_> = understand().into_iter().filter(|requests| requests[1].role == "messages").collect();
-        let (_, hints) = refuse(&chat, &asked);
+        let (_, hints) = refuse(&chat, &asked, Asker::Recipe);
         assert!(hints.iter().all(|hint| !hint.contains("`id`") && !hint.contains("\"id\"")), "{hints:?}");
         assert!(hints.iter().any(|hint| hint.contains("task = \"text\"")), "{hints:?}");
         // One is clear, the other is not.
         let numbers =
             Schema::new(vec![Field::new("n", DataType::Int64, true), Field::new("answers", DataType::Utf8, true)]);
-        let (_, hints) = refuse(&numbers, &understand()[..1]);
+        let (_, hints) = refuse(&numbers, &understand()[..1], Asker::Recipe);
         assert!(hints[0].contains("no column has a type") && hints[1].contains("answer = \"answers\""), "{hints:?}");
     }
 }

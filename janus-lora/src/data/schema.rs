@@ -20,9 +20,9 @@ pub enum ColumnKind {
     /// A label: text, or a number or truth value, which is read as its text.
     Label,
     /// A conversation: `list<struct<role: string, content: string>>`, with `from` and `value` as well, `content` perhaps in
-    /// parts of text and pictures, or all of it as JSON in a string.
+    /// parts of text and pictures; a struct of lists that means the same; or all of it as JSON in a string.
     Messages,
-    /// A conversation whose parts hold their pictures themselves.
+    /// A conversation whose parts hold their pictures themselves. Of several files, one has to show it by its type.
     PicturedMessages,
     /// Any number of boxes a row, four numbers each: `list<list<float>>`.
     Boxes,
@@ -86,6 +86,15 @@ impl ColumnRequest {
     /// A column that every row must have a value in.
     pub fn required(role: &'static str, column: impl Into<String>, kind: ColumnKind) -> Self {
         Self { role, column: column.into(), kind, required: true }
+    }
+
+    /// As it is asked of a further file of a table: one without a picture need not say by its types that there may be some.
+    pub(super) fn of_a_further_file(&self) -> Self {
+        let kind = match self.kind {
+            ColumnKind::PicturedMessages => ColumnKind::Messages,
+            other => other,
+        };
+        Self { kind, ..self.clone() }
     }
 
     /// A column that may be missing, or null in places.

@@ -4,7 +4,7 @@
 //! below it; where its files are named for splits as on the Hugging Face hub (`train-00000-of-00001.parquet`,
 //! `validation.parquet`, `data/test/0000.parquet`), only those of the asked split are taken.
 
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
@@ -69,7 +69,11 @@ pub fn locate(
     let files = if synth::is_spec(spec) {
         vec![synth::synthesize(spec, cache_folder)?]
     } else {
-        resolve_split(spec, base_folder, Some(split))?
+        let Found { files, passed_over } = find(spec, base_folder, Some(split))?;
+        if let Some(note) = passed_over_note(spec, &passed_over) {
+            progress.note(&note);
+        }
+        files
     };
     Ok(files.into_iter().map(FileSource::Local).collect())
 }
@@ -87,6 +91,23 @@ pub fn resolve(spec: &str, base_folder: &Path) -> Result<Vec<PathBuf>, DataError
 /// # Errors
 /// As [`resolve`]; a folder that has splits, but not this one.
 pub fn resolve_split(spec: &str, base_folder: &Path, split: Option<Split>) -> Result<Vec<PathBuf>, DataError> {
+    Ok(find(spec, base_folder, split)?.files)
+}
+
+/// What a source means on this machine.
+struct Found {
+    files: Vec<PathBuf>,
+    /// Files that a pattern matches beside the tables, and that are none.
+    passed_over: Vec<PathBuf>,
+}
+
+impl Found {
+    fn all(files: Vec<PathBuf>) -> Self {
+        Self { files, passed_over: Vec::new() }
+    }
+}
+
+fn find(spec: &str, base_folder: &Path, split: Option<Split>) -> Result<Found, DataError> {
     let refuse = |reason: &str| DataError::Source { spec: spec.into(), reason: reason.into() };
     if spec.trim().is_empty() {
         return Err(refuse("it is empty"));
@@ -96,8 +117,8 @@ pub fn resolve_split(spec: &str, base_folder: &Path, split: Option<Split>) -> Re
     }
     let path = base_folder.join(spec);
     match fs::metadata(&path) {
-        Ok(found) if found.is_dir() => return folder_files(&path, split),
-        Ok(_) => return Ok(vec![path]),
+        Ok(found) if found.is_dir() => return folder_files(&path, split).map(Found::all),
+        Ok(_) => return Ok(Found::all(vec![path])),
         Err(e)
             if !matches!(
                 e.kind(),
@@ -114,7 +135,7 @@ pub fn resolve_split(spec: &str, base_folder: &Path, split: Option<Split>) -> Re
     Err(DataError::NotFound { path })
 }
 
-fn glob_files(spec: &str, base_folder: &Path) -> Result<Vec<PathBuf>, DataError> {
+fn glob_files(spec: &str, base_folder: &Path) -> Result<Found, DataError> {
     let refuse = |reason: String| DataError::Source { spec: spec.into(), reason };
     let utf8 = |path: &Path| {
         let named = || refuse(format!("patterns need a folder whose name is valid UTF-8, not `{}`", path.display()));
@@ -141,7 +162,44 @@ fn glob_files(spec: &str, base_folder: &Path) -> Result<Vec<PathBuf>, DataError>
         return Err(DataError::NoMatch { pattern: base_folder.join(spec).display().to_string() });
     }
     files.sort();
-    Ok(files)
+    // `*` matches what lies beside tables, too: the recipe itself, a README. Where there is no table, the first file says why.
+    let (tables, others): (Vec<_>, Vec<_>) = files.into_iter().partition(|path| is_table(path));
+    Ok(if tables.is_empty() { Found::all(others) } else { Found { files: tables, passed_over: others } })
+}
+
+/// Whether a file is called a Parquet file, or begins as one.
+fn is_table(path: &Path) -> bool {
+    let begins = || {
+        let mut start = [0; 4];
+        let read = fs::File::open(path).and_then(|mut file| file.read_exact(&mut start));
+        read.is_ok() && &start == b"PAR1"
+    };
+    is_named_parquet(path) || begins()
+}
+
+fn is_named_parquet(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet"))
+}
+
+/// What to say of files that a pattern matches and that are no tables.
+fn passed_over_note(spec: &str, passed_over: &[PathBuf]) -> Option<String> {
+    const LISTED: usize = 4;
+    let names = passed_over.iter().take(LISTED).map(|path| path.file_name().unwrap_or_default().to_string_lossy());
+    let names: Vec<String> = names.map(|name| format!("`{name}`")).collect();
+    let more = match passed_over.len().saturating_sub(LISTED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let better = match spec.rsplit_once('/') {
+        Some((folders, _)) => format!("{folders}/*.parquet"),
+        None => "*.parquet".to_owned(),
+    };
+    (!names.is_empty()).then(|| {
+        format!(
+            "`{spec}` also matches {}{more}, no Parquet files, which are passed over: `{better}` means tables alone",
+            names.join(", ")
+        )
+    })
 }
 
 enum GlobFault {
@@ -286,8 +344,7 @@ fn walk(folder: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<(), Dat
             if depth < MAX_DEPTH {
                 walk(&path, depth + 1, files)?;
             }
-        } else if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet")) && path.is_file()
-        {
+        } else if is_named_parquet(&path) && path.is_file() {
             files.push(path);
         }
     }
@@ -324,6 +381,33 @@ mod tests {
         assert_eq!(names(base, &resolve(".", base).unwrap_or_default()).len(), 3);
         let absolute = base.join("sub").to_str().unwrap().to_string();
         assert_eq!(names(base, &resolve(&absolute, Path::new("/elsewhere")).unwrap()), ["sub/c.parquet"]);
+    }
+
+    #[test]
+    fn a_pattern_takes_tables_alone_and_says_what_it_passes_over() {
+        let folder = folder_of(&["b.PARQUET", "recipe.toml", "README.md", "sub/a.parquet", "sub/info.json"]);
+        let base = folder.path();
+        // A table by its content alone, as some writers leave it.
+        std::fs::write(base.join("part-00000"), b"PAR1 and more").unwrap();
+        for (spec, tables, passed_over, better) in [
+            ("*", vec!["b.PARQUET", "part-00000"], "`README.md`, `recipe.toml`", "`*.parquet`"),
+            ("sub/*", vec!["sub/a.parquet"], "`info.json`", "`sub/*.parquet`"),
+            (
+                "**/*",
+                vec!["b.PARQUET", "part-00000", "sub/a.parquet"],
+                "`README.md`, `recipe.toml`, `info.json`",
+                "`**/*.parquet`",
+            ),
+            ("[a-z]*", vec!["b.PARQUET", "part-00000"], "`recipe.toml`", "`*.parquet`"),
+        ] {
+            let found = find(spec, base, Some(Split::Train)).unwrap();
+            assert_eq!(names(base, &found.files), tables, "{spec}");
+            let note = passed_over_note(spec, &found.passed_over).unwrap();
+            assert!(note.contains(&format!("matches {passed_over}, no")) && note.contains(better), "{note}");
+        }
+        assert!(find("*.PARQUET", base, None).unwrap().passed_over.is_empty());
+        // Where there is no table at all, nothing is passed over: what is there is said to be none.
+        assert_eq!(names(base, &resolve("*.md", base).unwrap()), ["README.md"]);
     }
 
     #[test]

@@ -3,17 +3,16 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{
     Array, ArrayRef, BinaryArray, BooleanArray, FixedSizeListArray, Float16Array, Float64Array, Int32Array, Int64Array,
-    LargeListArray, LargeListViewArray, ListArray, ListViewArray, NullArray, RecordBatch, StringArray, StructArray,
-    UInt8Array,
+    LargeListArray, LargeListViewArray, ListViewArray, RecordBatch, StringArray, UInt8Array,
 };
 use arrow::buffer::OffsetBuffer;
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Field, Fields, Schema};
+use arrow::datatypes::{DataType, Field, Schema};
 use half::f16;
 use janus_core::{Diagnose, Fault};
 use parquet::arrow::ArrowWriter;
@@ -22,48 +21,14 @@ use parquet::file::properties::{WriterProperties, WriterVersion};
 
 use super::error::DataError;
 use super::index::Table;
-use super::reader::ReadOptions;
-use super::row::Row;
+use super::reader::{Asker, ReadOptions};
 use super::schema::{ColumnKind, ColumnRequest};
 use super::source::{FileSource, resolve};
 use super::stream::RowStream;
 use super::testing::*;
 
-fn list(lengths: &[usize], items: ArrayRef) -> ArrayRef {
-    let field = Field::new("item", items.data_type().clone(), true);
-    Arc::new(ListArray::new(field.into(), OffsetBuffer::from_lengths(lengths.iter().copied()), items, None))
-}
-
-fn structure(columns: Vec<(&str, ArrayRef)>) -> ArrayRef {
-    let fields: Fields = columns.iter().map(|(name, a)| Field::new(*name, a.data_type().clone(), true)).collect();
-    Arc::new(StructArray::new(fields, columns.into_iter().map(|(_, array)| array).collect(), None))
-}
-
-fn nulls(count: usize) -> ArrayRef {
-    Arc::new(NullArray::new(count))
-}
-
 fn bytes(values: &[&[u8]]) -> ArrayRef {
     Arc::new(BinaryArray::from_iter_values(values))
-}
-
-fn required(role: &'static str, column: &str, kind: ColumnKind) -> ColumnRequest {
-    ColumnRequest::required(role, column, kind)
-}
-
-fn rows_of(table: Table) -> Vec<Row> {
-    let index = scan_all(&table, &accept_all);
-    let count = index.accepted_rows();
-    if count == 0 {
-        return Vec::new();
-    }
-    RowStream::new(Arc::new(table), Arc::new(index), 0, false).unwrap().take(count).map(Result::unwrap).collect()
-}
-
-/// The first reason for which a row of the column is bad.
-fn reason(path: PathBuf, request: ColumnRequest) -> String {
-    let index = scan_all(&Table::open(&[path], &[request]).unwrap(), &accept_all);
-    index.rejected().first().map(|row| row.fault.to_string()).unwrap_or_default()
 }
 
 #[test]
@@ -338,11 +303,70 @@ fn paths_lead_where_they_may() {
     assert!(reasons.iter().all(|reason| reason.contains("`image_root` in the recipe's `[[data]]`")), "{reasons:?}");
     let (bad, reasons) = accepted(Some(&root));
     assert_eq!(bad, [4, 5]);
-    assert!(reasons[0].contains("nor below `image_root`, `") && reasons[0].contains("pictures"), "{reasons:?}");
+    assert!(
+        reasons[0].contains("nor below `image_root` in the recipe's `[[data]]`, `") && reasons[0].contains("pictures"),
+        "{reasons:?}"
+    );
     assert_eq!(accepted(Some(outer.path())).0, [0; 0]);
     let gone = ReadOptions { image_root: Some(outer.path().join("gone")), ..ReadOptions::default() };
     let error = Table::open_with(&[FileSource::Local(path)], &[vec![image_request()]], gone).unwrap_err();
     assert!(matches!(error, DataError::ImageRoot { .. }) && error.fault() == Fault::Input, "{error}");
+}
+
+#[test]
+fn columns_of_one_file_alone_are_not_proposed() {
+    let folder = tempfile::tempdir().unwrap();
+    let write =
+        |name: &str, column: &str| write_table(&folder.path().join(name), vec![(column, texts([Some("a")]))], 5);
+    let (whole, other) = (write("a.parquet", "answer"), write("b.parquet", "answr"));
+    let asked = requests(&["answer"]);
+    for files in [[&whole, &other], [&other, &whole]] {
+        let error = Table::open(&files.map(Clone::clone), &asked).unwrap_err();
+        let told = format!("{error}; {:?}", error.hints());
+        assert!(told.contains("need the same columns") && !told.contains("did you mean"), "{told}");
+        assert!(told.contains("a.parquet") && told.contains("b.parquet"), "{told}");
+    }
+    let alone = Table::open(&[other], &asked).unwrap_err();
+    assert!(alone.hints()[0].contains("did you mean `answr`"), "{:?}", alone.hints());
+}
+
+#[test]
+fn a_table_of_the_command_line_is_told_of_options() {
+    let outer = tempfile::tempdir().unwrap();
+    let folder = outer.path().join("table");
+    let absolute = outer.path().join("a.png");
+    std::fs::write(&absolute, png(8, 6)).unwrap();
+    let column = texts(["b.png", "../a.png", absolute.to_str().unwrap()].map(Some));
+    let path = write_table(&folder.join("t.parquet"), vec![("image", column)], 10);
+    let open = |asker: Asker, image_root: Option<&str>, column: &str| {
+        let image_root = image_root.map(|name| outer.path().join(name));
+        let options = ReadOptions { asker, image_root, ..ReadOptions::default() };
+        let asked = vec![required("image", column, ColumnKind::Image)];
+        Table::open_with(&[FileSource::Local(path.clone())], &[asked], options)
+    };
+    for (asker, expected, other) in
+        [(Asker::Command, "`--image-root`", "recipe"), (Asker::Recipe, "`image_root` in the recipe's", "--image-root")]
+    {
+        for root in [None, Some("table")] {
+            let index = scan_all(&open(asker, root, "image").unwrap(), &accept_all);
+            assert_eq!(index.rejected_rows(), 3);
+            for row in index.rejected() {
+                let reason = row.fault.to_string();
+                assert!(reason.contains(expected) && !reason.contains(other), "{reason}");
+            }
+        }
+        let fault = open(asker, Some("gone"), "image").unwrap_err();
+        let told = format!("{fault} {:?}", fault.hints());
+        assert!(told.contains(expected.trim_matches('`')) && !told.contains(other), "{told}");
+    }
+    let hints = open(Asker::Command, None, "picture").unwrap_err().hints();
+    assert_eq!(hints, ["did you mean `image`? say `--column image=image`"]);
+    let fault = DataError::NoAcceptedRows {
+        rows: 3,
+        first: scan_all(&open(Asker::Command, None, "image").unwrap(), &accept_all).rejected().to_vec(),
+    };
+    assert!(fault.hints()[0].contains("`[[data]]`"));
+    assert!(DataError::OnCommandLine(fault.into()).hints()[0].contains("`--image-root FOLDER`"));
 }
 
 #[test]
@@ -353,7 +377,7 @@ fn what_is_no_path_is_named_and_never_shown_whole() {
     let values = ["https://example.com/a.png", "file:///data/a.png", &uri, &long, "pictures\\a.png", "gone.png"];
     let expected = [
         "is a URL, and pictures are not downloaded",
-        "is a `file://` URL: write the path alone",
+        "is a `file:` URL: write the path alone",
         "is a data URI: store the bytes",
         "is a picture in base64: store its bytes",
         "folders in it are to be parted by `/`",
@@ -379,55 +403,6 @@ fn what_is_no_path_is_named_and_never_shown_whole() {
         assert!(reason.contains(expected) && reason.len() < 500, "{reason}");
     }
     assert_eq!(index.rejected_rows(), 3);
-}
-
-fn turns(role: &str, content: &str, said: ArrayRef) -> ArrayRef {
-    list(&[2], structure(vec![(role, texts([Some("human"), Some("gpt")])), (content, said)]))
-}
-
-#[test]
-fn conversations_are_read_in_every_spelling() {
-    let folder = tempfile::tempdir().unwrap();
-    let picture = png(6, 4);
-    let plain = || texts([Some("<image_placeholder>\nWhat?"), Some("A part.")]);
-    let parts = |image: Option<ArrayRef>| {
-        let mut columns = vec![
-            ("type", texts([Some("image"), Some("text"), Some("text")])),
-            ("text", texts([None, Some("What?"), Some("A part.")])),
-        ];
-        columns.extend(image.map(|image| ("image", image)));
-        list(&[2, 1], structure(columns))
-    };
-    let json = r#"[{"from": "human", "value": "<image_placeholder>\nWhat?"}, {"from": "gpt", "value": "A part."}]"#;
-    let pictures = image_structs(&[Some((Some(&picture), None)), None, None]);
-    let columns: Vec<(&str, ArrayRef)> = vec![
-        ("role", turns("role", "content", plain())),
-        ("from", turns("from", "value", plain())),
-        ("parts", turns("role", "content", parts(None))),
-        ("null parts", turns("role", "content", parts(Some(nulls(3))))),
-        ("pictured", turns("role", "content", parts(Some(pictures)))),
-        ("json", texts([Some(json)])),
-    ];
-    let names: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();
-    let path = write_table(&folder.path().join("t.parquet"), columns, 5);
-    for name in names {
-        let row = rows_of(
-            Table::open(std::slice::from_ref(&path), &[required("messages", name, ColumnKind::Messages)]).unwrap(),
-        );
-        let found: Vec<String> =
-            row[0].messages["messages"].iter().map(|turn| format!("{}: {}", turn.role, turn.content)).collect();
-        assert_eq!(found, ["user: <image_placeholder>\nWhat?", "assistant: A part."], "{name}");
-        assert_eq!(
-            row[0].image("messages").map(|image| &image.bytes),
-            (name == "pictured").then_some(&picture),
-            "{name}"
-        );
-        let asked = [required("messages", name, ColumnKind::PicturedMessages)];
-        assert_eq!(Table::open(std::slice::from_ref(&path), &asked).is_ok(), name == "pictured", "{name}");
-    }
-    let path = write_table(&folder.path().join("bad.parquet"), vec![("json", texts([Some("Hello there")]))], 5);
-    let reason = reason(path, required("messages", "json", ColumnKind::Messages));
-    assert!(reason.starts_with("the conversation in `json` cannot be read: it is a text, and no JSON"), "{reason}");
 }
 
 /// 40 values of 300 kB that do not pack, and 72 MiB of bitmaps that pack a thousandfold, in every encoding, codec and version.
@@ -575,7 +550,8 @@ fn other_formats_are_named_with_how_to_convert_them() {
         let error = resolve(name, base).and_then(|files| Table::open(&files, &requests(&["a"]))).unwrap_err();
         let hints = error.hints();
         assert!(matches!(error, DataError::NotParquet { .. }) && error.to_string().contains(what), "{name}: {error}");
-        assert_eq!((error.fault(), hints.len()), (Fault::Input, usize::from(!python.is_empty())), "{name}");
-        assert!(hints.iter().all(|hint| hint.contains(python) && hint.contains(".parquet'")), "{name}: {hints:?}");
+        assert_eq!((error.fault(), hints.len()), (Fault::Input, 1), "{name}");
+        let converts = hints[0].contains(python) && hints[0].contains(".parquet'");
+        assert!(if python.is_empty() { hints[0].contains("`to_parquet`") } else { converts }, "{name}: {hints:?}");
     }
 }

@@ -6,31 +6,30 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, BinaryArray, DictionaryArray, Int64Array, LargeBinaryArray, LargeStringArray, ListArray,
-    RecordBatch, StringArray, StringViewArray, StructArray,
+    Array, ArrayRef, BinaryArray, DictionaryArray, FixedSizeBinaryArray, Int64Array, LargeBinaryArray,
+    LargeStringArray, ListArray, RecordBatch, StringArray, StringViewArray, StructArray,
 };
 use arrow::buffer::{NullBuffer, OffsetBuffer};
 use arrow::datatypes::{DataType, Field, Fields, Int32Type, Schema};
+use base64::prelude::{BASE64_STANDARD, Engine};
 use janus_core::{Diagnose, Fault};
 use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::ArrowReaderMetadata;
+use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::basic::Compression;
+use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 
 use super::error::DataError;
 use super::index::{Index, ScanOptions, Table};
-use super::reader::DEFAULT_PAGE_BYTES;
+use super::reader::{DEFAULT_PAGE_BYTES, ReadOptions};
 use super::rejected::{BadRowLimit, RowFault};
 use super::report::CheckReport;
 use super::row::{Message, Row};
 use super::schema::{ColumnKind, ColumnRequest};
+use super::source::FileSource;
 use super::stream::RowStream;
 use super::testing::*;
-
-fn rows_of(table: Table) -> Vec<Row> {
-    let index = scan_all(&table, &accept_all);
-    let count = index.accepted_rows();
-    RowStream::new(Arc::new(table), Arc::new(index), 0, false).unwrap().take(count).map(Result::unwrap).collect()
-}
 
 fn reasons(index: &Index) -> Vec<(usize, String)> {
     index.rejected().iter().map(|r| (r.id.row, r.fault.to_string())).collect()
@@ -505,4 +504,74 @@ fn a_page_that_claims_gigabytes_is_refused_before_room_is_made() {
     );
     assert!(error.to_string().contains("`data_limits.max_page_bytes` allows 536870912"), "{error}");
     assert!(error.hints()[0].contains("data_limits.max_page_bytes=2147483647"));
+}
+
+#[test]
+fn a_dictionary_above_the_limit_is_named_with_what_helps() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = write_table(&folder.path().join("t.parquet"), vec![("answer", numbered("a", 300))], 300);
+    let scan = |max_page_bytes: u64| {
+        let options = ReadOptions { max_page_bytes, ..ReadOptions::default() };
+        let table = Table::open_with(&[FileSource::Local(path.clone())], &[requests(&["answer"])], options).unwrap();
+        let scanned = table.scan(&self::options(&accept_all, None), &mut |_| {});
+        scanned.map(|index| index.accepted_rows())
+    };
+    let error = scan(1000).unwrap_err();
+    let DataError::PageLimit { is_dictionary: true, bytes, .. } = error else { panic!("{error}") };
+    assert!(error.to_string().contains("a dictionary page of column `answer`"), "{error}");
+    assert_eq!(
+        error.hints()[0],
+        format!("if you trust the file and have the memory: `data_limits.max_page_bytes={bytes}`")
+    );
+    assert!(error.hints()[1].contains("use_dictionary=False"), "{:?}", error.hints());
+    assert_eq!(scan(bytes).unwrap(), 300);
+}
+
+/// As polars writes a column of 128-bit integers: a type in its note that the `arrow` crate does not know.
+#[test]
+fn a_column_of_an_unknown_type_keeps_no_other_from_being_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t.parquet");
+    let fields = |wide: DataType| {
+        Schema::new(vec![
+            Field::new("answer", DataType::Utf8, true),
+            Field::new("label", DataType::Int64, true),
+            Field::new("wide", wide, true),
+        ])
+    };
+    let noted = parquet::arrow::encode_arrow_schema(&fields(DataType::Int64));
+    let mut noted = BASE64_STANDARD.decode(noted).unwrap();
+    let widths: Vec<usize> = (0..noted.len() - 4).filter(|at| noted[*at..at + 4] == [64, 0, 0, 0]).collect();
+    widths.iter().for_each(|at| noted[*at] = 128);
+    assert!(!widths.is_empty());
+    let features = r#"{"info": {"features": {"label": {"names": ["bolt", "nut"], "_type": "ClassLabel"}}}}"#;
+    let note = |key: &str, value: String| KeyValue { key: key.into(), value: Some(value) };
+    let notes = vec![note("ARROW:schema", BASE64_STANDARD.encode(noted)), note("huggingface", features.into())];
+    let columns: Vec<ArrayRef> = vec![
+        numbered("a", 2),
+        Arc::new(Int64Array::from(vec![1, 0])),
+        Arc::new(FixedSizeBinaryArray::try_from_iter([[0u8; 16], [1; 16]].into_iter()).unwrap()),
+    ];
+    let batch = RecordBatch::try_new(fields(DataType::FixedSizeBinary(16)).into(), columns).unwrap();
+    let properties = WriterProperties::builder().set_key_value_metadata(Some(notes)).build();
+    let written = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
+    let file = std::fs::File::create(&path).unwrap();
+    let mut writer = ArrowWriter::try_new_with_options(file, batch.schema(), written).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    let file = std::fs::File::open(&path).unwrap();
+    let stock = janus_core::guard::catch(|| ArrowReaderMetadata::load(&file, Default::default()));
+    assert!(!matches!(stock, Ok(Ok(_))), "the note is understood");
+
+    let asked = [
+        ColumnRequest::required("answer", "answer", ColumnKind::Text),
+        ColumnRequest::required("label", "label", ColumnKind::Label),
+    ];
+    let rows = rows_of(Table::open(std::slice::from_ref(&path), &asked).unwrap());
+    let found: Vec<_> = rows.iter().map(|row| (row.text("answer").unwrap(), row.text("label").unwrap())).collect();
+    assert_eq!(found, [("a-0", "nut"), ("a-1", "bolt")]);
+    let wide = [ColumnRequest::required("label", "wide", ColumnKind::Label)];
+    let error = Table::open(&[path], &wide).unwrap_err();
+    assert!(error.to_string().contains("column `wide` (for label) has type `fixed_size_binary[16]`"), "{error}");
+    assert!(!error.hints().iter().any(|hint| hint.contains("cut short")), "{:?}", error.hints());
 }

@@ -5,8 +5,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, BinaryArray, RecordBatch, StringArray, StructArray};
-use arrow::buffer::NullBuffer;
+use arrow::array::{Array, ArrayRef, BinaryArray, ListArray, NullArray, RecordBatch, StringArray, StructArray};
+use arrow::buffer::{NullBuffer, OffsetBuffer};
 use arrow::datatypes::{DataType, Field, Fields, Schema};
 use parquet::arrow::ArrowWriter;
 use parquet::file::properties::WriterProperties;
@@ -15,6 +15,7 @@ use super::index::{ImageChecks, Index, ScanOptions, Table};
 use super::rejected::BadRowLimit;
 use super::row::Row;
 use super::schema::{ColumnKind, ColumnRequest};
+use super::stream::RowStream;
 
 /// Required text columns, each read under its own name.
 pub(crate) fn requests(names: &[&'static str]) -> Vec<ColumnRequest> {
@@ -98,4 +99,41 @@ pub(crate) fn png(width: u32, height: u32) -> Vec<u8> {
         .write_to(&mut bytes, image::ImageFormat::Png)
         .unwrap();
     bytes.into_inner()
+}
+
+/// Lists of these lengths.
+pub(crate) fn list(lengths: &[usize], items: ArrayRef) -> ArrayRef {
+    let field = Field::new("item", items.data_type().clone(), true);
+    Arc::new(ListArray::new(field.into(), OffsetBuffer::from_lengths(lengths.iter().copied()), items, None))
+}
+
+/// A struct of these fields.
+pub(crate) fn structure(columns: Vec<(&str, ArrayRef)>) -> ArrayRef {
+    let fields: Fields = columns.iter().map(|(name, a)| Field::new(*name, a.data_type().clone(), true)).collect();
+    Arc::new(StructArray::new(fields, columns.into_iter().map(|(_, array)| array).collect(), None))
+}
+
+/// A column of type null.
+pub(crate) fn nulls(count: usize) -> ArrayRef {
+    Arc::new(NullArray::new(count))
+}
+
+pub(crate) fn required(role: &'static str, column: &str, kind: ColumnKind) -> ColumnRequest {
+    ColumnRequest::required(role, column, kind)
+}
+
+/// All good rows, in order.
+pub(crate) fn rows_of(table: Table) -> Vec<Row> {
+    let index = scan_all(&table, &accept_all);
+    let count = index.accepted_rows();
+    if count == 0 {
+        return Vec::new();
+    }
+    RowStream::new(Arc::new(table), Arc::new(index), 0, false).unwrap().take(count).map(Result::unwrap).collect()
+}
+
+/// The first reason for which a row of the column is bad.
+pub(crate) fn reason(path: PathBuf, request: ColumnRequest) -> String {
+    let index = scan_all(&Table::open(&[path], &[request]).unwrap(), &accept_all);
+    index.rejected().first().map(|row| row.fault.to_string()).unwrap_or_default()
 }

@@ -12,7 +12,7 @@ use arrow::error::ArrowError;
 use janus_core::input::{self, InputError};
 
 use super::conversations::Conversations;
-use super::reader::MAX_IMAGE_BYTES;
+use super::reader::{Asker, MAX_IMAGE_BYTES};
 use super::rejected::{RowFault, cut};
 use super::row::EncodedImage;
 use super::schema::ColumnKind;
@@ -217,8 +217,10 @@ fn shortest(number: f64, stored: &DataType) -> String {
 pub(super) struct ImagePlaces<'a> {
     /// The table's folder; there is none for a table on a hub.
     pub(super) folder: Option<&'a Path>,
-    /// Another folder that the recipe names.
+    /// Another folder that is named for it.
     pub(super) root: Option<&'a Path>,
+    /// What would name one.
+    pub(super) asker: Asker,
 }
 
 /// Images, each as bytes or as the path of a file.
@@ -274,21 +276,40 @@ fn read_image_file(path: &str, column: &str, places: ImagePlaces<'_>) -> Result<
         return Err(RowFault::NotAPath { column: column.into(), value: cut(path), what });
     }
     let folders: Vec<&Path> = [places.folder, places.root].into_iter().flatten().collect();
+    let setting = places.asker.image_root();
     if folders.is_empty() {
-        return Err(failed(
-            "of a table on a hub, only images inside the table are read, and those below `image_root`".into(),
-        ));
+        return Err(failed(format!(
+            "of a table on a hub, only images inside the table are read, and those below {setting}"
+        )));
     }
     match input::read_among(&folders, path, MAX_IMAGE_BYTES) {
         Ok(Some(bytes)) => Ok(EncodedImage::new(bytes)),
-        Ok(None) => Err(failed("there is no such file".into())),
+        Ok(None) => Err(failed(match (places.root, Path::new(path).is_absolute()) {
+            (None, false) => {
+                format!(
+                    "there is no such file in the table's folder; {setting} names another folder that paths start at"
+                )
+            }
+            (Some(root), false) => {
+                format!(
+                    "there is no such file in the table's folder, nor in `{}`, which {setting} names",
+                    root.display()
+                )
+            }
+            (_, true) => "there is no such file".into(),
+        })),
         Err(InputError::TooLarge { bytes, .. }) => Err(RowFault::ImageBytes { column: column.into(), bytes }),
         Err(InputError::Io { source, .. }) => Err(failed(source.to_string())),
         Err(InputError::NotAFile { .. }) => Err(failed("it is not a regular file".into())),
+        Err(InputError::Name { .. }) if path.contains('\0') => Err(failed("there is a zero byte in it".into())),
         Err(InputError::Name { .. }) => Err(failed("folders in it are to be parted by `/`, not by a backslash".into())),
         Err(InputError::Outside { .. }) => Err(failed(match places.root {
-            None => "it does not lie in the table's folder; `image_root` in the recipe's `[[data]]` names another folder that paths may lead into".into(),
-            Some(root) => format!("it lies neither in the table's folder nor below `image_root`, `{}`", root.display()),
+            None => format!(
+                "it does not lie in the table's folder; {setting} names another folder that paths may lead into"
+            ),
+            Some(root) => {
+                format!("it lies neither in the table's folder nor below {setting}, `{}`", root.display())
+            }
         })),
         Err(error) => Err(failed(error.to_string())),
     }

@@ -183,7 +183,7 @@ pub fn answer(
     let special = base.tokenizer().special();
     let prompts: Vec<&[u32]> = questions.iter().map(|q| q.prompt.as_slice()).collect();
     // A longer prompt beside it leaves an answer as it is.
-    let room = |prompt: &&[u32]| answer_room(base, prompt.len(), max_new_tokens);
+    let room = |prompt: &&[u32]| answer_room(base, prompt, max_new_tokens);
     let rooms = prompts.iter().map(room).collect::<std::result::Result<Vec<usize>, _>>()?;
     let max_new_tokens = rooms.iter().copied().max().unwrap_or(0);
     let padded = left_pad(&prompts, special.pad);

@@ -150,3 +150,75 @@ impl Evaluation<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde::Serialize;
+
+    use super::answers::AnswerMetrics;
+    use super::drawn::DrawnMetrics;
+    use super::rebuilt::RebuiltMetrics;
+    use super::*;
+    use crate::recipe::Task;
+
+    /// What a recipe may stop by is what an evaluation gives, in its order.
+    #[test]
+    fn recipes_know_the_figures_of_every_task() {
+        fn names(figures: impl Serialize) -> Vec<String> {
+            let value = serde_json::to_value(figures).unwrap();
+            let is_figure = |value: &serde_json::Value| value.is_number() || value.is_null();
+            value.as_object().unwrap().iter().filter(|(_, v)| is_figure(v)).map(|(name, _)| name.clone()).collect()
+        }
+        let answers = AnswerMetrics {
+            exact_match: 0.0,
+            bleu_4: 0.0,
+            rouge_l: 0.0,
+            frequent_exact_match: 0.0,
+            frequent_bleu_4: 0.0,
+            frequent_rouge_l: 0.0,
+        };
+        let drawn = |captions: bool| DrawnMetrics {
+            pictures: 0,
+            tower_distance: 0.0,
+            tower_frechet: Some(0.0),
+            lpips: None,
+            frechet_inception_distance: None,
+            psnr: (!captions).then_some(0.0),
+            ssim: (!captions).then_some(0.0),
+            caption_agreement: captions.then_some(0.0),
+        };
+        let table = |answers, drawn| TableMetrics {
+            rows: 0,
+            tokens: 0,
+            loss: 0.0,
+            perplexity: 0.0,
+            token_accuracy: 0.0,
+            frequency_loss: 0.0,
+            answers,
+            drawn,
+        };
+        let rebuilt = RebuiltMetrics {
+            rows: 0,
+            loss: 0.0,
+            psnr: 0.0,
+            mean_colour_psnr: 0.0,
+            ssim: Some(0.0),
+            codes_used: 0.0,
+            code_perplexity: 0.0,
+        };
+        for (task, given) in [
+            (Task::Understand, names(table(Some(answers.clone()), None))),
+            (Task::Text, names(table(Some(answers), None))),
+            (Task::Generate, names(table(None, Some(drawn(true))))),
+            (Task::Edit, names(table(None, Some(drawn(false))))),
+            (Task::Classify, names(classes::Confusion::new(2).metrics(&["a".into(), "b".into()], 0.0))),
+            (Task::Locate, names(boxes::Detections::new(1).metrics(&["a".into()], 0.0))),
+            (Task::Segment, names(masks::MaskFigures::new().metrics(0.0))),
+            (Task::Retrieve, names(ranks::RankMetrics::new(&[], 0, |_, _| true, 0.0))),
+            (Task::Reconstruct, names(rebuilt)),
+        ] {
+            let (of_rows, of_drawn) = task.figures();
+            assert_eq!([of_rows, of_drawn].concat(), given, "{task}");
+        }
+    }
+}

@@ -18,20 +18,20 @@ pub(super) const MOST_DECIBELS: f64 = 100.0;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct RebuiltMetrics {
     /// Pictures.
-    rows: usize,
+    pub(super) rows: usize,
     /// Mean loss.
-    loss: f64,
+    pub(super) loss: f64,
     /// Mean peak signal-to-noise ratio in decibels, at most 100.
-    psnr: f64,
+    pub(super) psnr: f64,
     /// The same of pictures that have the mean colour of their row's everywhere.
-    mean_colour_psnr: f64,
+    pub(super) mean_colour_psnr: f64,
     /// Mean structural similarity; absent of pictures of less than 11 pixels a side.
     #[serde(skip_serializing_if = "Option::is_none")]
-    ssim: Option<f64>,
+    pub(super) ssim: Option<f64>,
     /// Share of the codebook that stands for some place of these pictures.
-    codes_used: f64,
+    pub(super) codes_used: f64,
     /// `exp` of the entropy of the codes of all places: as many equally frequent codes would tell as much.
-    code_perplexity: f64,
+    pub(super) code_perplexity: f64,
 }
 
 /// Evaluates a table whose pictures come back.

@@ -80,6 +80,13 @@ pub(super) fn activation_values(config: &JanusConfig) -> usize {
     places * channels(config, MOST_CHANNELS) * (2 * (9 + 9 + 2 + 4) + 9)
 }
 
+impl Places {
+    /// All that they say.
+    pub(crate) fn tensors(&self) -> [&Tensor; 3] {
+        [&self.classes, &self.sides, &self.centres]
+    }
+}
+
 /// What every place of every grid says.
 #[derive(Debug)]
 pub struct Places {

@@ -95,6 +95,9 @@ impl Diagnose for RecipeError {
                 }
                 None => vec!["`janus recipe list` shows the recipes that there are".into()],
             },
+            RecipeError::Io { source, .. } if source.kind() == io::ErrorKind::InvalidInput => {
+                vec!["save the recipe as a file and give its path".into()]
+            }
             RecipeError::Io { .. } => Vec::new(),
         }
     }

@@ -125,6 +125,24 @@ pub enum Problem {
         /// What keeps it from being there.
         problem: String,
     },
+    /// A figure that evaluations of a table do not have.
+    #[error("`train.early_stopping.metric` is `{metric}`, and task `{task}` has no such figure")]
+    NoFigure {
+        /// The metric.
+        metric: String,
+        /// The table's task.
+        task: &'static str,
+        /// Those that there are, the nearest first.
+        names: Vec<String>,
+    },
+    /// A key of a run as a whole, which stages are not.
+    #[error("`{key}` does not go together with stages, each of which takes the steps that it says")]
+    NotWithStages {
+        /// The key.
+        key: String,
+        /// Whether it is the rule that stops a run early, not its length.
+        stops: bool,
+    },
     /// Two data tables of one name.
     #[error("the name `{name}` is taken by `{first}`")]
     DuplicateName {
@@ -262,6 +280,15 @@ impl Problem {
             Problem::NoEvaluation { .. } => {
                 Some("name a metric as `table.metric`, for a table with `eval`, and set `train.eval_every`".into())
             }
+            Problem::NoFigure { names, .. } => {
+                let (first, rest) = names.split_first()?;
+                let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
+                Some(format!("name one of `{first}`, {}", quoted_list(&rest)))
+            }
+            Problem::NotWithStages { key, stops: false } => Some(format!("leave `{key}` out")),
+            Problem::NotWithStages { key, stops: true } => Some(format!(
+                "leave `{key}` out: `train.eval_every` tells the figures on the way, and any checkpoint can be used; or train what is to stop early as a run of its own, without `[[stage]]`, over the base that `janus merge` makes of the run before"
+            )),
             Problem::DuplicateName { .. } => Some("give each [[data]] table a `name` of its own".into()),
             Problem::UnknownScheme { .. } => Some(
                 "a source is a path, a glob, a folder, `hf://datasets/owner/name/...` or `synth:name?rows=512&seed=1`"

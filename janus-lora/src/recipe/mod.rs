@@ -111,7 +111,7 @@ fn load_text(
 fn read_text(path: &Path, current_folder: &Path) -> Result<String, RecipeError> {
     let io_error = |source| RecipeError::Io { path: path.to_path_buf(), source };
     let mut bytes = Vec::new();
-    let file = std::fs::File::open(current_folder.join(path)).map_err(io_error)?;
+    let file = janus_core::input::open(&current_folder.join(path)).map_err(io_error)?;
     file.take(MAX_RECIPE_BYTES + 1).read_to_end(&mut bytes).map_err(io_error)?;
     if bytes.len() as u64 > MAX_RECIPE_BYTES {
         return Err(RecipeError::TooLarge { path: path.to_path_buf(), limit_bytes: MAX_RECIPE_BYTES });

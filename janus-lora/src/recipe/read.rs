@@ -6,7 +6,7 @@ use super::fault::{Faults, Problem, quotable};
 use super::resolve::{Folders, KeyedProblem};
 use super::schema::{FOREIGN_NAMES, Section};
 use super::stages::{has_stages, read_stages, refuse_lengths};
-use super::tree::{Entry, Node, Table, Value};
+use super::tree::{Entry, Node, Place, Table, Value};
 use super::types::{
     AdapterSection, BaseSection, BoxFormat, DEFAULT_EPOCHS, DEFAULT_PROMPT_DROPOUT, DEFAULT_SCALE, DataLimits,
     DataSection, DynamicSection, MifsSection, OutputSection, Recipe, Task, TooLong, TrainSection,
@@ -27,7 +27,7 @@ pub(crate) fn read_recipe(root: &Table, folders: &Folders, faults: &mut Faults) 
     let data_limits = DataLimits::read(&mut reader(root, DataLimits::SECTION, faults));
     let train = read_train(root, faults);
     if let (true, Some(train)) = (has_stages(root), train_entry(root)) {
-        refuse_lengths("stage", "train", train, faults);
+        refuse_lengths("train", train, faults);
     }
     let output = read_output(root, folders, faults);
     if let (Some(train), Some(data)) = (&train, &data) {
@@ -218,7 +218,7 @@ pub(super) fn read_train(root: &Table, faults: &mut Faults) -> Option<TrainSecti
     Some(train)
 }
 
-/// Refuses to stop by an evaluation that is never made.
+/// Refuses to stop by an evaluation that is never made, or by a figure that it does not have.
 fn check_early_stopping(root: &Table, train: &TrainSection, data: &[DataSection], faults: &mut Faults) {
     let Some(rule) = &train.early_stopping else { return };
     let table = rule.metric.rsplit_once('.').map(|(table, _)| table);
@@ -229,13 +229,35 @@ fn check_early_stopping(root: &Table, train: &TrainSection, data: &[DataSection]
         }
         Some(table) if table.eval.is_none() => format!("`{}` has no `eval`", table.name),
         Some(_) if train.eval_every == 0 => "`train.eval_every` is 0".into(),
-        Some(_) => return,
+        Some(table) => {
+            let own = rule.metric.rsplit_once('.').map_or("", |(_, own)| own);
+            let (of_rows, of_drawn) = table.task.figures();
+            let draws = table.eval_pictures.is_some_and(|pictures| pictures > 0);
+            if of_rows.contains(&own) || (draws && of_drawn.contains(&own)) {
+                return;
+            }
+            if of_drawn.contains(&own) {
+                format!("`{own}` is of drawn pictures, and `{}` has no `eval_pictures`", table.name)
+            } else {
+                let mut names: Vec<&str> = of_rows.iter().chain(of_drawn.iter().filter(|_| draws)).copied().collect();
+                // The one that was meant comes first.
+                let contains = || names.iter().copied().find(|name| !own.is_empty() && name.contains(own));
+                if let Some(near) = nearest(own, names.iter().copied()).or_else(contains) {
+                    names.sort_by_key(|name| *name != near);
+                }
+                let names = names.into_iter().map(|name| quotable(&format!("{}.{name}", table.name))).collect();
+                let problem = Problem::NoFigure { metric: quotable(&rule.metric), task: table.task.name(), names };
+                faults.push(early_stopping_place(root), problem);
+                return;
+            }
+        }
     };
-    let place = match root.get("train").map(|entry| &entry.node.value) {
-        Some(Value::Table(table)) => table.get("early_stopping").map(|entry| entry.node.place.clone()),
-        _ => None,
-    };
-    faults.push(place, Problem::NoEvaluation { metric: quotable(&rule.metric), problem });
+    faults.push(early_stopping_place(root), Problem::NoEvaluation { metric: quotable(&rule.metric), problem });
+}
+
+fn early_stopping_place(root: &Table) -> Option<Place> {
+    let train = train_entry(root)?;
+    train.get("early_stopping").map(|entry| entry.node.place.clone())
 }
 
 fn read_output(root: &Table, folders: &Folders, faults: &mut Faults) -> Option<OutputSection> {

@@ -15,11 +15,12 @@ pub(super) fn has_stages(root: &Table) -> bool {
     !items(root).is_empty()
 }
 
-/// Refuses keys of `[train]` that say how long a run is, which is for `first` to say; `section` is what `train` is called.
-pub(super) fn refuse_lengths(first: &str, section: &str, train: &Table, faults: &mut Faults) {
+/// Refuses keys of `[train]` that say how long a run is, which is for each stage's `steps` to say; `section` is what `train` is
+/// called.
+pub(super) fn refuse_lengths(section: &str, train: &Table, faults: &mut Faults) {
     for name in ["steps", "epochs", "early_stopping"] {
         if let Some(entry) = train.get(name) {
-            let problem = Problem::Conflict { first: first.into(), second: format!("{section}.{name}") };
+            let problem = Problem::NotWithStages { key: format!("{section}.{name}"), stops: name == "early_stopping" };
             faults.push(Some(entry.key_place.clone()), problem);
         }
     }
@@ -61,7 +62,7 @@ fn read_stage(root: &Table, recipe: &Recipe, index: usize, node: &Node, faults: 
         let Some(entry) = own.get(field.name) else { continue };
         let Value::Table(keys) = &entry.node.value else { continue };
         if field.name == "train" {
-            refuse_lengths(&format!("stage.{index}.steps"), &format!("stage.{index}.train"), keys, faults);
+            refuse_lengths(&format!("stage.{index}.train"), keys, faults);
         }
         set_keys(&mut merged, entry, keys);
     }

@@ -237,6 +237,51 @@ impl Task {
         matches!(self, Task::Generate | Task::Edit)
     }
 
+    /// The figures that an evaluation of its rows has: those of all rows, and those of drawn pictures, which there are where
+    /// `eval_pictures` is set. What networks measure that are given to `janus eval` is not among them.
+    pub fn figures(self) -> (&'static [&'static str], &'static [&'static str]) {
+        let of_drawn: &[&str] = match self {
+            Task::Generate => &["pictures", "tower_distance", "tower_frechet", "caption_agreement"],
+            Task::Edit => &["pictures", "tower_distance", "tower_frechet", "psnr", "ssim"],
+            _ => &[],
+        };
+        let of_rows: &[&str] = match self {
+            Task::Understand | Task::Text => &[
+                "rows",
+                "tokens",
+                "loss",
+                "perplexity",
+                "token_accuracy",
+                "frequency_loss",
+                "exact_match",
+                "bleu_4",
+                "rouge_l",
+                "frequent_exact_match",
+                "frequent_bleu_4",
+                "frequent_rouge_l",
+            ],
+            Task::Generate | Task::Edit => {
+                &["rows", "tokens", "loss", "perplexity", "token_accuracy", "frequency_loss"]
+            }
+            Task::Classify => &["rows", "loss", "accuracy", "macro_f1", "majority_accuracy"],
+            Task::Locate => &["rows", "loss", "map_50", "map_50_95", "mean_iou", "mean_box_map_50", "mean_box_iou"],
+            Task::Segment => &["rows", "loss", "dice", "iou", "pooled_dice", "empty_mask_dice"],
+            Task::Retrieve => &[
+                "rows",
+                "loss",
+                "recall_at_1",
+                "recall_at_5",
+                "recall_at_10",
+                "caption_recall_at_1",
+                "caption_recall_at_5",
+                "caption_recall_at_10",
+                "chance_recall_at_1",
+            ],
+            Task::Reconstruct => &["rows", "loss", "psnr", "mean_colour_psnr", "ssim", "codes_used", "code_perplexity"],
+        };
+        (of_rows, of_drawn)
+    }
+
     /// Whether it trains a head of its own.
     pub fn has_head(self) -> bool {
         matches!(self, Task::Classify | Task::Locate | Task::Segment | Task::Retrieve)

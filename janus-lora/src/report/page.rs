@@ -14,6 +14,7 @@ use super::held_out;
 use super::record::{Record, Step};
 use super::shown;
 use crate::error::Result;
+use crate::status::duration;
 
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
@@ -366,15 +367,6 @@ fn count(value: f64) -> String {
         value if value >= 1e6 => format!("{:.2} M", value / 1e6),
         value if value >= 1e4 => format!("{:.1} k", value / 1e3),
         value => format!("{value}"),
-    }
-}
-
-fn duration(seconds: f64) -> String {
-    let whole = seconds.round() as u64;
-    match whole {
-        0..120 => format!("{whole} s"),
-        120..7200 => format!("{} min", whole / 60),
-        _ => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
     }
 }
 

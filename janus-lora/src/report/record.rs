@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use fs_err as fs;
 use image::RgbImage;
 use janus_core::input::{self, InputError};
 use janus_core::processing::{Decoding, decode_image};
@@ -307,8 +306,7 @@ impl Record {
 /// Hands out the whole lines of a file, `None` for one that is too long. What stands behind the last line feed is being
 /// written, or was when the run was ended.
 pub(super) fn lines(path: &Path, take: &mut dyn FnMut(Option<&[u8]>)) -> std::io::Result<()> {
-    let file = fs::File::open(path)?;
-    let mut reader = BufReader::with_capacity(1 << 16, file.take(MAX_METRICS_BYTES));
+    let mut reader = BufReader::with_capacity(1 << 16, input::open(path)?.take(MAX_METRICS_BYTES));
     let mut line = Vec::new();
     loop {
         line.clear();

@@ -53,14 +53,25 @@ pub enum TaskError {
         value: u16,
     },
     /// A prompt that leaves no room in the base for an answer.
-    #[error("the prompt has {tokens} tokens with its pictures, the base has {positions} positions for it and {answer}")]
+    #[error(
+        "the {what} has {tokens} tokens{}, the base has {positions} positions{room}",
+        if *pictures > 0 { format!(", {picture_tokens} of them of pictures") } else { String::new() }
+    )]
     PromptTooLong {
-        /// Tokens of the prompt.
+        /// `prompt` or `caption`.
+        what: &'static str,
+        /// All of its tokens.
         tokens: usize,
+        /// Its pictures.
+        pictures: usize,
+        /// Tokens of those.
+        picture_tokens: usize,
         /// Positions of the base.
         positions: usize,
-        /// What comes behind it.
-        answer: String,
+        /// Tokens that are too many.
+        excess: usize,
+        /// What else the positions are for, in words.
+        room: Box<str>,
     },
     /// A text that names another number of pictures than there are.
     #[error("{reason}")]
@@ -84,7 +95,19 @@ impl Diagnose for TaskError {
             TaskError::IgnoredObject { .. } => {
                 vec!["a value is the object or not counted: leave one of them out".into()]
             }
-            TaskError::PromptTooLong { .. } => vec!["shorten the text, or give fewer pictures".into()],
+            TaskError::PromptTooLong { tokens, pictures, picture_tokens, excess, .. } => {
+                let mut hints = Vec::new();
+                if tokens.saturating_sub(*picture_tokens) > *excess {
+                    hints.push(format!("shorten the text by {excess} tokens or more"));
+                }
+                if *pictures > 1 {
+                    hints.push("give fewer pictures".into());
+                }
+                if hints.is_empty() {
+                    hints.push("it takes a base with more positions".into());
+                }
+                hints
+            }
             TaskError::Placeholders { .. } => vec![
                 "write `<image_placeholder>` once for each picture, or not at all: then the pictures come first".into(),
             ],

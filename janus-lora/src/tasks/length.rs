@@ -16,30 +16,51 @@ pub(crate) fn codes_per_image(base: &Base) -> usize {
 ///
 /// # Errors
 /// [`TaskError::PromptTooLong`] where there is none.
-pub fn answer_room(base: &Base, prompt: usize, asked: usize) -> Result<usize, TaskError> {
-    let positions = base.config().text.max_position_embeddings;
-    match positions.saturating_sub(prompt) {
-        0 => Err(TaskError::PromptTooLong {
-            tokens: prompt,
-            positions,
-            answer: "at least one token of an answer".into(),
-        }),
-        room => Ok(asked.min(room)),
-    }
+pub fn answer_room(base: &Base, prompt: &[u32], asked: usize) -> Result<usize, TaskError> {
+    check_room(base, "prompt", prompt, 1, " for it and at least one token of an answer")?;
+    Ok(asked.min(base.config().text.max_position_embeddings.saturating_sub(prompt.len())))
 }
 
 /// That a prompt leaves room in the base for the codes of a picture.
 ///
 /// # Errors
 /// [`TaskError::PromptTooLong`] where it does not.
-pub fn check_drawing_room(base: &Base, prompt: usize) -> Result<(), TaskError> {
-    let (positions, codes) = (base.config().text.max_position_embeddings, codes_per_image(base));
+pub fn check_drawing_room(base: &Base, prompt: &[u32]) -> Result<(), TaskError> {
+    let codes = codes_per_image(base);
     // The last code is not read any more.
-    if prompt + codes.saturating_sub(1) <= positions {
+    let needed = codes.saturating_sub(1);
+    check_room(base, "prompt", prompt, needed, &format!(" for it and the {codes} codes of a picture"))
+}
+
+/// That a caption, which nothing comes behind, is no longer than the base has positions.
+///
+/// # Errors
+/// [`TaskError::PromptTooLong`] where it is.
+pub fn check_caption(base: &Base, ids: &[u32]) -> Result<(), TaskError> {
+    check_room(base, "caption", ids, 0, "")
+}
+
+fn check_room(base: &Base, what: &'static str, ids: &[u32], needed: usize, room: &str) -> Result<(), TaskError> {
+    let positions = base.config().text.max_position_embeddings;
+    if ids.len() + needed <= positions {
         return Ok(());
     }
-    Err(TaskError::PromptTooLong { tokens: prompt, positions, answer: format!("the {codes} codes of a picture") })
+    let special = base.tokenizer().special();
+    // A prompt to draw ends with the mark at which a picture begins.
+    let begins = |two: &&[u32]| two[0] == special.begin_of_image && two[1] == special.image_placeholder;
+    Err(TaskError::PromptTooLong {
+        what,
+        tokens: ids.len(),
+        pictures: ids.windows(2).filter(begins).count(),
+        picture_tokens: ids.iter().filter(|id| **id == special.image_placeholder).count(),
+        positions,
+        excess: ids.len() + needed - positions,
+        room: room.into(),
+    })
 }
+
+/// What to set where cutting a text would do.
+const CUTS: &str = "`too_long = \"truncate\"` in `[[data]]` cuts";
 
 /// Bounds on the rows of a table.
 #[derive(Debug, Clone, Copy, Default)]
@@ -89,9 +110,6 @@ impl Length {
         let Err(reason) = self.check(base, sample.ids.len()) else {
             return Ok(Fitted { turns, sample, is_cut: false });
         };
-        if !self.cuts {
-            return Err(format!("{reason}; `too_long = \"truncate\"` cuts questions"));
-        }
         let asked = |(place, turn): (usize, &Message)| (turn.role == Role::User).then(|| (letters(&turn.text), place));
         let mut questions: Vec<(usize, usize)> = turns.iter().enumerate().filter_map(asked).collect();
         questions.sort_by(|one, other| other.cmp(one));
@@ -106,12 +124,23 @@ impl Length {
             if let Some(text) = longest_beginning(&whole, &mut with) {
                 with(text);
                 let sample = sample_of(&turns)?;
-                return Ok(Fitted { turns, sample, is_cut: true });
+                return match self.cuts {
+                    true => Ok(Fitted { turns, sample, is_cut: true }),
+                    false => Err(format!("{reason}; {CUTS} questions")),
+                };
             }
             // Not enough by itself: its least stays, and the next longest is cut.
             with(beginning(&whole, 1));
         }
-        Err(format!("{reason}; its pictures and answers alone are too long"))
+        let pictures = if turns.iter().any(|turn| turn.images > 0) { "pictures and " } else { "" };
+        let Some(system) = turns.iter_mut().find(|turn| turn.role == Role::System) else {
+            return Err(format!("{reason}; its {pictures}answers alone are too long"));
+        };
+        system.text = beginning(&system.text, 1);
+        Err(match sample_of(&turns).is_ok_and(|sample| self.check(base, sample.ids.len()).is_ok()) {
+            true => format!("{reason}; its system message is too long, which is never cut"),
+            false => format!("{reason}; its {pictures}answers alone are too long, without its system message"),
+        })
     }
 
     /// A text of one turn, cut from its end where the recipe says so, and whether it was; `tokens` are those of the row with it.
@@ -126,8 +155,11 @@ impl Length {
     ) -> Result<(String, bool), String> {
         let Err(reason) = self.check(base, tokens(text)?) else { return Ok((text.to_owned(), false)) };
         let mut fits = |text: String| tokens(&text).is_ok_and(|tokens| self.check(base, tokens).is_ok());
-        let cut = if self.cuts { longest_beginning(text, &mut fits) } else { None };
-        cut.map(|text| (text, true)).ok_or(reason)
+        match longest_beginning(text, &mut fits) {
+            Some(text) if self.cuts => Ok((text, true)),
+            Some(_) => Err(format!("{reason}; {CUTS} prompts")),
+            None => Err(format!("{reason}; its pictures alone are too long")),
+        }
     }
 }
 

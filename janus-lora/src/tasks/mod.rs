@@ -42,7 +42,7 @@ pub use error::TaskError;
 pub use forward::{Batch, CodeBatch, Coded, TextBatch};
 pub(crate) use length::codes_per_image;
 use length::{Fitted, Length};
-pub use length::{answer_room, check_drawing_room};
+pub use length::{answer_room, check_caption, check_drawing_room};
 pub use pictures::PictureBatch;
 use placed::Noticed;
 pub(crate) use placed::place;

@@ -16,6 +16,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
+use janus_core::input;
 use janus_core::output::{StagedFolder, write_file};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -228,14 +229,14 @@ fn read_state(folder: &Path) -> Result<State, String> {
 
 fn read_json(folder: &Path, name: &str) -> Result<String, String> {
     let mut text = String::new();
-    let file = fs::File::open(folder.join(name)).map_err(|e| e.to_string())?;
+    let file = input::open(&folder.join(name)).map_err(|e| e.to_string())?;
     file.take(JSON_LIMIT_BYTES).read_to_string(&mut text).map_err(|e| format!("`{name}`: {e}"))?;
     Ok(text)
 }
 
 /// SHA-256 of a file, hexadecimal.
 pub(super) fn sha256(path: &Path) -> io::Result<String> {
-    let mut file = fs::File::open(path)?;
+    let mut file = input::open(path)?;
     let mut hasher = Sha256::new();
     let mut piece = vec![0; 1 << 20];
     loop {

@@ -1,5 +1,6 @@
 //! What keeps a run from starting or from going on.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use janus_core::{Diagnose, Fault};
@@ -264,7 +265,7 @@ fn new_folder_beside(run: &Path) -> PathBuf {
 }
 
 /// A path as a shell reads it.
-pub(super) fn shell_word(path: &Path) -> String {
+pub fn shell_word(path: &Path) -> String {
     let text = path.display().to_string();
     let is_plain = |c: char| c.is_alphanumeric() || "/._-+,:@%=".contains(c);
     if !text.is_empty() && text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
@@ -301,6 +302,7 @@ fn labels_counted(count: usize, most: usize) -> String {
 impl Diagnose for TrainError {
     fn fault(&self) -> Fault {
         match self {
+            TrainError::Write { source, .. } if source.kind() == io::ErrorKind::InvalidInput => Fault::Input,
             TrainError::NoGradient { .. }
             | TrainError::Write { .. }
             | TrainError::Thread { .. }
@@ -312,6 +314,9 @@ impl Diagnose for TrainError {
 
     fn hints(&self) -> Vec<String> {
         match self {
+            TrainError::Write { source, .. } if source.kind() == io::ErrorKind::InvalidInput => {
+                vec!["move it away: a run writes a file of its own there".into()]
+            }
             TrainError::NoGradient { .. } => {
                 vec!["an operation between them and the loss cuts the graph: they would never learn".into()]
             }

@@ -1,5 +1,7 @@
 //! From streams of samples to the batches of each step.
 
+use std::sync::MutexGuard;
+
 use janus_core::{Janus, noise};
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +65,17 @@ impl Feeder {
     /// Seconds that were spent waiting for rows since the last call.
     pub(super) fn take_wait_seconds(&mut self) -> f64 {
         self.streams.iter_mut().map(|stream| stream.take_waited().as_secs_f64()).sum()
+    }
+
+    /// Lets the threads that read ahead rest while the guards live, so that what they decode is not beside what an evaluation
+    /// holds.
+    pub(super) fn pause(&self) -> Vec<MutexGuard<'_, ()>> {
+        self.streams.iter().filter_map(SampleStream::pause).collect()
+    }
+
+    /// Ends the threads that read ahead, with what they have read: after the last step nobody takes it.
+    pub(super) fn stop_reading_ahead(&mut self) {
+        self.streams.iter_mut().for_each(SampleStream::stop_reading_ahead);
     }
 
     /// Where the next step begins.

@@ -21,6 +21,8 @@ pub(super) struct RunFiles {
     pub(super) metrics: MetricsFile,
     folder: PathBuf,
     curves: Vec<Curve>,
+    /// Step and epoch of the last line of a step that was there.
+    pub(super) last_epoch: Option<(u64, f64)>,
 }
 
 impl RunFiles {
@@ -37,8 +39,13 @@ impl RunFiles {
         write_rejected(&folder.join("rejected.jsonl"), sources.flat_map(|source| source.index.rejected()))?;
         let curve = |table: &RecipeTable| Curve { name: table.section.name.clone(), ..Curve::default() };
         let mut curves: Vec<Curve> = tables.iter().map(curve).collect();
-        let (metrics, whole) = MetricsFile::open(folder, metrics_bytes, &mut |line| replay(&mut curves, line))?;
-        Ok((Self { metrics, folder: folder.to_path_buf(), curves }, whole))
+        let mut last_epoch = None;
+        let (metrics, whole) = MetricsFile::open(folder, metrics_bytes, &mut |line| {
+            let number = |key| line.get(key).and_then(Value::as_f64);
+            last_epoch = line.get("step").and_then(Value::as_u64).zip(number("epoch")).or(last_epoch);
+            replay(&mut curves, line);
+        })?;
+        Ok((Self { metrics, folder: folder.to_path_buf(), curves, last_epoch }, whole))
     }
 
     pub(super) fn stepped(&mut self, step: u64, losses: &[Option<f64>]) {

@@ -13,6 +13,7 @@ use janus_core::output::{OutputError, require_new_folder};
 
 use super::TrainError;
 use super::checkpoint;
+use super::metrics::require_regular;
 use crate::adapter::WEIGHTS_FILE;
 use crate::error::Result;
 use crate::report::samples;
@@ -115,8 +116,9 @@ impl RunFolder {
     }
 
     fn take_lock(&mut self) -> Result<()> {
-        let opened =
-            fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(self.path.join(LOCK_FILE));
+        let path = self.path.join(LOCK_FILE);
+        require_regular(&path).map_err(|source| TrainError::Write { path: path.clone(), source })?;
+        let opened = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
         let file = opened.map_err(|source| self.failed(source))?;
         self.locked = match file.try_lock() {
             Ok(()) => true,
@@ -146,8 +148,7 @@ pub fn is_finished(path: &Path) -> bool {
 /// Whether a folder is recognisably that of a run: by its mark, by a checkpoint, or because a run died before it marked it.
 pub fn is_run(path: &Path) -> bool {
     let mut start = Vec::new();
-    let lock =
-        fs::File::open(path.join(LOCK_FILE)).and_then(|file| file.take(MARK.len() as u64).read_to_end(&mut start));
+    let lock = input::open(&path.join(LOCK_FILE)).and_then(|file| file.take(MARK.len() as u64).read_to_end(&mut start));
     match lock {
         Ok(_) if start == MARK => true,
         Ok(_) if entries(path).is_ok_and(|names| names == [LOCK_FILE]) => true,

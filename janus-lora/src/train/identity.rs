@@ -197,16 +197,6 @@ pub fn is_of_before(recipe: &str) -> bool {
     recipe.contains_key("data") && recipe.get("data_limits").and_then(|limits| limits.get("max_page_bytes")).is_none()
 }
 
-/// Whether a resolved recipe reads the pictures of all its tables as they are stored, as every one did that does not say it.
-pub fn is_of_stored_pictures(recipe: &str) -> bool {
-    let Ok(recipe) = recipe.parse::<toml::Table>() else { return false };
-    let tables = recipe.get("data").and_then(toml::Value::as_array).into_iter().flatten();
-    let text = |table: &toml::Value, key| table.get(key).and_then(toml::Value::as_str).map(str::to_owned);
-    let mut of_pictures = tables.filter(|table| text(table, "task").is_some_and(|task| task != "text")).peekable();
-    of_pictures.peek().is_some()
-        && of_pictures.all(|table| text(table, "orientation").is_none_or(|way| way == "stored"))
-}
-
 /// What a section of a recipe of before that lacks a key meant by it, as TOML: what happened then, or what happens without
 /// the key today.
 fn meant(section: &str, key: &str) -> Option<String> {
@@ -311,6 +301,7 @@ impl std::io::Write for HashWriter<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::readings::is_of_stored_pictures;
 
     fn identity(recipe: &str, steps: u64) -> RunIdentity {
         RunIdentity { recipe: recipe.into(), steps, base: "ab".into(), tables: Vec::new() }

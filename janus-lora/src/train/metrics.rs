@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
+use janus_core::input;
 use serde::Serialize;
 
 use super::TrainError;
@@ -82,6 +83,7 @@ impl MetricsFile {
     pub fn open(folder: &Path, bytes: u64, replay: &mut dyn FnMut(&serde_json::Value)) -> Result<(Self, bool)> {
         let path = folder.join("metrics.jsonl");
         let mut open = || -> std::io::Result<(fs::File, u64, bool)> {
+            require_regular(&path)?;
             let options = || fs::OpenOptions::new();
             let mut file = options().read(true).write(true).create(true).truncate(false).open(&path)?;
             let there = file.metadata()?.len();
@@ -133,19 +135,31 @@ pub fn check(folder: &Path, bytes: u64) -> std::result::Result<(), String> {
     if bytes > MAX_METRICS_BYTES {
         return Err(format!("it claims {bytes} bytes of `metrics.jsonl`, at most {MAX_METRICS_BYTES} are read"));
     }
-    let Ok(file) = fs::File::open(folder.join("metrics.jsonl")) else { return Ok(()) };
     let told = |e: std::io::Error| format!("`metrics.jsonl`: {e}");
-    if !file.metadata().map_err(told)?.is_file() {
-        return Err("`metrics.jsonl` is not a regular file".into());
-    }
+    let file = match input::open(&folder.join("metrics.jsonl")) {
+        Ok(file) => file,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(told(e)),
+    };
     match whole_lines(&file, bytes, &mut |_| {}) {
         Err(e) if e.kind() == std::io::ErrorKind::InvalidData => Err(told(e)),
         _ => Ok(()),
     }
 }
 
+/// Refuses to open for writing what is there and no regular file.
+pub(super) fn require_regular(path: &Path) -> std::io::Result<()> {
+    match fs::metadata(path) {
+        Ok(about) if !about.is_file() => {
+            Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a regular file"))
+        }
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Length of the whole lines among the first `bytes` of a file, each of them given to `replay`.
-fn whole_lines(file: &fs::File, bytes: u64, replay: &mut dyn FnMut(&[u8])) -> std::io::Result<u64> {
+fn whole_lines(file: impl Read, bytes: u64, replay: &mut dyn FnMut(&[u8])) -> std::io::Result<u64> {
     let mut lines = BufReader::new(file.take(bytes));
     let (mut kept, mut line) = (0, Vec::new());
     while lines.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line)? > 0 {

@@ -31,6 +31,7 @@ mod plot;
 mod prefetch;
 #[cfg(test)]
 mod prefetch_tests;
+pub mod readings;
 mod rehearsal;
 pub mod room;
 pub mod run;
@@ -43,4 +44,4 @@ pub mod tables;
 pub mod trainable;
 mod workload;
 
-pub use error::TrainError;
+pub use error::{TrainError, shell_word};

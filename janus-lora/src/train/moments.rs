@@ -5,7 +5,6 @@
 use std::borrow::Cow;
 use std::path::Path;
 
-use fs_err as fs;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, View, serialize_to_file};
 
 use super::step::Stepper;
@@ -91,11 +90,7 @@ pub(super) fn read(folder: &Path, stepper: &mut Stepper) -> Result<(), String> {
     let told = |e: &dyn std::fmt::Display| e.to_string();
     let values: u64 = trainables.iter().map(|trainable| trainable.var.elem_count() as u64).sum();
     let limit = values.saturating_mul(2 * 4).saturating_add(HEADER_LIMIT_BYTES);
-    let bytes = fs::metadata(&path).map_err(|e| told(&e))?.len();
-    if bytes > limit {
-        return Err(format!("`{FILE}` has {bytes} bytes, expected at most {limit}"));
-    }
-    let bytes = fs::read(&path).map_err(|e| told(&e))?;
+    let bytes = janus_core::input::read_named(&path, limit).map_err(|e| told(&e))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| format!("`{FILE}` is no safetensors file: {e}"))?;
     let (mut found, mut used) = (Vec::new(), 0);
     for (number, trainable) in trainables.iter().enumerate() {

@@ -234,7 +234,7 @@ impl Plan {
         let point = VisionPoint::highest(config.vision.num_hidden_layers, touched);
         let cache_is_on = CacheSettings::from_environment()?.is_on();
         let cached = if cache_is_on { cached(parts(recipe, tables), point) } else { Vec::new() };
-        let loads = loads(recipe, base, tables, &rows_per_step)?;
+        let loads = loads(recipe, base, tables, &rows_per_step, steps)?;
         for (table, load) in tables.iter().zip(&loads) {
             if table.task.head() == Some(HeadKind::Retrieve {}) && load.rows < 2 {
                 return Err(TrainError::NothingToHoldAgainst { table: table.section.name.clone() }.into());
@@ -270,6 +270,9 @@ impl Plan {
             side_by_side: false,
             repeats_tables: tables.len() == 1 || recipe.train.grad_accumulation > 1,
             batch_size: recipe.train.batch_size,
+            evaluates_between: [recipe.train.eval_every, recipe.train.sample_every]
+                .iter()
+                .any(|every| (1..steps).contains(every)),
             rows_ahead: rows_ahead(recipe) as u64,
             row_threads: row_threads() as u64,
             loads,
@@ -403,6 +406,12 @@ impl Plan {
     pub fn steps_per_epoch(&self) -> f64 {
         let (rows, per_step) = largest(self.tables.iter().map(|table| table.rows), &self.rows_per_step);
         rows as f64 / per_step
+    }
+
+    /// The same as runs of before counted it: a step was one pass at most, and of several tables that counted which takes longest.
+    pub fn steps_per_epoch_of_before(&self) -> f64 {
+        let passes = self.tables.iter().zip(&self.rows_per_step).map(|(table, rows)| table.rows as f64 / rows);
+        passes.fold(1.0, f64::max)
     }
 
     /// Tables of which a step draws rows more than once, with how many of their rows it draws.

@@ -5,9 +5,9 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use janus_core::noise;
 use rayon::prelude::*;
@@ -81,6 +81,8 @@ pub(super) struct ReadAhead {
     place: SampleState,
     /// Images since pixels were last taken.
     without_pixels: Arc<AtomicUsize>,
+    /// Held while rows are read and decoded.
+    at_work: Arc<Mutex<()>>,
 }
 
 impl ReadAhead {
@@ -95,6 +97,8 @@ impl ReadAhead {
         let (sender, drafts) = sync_channel::<Message>(rows.saturating_sub(threads));
         let without_pixels = Arc::new(AtomicUsize::new(0));
         let counter = without_pixels.clone();
+        let at_work = Arc::new(Mutex::new(()));
+        let held = at_work.clone();
         // A pool of its own: what resizes pictures in parallel elsewhere stays on these threads, and the step's pool is left
         // alone.
         let pool = rayon::ThreadPoolBuilder::new()
@@ -102,8 +106,8 @@ impl ReadAhead {
             .thread_name(|_| "rows".to_owned())
             .build()
             .map_err(|e| TrainError::Thread { reason: e.to_string() })?;
-        pool.spawn(move || work(&mut source, &base, threads, &counter, &sender));
-        Ok(Self { drafts, place, without_pixels })
+        pool.spawn(move || work(&mut source, &base, threads, &counter, &held, &sender));
+        Ok(Self { drafts, place, without_pixels, at_work })
     }
 
     /// Where the next row stands.
@@ -128,6 +132,11 @@ impl ReadAhead {
         }
     }
 
+    /// Waits until the rows under way are ready; no more are begun while the guard lives.
+    pub(super) fn pause(&self) -> MutexGuard<'_, ()> {
+        lock(&self.at_work)
+    }
+
     /// Tells whether the images of a row were decoded to any purpose.
     pub(super) fn tell(&self, took_pixels: bool) {
         if took_pixels {
@@ -138,8 +147,21 @@ impl ReadAhead {
     }
 }
 
-fn work(source: &mut Drafts, base: &Base, threads: usize, without_pixels: &AtomicUsize, sender: &SyncSender<Message>) {
+fn lock(at_work: &Mutex<()>) -> MutexGuard<'_, ()> {
+    // Nothing lies behind it that a panic could leave half done.
+    at_work.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn work(
+    source: &mut Drafts,
+    base: &Base,
+    threads: usize,
+    without_pixels: &AtomicUsize,
+    at_work: &Mutex<()>,
+    sender: &SyncSender<Message>,
+) {
     loop {
+        let under_way = lock(at_work);
         let rows = match catch_unwind(AssertUnwindSafe(|| source.next_rows(threads))) {
             Ok(rows) => rows,
             Err(panic) => {
@@ -160,6 +182,7 @@ fn work(source: &mut Drafts, base: &Base, threads: usize, without_pixels: &Atomi
             }))
         };
         let messages: Vec<Message> = rows.into_par_iter().map(ready).collect();
+        drop(under_way);
         for message in messages {
             let ends = !matches!(message, Ok(Ok(_)));
             if sender.send(message).is_err() || ends {

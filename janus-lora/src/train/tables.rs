@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use janus_core::noise;
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::TrainError;
 use super::prefetch::{Drafted, Drafts, ReadAhead, draft};
+use super::readings::evaluated_otherwise;
 use crate::base::{Base, BaseError};
 use crate::cache::stock::{hold, make_room};
 use crate::cache::{CacheSettings, Place};
@@ -20,8 +21,8 @@ use crate::data::index::FULL_DECODE_ROWS;
 use crate::data::index::presumed::LABELS;
 use crate::data::synth::SynthSpec;
 use crate::data::{
-    BadRowLimit, DataError, EncodedImage, FileSource, ImageChecks, Index, Position, ReadOptions, Row, RowId, RowStream,
-    ScanOptions, Split, Table, locate,
+    Asker, BadRowLimit, DataError, EncodedImage, FileSource, ImageChecks, Index, Position, ReadOptions, Row, RowId,
+    RowStream, ScanOptions, Split, Table, locate,
 };
 use crate::error::Result;
 use crate::recipe::{DataLimits, DataSection, Recipe, Task as TaskName};
@@ -130,7 +131,8 @@ impl<'a> Part<'a> {
     }
 
     fn read_options(&self, max_page_bytes: u64) -> ReadOptions {
-        ReadOptions { image_root: self.section.image_root.as_ref().map(PathBuf::from), max_page_bytes }
+        let asker = if self.number.is_some() { Asker::Recipe } else { Asker::Command };
+        ReadOptions { asker, image_root: self.section.image_root.as_ref().map(PathBuf::from), max_page_bytes }
     }
 }
 
@@ -297,6 +299,9 @@ pub fn open_tables(recipe: &Recipe, base: &Base, status: &dyn Status) -> Result<
         }
         tables.push(RecipeTable { section: section.clone(), task, train, eval });
     }
+    for (name, difference) in evaluated_otherwise(&recipe.data) {
+        status.warn(&format!("`{name}` is only evaluated, and its pictures are read otherwise: {difference}"));
+    }
     Ok(tables)
 }
 
@@ -399,6 +404,16 @@ impl SampleStream {
             ahead.tell(took_pixels);
         }
         sample.map_err(|source| TrainError::Row { row, source: Box::new(source) }.into())
+    }
+
+    /// Lets the threads that read ahead rest while the guard lives.
+    pub(super) fn pause(&self) -> Option<MutexGuard<'_, ()>> {
+        self.ahead.as_ref().map(ReadAhead::pause)
+    }
+
+    /// Ends the threads that read ahead, with what they have read. Its place stays.
+    pub(super) fn stop_reading_ahead(&mut self) {
+        self.ahead = None;
     }
 
     /// The next sample as far as it needs no model, and its row; without reading ahead.

@@ -4,9 +4,11 @@ use janus_core::checkpoint::{ExpectedTensor, expected_tensors};
 use janus_core::config::JanusConfig;
 
 use super::mixture::Mixer;
+use super::prefetch::rows_ahead;
 use super::tables::{RecipeTable, SampleStream};
 use crate::base::Base;
 use crate::cache::Image;
+use crate::data::EpochOrder;
 use crate::error::Result;
 use crate::heads;
 use crate::recipe::{Mixture, Recipe};
@@ -47,6 +49,8 @@ pub(super) struct TableLoad {
     pub(super) decoded_bytes: u64,
     /// Bytes of the rows that are shuffled among each other.
     pub(super) window_bytes: u64,
+    /// Whether steps after the first read rows of another window, or the same again.
+    pub(super) reads_on: bool,
     /// The same of the rows to evaluate on, while that happens.
     pub(super) eval_window_bytes: u64,
 }
@@ -77,6 +81,7 @@ pub(super) fn loads(
     base: &Base,
     tables: &[RecipeTable],
     rows_per_step: &[f64],
+    steps: u64,
 ) -> Result<Vec<TableLoad>> {
     let vq = &base.config().vq;
     let grid = base.config().vision.image_size / vq.down_factor();
@@ -114,12 +119,20 @@ pub(super) fn loads(
             decoded_bytes,
             eval_rows: table.eval.as_ref().map_or(0, |source| source.index.accepted_rows() as u64),
             window_bytes: table.train.index.window_bytes(),
+            reads_on: *rows_per_step * steps as f64 + rows_ahead(recipe) as f64
+                > first_window_rows(recipe, table) as f64,
             group_bytes: table.train.index.largest_group_bytes(),
             eval_group_bytes: table.eval.as_ref().map_or(0, |source| source.index.largest_group_bytes()),
             eval_window_bytes: table.eval.as_ref().map_or(0, |source| source.index.window_bytes()),
         });
     }
     Ok(loads)
+}
+
+/// Rows of the window that a table is read with first.
+fn first_window_rows(recipe: &Recipe, table: &RecipeTable) -> usize {
+    let order = EpochOrder::new(&table.train.index, 0, recipe.train.seed, recipe.train.shuffle);
+    order.windows().first().map_or(0, |window| window.rows.len())
 }
 
 /// Values in f32 that the image tokenizer makes of a picture on the way to codes and back, with their gradients: of its own

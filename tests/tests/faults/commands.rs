@@ -57,6 +57,36 @@ fn pictures_that_are_none() {
 }
 
 #[test]
+fn a_text_without_a_picture_has_no_place_for_one() {
+    let place = place_with_adapter();
+    for (tag, stands_for) in [
+        ("<image>", "a picture"),
+        ("<img>", "a picture"),
+        ("<|image_pad|>", "a picture"),
+        ("<image_placeholder>", "a picture"),
+        ("[IMG]", "a picture"),
+        ("<|image_1|>", "a picture"),
+        ("<video>", "a video"),
+    ] {
+        let prompt = format!("{tag} cup");
+        let generate = ["generate", "--base", "base", &prompt, "--out", "x.png"];
+        place.refuses_with_hint(
+            &generate,
+            &[&format!("the prompt contains `{tag}`, which stands for {stands_for}"), "`--source`"],
+        );
+        let features =
+            ["base", "features", "--base", "base", "--image", "picture.png", "--level", "high", "--prompt", &prompt];
+        place.refuses_with_hint(&[&features[..], &["--out", "x.safetensors"]].concat(), &[tag, stands_for]);
+    }
+    // What only looks like one is text; and a picture has its place.
+    for prompt in ["a < b and [x]", "an image of a cup"] {
+        place.janus(&["generate", "--base", "base", prompt, "--out", "x.png"]).expect_success();
+    }
+    let source = ["generate", "--base", "base", "<image> at night", "--source", "picture.png", "--out", "y.png"];
+    place.janus(&source).expect_success();
+}
+
+#[test]
 fn what_is_not_understood() {
     let place = place_with_adapter();
     for dtype in ["f64", "q4", ""] {

@@ -137,11 +137,44 @@ fn patterns_that_match_nothing_are_a_warning() {
         config["alpha_pattern"] = json!({ "layers.99.*": 3, "q_proj": 4 });
         config["target_modules"].as_array_mut().unwrap().push(json!("query_key_value"));
     });
+    place.edit_json("run/adapter_config.json", |config| {
+        config["exclude_modules"] = json!(["embed_tokens"]);
+        config["layers_to_transform"] = json!([0, 1]);
+        config["layers_pattern"] = json!(["h", "layers"]);
+        config["fan_in_fan_out"] = json!(true);
+    });
     let told = answer(&place, "run").expect_success().stderr;
-    for entry in
-        ["`c_attn` in `rank_pattern`", "`layers.99.*` in `alpha_pattern`", "`query_key_value` in `target_modules`"]
-    {
+    for entry in [
+        "`c_attn` in `rank_pattern`",
+        "`layers.99.*` in `alpha_pattern`",
+        "`query_key_value` in `target_modules`",
+        "`embed_tokens` in `exclude_modules`",
+        "`h` in `layers_pattern`",
+        "`fan_in_fan_out` in `adapter_config.json` is passed over",
+    ] {
         assert!(told.contains(&format!("warning: `run`: {entry}")), "{told}");
+    }
+    assert!(!told.contains("`layers`"), "{told}");
+}
+
+#[test]
+fn what_is_no_folder_leads_to_one() {
+    let place = place_with_adapter();
+    place.write("lora.zip", "PK");
+    for (adapter, said) in [
+        ("https://huggingface.co/owner/name", "`--adapter owner/name`"),
+        ("hf://owner/name:0.5", "`--adapter owner/name:0.5`"),
+        ("s3://bucket/adapter", "download the folder"),
+        ("run/adapter_model.safetensors", "`--adapter run`"),
+        ("lora.zip:0.5", "unpack it"),
+    ] {
+        for command in [
+            &["understand", "--base", "base", "--adapter", adapter, "What?"][..],
+            &["merge", "--base", "base", "--adapter", adapter, "--out", "merged"],
+            &["eval", "recipe.toml", "data.0.eval=rows.parquet", "--adapter", adapter],
+        ] {
+            place.refuses_with_hint(command, &["an adapter is a folder or a hub id", said]);
+        }
     }
 }
 
@@ -192,6 +225,28 @@ fn an_adapter_on_a_hub() {
         janus_tests::program::refused(&done, &["holds no adapter", missing, "hint: ", said]);
         run(&hub.endpoint(), "0", "owner/name").expect_success();
     }
+    // Fetched with PEFT, which knows nothing of what lies beside its own files.
+    place
+        .janus(&["train", "recipe.toml", "output.dir=run-dynamic", "dynamic.enabled=true", "train.steps=1"])
+        .expect_success();
+    let names = ["adapter_config.json", "adapter_model.safetensors", "janus_adapter.json", "janus_extras.safetensors"];
+    let mut files: BTreeMap<String, Vec<u8>> =
+        names.map(|name| (name.to_owned(), place.read(&format!("run-dynamic/{name}")))).into();
+    let whole = Hub::start(files.clone(), Manners::default());
+    for left_out in ["janus_adapter.json", "janus_extras.safetensors"] {
+        files.remove(left_out);
+    }
+    let pairs_alone = Hub::start(files, Manners::default());
+    fs_err::remove_dir_all(place.path("hub")).unwrap();
+    for offline in ["0", "1"] {
+        let refused = run(&pairs_alone.endpoint(), offline, "owner/name");
+        janus_tests::program::refused(
+            &refused,
+            &["`janus_extras.safetensors` is missing", "`dynamic.vision`", "hint: "],
+        );
+    }
+    run(&whole.endpoint(), "0", "owner/name").expect_success();
+    run(&whole.endpoint(), "1", "owner/name").expect_success();
     // A misspelt folder is asked of no hub.
     let misspelt = run("http://127.0.0.1:9", "0", "run/absent");
     janus_tests::program::refused(&misspelt, &["`run/absent` is not a folder"]);

@@ -4,6 +4,8 @@
 mod adapters;
 mod bases;
 mod commands;
+#[cfg(unix)]
+mod files;
 mod habits;
 #[cfg(unix)]
 mod links;

@@ -76,6 +76,32 @@ fn the_program_lists_and_checks_them_all() {
     }
 }
 
+/// A shipped recipe whose command names the file `out`.
+fn original(name: &str, out: &str) -> Vec<u8> {
+    let text = fs_err::read_to_string(folder().join(format!("{name}.toml"))).unwrap();
+    let (command, rest) = text.split_once('\n').unwrap();
+    let own = command.replace(&format!("recipes/{name}.toml"), out);
+    assert_ne!(own, command);
+    format!("{own}\n{rest}").into_bytes()
+}
+
+#[test]
+fn the_command_of_a_copy_is_its_own() {
+    let place = Workplace::empty();
+    let first = |out: &str| {
+        place.janus(&["recipe", "copy", "quickstart", out]).expect_success();
+        String::from_utf8(place.read(out)).unwrap().lines().next().unwrap().to_owned()
+    };
+    assert!(first("own.toml").starts_with("# janus train own.toml      two to three minutes"));
+    assert!(first("my recipes/it's.toml").starts_with("# janus train 'my recipes/it'\\''s.toml'  "));
+    // It is what `recipe list` and a shell make of it.
+    let listed = place.janus(&["recipe", "list", "my recipes", "--json"]).expect_success().json();
+    assert!(listed["recipes"][0]["error"].is_null(), "{listed}");
+    let odd = first("two\nlines.toml");
+    assert!(odd.starts_with("# janus train recipes/quickstart.toml "), "{odd}");
+    place.janus(&["recipe", "check", "two\nlines.toml"]).expect_success();
+}
+
 #[test]
 fn a_recipe_is_copied_as_it_stands_and_over_nothing() {
     let place = Workplace::empty();
@@ -85,7 +111,7 @@ fn a_recipe_is_copied_as_it_stands_and_over_nothing() {
     let done = copy("quickstart", "mine/first.toml").expect_success();
     assert_eq!(done.stdout.trim(), "mine/first.toml");
     assert!(!done.stderr.contains("reads"), "its rows are drawn, wherever it lies: {}", done.stderr);
-    assert_eq!(place.read("mine/first.toml"), fs_err::read(folder().join("quickstart.toml")).unwrap());
+    assert_eq!(place.read("mine/first.toml"), original("quickstart", "mine/first.toml"));
     place.janus(&["recipe", "check", "mine/first.toml"]).expect_success();
     // What this one reads lies beside the recipes.
     let told = copy("grocery-joint", "joint.toml").expect_success().stderr;
@@ -111,7 +137,7 @@ fn recipes_are_listed_and_copied_far_from_the_repository() {
         let done = place.janus(&["recipe", "copy", name, out]).expect_success();
         assert_eq!(done.stdout.trim(), out);
         assert!(!done.stderr.contains("nothing is yet"), "its rows are drawn: {}", done.stderr);
-        assert_eq!(place.read(out), fs_err::read(folder().join(format!("{name}.toml"))).unwrap());
+        assert_eq!(place.read(out), original(name, out));
         place.janus(&["recipe", "check", out]).expect_success();
     }
     let curve = fs_err::read(folder().join("quickstart.curve.json")).unwrap();

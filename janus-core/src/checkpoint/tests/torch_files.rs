@@ -168,3 +168,42 @@ fn a_damaged_pickle_is_refused() {
     std::fs::write(&path, bytes).unwrap();
     assert!(matches!(problem(&folder), TorchProblem::Entry { problem: "cannot be read", .. }));
 }
+
+/// What is no base goes through the same reader.
+#[test]
+fn a_file_of_tensors_is_told_by_its_content_and_read_with_the_same_care() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weights.safetensors");
+    let mut pickle = Pickle::new();
+    pickle.tensor(&Spec {
+        name: "a.weight",
+        storage_type: "FloatStorage",
+        storage: "0",
+        storage_elements: 8,
+        first_element: 1,
+        shape: &[2, 3],
+        stride: &[3, 1],
+    });
+    let values: Vec<u8> = (0..8).flat_map(|k| (k as f32).to_le_bytes()).collect();
+    archive(&path, &pickle.finish(), "little", &[("0".to_string(), values)]);
+    let file = TensorFile::open(&path).unwrap();
+    assert_eq!((file.shape("a.weight"), file.shape("b.weight")), (Some(&[2, 3][..]), None));
+    let tensor = file.read("a.weight").unwrap().unwrap();
+    assert_eq!(tensor.to_vec2::<f32>().unwrap(), [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]);
+    assert!(file.read("b.weight").unwrap().is_none());
+
+    // Values that double with every step, which a reader that builds them would run out of memory over.
+    let mut bomb = b"\x80\x02)q\x00".to_vec();
+    bomb.extend(b"h\x00h\x00\x86q\x00".repeat(40));
+    bomb.push(b'.');
+    let deep = [b"\x80\x02".as_slice(), &b"]".repeat(100_000), b"."].concat();
+    let code = b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R.".to_vec();
+    for (pickle, told) in [(bomb, "broken"), (deep, "broken"), (code, "`os.system`")] {
+        archive(&path, &pickle, "little", &[]);
+        let error = TensorFile::open(&path).unwrap_err().to_string();
+        assert!(error.contains(told), "{error}");
+    }
+    std::fs::write(&path, b"\x80\x02}q\x00.").unwrap();
+    let problem = TensorFile::open(&path).unwrap_err();
+    assert!(matches!(problem, CheckpointError::Torch { problem: TorchProblem::Zip(_), .. }), "{problem}");
+}

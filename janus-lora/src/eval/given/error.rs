@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use janus_core::checkpoint::CheckpointError;
 use janus_core::{Diagnose, Fault};
 
 /// Weights of a network that cannot be used.
@@ -9,12 +10,10 @@ use janus_core::{Diagnose, Fault};
 #[non_exhaustive]
 pub enum NetworkError {
     /// A file that cannot be read.
-    #[error("`{}` cannot be read as weights: {reason}", file.display())]
+    #[error("the weights of a network cannot be read")]
     Unreadable {
-        /// The file.
-        file: PathBuf,
         /// What its reader says.
-        reason: String,
+        source: CheckpointError,
     },
     /// A tensor that the network needs is not there.
     #[error("`{}` has no tensor `{tensor}`", file.display())]
@@ -48,17 +47,25 @@ pub enum NetworkError {
 
 impl Diagnose for NetworkError {
     fn fault(&self) -> Fault {
-        Fault::Input
+        match self {
+            NetworkError::Unreadable { source } => source.fault(),
+            _ => Fault::Input,
+        }
     }
 
     fn hints(&self) -> Vec<String> {
-        match self {
+        let of_source = match self {
+            NetworkError::Unreadable { source } => source.hints(),
+            _ => Vec::new(),
+        };
+        let own = match self {
             NetworkError::TooSmall { .. } => vec!["leave `--lpips` out".into()],
             _ => vec![
                 "`--lpips` takes the `state_dict` of LPIPS with VGG-16 or AlexNet, `--inception` that of the Inception-v3 of the \
                  Fréchet distance (`pt_inception-2015-12-05`), both as PyTorch saves them or in safetensors"
                     .into(),
             ],
-        }
+        };
+        of_source.into_iter().chain(own).collect()
     }
 }

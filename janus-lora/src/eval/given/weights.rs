@@ -1,53 +1,43 @@
 //! Tensors of a file, and the one building block of these networks.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
+use janus_core::checkpoint::TensorFile;
 
 use super::NetworkError;
 use crate::error::Result;
 
-/// The tensors of a file by name.
+/// The tensors of a file by name, each read when it is asked for.
 pub(super) struct Weights {
-    file: PathBuf,
-    tensors: HashMap<String, Tensor>,
+    path: PathBuf,
+    file: TensorFile,
 }
 
 impl Weights {
-    /// Reads safetensors, or what PyTorch pickled (by a reader that executes nothing).
-    pub(super) fn open(file: &Path) -> Result<Self> {
-        let is_safetensors = file.extension().is_some_and(|extension| extension == "safetensors");
-        let tensors = if is_safetensors {
-            candle_core::safetensors::load(file, &Device::Cpu)
-        } else {
-            candle_core::pickle::read_all(file).map(HashMap::from_iter)
-        };
-        match tensors {
-            Ok(tensors) => Ok(Self { file: file.to_path_buf(), tensors }),
-            Err(error) => {
-                let reason = error.to_string().lines().next().unwrap_or_default().to_owned();
-                Err(NetworkError::Unreadable { file: file.to_path_buf(), reason }.into())
-            }
-        }
+    /// Opens safetensors, or what PyTorch pickled (by a reader that executes nothing).
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let file = TensorFile::open(path).map_err(|source| NetworkError::Unreadable { source })?;
+        Ok(Self { path: path.to_path_buf(), file })
     }
 
     pub(super) fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        self.file.shape(name).is_some()
     }
 
     /// A tensor in f32, whose shape has to be the expected one where that is not `None`.
     pub(super) fn get<const N: usize>(&self, name: &str, expected: [Option<usize>; N]) -> Result<Tensor> {
-        let missing = || NetworkError::Missing { file: self.file.clone(), tensor: name.to_owned() };
-        let tensor = self.tensors.get(name).ok_or_else(missing)?;
+        let missing = || NetworkError::Missing { file: self.path.clone(), tensor: name.to_owned() };
+        let shape = self.file.shape(name).ok_or_else(missing)?;
         let fits = |(got, expected): (&usize, &Option<usize>)| expected.is_none_or(|expected| *got == expected);
-        if tensor.rank() != N || !tensor.dims().iter().zip(&expected).all(fits) {
+        if shape.len() != N || !shape.iter().zip(&expected).all(fits) {
             let size = |size: &Option<usize>| size.map_or("any".to_owned(), |size| size.to_string());
             let expected = format!("[{}]", expected.iter().map(size).collect::<Vec<_>>().join(", "));
-            let (file, got) = (self.file.clone(), tensor.dims().to_vec());
+            let (file, got) = (self.path.clone(), shape.to_vec());
             return Err(NetworkError::Shape { file, tensor: name.to_owned(), expected, got }.into());
         }
-        Ok(tensor.to_dtype(DType::F32)?)
+        let tensor = self.file.read(name).map_err(|source| NetworkError::Unreadable { source })?;
+        tensor.ok_or_else(|| missing().into())
     }
 }
 

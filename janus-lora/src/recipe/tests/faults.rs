@@ -348,9 +348,13 @@ fn faults_of_stages_are_told_where_they_are() {
         (
             "learning_rate = 0.5",
             "steps = 5",
-            "`stage.1.train.steps` cannot stand beside `stage.1.steps`: give one of them",
+            "`stage.1.train.steps` does not go together with stages, each of which takes the steps that it says",
         ),
-        ("learning_rate = 1e-3", "steps = 5", "`train.steps` cannot stand beside `stage`: give one of them"),
+        (
+            "learning_rate = 1e-3",
+            "epochs = 5",
+            "`train.epochs` does not go together with stages, each of which takes the steps that it says",
+        ),
         (
             "dynamic = {",
             "adapter = { targets = [\"vision\"], rank = 4 }\ndynamic = {",
@@ -362,6 +366,17 @@ fn faults_of_stages_are_told_where_they_are() {
         let found = problems(&text, &[]);
         assert!(found.contains(&expected.to_owned()), "{was}: {found:?}");
     }
+    // What the hint says works, wherever the rule stands.
+    let rule = "early_stopping = { metric = \"a.loss\" }";
+    for (was, key) in [("learning_rate = 1e-3", "train"), ("learning_rate = 0.5", "stage.1.train")] {
+        let text = STAGED.replace(was, &format!("{was}\n{rule}"));
+        let RecipeError::Faults { faults, .. } = error(&text, &[]) else { panic!("{was}") };
+        let fault = faults.iter().find(|fault| matches!(fault.problem, Problem::NotWithStages { .. })).unwrap();
+        let hint = fault.problem.hint().unwrap();
+        assert!(hint.starts_with(&format!("leave `{key}.early_stopping` out")), "{hint}");
+        assert!(hint.contains("`train.eval_every`") && hint.contains("`janus merge`"), "{hint}");
+    }
+    good(STAGED, &[]);
     let unread = STAGED.replace("task = \"generate\"", "task = \"generate\"\nquantize_from = 3");
     assert_eq!(problems(&unread, &[]), ["`data.1.quantize_from` has no meaning for task `generate`"]);
 }

@@ -317,6 +317,51 @@ fn early_stopping_is_a_table_with_keys_of_its_own() {
 }
 
 #[test]
+fn early_stopping_goes_by_a_figure_that_the_task_has() {
+    let refused = |task: &str, own: &str, more: &str| -> Option<(String, String)> {
+        let table = format!("task = \"{task}\"\nname = \"a.b\"\neval = \"e.parquet\"\n{more}");
+        let text = LEAST.replace("task = \"text\"", &table);
+        let rule = format!("train.early_stopping={{ metric = \"a.b.{own}\" }}");
+        match load_text(&text, &["train.eval_every=5", &rule]) {
+            Ok(_) => None,
+            Err(RecipeError::Faults { faults, .. }) => {
+                assert_eq!(faults.len(), 1, "{}", faults[0]);
+                Some((faults[0].problem.to_string(), faults[0].problem.hint().unwrap()))
+            }
+            Err(other) => panic!("{other}"),
+        }
+    };
+    for (task, own, near) in [
+        ("understand", "los", "`a.b.loss`"),
+        ("understand", "exact-mach", "`a.b.exact_match`"),
+        ("text", "accuracy", "`a.b.token_accuracy`, `a.b.rows`"),
+        ("text", "losses!", "`a.b.rows`, `a.b.tokens`, `a.b.loss`"),
+        ("classify", "acuracy", "`a.b.accuracy`"),
+        ("locate", "map50", "`a.b.map_50`"),
+        ("segment", "dcie", "`a.b.dice`"),
+        ("retrieve", "recal_at_1", "`a.b.recall_at_1`"),
+        ("reconstruct", "pnsr", "`a.b.psnr`"),
+        ("generate", "lpips", "`a.b.rows`"),
+        ("classify", "labels", "`a.b.rows`"),
+        ("generate", "", "`a.b.rows`"),
+    ] {
+        let (problem, hint) = refused(task, own, "").unwrap_or_else(|| panic!("{task} {own}"));
+        assert!(problem.contains(&format!("`a.b.{own}`, and task `{task}` has no such figure")), "{problem}");
+        assert!(hint.starts_with(&format!("name one of {near}")), "{hint}");
+    }
+    for (task, own, more) in [
+        ("understand", "rouge_l", ""),
+        ("classify", "macro_f1", ""),
+        ("generate", "tower_distance", "eval_pictures = 2"),
+        ("edit", "ssim", "eval_pictures = 2"),
+    ] {
+        assert_eq!(refused(task, own, more), None, "{task} {own}");
+    }
+    let (problem, _) = refused("generate", "tower_distance", "").unwrap();
+    assert!(problem.contains("`tower_distance` is of drawn pictures, and `a.b` has no `eval_pictures`"), "{problem}");
+}
+
+#[test]
 fn tables_of_heads_need_no_pairs_and_mifs_has_a_weight() {
     let table = "task = \"segment\"\ncolumns = { mask = \"m\" }";
     let alone = format!("{}[adapter]\ntargets = []\n", LEAST.replace("task = \"text\"", table));

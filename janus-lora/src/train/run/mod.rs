@@ -5,36 +5,37 @@
 //! checkpoint, before the final evaluation and the files of the adapter ([`kept`]).
 
 mod kept;
+mod outcome;
+mod prepared;
+mod watched;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use candle_core::{DType, Device};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::checkpoint::{self, State};
+use super::checkpoint::{self, Checkpoint, State};
 use super::coverage::check_coverage;
 use super::ending::Ending;
-use super::error::{resume_command, rows_listed, shell_word};
-use super::feeder::{Feeder, FeederState, stage_seed};
-use super::files::{RECIPE_FILE, RunFiles};
-use super::folder::{RunFolder, is_finished};
-use super::guard::{Best, Progress, Spike, require_metric};
-use super::identity::{RunIdentity, is_of_before, recipe_differences};
-use super::metrics::{self, SkippedStep, StepLine, peak_rss_bytes, rss_bytes};
+use super::error::resume_command;
+use super::feeder::{Feeder, stage_seed};
+use super::files::RunFiles;
+use super::folder::RunFolder;
+use super::guard::{Best, Progress, require_metric};
+use super::identity::{RunIdentity, is_of_before};
+use super::metrics::{self, StepLine, peak_rss_bytes, rss_bytes};
 use super::optimizer::AdamWConfig;
-use super::plan::{Plan, compute_type, parts};
+use super::plan::{compute_type, parts};
 use super::schedule::LearningRate;
 use super::stages::{self, Opened, Stage};
 use super::step::{StepReport, Stepper, TableLoss};
-use super::tables::{RecipeTable, open_tables};
+use super::tables::RecipeTable;
 use super::trainable::Trainables;
 use super::{TrainError, signals};
-use crate::adapter::{Adapter, Note, as_argument};
+use crate::adapter::{Adapter, Note};
 use crate::allocator;
-use crate::base::Base;
 use crate::cache::CacheSettings;
-use crate::data::{DataError, RowId};
 use crate::error::{Error, Result};
 use crate::eval::{Metrics, Networks, evaluate};
 use crate::fingerprint::PendingFingerprint;
@@ -44,22 +45,9 @@ use crate::report::Sight;
 use crate::report::samples::Stand;
 use crate::status::Status;
 
-/// A recipe whose base and tables are open and whose run is worked out.
-#[derive(Debug)]
-pub struct Prepared {
-    /// The recipe.
-    pub recipe: Recipe,
-    /// Its base.
-    pub base: Base,
-    /// Its tables.
-    pub tables: Vec<RecipeTable>,
-    /// What will be done, all stages together.
-    pub plan: Plan,
-    /// The stages, one where the recipe has none.
-    pub stages: Vec<Stage>,
-    /// When its opening began.
-    started: Instant,
-}
+use outcome::instead_of_steps;
+pub use outcome::{Finished, finished};
+pub use prepared::{Prepared, look, prepare, refused_now};
 
 /// What a run came to.
 #[derive(Debug)]
@@ -90,144 +78,6 @@ pub struct Summary {
     pub wait_seconds: f64,
 }
 
-/// Opens what a recipe names and works out its run on `device`. Writes nothing.
-///
-/// # Errors
-/// Anything wrong with base, data or targets.
-pub fn prepare(recipe: Recipe, device: &Device, status: &dyn Status) -> Result<Prepared> {
-    let started = Instant::now();
-    let base = Base::open(&recipe.base.path, status)?;
-    prepare_over(base, recipe, device, status, started)
-}
-
-/// As [`prepare`], for a look: what is not here is neither made nor fetched, a hub's small files aside. What comes of it cannot
-/// be trained.
-///
-/// # Errors
-/// As [`prepare`].
-pub fn look(recipe: Recipe, device: &Device, status: &dyn Status) -> Result<Prepared> {
-    let started = Instant::now();
-    let base = Base::outline(&recipe.base.path, status)?;
-    prepare_over(base, recipe, device, status, started)
-}
-
-/// The error of a run that cannot be prepared; where its rows are refused and `kept` is the recipe of an earlier version's run
-/// in `folder`, which accepted them, an error that says so.
-pub fn refused_now(error: Error, folder: &Path, kept: &str) -> Error {
-    let is_of_rows = match &error {
-        Error::Task(_) => true,
-        Error::Data(error) => matches!(error, DataError::TooManyBadRows { .. } | DataError::NoAcceptedRows { .. }),
-        _ => false,
-    };
-    if !is_of_rows || !is_of_before(kept) || checkpoint::steps(folder).is_empty() {
-        return error;
-    }
-    let (folder, differences) = (folder.to_path_buf(), vec![format!("it accepted them, and now {error}")]);
-    TrainError::OfBefore { folder, differences, refused: Some(Box::new(error)) }.into()
-}
-
-fn prepare_over(
-    base: Base,
-    recipe: Recipe,
-    device: &Device,
-    status: &dyn Status,
-    started: Instant,
-) -> Result<Prepared> {
-    let tables = open_tables(&recipe, &base, status)?;
-    let stages = stages::stages(&recipe, &base, &tables, device)?;
-    let plan = Plan::whole(&recipe, &base, &tables, &stages)?;
-    Ok(Prepared { recipe, base, tables, plan, stages, started })
-}
-
-impl Prepared {
-    /// Works out how long a step takes, as [`Plan::estimate_time`].
-    ///
-    /// # Errors
-    /// As [`Plan::estimate_time`].
-    pub fn estimate_time(&mut self) -> Result<()> {
-        let mut seconds = Some(0.0);
-        for Stage { recipe, tables, plan, .. } in &mut self.stages {
-            plan.estimate_time(recipe, &self.base, tables)?;
-            let of_stage = plan.predicted_step_seconds.map(|seconds| seconds * plan.steps as f64);
-            seconds = seconds.zip(of_stage).map(|(sum, own)| sum + own);
-        }
-        self.plan.predicted_step_seconds = seconds.map(|seconds| seconds / self.plan.steps.max(1) as f64);
-        Ok(())
-    }
-}
-
-/// A run that is over.
-#[derive(Debug)]
-pub struct Finished {
-    /// What it came to, as in `janus_adapter.json`.
-    pub metrics: Value,
-    /// Whether the recipe names the same number of steps or epochs; otherwise the plan tells whether it asks for more.
-    pub same_length: bool,
-}
-
-impl Finished {
-    /// Steps that it was planned to have.
-    pub fn steps(&self) -> Option<u64> {
-        self.metrics.get("planned_steps").or_else(|| self.metrics.get("steps"))?.as_u64()
-    }
-}
-
-/// What the run in the folder of a recipe came to, if it is over.
-///
-/// # Errors
-/// [`TrainError::OtherRun`] where it was a run of another recipe.
-pub fn finished(recipe: &Recipe) -> Result<Option<Finished>> {
-    let folder = recipe.output.dir.as_path();
-    if !is_finished(folder) {
-        return Ok(None);
-    }
-    let note = Note::read(folder)?.unwrap_or_default();
-    let mut same_length = true;
-    if let Some(was) = &note.recipe {
-        let now = to_toml(recipe);
-        let differences = recipe_differences(was, &now);
-        if !differences.is_empty() {
-            let folder = folder.to_path_buf();
-            return Err(TrainError::OtherRun { folder, differences, instead: Vec::new() }.into());
-        }
-        same_length = length(was) == length(&now);
-    }
-    Ok(Some(Finished { metrics: note.metrics.unwrap_or_default(), same_length }))
-}
-
-/// How long a recipe says its run is: `train.steps` and `train.epochs`.
-fn length(recipe: &str) -> Option<[Option<i64>; 2]> {
-    let recipe: toml::Table = recipe.parse().ok()?;
-    let train = recipe.get("train")?;
-    Some(["steps", "epochs"].map(|key| train.get(key).and_then(toml::Value::as_integer)))
-}
-
-/// What can be done where a run cannot be given other steps, for its rate falls over all of them.
-fn instead_of_steps(recipe: &Recipe, steps: u64) -> Vec<String> {
-    let folder = recipe.output.dir.as_path();
-    let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let beside = |what: &str| shell_word(&folder.with_file_name(format!("{name}-{what}")));
-    let kept = shell_word(&folder.join(RECIPE_FILE));
-    let mut hints = Vec::new();
-    if recipe.stages.is_empty() {
-        let other = beside(&steps.to_string());
-        hints.push(format!("a new run of {steps} steps: `janus train {kept} train.steps={steps} output.dir={other}`"));
-    }
-    // A head is no part of what is merged: such a run would begin with a new one.
-    let has_heads = recipe.data.iter().any(|table| table.task.has_head());
-    if is_finished(folder) && !has_heads {
-        let (base, merged) = (shell_word(Path::new(&recipe.base.path)), beside("merged"));
-        let adapter = shell_word(&as_argument(folder));
-        hints.push(format!(
-            "a run that begins where this one ended: `janus merge --base {base} --adapter {adapter} --dtype f32 --out \
-             {merged} && janus train {kept} base.path={merged} base.dtype=f32 output.dir={}`",
-            beside("more")
-        ));
-    }
-    hints.push("a run with `train.schedule = \"constant\"` can be given more steps at any time".into());
-    hints
-}
-
 /// Runs a recipe on `device` into a folder, from the first step, or the last checkpoint of an earlier process, to the saved
 /// adapter.
 ///
@@ -249,28 +99,7 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
     };
     if let Some(checkpoint) = &resumed {
         identity.base = fingerprint.wait(status)?.to_owned();
-        let State { identity: was, step, .. } = &checkpoint.state;
-        let mut differences = was.differences(&identity, recipe.train.schedule, *step);
-        let mut rows = was.rows_of_before(&identity);
-        if is_of_before(&was.recipe) {
-            let read = tables.iter().filter_map(|table| Some((table, table.task.read_otherwise_before()?)));
-            rows.extend(read.map(|(table, what)| format!("`{}`: {what}", table.section.name)));
-        }
-        if !rows.is_empty() {
-            let folder = folder.path().to_path_buf();
-            return Err(TrainError::OfBefore { folder, differences: rows, refused: None }.into());
-        }
-        let other_steps = was.steps != identity.steps;
-        if other_steps && checkpoint.state.progress.stopped_early {
-            differences.push(format!("early stopping ended it after step {step}"));
-        }
-        if !differences.is_empty() {
-            let is_spread = other_steps && recipe.train.schedule != Schedule::Constant;
-            let instead = if is_spread { instead_of_steps(recipe, identity.steps) } else { Vec::new() };
-            return Err(TrainError::OtherRun { folder: folder.path().to_path_buf(), differences, instead }.into());
-        }
-    }
-    if let Some(checkpoint) = &resumed {
+        require_same(checkpoint, &identity, prepared, &folder)?;
         let claimed = checkpoint.state.metrics_bytes;
         metrics::check(folder.path(), claimed).map_err(|problem| checkpoint.unusable(problem))?;
     }
@@ -347,6 +176,10 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
             "`metrics.jsonl` was shorter than when the checkpoint was written: lines of earlier steps are missing",
         );
     }
+    let counts_as_before = files.last_epoch.is_some_and(|(step, epoch)| is_counted_as_before(stages, step, epoch));
+    if counts_as_before && step < plan.steps {
+        status.note("epochs are counted on as the run began to, which an earlier version did otherwise than new runs");
+    }
     let sight = Sight::open(folder.path(), recipe, plan, tables, step, device, status)?;
     let mut run = Run {
         prepared,
@@ -365,9 +198,41 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
         progress,
         saved_step,
         evaluated: None,
+        counts_as_before,
         opening_seconds,
     };
     run.whole(number, saved_step)
+}
+
+/// Refuses to go on with a checkpoint of another run, or of one that read its rows otherwise.
+fn require_same(
+    checkpoint: &Checkpoint,
+    identity: &RunIdentity,
+    prepared: &Prepared,
+    folder: &RunFolder,
+) -> Result<()> {
+    let Prepared { recipe, tables, .. } = prepared;
+    let State { identity: was, step, .. } = &checkpoint.state;
+    let mut differences = was.differences(identity, recipe.train.schedule, *step);
+    let mut rows = was.rows_of_before(identity);
+    if is_of_before(&was.recipe) {
+        let read = tables.iter().filter_map(|table| Some((table, table.task.read_otherwise_before()?)));
+        rows.extend(read.map(|(table, what)| format!("`{}`: {what}", table.section.name)));
+    }
+    if !rows.is_empty() {
+        let folder = folder.path().to_path_buf();
+        return Err(TrainError::OfBefore { folder, differences: rows, refused: None }.into());
+    }
+    let other_steps = was.steps != identity.steps;
+    if other_steps && checkpoint.state.progress.stopped_early {
+        differences.push(format!("early stopping ended it after step {step}"));
+    }
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let is_spread = other_steps && recipe.train.schedule != Schedule::Constant;
+    let instead = if is_spread { instead_of_steps(recipe, identity.steps) } else { Vec::new() };
+    Err(TrainError::OtherRun { folder: folder.path().to_path_buf(), differences, instead }.into())
 }
 
 /// A run under way.
@@ -392,7 +257,17 @@ struct Run<'a> {
     saved_step: Option<u64>,
     /// The newest evaluation of this process, and the step it was made after.
     evaluated: Option<(u64, Metrics)>,
+    /// Whether `epoch` goes on in the way of an earlier version, which the lines before have.
+    counts_as_before: bool,
     opening_seconds: f64,
+}
+
+/// Whether the `epoch` of a step's line was counted in the way of an earlier version, where that makes another number.
+fn is_counted_as_before(stages: &[Stage], step: u64, epoch: f64) -> bool {
+    let Some(stage) = stages.iter().find(|stage| stage.first_step < step && step <= stage.end()) else { return false };
+    let in_stage = (step - stage.first_step) as f64;
+    let is = |steps_per_epoch: f64| (in_stage / steps_per_epoch - epoch).abs() <= 1e-9 * epoch.abs();
+    is(stage.plan.steps_per_epoch_of_before()) && !is(stage.plan.steps_per_epoch())
 }
 
 impl Run<'_> {
@@ -472,6 +347,9 @@ impl Run<'_> {
             let step = self.step;
             let due = |every: u64| every > 0 && step.is_multiple_of(every);
             let ended = self.step >= stage.end();
+            if ended {
+                self.feeder.stop_reading_ahead();
+            }
             let (eval_due, save_due) = (due(train.eval_every) && !ended, due(train.checkpoint_every) || ended);
             let mut best = false;
             let eval_due = eval_due || (ended && goes_on);
@@ -487,6 +365,8 @@ impl Run<'_> {
                 self.save()?;
             }
             if ended {
+                // Also where early stopping ended it.
+                self.feeder.stop_reading_ahead();
                 break;
             }
             let clock = Instant::now();
@@ -542,10 +422,12 @@ impl Run<'_> {
         let losses = tables.iter().zip(&report.losses);
         let wait_seconds = self.feeder.take_wait_seconds();
         self.progress.wait_seconds += wait_seconds;
+        let steps_per_epoch =
+            if self.counts_as_before { plan.steps_per_epoch_of_before() } else { plan.steps_per_epoch() };
         let line = StepLine {
             step: step + 1,
             stage: name.clone(),
-            epoch: (in_stage + 1) as f64 / plan.steps_per_epoch(),
+            epoch: (in_stage + 1) as f64 / steps_per_epoch,
             loss: report.loss,
             lr: learning_rate,
             grad_norm: report.grad_norm,
@@ -571,8 +453,9 @@ impl Run<'_> {
     /// Answers and pictures of some rows to evaluate, as the adapter stands, which is that of `step`.
     fn sample(&mut self, step: u64) -> Result<()> {
         allocator::give_back();
-        let Self { sight, files, opened, stage, status, .. } = self;
+        let Self { sight, files, opened, stage, status, feeder, .. } = self;
         let Opened { base, model, stepper } = opened;
+        let paused = feeder.pause();
         let is_over = stepper.trainables.is_empty();
         let is_own = |name: &str| is_over || stage.tables.iter().any(|table| table.section.name == name);
         let sample = |heads: &Heads| {
@@ -580,45 +463,10 @@ impl Run<'_> {
             sight.sample(&stand, &is_own, &mut files.metrics, *status)
         };
         stepper.trainables.untracked(model, sample)?;
+        drop(paused);
         allocator::give_back();
         self.progress.sampled_step = Some(self.step);
         Ok(())
-    }
-
-    /// Counts a step that moved nothing, and tells of it.
-    fn skip(&mut self, error: &TrainError, began: &FeederState) -> Result<SkippedStep> {
-        let allowed = self.prepared.recipe.train.max_skipped_steps;
-        let number = if let TrainError::NotFinite { batch, .. } = error { *batch } else { None };
-        let batches = self.feeder.rows_of_step(began).into_iter().enumerate();
-        let of_batch = batches.filter(|(batch, _)| number.is_none_or(|number| *batch == number));
-        let rows: Vec<RowId> = of_batch.flat_map(|(_, (_, rows))| rows).collect();
-        self.progress.skipped_steps += 1;
-        let (skipped, reason) = (self.progress.skipped_steps, error.to_string());
-        if skipped > allowed {
-            return Err(TrainError::TooManySkipped { skipped, allowed, reason, rows }.into());
-        }
-        self.status
-            .warn(&format!("{reason}; the step is skipped ({skipped} of at most {allowed}): {}", rows_listed(&rows)));
-        Ok(SkippedStep { reason, rows: rows.iter().map(RowId::to_string).collect() })
-    }
-
-    /// Losses far above what was usual, told with their rows.
-    fn spikes(&mut self, losses: &[Option<f64>], began: &FeederState) -> Vec<Spike> {
-        let found = self.progress.watch.observe(losses);
-        if found.is_empty() {
-            return Vec::new();
-        }
-        let batches = self.feeder.rows_of_step(began);
-        let spike = |(number, loss, mean): (usize, f64, f64)| {
-            let own = batches.iter().filter(|(table, _)| self.stage.numbers.get(*table) == Some(&number));
-            let rows: Vec<RowId> = own.flat_map(|(_, rows)| rows.iter().cloned()).collect();
-            let table = self.prepared.tables[number].section.name.clone();
-            let (step, listed) = (self.step + 1, rows_listed(&rows));
-            self.status
-                .warn(&format!("step {step}: the loss of `{table}` is {loss:.4} where {mean:.4} was usual: {listed}"));
-            Spike { number, table, loss, mean, rows: rows.iter().map(RowId::to_string).collect() }
-        };
-        found.into_iter().map(spike).collect()
     }
 
     fn evaluation(&self) -> Result<Metrics> {
@@ -627,7 +475,9 @@ impl Run<'_> {
 
     /// An evaluation on the way; whether it is the best so far.
     fn evaluate(&mut self) -> Result<bool> {
+        let paused = self.feeder.pause();
         let now = self.evaluation()?;
+        drop(paused);
         let mut line = json!({ "step": self.step, "eval": { "after": now } });
         if let Some(name) = &self.stage.name {
             line["stage"] = json!(name);

@@ -1,0 +1,163 @@
+//! What a `tokenizer.json` asks for, looked at before the `tokenizers` crate acts on it.
+//!
+//! A file can ask for steps that multiply a text (a hundred bytes of JSON turn 32 letters into gigabytes), for a splitter
+//! that never gets on, and for tokens drawn at random. None of this can be stopped once the crate is at work.
+
+use serde_json::Value;
+
+/// How often longer a text may become on its way through a file's steps. Those of the published Janus tokenizers map each
+/// byte to at most two; the steps of Llama's tokenizers make three of a space.
+const MAX_GROWTH: f64 = 64.0;
+
+/// Bytes of the longest token that is taken; the longest of the published tokenizers has 128 letters.
+const MAX_TOKEN_BYTES: usize = 4096;
+
+/// A file that may be handed on.
+#[derive(Debug)]
+pub(super) struct Examined {
+    /// The file; another one than was read where something had to be taken out.
+    pub(super) bytes: Vec<u8>,
+    /// What was taken out, for people.
+    pub(super) notes: Vec<String>,
+}
+
+/// Looks at a file.
+///
+/// # Errors
+/// What it asks for and does not get.
+pub(super) fn examine(bytes: Vec<u8>) -> Result<Examined, String> {
+    let mut file: Value = serde_json::from_slice(&bytes).map_err(|e| e.to_string())?;
+    let normalizer = growth(&file["normalizer"], "normalizers")?;
+    let pre_tokenizer = growth(&file["pre_tokenizer"], "pretokenizers")?;
+    let decoder = growth(&file["decoder"], "decoders")?;
+    for (what, growth) in [("text to ids", normalizer * pre_tokenizer), ("ids to text", decoder)] {
+        if growth > MAX_GROWTH {
+            return Err(format!(
+                "its steps from {what} can make a text {growth:.0} times as long, expected at most {MAX_GROWTH}"
+            ));
+        }
+    }
+    check_tokens(&file)?;
+    let drops = file["model"]["dropout"].as_f64().is_some_and(|share| share != 0.0);
+    if !drops {
+        return Ok(Examined { bytes, notes: Vec::new() });
+    }
+    let share = file["model"]["dropout"].take();
+    let note = format!("the tokenizer asks for merges to be left out at random (`dropout` {share}); none are");
+    Ok(Examined { bytes: file.to_string().into_bytes(), notes: vec![note] })
+}
+
+/// By how much a step and the steps in it can lengthen a text; `list` is where a sequence keeps its steps.
+fn growth(step: &Value, list: &str) -> Result<f64, String> {
+    let text_bytes = |key: &str| step[key].as_str().map_or(0, str::len) as f64;
+    Ok(match step["type"].as_str().unwrap_or_default() {
+        "Sequence" => {
+            let steps = step[list].as_array().map_or(&[][..], Vec::as_slice);
+            steps.iter().try_fold(1.0, |so_far, step| Ok::<f64, String>(so_far * growth(step, list)?))?
+        }
+        "Replace" => {
+            let content = text_bytes("content");
+            match step["pattern"]["String"].as_str().filter(|pattern| !pattern.is_empty()) {
+                Some(pattern) => (content / pattern.len() as f64).max(1.0),
+                // An expression may match between all letters.
+                None => 1.0 + content,
+            }
+        }
+        // Once for each stretch between special tokens, each of at least a letter.
+        "Prepend" => 1.0 + text_bytes("prepend"),
+        "Metaspace" => 1.0 + text_bytes("replacement"),
+        // Each byte of a text becomes a letter of at most two bytes.
+        "ByteLevel" => 2.0,
+        // Blanks around ideographs.
+        "BertNormalizer" => 3.0,
+        "Precompiled" => return Err("its normalizer is `Precompiled`, which no Janus tokenizer has".into()),
+        "FixedLength" if step["length"].as_u64().is_none_or(|length| length == 0) => {
+            return Err("its pre-tokenizer splits texts into pieces of length 0".into());
+        }
+        _ => 1.0,
+    })
+}
+
+/// Refuses tokens that are texts of their own.
+fn check_tokens(file: &Value) -> Result<(), String> {
+    let model = &file["model"];
+    let of_object = model["vocab"].as_object().into_iter().flatten().map(|(token, _)| token.as_str());
+    let of_list = model["vocab"].as_array().into_iter().flatten().filter_map(|entry| entry[0].as_str());
+    let added = file["added_tokens"].as_array().into_iter().flatten().filter_map(|token| token["content"].as_str());
+    let affixes = ["continuing_subword_prefix", "end_of_word_suffix"].into_iter().filter_map(|key| model[key].as_str());
+    match of_object.chain(of_list).chain(added).chain(affixes).find(|token| token.len() > MAX_TOKEN_BYTES) {
+        None => Ok(()),
+        Some(token) => {
+            let start: String = token.chars().take(20).collect();
+            Err(format!("its token `{start}…` has {} bytes, expected at most {MAX_TOKEN_BYTES}", token.len()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn refusal(file: Value) -> String {
+        examine(file.to_string().into_bytes()).unwrap_err()
+    }
+
+    fn replace(pattern: &str, content: &str) -> Value {
+        json!({ "type": "Replace", "pattern": { "String": pattern }, "content": content })
+    }
+
+    #[test]
+    fn steps_that_multiply_a_text_are_refused() {
+        let twice = replace("a", "aa");
+        let many = json!({ "type": "Sequence", "normalizers": vec![twice.clone(); 30] });
+        assert!(refusal(json!({ "normalizer": many.clone() })).contains("1073741824 times"));
+        let nested = json!({ "type": "Sequence", "normalizers": [many.clone(), many] });
+        assert!(refusal(json!({ "normalizer": nested })).contains("times as long"));
+        let between = json!({ "type": "Replace", "pattern": { "Regex": "" }, "content": "x".repeat(80) });
+        assert!(refusal(json!({ "normalizer": between })).contains("81 times"));
+        let decoders =
+            json!({ "type": "Sequence", "decoders": [replace("a", &"a".repeat(9)), replace("a", &"a".repeat(9))] });
+        assert!(refusal(json!({ "decoder": decoders })).contains("from ids to text"));
+        let bytes = json!({ "type": "Sequence", "pretokenizers": vec![json!({ "type": "ByteLevel" }); 8] });
+        assert!(refusal(json!({ "pre_tokenizer": bytes })).contains("256 times"));
+        // Llama's.
+        let ordinary =
+            json!({ "type": "Sequence", "normalizers": [{ "type": "Prepend", "prepend": "▁" }, replace(" ", "▁")] });
+        assert!(examine(json!({ "normalizer": ordinary, "model": {} }).to_string().into_bytes()).is_ok());
+    }
+
+    #[test]
+    fn a_splitter_that_never_gets_on_and_tokens_that_are_books_are_refused() {
+        for length in [json!(0), json!(null), json!(-1)] {
+            let splitter = json!({ "type": "FixedLength", "length": length });
+            assert!(refusal(json!({ "pre_tokenizer": splitter.clone() })).contains("length 0"));
+            let within = json!({ "type": "Sequence", "pretokenizers": [{ "type": "Digits" }, splitter] });
+            assert!(refusal(json!({ "pre_tokenizer": within })).contains("length 0"));
+        }
+        let long = "x".repeat(MAX_TOKEN_BYTES + 1);
+        for file in [
+            json!({ "model": { "vocab": { long.clone(): 0 } } }),
+            json!({ "model": { "vocab": [[long.clone(), -1.0]] } }),
+            json!({ "model": { "end_of_word_suffix": long } }),
+            json!({ "added_tokens": [{ "content": long }] }),
+        ] {
+            assert!(refusal(file).contains("4097 bytes"));
+        }
+        assert!(refusal(json!({ "normalizer": { "type": "Precompiled" } })).contains("Precompiled"));
+    }
+
+    #[test]
+    fn merges_are_never_left_out_at_random() {
+        let file = |dropout: Value| json!({ "model": { "type": "BPE", "dropout": dropout } }).to_string().into_bytes();
+        for dropout in [json!(null), json!(0.0), json!(0)] {
+            let examined = examine(file(dropout.clone())).unwrap();
+            assert_eq!((examined.bytes, examined.notes.len()), (file(dropout), 0));
+        }
+        for dropout in [json!(0.1), json!(1), json!(1e-3)] {
+            let examined = examine(file(dropout)).unwrap();
+            assert_eq!((examined.bytes, examined.notes.len()), (file(json!(null)), 1));
+        }
+    }
+}

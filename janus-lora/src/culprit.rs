@@ -1,0 +1,112 @@
+//! Whose values made a model compute what is no number: looked for once it has.
+
+use candle_core::{DType, Device, Tensor};
+use janus_core::ModelError;
+
+use crate::adapter::Adapter;
+use crate::base::Base;
+use crate::error::{Error, Result};
+
+/// Whose values they are, with the one that stands out.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Culprit {
+    /// The base's: one that is no number, or the largest.
+    #[error("base `{base}` has values that no answer can be computed with: `{tensor}` holds {value:e}")]
+    Base {
+        /// The base's name.
+        base: String,
+        /// The tensor.
+        tensor: String,
+        /// The value.
+        value: f32,
+    },
+    /// An adapter's: the largest.
+    #[error(
+        "the adapter has values that no answer can be computed with: `{tensor}` holds {value:e} at factor {factor}"
+    )]
+    Adapter {
+        /// The site, or the parameter that a copy stands in for.
+        tensor: String,
+        /// The value.
+        value: f32,
+        /// What its corrections are multiplied by.
+        factor: f64,
+    },
+}
+
+impl Culprit {
+    /// What helps.
+    pub(crate) fn hint(&self) -> String {
+        match self {
+            Culprit::Base { .. } => "take the base from where it was published; `janus base inspect` lists its tensors".into(),
+            Culprit::Adapter { .. } => {
+                "leave the adapter out, or give it a smaller factor (`--adapter DIR:0.1`); train it with `train.clip_norm` and a \
+                 smaller `train.learning_rate`"
+                    .into()
+            }
+        }
+    }
+}
+
+/// The same error; of logits that are not finite one that says whose values they come from.
+pub(crate) fn explain(error: Error, base: &Base, adapters: &[(Adapter, f64)]) -> Error {
+    let Error::Core(source @ janus_core::Error::Model(ModelError::NotFinite { .. })) = error else { return error };
+    match find(base, adapters) {
+        Ok(Some(culprit)) => Error::NotFinite { culprit, source },
+        Ok(None) => Error::Core(source),
+        Err(error) => error,
+    }
+}
+
+/// The value that stands out most: one that is no number, else the largest.
+fn find(base: &Base, adapters: &[(Adapter, f64)]) -> Result<Option<Culprit>> {
+    let mut found: Option<(f32, Culprit)> = None;
+    let mut consider = |value: f32, culprit: &dyn Fn() -> Culprit| {
+        let size = if value.is_finite() { value.abs() } else { f32::INFINITY };
+        if found.as_ref().is_none_or(|(largest, _)| size > *largest) {
+            found = Some((size, culprit()));
+        }
+    };
+    for (adapter, factor) in adapters {
+        let pairs = adapter.pairs.iter().flat_map(|(path, pair)| [(path, &pair.a), (path, &pair.b)]);
+        for (tensor, values) in pairs.chain(adapter.saved.iter()) {
+            let value = most(values)?;
+            consider(value, &|| Culprit::Adapter { tensor: tensor.to_string(), value, factor: *factor });
+        }
+    }
+    let checkpoint = base.checkpoint();
+    for info in checkpoint.tensors() {
+        let value = most(&checkpoint.read(&info.name, DType::F32)?)?;
+        consider(value, &|| Culprit::Base { base: base.name().to_owned(), tensor: info.name.clone(), value });
+    }
+    Ok(found.map(|(_, culprit)| culprit))
+}
+
+/// The first value that is no number, else the one furthest from 0.
+fn most(tensor: &Tensor) -> Result<f32> {
+    let mut most = 0f32;
+    for value in tensor.flatten_all()?.to_vec1::<f32>()? {
+        if !value.is_finite() {
+            return Ok(value);
+        }
+        if value.abs() > most.abs() {
+            most = value;
+        }
+    }
+    Ok(most)
+}
+
+/// Lets through what is finite.
+///
+/// # Errors
+/// [`ModelError::NotFinite`] of the first value that is not.
+pub(crate) fn finite(tensor: Tensor, what: &'static str) -> Result<Tensor> {
+    let values = tensor.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(tensor),
+        Some(place) => {
+            let row = place / (values.len() / tensor.dim(0)?.max(1)).max(1);
+            Err(ModelError::NotFinite { what, row, value: values[place] }.into())
+        }
+    }
+}
