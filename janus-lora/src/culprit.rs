@@ -52,7 +52,7 @@ impl Culprit {
 pub(crate) fn explain(error: Error, base: &Base, adapters: &[(Adapter, f64)]) -> Error {
     let Error::Core(source @ janus_core::Error::Model(ModelError::NotFinite { .. })) = error else { return error };
     match find(base, adapters) {
-        Ok(Some(culprit)) => Error::NotFinite { culprit, source },
+        Ok(Some(culprit)) => Error::NotFinite { culprit: Box::new(culprit), source: Box::new(source) },
         Ok(None) => Error::Core(source),
         Err(error) => error,
     }

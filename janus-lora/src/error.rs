@@ -72,9 +72,9 @@ pub enum Error {
     #[error("{culprit}")]
     NotFinite {
         /// Whose values they come from.
-        culprit: Culprit,
+        culprit: Box<Culprit>,
         /// What was computed of them.
-        source: janus_core::Error,
+        source: Box<janus_core::Error>,
     },
     /// What was typed does not make sense.
     #[error("{message}")]

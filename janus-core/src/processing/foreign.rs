@@ -212,7 +212,7 @@ mod tests {
             (b"8BPS\0\x01".to_vec(), "Photoshop"),
             (dicom, "DICOM"),
             (b"\x08\0\x05\0CS\x0a\0ISO_IR 100".to_vec(), "DICOM"),
-            (b"\x08\0\x16\0UI\x1a\01.2.840.10008".to_vec(), "DICOM"),
+            (b"\x08\0\x16\0UI\x1a\x001.2.840.10008".to_vec(), "DICOM"),
             (b"\x02\0\0\0UL\x04\0\xc2\0\0\0".to_vec(), "DICOM"),
             (b"II+\0\x08\0\0\0\x10\0\0\0".to_vec(), "BigTIFF"),
             (b"MM\0+\0\x08\0\0".to_vec(), "BigTIFF"),

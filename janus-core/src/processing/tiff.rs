@@ -140,11 +140,14 @@ mod tests {
         [b"II*\0\x08\0\0\0", &count.to_le_bytes()[..], &entries, &[0; 4], &behind, data].concat()
     }
 
+    /// Entries of a directory, each with its values.
+    type Tags<'a> = &'a [(u16, &'a [u16])];
+
     #[test]
     fn forms_that_are_not_read_are_named_with_what_to_do() {
         let grey = [8];
         let rgb = [8; 3];
-        let cases: [(&[(u16, &[u16])], &str); 17] = [
+        let cases: [(Tags<'_>, &str); 17] = [
             (&[(258, &grey), (262, &[3]), (320, &[0; 768])], "with a palette"),
             (&[(258, &[8, 8]), (277, &[2]), (338, &[2])], "grey TIFF with transparency"),
             (&[(258, &[8; 4]), (277, &[4])], "further channels"),
@@ -179,7 +182,7 @@ mod tests {
     /// Values of Pillow 13: `Image.open(f).convert("RGB")`.
     #[test]
     fn forms_that_are_read_have_the_colours_that_pillow_gives() {
-        let cases: [(&[(u16, &[u16])], &[u8], [u8; 9]); 5] = [
+        let cases: [(Tags<'_>, &[u8], [u8; 9]); 5] = [
             (&[(258, &[8])], &[7, 8, 9], [7, 7, 7, 8, 8, 8, 9, 9, 9]),
             (&[(258, &[8]), (262, &[0])], &[7, 8, 255], [248, 248, 248, 247, 247, 247, 0, 0, 0]),
             (&[(258, &[16])], &[7, 0, 0, 1, 255, 0], [7, 7, 7, 255, 255, 255, 255, 255, 255]),

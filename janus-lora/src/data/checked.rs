@@ -29,6 +29,17 @@ struct Chunk {
     /// Bytes once they are unpacked, values whose lengths stand apart as such.
     bytes: u64,
     packed_bytes: u64,
+    /// What the page that takes most takes while it is unpacked, the packed bytes beside.
+    unpacking_bytes: u64,
+}
+
+/// What is found out of a row group.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Looked {
+    /// The most rows that are read at a time.
+    pub(super) rows: usize,
+    /// What its pages take while they are unpacked, one of each column: rows read are views of them until they are copied.
+    pub(super) unpacking_bytes: u64,
 }
 
 impl DataFile {
@@ -36,13 +47,13 @@ impl DataFile {
     pub(super) fn batch_rows(&self, row_group: usize) -> Result<usize, DataError> {
         match self.batch_rows[row_group].get() {
             Some(rows) => Ok(*rows),
-            None => self.check_pages(row_group),
+            None => Ok(self.check_pages(row_group)?.rows),
         }
     }
 
     /// Checks that the requested columns' pages are of sizes that are allowed, each and those of a row together, before anything
     /// makes room for them, and finds out how many rows a batch may have.
-    pub(super) fn check_pages(&self, row_group: usize) -> Result<usize, DataError> {
+    pub(super) fn check_pages(&self, row_group: usize) -> Result<Looked, DataError> {
         let file = Arc::new(self.unpacking(row_group)?);
         let (_, mask) = self.projection();
         let description = self.metadata.metadata().row_group(row_group);
@@ -78,7 +89,8 @@ impl DataFile {
             limit_bytes,
         })? as usize;
         let _ = self.batch_rows[row_group].set(rows);
-        Ok(rows)
+        let unpacking_bytes = chunks.iter().map(|chunk| chunk.unpacking_bytes).fold(0, u64::saturating_add);
+        Ok(Looked { rows, unpacking_bytes })
     }
 
     fn check_column(
@@ -92,9 +104,12 @@ impl DataFile {
         let limit_bytes = self.options.max_page_bytes;
         let (mut chunk, mut has_packed_lengths) = (Chunk { packed_bytes: size, ..Chunk::default() }, false);
         let may_be_frames = column.compression() == Compression::LZ4;
+        let is_packed = column.compression() != Compression::UNCOMPRESSED;
         pages::check(file.file(), start, size, limit_bytes, may_be_frames, &mut |page: Page| {
             let taken = weight(page.packed, page.bytes(), is_there);
             has_packed_lengths |= page.has_packed_lengths;
+            let packed = if is_packed && page.is_packed { page.packed } else { 0 };
+            chunk.unpacking_bytes = chunk.unpacking_bytes.max(page.bytes().saturating_add(packed));
             chunk.bytes = chunk.bytes.saturating_add(page.bytes());
             if page.is_dictionary {
                 let values = page.values.saturating_mul(VALUE_BYTES);

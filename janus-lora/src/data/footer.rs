@@ -350,7 +350,7 @@ mod tests {
     #[test]
     fn columns_are_read_to_a_depth_that_the_reader_survives() {
         let read = parse(&nested(MAX_DEPTH)).unwrap();
-        assert_eq!(read.metadata().file_metadata().schema_descr().num_columns(), 1);
+        assert_eq!(read.file_metadata().schema_descr().num_columns(), 1);
         for depth in [MAX_DEPTH + 1, 8000, 100_000] {
             assert_eq!(too_much(&nested(depth)), "its columns nest more than 64 deep");
         }

@@ -284,7 +284,7 @@ impl Table {
                 let claimed = usize::try_from(file.claimed_rows(row_group)).unwrap_or(usize::MAX);
                 let mut block = Block::new(file_number, row_group, 0);
                 let mut read = 0;
-                file.check_pages(row_group)?;
+                index.unpacking_bytes = index.unpacking_bytes.max(file.check_pages(row_group)?.unpacking_bytes);
                 let mut batches = file.batches(row_group, 0..claimed)?;
                 while let Some(batch) = batches.next(&self.requests)? {
                     if let Some(fault) = batch.fault_of_all() {
@@ -469,6 +469,8 @@ pub struct Index {
     clipped_greys: ClippedGreys,
     /// Blocks are shuffled within so many files at a time, 0 over all.
     files_together: usize,
+    /// What the pages of the row group that takes most take while they are unpacked.
+    unpacking_bytes: u64,
 }
 
 impl Index {
@@ -510,10 +512,9 @@ impl Index {
         values + rows * ROW_BYTES
     }
 
-    /// Size of the good rows' values in the row group that has most: a file may hold a whole one in a single page.
-    pub fn largest_group_bytes(&self) -> u64 {
-        let groups = self.blocks.chunk_by(|a, b| (a.file, a.row_group) == (b.file, b.row_group));
-        groups.map(|group| group.iter().map(|block| block.bytes).sum()).max().unwrap_or(0)
+    /// Memory that reading a window takes at most beside its rows: pages as they are packed and unpacked.
+    pub fn unpacking_bytes(&self) -> u64 {
+        self.unpacking_bytes
     }
 
     /// Size of the good rows' values.

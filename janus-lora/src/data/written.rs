@@ -57,7 +57,7 @@ pub(super) fn no_picture(text: &str) -> Option<&'static str> {
     let digits = text.strip_prefix("\\x").or(text.strip_prefix("0x")).unwrap_or(text);
     let begins_so =
         |start: &&str| digits.get(..start.len()).is_some_and(|beginning| beginning.eq_ignore_ascii_case(start));
-    if HEX_STARTS.iter().any(|start| begins_so(&start))
+    if HEX_STARTS.iter().any(begins_so)
         && digits.len() >= SHORTEST_BASE64
         && digits.bytes().all(|b| b.is_ascii_hexdigit())
     {

@@ -69,7 +69,7 @@ impl Feeder {
 
     /// Lets the threads that read ahead rest while the guards live, so that what they decode is not beside what an evaluation
     /// holds.
-    pub(super) fn pause(&self) -> Vec<MutexGuard<'_, ()>> {
+    pub(super) fn pause(&self) -> Vec<MutexGuard<'_, bool>> {
         self.streams.iter().filter_map(SampleStream::pause).collect()
     }
 

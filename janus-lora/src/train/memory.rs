@@ -152,7 +152,7 @@ impl Memory<'_> {
         let sum = |of: &dyn Fn(&TableLoad) -> u64| self.loads.iter().map(of).sum::<u64>();
         let made_ready = sum(&|load| self.made_ready(load));
         // The first windows are read before the first step, and threads that read ahead rest while evaluations go on.
-        let read_first = sum(&|load| load.window_bytes.min(load.group_bytes));
+        let read_first = sum(&|load| load.unpacking_bytes);
         let rows = sum(&|load| load.window_bytes + self.waiting_rows(load) * self.row_bytes(load));
         let absent = if self.evaluates_between { 0 } else { rows };
         let besides = read_first.max(evaluation.saturating_sub(absent));
@@ -170,10 +170,9 @@ impl Memory<'_> {
         predicted
     }
 
-    /// What is held beside a step: where another window is read, a row group as the file has it beside the rows made of it; at
-    /// other times pictures that are decoded, one on each of the threads that work ahead.
+    /// What is held beside a step: where another window is read, its pages beside the rows made of them; at other times pictures that are decoded, one on each of the threads that work ahead.
     fn made_ready(&self, load: &TableLoad) -> u64 {
-        let read = if load.reads_on { load.window_bytes.min(load.group_bytes) } else { 0 };
+        let read = if load.reads_on { load.unpacking_bytes } else { 0 };
         read.max(self.row_threads * load.decoded_bytes)
     }
 
@@ -349,7 +348,7 @@ impl Memory<'_> {
         let held = |load: &TableLoad| match load.eval_rows {
             0 => self.evaluated_block(load) + of(load),
             _ => {
-                let read = load.eval_window_bytes.min(load.eval_group_bytes).max(load.decoded_bytes);
+                let read = load.eval_unpacking_bytes.max(load.decoded_bytes);
                 load.eval_window_bytes + read.max(self.evaluated_block(load) + of(load))
             }
         };
@@ -554,10 +553,10 @@ mod tests {
         let config = JanusConfig::shape("janus-nano").unwrap();
         let of = |load: TableLoad| Memory { loads: vec![load], ..memory(&config) }.predicted();
         let plain = of(load());
-        // A window of 50 MB has a row group of 40 beside it while it is read; a picture of 36 MB is decoded when that is done.
+        // A window of 50 MB has pages of 40 beside it while it is read; a picture of 36 MB is decoded when that is done.
         let wide = TableLoad {
             window_bytes: 50_000_000,
-            group_bytes: 40_000_000,
+            unpacking_bytes: 40_000_000,
             decoded_bytes: 36_000_000,
             eval_rows: 0,
             reads_on: true,
@@ -571,7 +570,8 @@ mod tests {
         assert_eq!(within.rows, plain.rows + 50_000_000 + 36_000_000);
         assert_eq!(within.cache + within.activations, (40_000_000 - 36_000_000_u64).max(within.activations));
         // What is evaluated comes beside the rows of the steps, or, where that is before and after them, instead of them.
-        let evaluated = TableLoad { eval_rows: 5, eval_window_bytes: 90_000_000, eval_group_bytes: 30_000_000, ..wide };
+        let evaluated =
+            TableLoad { eval_rows: 5, eval_window_bytes: 90_000_000, eval_unpacking_bytes: 30_000_000, ..wide };
         let held = |evaluates_between| {
             let memory = Memory { evaluates_between, loads: vec![evaluated.clone()], ..memory(&config) };
             memory.predicted().cache

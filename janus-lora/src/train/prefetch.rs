@@ -81,8 +81,8 @@ pub(super) struct ReadAhead {
     place: SampleState,
     /// Images since pixels were last taken.
     without_pixels: Arc<AtomicUsize>,
-    /// Held while rows are read and decoded.
-    at_work: Arc<Mutex<()>>,
+    /// Held while rows are read and decoded; whether no more are wanted.
+    at_work: Arc<Mutex<bool>>,
 }
 
 impl ReadAhead {
@@ -97,7 +97,7 @@ impl ReadAhead {
         let (sender, drafts) = sync_channel::<Message>(rows.saturating_sub(threads));
         let without_pixels = Arc::new(AtomicUsize::new(0));
         let counter = without_pixels.clone();
-        let at_work = Arc::new(Mutex::new(()));
+        let at_work = Arc::new(Mutex::new(false));
         let held = at_work.clone();
         // A pool of its own: what resizes pictures in parallel elsewhere stays on these threads, and the step's pool is left
         // alone.
@@ -133,8 +133,13 @@ impl ReadAhead {
     }
 
     /// Waits until the rows under way are ready; no more are begun while the guard lives.
-    pub(super) fn pause(&self) -> MutexGuard<'_, ()> {
+    pub(super) fn pause(&self) -> MutexGuard<'_, bool> {
         lock(&self.at_work)
+    }
+
+    /// Ends the threads, when the rows under way are ready.
+    pub(super) fn end(self) {
+        *lock(&self.at_work) = true;
     }
 
     /// Tells whether the images of a row were decoded to any purpose.
@@ -147,7 +152,7 @@ impl ReadAhead {
     }
 }
 
-fn lock(at_work: &Mutex<()>) -> MutexGuard<'_, ()> {
+fn lock(at_work: &Mutex<bool>) -> MutexGuard<'_, bool> {
     // Nothing lies behind it that a panic could leave half done.
     at_work.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -157,11 +162,14 @@ fn work(
     base: &Base,
     threads: usize,
     without_pixels: &AtomicUsize,
-    at_work: &Mutex<()>,
+    at_work: &Mutex<bool>,
     sender: &SyncSender<Message>,
 ) {
     loop {
         let under_way = lock(at_work);
+        if *under_way {
+            return;
+        }
         let rows = match catch_unwind(AssertUnwindSafe(|| source.next_rows(threads))) {
             Ok(rows) => rows,
             Err(panic) => {

@@ -120,3 +120,24 @@ fn a_file_that_is_gone_is_an_error_and_again_the_next_time() {
         assert!(matches!(outcome, Err(Error::Data(_))), "{outcome:?}");
     }
 }
+
+#[test]
+fn threads_that_paused_or_ended_lose_no_row() {
+    let place = Place::new();
+    let tables = place.tables("understand");
+    let stream = || SampleStream::new(&tables[0], 7, true).unwrap();
+    let expected = place.take(&mut stream(), 2 * ROWS);
+    let mut ahead = stream().with_rows_ahead(5, 2);
+    let mut taken = place.take(&mut ahead, 3);
+    for count in [4, 1, 9] {
+        // Rows that are ready are given out meanwhile.
+        let paused = ahead.pause();
+        assert!(paused.is_some());
+        drop(paused);
+        taken.extend(place.take(&mut ahead, count));
+    }
+    ahead.stop_reading_ahead();
+    assert!(ahead.pause().is_none(), "no thread is left");
+    taken.extend(place.take(&mut ahead, 2 * ROWS - taken.len()));
+    assert_eq!(taken, expected);
+}

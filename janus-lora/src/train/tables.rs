@@ -407,13 +407,15 @@ impl SampleStream {
     }
 
     /// Lets the threads that read ahead rest while the guard lives.
-    pub(super) fn pause(&self) -> Option<MutexGuard<'_, ()>> {
+    pub(super) fn pause(&self) -> Option<MutexGuard<'_, bool>> {
         self.ahead.as_ref().map(ReadAhead::pause)
     }
 
     /// Ends the threads that read ahead, with what they have read. Its place stays.
     pub(super) fn stop_reading_ahead(&mut self) {
-        self.ahead = None;
+        if let Some(ahead) = self.ahead.take() {
+            ahead.end();
+        }
     }
 
     /// The next sample as far as it needs no model, and its row; without reading ahead.

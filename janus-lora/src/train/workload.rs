@@ -40,9 +40,9 @@ pub(super) struct TableLoad {
     pub(super) head_values: u64,
     /// Rows to evaluate on.
     pub(super) eval_rows: u64,
-    /// Bytes of the largest row group, and of that of the rows to evaluate on.
-    pub(super) group_bytes: u64,
-    pub(super) eval_group_bytes: u64,
+    /// Bytes that reading takes beside the rows, and the same of the rows to evaluate on.
+    pub(super) unpacking_bytes: u64,
+    pub(super) eval_unpacking_bytes: u64,
     /// Whether they go through the image tokenizer and back.
     pub(super) is_rebuilt: bool,
     /// Bytes of the largest picture as it is decoded.
@@ -121,8 +121,8 @@ pub(super) fn loads(
             window_bytes: table.train.index.window_bytes(),
             reads_on: *rows_per_step * steps as f64 + rows_ahead(recipe) as f64
                 > first_window_rows(recipe, table) as f64,
-            group_bytes: table.train.index.largest_group_bytes(),
-            eval_group_bytes: table.eval.as_ref().map_or(0, |source| source.index.largest_group_bytes()),
+            unpacking_bytes: table.train.index.unpacking_bytes(),
+            eval_unpacking_bytes: table.eval.as_ref().map_or(0, |source| source.index.unpacking_bytes()),
             eval_window_bytes: table.eval.as_ref().map_or(0, |source| source.index.window_bytes()),
         });
     }
