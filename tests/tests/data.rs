@@ -236,7 +236,10 @@ fn a_table_without_a_recipe_takes_a_folder_of_pictures() {
     write_table(&folder.join("tables/paths.parquet"), columns, 4);
     let stats =
         |more: &[&str]| place.janus(&[&["data", "stats", "tables/paths.parquet", "--base", "base"], more].concat());
-    let without = stats(&[]).expect_success().stdout;
+    let none = stats(&[]);
+    // No row can be used, which is said where errors are, too.
+    assert!(none.code == Some(2) && none.stderr.contains("hint: "), "{}", none.stderr);
+    let without = none.stdout;
     assert!(without.contains("0 good, 3 left out") && without.contains("`--image-root`"), "{without}");
     assert!(!without.contains("recipe"), "{without}");
     let with = stats(&["--image-root", "pictures"]).expect_success().stdout;

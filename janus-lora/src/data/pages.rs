@@ -327,9 +327,10 @@ mod tests {
             limit_bytes: LIMIT,
         };
         assert_eq!(check_bytes(&lying), Err(expected(false)));
-        let mut dictionary = page(i32::MAX.into(), 900);
-        dictionary[1] = 4;
-        assert_eq!(check_bytes(&dictionary), Err(expected(true)));
+        let claimed = zigzag_varint(i32::MAX.into());
+        let packed = zigzag_varint(900);
+        let head = [&[0x15, 4, 0x15][..], &claimed, &[0x15], &packed, &[0x4C, 0x15, 10, 0x15, 0, 0, 0]].concat();
+        assert_eq!(check_bytes(&[&head[..], &[0; 900]].concat()), Err(expected(true)));
         assert!(check_bytes(&page((64 << 20) + 1, 2 << 20)).is_err());
     }
 
