@@ -135,7 +135,7 @@ pub enum ModelError {
         /// The type asked for.
         dtype: candle_core::DType,
     },
-    /// Values that no longer are numbers, or too large for their type.
+    /// NaN or infinity where a token, a code or a pixel is to be chosen.
     #[error("the {what} of the model are not finite (row {row} has {value})")]
     NotFinite {
         /// What was computed.

@@ -1,4 +1,4 @@
-//! Whose values made a model compute what is no number: looked for once it has.
+//! After a model has computed NaN or infinity: whether its base or an adapter brought it in.
 
 use candle_core::{DType, Device, Tensor};
 use janus_core::ModelError;
@@ -7,10 +7,10 @@ use crate::adapter::Adapter;
 use crate::base::Base;
 use crate::error::{Error, Result};
 
-/// Whose values they are, with the one that stands out.
+/// What brought them in, with the value that stands out.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Culprit {
-    /// The base's: one that is no number, or the largest.
+    /// The base: its first value that is not finite, or else its largest.
     #[error("base `{base}` has values that no answer can be computed with: `{tensor}` holds {value:e}")]
     Base {
         /// The base's name.
@@ -20,7 +20,7 @@ pub enum Culprit {
         /// The value.
         value: f32,
     },
-    /// An adapter's: the largest.
+    /// An adapter: its largest value.
     #[error(
         "the adapter has values that no answer can be computed with: `{tensor}` holds {value:e} at factor {factor}"
     )]
@@ -48,7 +48,7 @@ impl Culprit {
     }
 }
 
-/// The same error; of logits that are not finite one that says whose values they come from.
+/// The same error, or for values that are not finite one that names the base or the adapter they come from.
 pub(crate) fn explain(error: Error, base: &Base, adapters: &[(Adapter, f64)]) -> Error {
     let Error::Core(source @ janus_core::Error::Model(ModelError::NotFinite { .. })) = error else { return error };
     match find(base, adapters) {
@@ -58,7 +58,7 @@ pub(crate) fn explain(error: Error, base: &Base, adapters: &[(Adapter, f64)]) ->
     }
 }
 
-/// The value that stands out most: one that is no number, else the largest.
+/// The value that stands out most: one that is not finite, else the largest.
 fn find(base: &Base, adapters: &[(Adapter, f64)]) -> Result<Option<Culprit>> {
     let mut found: Option<(f32, Culprit)> = None;
     let mut consider = |value: f32, culprit: &dyn Fn() -> Culprit| {
@@ -82,7 +82,7 @@ fn find(base: &Base, adapters: &[(Adapter, f64)]) -> Result<Option<Culprit>> {
     Ok(found.map(|(_, culprit)| culprit))
 }
 
-/// The first value that is no number, else the one furthest from 0.
+/// The first value that is not finite, else the one furthest from 0.
 fn most(tensor: &Tensor) -> Result<f32> {
     let mut most = 0f32;
     for value in tensor.flatten_all()?.to_vec1::<f32>()? {

@@ -68,12 +68,12 @@ pub enum Error {
     /// A report that cannot be made.
     #[error(transparent)]
     Report(#[from] ReportError),
-    /// A model whose values are no numbers.
+    /// A model whose values are not finite.
     #[error("{culprit}")]
     NotFinite {
-        /// Whose values they come from.
+        /// Where they come from.
         culprit: Box<Culprit>,
-        /// What was computed of them.
+        /// What was being computed.
         source: Box<janus_core::Error>,
     },
     /// What was typed does not make sense.

@@ -222,7 +222,7 @@ fn an_id_beyond_the_vocabulary_is_an_error() {
 }
 
 #[test]
-fn values_that_are_no_numbers_are_never_drawn_from() {
+fn nothing_is_drawn_from_values_that_are_not_finite() {
     for (values, expected) in [
         ([1.0, f32::NAN, 2.0, 0.5, f32::NEG_INFINITY], "row 1 has NaN"),
         ([1.0, f32::INFINITY, 2.0, 0.5, 3.0], "row 1 has inf"),

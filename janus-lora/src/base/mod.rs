@@ -461,7 +461,7 @@ fn short_hash<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
 /// with `~` or `$HOME`.
 ///
 /// # Errors
-/// A variable that begins with a home folder that is not known.
+/// A variable that begins with a home folder that is not known, or neither a variable nor a home folder.
 pub fn cache_folder() -> Result<PathBuf, CacheError> {
     let variable = |name: &'static str| {
         let value = std::env::var_os(name).filter(|value| !value.is_empty());
@@ -474,8 +474,13 @@ pub fn cache_folder() -> Result<PathBuf, CacheError> {
     if let Some(folder) = variable("XDG_CACHE_HOME")? {
         return Ok(folder.join("janus"));
     }
-    let home = std::env::var_os("HOME").filter(|value| !value.is_empty()).map(PathBuf::from);
-    Ok(home.map_or_else(|| std::env::temp_dir().join("janus"), |home| home.join(".cache").join("janus")))
+    cache_of(std::env::home_dir())
+}
+
+/// The cache in a home folder. Without one there is none: a folder that all users share would be filled by any of them.
+fn cache_of(home: Option<PathBuf>) -> Result<PathBuf, CacheError> {
+    let home = home.filter(|home| home.is_absolute());
+    home.map(|home| home.join(".cache").join("janus")).ok_or(CacheError::NoHome)
 }
 
 #[cfg(test)]
@@ -497,6 +502,14 @@ mod tests {
         match base.verify(model, &Silent) {
             Err(Error::Base(error)) => error,
             other => panic!("expected a refusal, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn nothing_is_kept_where_all_users_are() {
+        assert_eq!(cache_of(Some("/home/some".into())).unwrap(), Path::new("/home/some/.cache/janus"));
+        for none in [None, Some(PathBuf::new()), Some("home".into())] {
+            assert!(matches!(cache_of(none), Err(CacheError::NoHome)));
         }
     }
 

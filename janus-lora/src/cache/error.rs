@@ -19,6 +19,9 @@ pub enum CacheError {
         /// Why.
         source: HomeError,
     },
+    /// Neither a variable nor the system tells of a folder of one's own.
+    #[error("there is no folder for the cache: this user has no home folder")]
+    NoHome,
     /// The limit is no number.
     #[error("the environment variable `{LIMIT_VARIABLE}` is `{value}`, expected a number of bytes")]
     Limit {
@@ -36,7 +39,7 @@ pub enum CacheError {
 impl Diagnose for CacheError {
     fn fault(&self) -> Fault {
         match self {
-            CacheError::Folder { .. } | CacheError::Limit { .. } => Fault::Input,
+            CacheError::Folder { .. } | CacheError::NoHome | CacheError::Limit { .. } => Fault::Input,
             CacheError::Scratch { .. } => Fault::Internal,
         }
     }
@@ -44,6 +47,7 @@ impl Diagnose for CacheError {
     fn hints(&self) -> Vec<String> {
         match self {
             CacheError::Folder { source, .. } => source.hints(),
+            CacheError::NoHome => vec!["set JANUS_CACHE to a folder that is yours alone".into()],
             CacheError::Limit { .. } => vec![
                 "for example 20000000000; 0 turns the cache off, and without the variable it has a limit of its own"
                     .into(),

@@ -116,7 +116,7 @@ fn read_otherwise(adapters: &[(Adapter, f64)], recipe: &Recipe) -> BTreeSet<(Str
     found
 }
 
-/// Refuses figures of a model whose losses are no numbers, which JSON has no word for.
+/// Refuses figures of a model whose losses are not finite: JSON would print `null`.
 fn require_losses(metrics: &Metrics) -> Result<()> {
     let is_lost = |figures: &Value| figures.get("loss").is_some_and(Value::is_null);
     match metrics.values().position(is_lost) {

@@ -15,6 +15,7 @@ mod outputs;
 mod probe;
 mod recipes;
 mod rows;
+mod values;
 
 use std::sync::OnceLock;
 
