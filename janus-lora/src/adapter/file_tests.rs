@@ -53,6 +53,20 @@ fn lying_entries_are_refused() {
 }
 
 #[test]
+fn a_name_that_stands_twice_is_refused() {
+    let entry =
+        |name: &str, offsets: &str| format!(r#""{name}":{{"dtype":"F32","shape":[2],"data_offsets":{offsets}}}"#);
+    for header in [
+        format!("{{{},{}}}", entry("a", "[0,8]"), entry("a", "[0,8]")),
+        format!("{{{},{},{}}}", entry("a", "[8,16]"), entry("b", "[0,8]"), entry("\\u0061", "[8,16]")),
+        format!(r#"{{"__metadata__":{{}},{},"__metadata__":{{"format":"pt"}}}}"#, entry("a", "[0,8]")),
+    ] {
+        let told = problem(&header, 16, None);
+        assert!(told.contains("stands in its header twice"), "{header}: {told}");
+    }
+}
+
+#[test]
 fn a_cut_file_is_refused_wherever_it_is_cut() {
     let folder = folder_of(&trained(&spec(&SITES[..1], &[])));
     let path = folder.path().join(WEIGHTS_FILE);

@@ -102,6 +102,7 @@ pub fn steps(run: &Path) -> Vec<u64> {
 /// # Errors
 /// The system's; no part of the checkpoint is there then.
 pub fn write(run: &Path, state: &State, adapter: &Adapter, stepper: &Stepper) -> Result<PathBuf> {
+    require_own_folder(run)?;
     let target = folder_of(run, state.step);
     if target.exists() {
         remove(&target).map_err(|source| TrainError::Write { path: target.clone(), source })?;
@@ -123,12 +124,22 @@ pub fn write(run: &Path, state: &State, adapter: &Adapter, stepper: &Stepper) ->
     Ok(target)
 }
 
+/// A link that was put in the place of the folder during a run would lead elsewhere what is written and removed.
+fn require_own_folder(run: &Path) -> Result<()> {
+    let link = run.join(FOLDER);
+    match fs::symlink_metadata(&link) {
+        Ok(found) if found.is_symlink() => Err(TrainError::Link { folder: run.to_path_buf(), link }.into()),
+        _ => Ok(()),
+    }
+}
+
 /// Removes what is not kept: all but the last `keep` checkpoints up to `step`, the best of each of these, and nothing after
 /// `step`, which a damaged later one may be.
 ///
 /// # Errors
 /// The system's.
 pub fn prune(run: &Path, step: u64, keep: u64) -> Result<()> {
+    require_own_folder(run)?;
     let all = steps(run);
     let last: Vec<u64> =
         all.iter().rev().copied().filter(|s| *s <= step).take(usize::try_from(keep).unwrap_or(usize::MAX)).collect();
@@ -275,5 +286,30 @@ impl Checkpoint {
     /// The checkpoint cannot be used, for this reason.
     pub fn unusable(&self, problem: String) -> crate::error::Error {
         TrainError::Checkpoint { folder: self.folder.clone(), problem }.into()
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    #[test]
+    fn nothing_is_removed_through_a_link_planted_during_a_run() {
+        let parent = tempfile::tempdir().unwrap();
+        let (run, victim) = (parent.path().join("run"), parent.path().join("victim"));
+        for step in 1..6 {
+            fs::create_dir_all(victim.join(format!("{PREFIX}{step}"))).unwrap();
+        }
+        fs::create_dir_all(&run).unwrap();
+        std::os::unix::fs::symlink(&victim, run.join(FOLDER)).unwrap();
+        let refused = prune(&run, 5, 1);
+        assert!(matches!(refused, Err(Error::Train(TrainError::Link { ref link, .. })) if *link == run.join(FOLDER)));
+        assert_eq!(fs::read_dir(&victim).unwrap().count(), 5);
+        // A folder of one's own is pruned.
+        fs::remove_file(run.join(FOLDER)).unwrap();
+        fs::rename(&victim, run.join(FOLDER)).unwrap();
+        prune(&run, 5, 1).unwrap();
+        assert_eq!(steps(&run), [5]);
     }
 }
