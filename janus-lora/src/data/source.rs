@@ -4,6 +4,7 @@
 //! below it; where its files are named for splits as on the Hugging Face hub (`train-00000-of-00001.parquet`,
 //! `validation.parquet`, `data/test/0000.parquet`), only those of the asked split are taken.
 
+use std::collections::{HashSet, VecDeque};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -284,7 +285,7 @@ pub(super) fn pattern_options() -> glob::MatchOptions {
 
 fn folder_files(folder: &Path, split: Option<Split>) -> Result<Vec<PathBuf>, DataError> {
     let mut files = Vec::new();
-    walk(folder, 0, &mut files)?;
+    walk(folder, &mut files)?;
     if files.is_empty() {
         let empty = || DataError::EmptyFolder { path: folder.to_path_buf() };
         return Err(foreign::folder(folder).unwrap_or_else(empty));
@@ -332,20 +333,30 @@ pub(super) fn split_of(file: &Path) -> Option<&'static str> {
 }
 
 /// Collects `.parquet` files below a folder; names that start with a dot (caches, files under construction) are passed over.
-fn walk(folder: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<(), DataError> {
-    let failed = |source| DataError::Io { path: folder.to_path_buf(), source };
-    for entry in fs::read_dir(folder).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        if entry.file_name().to_string_lossy().starts_with('.') {
+/// Links to folders are followed after all folders that are really there, and no folder is looked into twice, by whatever name.
+fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> Result<(), DataError> {
+    let mut visited = HashSet::new();
+    let (mut folders, mut links) = (vec![(folder.to_path_buf(), 0)], VecDeque::new());
+    while let Some((folder, depth)) = folders.pop().or_else(|| links.pop_front()) {
+        let failed = |source| DataError::Io { path: folder.clone(), source };
+        if !visited.insert(fs::canonicalize(&folder).map_err(failed)?) {
             continue;
         }
-        let path = entry.path();
-        if path.is_dir() {
-            if depth < MAX_DEPTH {
-                walk(&path, depth + 1, files)?;
+        let mut entries =
+            fs::read_dir(&folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>).map_err(failed)?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries.iter().filter(|entry| !entry.file_name().to_string_lossy().starts_with('.')) {
+            let path = entry.path();
+            if !path.is_dir() {
+                if is_named_parquet(&path) && path.is_file() {
+                    files.push(path);
+                }
+            } else if depth < MAX_DEPTH {
+                match entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
+                    true => links.push_back((path, depth + 1)),
+                    false => folders.push((path, depth + 1)),
+                }
             }
-        } else if is_named_parquet(&path) && path.is_file() {
-            files.push(path);
         }
     }
     Ok(())
@@ -368,6 +379,28 @@ mod tests {
 
     fn names(folder: &Path, files: &[PathBuf]) -> Vec<String> {
         files.iter().map(|f| f.strip_prefix(folder).unwrap().to_str().unwrap().to_string()).collect()
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn folders_that_links_lead_back_to_are_looked_into_once() {
+        use std::os::unix::fs::symlink;
+        let folder = folder_of(&["a/train.parquet", "b/deep/train.parquet"]);
+        for (to, name) in
+            [(".", "a/self"), ("..", "a/up"), ("../b", "a/beside"), ("../a", "b/back"), ("deep", "b/again")]
+        {
+            symlink(to, folder.path().join(name)).unwrap();
+        }
+        // What lies elsewhere is reached through its link alone.
+        let other = folder_of(&["train.parquet"]);
+        symlink(other.path(), folder.path().join("elsewhere")).unwrap();
+        let mut files = Vec::new();
+        walk(folder.path(), &mut files).unwrap();
+        files.sort();
+        assert_eq!(
+            names(folder.path(), &files),
+            ["a/train.parquet", "b/deep/train.parquet", "elsewhere/train.parquet"]
+        );
     }
 
     #[test]
