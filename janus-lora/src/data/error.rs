@@ -121,7 +121,7 @@ pub enum DataError {
         /// Python that converts it.
         convert: Option<String>,
     },
-    /// A further folder of pictures that is none.
+    /// The second folder of pictures does not exist, or is not a folder.
     #[error("{}: no folder `{}`", asker.image_root(), path.display())]
     ImageRoot {
         /// What names it.

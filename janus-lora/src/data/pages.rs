@@ -72,8 +72,8 @@ const HEADER: Fields = &[
 /// The field of `DataPageHeaderV2` that says how values are written.
 const V2_ENCODING: i64 = 4;
 
-/// What is told as LZ4 in Hadoop's framing may be an LZ4 frame, which the reader unpacks to its end, whatever the header says;
-/// a byte of it stands for no more than so many.
+/// Most bytes that one byte of an LZ4 frame unpacks to. Pages marked as LZ4 in Hadoop's framing may hold such a frame, and the
+/// reader unpacks it to its end, whatever size the header gives.
 const LZ4_RATIO: u64 = 255;
 const LZ4_FRAME: [u8; 4] = [0x04, 0x22, 0x4D, 0x18];
 

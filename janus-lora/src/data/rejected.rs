@@ -253,7 +253,7 @@ impl Serialize for RejectedRow {
 /// Rows that are listed one by one; of more, only the number is kept, and their reasons.
 pub const MAX_LISTED_ROWS: usize = 100_000;
 
-/// Reasons that are told apart; what more there are is added up.
+/// Most reasons that are counted each by itself; the rows of all further ones are counted together.
 const MAX_REASONS: usize = 1000;
 
 /// Rows shown for each reason.

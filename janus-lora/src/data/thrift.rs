@@ -74,7 +74,7 @@ pub(super) struct Walk<I> {
     pub(super) input: I,
     /// Elements of lists that may still come: a count is no more than a claim.
     pub(super) elements: u64,
-    /// The truth value of the field at hand: it is told by its type.
+    /// The value of the current field where it is a Boolean: the compact protocol encodes it in the field's type.
     pub(super) truth: bool,
 }
 

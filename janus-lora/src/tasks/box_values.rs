@@ -177,7 +177,7 @@ impl BoxFacts {
             (self.fitting(*reading), std::cmp::Reverse(place))
         });
         let Some(better) = better.filter(|better| self.fitting(*better) > self.fitting(given)) else { return Ok(()) };
-        // A few boxes are wrong themselves: their rows are told and counted.
+        // A few boxes are wrong on their own: their rows are rejected one by one.
         if (self.boxes - self.fitting(given)) * FEW <= self.boxes {
             return Ok(());
         }
