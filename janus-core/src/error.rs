@@ -84,7 +84,8 @@ impl Diagnose for Error {
             Error::Processing(e) => e.hints(),
             Error::Output(e) => e.hints(),
             Error::Device(e) => e.hints(),
-            Error::Model(_) | Error::Tensor(_) => Vec::new(),
+            Error::Model(e) => e.hints(),
+            Error::Tensor(_) => Vec::new(),
         }
     }
 }
@@ -157,6 +158,25 @@ pub enum ModelError {
         /// The name asked for.
         name: String,
     },
+}
+
+impl Diagnose for ModelError {
+    fn hints(&self) -> Vec<String> {
+        let hint = match self {
+            ModelError::TokenOutOfRange { .. } => "tokenizer and weights have to come from one checkpoint",
+            ModelError::PlaceholderCount { .. } => {
+                "write `<image_placeholder>` once for each image, or not at all: then the images come first"
+            }
+            ModelError::ComputeType { .. } => "for example `bf16`",
+            ModelError::NotFinite { .. } => {
+                "take the base from where it was published, and leave out adapters of runs that diverged"
+            }
+            ModelError::Shape { .. } => "give tensors of the shapes that the base's `config.json` asks for",
+            ModelError::UnknownParameter { .. } => "`janus base inspect` lists the names",
+            ModelError::NotLoaded { .. } | ModelError::RoutedConvolution { .. } => return Vec::new(),
+        };
+        vec![hint.into()]
+    }
 }
 
 /// Shorthand.

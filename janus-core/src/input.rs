@@ -62,22 +62,33 @@ pub enum InputError {
     },
 }
 
+/// Whose fault it is that a file cannot be read: the input's where the path that was given leads to no readable file.
+pub fn fault_of_reading(error: &io::Error) -> Fault {
+    use io::ErrorKind::{
+        InvalidFilename, InvalidInput, IsADirectory, NotADirectory, NotFound, PermissionDenied, UnexpectedEof,
+    };
+    let is_given = matches!(
+        error.kind(),
+        NotFound | PermissionDenied | NotADirectory | IsADirectory | InvalidInput | InvalidFilename | UnexpectedEof
+    );
+    // Links that lead in a circle, which has no kind of its own.
+    #[cfg(unix)]
+    let is_given = is_given || error.raw_os_error() == Some(libc::ELOOP);
+    if is_given { Fault::Input } else { Fault::Internal }
+}
+
 impl Diagnose for InputError {
     fn fault(&self) -> Fault {
         match self {
-            InputError::Io { source, .. } => match source.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::NotADirectory => {
-                    Fault::Input
-                }
-                _ => Fault::Internal,
-            },
+            InputError::Io { source, .. } => fault_of_reading(source),
             _ => Fault::Input,
         }
     }
 
     fn hints(&self) -> Vec<String> {
         let hint = match self {
-            InputError::Io { .. } => return Vec::new(),
+            InputError::Io { .. } if self.fault() == Fault::Internal => return Vec::new(),
+            InputError::Io { .. } => "see whether it is there and this user may read it, such as with `ls -l`",
             InputError::Name { .. } => "what lies elsewhere must be copied into the folder",
             InputError::Outside { .. } => {
                 "put the file itself there if you trust it; only a Hugging Face cache's links to its own `blobs` are followed"

@@ -50,20 +50,34 @@ impl Culprit {
 
 /// The same error, or for values that are not finite one that names the base or the adapter they come from.
 pub(crate) fn explain(error: Error, base: &Base, adapters: &[(Adapter, f64)]) -> Error {
-    let Error::Core(source @ janus_core::Error::Model(ModelError::NotFinite { .. })) = error else { return error };
+    match error {
+        Error::Core(janus_core::Error::Model(ModelError::NotFinite { .. })) => blame(error, base, adapters),
+        error => error,
+    }
+}
+
+/// The error of steps without a finite loss, or one that names the base where its values are what they come from.
+pub(crate) fn blame_base(error: Error, base: &Base) -> Error {
+    blame(error, base, &[])
+}
+
+fn blame(error: Error, base: &Base, adapters: &[(Adapter, f64)]) -> Error {
     match find(base, adapters) {
-        Ok(Some(culprit)) => Error::NotFinite { culprit: Box::new(culprit), source: Box::new(source) },
-        Ok(None) => Error::Core(source),
+        Ok(Some(culprit)) => Error::NotFinite { culprit: Box::new(culprit), source: Box::new(error) },
+        Ok(None) => error,
         Err(error) => error,
     }
 }
 
-/// The value that stands out most: one that is not finite, else the largest.
+/// Beyond this a weight is none: the largest of published models are some hundreds.
+const FAR: f32 = 1e9;
+
+/// The value that stands out most: one that is not finite, else the largest that is far from all weights.
 fn find(base: &Base, adapters: &[(Adapter, f64)]) -> Result<Option<Culprit>> {
     let mut found: Option<(f32, Culprit)> = None;
     let mut consider = |value: f32, culprit: &dyn Fn() -> Culprit| {
         let size = if value.is_finite() { value.abs() } else { f32::INFINITY };
-        if found.as_ref().is_none_or(|(largest, _)| size > *largest) {
+        if size >= FAR && found.as_ref().is_none_or(|(largest, _)| size > *largest) {
             found = Some((size, culprit()));
         }
     };
@@ -105,7 +119,9 @@ pub(crate) fn finite(tensor: Tensor, what: &'static str) -> Result<Tensor> {
     match values.iter().position(|value| !value.is_finite()) {
         None => Ok(tensor),
         Some(place) => {
-            let row = place / (values.len() / tensor.dim(0)?.max(1)).max(1);
+            // A loss has no rows.
+            let rows = tensor.dims().first().copied().unwrap_or(1).max(1);
+            let row = place / (values.len() / rows).max(1);
             Err(ModelError::NotFinite { what, row, value: values[place] }.into())
         }
     }

@@ -74,7 +74,7 @@ pub enum Error {
         /// Where they come from.
         culprit: Box<Culprit>,
         /// What was being computed.
-        source: Box<janus_core::Error>,
+        source: Box<Error>,
     },
     /// What was typed does not make sense.
     #[error("{message}")]

@@ -43,6 +43,7 @@ pub mod survey;
 pub mod target;
 pub mod tasks;
 pub mod train;
+mod visible;
 
 pub use allocator::Allocator;
 pub use error::{Error, Result};

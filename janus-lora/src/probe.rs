@@ -6,12 +6,14 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use janus_core::checkpoint::require_unique_names;
 use janus_core::input::{InputError, read_named};
 use janus_core::pass::Pass;
 use janus_core::{Diagnose, Janus, Parts};
 
 use crate::base::Base;
 use crate::cache::Image;
+use crate::culprit::finite;
 use crate::error::Result;
 use crate::tasks::{CodeBatch, TextBatch};
 use crate::train::trainable::Trainables;
@@ -79,6 +81,14 @@ pub enum ProbeError {
         /// Position in the row.
         position: usize,
     },
+    /// A pixel that no picture has.
+    #[error("`pixel_values` holds {value} at value {index}, expected finite numbers")]
+    Pixel {
+        /// The value.
+        value: f32,
+        /// Its place among all of them.
+        index: usize,
+    },
     /// Gradients of nothing.
     #[error("gradients need a loss: neither `labels` nor `image_tokens` is given")]
     NoLoss,
@@ -116,7 +126,15 @@ impl Diagnose for ProbeError {
                         .into(),
                 ]
             }
-            _ => Vec::new(),
+            ProbeError::Type { .. } | ProbeError::Shape { .. } => vec![
+                "ids, masks, labels and image tokens are I64 `[batch, sequence]`, pixels F32 `[images, 3, size, size]`"
+                    .into(),
+            ],
+            ProbeError::Value { .. } => vec!["a mask is 0 or 1".into()],
+            ProbeError::Pixel { .. } => vec!["pixels of Janus lie between -1 and 1".into()],
+            ProbeError::NoLoss => vec!["leave `--gradients` out, or give `labels` or `image_tokens`".into()],
+            ProbeError::Positions { .. } => vec!["give shorter rows".into()],
+            ProbeError::EmptyRow { .. } => vec!["a row has one token at least: leave the row out".into()],
         }
     }
 }
@@ -146,7 +164,8 @@ impl ProbeInput {
         };
         let bytes = read_named(path, MAX_INPUT_BYTES).map_err(|error| failed(told(error)))?;
         // The checked parser first: it refuses headers that lie.
-        safetensors::SafeTensors::deserialize(&bytes).map_err(|e| failed(e.to_string()))?;
+        let (header_bytes, _) = safetensors::SafeTensors::read_metadata(&bytes).map_err(|e| failed(e.to_string()))?;
+        require_unique_names(&bytes[8..8 + header_bytes]).map_err(|e| failed(e.to_string()))?;
         let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).map_err(|e| failed(e.to_string()))?;
         const KNOWN: [&str; 5] = ["input_ids", "attention_mask", "pixel_values", "image_tokens", "labels"];
         let mut names: Vec<&String> = tensors.keys().collect();
@@ -193,7 +212,13 @@ impl ProbeInput {
             None => None,
         };
         let pixels = match tensors.get("pixel_values") {
-            Some(pixels) if pixels.dtype() == DType::F32 && pixels.rank() == 4 => Some(pixels.clone()),
+            Some(pixels) if pixels.dtype() == DType::F32 && pixels.rank() == 4 => {
+                let values = pixels.flatten_all()?.to_vec1::<f32>()?;
+                if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+                    return Err(ProbeError::Pixel { value: values[index], index }.into());
+                }
+                Some(pixels.clone())
+            }
             Some(other) => {
                 let got = format!("{:?} {:?}", other.dtype(), other.dims());
                 return Err(ProbeError::Type {
@@ -330,7 +355,10 @@ pub fn probe(
             }
         }
     }
-    let written = |tensor: Tensor| tensor.detach().to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous();
+    let written = |tensor: Tensor| {
+        let tensor = tensor.detach().to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?;
+        finite(tensor, "outputs of the probe")
+    };
     out.into_iter().map(|(name, tensor)| Ok((name, written(tensor)?))).collect()
 }
 

@@ -27,6 +27,9 @@ fn main() {
     pickles(&into.join("torch_bin"));
     tables(&into.join("parquet_rows"));
     chats(&into.join("chat_template"));
+    tokenizers(&into.join("tokenizer"));
+    networks(&into.join("network_file"));
+    runs(&into.join("run_folder"));
 }
 
 fn write(folder: &Path, name: &str, bytes: impl AsRef<[u8]>) {
@@ -42,6 +45,66 @@ fn recipes(into: &Path) {
         let overrides = [uncommented.join("\n"), "train.learning_rate=1e-4".into(), "data.0.train=x.parquet".into()];
         write(into, path.file_name().unwrap().to_str().unwrap(), overrides.join(BETWEEN));
     }
+}
+
+/// Small vocabularies with the special tokens that a Janus needs, one with steps before and behind, and a text for each.
+fn tokenizers(into: &Path) {
+    let special = [
+        "<｜begin▁of▁sentence｜>",
+        "<｜end▁of▁sentence｜>",
+        "<｜▁pad▁｜>",
+        "<image_placeholder>",
+        "<begin_of_image>",
+        "<end_of_image>",
+    ];
+    let added: Vec<_> = special
+        .iter()
+        .enumerate()
+        .map(|(id, token)| serde_json::json!({ "id": id + 8, "content": token, "special": true, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false }))
+        .collect();
+    let mut file = serde_json::json!({
+        "version": "1.0", "added_tokens": added, "normalizer": null, "pre_tokenizer": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false },
+        "post_processor": null, "decoder": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false },
+        "model": { "type": "BPE", "dropout": null, "unk_token": "?", "byte_fallback": false, "vocab": { "?": 0, "a": 1, "b": 2, "ab": 3, "Ġ": 4, "c": 5 }, "merges": [["a", "b"]] },
+    });
+    write(into, "bytes", format!("{file}{BETWEEN}ab c <image_placeholder>"));
+    file["normalizer"] = serde_json::json!({ "type": "Sequence", "normalizers": [
+        { "type": "NFC" }, { "type": "Replace", "pattern": { "Regex": " +" }, "content": "▁" }, { "type": "Prepend", "prepend": "▁" },
+    ] });
+    file["pre_tokenizer"] = serde_json::json!({ "type": "Sequence", "pretokenizers": [
+        { "type": "Split", "pattern": { "Regex": "\\p{L}+" }, "behavior": "Isolated", "invert": false }, { "type": "Digits", "individual_digits": true },
+    ] });
+    file["decoder"] = serde_json::json!({ "type": "Sequence", "decoders": [
+        { "type": "Replace", "pattern": { "String": "▁" }, "content": " " }, { "type": "Fuse" }, { "type": "Strip", "content": " ", "start": 1, "stop": 0 },
+    ] });
+    write(into, "steps", format!("{file}{BETWEEN}ab 12 cab"));
+}
+
+/// One tensor of each network, in either form of file; the first byte says which.
+fn networks(into: &Path) {
+    for (name, first, tensor) in [("lpips", 2u8, "net.slice1.0.weight"), ("inception", 3, "Conv2d_1a_3x3.conv.weight")]
+    {
+        let tensors = [(tensor, Tensor::zeros((4, 3, 3, 3), DType::F32, &Device::Cpu).unwrap())];
+        write(into, name, [&[first][..], &safetensors::serialize(tensors, None).unwrap()].concat());
+    }
+    // Made before.
+    let archive = fs_err::read(into.with_file_name("torch_bin").join("archive")).unwrap();
+    for (name, first) in [("lpips-torch", 0u8), ("inception-torch", 1)] {
+        write(into, name, [&[first][..], &archive].concat());
+    }
+}
+
+/// Metrics of two steps and an evaluation, with what was run.
+fn runs(into: &Path) {
+    let metrics = r#"{"step":1,"epoch":0.5,"loss":2.5,"losses":{"parts":2.5},"lr":0.001,"grad_norm":1.0,"tokens":12,"rss_bytes":1000}
+{"step":2,"epoch":1.0,"loss":1.5,"losses":{"parts":1.5},"lr":0.001,"grad_norm":0.5,"tokens":12,"rss_bytes":1000}
+{"step":2,"eval":{"parts":{"loss":1.25}},"samples":[{"table":"parts","prompt":"What?","expected":"pit","answer":"pit"}]}"#;
+    let facts = r#"{"base":"janus-nano","version":"0.1.0","steps":2}"#;
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes");
+    let recipe = fs_err::read_to_string(folder.join("quickstart.toml")).unwrap();
+    let curve = r#"{"steps":[1,2],"low":[1.0,1.0],"high":[3.0,3.0]}"#;
+    write(into, "two-steps", [metrics, facts, &recipe, curve].join(BETWEEN));
+    write(into, "bare", [metrics, "", "", ""].join(BETWEEN));
 }
 
 /// The header of a safetensors file, its JSON alone.

@@ -103,13 +103,19 @@ pub fn run(mut command: Command) -> Done {
     Done { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
-/// The program ended with exit code 2 and said all of this.
+/// The program ended with exit code 2, one error and a hint at least, and said all of this, with nothing in it that a terminal
+/// obeys.
 ///
 /// # Panics
 /// It did not.
 #[track_caller]
 pub fn refused(done: &Done, said: &[&str]) {
     assert_eq!(done.code, Some(2), "{}{}", done.stdout, done.stderr);
+    let lines = |own: &str| done.stderr.lines().filter(|line| line.starts_with(own)).count();
+    assert_eq!(lines("error: "), 1, "not one error: {}", done.stderr);
+    assert!(lines("hint: ") > 0, "no hint: {}", done.stderr);
+    let order = |c: char| c.is_control() && c != '\n' && c != '\t';
+    assert!(!done.stderr.contains(order) && !done.stdout.contains(order), "{:?}{:?}", done.stdout, done.stderr);
     for part in said {
         assert!(done.stderr.contains(part), "no `{part}`: {}", done.stderr);
     }

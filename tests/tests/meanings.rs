@@ -86,7 +86,7 @@ fn placeholders_of_other_toolkits_are_pictures_where_their_number_fits() {
         ("<|image_2|> before <|image_1|>", "not each once and in their order"),
     ] {
         write_conversations(&place, text);
-        place.refuses_with_hint(&["train", "recipe.toml"], &[said, "row 0 of"]);
+        place.refuses(&["train", "recipe.toml"], &[said, "row 0 of"]);
         let check = place.janus(&["data", "check", "recipe.toml"]);
         assert!(check.code == Some(2) && check.stdout.contains(said), "{}{}", check.stdout, check.stderr);
     }
@@ -114,7 +114,7 @@ fn questions_and_answers_hold_no_text_that_stands_for_a_picture() {
         assert!(stats.stdout.contains("in 8 rows was taken for the place of a picture"), "{}", stats.stdout);
     }
     write("What?", "see <image>");
-    place.refuses_with_hint(&["train", "recipe.toml"], &["the answer contains `<image>`"]);
+    place.refuses(&["train", "recipe.toml"], &["the answer contains `<image>`"]);
 
     // Without pictures a row has lost them; a text about pages has not.
     write_recipe(&place, "text", "");
@@ -126,7 +126,7 @@ fn questions_and_answers_hold_no_text_that_stands_for_a_picture() {
         );
     };
     write("<image> what?");
-    place.refuses_with_hint(&["train", "recipe.toml"], &["1 image placeholder (`<image>`), but there are 0 pictures"]);
+    place.refuses(&["train", "recipe.toml"], &["1 image placeholder (`<image>`), but there are 0 pictures"]);
     write("what is the <img> tag?");
     assert_eq!(drafts(&place, 2).len(), 2);
 
@@ -137,7 +137,7 @@ fn questions_and_answers_hold_no_text_that_stands_for_a_picture() {
     let (own, foreign) = (ask("<image_placeholder> What?").expect_success(), ask("<image> What?").expect_success());
     assert_eq!(own.stdout, foreign.stdout);
     assert!(foreign.stderr.contains("`<image>` is taken for the place of a picture"), "{}", foreign.stderr);
-    place.refuses_with_hint(
+    place.refuses(
         &["understand", "--base", "base", "--image", "a.png", "<image> and <image>?"],
         &["2 image placeholders (`<image>`), but there are 1 picture"],
     );
@@ -171,11 +171,11 @@ fn a_table_of_boxes_is_refused_by_the_key_that_it_lacks() {
     ] {
         write_boxes(&place, rows);
         write_recipe(&place, "locate", keys);
-        place.refuses_with_hint(&["train", "recipe.toml"], &[said, "boxes of `own` (train)"]);
+        place.refuses(&["train", "recipe.toml"], &[said, "boxes of `own` (train)"]);
         for command in ["check", "stats"] {
-            place.refuses_with_hint(&["data", command, "recipe.toml"], &[said]);
+            place.refuses(&["data", command, "recipe.toml"], &[said]);
         }
-        place.refuses_with_hint(&["train", "recipe.toml", "data_limits.max_bad_rows=1.0", "--dry-run"], &[said]);
+        place.refuses(&["train", "recipe.toml", "data_limits.max_bad_rows=1.0", "--dry-run"], &[said]);
     }
     for (rows, keys, expected) in [
         (&shares, "normalised = true", [6.4, 6.4, 32.0, 28.8]),
@@ -194,7 +194,7 @@ fn a_table_of_boxes_is_refused_by_the_key_that_it_lacks() {
     fs_err::rename(place.path("rows.parquet"), place.path("eval.parquet")).unwrap();
     write_boxes(&place, &pixels);
     write_recipe(&place, "locate", "eval = \"eval.parquet\"");
-    place.refuses_with_hint(&["train", "recipe.toml"], &["boxes of `own` (eval)", "`box_format = \"xywh\"`"]);
+    place.refuses(&["train", "recipe.toml"], &["boxes of `own` (eval)", "`box_format = \"xywh\"`"]);
 }
 
 /// A grey mask: 1 or `object` in a rectangle, `rim` on the line above it.
@@ -242,12 +242,12 @@ fn masks_are_judged_by_the_values_of_the_table() {
     write_masks(&place, "rows.parquet", &[mask(255, 0, ImageFormat::Jpeg), mask(0, 0, png)]);
     assert_eq!(places(&drafts(&place, 1)[0]), usual, "what a JPEG moves comes back");
     write_masks(&place, "rows.parquet", &[mask(255, 128, ImageFormat::Jpeg)]);
-    place.refuses_with_hint(&["train", "recipe.toml"], &["in a JPEG", "neither near 0 nor near 25", "PNG"]);
+    place.refuses(&["train", "recipe.toml"], &["in a JPEG", "neither near 0 nor near 25", "PNG"]);
 
     write_masks(&place, "rows.parquet", &vec![mask(1, 255, png); ROWS]);
     let said = ["the masks of `own` (train) have the values 0, 1, 255", "`mask_values = [1]`", "`ignore_value = 255`"];
-    place.refuses_with_hint(&["train", "recipe.toml"], &said);
-    place.refuses_with_hint(&["data", "check", "recipe.toml"], &said);
+    place.refuses(&["train", "recipe.toml"], &said);
+    place.refuses(&["data", "check", "recipe.toml"], &said);
     let run = place.janus(&[
         "train",
         "recipe.toml",
@@ -265,15 +265,15 @@ fn masks_are_judged_by_the_values_of_the_table() {
     write_recipe(&place, "segment", "ignore_value = 255");
     let (share, partly) = places(&drafts(&place, 1)[0]);
     assert!(partly > 8 && (share - usual.0).abs() < 10.0, "{share} {partly}");
-    place.refuses_with_hint(&["train", "recipe.toml", "data.0.mask_values=[7]"], &["none is of `mask_values` = [7]"]);
-    place.refuses_with_hint(&["train", "recipe.toml", "data.0.mask_values=[255]"], &["`ignore_value` = 255 is one of"]);
+    place.refuses(&["train", "recipe.toml", "data.0.mask_values=[7]"], &["none is of `mask_values` = [7]"]);
+    place.refuses(&["train", "recipe.toml", "data.0.mask_values=[255]"], &["`ignore_value` = 255 is one of"]);
 
     // Evaluated by what was decided for training.
     write_recipe(&place, "segment", "eval = \"eval.parquet\"");
     write_masks(&place, "rows.parquet", &[mask(255, 0, png), mask(0, 0, png)]);
     write_masks(&place, "eval.parquet", &[mask(1, 0, png)]);
     let said = ["the masks of `own` (eval) have the values 0, 1", "0 is ground, 255 the object"];
-    place.refuses_with_hint(&["train", "recipe.toml"], &said);
+    place.refuses(&["train", "recipe.toml"], &said);
     write_masks(&place, "eval.parquet", &[mask(0, 0, png)]);
     place.janus(&["train", "recipe.toml", "--dry-run"]).expect_success();
 }
@@ -295,10 +295,10 @@ fn rows_beyond_the_base_s_positions_are_bad_or_cut() {
     write_long(&place, &long);
     write_recipe(&place, "understand", "");
     let said = ["1 of 2 rows cannot be used", "tokens with its pictures, the base has 512 positions"];
-    place.refuses_with_hint(&["train", "recipe.toml"], &said);
+    place.refuses(&["train", "recipe.toml"], &said);
     let check = place.janus(&["data", "check", "recipe.toml"]);
     assert!(check.code == Some(2) && check.stdout.contains("the base has 512 positions"), "{}", check.stdout);
-    place.refuses_with_hint(
+    place.refuses(
         &["train", "recipe.toml", "data_limits.max_tokens=100", "data_limits.max_bad_rows=0"],
         &["more than `data_limits.max_tokens` = 100"],
     );
@@ -320,10 +320,7 @@ fn rows_beyond_the_base_s_positions_are_bad_or_cut() {
         ("answer", texts([long.as_str()])),
     ];
     write_table(&place.path("rows.parquet"), columns, 4);
-    place.refuses_with_hint(
-        &["train", "recipe.toml", "output.dir=other"],
-        &["its pictures and answers alone are too long"],
-    );
+    place.refuses(&["train", "recipe.toml", "output.dir=other"], &["its pictures and answers alone are too long"]);
     // A system message is never cut, and said to be what is too long.
     for (answer, said) in [("yes", "its system message is too long"), (long.as_str(), "without its system message")] {
         let turns = [("system", long.as_str()), ("user", "What?"), ("assistant", answer)];
@@ -348,7 +345,7 @@ fn rows_beyond_the_base_s_positions_are_bad_or_cut() {
         ];
         write_table(&place.path("rows.parquet"), columns, 4);
         let said = ["the base has 512 positions", "`too_long = \"truncate\"` in `[[data]]` cuts"];
-        place.refuses_with_hint(&["train", "recipe.toml", "output.dir=other"], &said);
+        place.refuses(&["train", "recipe.toml", "output.dir=other"], &said);
         write_recipe(&place, task, "too_long = \"truncate\"");
         let found = ids(&drafts(&place, 1)[0]).len();
         assert!((440..=512).contains(&found), "{task}: {found}");
@@ -361,16 +358,16 @@ fn prompts_beyond_the_base_s_positions_are_refused_by_commands() {
     let long = "word ".repeat(400);
     place.write("a.png", picture(40, 30, 1));
     let said = ["the base has 512 positions for it and at least one token", "hint: shorten the text by"];
-    place.refuses_with_hint(&["understand", "--base", "base", "--image", "a.png", &long], &said);
+    place.refuses(&["understand", "--base", "base", "--image", "a.png", &long], &said);
     let said = ["codes of a picture", "hint: shorten the text by"];
     let drawn = ["generate", "--base", "base", &long, "--out", "b.png"];
-    place.refuses_with_hint(&drawn, &said);
+    place.refuses(&drawn, &said);
     assert!(!place.janus(&drawn).stderr.contains("pictures"), "there are none to leave out");
     let source = ["generate", "--base", "base", "--source", "a.png", &long, "--out", "b.png"];
-    place.refuses_with_hint(&source, &said);
+    place.refuses(&source, &said);
     let many: Vec<&str> = ["understand", "--base", "base"].into_iter().chain(["--image", "a.png"].repeat(40)).collect();
     let said = ["640 of them of pictures, the base has 512 positions", "hint: give fewer pictures"];
-    place.refuses_with_hint(&[&many[..], &["What?"]].concat(), &said);
+    place.refuses(&[&many[..], &["What?"]].concat(), &said);
     // The answer ends with the positions, whatever `--max-new-tokens` says.
     let nearly = "w".repeat(280);
     let asked = ["understand", "--base", "base", &nearly, "--max-new-tokens", "16384", "--json"];

@@ -394,6 +394,6 @@ fn what_is_no_picture_is_named_with_what_to_do() {
         assert!(reason.contains(found) && reason.contains(advice), "{found}: {reason}");
         place.write("given", bytes);
         let said = [*found, *advice];
-        place.refuses_with_hint(&["understand", "--base", "base", "--image", "given", "What?"], &said);
+        place.refuses(&["understand", "--base", "base", "--image", "given", "What?"], &said);
     }
 }

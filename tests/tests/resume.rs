@@ -21,7 +21,7 @@ fn left(place: &Workplace, folder: &str, name: &str, after: usize) -> Option<i32
 #[track_caller]
 fn refuses(place: &Workplace, folder: &str, more: &[&str], said: &[&str]) {
     let output = format!("output.dir={folder}");
-    place.refuses_with_hint(&[&["train", "recipe.toml", &output], more].concat(), said);
+    place.refuses(&[&["train", "recipe.toml", &output], more].concat(), said);
 }
 
 #[test]

@@ -59,7 +59,7 @@ fn a_run_of_before_is_resumed_to_the_same_numbers() {
 fn what_happened_before_is_what_its_recipe_means() {
     let place = cut();
     let upright = ["train", "recipe.toml", "--resume", "data.0.orientation=upright"];
-    place.refuses_with_hint(&upright, &["`data.0.orientation` was \"stored\" and is \"upright\""]);
+    place.refuses(&upright, &["`data.0.orientation` was \"stored\" and is \"upright\""]);
     place.janus(&["train", "recipe.toml", "--resume", "data.0.orientation=stored"]).expect_success();
     // A run that begins today says what it does, and its own recipe resumes it.
     place.janus(&["train", "recipe.toml", "train.steps=2", "output.dir=new"]).expect_success();
@@ -147,10 +147,9 @@ fn rows_that_are_taken_otherwise_today_end_no_run_of_before() {
         ("What?", "See <image>.", "it accepted them, and now none of the 8 rows can be used"),
     ] {
         rows(question, answer);
-        place
-            .refuses_with_hint(&resume, &["began with an earlier version", said, "the version of janus that began it"]);
+        place.refuses(&resume, &["began with an earlier version", said, "the version of janus that began it"]);
     }
     // A file with other content is another matter.
     rows("What?", "A part.");
-    place.refuses_with_hint(&resume, &["with other content"]);
+    place.refuses(&resume, &["with other content"]);
 }

@@ -254,8 +254,8 @@ fn what_a_run_uses_stays_and_nothing_else_is_touched() {
     assert!(told.contains("bases: 1 removed"), "{told}");
     assert!(listed(&place, &[])["items"].as_array().unwrap().iter().all(|item| item["kind"] == "hub-bases"));
     assert_eq!(place.read("cache/bases/notes.txt"), b"mine");
-    place.refuses_with_hint(&["cache", "clear"], &["nothing says what to remove"]);
-    place.refuses_with_hint(&["cache", "clear", "--older-than=-1"], &["not a number of days"]);
+    place.refuses(&["cache", "clear"], &["nothing says what to remove"]);
+    place.refuses(&["cache", "clear", "--older-than=-1"], &["not a number of days"]);
     place.refuses(&["cache", "clear", "base"], &["base"]);
 }
 

@@ -7,7 +7,7 @@ use candle_core::DType;
 
 use crate::config::Layout;
 use crate::error::{Diagnose, Fault};
-use crate::input::InputError;
+use crate::input::{InputError, fault_of_reading};
 
 /// A weights file or checkpoint folder that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -414,14 +414,7 @@ fn mismatch(missing: &[String], leftover: &[String], misshapen: &[Misshapen]) ->
 impl Diagnose for CheckpointError {
     fn fault(&self) -> Fault {
         match self {
-            CheckpointError::Io { source, .. } => match source.kind() {
-                io::ErrorKind::NotFound
-                | io::ErrorKind::PermissionDenied
-                | io::ErrorKind::UnexpectedEof
-                | io::ErrorKind::InvalidInput
-                | io::ErrorKind::IsADirectory => Fault::Input,
-                _ => Fault::Internal,
-            },
+            CheckpointError::Io { source, .. } => fault_of_reading(source),
             CheckpointError::Input(e) => e.fault(),
             CheckpointError::WrittenShape { .. } | CheckpointError::Tensor { .. } => Fault::Internal,
             _ => Fault::Input,
@@ -453,8 +446,29 @@ impl Diagnose for CheckpointError {
             CheckpointError::Torch { problem: TorchProblem::Strides { .. }, .. } => {
                 "save the tensors with `.contiguous()`, or use a safetensors copy"
             }
+            CheckpointError::Torch { .. } => {
+                "fetch the file again, or use a safetensors copy: only what `torch.save` of a state dict writes is read"
+            }
             CheckpointError::Overflow { .. } => "`bf16` has the range of `f32`",
-            _ => return Vec::new(),
+            CheckpointError::Json { .. } => "take the file anew from where the base was published",
+            CheckpointError::Dtype { .. } => {
+                "quantised or integer weights cannot be read: use the checkpoint as it was published in bf16, f16 or f32"
+            }
+            CheckpointError::Duplicate { .. } => {
+                "keep one of the two: both belong to one checkpoint only if an index says so"
+            }
+            CheckpointError::Layout { .. }
+            | CheckpointError::Tensors { .. }
+            | CheckpointError::UnknownTensor { .. } => "take `config.json` and the weights from one checkpoint",
+            CheckpointError::WeightDtype { .. } => "for example `bf16`",
+            CheckpointError::Merges { .. } => "give more text, or a smaller vocabulary",
+            CheckpointError::VocabularyTooSmall { .. } => "give the shape a larger `vocab_size`",
+            CheckpointError::Io { .. } if self.fault() == Fault::Input => {
+                "see whether it is there, whole, and this user may read it, such as with `ls -l`"
+            }
+            CheckpointError::Io { .. } | CheckpointError::WrittenShape { .. } | CheckpointError::Tensor { .. } => {
+                return Vec::new();
+            }
         };
         vec![hint.into()]
     }

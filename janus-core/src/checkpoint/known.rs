@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::Checkpoint;
 use super::fingerprint::PREFIX as FINGERPRINT_PREFIX;
+use crate::input;
 use crate::output::{OutputError, write_file};
 
 /// First bytes of what is hashed: a change of the format makes all entries those of other files.
@@ -72,7 +73,7 @@ impl KnownFingerprints {
     pub fn get(&self, checkpoint: &Checkpoint, identity: &FilesIdentity) -> Option<String> {
         let longest = entry("", identity).len() + DIGITS;
         let mut text = String::new();
-        let file = fs_err::File::open(self.path(checkpoint)?).ok()?;
+        let file = input::open(&self.path(checkpoint)?).ok()?;
         file.take(longest as u64 + 1).read_to_string(&mut text).ok()?;
         let fingerprint = text.get(..DIGITS)?;
         (text == entry(fingerprint, identity)).then(|| fingerprint.to_owned())

@@ -35,6 +35,7 @@ pub use init::{init_checkpoint, init_side_files};
 pub use known::{FilesIdentity, KnownFingerprints};
 pub use names::{EMBED_TOKENS, ExpectedTensor, LM_HEAD, expected_tensors};
 pub use random::RandomWeights;
+pub use safetensors::require_unique_names;
 pub(crate) use shards::MAX_INDEX_BYTES;
 pub use source::WeightSource;
 pub use tensor_file::TensorFile;

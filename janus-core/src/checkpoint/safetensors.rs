@@ -73,6 +73,47 @@ impl<'de> Deserialize<'de> for Header {
     }
 }
 
+/// Refuses the JSON header of a safetensors file in which a name stands twice, of which other readers keep the last and say
+/// nothing.
+///
+/// # Errors
+/// [`HeaderProblem::Twice`], or [`HeaderProblem::Json`] for what is no such object.
+pub fn require_unique_names(header: &[u8]) -> Result<(), HeaderProblem> {
+    struct Names(Option<String>);
+
+    impl<'de> Deserialize<'de> for Names {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            deserializer.deserialize_map(Self(None))
+        }
+    }
+
+    impl<'de> Visitor<'de> for Names {
+        type Value = Self;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object of tensors")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self, A::Error> {
+            let mut seen = HashSet::new();
+            while let Some(name) = map.next_key::<String>()? {
+                map.next_value::<IgnoredAny>()?;
+                if seen.contains(&name) {
+                    self.0.get_or_insert(name);
+                } else {
+                    seen.insert(name);
+                }
+            }
+            Ok(self)
+        }
+    }
+
+    match serde_json::from_slice(header).map_err(HeaderProblem::Json)? {
+        Names(None) => Ok(()),
+        Names(Some(tensor)) => Err(HeaderProblem::Twice { tensor }),
+    }
+}
+
 /// The tensors of `file`, which is number `index` of the checkpoint's files.
 pub(crate) fn read_header(file: &WeightsFile, index: usize) -> Result<Vec<Stored>, CheckpointError> {
     let refuse = |problem| CheckpointError::Safetensors { file: file.path().to_path_buf(), problem };

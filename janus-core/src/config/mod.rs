@@ -108,6 +108,9 @@ pub enum ConfigError {
     },
 }
 
+/// What helps with a file that its publisher did not write so.
+const FROM_ITS_SOURCE: &str = "take the file anew from where the base was published, together with its weights";
+
 impl Diagnose for ConfigError {
     fn hints(&self) -> Vec<String> {
         match self {
@@ -115,7 +118,14 @@ impl Diagnose for ConfigError {
                 vec!["`janus` (the native layout) and `multi_modality` (the original one) are read".into()]
             }
             ConfigError::JanusFlow { .. } => vec!["use Janus-1.3B, Janus-Pro-1B or Janus-Pro-7B".into()],
-            _ => Vec::new(),
+            ConfigError::Json { .. } | ConfigError::WrongType { .. } => vec![FROM_ITS_SOURCE.into()],
+            ConfigError::Missing { .. } | ConfigError::Value { .. } | ConfigError::Inconsistent { .. } => vec![
+                FROM_ITS_SOURCE.into(),
+                "`janus base init` writes a whole base of a known shape, to compare with".into(),
+            ],
+            ConfigError::Unsupported { .. } => {
+                vec!["Janus-1.3B, Janus-Pro-1B, Janus-Pro-7B and what was made from them can be used".into()]
+            }
         }
     }
 }

@@ -94,7 +94,9 @@ impl Statistics {
         for group in 0..groups {
             let own = pieces.iter().flat_map(|piece| &piece[group * width..(group + 1) * width]);
             let all = own.fold(Moments::default(), |all, piece| all.with(*piece));
-            let inverse = 1.0 / (all.squares / all.count.max(1.0) + eps).sqrt();
+            let variance = all.squares / all.count.max(1.0);
+            // 0 would make a picture of nothing out of one that overflowed.
+            let inverse = if variance.is_finite() { 1.0 / (variance + eps).sqrt() } else { f64::NAN };
             statistics.mean.extend((0..width).map(|_| all.mean as f32));
             statistics.inverse.extend((0..width).map(|_| inverse));
         }

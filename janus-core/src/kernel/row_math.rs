@@ -102,7 +102,14 @@ vectorized! {
 #[inline(always)]
 fn rms_scale<E: Element>(x: &[E], eps: f32) -> f32 {
     let mean = sum(x.len(), |i| x[i].widen() * x[i].widen()) / x.len() as f32;
-    1.0 / (mean + eps).sqrt()
+    inverse(mean, eps)
+}
+
+/// `1 / sqrt(square + eps)`; NaN where the square is beyond all numbers: 0 would make a row of nothing out of one that
+/// overflowed, and an answer out of that.
+#[inline(always)]
+fn inverse(square: f32, eps: f32) -> f32 {
+    if square.is_finite() { 1.0 / (square + eps).sqrt() } else { f32::NAN }
 }
 
 /// The mean and `1 / sqrt(variance + eps)`.
@@ -111,5 +118,5 @@ fn layer_scale<E: Element>(x: &[E], eps: f32) -> (f32, f32) {
     let count = x.len() as f32;
     let mean = sum(x.len(), |i| x[i].widen()) / count;
     let variance = sum(x.len(), |i| (x[i].widen() - mean) * (x[i].widen() - mean)) / count;
-    (mean, 1.0 / (variance + eps).sqrt())
+    (mean, inverse(variance, eps))
 }

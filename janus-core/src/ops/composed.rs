@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 
-use candle_core::{Device, Result, bail};
+use candle_core::{Device, Result, Tensor, bail};
 
 thread_local! {
     static FORCED: Cell<bool> = const { Cell::new(false) };
@@ -28,6 +28,13 @@ pub fn with_composed<T>(f: impl FnOnce() -> T) -> T {
 /// Whether an operation on tensors of `device` has to be composed of candle's own.
 pub fn is_composed(device: &Device) -> bool {
     !device.is_cpu() || FORCED.get()
+}
+
+/// `x / sqrt(square + eps)` by candle's operations; NaN where the square is beyond all numbers, as in the code for the
+/// processor, since 0 would hide that it is.
+pub(super) fn over_root(x: &Tensor, square: &Tensor, eps: f64) -> Result<Tensor> {
+    let square = (square + (square * 0.0)?)?;
+    x.broadcast_div(&(square + eps)?.sqrt()?)
 }
 
 /// Runs `f` on a thread of the pool where its operations on tensors of `device` are code for the processor: their many small

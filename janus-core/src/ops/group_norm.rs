@@ -3,7 +3,7 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::channels_last;
-use super::composed::is_composed;
+use super::composed::{is_composed, over_root};
 use super::tracked_group_norm::tracked;
 use super::values;
 use crate::kernel::picture::{Norm, Picture};
@@ -94,7 +94,7 @@ impl GroupNorm<'_> {
         let wide = x.to_dtype(DType::F32)?.reshape((batch, self.groups, ()))?;
         let centred = wide.broadcast_sub(&wide.mean_keepdim(2)?)?;
         let variance = centred.sqr()?.mean_keepdim(2)?;
-        let unit = centred.broadcast_div(&(variance + self.eps)?.sqrt()?)?.reshape((batch, channels, height, width))?;
+        let unit = over_root(&centred, &variance, self.eps)?.reshape((batch, channels, height, width))?;
         let weight = self.weight.to_dtype(DType::F32)?.reshape((1, channels, 1, 1))?;
         let bias = self.bias.to_dtype(DType::F32)?.reshape((1, channels, 1, 1))?;
         unit.broadcast_mul(&weight)?.broadcast_add(&bias)?.to_dtype(x.dtype())

@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
 
-use super::composed::is_composed;
+use super::composed::{is_composed, over_root};
 use super::norm_rows::{each_row, each_row_back};
 use super::values;
 use crate::kernel::row_math::{layer_norm_backward_row, layer_norm_row, norm_gradients_row};
@@ -28,7 +28,7 @@ fn composed(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tens
     let wide = x.to_dtype(DType::F32)?;
     let centred = wide.broadcast_sub(&wide.mean_keepdim(D::Minus1)?)?;
     let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-    let unit = centred.broadcast_div(&(variance + eps)?.sqrt()?)?;
+    let unit = over_root(&centred, &variance, eps)?;
     unit.broadcast_mul(&weight.to_dtype(DType::F32)?)?.broadcast_add(&bias.to_dtype(DType::F32)?)?.to_dtype(x.dtype())
 }
 

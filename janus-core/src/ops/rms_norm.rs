@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp2, D, DType, Layout, Result, Shape, Tensor, bail};
 
-use super::composed::is_composed;
+use super::composed::{is_composed, over_root};
 use super::norm_rows::{each_row, each_row_back};
 use super::values;
 use crate::kernel::row_math::{norm_gradients_row, rms_norm_backward_row, rms_norm_row};
@@ -27,7 +27,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 fn composed(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let wide = x.to_dtype(DType::F32)?;
     let mean = wide.sqr()?.mean_keepdim(D::Minus1)?;
-    let unit = wide.broadcast_div(&(mean + eps)?.sqrt()?)?;
+    let unit = over_root(&wide, &mean, eps)?;
     unit.broadcast_mul(&weight.to_dtype(DType::F32)?)?.to_dtype(x.dtype())
 }
 
@@ -95,6 +95,18 @@ mod tests {
         check::close(&rms_norm(&x, &w, 1e-6)?, &composed(&x, &w, 1e-6)?, 2e-6);
         let (x, w) = (x.to_dtype(DType::BF16)?, w.to_dtype(DType::BF16)?);
         check::close(&rms_norm(&x, &w, 1e-6)?, &composed(&x, &w, 1e-6)?, 2e-2);
+        Ok(())
+    }
+
+    /// A row whose squares overflow: zeros would pass for a result.
+    #[test]
+    fn a_row_that_overflows_is_not_taken_for_zeros() -> Result<()> {
+        let x = Tensor::from_vec(vec![1f32, 2.0, 3.0, 3e38, 1.0, -2e38], (2, 3), &candle_core::Device::Cpu)?;
+        let weight = Tensor::ones(3, DType::F32, x.device())?;
+        for y in [rms_norm(&x, &weight, 1e-6)?, composed(&x, &weight, 1e-6)?] {
+            let rows = y.to_vec2::<f32>()?;
+            assert!(rows[0].iter().all(|y| y.is_finite()) && rows[1].iter().all(|y| y.is_nan()), "{rows:?}");
+        }
         Ok(())
     }
 

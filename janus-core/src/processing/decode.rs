@@ -11,6 +11,7 @@ use super::exif;
 use super::foreign::foreign;
 use super::gif;
 use super::headers::{jpeg_is_complete, webp_lossy_sizes};
+use super::room::{Decoded, Room};
 use super::{bmp, tiff};
 use crate::guard;
 
@@ -74,14 +75,37 @@ pub fn image_dimensions(bytes: &[u8], decoding: Decoding) -> Result<(u32, u32)> 
 /// Bytes that are no image, a kind that is not supported, damaged or cut files, images without pixels, of more than
 /// [`MAX_PIXELS`], or longer than [`MAX_ASPECT_RATIO`] to 1. A damaged note of the orientation counts as none.
 pub fn decode_image(bytes: &[u8], decoding: Decoding) -> Result<RgbImage> {
+    decode_in_room(bytes, decoding).map(Decoded::into_image)
+}
+
+/// As [`decode_image`], for one of many pictures that are decoded at once: what they take together until they are dropped is
+/// bounded, and a thread may wait for room.
+///
+/// # Errors
+/// As [`decode_image`].
+pub fn decode_in_room(bytes: &[u8], decoding: Decoding) -> Result<Decoded> {
     let format = format_of(bytes)?;
     guarded(format, || {
-        if format == ImageFormat::Gif {
-            return gif::decode(bytes);
-        }
-        let mut image = DynamicImage::ImageRgb8(to_rgb(decode(bytes, format)?, format, decoding.grey_bits)?);
-        image.apply_orientation(turn(bytes, format, decoding));
-        Ok(image.into_rgb8())
+        // As the format stores it, and as colours.
+        let (width, height, stored_bytes) = match format {
+            ImageFormat::Gif => gif::dimensions(bytes).map(|(w, h)| (w, h, 4 * u64::from(w) * u64::from(h)))?,
+            _ => {
+                let decoder = open(bytes, format)?;
+                let (width, height) = decoder.dimensions();
+                (width, height, decoder.total_bytes())
+            }
+        };
+        let image_bytes = 3 * u64::from(width) * u64::from(height);
+        let mut room = Room::take(stored_bytes + image_bytes);
+        let image = if format == ImageFormat::Gif {
+            gif::decode(bytes)?
+        } else {
+            let mut image = DynamicImage::ImageRgb8(to_rgb(decode(bytes, format)?, format, decoding.grey_bits)?);
+            image.apply_orientation(turn(bytes, format, decoding));
+            image.into_rgb8()
+        };
+        room.shrink(image_bytes);
+        Ok(Decoded { image, _room: room })
     })
 }
 

@@ -291,13 +291,14 @@ impl Diagnose for ProcessingError {
             ProcessingError::Tokenize { .. } => {
                 "take `tokenizer.json` from where the base was published: the text may be sound and the file not"
             }
-            ProcessingError::EmptyImage { .. }
-            | ProcessingError::Json { .. }
-            | ProcessingError::ImpossibleImageSize { .. }
-            | ProcessingError::EmptyText { .. }
-            | ProcessingError::PixelShape { .. }
-            | ProcessingError::NotFinite { .. }
-            | ProcessingError::Tensor(_) => return Vec::new(),
+            ProcessingError::EmptyImage { .. } => "export the image again: it needs a pixel a side at least",
+            ProcessingError::Json { .. } => "take the file anew from where the base was published",
+            ProcessingError::ImpossibleImageSize { .. } => {
+                "the size comes from the base's `config.json`: take it from where the base was published"
+            }
+            ProcessingError::EmptyText { .. } => "write something there",
+            ProcessingError::PixelShape { .. } => "three channels, red, green and blue, come before rows and columns",
+            ProcessingError::NotFinite { .. } | ProcessingError::Tensor(_) => return Vec::new(),
         };
         vec![hint.into()]
     }

@@ -12,6 +12,7 @@ use super::decode::{
 use super::error::ProcessingError;
 use super::exif;
 use super::headers::webp_lossy_sizes;
+use super::room::Room;
 
 /// How far lossy compression may move a value of a mask.
 pub const LOSSY_REACH: u16 = 16;
@@ -52,6 +53,8 @@ pub fn decode_mask(bytes: &[u8], decoding: Decoding) -> Result<StoredMask> {
         }
         let decoder = open(bytes, format)?;
         check_complete(bytes, format)?;
+        // As it is stored, and as values.
+        let _room = Room::take(2 * decoder.total_bytes());
         let indexed = match format {
             ImageFormat::Png if bytes.get(PNG_COLOUR_TYPE) == Some(&PNG_INDEXED) => Some(png_indices(bytes)?),
             ImageFormat::Gif => Some(gif_indices(bytes, decoder.dimensions())?),

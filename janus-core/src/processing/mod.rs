@@ -26,6 +26,7 @@ mod mask;
 mod placeholder;
 mod prompt;
 mod resize;
+mod room;
 mod settings;
 #[cfg(test)]
 mod testing;
@@ -39,8 +40,8 @@ pub use chat::{
 };
 pub use config::ShortEdge;
 pub use decode::{
-    Decoding, MAX_ASPECT_RATIO, MAX_PIXELS, Orientation, clipped_grey, decode_image, image_dimensions, is_grey_16,
-    is_turned,
+    Decoding, MAX_ASPECT_RATIO, MAX_PIXELS, Orientation, clipped_grey, decode_image, decode_in_room, image_dimensions,
+    is_grey_16, is_turned,
 };
 pub use error::ProcessingError;
 pub use generation::GenerationConfig;
@@ -49,6 +50,7 @@ pub use mask::{LOSSY_REACH, StoredMask, decode_mask};
 pub use placeholder::{Placeholders, find_placeholders};
 pub use prompt::{IGNORE_INDEX, PromptBuilder, Sample};
 pub use resize::{Window, resize_bicubic, resize_bicubic_window};
+pub use room::Decoded;
 pub use tokenizer::{JanusTokenizer, SpecialTokens};
 
 /// Shorthand of this room.

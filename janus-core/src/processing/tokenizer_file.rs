@@ -3,6 +3,8 @@
 //! A file can ask for steps that multiply a text (a hundred bytes of JSON turn 32 letters into gigabytes), for a splitter
 //! that never gets on, and for tokens drawn at random. None of this can be stopped once the crate is at work.
 
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
 /// How often longer a text may become on its way through a file's steps. Those of the published Janus tokenizers map each
@@ -26,6 +28,7 @@ pub(super) struct Examined {
 /// # Errors
 /// What it asks for and does not get.
 pub(super) fn examine(bytes: Vec<u8>) -> Result<Examined, String> {
+    serde_json::from_slice::<Parts>(&bytes).map_err(|e| e.to_string())?;
     let mut file: Value = serde_json::from_slice(&bytes).map_err(|e| e.to_string())?;
     let normalizer = growth(&file["normalizer"], "normalizers")?;
     let pre_tokenizer = growth(&file["pre_tokenizer"], "pretokenizers")?;
@@ -38,6 +41,7 @@ pub(super) fn examine(bytes: Vec<u8>) -> Result<Examined, String> {
         }
     }
     check_tokens(&file)?;
+    check_template(&file["post_processor"])?;
     let drops = file["model"]["dropout"].as_f64().is_some_and(|share| share != 0.0);
     if !drops {
         return Ok(Examined { bytes, notes: Vec::new() });
@@ -45,6 +49,46 @@ pub(super) fn examine(bytes: Vec<u8>) -> Result<Examined, String> {
     let share = file["model"]["dropout"].take();
     let note = format!("the tokenizer asks for merges to be left out at random (`dropout` {share}); none are");
     Ok(Examined { bytes: file.to_string().into_bytes(), notes: vec![note] })
+}
+
+/// The file's parts, for which a second one of a name is refused: another reader may take the other.
+#[derive(Deserialize)]
+#[expect(dead_code, reason = "read for their names alone")]
+struct Parts {
+    model: Option<Model>,
+    added_tokens: Option<IgnoredAny>,
+    normalizer: Option<IgnoredAny>,
+    pre_tokenizer: Option<IgnoredAny>,
+    post_processor: Option<IgnoredAny>,
+    decoder: Option<IgnoredAny>,
+    truncation: Option<IgnoredAny>,
+    padding: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+#[expect(dead_code, reason = "read for their names alone")]
+struct Model {
+    #[serde(rename = "type")]
+    kind: Option<IgnoredAny>,
+    vocab: Option<IgnoredAny>,
+    merges: Option<IgnoredAny>,
+    dropout: Option<IgnoredAny>,
+    continuing_subword_prefix: Option<IgnoredAny>,
+    end_of_word_suffix: Option<IgnoredAny>,
+}
+
+/// Refuses a template with a special token that it does not define.
+fn check_template(step: &Value) -> Result<(), String> {
+    for step in step["processors"].as_array().into_iter().flatten() {
+        check_template(step)?;
+    }
+    let pieces = ["single", "pair"].into_iter().flat_map(|key| step[key].as_array().into_iter().flatten());
+    for name in pieces.filter_map(|piece| piece["SpecialToken"]["id"].as_str()) {
+        if step["special_tokens"].get(name).is_none() {
+            return Err(format!("its template has the special token {name:?}, which it does not define"));
+        }
+    }
+    Ok(())
 }
 
 /// By how much a step and the steps in it can lengthen a text; `list` is where a sequence keeps its steps.
@@ -78,9 +122,14 @@ fn growth(step: &Value, list: &str) -> Result<f64, String> {
     })
 }
 
-/// Refuses tokens that are texts of their own.
+/// Refuses tokens that are texts of their own, and a vocabulary without any.
 fn check_tokens(file: &Value) -> Result<(), String> {
     let model = &file["model"];
+    let is_empty =
+        |vocab: &Value| vocab.as_object().is_some_and(serde_json::Map::is_empty) || vocab == &Value::Array(Vec::new());
+    if is_empty(&model["vocab"]) {
+        return Err("its vocabulary is empty".into());
+    }
     let of_object = model["vocab"].as_object().into_iter().flatten().map(|(token, _)| token.as_str());
     let of_list = model["vocab"].as_array().into_iter().flatten().filter_map(|entry| entry[0].as_str());
     let added = file["added_tokens"].as_array().into_iter().flatten().filter_map(|token| token["content"].as_str());
@@ -146,6 +195,31 @@ mod tests {
             assert!(refusal(file).contains("4097 bytes"));
         }
         assert!(refusal(json!({ "normalizer": { "type": "Precompiled" } })).contains("Precompiled"));
+    }
+
+    #[test]
+    fn parts_that_stand_twice_are_refused() {
+        for file in [
+            r#"{"model":{},"model":{}}"#,
+            r#"{"decoder":null,"decoder":1}"#,
+            r#"{"model":{"vocab":{"a":0},"vocab":{"b":0}}}"#,
+        ] {
+            assert!(examine(file.as_bytes().to_vec()).unwrap_err().contains("duplicate field"), "{file}");
+        }
+    }
+
+    #[test]
+    fn an_empty_vocabulary_and_a_template_of_undefined_tokens_are_refused() {
+        for vocab in [json!({}), json!([])] {
+            assert!(refusal(json!({ "model": { "vocab": vocab } })).contains("is empty"));
+        }
+        let template = |defined: Value| json!({ "type": "TemplateProcessing", "single": [{ "SpecialToken": { "id": "<s>" } }], "special_tokens": defined });
+        let bare = template(json!({}));
+        assert!(refusal(json!({ "post_processor": bare.clone() })).contains("\"<s>\""));
+        let within = json!({ "type": "Sequence", "processors": [bare] });
+        assert!(refusal(json!({ "post_processor": within })).contains("does not define"));
+        let sound = template(json!({ "<s>": { "id": "<s>", "ids": [0], "tokens": ["<s>"] } }));
+        assert!(examine(json!({ "post_processor": sound }).to_string().into_bytes()).is_ok());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use janus_core::home::HomeError;
-use janus_core::input::InputError;
+use janus_core::input::{InputError, fault_of_reading};
 use janus_core::output::OutputError;
 use janus_core::{Diagnose, Fault};
 
@@ -351,12 +351,8 @@ impl Diagnose for AdapterError {
         match self {
             AdapterError::Folder { source, .. } | AdapterError::File { source, .. } => source.fault(),
             AdapterError::Input(e) => e.fault(),
-            AdapterError::Io { source, .. }
-                if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) =>
-            {
-                Fault::Input
-            }
-            AdapterError::Io { .. } | AdapterError::Tensor(_) => Fault::Internal,
+            AdapterError::Io { source, .. } => fault_of_reading(source),
+            AdapterError::Tensor(_) => Fault::Internal,
             AdapterError::Core(e) => e.fault(),
             AdapterError::Output(e) => e.fault(),
             _ => Fault::Input,
@@ -439,7 +435,21 @@ impl Diagnose for AdapterError {
             }
             AdapterError::SeveralCopies { .. } => "merge one of them into the base first",
             AdapterError::Scale { .. } => "write `DIR` or `DIR:scale` with a number such as `0.5`",
-            _ => return Vec::new(),
+            AdapterError::Json { .. } | AdapterError::Value { .. } => {
+                "take the file anew from where the adapter comes from, as PEFT or a run of `janus train` wrote it"
+            }
+            AdapterError::Safetensors { .. } => {
+                "the file may be cut off: compare its size with the source and copy it again"
+            }
+            AdapterError::UnknownModule { .. } => {
+                "give the base that the adapter was made for; `janus base inspect` lists the names"
+            }
+            AdapterError::Setting { .. } => "correct it in the recipe's `[adapter]` section",
+            AdapterError::Head { .. } => "copy all files of the adapter anew from where it comes from",
+            AdapterError::Io { .. } if self.fault() == Fault::Input => {
+                "see whether it is there and this user may read it, such as with `ls -l`"
+            }
+            AdapterError::Io { .. } | AdapterError::Tensor(_) => return Vec::new(),
         };
         vec![hint.into()]
     }

@@ -3,20 +3,18 @@
 //! The header of a weights file is checked before any value is read, and values are read one tensor after the other
 //! into a buffer as long as the file really is: a header cannot make the program allocate more than the file holds.
 
-use std::collections::{HashMap, HashSet};
-use std::fmt;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
+use janus_core::checkpoint::require_unique_names;
 use janus_core::input;
 use janus_core::output::{OutputError, write_file};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
-use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
 
 use super::error::AdapterError;
 
@@ -51,35 +49,6 @@ fn unsound(problem: impl ToString) -> AdapterError {
     AdapterError::Safetensors { problem: problem.to_string() }
 }
 
-/// A header in which no name stands twice: the reader would keep the last and say nothing of the first.
-struct UniqueNames;
-
-impl<'de> Deserialize<'de> for UniqueNames {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(Self)
-    }
-}
-
-impl<'de> Visitor<'de> for UniqueNames {
-    type Value = Self;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object of tensors")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self, A::Error> {
-        let mut seen = HashSet::new();
-        while let Some(name) = map.next_key::<String>()? {
-            map.next_value::<IgnoredAny>()?;
-            let shown: String = name.chars().take(80).collect();
-            if !seen.insert(name) {
-                return Err(A::Error::custom(format!("`{shown}` stands in its header twice")));
-            }
-        }
-        Ok(self)
-    }
-}
-
 impl WeightsFile {
     /// Opens the file at `path`.
     pub(super) fn open(path: &Path) -> Result<Self, AdapterError> {
@@ -101,7 +70,7 @@ impl WeightsFile {
         }
         let mut header = vec![0; header_bytes as usize];
         file.read_exact(&mut header).map_err(failed)?;
-        serde_json::from_slice::<UniqueNames>(&header).map_err(unsound)?;
+        require_unique_names(&header).map_err(unsound)?;
         // Checks that types, shapes and offsets agree and that tensors follow one another without gap or overlap.
         let metadata: Metadata = serde_json::from_slice(&header).map_err(unsound)?;
         let value_bytes = room_bytes - header_bytes;

@@ -103,7 +103,7 @@ impl Image {
 
     fn make_pixels(&self) -> Result<()> {
         if let (None, Some(encoded)) = (self.0.pixels.get(), &self.0.encoded) {
-            let pixels = encoded.cache.processor.understanding(&encoded.image.decode()?)?;
+            let pixels = encoded.cache.processor.understanding(&*encoded.image.decode()?)?;
             // Of two threads the second finds the same there.
             let _ = self.0.pixels.set(pixels);
         }
@@ -123,7 +123,7 @@ impl Image {
 
     fn make_target(&self) -> Result<()> {
         if let (None, Some(encoded)) = (self.0.target.get(), &self.0.encoded) {
-            let target = encoded.cache.processor.generation_target(&encoded.image.decode()?)?;
+            let target = encoded.cache.processor.generation_target(&*encoded.image.decode()?)?;
             let _ = self.0.target.set(target);
         }
         Ok(())

@@ -8,6 +8,7 @@ use super::out::result;
 use super::report;
 use super::status::Terminal;
 use crate::error::{Error, Result};
+use crate::visible::one_line;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AdapterCommand {
@@ -68,7 +69,7 @@ impl AdapterCommand {
             .collect();
         result!("{}", report::table(&["site", "rank", "scale", "norm of A", "norm of B"], &rows));
         for name in adapter.saved.keys() {
-            result!("copy of {name}");
+            result!("copy of {}", one_line(name));
         }
         if let Some(dynamic) = &adapter.dynamic {
             let values: usize = dynamic.values().values().map(candle_core::Tensor::elem_count).sum();
@@ -79,11 +80,11 @@ impl AdapterCommand {
         for (name, head) in &adapter.heads {
             let labels = head.kind.labels();
             let told = if labels.is_empty() { String::new() } else { format!(": {}", labels.join(", ")) };
-            result!("head `{name}` to {}{told}", head.kind.task());
+            result!("head `{}` to {}{}", one_line(name), head.kind.task(), one_line(&told));
         }
         result!("{} sites, {} parameters", sites.len(), report::count(parameters as u64));
         match fingerprint {
-            Some(fingerprint) => result!("base {fingerprint}"),
+            Some(fingerprint) => result!("base {}", one_line(fingerprint)),
             None => result!("the folder does not say which base it was trained on"),
         }
         Ok(())

@@ -82,8 +82,9 @@ pub(super) fn open_base(given: Option<&str>, adapters: &[&Path], status: &dyn St
 /// A name out of a file, fit to be shown.
 fn readable_name(name: &str) -> String {
     const LONGEST: usize = 200;
-    let shown: String = name.chars().take(LONGEST).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-    if name.chars().nth(LONGEST).is_some() { format!("{shown}…") } else { shown }
+    let shown: String = name.chars().take(LONGEST).collect();
+    let cut = if name.chars().nth(LONGEST).is_some() { "…" } else { "" };
+    format!("{}{cut}", crate::visible::one_line(&shown))
 }
 
 /// The adapter folder that an argument `DIR[:SCALE]` means, and the factor in it.
@@ -248,6 +249,11 @@ pub(super) struct DeviceArgument {
 }
 
 impl DeviceArgument {
+    /// Whether a driver may be asked for it.
+    pub(super) fn may_be_gpu(&self) -> bool {
+        self.device != DeviceChoice::Cpu && cfg!(any(feature = "cuda", feature = "metal"))
+    }
+
     /// The device, or why there is none: asked for before anything else, so that it is told at once.
     pub(super) fn open(&self) -> Result<Device> {
         Ok(self.device.open()?)

@@ -24,6 +24,7 @@ use crate::heads::{Head, HeadKind, Heads, segment};
 use crate::overlay::{Overlay, words};
 use crate::report::{ReportError, picture_png};
 use crate::tasks::{PictureBatch, Target, caption_ids, check_caption, frame};
+use crate::visible::one_line;
 
 /// What heads tell of a picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -119,7 +120,7 @@ impl Ask<'_> {
                 line.extend(told.json);
                 report::json(&Value::Object(line));
             } else {
-                result!("{}: {}", path.display(), told.text);
+                result!("{}: {}", path.display(), one_line(&told.text));
             }
         }
         Ok(())
@@ -204,7 +205,7 @@ impl Ask<'_> {
             finite(values.clone(), HEAD)?;
         }
         let found = batch.found(&places)?.concat();
-        let overlay = Overlay::new(&picture.decode()?).boxes(&found, labels);
+        let overlay = Overlay::new(&*picture.decode()?).boxes(&found, labels);
         let path = self.write(overlay.map_err(|reason| ReportError::Picture { reason })?, number)?;
         let label = |found: &Found| labels.get(found.label as usize).map_or("", String::as_str);
         let all: Vec<Value> =
@@ -224,7 +225,7 @@ impl Ask<'_> {
         let (width, height) = frame.picture;
         let pixels = mask.iter().filter(|inside| **inside).count();
         let share = pixels as f64 / mask.len().max(1) as f64;
-        let path = self.write(Overlay::new(&picture.decode()?).mask(&mask, 0), number)?;
+        let path = self.write(Overlay::new(&*picture.decode()?).mask(&mask, 0), number)?;
         Ok(Told {
             text: format!("{:.2} % of {width} x {height} pixels ({})", 100.0 * share, path.display()),
             json: [

@@ -13,6 +13,7 @@ use super::arguments::parse_dtype;
 use super::merge::parse_layout;
 use super::out::{done, result};
 use super::report;
+use super::sandbox::Writes;
 use super::status::Terminal;
 use crate::base::{Base, resolve, shape_hint, vocabulary_of};
 use crate::error::{Error, Result};
@@ -88,6 +89,15 @@ pub(super) enum BaseCommand {
 }
 
 impl BaseCommand {
+    /// What the command means to write.
+    pub(super) fn writes(&self) -> Writes {
+        match self {
+            BaseCommand::Features(features) => features.writes(),
+            BaseCommand::Convert { out, .. } | BaseCommand::Init { out, .. } => Writes::output(out),
+            BaseCommand::Inspect { .. } | BaseCommand::Fetch { .. } => Writes::nothing(),
+        }
+    }
+
     pub(super) fn run(self) -> Result<()> {
         match self {
             BaseCommand::Features(features) => features.run(),

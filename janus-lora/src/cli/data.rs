@@ -14,6 +14,7 @@ use serde_json::json;
 use super::arguments::PictureArguments;
 use super::out::{done, result};
 use super::report;
+use super::sandbox::Writes;
 use super::status::Terminal;
 use crate::base::Base;
 use crate::data::synth::{Domain, SynthSpec};
@@ -23,6 +24,7 @@ use crate::recipe::{Columns, DataLimits, DataSection, Orientation, Task};
 use crate::status::Status;
 use crate::survey::{self, Distribution, SurveyError, TableStats};
 use crate::train::tables::{Part, Scan, Source, open_tables, open_task};
+use crate::visible::one_line;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DataCommand {
@@ -151,6 +153,14 @@ pub(super) enum TaskArgument {
 }
 
 impl DataCommand {
+    /// What the command means to write.
+    pub(super) fn writes(&self) -> Writes {
+        match self {
+            DataCommand::Preview { out, .. } | DataCommand::Synth { out, .. } => Writes::output(out),
+            DataCommand::Check { .. } | DataCommand::Stats { .. } => Writes::nothing(),
+        }
+    }
+
     pub(super) fn run(self) -> Result<()> {
         match self {
             DataCommand::Check { recipe, overrides, json } => check(&recipe, &overrides, json),
@@ -247,12 +257,12 @@ fn check(recipe: &std::path::Path, overrides: &[String], json: bool) -> Result<(
             if !json {
                 result!("{title}: {} rows, {} good, {} left out", report.rows, report.accepted, report.rejected);
                 result!("  budget: {allowed} rows (max_bad_rows = {limit}), {verdict}");
-                source.notes.iter().for_each(|note| result!("  {note}"));
+                source.notes.iter().for_each(|note| result!("  {}", one_line(note)));
                 for reason in &report.reasons {
-                    result!("  {} x {}", reason.rows, reason.reason);
+                    result!("  {} x {}", reason.rows, one_line(&reason.reason));
                 }
                 for row in source.index.rejected() {
-                    result!("    {row}");
+                    result!("    {}", one_line(&row.to_string()));
                 }
                 match report.rejected.saturating_sub(source.index.rejected().len()) {
                     0 => {}

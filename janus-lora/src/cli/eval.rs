@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::arguments::{DeviceArgument, attach, read_adapter};
 use super::out::result;
 use super::report;
+use super::sandbox::Writes;
 use super::status::Terminal;
 use crate::adapter::Adapter;
 use crate::cache::CacheSettings;
@@ -54,6 +55,11 @@ pub(super) struct Eval {
 }
 
 impl Eval {
+    /// What the command means to write.
+    pub(super) fn writes(&self) -> Writes {
+        Writes { on_device: self.device.may_be_gpu(), ..Writes::nothing() }
+    }
+
     pub(super) fn run(self) -> Result<()> {
         let recipe = super::train::load(&self.recipe, &self.overrides)?;
         if recipe.data.iter().all(|section| section.eval.is_none()) {

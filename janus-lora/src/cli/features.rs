@@ -12,6 +12,7 @@ use serde_json::json;
 use super::arguments::{BaseArguments, DeviceArgument, PictureArguments, TypeArgument};
 use super::out::done;
 use super::report;
+use super::sandbox::Writes;
 use super::status::Terminal;
 use super::understand::{readable, without_pictures};
 use crate::base::Base;
@@ -64,6 +65,11 @@ enum Level {
 }
 
 impl Features {
+    /// What the command means to write.
+    pub(super) fn writes(&self) -> Writes {
+        Writes { on_device: self.device.may_be_gpu(), ..Writes::output(&self.out) }
+    }
+
     pub(super) fn run(self) -> Result<()> {
         if (self.level == Level::High) != self.prompt.is_some() {
             let message = match self.level {

@@ -13,6 +13,7 @@ use serde_json::json;
 use super::arguments::{BaseArguments, DeviceArgument, PictureArguments, TypeArgument};
 use super::out::done;
 use super::report;
+use super::sandbox::Writes;
 use super::status::Terminal;
 use super::understand::{check_temperature, placed, readable, without_pictures};
 use crate::culprit::{explain, finite};
@@ -69,6 +70,11 @@ pub(super) struct Generate {
 }
 
 impl Generate {
+    /// What the command means to write.
+    pub(super) fn writes(&self) -> Writes {
+        Writes { on_device: self.device.may_be_gpu(), ..Writes::output(&self.out) }
+    }
+
     pub(super) fn run(self) -> Result<()> {
         if let Some(temperature) = self.temperature {
             check_temperature(temperature)?;

@@ -9,6 +9,7 @@ use super::report::bytes;
 use super::status::{LINE_EVERY, QUIET, bar_style, bars, on_terminal, say};
 use crate::status::{TrainingView, duration};
 use crate::train::metrics::StepLine;
+use crate::visible::one_line;
 
 /// Tables that have a line of their own.
 const MAX_TABLES: usize = 6;
@@ -84,7 +85,7 @@ impl TrainingView for Live {
                         let below = drawn.tables.last().unwrap_or(&drawn.header);
                         drawn.tables.push(bars().insert_after(below, line()));
                     }
-                    let name: String = name.chars().take(24).collect();
+                    let name: String = one_line(name).chars().take(24).collect();
                     let text = format!("  {name:<widest$}  {:>9.4}  {}", curve.last, curve.drawn(has_blocks()));
                     drawn.tables[number].set_message(text);
                 }

@@ -10,6 +10,7 @@ use janus_core::output::require_new_folder;
 use super::arguments::{BaseArguments, DeviceArgument, parse_dtype};
 use super::out::done;
 use super::report;
+use super::sandbox::Writes;
 use super::status::Terminal;
 use crate::error::{Error, Result};
 use crate::merge::{Change, MergeOptions, MergeReport, TensorChange, merge};
@@ -52,6 +53,11 @@ pub(super) fn parse_layout(text: &str) -> std::result::Result<Layout, String> {
 }
 
 impl Merge {
+    /// What the command means to write.
+    pub(super) fn writes(&self) -> Writes {
+        Writes { on_device: self.device.may_be_gpu(), ..Writes::output(&self.out) }
+    }
+
     pub(super) fn run(self) -> Result<()> {
         require_new_folder(&self.out)?;
         if self.base.adapters.is_empty() {

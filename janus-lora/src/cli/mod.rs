@@ -22,6 +22,7 @@ mod recipe;
 mod report;
 mod run_report;
 mod samples;
+mod sandbox;
 mod status;
 mod threads;
 mod train;
@@ -36,6 +37,8 @@ use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use janus_core::{Diagnose, home};
 
+use sandbox::Writes;
+
 use crate::cache::stock;
 use crate::error::Result;
 
@@ -49,6 +52,12 @@ struct Arguments {
     /// Tell only results, warnings and errors
     #[arg(short, long, global = true)]
     quiet: bool,
+    /// Tell also what surrounds the work, such as the folders it may write to
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    verbose: bool,
+    /// Let the program write wherever its user may (on Linux it keeps itself to its outputs, caches and temporary files)
+    #[arg(long, global = true)]
+    no_sandbox: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -100,6 +109,23 @@ impl Command {
             Command::Cache(command) => command.run(),
         }
     }
+
+    /// What it means to write.
+    fn writes(&self) -> Writes {
+        match self {
+            Command::Train(command) => command.writes(),
+            Command::Eval(command) => command.writes(),
+            Command::Understand(command) => command.writes(),
+            Command::Generate(command) => command.writes(),
+            Command::Merge(command) => command.writes(),
+            Command::Probe(command) => command.writes(),
+            Command::Report(command) => command.writes(),
+            Command::Base(command) => command.writes(),
+            Command::Data(command) => command.writes(),
+            Command::Recipe(command) => command.writes(),
+            Command::Adapter(_) | Command::Bench(_) | Command::Cache(_) => Writes::nothing(),
+        }
+    }
 }
 
 /// Runs the program on the process's arguments.
@@ -110,12 +136,20 @@ pub fn main() -> ExitCode {
     report::tell_panics_as_errors();
     crate::allocator::set_up();
     let words = picture_words::spread(std::env::args_os());
-    let Arguments { threads, quiet, command } = match parse(words) {
+    let Arguments { threads, quiet, verbose, no_sandbox, command } = match parse(words) {
         Ok(arguments) => arguments,
         Err(message) => return out::usage(&message),
     };
     if quiet {
         out::be_quiet();
+    }
+    let surroundings = match no_sandbox {
+        true => "no sandbox: `--no-sandbox` is given".to_owned(),
+        // Threads are born into what the one that starts them may do.
+        false => sandbox::enter(&command.writes()),
+    };
+    if verbose {
+        status::say(&surroundings);
     }
     if let Err(error) = threads::set_up(threads) {
         return report::failure(&error);

@@ -12,6 +12,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::closed::stdout_was_closed;
 use super::report::INTERNAL;
+use crate::visible;
 
 /// Whether remarks and progress are left out.
 static QUIET: AtomicBool = AtomicBool::new(false);
@@ -48,7 +49,7 @@ pub(super) fn line(text: fmt::Arguments<'_>, is_result: bool) {
         Stdout::Open => {
             let mut stdout = io::stdout().lock();
             let open = if stdout_was_closed() { Err(closed()) } else { Ok(()) };
-            let written = open.and_then(|()| stdout.write_fmt(format_args!("{text}\n"))).and_then(|()| stdout.flush());
+            let written = open.and_then(|()| stdout.write_all(&printable(text))).and_then(|()| stdout.flush());
             *state = match written {
                 Ok(()) => Stdout::Open,
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Stdout::Gone,
@@ -58,6 +59,14 @@ pub(super) fn line(text: fmt::Arguments<'_>, is_result: bool) {
         Stdout::Gone => {}
         Stdout::Failed { lost_result, .. } => *lost_result |= is_result,
     }
+}
+
+/// The bytes of a line, with nothing in them that a terminal obeys.
+fn printable(text: fmt::Arguments<'_>) -> Vec<u8> {
+    let text = text.to_string();
+    let mut bytes = visible::lines(&text).into_owned().into_bytes();
+    bytes.push(b'\n');
+    bytes
 }
 
 /// Prints a line of what the command was asked for, as `println!` does.
@@ -72,9 +81,9 @@ macro_rules! done {
 
 pub(super) use {done, result};
 
-/// A line on stderr as it is. Where nobody can read it there is nobody to tell.
+/// A line on stderr. Where nobody can read it there is nobody to tell.
 pub(super) fn error_line(text: &str) {
-    let _ = io::stderr().lock().write_all(format!("{text}\n").as_bytes());
+    let _ = io::stderr().lock().write_all(&printable(format_args!("{text}")));
 }
 
 fn closed() -> io::Error {
@@ -98,14 +107,30 @@ pub(super) fn outcome() -> ExitCode {
 
 /// Prints help, a version or what is wrong with the arguments; gives the exit code.
 pub(super) fn usage(message: &clap::Error) -> ExitCode {
-    let is_lost = !message.use_stderr() && stdout_was_closed();
-    let printed = if is_lost { Err(closed()) } else { message.print().and_then(|()| io::stdout().flush()) };
     let code = ExitCode::from(u8::try_from(message.exit_code()).unwrap_or(INTERNAL));
+    if message.use_stderr() {
+        error_line(&wrong_words(message));
+        return code;
+    }
+    let printed = if stdout_was_closed() { Err(closed()) } else { message.print().and_then(|()| io::stdout().flush()) };
     match printed {
-        Err(error) if !message.use_stderr() && error.kind() != io::ErrorKind::BrokenPipe => {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             error_line(&format!("error: the result cannot be written to stdout\n  caused by: {error}"));
             ExitCode::from(INTERNAL)
         }
         _ => code,
+    }
+}
+
+/// What is wrong with the words of a command line, with its last line, which leads on, as a hint like all others.
+fn wrong_words(message: &clap::Error) -> String {
+    let text = message.render().to_string();
+    let text = text.trim_end();
+    match text.rsplit_once("\n\nFor more information, try '") {
+        Some((text, way)) => format!(
+            "{text}\nhint: `{}` behind a command shows what it takes, with examples",
+            way.trim_end_matches("'.")
+        ),
+        None => text.to_owned(),
     }
 }

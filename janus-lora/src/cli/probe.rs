@@ -7,7 +7,9 @@ use clap::Args;
 use janus_core::output::{require_file, write_file};
 
 use super::arguments::{BaseArguments, DeviceArgument, attach};
+use super::sandbox::Writes;
 use super::status::Terminal;
+use crate::culprit::explain;
 use crate::error::{Error, Result};
 use crate::probe::{ProbeInput, probe};
 use crate::train::trainable::Trainables;
@@ -38,6 +40,11 @@ pub(super) struct Probe {
 }
 
 impl Probe {
+    /// What the command means to write.
+    pub(super) fn writes(&self) -> Writes {
+        Writes { on_device: self.device.may_be_gpu(), ..Writes::output(&self.output) }
+    }
+
     pub(super) fn run(self) -> Result<()> {
         if self.gradients && self.base.adapters.len() != 1 {
             let message = format!("`--gradients` needs one adapter, {} are given", self.base.adapters.len());
@@ -47,6 +54,7 @@ impl Probe {
         let device = self.device.open()?;
         let input = ProbeInput::read(&self.input)?;
         let (base, mut adapters) = self.base.open(&Terminal)?;
+        let given = adapters.clone();
         let model = base.model(DType::F32, &device, input.parts(), &Terminal)?;
         let trainables = if self.gradients {
             let (mut adapter, scale) = adapters.remove(0);
@@ -58,7 +66,8 @@ impl Probe {
             attach(&model, &adapters)?;
             None
         };
-        let out: Vec<(String, Tensor)> = probe(&base, &model, &input, trainables.as_ref())?;
+        let out: Vec<(String, Tensor)> =
+            probe(&base, &model, &input, trainables.as_ref()).map_err(|error| explain(error, &base, &given))?;
         let bytes = safetensors::serialize(out, None).map_err(candle_core::Error::from)?;
         Ok(write_file(&output, |file| file.write_all(&bytes))?)
     }

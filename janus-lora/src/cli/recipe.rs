@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::out::{done, result};
 use super::report;
+use super::sandbox::Writes;
 use super::status::Terminal;
 use crate::data::resolve;
 use crate::error::{Error, Result};
@@ -70,6 +71,16 @@ pub(super) enum RecipeCommand {
 }
 
 impl RecipeCommand {
+    /// What the command means to write.
+    pub(super) fn writes(&self) -> Writes {
+        match self {
+            RecipeCommand::Copy { out, .. } => Writes::output(out),
+            RecipeCommand::List { .. } | RecipeCommand::Check { .. } | RecipeCommand::Schema { .. } => {
+                Writes::nothing()
+            }
+        }
+    }
+
     pub(super) fn run(self) -> Result<()> {
         match self {
             RecipeCommand::List { folder, json } => list(folder.as_deref(), json),

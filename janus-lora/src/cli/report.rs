@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::out;
 use crate::error::Error;
 use crate::train::TrainError;
+use crate::visible::{message, one_line};
 
 /// The input was wrong; nothing was written.
 const INPUT: u8 = 2;
@@ -22,16 +23,16 @@ pub(super) fn failure(error: &Error) -> ExitCode {
         _ => None,
     };
     let mut text = match stopped {
-        Some(_) => error.to_string(),
-        None => format!("error: {error}"),
+        Some(_) => message(&error.to_string()).into_owned(),
+        None => format!("error: {}", message(&error.to_string())),
     };
     let mut source = error.source();
     while let Some(cause) = source {
-        text.push_str(&format!("\n  caused by: {cause}"));
+        text.push_str(&format!("\n  caused by: {}", message(&cause.to_string())));
         source = cause.source();
     }
     for hint in error.hints() {
-        text.push_str(&format!("\nhint: {hint}"));
+        text.push_str(&format!("\nhint: {}", message(&hint)));
     }
     out::error_line(&text);
     if let Some(signal) = stopped {
@@ -47,9 +48,9 @@ pub(super) fn failure(error: &Error) -> ExitCode {
 pub(super) fn tell_panics_as_errors() {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(|l| format!(" at {}:{}", l.file(), l.line())).unwrap_or_default();
-        let message = panic.payload_as_str().unwrap_or("no message");
+        let said = panic.payload_as_str().unwrap_or("no message");
         out::error_line(&format!(
-            "error: internal error{place}: {message}\nhint: this is a defect of janus, please report it"
+            "error: internal error{place}: {said}\nhint: this is a defect of janus, please report it"
         ));
     }));
 }
@@ -88,6 +89,9 @@ pub(super) fn bytes(value: u64) -> String {
 
 /// A table with a line of headings, columns wide enough for their contents; columns of numbers stand to the right.
 pub(super) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
+    // Before widths are counted.
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|cell| one_line(cell).into_owned()).collect()).collect();
     let cells = |column: usize| rows.iter().filter_map(move |row| row.get(column)).map(String::as_str);
     let width =
         |column: usize| cells(column).chain([headings[column]]).map(|cell| cell.chars().count()).max().unwrap_or(0);

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::out::done;
 use super::report;
+use super::sandbox::Writes;
 use crate::error::Result;
 use crate::report::expected::ExpectedCurve;
 use crate::report::write_report;
@@ -32,6 +33,14 @@ pub(super) struct RunReport {
 }
 
 impl RunReport {
+    /// What the command means to write.
+    pub(super) fn writes(&self) -> Writes {
+        Writes {
+            outputs: [self.folder.join("report.html")].into_iter().chain(self.curve.clone()).collect(),
+            on_device: false,
+        }
+    }
+
     pub(super) fn run(self) -> Result<()> {
         let curve = self.curve.as_deref().map(require_file).transpose()?;
         if self.folder.is_dir() {

@@ -4,6 +4,7 @@ use super::report;
 use crate::beginning::beginning;
 use crate::report::record::Record;
 use crate::report::samples::Sample;
+use crate::visible;
 
 /// Characters of a text that are printed.
 const MAX_CHARACTERS: usize = 44;
@@ -55,7 +56,7 @@ fn asked(sample: &Sample) -> String {
 /// A text's beginning, on one line, with nothing in it that a terminal would obey.
 fn short(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    beginning(&line.replace(char::is_control, "\u{fffd}"), MAX_CHARACTERS)
+    beginning(&visible::one_line(&line), MAX_CHARACTERS)
 }
 
 #[cfg(test)]
@@ -109,7 +110,7 @@ mod tests {
     #[test]
     fn long_texts_are_cut_between_characters() {
         assert_eq!(short("kurz und gut"), "kurz und gut");
-        assert_eq!(short("\u{1b}[2J pit"), "\u{fffd}[2J pit");
+        assert_eq!(short("\u{1b}[2J\u{202e} pit"), "\\u001b[2J\\u202e pit");
         let long = "ä".repeat(50);
         assert_eq!(short(&long), format!("{}…", "ä".repeat(MAX_CHARACTERS)));
     }

@@ -11,6 +11,7 @@ use janus_core::hub::Progress;
 use super::live::Live;
 use super::out::{error_line, is_quiet};
 use crate::status::{Bar, Status, TrainingView, duration};
+use crate::visible::{message, one_line};
 
 /// Work shorter than this shows no plain line.
 pub(super) const QUIET: Duration = Duration::from_secs(2);
@@ -44,6 +45,7 @@ pub(super) fn say(line: &str) {
 }
 
 fn above_bars(line: &str) {
+    let line = &*message(line);
     if bars().is_hidden() {
         error_line(line);
     } else {
@@ -115,9 +117,10 @@ impl TerminalBar {
         let bar = bars().add(ProgressBar::new(total));
         let plain = !on_terminal();
         bar.set_style(bar_style(template));
-        bar.set_prefix(what.to_owned());
+        let what = one_line(what).into_owned();
+        bar.set_prefix(what.clone());
         let (message, last_line) = (Mutex::default(), Mutex::new(None));
-        Self { what: what.to_owned(), bar, plain, bytes, message, last_line, started: Instant::now() }
+        Self { what, bar, plain, bytes, message, last_line, started: Instant::now() }
     }
 
     fn amount(&self, value: u64) -> String {
@@ -160,8 +163,9 @@ impl Bar for TerminalBar {
     }
 
     fn message(&self, text: &str) {
-        *self.message.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = text.to_owned();
-        self.bar.set_message(text.to_owned());
+        let text = one_line(text).into_owned();
+        self.message.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone_from(&text);
+        self.bar.set_message(text);
     }
 
     fn finish(&self) {

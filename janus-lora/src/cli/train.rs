@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::arguments::DeviceArgument;
 use super::out::{done, result};
+use super::sandbox::Writes;
 use super::status::Terminal;
 use super::{report, samples};
 use crate::base::is_random;
@@ -56,6 +57,13 @@ pub(super) fn load(path: &Path, overrides: &[String]) -> Result<Recipe> {
 }
 
 impl Train {
+    /// What the command means to write.
+    pub(super) fn writes(&self) -> Writes {
+        // A recipe that cannot be read is told of by the run itself.
+        let outputs = load(&self.recipe, &self.overrides).ok().map(|recipe| recipe.output.dir).into_iter().collect();
+        Writes { outputs, on_device: self.device.may_be_gpu() }
+    }
+
     /// The recipe, and the one that the run kept that is resumed; where that run began when pictures were read as stored, one
     /// that reads them so.
     fn read(&self) -> Result<(Recipe, Option<String>)> {

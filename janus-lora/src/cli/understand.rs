@@ -13,6 +13,7 @@ use super::ask::{Ask, HeadTask};
 use super::out::result;
 use super::picture_words::{check_question, shown};
 use super::report;
+use super::sandbox::Writes;
 use super::status::Terminal;
 use crate::adapter::Adapter;
 use crate::base::Base;
@@ -23,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::eval::{Answer, answer};
 use crate::status::Status;
 use crate::tasks::{Question, TaskError, answer_room, place};
+use crate::visible::one_line;
 
 /// Answer questions about images.
 #[derive(Debug, Args)]
@@ -130,6 +132,13 @@ pub(super) fn readable(base: &Base, paths: &[PathBuf], pictures: Vec<EncodedImag
 }
 
 impl Understand {
+    /// What the command means to write.
+    pub(super) fn writes(&self) -> Writes {
+        // Without `--out` pictures go into the current folder.
+        let outputs = self.task.map(|_| self.out.clone().unwrap_or_default()).into_iter().collect();
+        Writes { outputs, on_device: self.device.may_be_gpu() }
+    }
+
     pub(super) fn run(self) -> Result<()> {
         check_temperature(self.temperature)?;
         for question in &self.questions {
@@ -214,9 +223,9 @@ impl Understand {
                 if self.json {
                     told.push(json!({ "image": path, "question": question, "text": text, "token_ids": token_ids }));
                 } else if self.questions.len() == 1 {
-                    result!("{}: {text}", path.display());
+                    result!("{}: {}", path.display(), one_line(&text));
                 } else {
-                    result!("{}: {question} {text}", path.display());
+                    result!("{}: {question} {}", path.display(), one_line(&text));
                 }
             }
         }

@@ -9,13 +9,15 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::reader::{MAX_IMAGE_BYTES, MAX_TEXT_BYTES};
 use super::row::RowId;
+use crate::visible::one_line;
 
 /// Most characters of a stored text that a message shows.
 const MAX_SHOWN_CHARS: usize = 200;
 
 /// The beginning of a text of unknown length, fit for a message on one line.
 pub(crate) fn cut(text: &str) -> String {
-    let shown = text.chars().take(MAX_SHOWN_CHARS).collect::<String>().replace(char::is_control, "\u{fffd}");
+    let shown = text.chars().take(MAX_SHOWN_CHARS).collect::<String>();
+    let shown = one_line(&shown).into_owned();
     match text.chars().nth(MAX_SHOWN_CHARS) {
         Some(_) => format!("{shown}… ({} bytes)", text.len()),
         None => shown,

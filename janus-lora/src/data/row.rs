@@ -5,8 +5,9 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use image::RgbImage;
-use janus_core::processing::{Decoding, Orientation, ProcessingError, decode_image, image_dimensions, is_turned};
+use janus_core::processing::{
+    Decoded, Decoding, Orientation, ProcessingError, decode_in_room, image_dimensions, is_turned,
+};
 
 /// Where a row comes from.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,12 +41,12 @@ impl EncodedImage {
         Self { bytes, decoding: Decoding::default() }
     }
 
-    /// The picture.
+    /// The picture; see [`decode_in_room`].
     ///
     /// # Errors
-    /// As [`decode_image`].
-    pub fn decode(&self) -> Result<RgbImage, ProcessingError> {
-        decode_image(&self.bytes, self.decoding)
+    /// As [`decode_in_room`].
+    pub fn decode(&self) -> Result<Decoded, ProcessingError> {
+        decode_in_room(&self.bytes, self.decoding)
     }
 
     /// Words for messages on where something lies in the picture: that it was turned, if it was.

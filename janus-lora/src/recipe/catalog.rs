@@ -7,6 +7,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::error::RecipeError;
 use super::{Orientation, load_text, read_text};
+use crate::visible::one_line;
 
 /// Folders below the given one that are looked into.
 const MAX_DEPTH: usize = 8;
@@ -106,7 +107,7 @@ fn summary(text: &str) -> Option<String> {
         .take_while(|line| line.is_empty() || line.starts_with('#'))
         .map(|line| line.trim_start_matches('#').trim())
         .find(|line| !line.is_empty())
-        .map(|line| line.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect())
+        .map(|line| one_line(line).into_owned())
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use janus_core::input::fault_of_reading;
 use janus_core::{Diagnose, Fault};
 
 use super::fault::RecipeFault;
@@ -61,16 +62,7 @@ pub enum RecipeError {
 impl Diagnose for RecipeError {
     fn fault(&self) -> Fault {
         match self {
-            RecipeError::Io { source, .. } => match source.kind() {
-                // The path the user gave leads to no readable file.
-                io::ErrorKind::NotFound
-                | io::ErrorKind::PermissionDenied
-                | io::ErrorKind::IsADirectory
-                | io::ErrorKind::NotADirectory
-                | io::ErrorKind::InvalidInput
-                | io::ErrorKind::InvalidFilename => Fault::Input,
-                _ => Fault::Internal,
-            },
+            RecipeError::Io { source, .. } => fault_of_reading(source),
             _ => Fault::Input,
         }
     }
@@ -97,6 +89,12 @@ impl Diagnose for RecipeError {
             },
             RecipeError::Io { source, .. } if source.kind() == io::ErrorKind::InvalidInput => {
                 vec!["save the recipe as a file and give its path".into()]
+            }
+            RecipeError::Io { source, .. } if source.kind() == io::ErrorKind::IsADirectory => {
+                vec!["give a recipe file, or `DIR/recipe.toml` for that of a run's folder".into()]
+            }
+            RecipeError::Io { .. } if self.fault() == Fault::Input => {
+                vec!["see whether it is there and this user may read it, such as with `ls -l`".into()]
             }
             RecipeError::Io { .. } => Vec::new(),
         }

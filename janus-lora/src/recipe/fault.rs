@@ -8,6 +8,7 @@ use super::location::{Location, Sources};
 use super::tree::{Place, Table};
 use crate::beginning::beginning;
 use crate::target::TargetError;
+use crate::visible::one_line;
 
 /// More faults than these are not gathered: nobody reads them, and a hostile file could hold hundreds of thousands.
 const MAX_FAULTS: usize = 100;
@@ -299,7 +300,20 @@ impl Problem {
             Problem::NoValue { .. } | Problem::EmptyKey | Problem::KeyTooDeep { .. } => {
                 Some("an override is written as `train.learning_rate=1e-4` or `data.0.train=x.parquet`".into())
             }
-            _ => None,
+            Problem::Syntax { .. } => {
+                Some("a recipe is TOML, see https://toml.io; `janus recipe copy understand mine.toml` writes one to begin with".into())
+            }
+            Problem::WrongType { key, .. } => Some(format!("`janus recipe schema --markdown` tells what `{key}` takes")),
+            Problem::NotSupported { .. } => Some("leave it out, or use a newer version of this program".into()),
+            Problem::StageTables { .. } => {
+                Some("`tables` of a `[[stage]]` has names of [[data]] tables, and every table is in a stage".into())
+            }
+            Problem::OtherPairs { key, .. } => Some(format!("set `{key}` once, in `[adapter]`")),
+            Problem::NothingToTrain => Some("for example `adapter.targets = [\"decoder\"]`".into()),
+            Problem::NotATable { .. } | Problem::NotANumber { .. } | Problem::NoSuchEntry { .. } => {
+                Some("`janus recipe check RECIPE` prints the recipe with all its keys".into())
+            }
+            Problem::FolderNotUtf8 { .. } => Some("move the recipe into a folder with a name in UTF-8".into()),
         }
     }
 }
@@ -403,5 +417,5 @@ pub(crate) fn parse_file(text: &str, faults: &mut Faults) -> Table {
 
 /// A name or value from the file, fit to be quoted in a message.
 pub(crate) fn quotable(text: &str) -> String {
-    beginning(text, MAX_QUOTED_CHARS).replace(char::is_control, "\u{fffd}")
+    one_line(&beginning(text, MAX_QUOTED_CHARS)).into_owned()
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::tree::Place;
+use crate::visible::is_order;
 
 /// Longer lines are shown in part, around what is underlined.
 const MAX_SHOWN_CHARS: usize = 120;
@@ -132,7 +133,8 @@ fn floor_char_boundary(text: &str, byte: usize) -> usize {
 
 /// A line fit for a terminal, with where its underlined part begins and how long it is.
 fn clipped(line: &str, caret_start: usize, caret_length: usize) -> (String, usize, usize) {
-    let visible = |c: char| if c.is_control() && c != '\t' { '\u{fffd}' } else { c };
+    // One character for one, so that the mark below stands where it should.
+    let visible = |c: char| if is_order(c) { '\u{fffd}' } else { c };
     let total = line.chars().count();
     if total <= MAX_SHOWN_CHARS {
         return (line.chars().map(visible).collect(), caret_start, caret_length);

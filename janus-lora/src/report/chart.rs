@@ -4,6 +4,7 @@
 use std::fmt::Write;
 
 use super::scale::{NOISY_FROM, Scale, Stretch, label, short, smooth, stretches, ticks};
+use crate::visible::is_order;
 
 /// The drawing's own units; the page stretches them.
 const WIDTH: f64 = 1000.0;
@@ -186,9 +187,7 @@ pub(super) fn escape(text: &str) -> String {
             '\'' => escaped.push_str("&#39;"),
             '\n' | '\t' => escaped.push(c),
             // Such as an escape that would change the reading direction of what follows.
-            c if c.is_control() || ('\u{202a}'..='\u{202e}').contains(&c) || ('\u{2066}'..='\u{2069}').contains(&c) => {
-                escaped.push('\u{fffd}');
-            }
+            c if is_order(c) => escaped.push('\u{fffd}'),
             c => escaped.push(c),
         }
     }

@@ -69,7 +69,13 @@ impl Diagnose for ReportError {
             ReportError::NoRun { .. } => vec!["give the folder that a recipe names as `output.dir`".into()],
             ReportError::Input(e) => e.hints(),
             ReportError::Output(e) => e.hints(),
-            _ => Vec::new(),
+            ReportError::Read { .. } => {
+                vec!["see whether it is there and this user may read it, such as with `ls -l`".into()]
+            }
+            ReportError::Curve { .. } => {
+                vec!["the file is one that `janus train` or `janus report` wrote; without it the report has no such curve".into()]
+            }
+            ReportError::Write { .. } | ReportError::Picture { .. } => Vec::new(),
         }
     }
 }

@@ -26,7 +26,7 @@ const MAX_TOLD_BYTES: usize = 64 << 20;
 /// Longest name of a table.
 const MAX_NAME_BYTES: usize = 1 << 10;
 /// Larger files beside the metrics are none of a run's.
-const MAX_FILE_BYTES: u64 = 16 << 20;
+pub(super) const MAX_FILE_BYTES: u64 = 16 << 20;
 /// Tables, reasons and the like that are told apart; the rest is added up.
 const MAX_NAMES: usize = 64;
 

@@ -270,14 +270,14 @@ impl TableRows {
     fn row_picture(&self, row: usize, folder: &Path, table: usize) -> Result<Option<String>> {
         let own = self.rows.iter().find(|(number, _)| *number == row);
         let first = own.and_then(|(_, row)| row.images.values().flatten().next());
-        first.map(|image| keep_picture(folder, &format!("{table}-{row}"), &image.decode()?)).transpose()
+        first.map(|image| keep_picture(folder, &format!("{table}-{row}"), &*image.decode()?)).transpose()
     }
 
     /// The picture that a row's drawing is made from, kept once.
     fn source_picture(&self, row: usize, folder: &Path, table: usize) -> Result<Option<String>> {
         let own = self.rows.iter().find(|(number, _)| *number == row);
         let source = own.and_then(|(_, row)| row.image("source"));
-        source.map(|image| keep_picture(folder, &format!("{table}-{row}-source"), &image.decode()?)).transpose()
+        source.map(|image| keep_picture(folder, &format!("{table}-{row}-source"), &*image.decode()?)).transpose()
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
+use janus_core::input;
 use janus_core::processing::{Decoding, decode_image};
 use serde_json::json;
 
@@ -11,6 +12,7 @@ use super::events::{EventFile, Summary};
 use super::facts::{Facts, Left};
 use super::page::write_report;
 use super::picture::{Encoded, thumbnail};
+use super::record::MAX_FILE_BYTES;
 use super::samples::{Sample, Sampler, Stand};
 use crate::error::Result;
 use crate::eval::{Metrics, in_one_line};
@@ -121,7 +123,7 @@ impl Sight {
 
     fn sampled(&mut self, step: u64, samples: &[Sample], status: &dyn Status) {
         let picture = |name: &String| -> Option<Encoded> {
-            let bytes = fs_err::read(self.folder.join(name)).ok()?;
+            let bytes = input::read(&self.folder, name, MAX_FILE_BYTES).ok()??;
             thumbnail(&decode_image(&bytes, Decoding::default()).ok()?, EVENT_SIDE).ok()
         };
         let shown: Vec<(String, Option<Encoded>, String)> = samples

@@ -61,7 +61,7 @@ pub(super) fn told(
     let pass = Pass::inference();
     let picture = || -> Result<RgbImage> {
         let image = row.image("image").ok_or(janus_core::ModelError::NotLoaded { part: "row's image" })?;
-        Ok(image.decode()?)
+        Ok(image.decode()?.into_image())
     };
     Ok(match kind {
         HeadKind::Classify { labels } => {

@@ -393,9 +393,11 @@ impl Diagnose for TrainError {
             TrainError::Checkpoint { .. } | TrainError::NoWholeCheckpoint { .. } => {
                 vec!["without the folder `checkpoints`, `--resume` starts at step 0".into()]
             }
+            TrainError::Read { .. } => {
+                vec!["see whether it is a file that is whole and that this user may read, such as with `ls -l`".into()]
+            }
             TrainError::Stopped { .. }
             | TrainError::Write { .. }
-            | TrainError::Read { .. }
             | TrainError::Thread { .. }
             | TrainError::Plot { .. } => Vec::new(),
         }

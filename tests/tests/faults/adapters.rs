@@ -29,9 +29,9 @@ fn refuses_changed(change: &[(&str, Option<Tensor>)], said: &[&str]) {
     }
     place.write(WEIGHTS, safetensors::serialize(tensors, None).unwrap());
     for command in READERS {
-        place.refuses_with_hint(command, said);
+        place.refuses(command, said);
     }
-    place.refuses_with_hint(&["adapter", "inspect", "run", "--base", "base"], said);
+    place.refuses(&["adapter", "inspect", "run", "--base", "base"], said);
 }
 
 #[test]
@@ -57,13 +57,13 @@ fn an_adapter_of_another_base() {
     fs_err::remove_dir_all(place.path("base")).unwrap();
     fs_err::rename(place.path("other"), place.path("base")).unwrap();
     for command in READERS {
-        let done = place.refuses_with_hint(command, &["fingerprint"]);
+        let done = place.refuses(command, &["fingerprint"]);
         let note: Value = serde_json::from_slice(&place.read("run/janus_adapter.json")).unwrap();
         let trained = note.to_string();
         let named = done.stderr.split(['`', ' ', '\n', ',']).filter(|word| word.len() >= 16);
         assert!(named.into_iter().any(|word| trained.contains(word)), "the fingerprint is not told: {}", done.stderr);
     }
-    place.refuses_with_hint(&["adapter", "inspect", "run", "--base", "base"], &["fingerprint"]);
+    place.refuses(&["adapter", "inspect", "run", "--base", "base"], &["fingerprint"]);
 }
 
 #[test]
@@ -79,11 +79,11 @@ fn adapter_folders_that_are_none() {
     let place = place_with_adapter();
     for folder in ["absent", "base", "picture.png"] {
         let arguments = ["understand", "--base", "base", "--adapter", folder, "What?"];
-        place.refuses_with_hint(&arguments, &[folder]);
+        place.refuses(&arguments, &[folder]);
     }
     let understand = |adapter: &'static str| ["understand", "--base", "base", "--adapter", adapter, "What?"];
-    place.refuses_with_hint(&understand("run:nan"), &["run:nan"]);
-    place.refuses_with_hint(&understand("run:inf"), &["run:inf"]);
+    place.refuses(&understand("run:nan"), &["run:nan"]);
+    place.refuses(&understand("run:inf"), &["run:inf"]);
     let whole = place.read(WEIGHTS);
     let (header, values) = split(&whole);
     let mut lying = header.clone();

@@ -20,7 +20,7 @@ fn output_folders_that_are_not_empty() {
         for (out, said) in [("full", "full` is not empty"), ("full/notes.txt", "is not a folder")] {
             let arguments: Vec<String> = command.iter().map(|argument| argument.replace("OUT", out)).collect();
             let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-            place.refuses_with_hint(&arguments, &[said]);
+            place.refuses(&arguments, &[said]);
         }
     }
 }
@@ -29,9 +29,9 @@ fn output_folders_that_are_not_empty() {
 fn nothing_is_left_of_an_output_that_is_not_made() {
     let place = place_with_adapter();
     let convert = |base: &'static str| ["base", "convert", base, "--layout", "native", "--out", "deep/er/out"];
-    place.refuses_with_hint(&convert("absent-base"), &["absent-base"]);
+    place.refuses(&convert("absent-base"), &["absent-base"]);
     fs_err::create_dir(place.path("void")).unwrap();
-    place.refuses_with_hint(&convert("void"), &["void"]);
+    place.refuses(&convert("void"), &["void"]);
     place.refuses(&["train", "recipe.toml", "output.dir=deep/er/run", "adapter.rank=4000"], &["4000"]);
 }
 
@@ -50,10 +50,10 @@ fn pictures_that_are_none() {
         ("long.png", "1x20000"),
         ("huge.png", "30000x30000"),
     ] {
-        place.refuses_with_hint(&["understand", "--base", "base", "--image", picture, "What?"], &[said]);
+        place.refuses(&["understand", "--base", "base", "--image", picture, "What?"], &[said]);
     }
     place.refuses(&["understand", "--base", "base", ""], &["empty"]);
-    place.refuses_with_hint(&["understand", "--base", "base", "<image_placeholder> what?"], &["image_placeholder"]);
+    place.refuses(&["understand", "--base", "base", "<image_placeholder> what?"], &["image_placeholder"]);
 }
 
 #[test]
@@ -70,13 +70,13 @@ fn a_text_without_a_picture_has_no_place_for_one() {
     ] {
         let prompt = format!("{tag} cup");
         let generate = ["generate", "--base", "base", &prompt, "--out", "x.png"];
-        place.refuses_with_hint(
+        place.refuses(
             &generate,
             &[&format!("the prompt contains `{tag}`, which stands for {stands_for}"), "`--source`"],
         );
         let features =
             ["base", "features", "--base", "base", "--image", "picture.png", "--level", "high", "--prompt", &prompt];
-        place.refuses_with_hint(&[&features[..], &["--out", "x.safetensors"]].concat(), &[tag, stands_for]);
+        place.refuses(&[&features[..], &["--out", "x.safetensors"]].concat(), &[tag, stands_for]);
     }
     // What only looks like one is text; and a picture has its place.
     for prompt in ["a < b and [x]", "an image of a cup"] {
@@ -95,30 +95,27 @@ fn what_is_not_understood() {
         place.refuses(&["understand", "--base", "base", "What?", &flag], &["f32, bf16, f16"]);
         place.refuses(&["merge", "--base", "base", "--adapter", "run", "--out", "x", &flag], &["f32, bf16, f16"]);
     }
-    place.refuses_with_hint(&["understand", "--base", "base", "What?", "--dtype", "f16"], &["f16"]);
+    place.refuses(&["understand", "--base", "base", "What?", "--dtype", "f16"], &["f16"]);
     train_refuses(&["base.dtype=f16"], &["unknown value `f16` for `base.dtype`"]);
     place.refuses(&["train", "recipe.toml", "base.dtype=q8_0"], &["not supported"]);
     place.refuses(&["base", "convert", "base", "--layout", "original", "--out", "x"], &["native, deepseek"]);
-    place.refuses_with_hint(&["merge", "--base", "base", "--out", "x"], &["no adapter to merge"]);
-    place.refuses_with_hint(&["eval", "recipe.toml"], &["`recipe.toml` names no rows to evaluate"]);
+    place.refuses(&["merge", "--base", "base", "--out", "x"], &["no adapter to merge"]);
+    place.refuses(&["eval", "recipe.toml"], &["`recipe.toml` names no rows to evaluate"]);
     let generate =
         |more: [&'static str; 4]| ["generate", "--base", "base", "A part", more[0], more[1], more[2], more[3]];
-    place.refuses_with_hint(&generate(["--out", "x.jpg", "--seed", "1"]), &["x.jpg"]);
-    place.refuses_with_hint(&generate(["--out", "x.png", "--guidance", "nan"]), &["guidance"]);
-    place.refuses_with_hint(&generate(["--out", "x.png", "--temperature=-1", "--seed=1"]), &["temperature"]);
+    place.refuses(&generate(["--out", "x.jpg", "--seed", "1"]), &["x.jpg"]);
+    place.refuses(&generate(["--out", "x.png", "--guidance", "nan"]), &["guidance"]);
+    place.refuses(&generate(["--out", "x.png", "--temperature=-1", "--seed=1"]), &["temperature"]);
     place.refuses(&generate(["--out", "x.png", "--count", "0"]), &["--count"]);
     let own = place.read("base/generation_config.json");
     place.edit_json("base/generation_config.json", |config| config["temperature"] = "hot".into());
-    place.refuses_with_hint(
-        &generate(["--out", "x.png", "--seed", "1"]),
-        &["generation_config.json", "temperature", "hot"],
-    );
+    place.refuses(&generate(["--out", "x.png", "--seed", "1"]), &["generation_config.json", "temperature", "hot"]);
     place.write("base/generation_config.json", own);
     place.refuses(&generate(["--out", "x.png", "--count", "65"]), &["--count"]);
     place.refuses(&["understand", "--base", "base", "What?", "--max-new-tokens", "0"], &["--max-new-tokens"]);
     for temperature in ["nan", "inf", "-0.5"] {
         let flag = format!("--temperature={temperature}");
-        place.refuses_with_hint(&["understand", "--base", "base", "What?", &flag], &["temperature"]);
+        place.refuses(&["understand", "--base", "base", "What?", &flag], &["temperature"]);
     }
 }
 
@@ -132,7 +129,7 @@ fn usage() {
     place.refuses(&["merge", "--base", "b"], &["--out"]);
     place.refuses(&["base", "init", "--out", "x"], &["--shape"]);
     place.refuses(&["base", "init", "--shape", "janus-tiny", "--seed", "-1", "--out", "x"], &["-1"]);
-    place.refuses_with_hint(&["recipe", "check", "recipe.toml"], &["recipe.toml"]);
+    place.refuses(&["recipe", "check", "recipe.toml"], &["recipe.toml"]);
     place.refuses(&["recipe", "list", "absent"], &["absent"]);
     place.refuses(&["train", "recipe.toml", "no-equals-sign"], &["recipe.toml"]);
     train_refuses(&["no-equals-sign"], &["an override is written `key=value`, got `no-equals-sign`"]);
@@ -233,7 +230,7 @@ fn a_device_that_the_program_was_not_built_for() {
             [("cuda", "`cuda:0`", "cuda"), ("cuda:3", "`cuda:3`", "cuda"), ("metal", "`metal`", "metal")]
         {
             let hint = format!("hint: build with `--features {feature}`");
-            place().refuses_with_hint(&[command, &["--device", device]].concat(), &[told, &hint]);
+            place().refuses(&[command, &["--device", device]].concat(), &[told, &hint]);
         }
     }
 }
@@ -338,7 +335,7 @@ fn a_file_is_no_question() {
         (&["--image", a, "test/*.webp", "Which?"], "no file `test/*.webp`"),
         (&["--image", "test/none.jpg", a, "Which?"], "test/none.jpg"),
     ] {
-        place.refuses_with_hint(&understand(words), &[said]);
+        place.refuses(&understand(words), &[said]);
     }
     place.refuses(&["understand", "--base", "base", "--image", a, "test/b.jpg"], &["QUESTION"]);
 }

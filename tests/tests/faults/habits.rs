@@ -33,13 +33,13 @@ fn a_folder_comes_before_a_factor() {
     }
     also_as(&place, "run:2");
     let both = ["understand", "--base", "base", "--adapter", "run:2", "What?"];
-    place.refuses_with_hint(&both, &["`run:2` is a folder, and `run` is one", "`run/:2`", "`run:2:1`"]);
+    place.refuses(&both, &["`run:2` is a folder, and `run` is one", "`run/:2`", "`run:2:1`"]);
     assert_eq!(answer(&place, "run:2:1").expect_success().stdout, expected);
     let twice = answer(&place, "run/:2").expect_success().stdout;
     fs_err::rename(place.path("run:2"), place.path("other")).unwrap();
     assert_eq!(answer(&place, "run:2").expect_success().stdout, twice);
     let absent = ["understand", "--base", "base", "--adapter", "runs/2026-02-02T10:00", "What?"];
-    place.refuses_with_hint(&absent, &["`runs/2026-02-02T10:00`", "`runs/2026-02-02T10`"]);
+    place.refuses(&absent, &["`runs/2026-02-02T10:00`", "`runs/2026-02-02T10`"]);
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn an_adapter_that_does_nothing_is_a_warning() {
         assert!(told.contains("warning: `run` does nothing to the base: every product B·A is zero"), "{told}");
     }
     let merge = ["merge", "--base", "base", "--adapter", "run", "--out", "merged"];
-    place.refuses_with_hint(&merge, &["changes nothing"]);
+    place.refuses(&merge, &["changes nothing"]);
     let told = answer(&place_with_adapter(), "run:0").expect_success().stderr;
     assert!(told.contains("warning: `run` does nothing to the base: its factor is 0"), "{told}");
 }
@@ -173,7 +173,7 @@ fn what_is_no_folder_leads_to_one() {
             &["merge", "--base", "base", "--adapter", adapter, "--out", "merged"],
             &["eval", "recipe.toml", "data.0.eval=rows.parquet", "--adapter", adapter],
         ] {
-            place.refuses_with_hint(command, &["an adapter is a folder or a hub id", said]);
+            place.refuses(command, &["an adapter is a folder or a hub id", said]);
         }
     }
 }
@@ -188,14 +188,14 @@ fn an_adapter_one_level_too_high() {
     assert!(done.stderr.contains("the adapter in `saved` is `saved/style`"), "{}", done.stderr);
     also_as(&place, "saved/product");
     let several = ["understand", "--base", "base", "--adapter", "saved", "What?"];
-    place.refuses_with_hint(&several, &["holds 2: `product`, `style`", "`saved/style`"]);
+    place.refuses(&several, &["holds 2: `product`, `style`", "`saved/style`"]);
     for step in ["step-9", "step-10"] {
         also_as(&place, &format!("going/checkpoints/{step}"));
     }
     let unfinished = ["understand", "--base", "base", "--adapter", "going:0.5", "What?"];
-    place.refuses_with_hint(&unfinished, &["no adapter yet", "`going/checkpoints/step-10`"]);
+    place.refuses(&unfinished, &["no adapter yet", "`going/checkpoints/step-10`"]);
     assert_eq!(answer(&place, "going/checkpoints/step-9").expect_success().stdout, expected);
-    place.refuses_with_hint(&["merge", "--base", "base", "--adapter", "base", "--out", "m"], &["adapter_config.json"]);
+    place.refuses(&["merge", "--base", "base", "--adapter", "base", "--out", "m"], &["adapter_config.json"]);
 }
 
 #[test]
@@ -262,9 +262,9 @@ fn the_base_that_an_adapter_names_may_be_left_out() {
         ["understand"].into_iter().chain(given).chain(question).collect::<Vec<_>>()
     };
     // It was trained in another place, on a base that is gone.
-    place.refuses_with_hint(&understand(&["run"]), &["no base is given", "is not here", "`--base`"]);
-    place.refuses_with_hint(&understand(&[]), &["no base is given", "`--base`"]);
-    place.refuses_with_hint(&understand(&["absent"]), &["`absent` is not a folder"]);
+    place.refuses(&understand(&["run"]), &["no base is given", "is not here", "`--base`"]);
+    place.refuses(&understand(&[]), &["no base is given", "`--base`"]);
+    place.refuses(&understand(&["absent"]), &["`absent` is not a folder"]);
     let named =
         |name: &'static str| place.edit_json("run/janus_adapter.json", |note| note["base"]["name"] = json!(name));
     named("base");
@@ -280,9 +280,9 @@ fn the_base_that_an_adapter_names_may_be_left_out() {
     place.edit_json("run/adapter_config.json", |config| config["base_model_name_or_path"] = json!("base"));
     assert_eq!(place.janus(&understand(&["run"])).expect_success().stdout, expected);
     place.edit_json("run/adapter_config.json", |config| config["base_model_name_or_path"] = json!(null));
-    place.refuses_with_hint(&understand(&["run"]), &["no adapter names one"]);
+    place.refuses(&understand(&["run"]), &["no adapter names one"]);
     place.edit_json("run/adapter_config.json", |config| config["base_model_name_or_path"] = json!("owner/name"));
-    place.refuses_with_hint(&understand(&["run"]), &["`owner/name`", "`janus base fetch owner/name`"]);
+    place.refuses(&understand(&["run"]), &["`owner/name`", "`janus base fetch owner/name`"]);
     // Whole in the Hugging Face cache, it is taken from there; the fingerprint is checked as ever.
     let commit = "0123456789abcdef0123456789abcdef01234567";
     let cached = "hub/hub/models--owner--name";
@@ -294,7 +294,7 @@ fn the_base_that_an_adapter_names_may_be_left_out() {
     assert_eq!(done.expect_success().stdout, expected);
     place.write("run/janus_adapter.json", note);
     named("init:janus-tiny?seed=9");
-    place.refuses_with_hint(&understand(&["run"]), &["fingerprint"]);
+    place.refuses(&understand(&["run"]), &["fingerprint"]);
 }
 
 #[test]

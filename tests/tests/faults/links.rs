@@ -17,7 +17,7 @@ fn a_base_is_read_from_its_own_folder_only() {
     for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
         let place = place();
         swap(&place, &format!("base/{name}"));
-        place.refuses_with_hint(&["train", "recipe.toml"], &[name, LEADS_OUT]);
+        place.refuses(&["train", "recipe.toml"], &[name, LEADS_OUT]);
     }
     // What is copied into a new base is passed on with it.
     for name in ["LICENSE", "chat_template.jinja"] {
@@ -26,7 +26,7 @@ fn a_base_is_read_from_its_own_folder_only() {
         let _ = fs_err::remove_file(place.path("base").join(name));
         symlink("../secret", place.path("base").join(name)).unwrap();
         let convert = ["base", "convert", "base", "--layout", "native", "--out", "out"];
-        place.refuses_with_hint(&convert, &[name, LEADS_OUT]);
+        place.refuses(&convert, &[name, LEADS_OUT]);
     }
     let place = place();
     fs_err::remove_file(place.path("base/config.json")).unwrap();
@@ -60,7 +60,7 @@ fn an_adapter_is_read_from_its_own_folder_only() {
     for name in ["adapter_config.json", "adapter_model.safetensors", "janus_adapter.json"] {
         let place = place_with_adapter();
         swap(&place, &format!("run/{name}"));
-        place.refuses_with_hint(&["adapter", "inspect", "run", "--base", "base"], &[name, LEADS_OUT]);
+        place.refuses(&["adapter", "inspect", "run", "--base", "base"], &[name, LEADS_OUT]);
     }
 }
 
@@ -71,12 +71,12 @@ fn a_run_is_gone_on_with_and_told_of_in_its_own_folder_only() {
         // Without its adapter a run is not over.
         fs_err::remove_file(place.path("run/adapter_model.safetensors")).unwrap();
         swap(&place, &format!("run/{name}"));
-        place.refuses_with_hint(&["train", "recipe.toml", "--resume"], &[name, "leads out of the run folder"]);
+        place.refuses(&["train", "recipe.toml", "--resume"], &[name, "leads out of the run folder"]);
     }
     for name in ["metrics.jsonl", "recipe.toml", "run.json"] {
         let place = place_with_adapter();
         swap(&place, &format!("run/{name}"));
-        place.refuses_with_hint(&["report", "run"], &[name, LEADS_OUT]);
+        place.refuses(&["report", "run"], &[name, LEADS_OUT]);
     }
 }
 
@@ -86,6 +86,6 @@ fn a_folder_of_tables_is_read_from_itself_only() {
     fs_err::create_dir(place.path("data")).unwrap();
     symlink("../rows.parquet", place.path("data/rows.parquet")).unwrap();
     for source in ["data", "data/*.parquet"] {
-        place.refuses_with_hint(&["train", "recipe.toml", &format!("data.0.train={source}")], &[LEADS_OUT]);
+        place.refuses(&["train", "recipe.toml", &format!("data.0.train={source}")], &[LEADS_OUT]);
     }
 }

@@ -15,6 +15,7 @@ mod outputs;
 mod probe;
 mod recipes;
 mod rows;
+mod strangers;
 mod values;
 
 use std::sync::OnceLock;
@@ -65,7 +66,7 @@ fn place() -> Workplace {
 #[track_caller]
 fn train_refuses(overrides: &[&str], said: &[&str]) {
     let arguments: Vec<&str> = ["train", "recipe.toml"].iter().chain(overrides).copied().collect();
-    place().refuses_with_hint(&arguments, said);
+    place().refuses(&arguments, said);
 }
 
 /// The run folder of a training run over the base, made once.

@@ -29,7 +29,7 @@ fn filled(command: &[&str], out: &str) -> Vec<String> {
 fn refuses(place: &Workplace, command: &[&str], out: &str, said: &str) {
     let arguments = filled(command, out);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    place.refuses_with_hint(&arguments, &[said]);
+    place.refuses(&arguments, &[said]);
 }
 
 /// What keeps an output from being made, in a folder of its own.
@@ -80,7 +80,7 @@ fn files_that_cannot_be_made() {
     }
     let device = ["data", "synth", "--domain", "inspection", "--rows", "2", "--out"];
     for out in ["/dev/full", "/dev/null", "/dev/stdout", "folder.png/", "new/", "new/."] {
-        place.refuses_with_hint(&[&device[..], &[out]].concat(), &["not a file"]);
+        place.refuses(&[&device[..], &[out]].concat(), &["not a file"]);
     }
 }
 
@@ -106,7 +106,7 @@ fn an_empty_folder_is_written_into_wherever_it_is() {
             let arguments = filled(command, &out);
             let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
             if name.starts_with("up") {
-                place.refuses_with_hint(&arguments, &["is not empty"]);
+                place.refuses(&arguments, &["is not empty"]);
                 continue;
             }
             place.janus(&arguments).expect_success();

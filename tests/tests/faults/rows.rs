@@ -54,7 +54,7 @@ fn files_that_are_no_parquet() {
         [("text", b"no parquet at all"), ("empty", b""), ("cut", &whole[..half]), ("damaged", &damaged)];
     for (name, bytes) in files {
         place.write("rows.parquet", bytes);
-        let done = place.refuses_with_hint(&["train", "recipe.toml"], &["rows.parquet"]);
+        let done = place.refuses(&["train", "recipe.toml"], &["rows.parquet"]);
         assert!(done.stderr.contains("Parquet") || done.stderr.contains("damaged"), "{name}: {}", done.stderr);
     }
 }
@@ -93,9 +93,9 @@ fn one_bad_row_where_none_is_allowed() {
         write_rows(&place, &[row]);
         let said =
             ["1 of 3 rows cannot be used", "`max_bad_rows` = 0", "row 1 of row group 0 in", "rows.parquet", reason];
-        place.refuses_with_hint(&["train", "recipe.toml", "data_limits.max_bad_rows=0"], &said);
-        place.refuses_with_hint(&["train", "recipe.toml"], &["1 of 3 rows cannot be used", reason]);
-        place.refuses_with_hint(&["train", "recipe.toml", "--dry-run"], &["1 of 3 rows cannot be used", reason]);
+        place.refuses(&["train", "recipe.toml", "data_limits.max_bad_rows=0"], &said);
+        place.refuses(&["train", "recipe.toml"], &["1 of 3 rows cannot be used", reason]);
+        place.refuses(&["train", "recipe.toml", "--dry-run"], &["1 of 3 rows cannot be used", reason]);
     }
 }
 
@@ -105,7 +105,7 @@ fn rows_left_out_are_counted_and_listed() {
     let bad = bad_rows();
     let rows: Vec<_> = bad.iter().map(|(row, _)| row.clone()).collect();
     write_rows(&place, &rows);
-    let refused = place.refuses_with_hint(
+    let refused = place.refuses(
         &["train", "recipe.toml", "data_limits.max_bad_rows=7"],
         &["8 of 10 rows cannot be used", "`max_bad_rows` = 7"],
     );
@@ -154,10 +154,10 @@ fn no_accepted_row() {
     let columns = vec![("image", images::<Vec<u8>>(&[None, None, None])), ("answer", texts(["a", "b", "c"]))];
     write_table(&place.path("rows.parquet"), columns, 2);
     let arguments = ["train", "recipe.toml", "data_limits.max_bad_rows=1.0"];
-    place.refuses_with_hint(&arguments, &["none of the 3 rows can be used", "`image` is null"]);
+    place.refuses(&arguments, &["none of the 3 rows can be used", "`image` is null"]);
     let columns = vec![("image", images::<Vec<u8>>(&[])), ("answer", texts::<&str>([]))];
     write_table(&place.path("rows.parquet"), columns, 2);
-    place.refuses_with_hint(&arguments, &["none of the 0 rows can be used"]);
+    place.refuses(&arguments, &["none of the 0 rows can be used"]);
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn bad_conversations_and_lists() {
     write_table(&place.path("rows.parquet"), columns, 2);
     let columns = r#"data.0.columns={images="pictures", messages="turns"}"#;
     let said = ["5 of 6 rows cannot be used", "row 1 of row group 0", "row 1 of row group 2", "`robot`"];
-    place.refuses_with_hint(&["train", "recipe.toml", columns, "data_limits.max_bad_rows=0"], &said);
+    place.refuses(&["train", "recipe.toml", columns, "data_limits.max_bad_rows=0"], &said);
     let rows = vec![vec![picture(32, 32, 0)], vec![], vec![picture(32, 32, 1), truncated()]];
     let conversation = vec![("user", "What?"), ("assistant", "That.")];
     let turns = vec![conversation.clone(), conversation.clone(), conversation];
@@ -186,5 +186,5 @@ fn bad_conversations_and_lists() {
         8,
     );
     let said = ["2 of 3 rows cannot be used", "row 1 of", "row 2 of", "cannot be decoded"];
-    place.refuses_with_hint(&["train", "recipe.toml", columns, "data_limits.max_bad_rows=0"], &said);
+    place.refuses(&["train", "recipe.toml", columns, "data_limits.max_bad_rows=0"], &said);
 }

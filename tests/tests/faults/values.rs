@@ -36,5 +36,12 @@ fn what_is_not_finite_is_blamed_on_base_or_adapter() {
     for arguments in [ask(&[]), draw(&[]), draw(&["--guidance", "1"])] {
         refused(&place.janus(&arguments), &["base `base` has values", "holds NaN", "not finite", "hint: "]);
     }
+    // Finite, with squares that are not: a norm that made zeros of them would let the base answer.
+    fill(&place.path("base/model.safetensors"), &3e38f32.to_le_bytes());
+    for arguments in [ask(&[]), draw(&[])] {
+        refused(&place.janus(&arguments), &["base `base` has values", "holds 3e38", "not finite"]);
+    }
+    let train = ["train", "recipe.toml", "output.dir=other"];
+    refused(&place.janus(&train), &["base `base` has values", "holds 3e38", "no finite loss"]);
     assert!(!place.path("part.png").exists());
 }

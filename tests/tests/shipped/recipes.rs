@@ -116,11 +116,8 @@ fn a_recipe_is_copied_as_it_stands_and_over_nothing() {
     // What this one reads lies beside the recipes.
     let told = copy("grocery-joint", "joint.toml").expect_success().stderr;
     assert!(told.contains("`data.0.train` reads") && told.contains("`data.1.eval` reads"), "{told}");
-    place.refuses_with_hint(&["recipe", "copy", "quickstart", "joint.toml", "--folder", recipes], &["exists"]);
-    place.refuses_with_hint(
-        &["recipe", "copy", "quickstrat", "new.toml", "--folder", recipes],
-        &["no recipe", "`quickstart`"],
-    );
+    place.refuses(&["recipe", "copy", "quickstart", "joint.toml", "--folder", recipes], &["exists"]);
+    place.refuses(&["recipe", "copy", "quickstrat", "new.toml", "--folder", recipes], &["no recipe", "`quickstart`"]);
 }
 
 #[test]
@@ -147,10 +144,10 @@ fn recipes_are_listed_and_copied_far_from_the_repository() {
     let told = place.janus(&["recipe", "copy", "grocery-joint", "joint.toml"]).expect_success().stderr;
     assert!(told.contains("`data.0.train` reads") && told.contains("nothing is yet"), "{told}");
 
-    place.refuses_with_hint(&["recipe", "copy", "quickstrat", "new.toml"], &["no recipe", "`quickstart`"]);
+    place.refuses(&["recipe", "copy", "quickstrat", "new.toml"], &["no recipe", "`quickstart`"]);
     place.write("d.curve.json", "{}");
-    place.refuses_with_hint(&["recipe", "copy", "quickstart", "d.toml"], &["`d.curve.json` exists"]);
-    place.refuses_with_hint(&["train", "recipes/quickstart.toml"], &["janus recipe copy quickstart quickstart.toml"]);
+    place.refuses(&["recipe", "copy", "quickstart", "d.toml"], &["`d.curve.json` exists"]);
+    place.refuses(&["train", "recipes/quickstart.toml"], &["janus recipe copy quickstart quickstart.toml"]);
     // Recipes of one's own stand beside them.
     fs_err::create_dir(place.path("recipes")).unwrap();
     place.write("recipes/mine.toml", place.read("c.toml"));

@@ -393,7 +393,7 @@ fn a_run_shows_what_it_does() {
     let told = place.janus(&["report", "run", "--json"]).expect_success().json();
     assert_eq!(told["file"], "run/report.html");
     assert!(report == place.read("run/report.html"));
-    place.refuses_with_hint(&["report", "gone"], &["`gone` is no run folder", "metrics.jsonl"]);
+    place.refuses(&["report", "gone"], &["`gone` is no run folder", "metrics.jsonl"]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Steps that moved nothing and losses that jumped, told with their rows.
 
 use super::Run;
+use crate::culprit::blame_base;
 use crate::data::RowId;
 use crate::error::Result;
 use crate::train::TrainError;
@@ -20,7 +21,8 @@ impl Run<'_> {
         self.progress.skipped_steps += 1;
         let (skipped, reason) = (self.progress.skipped_steps, error.to_string());
         if skipped > allowed {
-            return Err(TrainError::TooManySkipped { skipped, allowed, reason, rows }.into());
+            let error = TrainError::TooManySkipped { skipped, allowed, reason, rows }.into();
+            return Err(blame_base(error, &self.opened.base));
         }
         self.status
             .warn(&format!("{reason}; the step is skipped ({skipped} of at most {allowed}): {}", rows_listed(&rows)));
