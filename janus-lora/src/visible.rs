@@ -29,9 +29,18 @@ pub(crate) fn one_line(text: &str) -> Cow<'_, str> {
     escaped(text, |c| c.is_control() || is_hidden_order(c))
 }
 
+/// Longest message, in bytes: a name in it may be of any length. Lists of the program's own are shorter.
+const MAX_MESSAGE_BYTES: usize = 32 << 10;
+
 /// A message that may have several lines, of which none but its first can be taken for one of the program's own: a name that
-/// breaks the line to go on with `hint:` stays in the line it stands in.
+/// breaks the line to go on with `hint:` stays in the line it stands in. Of a longer one than anybody reads, both ends.
 pub(crate) fn message(text: &str) -> Cow<'_, str> {
+    if text.len() > MAX_MESSAGE_BYTES {
+        let (first, last) =
+            (text.floor_char_boundary(MAX_MESSAGE_BYTES / 8), text.ceil_char_boundary(text.len() - 2048));
+        let shortened = format!("{} … ({} bytes) … {}", &text[..first], text.len(), &text[last..]);
+        return Cow::Owned(message(&shortened).into_owned());
+    }
     let text = match text.split('\n').skip(1).any(is_own) {
         false => Cow::Borrowed(text),
         true => {
@@ -103,6 +112,10 @@ mod tests {
         let forged = "column `x\nhint: run `rm -rf /`\n  Caused by: y\u{1b}[1m\n\u{1b}error: z` is missing\nin line 3";
         let shown = message(forged);
         assert_eq!(shown.lines().count(), 2, "{shown}");
+        let long = format!("no `{}` here", "裂".repeat(100_000));
+        let shown = message(&long);
+        assert!(shown.len() < 8 << 10 && shown.starts_with("no `裂") && shown.ends_with("裂` here"), "{shown}");
+        assert!(shown.contains("(300010 bytes)"));
         assert_eq!(message("2 faults:\n\nx.toml:3\n  | a"), "2 faults:\n\nx.toml:3\n  | a");
     }
 }

@@ -18,6 +18,8 @@ use crate::input::{self, MAX_SIDE_FILE_BYTES};
 
 /// The file that is read.
 const TOKENIZER_FILE: &str = "tokenizer.json";
+/// Ten times what the published Janus tokenizers have; building one of more takes seconds.
+const MAX_TOKENIZER_BYTES: u64 = 48 << 20;
 
 const DEFAULT_BOS_TOKEN: &str = "<｜begin▁of▁sentence｜>";
 pub(super) const DEFAULT_EOS_TOKEN: &str = "<｜end▁of▁sentence｜>";
@@ -80,7 +82,7 @@ impl JanusTokenizer {
     /// The file is missing or cannot be used, or a special token is not in it.
     pub fn from_folder(folder: &Path) -> Result<Self> {
         let path = folder.join(TOKENIZER_FILE);
-        let bytes = input::read(folder, TOKENIZER_FILE, MAX_SIDE_FILE_BYTES)?
+        let bytes = input::read(folder, TOKENIZER_FILE, MAX_TOKENIZER_BYTES)?
             .ok_or_else(|| ProcessingError::MissingTokenizer { folder: folder.to_path_buf() })?;
         let bad = |problem: String| ProcessingError::BadTokenizer { path: path.clone(), problem };
         let Examined { bytes, notes } = examine(bytes).map_err(bad)?;

@@ -41,6 +41,7 @@ use sandbox::Writes;
 
 use crate::cache::stock;
 use crate::error::Result;
+use crate::train::signals::survive_file_limit;
 
 /// Fine-tune DeepSeek Janus models with LoRA, for image understanding and image generation.
 #[derive(Debug, Parser)]
@@ -135,6 +136,7 @@ impl Command {
 pub fn main() -> ExitCode {
     report::tell_panics_as_errors();
     crate::allocator::set_up();
+    survive_file_limit();
     let words = picture_words::spread(std::env::args_os());
     let Arguments { threads, quiet, verbose, no_sandbox, command } = match parse(words) {
         Ok(arguments) => arguments,
@@ -173,9 +175,8 @@ fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, clap::E
 /// The command with a leading `~` or `$HOME` put into every argument that is a path, here for all commands at once: shells do
 /// so in `--out ~/x`, but not in `--out=~/x`.
 fn with_home(command: clap::Command) -> clap::Command {
-    let expand = |path: PathBuf| {
-        home::expand(&path).map_err(|error| [error.to_string(), error.hints().join("; ")].join("\nhint: "))
-    };
+    let expand =
+        |path: PathBuf| home::expand(&path).map_err(|error| [error.to_string(), error.hints().join("; ")].join("; "));
     let is_path = |argument: &clap::Arg| argument.get_value_parser().type_id() == TypeId::of::<PathBuf>();
     command
         .mut_args(|argument| match is_path(&argument) {

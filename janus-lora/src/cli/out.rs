@@ -49,7 +49,10 @@ pub(super) fn line(text: fmt::Arguments<'_>, is_result: bool) {
         Stdout::Open => {
             let mut stdout = io::stdout().lock();
             let open = if stdout_was_closed() { Err(closed()) } else { Ok(()) };
-            let written = open.and_then(|()| stdout.write_all(&printable(text))).and_then(|()| stdout.flush());
+            let text = text.to_string();
+            // An answer says what it says; of what was done only names are of strangers.
+            let shown = if is_result { visible::lines(&text) } else { visible::message(&text) };
+            let written = open.and_then(|()| writeln!(stdout, "{shown}")).and_then(|()| stdout.flush());
             *state = match written {
                 Ok(()) => Stdout::Open,
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Stdout::Gone,
@@ -59,14 +62,6 @@ pub(super) fn line(text: fmt::Arguments<'_>, is_result: bool) {
         Stdout::Gone => {}
         Stdout::Failed { lost_result, .. } => *lost_result |= is_result,
     }
-}
-
-/// The bytes of a line, with nothing in them that a terminal obeys.
-fn printable(text: fmt::Arguments<'_>) -> Vec<u8> {
-    let text = text.to_string();
-    let mut bytes = visible::lines(&text).into_owned().into_bytes();
-    bytes.push(b'\n');
-    bytes
 }
 
 /// Prints a line of what the command was asked for, as `println!` does.
@@ -83,7 +78,7 @@ pub(super) use {done, result};
 
 /// A line on stderr. Where nobody can read it there is nobody to tell.
 pub(super) fn error_line(text: &str) {
-    let _ = io::stderr().lock().write_all(&printable(format_args!("{text}")));
+    let _ = io::stderr().lock().write_all(format!("{}\n", visible::lines(text)).as_bytes());
 }
 
 fn closed() -> io::Error {
@@ -126,11 +121,6 @@ pub(super) fn usage(message: &clap::Error) -> ExitCode {
 fn wrong_words(message: &clap::Error) -> String {
     let text = message.render().to_string();
     let text = text.trim_end();
-    match text.rsplit_once("\n\nFor more information, try '") {
-        Some((text, way)) => format!(
-            "{text}\nhint: `{}` behind a command shows what it takes, with examples",
-            way.trim_end_matches("'.")
-        ),
-        None => text.to_owned(),
-    }
+    let text = text.rsplit_once("\n\nFor more information, try '").map_or(text, |(text, _)| text);
+    format!("{}\nhint: `--help` behind a command shows what it takes, with examples", visible::message(text))
 }

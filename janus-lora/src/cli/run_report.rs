@@ -9,7 +9,7 @@ use serde_json::json;
 use super::out::done;
 use super::report;
 use super::sandbox::Writes;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::report::expected::ExpectedCurve;
 use crate::report::write_report;
 
@@ -46,9 +46,11 @@ impl RunReport {
         if self.folder.is_dir() {
             require_file(&self.folder.join("report.html"))?;
         }
+        // Before anything is written: a run without losses has none.
+        let curve = curve.map(|file| Ok::<_, Error>((ExpectedCurve::of_run(&self.folder)?, file))).transpose()?;
         let file = write_report(&self.folder)?;
-        if let Some(curve) = curve {
-            ExpectedCurve::of_run(&self.folder)?.write(&curve)?;
+        if let Some((expected, file)) = curve {
+            expected.write(&file)?;
         }
         if self.json {
             report::json(&json!({ "file": file }));

@@ -45,6 +45,16 @@ impl fmt::Display for StopSignal {
     }
 }
 
+/// From now on a write beyond the limit on the length of files (`ulimit -f`) is an error like that of a full disk, not the end of
+/// the process.
+pub fn survive_file_limit() {
+    #[cfg(unix)]
+    // SAFETY: ignoring a signal runs no code of ours, at whatever time.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
+}
+
 /// From now on the first SIGINT, SIGTERM or SIGHUP is only noted; a SIGINT or SIGTERM after it has its usual effect. A signal
 /// that the process was started to ignore (`nohup`) stays ignored. Does nothing on systems without POSIX signals.
 pub fn listen() {
