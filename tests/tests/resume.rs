@@ -116,6 +116,34 @@ fn what_differs_is_refused_by_name() {
     assert_eq!(checkpoints(&place, "run"), [12, 13, 14]);
 }
 
+/// Length, rows and footer of the files are what they were; what lies in their pages is not.
+#[test]
+fn other_bytes_in_the_same_place_are_other_rows() {
+    let place = place();
+    run(&place, "whole", &[]).expect_success();
+    assert_eq!(left(&place, "run", "TERM", 6), Some(143));
+    let before = tree(&place.path("run"));
+    for (file, text, said) in [
+        ("rows.parquet", "Part 5?", "row group 1 of the file `rows.parquet` of `questions` holds other bytes"),
+        ("eval.parquet", "Part 51?", "row group 0 of the file `eval.parquet` of the evaluation of `questions`"),
+    ] {
+        let whole = place.read(file);
+        let mut bytes = whole.clone();
+        let places = bytes.windows(text.len()).filter(|window| *window == text.as_bytes()).count();
+        assert_eq!(places, 1, "the footer has it, too");
+        let at = bytes.windows(text.len()).position(|window| window == text.as_bytes()).unwrap();
+        bytes[at] = b'C';
+        place.write(file, bytes);
+        // The table of pictures reads the same file.
+        refuses(&place, "run", &["--resume"], &["cannot be resumed: ", said, "as do 1 more", "or begin a new run"]);
+        refuses(&place, "run", &["--resume", "adapter.rank=4"], &["`adapter.rank` was 3 and is 4; ", said]);
+        assert!(tree(&place.path("run")) == before, "something changed");
+        place.write(file, whole);
+    }
+    run(&place, "run", &["--resume"]).expect_success();
+    assert_eq!(difference(&place, "whole", "run"), None);
+}
+
 #[test]
 fn a_constant_rate_can_go_on_for_longer() {
     let place = place();

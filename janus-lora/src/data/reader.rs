@@ -18,6 +18,7 @@ use parquet::arrow::arrow_reader::{
 };
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
 
+use super::contents::{Digests, Watch};
 use super::description::{hub_description, local_description, open_regular, refused_footer};
 use super::error::DataError;
 use super::rejected::{RowFault, cut};
@@ -288,7 +289,16 @@ impl DataFile {
 
     /// Starts to read rows `rows` of a row group.
     pub(crate) fn batches(&self, row_group: usize, rows: Range<usize>) -> Result<Batches<'_>, DataError> {
-        let file = self.unpacking(row_group)?;
+        self.watched_batches(row_group, rows, None)
+    }
+
+    /// The same; `digests` gets the pages that are read.
+    pub(super) fn watched_batches(
+        &self,
+        row_group: usize,
+        rows: Range<usize>,
+        digests: Option<&Arc<Digests>>,
+    ) -> Result<Batches<'_>, DataError> {
         let (roots, mask) = self.projection();
         let batch_rows = self.batch_rows(row_group)?;
         let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone())
@@ -304,6 +314,13 @@ impl DataFile {
     }
 
     /// The requested columns' places in the schema, ascending, and the mask that reads only them.
+        let columns = || {
+            let columns = self.as_packed.row_group(row_group).columns().iter().enumerate();
+            let read = columns.filter(|(leaf, _)| mask.leaf_included(*leaf));
+            let ranges = read.filter_map(|(leaf, column)| Some((leaf, chunk_range(column)?)));
+            ranges.map(|(leaf, (start, length))| (leaf, start..start.saturating_add(length))).collect()
+        };
+        let file = self.unpacking(row_group)?.watched(digests.map(|digests| Watch::new(digests, columns())));
     pub(super) fn projection(&self) -> (Vec<usize>, ProjectionMask) {
         let mut roots: Vec<usize> = self.columns.iter().flatten().map(|place| place.root).collect();
         roots.sort_unstable();
@@ -430,6 +447,11 @@ impl Batch {
             id: self.id(index),
             images: Default::default(),
             texts: Default::default(),
+    /// Whether pictures of its rows may lie in files of their own.
+    pub(crate) fn names_files(&self) -> bool {
+        self.columns.iter().filter_map(|column| column.values.as_ref()).any(Values::names_files)
+    }
+
             messages: Default::default(),
             boxes: Default::default(),
             lists: Default::default(),
