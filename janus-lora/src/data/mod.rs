@@ -42,6 +42,7 @@ pub mod row;
 pub mod schema;
 pub mod shuffle;
 pub mod source;
+mod search;
 #[cfg(test)]
 mod spelling_tests;
 pub mod stream;
