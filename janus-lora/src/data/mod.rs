@@ -21,6 +21,8 @@ mod budget;
 mod checked;
 mod contents;
 #[cfg(test)]
+mod contradiction_tests;
+#[cfg(test)]
 mod conversation_tests;
 mod conversations;
 mod description;
@@ -40,9 +42,9 @@ pub mod report;
 mod roles;
 pub mod row;
 pub mod schema;
+mod search;
 pub mod shuffle;
 pub mod source;
-mod search;
 #[cfg(test)]
 mod spelling_tests;
 pub mod stream;
@@ -57,8 +59,8 @@ mod unpack;
 mod values;
 mod written;
 
-pub use error::DataError;
 pub use contents::Digest;
+pub use error::DataError;
 pub use index::{ClippedGreys, ImageChecks, Index, ScanOptions, ScanProgress, Table};
 pub use reader::{Asker, DEFAULT_PAGE_BYTES, ReadOptions};
 pub use rejected::{BadRowLimit, RejectedRow, RowFault};
