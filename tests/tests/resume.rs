@@ -275,6 +275,21 @@ fn damaged_checkpoints_are_passed_over() {
     assert!(done.stderr.contains(&format!("going on after step {one_before} of")), "{}", done.stderr);
     assert_eq!(difference(&place, "whole", "run"), None);
 
+    // Files of a terabyte without anything in them are not hashed.
+    for name in ["state.json", "optimizer.safetensors", WEIGHTS, "adapter_config.json"] {
+        assert_eq!(left(&place, "sparse", "TERM", 6), Some(143));
+        let [.., one_before, newest] = checkpoints(&place, "sparse")[..] else { panic!("one checkpoint") };
+        let path = place.path(&format!("sparse/checkpoints/step-{newest}/{name}"));
+        std::fs::File::options().write(true).open(path).unwrap().set_len(1 << 40).unwrap();
+        let done = run(&place, "sparse", &["--resume"]).expect_success();
+        let said = format!("step-{newest}` cannot be used: `{name}` has 1099511627776 bytes, expected ");
+        assert!(done.stderr.contains(&said), "{}", done.stderr);
+        assert!(done.stderr.contains(&format!("going on after step {one_before} of")), "{}", done.stderr);
+        assert_eq!(difference(&place, "whole", "sparse"), None);
+        std::fs::remove_dir_all(place.path("sparse")).unwrap();
+        std::fs::remove_file(place.path("sparse.log")).unwrap();
+    }
+
     assert_eq!(left(&place, "none", "TERM", 6), Some(143));
     for step in checkpoints(&place, "none") {
         std::fs::remove_file(place.path(&format!("none/checkpoints/step-{step}/optimizer.safetensors"))).unwrap();
