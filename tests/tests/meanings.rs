@@ -303,6 +303,27 @@ fn rows_beyond_the_base_s_positions_are_bad_or_cut() {
         &["more than `data_limits.max_tokens` = 100"],
     );
 
+    // Far longer ones are not looked at to their end, as a question, an answer or a caption.
+    let endless = "word ".repeat(200_000);
+    for (question, answer) in [(endless.as_str(), "a part"), ("What?", endless.as_str())] {
+        let columns = vec![
+            ("image", images(&[Some(picture(40, 30, 1))])),
+            ("question", texts([question])),
+            ("answer", texts([answer])),
+            ("prompt", texts([endless.as_str()])),
+            ("caption", texts([endless.as_str()])),
+        ];
+        write_table(&place.path("rows.parquet"), columns, 4);
+        for task in ["understand", "generate", "retrieve"] {
+            write_recipe(&place, task, "");
+            let said = place.janus(&["data", "check", "recipe.toml"]);
+            let (_, found) = said.stdout.split_once("it has more than ").expect("it says that there are more");
+            let tokens: usize = found.split(' ').next().unwrap().parse().unwrap();
+            assert!(said.code == Some(2) && (1024..6000).contains(&tokens), "{task}: {}", said.stdout);
+        }
+    }
+    write_long(&place, &long);
+
     write_recipe(&place, "understand", "too_long = \"truncate\"");
     let base = Base::open_folder("base", &place.path("base")).unwrap();
     let found = ids(&drafts(&place, 1)[0]);

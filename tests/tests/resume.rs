@@ -116,6 +116,34 @@ fn what_differs_is_refused_by_name() {
     assert_eq!(checkpoints(&place, "run"), [12, 13, 14]);
 }
 
+/// Length, rows and footer of the files are what they were; what lies in their pages is not.
+#[test]
+fn other_bytes_in_the_same_place_are_other_rows() {
+    let place = place();
+    run(&place, "whole", &[]).expect_success();
+    assert_eq!(left(&place, "run", "TERM", 6), Some(143));
+    let before = tree(&place.path("run"));
+    for (file, text, said) in [
+        ("rows.parquet", "Part 5?", "row group 1 of the file `rows.parquet` of `questions` holds other bytes"),
+        ("eval.parquet", "Part 51?", "row group 0 of the file `eval.parquet` of the evaluation of `questions`"),
+    ] {
+        let whole = place.read(file);
+        let mut bytes = whole.clone();
+        let places = bytes.windows(text.len()).filter(|window| *window == text.as_bytes()).count();
+        assert_eq!(places, 1, "the footer has it, too");
+        let at = bytes.windows(text.len()).position(|window| window == text.as_bytes()).unwrap();
+        bytes[at] = b'C';
+        place.write(file, bytes);
+        // The table of pictures reads the same file.
+        refuses(&place, "run", &["--resume"], &["cannot be resumed: ", said, "as do 1 more", "or begin a new run"]);
+        refuses(&place, "run", &["--resume", "adapter.rank=4"], &["`adapter.rank` was 3 and is 4; ", said]);
+        assert!(tree(&place.path("run")) == before, "something changed");
+        place.write(file, whole);
+    }
+    run(&place, "run", &["--resume"]).expect_success();
+    assert_eq!(difference(&place, "whole", "run"), None);
+}
+
 #[test]
 fn a_constant_rate_can_go_on_for_longer() {
     let place = place();
@@ -246,6 +274,21 @@ fn damaged_checkpoints_are_passed_over() {
     );
     assert!(done.stderr.contains(&format!("going on after step {one_before} of")), "{}", done.stderr);
     assert_eq!(difference(&place, "whole", "run"), None);
+
+    // Files of a terabyte without anything in them are not hashed.
+    for name in ["state.json", "optimizer.safetensors", WEIGHTS, "adapter_config.json"] {
+        assert_eq!(left(&place, "sparse", "TERM", 6), Some(143));
+        let [.., one_before, newest] = checkpoints(&place, "sparse")[..] else { panic!("one checkpoint") };
+        let path = place.path(&format!("sparse/checkpoints/step-{newest}/{name}"));
+        std::fs::File::options().write(true).open(path).unwrap().set_len(1 << 40).unwrap();
+        let done = run(&place, "sparse", &["--resume"]).expect_success();
+        let said = format!("step-{newest}` cannot be used: `{name}` has 1099511627776 bytes, expected ");
+        assert!(done.stderr.contains(&said), "{}", done.stderr);
+        assert!(done.stderr.contains(&format!("going on after step {one_before} of")), "{}", done.stderr);
+        assert_eq!(difference(&place, "whole", "sparse"), None);
+        std::fs::remove_dir_all(place.path("sparse")).unwrap();
+        std::fs::remove_file(place.path("sparse.log")).unwrap();
+    }
 
     assert_eq!(left(&place, "none", "TERM", 6), Some(143));
     for step in checkpoints(&place, "none") {

@@ -40,6 +40,7 @@ fn a_run_of_before_is_resumed_to_the_same_numbers() {
     let place = cut();
     let done = place.janus(&["train", "recipe.toml", "--resume"]).expect_success();
     assert!(done.stderr.contains("going on after step 6 of 12"), "{}", done.stderr);
+    assert!(done.stderr.contains("kept no digests of rows: that those of `questions` are"), "{}", done.stderr);
     let found = losses(&place);
     assert_eq!(found.len(), LOSSES.len(), "{found:?}");
     for (found, expected) in found.iter().zip(LOSSES) {

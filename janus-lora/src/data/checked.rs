@@ -11,6 +11,7 @@ use super::error::DataError;
 use super::lengths;
 use super::pages::{self, Page, PageFault};
 use super::reader::{DEFAULT_PAGE_BYTES, DataFile, chunk_range};
+use super::rejected::cut;
 use super::unpack::Unpacking;
 
 /// Rows of a batch are as many as take this much by the mean, at least one, at most [`BATCH_ROWS`].
@@ -59,11 +60,12 @@ impl DataFile {
         let description = self.metadata.metadata().row_group(row_group);
         let (rows, is_there) = (self.claimed_rows(row_group), has_no_holes(file.file()));
         let columns = description.columns().iter().enumerate().filter(|(leaf, _)| mask.leaf_included(*leaf));
-        let columns: Vec<&ColumnChunkMetaData> = columns.map(|(_, column)| column).collect();
+        let (leaves, columns): (Vec<usize>, Vec<&ColumnChunkMetaData>) = columns.unzip();
         let (mut spans, mut chunks) = (Vec::new(), Vec::new());
-        for column in &columns {
+        for (leaf, column) in leaves.iter().zip(&columns) {
             let refused = |fault| self.refused_page(row_group, column, fault);
-            let chunk = self.check_column(&file, column, rows, is_there).map_err(refused)?;
+            let compression = self.as_packed.row_group(row_group).column(*leaf).compression();
+            let chunk = self.check_column(&file, column, compression, rows, is_there).map_err(refused)?;
             spans.push(chunk.spans(column, rows));
             chunks.push(chunk);
         }
@@ -97,15 +99,16 @@ impl DataFile {
         &self,
         file: &Arc<Unpacking>,
         column: &ColumnChunkMetaData,
+        compression: Compression,
         rows: u64,
         is_there: bool,
     ) -> Result<Chunk, PageFault> {
         let (start, size) = chunk_range(column).unwrap_or_default();
         let limit_bytes = self.options.max_page_bytes;
         let (mut chunk, mut has_packed_lengths) = (Chunk { packed_bytes: size, ..Chunk::default() }, false);
-        let may_be_frames = column.compression() == Compression::LZ4;
         let is_packed = column.compression() != Compression::UNCOMPRESSED;
-        pages::check(file.file(), start, size, limit_bytes, may_be_frames, &mut |page: Page| {
+        let mut other_rows = None;
+        pages::check(file.file(), start, size, limit_bytes, compression, &mut |page: Page| {
             let taken = weight(page.packed, page.bytes(), is_there);
             has_packed_lengths |= page.has_packed_lengths;
             let packed = if is_packed && page.is_packed { page.packed } else { 0 };
@@ -115,9 +118,22 @@ impl DataFile {
                 let values = page.values.saturating_mul(VALUE_BYTES);
                 chunk.dictionary_bytes = chunk.dictionary_bytes.saturating_add(taken).saturating_add(values);
             } else if page.is_data {
+                // Without lists a value is a row, and rows that are passed over are counted by what the page says.
+                let told = page.rows.filter(|rows| *rows != page.values && !is_listed(column));
+                other_rows =
+                    other_rows.or(told.map(|rows| format!("a page with {rows} rows of {} values", page.values)));
                 chunk.pages.push((taken, page.values));
             }
         })?;
+        let values = chunk.pages.iter().fold(0_u64, |sum, (_, values)| sum.saturating_add(*values));
+        let is_other = u64::try_from(column.num_values()).ok() != Some(values);
+        let other_values = is_other.then(|| format!("{} values, and its pages {values}", column.num_values()));
+        if let Some(reason) = other_rows.or(other_values) {
+            return Err(PageFault::Damaged(format!(
+                "column `{}` claims {reason}",
+                cut(&column.column_path().string())
+            )));
+        }
         if has_packed_lengths {
             lengths::check(file, column, rows, limit_bytes, &mut |number, bytes| {
                 if let Some((taken, _)) = chunk.pages.get_mut(number) {

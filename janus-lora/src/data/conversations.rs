@@ -123,6 +123,17 @@ impl Conversations {
         Ok(Conversations::Turns(Turns { rows, nulls, roles, role, contents, content }.into()))
     }
 
+    /// Whether there may be pictures in files that it names.
+    pub(super) fn names_files(&self) -> bool {
+        match self {
+            Conversations::Turns(turns) => match &turns.content {
+                Content::Parts { image, .. } => image.as_ref().is_some_and(Images::names_files),
+                Content::Text(_) | Content::Texts(..) => false,
+            },
+            Conversations::Json(_) => false,
+        }
+    }
+
     /// `None` for a null or an empty list.
     pub(super) fn read(
         &self,

@@ -302,7 +302,12 @@ impl Diagnose for DataError {
             DataError::Input(e) => e.fault(),
             DataError::Named { fault, .. } | DataError::OnCommandLine(fault) => fault.fault(),
             DataError::Io { source, .. } => match source.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::IsADirectory => Fault::Input,
+                io::ErrorKind::NotFound
+                | io::ErrorKind::PermissionDenied
+                | io::ErrorKind::IsADirectory
+                | io::ErrorKind::NotADirectory
+                | io::ErrorKind::InvalidFilename => Fault::Input,
+                _ if is_link_loop(source) => Fault::Input,
                 _ => Fault::Internal,
             },
             _ => Fault::Input,
@@ -359,6 +364,7 @@ impl Diagnose for DataError {
             ],
             DataError::Io { source, .. } => vec![match source.kind() {
                 io::ErrorKind::PermissionDenied => "let this user read it, and look into the folders on the way".into(),
+                _ if is_link_loop(source) => "links lead from one to the other there: name the file itself".into(),
                 _ => "see whether it is there and can be read, such as with `ls -l`".into(),
             }],
             DataError::NoPosition { .. } => {
@@ -425,6 +431,15 @@ impl DataError {
             _ => self.hints(),
         }
     }
+}
+
+/// Whether links lead to each other, and to no file.
+fn is_link_loop(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    let code = Some(libc::ELOOP);
+    #[cfg(not(unix))]
+    let code = None;
+    error.raw_os_error().is_some_and(|found| Some(found) == code)
 }
 
 /// What to set where paths of pictures lead nowhere.

@@ -6,13 +6,14 @@
 //! `FileMetaData`.
 
 use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read, Seek, SeekFrom};
 
 use janus_core::guard;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 
 use super::pages::STATISTICS;
-use super::thrift::{Fields, Kind, Walk};
+use super::thrift::{Fields, Kind, Walk, malformed};
 
 /// Length of the account, and `PAR1`.
 pub(super) const FOOTER_BYTES: usize = 8;
@@ -117,7 +118,7 @@ const COLUMN: Fields = &[
 ];
 
 /// `ColumnChunk`.
-const CHUNK: Kind = Kind::Struct(&[
+const CHUNK: Fields = &[
     (1, Kind::Binary),
     (2, Kind::I64),
     (3, Kind::Struct(COLUMN)),
@@ -127,25 +128,25 @@ const CHUNK: Kind = Kind::Struct(&[
     (7, Kind::I32),
     (8, EMPTY),
     (9, Kind::Binary),
-]);
+];
 
 /// `RowGroup`: columns, bytes, rows, order, place, packed bytes, number.
-const ROW_GROUP: Kind = Kind::Struct(&[
-    (1, Kind::List(&CHUNK)),
+const ROW_GROUP: Fields = &[
+    (1, Kind::List(&Kind::Struct(CHUNK))),
     (2, Kind::I64),
     (3, Kind::I64),
     (4, Kind::List(&Kind::Struct(&[(1, Kind::I32), (2, Kind::Bool), (3, Kind::Bool)]))),
     (5, Kind::I64),
     (6, Kind::I64),
     (7, Kind::I16),
-]);
+];
 
 /// `FileMetaData`: version, schema, rows, row groups, notes, writer, orders of columns, encryption and its key.
 const FILE: Fields = &[
     (1, Kind::I32),
     (2, Kind::List(&Kind::Struct(SCHEMA_ELEMENT))),
     (3, Kind::I64),
-    (4, Kind::List(&ROW_GROUP)),
+    (4, Kind::List(&Kind::Struct(ROW_GROUP))),
     (5, Kind::List(&KEY_VALUE)),
     (6, Kind::Binary),
     (7, Kind::List(&Kind::Struct(&[(1, EMPTY), (2, EMPTY)]))),
@@ -208,13 +209,13 @@ pub(super) fn parse(bytes: &[u8]) -> Result<ParquetMetaData, FooterFault> {
 }
 
 fn check(bytes: &[u8]) -> Result<(), FooterFault> {
-    let mut too_much = None;
+    let (mut too_much, mut is_named_otherwise) = (None, false);
     let mut columns = Columns::default();
     let mut walk = Walk::new(bytes, MAX_LISTED);
     let walked = walk.fields(FILE, &mut |walk, field| {
         let (kind, most, what) = match field {
             2 => (Kind::Struct(SCHEMA_ELEMENT), MAX_COLUMNS, "columns"),
-            4 => (ROW_GROUP, MAX_ROW_GROUPS, "row groups"),
+            4 => (Kind::Struct(ROW_GROUP), MAX_ROW_GROUPS, "row groups"),
             5 => (KEY_VALUE, MAX_NOTES, "notes"),
             _ => return Ok(false),
         };
@@ -226,14 +227,22 @@ fn check(bytes: &[u8]) -> Result<(), FooterFault> {
         if count > most {
             return stop(format!("it describes {count} {what}, at most {most} are read"));
         }
-        if field == 4 && count * columns.leaves > MAX_CHUNKS {
-            let chunks = count * columns.leaves;
+        let leaves = columns.leaves.len() as u64;
+        if field == 4 && count * leaves > MAX_CHUNKS {
+            let chunks = count * leaves;
             return stop(format!("its row groups have {chunks} columns together, at most {MAX_CHUNKS} are read"));
         }
         for number in 0..count {
-            if field != 2 {
-                walk.walk(&kind)?;
-                continue;
+            match field {
+                2 => {}
+                4 => {
+                    is_named_otherwise |= !row_group(walk, &columns.leaves)?;
+                    continue;
+                }
+                _ => {
+                    walk.walk(&kind)?;
+                    continue;
+                }
             }
             let (name, children) = schema_element(walk)?;
             if let Err(reason) = columns.add(name, children, count - number - 1) {
@@ -245,46 +254,101 @@ fn check(bytes: &[u8]) -> Result<(), FooterFault> {
     match (walked, too_much) {
         (_, Some(reason)) => Err(FooterFault::TooMuch(reason)),
         (Err(_), None) => Err(FooterFault::Damaged("what it says of itself cannot be followed".into())),
+        (Ok(()), None) if is_named_otherwise => {
+            Err(FooterFault::Damaged("the columns of a row group have other names than those of the file".into()))
+        }
         (Ok(()), None) => Ok(()),
     }
 }
 
-/// Bytes of a column's name, and how many fields it claims to have.
-fn schema_element(walk: &mut Walk<&[u8]>) -> io::Result<(u64, u64)> {
-    let (mut name, mut children) = (0, 0);
+/// Walks over a row group; whether its columns bear the names on the way to them that the file gives them.
+fn row_group(walk: &mut Walk<&[u8]>, leaves: &[u64]) -> io::Result<bool> {
+    let mut are_same = true;
+    walk.fields(ROW_GROUP, &mut |walk, field| {
+        if field != 1 {
+            return Ok(false);
+        }
+        for number in 0..walk.list(&Kind::Struct(CHUNK))? {
+            let expected = usize::try_from(number).ok().and_then(|number| leaves.get(number));
+            walk.fields(CHUNK, &mut |walk, field| {
+                if field != 3 {
+                    return Ok(false);
+                }
+                walk.fields(COLUMN, &mut |walk, field| {
+                    if field != 3 {
+                        return Ok(false);
+                    }
+                    let mut found = 0;
+                    for _ in 0..walk.list(&Kind::Binary)? {
+                        found = path(found, name(walk)?);
+                    }
+                    are_same &= expected == Some(&found);
+                    Ok(true)
+                })?;
+                Ok(true)
+            })?;
+        }
+        Ok(true)
+    })?;
+    Ok(are_same)
+}
+
+/// A name.
+fn name<'a>(walk: &mut Walk<&'a [u8]>) -> io::Result<&'a [u8]> {
+    let all = walk.input;
+    let bytes = walk.binary()?;
+    let end = all.len() - walk.input.len();
+    let start = usize::try_from(bytes).ok().and_then(|bytes| end.checked_sub(bytes));
+    start.and_then(|start| all.get(start..end)).ok_or_else(malformed)
+}
+
+/// What stands for the names on the way to a column: those above, and its own.
+fn path(above: u64, name: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (above, name).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// A column's name, and how many fields it claims to have.
+fn schema_element<'a>(walk: &mut Walk<&'a [u8]>) -> io::Result<(&'a [u8], u64)> {
+    let (mut own, mut children): (&[u8], _) = (&[], 0);
     walk.fields(SCHEMA_ELEMENT, &mut |walk, field| {
         match field {
-            4 => name = walk.binary()?,
+            4 => own = name(walk)?,
             5 => children = walk.i32()?,
             _ => return Ok(false),
         }
         Ok(true)
     })?;
-    Ok((name, u64::try_from(children).unwrap_or(0)))
+    Ok((own, u64::try_from(children).unwrap_or(0)))
 }
 
 /// The tree of columns, which is stored depth first.
 #[derive(Default)]
 struct Columns {
-    /// Of each column on the way, how many fields are still to come, and the bytes of the names so far.
-    open: Vec<(u64, u64)>,
-    leaves: u64,
+    /// Of each column on the way, how many fields are still to come, the bytes of the names so far, and what stands for them.
+    open: Vec<(u64, u64, u64)>,
+    /// Of each column with values, what stands for the names on the way to it.
+    leaves: Vec<u64>,
     names_bytes: u64,
 }
 
 impl Columns {
     /// Adds the next column where so many come behind it.
-    fn add(&mut self, name: u64, children: u64, behind: u64) -> Result<(), String> {
-        while self.open.last().is_some_and(|(left, _)| *left == 0) {
+    fn add(&mut self, name: &[u8], children: u64, behind: u64) -> Result<(), String> {
+        while self.open.last().is_some_and(|(left, ..)| *left == 0) {
             self.open.pop();
         }
-        let above = self.open.last_mut().map_or(0, |(left, above)| {
+        let is_root = self.open.is_empty();
+        let (above, path_above) = self.open.last_mut().map_or((0, 0), |(left, above, path)| {
             *left -= 1;
-            *above
+            (*above, *path)
         });
-        let names = above + name + NAME_BYTES;
+        let names = above + name.len() as u64 + NAME_BYTES;
+        // The root's name is on no way.
+        let path = if is_root { 0 } else { path(path_above, name) };
         if children == 0 {
-            self.leaves += 1;
+            self.leaves.push(path);
             self.names_bytes += names;
             if self.names_bytes > MAX_NAMES_BYTES {
                 return Err(format!("the names of its columns take more than {MAX_NAMES_BYTES} bytes"));
@@ -294,7 +358,7 @@ impl Columns {
         if children > behind {
             return Err(format!("a column claims {children} fields, and {behind} are described"));
         }
-        self.open.push((children, names));
+        self.open.push((children, names, path));
         match self.open.len() {
             depth if depth > MAX_DEPTH => Err(format!("its columns nest more than {MAX_DEPTH} deep")),
             _ => Ok(()),
@@ -384,6 +448,29 @@ mod tests {
         let twice = [&[0x15, 2, 0x05, 2, 2][..], &sound[2..]].concat();
         for bytes in [hidden, rows_as_number, twice] {
             assert!(matches!(parse(&bytes), Err(FooterFault::Damaged(_))), "{bytes:?}");
+        }
+    }
+
+    /// One row group of one column, on the way to which are these names.
+    fn row_group(names: &[&str]) -> Vec<u8> {
+        let list: Vec<u8> =
+            names.iter().flat_map(|name| [&varint(name.len() as u64)[..], name.as_bytes()].concat()).collect();
+        let column = [&[0x15, 2, 0x19, 0x15, 0, 0x19, (names.len() as u8) << 4 | 8][..], &list].concat();
+        let column = [&column[..], &[0x15, 0, 0x16, 0, 0x16, 0, 0x16, 0, 0x26, 8, 0]].concat();
+        [&[0x19, 0x1C, 0x26, 0, 0x1C][..], &column, &[0, 0x16, 0, 0x16, 0, 0]].concat()
+    }
+
+    #[test]
+    fn a_column_goes_by_one_name_in_a_file() {
+        let columns = [column(b"root", 1), column(b"group", 1), column(b"a", 0)];
+        let with = |names: &[&str]| {
+            [&[0x15, 2, 0x19, 0x3C][..], &columns.concat(), &[0x16, 0, 0x19, 0x1C], &row_group(names), &[0]].concat()
+        };
+        let sound = parse(&with(&["group", "a"])).unwrap();
+        assert_eq!(sound.row_group(0).column(0).column_path().string(), "group.a");
+        for names in [&[][..], &["a"], &["group"], &["group", "b"], &["groupa"], &["group", "a", ""]] {
+            let refused = parse(&with(names)).unwrap_err();
+            assert!(matches!(&refused, FooterFault::Damaged(reason) if reason.contains("other names")), "{refused:?}");
         }
     }
 

@@ -8,7 +8,8 @@ use std::path::Path;
 use janus_core::hub::{DatasetRepository, HubOptions, Progress, RepoId};
 
 use super::error::DataError;
-use super::source::{FileSource, Split, of_split, pattern_options, split_of, with_literal_brackets};
+use super::search::pattern_options;
+use super::source::{FileSource, Split, of_split, split_of, with_literal_brackets};
 
 /// The variable that limits the cache.
 pub const LIMIT_VARIABLE: &str = "JANUS_DATA_CACHE_BYTES";

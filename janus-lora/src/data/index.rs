@@ -1,5 +1,7 @@
 //! A table of files, and one pass over it that tells good rows from bad ones.
 
+mod block;
+mod pictures;
 pub(crate) mod presumed;
 
 use std::path::{Path, PathBuf};
@@ -8,17 +10,23 @@ use std::thread::JoinHandle;
 
 use janus_core::guard;
 use janus_core::hub::{HubError, Silent};
-use janus_core::processing::{Decoding, MAX_ASPECT_RATIO, MAX_PIXELS};
+use janus_core::processing::Decoding;
 use rayon::prelude::*;
-use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 
+use super::contents::{self, Digest, Digests};
 use super::error::{DataError, FIRST_REJECTED};
 use super::reader::{Batch, DataFile, Described, ReadOptions};
 use super::rejected::{BadRowLimit, MAX_LISTED_ROWS, Reason, Rejected, RejectedRow, RowFault};
-use super::row::{EncodedImage, Row, RowId};
+use super::row::{Row, RowId};
 use super::schema::ColumnRequest;
 use super::shuffle::{WINDOW_BYTES, WINDOW_ROWS};
 use super::source::FileSource;
+
+use pictures::check_image;
+
+pub use block::Block;
+pub use pictures::{ClippedGreys, DimensionsFn, ImageChecks};
 
 /// Tables of at most so many rows have every image decoded by the scan of a run however few of them it will read, so that
 /// damaged pixels are known before the first step.
@@ -47,41 +55,8 @@ pub struct Table {
     decoding: Decoding,
     /// Mean bytes of each requested column's values, where rows are not read but made up.
     presumed: Option<Vec<u64>>,
-}
-
-/// Width and height in pixels, from an encoded image's header alone.
-pub type DimensionsFn = fn(&EncodedImage) -> Result<(u32, u32), String>;
-
-/// How images are looked at.
-#[derive(Debug, Clone, Copy)]
-pub struct ImageChecks {
-    /// Width and height in pixels, from the header alone.
-    pub dimensions: DimensionsFn,
-    /// Decodes everything and throws it away.
-    pub decode: fn(&EncodedImage) -> Result<(), String>,
-    /// The greatest value of a 16-bit grey picture of which everything above 255 becomes white; `None` of others.
-    pub clipped_grey: fn(&EncodedImage) -> Option<u16>,
-}
-
-/// 16-bit grey pictures whose values above 255 become white.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct ClippedGreys {
-    /// Pictures.
-    pub pictures: u64,
-    /// The greatest value in any of them.
-    pub greatest: u16,
-}
-
-impl ClippedGreys {
-    fn add(&mut self, other: Self) {
-        self.pictures += other.pictures;
-        self.greatest = self.greatest.max(other.greatest);
-    }
-
-    /// The bits that the values use.
-    pub fn bits(&self) -> u32 {
-        u16::BITS - self.greatest.leading_zeros()
-    }
+    /// Whether a scan finds out what its row groups are known by.
+    is_digested: bool,
 }
 
 /// What a scan looks for.
@@ -204,13 +179,26 @@ impl Table {
                 });
             }
         }
-        Ok(Self { files, requests: requests.clone(), decoding: Decoding::default(), presumed: None })
+        Ok(Self {
+            files,
+            requests: requests.clone(),
+            decoding: Decoding::default(),
+            presumed: None,
+            is_digested: false,
+        })
     }
 
     /// With pictures that are read otherwise.
     #[must_use]
     pub fn with_decoding(mut self, decoding: Decoding) -> Self {
         self.decoding = decoding;
+        self
+    }
+
+    /// With digests of what a scan reads of it ([`Index::contents`]).
+    #[must_use]
+    pub fn with_digests(mut self, is_digested: bool) -> Self {
+        self.is_digested = is_digested;
         self
     }
 
@@ -264,28 +252,20 @@ impl Table {
             .map_or(usize::MAX, |limit| limit.allowed(usize::try_from(of).unwrap_or(usize::MAX)))
             .min(MAX_LISTED_ROWS);
         let files_together = if self.files.iter().any(|file| file.shard().is_some()) { HUB_FILES_TOGETHER } else { 0 };
-        let mut index = Index { fully_decoded, files_together, ..Index::default() };
+        let contents = vec![Vec::new(); self.files.len()];
+        let mut index = Index { fully_decoded, files_together, contents, ..Index::default() };
         // Grey pictures have to be decoded to be looked at: of a large table only the first ones are.
         let looks = |row: usize| fully_decoded || (row as u64) < FULL_DECODE_ROWS;
-        let mut ahead: Option<JoinHandle<Result<PathBuf, HubError>>> = None;
+        let digests = self.digests()?;
+        let mut ahead = None;
         for (file_number, file) in self.files.iter().enumerate() {
-            if let Some(shard) = file.shard() {
-                match ahead.take().map(JoinHandle::join) {
-                    Some(Ok(fetched)) => fetched?,
-                    // The first file, or a thread that came to nothing.
-                    None | Some(Err(_)) => shard.fetch(&Silent)?,
-                };
-            }
-            if let Some(next) = self.files.get(file_number + 1).and_then(DataFile::shard) {
-                let next = next.clone();
-                ahead = std::thread::Builder::new().spawn(move || next.fetch(&Silent)).ok();
-            }
+            self.fetch(file_number, &mut ahead)?;
             for row_group in 0..file.row_groups() {
                 let claimed = usize::try_from(file.claimed_rows(row_group)).unwrap_or(usize::MAX);
                 let mut block = Block::new(file_number, row_group, 0);
-                let mut read = 0;
+                let (mut read, mut pictures) = (0, Sha256::new());
                 index.unpacking_bytes = index.unpacking_bytes.max(file.check_pages(row_group)?.unpacking_bytes);
-                let mut batches = file.batches(row_group, 0..claimed)?;
+                let mut batches = file.watched_batches(row_group, 0..claimed, digests.as_ref())?;
                 while let Some(batch) = batches.next(&self.requests)? {
                     if let Some(fault) = batch.fault_of_all() {
                         index.reject(&mut block, fault, batch.rows, |i| batch.id(i), kept);
@@ -300,6 +280,7 @@ impl Table {
                     for (i, verdict) in verdicts.into_iter().enumerate() {
                         if let Ok(judged) = &verdict {
                             index.clipped_greys.add(judged.clipped_greys);
+                            judged.pictures.iter().for_each(|picture| pictures.update(picture));
                         }
                         let verdict = verdict.map(|judged| judged.bytes);
                         index.record(&mut block, verdict, || batch.id(i), kept);
@@ -311,12 +292,37 @@ impl Table {
                     return Err(file.damaged(row_group, format!("it claims {claimed} rows and holds {read}")));
                 }
                 index.close(block);
+                index.contents[file_number]
+                    .extend(digests.as_ref().map(|digests| digests.end(pictures.finalize().into())));
             }
         }
         if let Some(limit) = options.limit {
             index.enforce(limit)?;
         }
         Ok(index)
+    }
+
+    /// What works out digests, where they are asked for.
+    fn digests(&self) -> Result<Option<Arc<Digests>>, DataError> {
+        let path = || self.files.first().map_or_else(PathBuf::new, |file| file.path.to_path_buf());
+        let started = self.is_digested.then(Digests::start).transpose();
+        Ok(started.map_err(|source| DataError::Io { path: path(), source })?.map(Arc::new))
+    }
+
+    /// Waits until a file is here, and starts to fetch the next one.
+    fn fetch(&self, number: usize, ahead: &mut Option<JoinHandle<Result<PathBuf, HubError>>>) -> Result<(), DataError> {
+        if let Some(shard) = self.files.get(number).and_then(DataFile::shard) {
+            match ahead.take().map(JoinHandle::join) {
+                Some(Ok(fetched)) => fetched?,
+                // The first file, or a thread that came to nothing.
+                None | Some(Err(_)) => shard.fetch(&Silent)?,
+            };
+        }
+        if let Some(next) = self.files.get(number + 1).and_then(DataFile::shard) {
+            let next = next.clone();
+            *ahead = std::thread::Builder::new().spawn(move || next.fetch(&Silent)).ok();
+        }
+        Ok(())
     }
 
     fn judge(
@@ -341,7 +347,8 @@ impl Table {
             }
         }
         (options.check)(&row).map_err(|reason| RowFault::Task { reason })?;
-        Ok(Judged { bytes: row.size_bytes(), clipped_greys })
+        let pictures = (self.is_digested && batch.names_files()).then(|| contents::of_pictures(&row));
+        Ok(Judged { bytes: row.size_bytes(), clipped_greys, pictures })
     }
 
     /// A row of a batch, its pictures with how they are read.
@@ -393,68 +400,8 @@ struct Judged {
     /// Size of its values.
     bytes: u64,
     clipped_greys: ClippedGreys,
-}
-
-fn check_image(image: &EncodedImage, column: &str, checks: ImageChecks, decode: bool) -> Result<(), RowFault> {
-    let undecodable = |reason| RowFault::Undecodable { column: column.into(), reason };
-    let measured = guard::catch(|| (checks.dimensions)(image)).and_then(|found| found);
-    let (width, height) = measured.map_err(undecodable)?;
-    let (long, short) = (u64::from(width.max(height)), u64::from(width.min(height)));
-    if short == 0 {
-        return Err(undecodable(format!("it has {width} x {height} pixels")));
-    }
-    if long > u64::from(MAX_ASPECT_RATIO) * short {
-        return Err(RowFault::TooElongated { column: column.into(), width, height });
-    }
-    if long * short > MAX_PIXELS {
-        return Err(RowFault::TooManyPixels { column: column.into(), width, height });
-    }
-    if decode {
-        guard::catch(|| (checks.decode)(image)).and_then(|found| found).map_err(undecodable)?;
-    }
-    Ok(())
-}
-
-/// Consecutive rows of one row group, few enough to be held in memory at once: the unit of reading and shuffling.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Block {
-    /// Which of the table's files.
-    pub(crate) file: usize,
-    /// Which row group of it.
-    pub(crate) row_group: usize,
-    /// First row, in the row group.
-    pub(crate) first_row: usize,
-    /// Rows, good and bad.
-    pub(crate) rows: usize,
-    /// Good rows.
-    pub(crate) accepted: usize,
-    /// Size of the good rows' values.
-    pub(crate) bytes: u64,
-    /// One bit a row, set for good ones.
-    bits: Vec<u64>,
-}
-
-impl Block {
-    fn new(file: usize, row_group: usize, first_row: usize) -> Self {
-        Self { file, row_group, first_row, rows: 0, accepted: 0, bytes: 0, bits: Vec::new() }
-    }
-
-    fn push(&mut self, bytes: Option<u64>) {
-        if self.rows.is_multiple_of(64) {
-            self.bits.push(0);
-        }
-        if let (Some(bytes), Some(word)) = (bytes, self.bits.last_mut()) {
-            *word |= 1 << (self.rows % 64);
-            self.accepted += 1;
-            self.bytes += bytes;
-        }
-        self.rows += 1;
-    }
-
-    /// Whether a row, counted in the block, is good.
-    pub(crate) fn accepts(&self, row: usize) -> bool {
-        self.bits.get(row / 64).is_some_and(|word| word >> (row % 64) & 1 == 1)
-    }
+    /// The digest of its pictures, where they may lie in files of their own.
+    pictures: Option<Digest>,
 }
 
 /// What a scan found: good rows by block, and the bad ones.
@@ -471,6 +418,8 @@ pub struct Index {
     files_together: usize,
     /// What the pages of the row group that takes most take while they are unpacked.
     unpacking_bytes: u64,
+    /// Of each file, the digests of its row groups.
+    contents: Vec<Vec<Digest>>,
 }
 
 impl Index {
@@ -515,6 +464,11 @@ impl Index {
     /// Memory that reading a window takes at most beside its rows: pages as they are packed and unpacked.
     pub fn unpacking_bytes(&self) -> u64 {
         self.unpacking_bytes
+    }
+
+    /// What each row group of a file is known by, where the table is one [`Table::with_digests`].
+    pub fn contents(&self, file: usize) -> &[Digest] {
+        self.contents.get(file).map_or(&[], Vec::as_slice)
     }
 
     /// Size of the good rows' values.

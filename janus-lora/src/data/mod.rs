@@ -12,12 +12,16 @@
 //! 4. [`index`]: one pass over the table marks the good rows in small [`index::Block`]s and lists the bad ones.
 //! 5. [`shuffle`] and [`stream`]: blocks are permuted by seed and epoch, rows shuffled within a bounded window of blocks,
 //!    so memory does not grow with the file, and any position can be returned to.
-//! 6. [`rejected`] and [`report`]: what was left out, for `rejected.jsonl` and `janus data check`.
+//! 6. `contents`: what the row groups are known by, where a run asks for it.
+//! 7. [`rejected`] and [`report`]: what was left out, for `rejected.jsonl` and `janus data check`.
 //!
 //! [`synth`] draws small data sets on the spot.
 
 mod budget;
 mod checked;
+mod contents;
+#[cfg(test)]
+mod contradiction_tests;
 #[cfg(test)]
 mod conversation_tests;
 mod conversations;
@@ -38,6 +42,7 @@ pub mod report;
 mod roles;
 pub mod row;
 pub mod schema;
+mod search;
 pub mod shuffle;
 pub mod source;
 #[cfg(test)]
@@ -54,6 +59,7 @@ mod unpack;
 mod values;
 mod written;
 
+pub use contents::Digest;
 pub use error::DataError;
 pub use index::{ClippedGreys, ImageChecks, Index, ScanOptions, ScanProgress, Table};
 pub use reader::{Asker, DEFAULT_PAGE_BYTES, ReadOptions};

@@ -8,6 +8,8 @@
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 
+use parquet::basic::Compression;
+
 use super::thrift::{Fields, Kind, Walk, malformed};
 
 /// A column of a row group has at most so many values. Runs of nulls or of equal values take no room in a page, but one
@@ -105,13 +107,13 @@ pub(crate) enum PageFault {
 }
 
 /// Checks every page of the column chunk that lies at `start`, `length` bytes long, and hands it to `look`. None may unpack to
-/// more than `limit_bytes`; `may_be_frames`: they are packed as Hadoop packs LZ4.
+/// more than `limit_bytes`; the column says how they are packed.
 pub(crate) fn check(
     file: &File,
     start: u64,
     length: u64,
     limit_bytes: u64,
-    may_be_frames: bool,
+    compression: Compression,
     look: &mut dyn FnMut(Page),
 ) -> Result<(), PageFault> {
     let mut walk = Walk::new(BufReader::with_capacity(256, file), MAX_LISTED);
@@ -121,7 +123,8 @@ pub(crate) fn check(
         let read = read(&mut walk, at).ok().filter(|page| page.end().is_some_and(|page_end| page_end <= end));
         let unreadable = || PageFault::Damaged(format!("the page header at byte {at} cannot be read"));
         let mut page = read.ok_or_else(unreadable)?;
-        if may_be_frames && is_frame(&mut walk.input).map_err(|_| unreadable())? {
+        // The reader tries Hadoop's framing first, whatever is there.
+        if compression == Compression::LZ4 && is_frame(&mut walk.input).map_err(|_| unreadable())? {
             page.unpacked = page.unpacked.max(page.packed.saturating_mul(LZ4_RATIO));
         }
         let bytes = page.bytes();
@@ -129,9 +132,23 @@ pub(crate) fn check(
             let (packed_bytes, is_dictionary) = (page.packed, page.is_dictionary);
             return Err(PageFault::TooLarge { is_dictionary, packed_bytes, bytes, limit_bytes });
         }
+        if let Some(reason) = contradiction(&page, compression) {
+            return Err(PageFault::Damaged(format!("the page at byte {at} claims {reason}")));
+        }
+        if compression == Compression::SNAPPY {
+            let (said, unpacked) = (snappy_bytes(&mut walk.input, &page).map_err(|_| unreadable())?, page.unpacked);
+            if said.is_some_and(|said| Some(said) != unpacked.checked_sub(page.levels)) {
+                let reason = format!("the page at byte {at} claims to unpack to {unpacked} bytes, and holds others");
+                return Err(PageFault::Damaged(reason));
+            }
+        }
         // No value of a dictionary takes less than a byte, and room is made for as many as are claimed.
         if page.is_dictionary && page.values > bytes {
             let reason = format!("the dictionary at byte {at} claims {} values in {bytes} bytes", page.values);
+            return Err(PageFault::Damaged(reason));
+        }
+        if page.is_dictionary && pages > 0 {
+            let reason = format!("the dictionary at byte {at} is not the first page of its column");
             return Err(PageFault::Damaged(reason));
         }
         if !page.is_dictionary {
@@ -147,6 +164,37 @@ pub(crate) fn check(
         look(page);
     }
     Ok(())
+}
+
+/// What a page says of itself that cannot be, whatever lies in it.
+fn contradiction(page: &Page, compression: Compression) -> Option<String> {
+    let Page { unpacked, packed, values, rows, is_data, .. } = *page;
+    let is_packed = compression != Compression::UNCOMPRESSED && page.is_packed;
+    if !is_packed && unpacked != packed {
+        return Some(format!("{unpacked} bytes, and {packed} lie there, which are not packed"));
+    }
+    if is_data && unpacked == 0 && values > 0 {
+        return Some(format!("{values} values in no bytes"));
+    }
+    rows.filter(|rows| *rows > values).map(|rows| format!("{rows} rows of {values} values"))
+}
+
+/// How many bytes Snappy's own head says that the values of a page unpack to; nothing where none are packed.
+fn snappy_bytes(reader: &mut BufReader<&File>, page: &Page) -> io::Result<Option<u64>> {
+    if !page.is_packed || page.unpacked == page.levels {
+        return Ok(None);
+    }
+    reader.seek_relative(i64::try_from(page.levels).map_err(|_| malformed())?)?;
+    let mut bytes = 0;
+    for shift in (0..35).step_by(7) {
+        let mut byte = [0];
+        reader.read_exact(&mut byte)?;
+        bytes |= u64::from(byte[0] & 0x7F) << shift;
+        if byte[0] & 0x80 == 0 {
+            return Ok(Some(bytes));
+        }
+    }
+    Err(malformed())
 }
 
 /// Whether a frame of LZ4 begins here.
@@ -173,6 +221,8 @@ pub(crate) struct Page {
     pub(crate) has_packed_lengths: bool,
     /// Bytes of levels before the values, which are never packed, in version 2.
     pub(crate) levels: u64,
+    /// Rows that begin in it, where it says so, in version 2.
+    pub(crate) rows: Option<u64>,
     /// Whether it is packed where its column is.
     pub(crate) is_packed: bool,
     /// Where the header ends.
@@ -243,6 +293,7 @@ fn values(walk: &mut Walk<BufReader<&File>>, known: Fields, encoding: i64, page:
         match field {
             1 => page.values = count(walk)?,
             // The second version alone has these.
+            3 if encoding == V2_ENCODING => page.rows = Some(count(walk)?),
             5 | 6 if encoding == V2_ENCODING => page.levels += count(walk)?,
             7 if encoding == V2_ENCODING => page.is_packed = walk.truth,
             _ if field == encoding => page.has_packed_lengths = PACKED_LENGTHS.contains(&walk.i32()?),
@@ -292,13 +343,19 @@ mod tests {
     }
 
     const LIMIT: u64 = 64 << 20;
+    /// Packed in a way that says nothing of itself.
+    const PACKED: Compression = Compression::LZ4_RAW;
 
     fn look_at(bytes: &[u8]) -> Result<Vec<(u64, bool)>, PageFault> {
+        look_at_packed(bytes, PACKED)
+    }
+
+    fn look_at_packed(bytes: &[u8], compression: Compression) -> Result<Vec<(u64, bool)>, PageFault> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"before").unwrap();
         file.write_all(bytes).unwrap();
         let mut seen = Vec::new();
-        check(&file, 6, bytes.len() as u64, LIMIT, false, &mut |page| {
+        check(&file, 6, bytes.len() as u64, LIMIT, compression, &mut |page| {
             seen.push((page.bytes(), page.has_packed_lengths))
         })?;
         Ok(seen)
@@ -407,6 +464,70 @@ mod tests {
         };
         assert_eq!(check_bytes(&dictionary(10)), Ok(()));
         assert!(damage(&dictionary(i32::MAX.into())).contains("claims 2147483647 values in 10 bytes"));
+    }
+
+    /// A page of this type and size, with a header of its own for its type, and these bytes.
+    fn page_with(of: u8, unpacked: i64, own: &[u8], bytes: &[u8]) -> Vec<u8> {
+        let (unpacked, packed) = (zigzag_varint(unpacked), zigzag_varint(bytes.len() as i64));
+        [&[0x15, of * 2, 0x15][..], &unpacked, &[0x15], &packed, own, &[0], bytes].concat()
+    }
+
+    const V1: &[u8] = &[0x2C, 0x15, 10, 0x15, 0, 0x15, 6, 0x15, 6, 0];
+    const DICTIONARY_PAGE: &[u8] = &[0x4C, 0x15, 10, 0x15, 0, 0];
+
+    /// Five values in so many rows, levels of three bytes, packed or not.
+    fn v2(rows: i64, is_packed: bool) -> Vec<u8> {
+        let rows = zigzag_varint(rows);
+        let rest = [0x15, 0, 0x15, 6, 0x15, 0, if is_packed { 0x11 } else { 0x12 }, 0];
+        [&[0x5C, 0x15, 10, 0x15, 0, 0x15][..], &rows, &rest].concat()
+    }
+
+    #[test]
+    fn what_a_page_says_of_itself_fits_together() {
+        let refused = |bytes: &[u8], compression| match look_at_packed(bytes, compression) {
+            Err(PageFault::Damaged(reason)) => reason,
+            other => panic!("{other:?}"),
+        };
+        let plain = Compression::UNCOMPRESSED;
+        assert!(look_at_packed(&page_with(0, 10, V1, &[7; 10]), plain).is_ok());
+        for unpacked in [0, 9, 11] {
+            let said = format!("claims {unpacked} bytes, and 10 lie there");
+            assert!(refused(&page_with(0, unpacked, V1, &[7; 10]), plain).contains(&said));
+            assert!(refused(&page_with(3, unpacked, &v2(5, false), &[7; 10]), PACKED).contains(&said));
+        }
+        assert!(refused(&page_with(0, 0, V1, &[7; 10]), PACKED).contains("claims 5 values in no bytes"));
+        assert!(refused(&page_with(0, 0, V1, &[]), plain).contains("claims 5 values in no bytes"));
+        assert!(look_at_packed(&page_with(3, 10, &v2(5, true), &[7; 10]), PACKED).is_ok());
+        for rows in [6, i32::MAX.into()] {
+            let said = format!("claims {rows} rows of 5 values");
+            assert!(refused(&page_with(3, 10, &v2(rows, true), &[7; 10]), PACKED).contains(&said));
+        }
+        let dictionary = page_with(2, 10, DICTIONARY_PAGE, &[7; 10]);
+        assert!(look_at_packed(&dictionary, plain).is_ok());
+        for before in [&dictionary, &page_with(0, 10, V1, &[7; 10])] {
+            assert!(refused(&[&before[..], &dictionary].concat(), plain).contains("is not the first page"));
+        }
+    }
+
+    #[test]
+    fn snappy_says_itself_how_much_it_unpacks_to() {
+        let sizes = |own: &[u8], of, unpacked, bytes: &[u8]| {
+            look_at_packed(&page_with(of, unpacked, own, bytes), Compression::SNAPPY)
+        };
+        let long = [0xC8, 0x01, 9, 9, 9, 9];
+        assert!(sizes(V1, 0, 200, &long).is_ok());
+        for unpacked in [199, 201, 400] {
+            assert!(
+                matches!(sizes(V1, 0, unpacked, &long), Err(PageFault::Damaged(reason)) if reason.contains("holds others"))
+            );
+        }
+        // Behind the levels.
+        let levels = [&[1, 1, 1][..], &long].concat();
+        assert!(sizes(&v2(5, true), 3, 203, &levels).is_ok());
+        assert!(sizes(&v2(5, true), 3, 200, &levels).is_err());
+        assert!(sizes(&v2(5, true), 3, 3, &[1, 1, 1]).is_ok(), "all of them null");
+        assert!(sizes(&v2(5, false), 3, 9, &levels).is_ok(), "not packed");
+        assert!(sizes(V1, 0, 200, &[0xFF; 6]).is_err(), "a number without end");
     }
 
     /// Found by fuzzing: passing over what is not there never ends by itself.

@@ -18,6 +18,7 @@ use parquet::arrow::arrow_reader::{
 };
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
 
+use super::contents::{Digests, Watch};
 use super::description::{hub_description, local_description, open_regular, refused_footer};
 use super::error::DataError;
 use super::rejected::{RowFault, cut};
@@ -118,7 +119,7 @@ pub(crate) struct DataFile {
     /// Columns as the file describes them.
     schema: SchemaRef,
     /// The description as it is in the file.
-    as_packed: Arc<ParquetMetaData>,
+    pub(super) as_packed: Arc<ParquetMetaData>,
     /// The same with pages as [`Unpacking`] gives them, and requested columns as [`as_read`] asks.
     pub(super) metadata: ArrowReaderMetadata,
     /// Where each request is found; `None` for an optional one that is not there.
@@ -144,10 +145,12 @@ impl Described {
                 },
             },
         };
+        let (mut rows, claimed) = (0_i64, metadata.metadata().file_metadata().num_rows());
         for (number, row_group) in metadata.metadata().row_groups().iter().enumerate() {
             if row_group.num_rows() < 0 {
                 return Err(unreadable(format!("row group {number} claims {} rows", row_group.num_rows())));
             }
+            rows = rows.saturating_add(row_group.num_rows());
             for column in row_group.columns() {
                 let range = chunk_range(column);
                 if range.and_then(|(start, size)| start.checked_add(size)).is_none_or(|end| end > length) {
@@ -156,7 +159,19 @@ impl Described {
                         cut(&column.column_path().string())
                     )));
                 }
+                // A row has one value, or one at least in a list.
+                let (values, rows, is_listed) =
+                    (column.num_values(), row_group.num_rows(), column.column_descr().max_rep_level() > 0);
+                if values < rows || (values > rows && !is_listed) {
+                    return Err(unreadable(format!(
+                        "column `{}` of row group {number} claims {values} values in {rows} rows",
+                        cut(&column.column_path().string())
+                    )));
+                }
             }
+        }
+        if rows != claimed {
+            return Err(unreadable(format!("it claims {claimed} rows, and its row groups {rows}")));
         }
         Ok(Self { source: source.clone(), length, metadata })
     }
@@ -288,8 +303,24 @@ impl DataFile {
 
     /// Starts to read rows `rows` of a row group.
     pub(crate) fn batches(&self, row_group: usize, rows: Range<usize>) -> Result<Batches<'_>, DataError> {
-        let file = self.unpacking(row_group)?;
+        self.watched_batches(row_group, rows, None)
+    }
+
+    /// The same; `digests` gets the pages that are read.
+    pub(super) fn watched_batches(
+        &self,
+        row_group: usize,
+        rows: Range<usize>,
+        digests: Option<&Arc<Digests>>,
+    ) -> Result<Batches<'_>, DataError> {
         let (roots, mask) = self.projection();
+        let columns = || {
+            let columns = self.as_packed.row_group(row_group).columns().iter().enumerate();
+            let read = columns.filter(|(leaf, _)| mask.leaf_included(*leaf));
+            let ranges = read.filter_map(|(leaf, column)| Some((leaf, chunk_range(column)?)));
+            ranges.map(|(leaf, (start, length))| (leaf, start..start.saturating_add(length))).collect()
+        };
+        let file = self.unpacking(row_group)?.watched(digests.map(|digests| Watch::new(digests, columns())));
         let batch_rows = self.batch_rows(row_group)?;
         let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone())
             .with_row_groups(vec![row_group])
@@ -414,6 +445,11 @@ impl Batch {
     /// The name of a row; `index` counts in the batch.
     pub(crate) fn id(&self, index: usize) -> RowId {
         RowId { file: self.file.clone(), row_group: self.row_group, row: self.first_row + index }
+    }
+
+    /// Whether pictures of its rows may lie in files of their own.
+    pub(crate) fn names_files(&self) -> bool {
+        self.columns.iter().filter_map(|column| column.values.as_ref()).any(Values::names_files)
     }
 
     /// What is wrong with every row, where the column that is looked at first holds nothing but nulls: a table may have

@@ -261,6 +261,13 @@ const MAX_REASONS: usize = 1000;
 /// Rows shown for each reason.
 const ROWS_SHOWN: usize = 5;
 
+/// Rows are listed until they come to so many bytes of text, names of files among them; the rows shown for reasons likewise.
+pub const MAX_LISTED_BYTES: usize = 8 << 20;
+const MAX_SHOWN_BYTES: usize = 1 << 20;
+
+/// Most bytes of a reason.
+const MAX_REASON_BYTES: usize = 1000;
+
 /// One reason for rows to be left out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Reason {
@@ -277,10 +284,36 @@ pub struct Reason {
 pub(super) struct Rejected {
     rows: usize,
     listed: Vec<RejectedRow>,
+    /// What may still be listed, in bytes, and shown for reasons.
+    bytes_left: Room,
     reasons: Vec<Reason>,
     places: HashMap<String, usize>,
     /// The fault before this one, and its reason: the same comes again and again.
     last: Option<(RowFault, usize)>,
+}
+
+/// Bytes of text that there is room for.
+#[derive(Debug, Clone)]
+struct Room {
+    listed: usize,
+    shown: usize,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self { listed: MAX_LISTED_BYTES, shown: MAX_SHOWN_BYTES }
+    }
+}
+
+/// Adds rows to a list, at most `most` and as many as there is room for; after the first that finds none there is no more.
+fn add_while(list: &mut Vec<RejectedRow>, rows: impl Iterator<Item = RejectedRow>, most: usize, room: &mut usize) {
+    for row in rows.take(most) {
+        *room = room.saturating_sub(row.to_string().len());
+        if *room == 0 {
+            break;
+        }
+        list.push(row);
+    }
 }
 
 impl Rejected {
@@ -293,14 +326,16 @@ impl Rejected {
         self.rows += rows;
         let row = |number| RejectedRow { id: id(number), fault: fault.clone() };
         let reason = &mut self.reasons[place];
-        reason.first.extend((0..rows.min(ROWS_SHOWN.saturating_sub(reason.first.len()))).map(row));
+        let (shown, listed) = (reason.first.len(), self.listed.len());
+        add_while(&mut reason.first, (0..rows).map(row), ROWS_SHOWN.saturating_sub(shown), &mut self.bytes_left.shown);
         reason.rows += rows;
-        self.listed.extend((0..rows.min(kept.saturating_sub(self.listed.len()))).map(row));
+        add_while(&mut self.listed, (0..rows).map(row), kept.saturating_sub(listed), &mut self.bytes_left.listed);
         self.last = Some((fault, place));
     }
 
     fn place(&mut self, fault: &RowFault) -> usize {
         let mut reason = fault.group();
+        reason.truncate(reason.floor_char_boundary(MAX_REASON_BYTES));
         if self.places.len() >= MAX_REASONS && !self.places.contains_key(&reason) {
             reason = "other reasons".into();
         }
@@ -424,6 +459,8 @@ impl<'de> Deserialize<'de> for BadRowLimit {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     #[derive(Deserialize, Serialize)]
@@ -472,6 +509,27 @@ mod tests {
         }
         assert_eq!((rejected.reasons().len(), rejected.rows()), (MAX_REASONS + 1, 1_000_004 + 2 * MAX_REASONS));
         assert_eq!(rejected.reasons().iter().map(|reason| reason.rows).sum::<usize>(), rejected.rows());
+    }
+
+    #[test]
+    fn a_list_is_bounded_by_its_bytes_too() {
+        let path: Arc<Path> = Path::new(&"long/".repeat(800)).into();
+        let id = |row| RowId { file: Arc::clone(&path), row_group: 0, row };
+        let mut rejected = Rejected::default();
+        for n in 0..20_000 {
+            let reason = format!("{}{}", n / 10, "x".repeat(5000));
+            rejected.add(RowFault::Task { reason }, 1, |_| id(n), MAX_LISTED_ROWS);
+        }
+        let bytes = |rows: &[RejectedRow]| rows.iter().map(|row| row.to_string().len()).sum::<usize>();
+        let listed = bytes(rejected.listed());
+        assert!(listed <= MAX_LISTED_BYTES && listed > MAX_LISTED_BYTES - 20_000, "{listed}");
+        let shown: usize = rejected.reasons().iter().map(|reason| bytes(&reason.first) + reason.reason.len()).sum();
+        assert!(shown < 3 << 20, "{shown}");
+        assert_eq!(rejected.rows(), 20_000);
+        assert_eq!(rejected.reasons().iter().map(|reason| reason.rows).sum::<usize>(), 20_000);
+        // What finds no room is no reason to list a shorter one behind it.
+        let last = rejected.listed().last().unwrap().id.row;
+        assert_eq!(rejected.listed().len(), last + 1);
     }
 
     #[test]

@@ -4,7 +4,6 @@
 //! below it; where its files are named for splits as on the Hugging Face hub (`train-00000-of-00001.parquet`,
 //! `validation.parquet`, `data/test/0000.parquet`), only those of the asked split are taken.
 
-use std::collections::{HashSet, VecDeque};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -13,10 +12,15 @@ use janus_core::hub::{Progress, Shard};
 use janus_core::input::{self, InputError};
 
 use super::error::DataError;
+use super::rejected::cut;
+use super::search::{self, SearchFault};
 use super::{foreign, hub, synth};
 
-/// Folders are followed so deep; also what ends a walk in a circle of links.
+/// Folders are followed so deep.
 const MAX_DEPTH: usize = 16;
+
+/// Longest source: what systems take for a path.
+const MAX_SPEC_BYTES: usize = 4096;
 
 /// Which part of a data set is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +68,7 @@ pub fn locate(
     split: Split,
     progress: &dyn Progress,
 ) -> Result<Vec<FileSource>, DataError> {
+    check_length(spec)?;
     if hub::is_spec(spec) {
         return hub::locate(spec, split, progress);
     }
@@ -108,7 +113,18 @@ impl Found {
     }
 }
 
+fn check_length(spec: &str) -> Result<(), DataError> {
+    match spec.len() {
+        0..=MAX_SPEC_BYTES => Ok(()),
+        bytes => {
+            let reason = format!("it has {bytes} bytes, and no path has more than {MAX_SPEC_BYTES}");
+            Err(DataError::Source { spec: cut(spec), reason })
+        }
+    }
+}
+
 fn find(spec: &str, base_folder: &Path, split: Option<Split>) -> Result<Found, DataError> {
+    check_length(spec)?;
     let refuse = |reason: &str| DataError::Source { spec: spec.into(), reason: reason.into() };
     if spec.trim().is_empty() {
         return Err(refuse("it is empty"));
@@ -117,13 +133,17 @@ fn find(spec: &str, base_folder: &Path, split: Option<Split>) -> Result<Found, D
         return Err(refuse(&format!("`{scheme}://` is not supported, give a file, a glob or a folder")));
     }
     let path = base_folder.join(spec);
-    match fs::metadata(&path) {
+    // Of the system itself, which says whether links lead round in a circle.
+    match std::fs::metadata(&path) {
         Ok(found) if found.is_dir() => return folder_files(&path, split).map(Found::all),
         Ok(_) => return Ok(Found::all(vec![path])),
         Err(e)
             if !matches!(
                 e.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidInput
+                io::ErrorKind::NotFound
+                    | io::ErrorKind::NotADirectory
+                    | io::ErrorKind::InvalidInput
+                    | io::ErrorKind::InvalidFilename
             ) =>
         {
             return Err(DataError::Io { path, source: e });
@@ -138,21 +158,15 @@ fn find(spec: &str, base_folder: &Path, split: Option<Split>) -> Result<Found, D
 
 fn glob_files(spec: &str, base_folder: &Path) -> Result<Found, DataError> {
     let refuse = |reason: String| DataError::Source { spec: spec.into(), reason };
-    let utf8 = |path: &Path| {
-        let named = || refuse(format!("patterns need a folder whose name is valid UTF-8, not `{}`", path.display()));
-        path.to_str().map(str::to_owned).ok_or_else(named)
-    };
     // What stands before the first wildcard is the user's own word, wherever it leads.
     let (folder, rest) = literal_start(spec, base_folder);
-    let start = if folder.as_os_str().is_empty() { folder.clone() } else { folder.join("") };
-    let start = glob::Pattern::escape(&utf8(&start)?);
-    let mut files = matching(&format!("{start}{rest}")).map_err(|e| match e {
-        GlobFault::Pattern(e) => refuse(format!("malformed pattern: {e}; `[[]` is the bracket itself")),
-        GlobFault::Read(e) => e,
+    let mut files = search::matching(&folder, &rest).map_err(|e| match e {
+        SearchFault::Pattern(e) => refuse(format!("malformed pattern: {e}; `[[]` is the bracket itself")),
+        other => search_failed(spec, other),
     });
     // No file is called so: the brackets may be the name's own.
     if rest.contains('[') && !files.as_ref().is_ok_and(|files| !files.is_empty()) {
-        match matching(&format!("{start}{}", with_literal_brackets(&rest))) {
+        match search::matching(&folder, &with_literal_brackets(&rest)) {
             Ok(found) if !found.is_empty() => files = Ok(found),
             _ => {}
         }
@@ -166,6 +180,15 @@ fn glob_files(spec: &str, base_folder: &Path) -> Result<Found, DataError> {
     // `*` matches what lies beside tables, too: the recipe itself, a README. Where there is no table, the first file says why.
     let (tables, others): (Vec<_>, Vec<_>) = files.into_iter().partition(|path| is_table(path));
     Ok(if tables.is_empty() { Found::all(others) } else { Found { files: tables, passed_over: others } })
+}
+
+fn search_failed(spec: &str, fault: SearchFault) -> DataError {
+    let refuse = |reason| DataError::Source { spec: spec.into(), reason };
+    match fault {
+        SearchFault::Pattern(e) => refuse(format!("malformed pattern: {e}")),
+        SearchFault::Read(path, source) => DataError::Io { path, source },
+        SearchFault::TooMany(most) => refuse(format!("there are more than {most} folders to look into")),
+    }
 }
 
 /// Whether a file is called a Parquet file, or begins as one.
@@ -201,24 +224,6 @@ fn passed_over_note(spec: &str, passed_over: &[PathBuf]) -> Option<String> {
             names.join(", ")
         )
     })
-}
-
-enum GlobFault {
-    Pattern(glob::PatternError),
-    Read(DataError),
-}
-
-/// The files that a pattern matches.
-fn matching(pattern: &str) -> Result<Vec<PathBuf>, GlobFault> {
-    let mut files = Vec::new();
-    for entry in glob::glob_with(pattern, pattern_options()).map_err(GlobFault::Pattern)? {
-        let path =
-            entry.map_err(|e| GlobFault::Read(DataError::Io { path: e.path().to_path_buf(), source: e.into() }))?;
-        if path.is_file() {
-            files.push(path);
-        }
-    }
-    Ok(files)
 }
 
 /// A pattern in which only `*` and `?` are wildcards.
@@ -278,14 +283,9 @@ fn contained(folder: &Path, path: &Path) -> Result<(), DataError> {
     }
 }
 
-/// How globs match, here and on a hub.
-pub(super) fn pattern_options() -> glob::MatchOptions {
-    glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true }
-}
-
 fn folder_files(folder: &Path, split: Option<Split>) -> Result<Vec<PathBuf>, DataError> {
-    let mut files = Vec::new();
-    walk(folder, &mut files)?;
+    let found = search::below(folder, MAX_DEPTH, &is_named_parquet);
+    let mut files = found.map_err(|e| search_failed(&folder.display().to_string(), e))?;
     if files.is_empty() {
         let empty = || DataError::EmptyFolder { path: folder.to_path_buf() };
         return Err(foreign::folder(folder).unwrap_or_else(empty));
@@ -332,39 +332,11 @@ pub(super) fn split_of(file: &Path) -> Option<&'static str> {
     by_name(first)
 }
 
-/// Collects `.parquet` files below a folder; names that start with a dot (caches, files under construction) are passed over.
-/// Links to folders are followed after all folders that are really there, and no folder is looked into twice, by whatever name.
-fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> Result<(), DataError> {
-    let mut visited = HashSet::new();
-    let (mut folders, mut links) = (vec![(folder.to_path_buf(), 0)], VecDeque::new());
-    while let Some((folder, depth)) = folders.pop().or_else(|| links.pop_front()) {
-        let failed = |source| DataError::Io { path: folder.clone(), source };
-        if !visited.insert(fs::canonicalize(&folder).map_err(failed)?) {
-            continue;
-        }
-        let mut entries =
-            fs::read_dir(&folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>).map_err(failed)?;
-        entries.sort_by_key(fs::DirEntry::file_name);
-        for entry in entries.iter().filter(|entry| !entry.file_name().to_string_lossy().starts_with('.')) {
-            let path = entry.path();
-            if !path.is_dir() {
-                if is_named_parquet(&path) && path.is_file() {
-                    files.push(path);
-                }
-            } else if depth < MAX_DEPTH {
-                match entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
-                    true => links.push_back((path, depth + 1)),
-                    false => folders.push((path, depth + 1)),
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use janus_core::{Diagnose, Fault};
+
     use super::*;
 
     fn folder_of(names: &[&str]) -> tempfile::TempDir {
@@ -379,28 +351,6 @@ mod tests {
 
     fn names(folder: &Path, files: &[PathBuf]) -> Vec<String> {
         files.iter().map(|f| f.strip_prefix(folder).unwrap().to_str().unwrap().to_string()).collect()
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn folders_that_links_lead_back_to_are_looked_into_once() {
-        use std::os::unix::fs::symlink;
-        let folder = folder_of(&["a/train.parquet", "b/deep/train.parquet"]);
-        for (to, name) in
-            [(".", "a/self"), ("..", "a/up"), ("../b", "a/beside"), ("../a", "b/back"), ("deep", "b/again")]
-        {
-            symlink(to, folder.path().join(name)).unwrap();
-        }
-        // What lies elsewhere is reached through its link alone.
-        let other = folder_of(&["train.parquet"]);
-        symlink(other.path(), folder.path().join("elsewhere")).unwrap();
-        let mut files = Vec::new();
-        walk(folder.path(), &mut files).unwrap();
-        files.sort();
-        assert_eq!(
-            names(folder.path(), &files),
-            ["a/train.parquet", "b/deep/train.parquet", "elsewhere/train.parquet"]
-        );
     }
 
     #[test]
@@ -514,6 +464,18 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
+    fn links_that_lead_to_each_other_are_the_users_own() {
+        let folder = folder_of(&["a.parquet"]);
+        std::os::unix::fs::symlink("y.parquet", folder.path().join("x.parquet")).unwrap();
+        std::os::unix::fs::symlink("x.parquet", folder.path().join("y.parquet")).unwrap();
+        let refused = resolve("x.parquet", folder.path()).unwrap_err();
+        assert_eq!(refused.fault(), Fault::Input, "{refused}");
+        assert!(refused.hints()[0].contains("links lead from one to the other"), "{refused}");
+        assert_eq!(names(folder.path(), &resolve("*.parquet", folder.path()).unwrap()), ["a.parquet"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
     fn links_lead_no_search_out_of_its_folder() {
         use std::os::unix::fs::symlink;
         let folder = folder_of(&["secret/x.parquet", "data/sub/a.parquet", "real/b.parquet"]);
@@ -548,6 +510,12 @@ mod tests {
         assert!(matches!(resolve("empty/notes.txt/x.parquet", base), Err(DataError::NotFound { .. })));
         assert!(matches!(resolve("a[", base), Err(DataError::Source { .. })));
         assert!(matches!(resolve("s3://bucket/x.parquet", base), Err(DataError::Source { .. })));
+        let long = resolve(&"x".repeat(100_000), base).unwrap_err();
+        assert!(long.to_string().len() < 400 && !long.hints().is_empty(), "{long}");
+        for wrong in ["*".repeat(300), "*/".repeat(2000), "*a".repeat(2000), "x".repeat(4000), "*".repeat(5000)] {
+            let refused = resolve(&wrong, base).unwrap_err();
+            assert!(refused.fault() == Fault::Input && !refused.hints().is_empty(), "{refused}");
+        }
         assert!(matches!(
             locate("synth:nothing", base, base, Split::Train, &janus_core::hub::Silent),
             Err(DataError::Source { .. })

@@ -16,6 +16,7 @@ use parquet::errors::{ParquetError, Result};
 use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
 use parquet::file::reader::{ChunkReader, Length};
 
+use super::contents::Watch;
 use super::pages::{self, Page};
 use super::reader::chunk_range;
 
@@ -29,6 +30,8 @@ pub(super) struct Unpacking {
     packed: Vec<(Range<u64>, Compression)>,
     /// Headers that were read, by where their pages begin.
     headers: Mutex<HashMap<u64, Page>>,
+    /// Takes note of what is read.
+    watch: Option<Watch>,
 }
 
 fn is_endless(compression: Compression) -> bool {
@@ -41,7 +44,12 @@ impl Unpacking {
         let columns = row_group.columns().iter().filter(|column| is_endless(column.compression()));
         let range = |(start, length): (u64, u64)| start..start.saturating_add(length);
         let packed = columns.filter_map(|column| Some((range(chunk_range(column)?), column.compression())));
-        Self { file, packed: packed.collect(), headers: Mutex::default() }
+        Self { file, packed: packed.collect(), headers: Mutex::default(), watch: None }
+    }
+
+    /// The same, with what takes note of the pages read.
+    pub(super) fn watched(self, watch: Option<Watch>) -> Self {
+        Self { watch, ..self }
     }
 
     /// The file as it is.
@@ -94,6 +102,10 @@ impl ChunkReader for Unpacking {
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
         let bytes = self.file.get_bytes(start, length)?;
+        if let Some(watch) = &self.watch {
+            let between = |range: Range<u64>| self.file.get_bytes(range.start, (range.end - range.start) as usize);
+            watch.page(start, &bytes, between)?;
+        }
         let Some(compression) = self.compression(start) else { return Ok(bytes) };
         let page = self.headers.lock().unwrap_or_else(PoisonError::into_inner).remove(&start);
         let unread = || ParquetError::General("a page whose header was not read".into());

@@ -77,6 +77,17 @@ impl Values {
     }
 }
 
+impl Values {
+    /// Whether there may be pictures in files that it names.
+    pub(super) fn names_files(&self) -> bool {
+        match self {
+            Values::Image(images) | Values::ImageList(_, images) => images.names_files(),
+            Values::Messages(conversations) => conversations.names_files(),
+            Values::Null | Values::Text(_) | Values::Boxes(_) | Values::TextList(..) => false,
+        }
+    }
+}
+
 /// The schema was checked, so a batch of another type than the schema says is the reader's fault or the file's.
 pub(super) fn unexpected(array: &dyn Array) -> ArrowError {
     ArrowError::SchemaError(format!("a batch came as `{}`, unlike the file's schema", type_name(array.data_type())))
@@ -240,6 +251,12 @@ impl Images {
         let is_path = matches!(values.data_type(), DataType::Utf8View);
         let (bytes, path) = if is_path { (None, Some(values)) } else { (Some(values), None) };
         Self { nulls: None, bytes, path }
+    }
+
+    /// Whether there may be pictures in files that it names.
+    pub(super) fn names_files(&self) -> bool {
+        let lacks_bytes = self.bytes.as_ref().is_none_or(|bytes| bytes.logical_null_count() > 0);
+        lacks_bytes && self.path.as_ref().is_some_and(|paths| paths.logical_null_count() < paths.len())
     }
 
     pub(super) fn read(

@@ -62,6 +62,10 @@ fn check_room(base: &Base, what: &'static str, ids: &[u32], needed: usize, room:
 /// What to set where cutting a text would do.
 const CUTS: &str = "`too_long = \"truncate\"` in `[[data]]` cuts";
 
+/// Bytes of a text for each token that a row may have, up to which a text is read as a whole: prose has four or five.
+const BYTES_PER_TOKEN: usize = 8;
+const MIN_PIECE_BYTES: usize = 1024;
+
 /// Bounds on the rows of a table.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Length {
@@ -100,34 +104,79 @@ impl Length {
         }
     }
 
+    /// That texts are not far longer than a row may be. They are looked at piece by piece and no further than until that is known.
+    ///
+    /// # Errors
+    /// As [`Length::check`], with how many tokens were found.
+    pub(super) fn check_texts<'a>(
+        &self,
+        base: &Base,
+        texts: impl Iterator<Item = &'a str> + Clone,
+    ) -> Result<(), String> {
+        let positions = base.config().text.max_position_embeddings;
+        let most =
+            self.max_tokens.and_then(|most| usize::try_from(most).ok()).map_or(positions, |most| most.min(positions));
+        let piece_bytes = most.saturating_mul(BYTES_PER_TOKEN).max(MIN_PIECE_BYTES);
+        if texts.clone().map(str::len).fold(0, usize::saturating_add) <= piece_bytes {
+            return Ok(());
+        }
+        // A token on either side of a cut may be one in the whole text: twice as many are too many in any case.
+        let (mut found, enough) = (0, most.saturating_mul(2).saturating_add(piece_bytes / MIN_PIECE_BYTES));
+        for mut rest in texts {
+            while !rest.is_empty() {
+                let (piece, behind) = rest.split_at(rest.floor_char_boundary(piece_bytes.min(rest.len())));
+                // What is wrong with it is told where all of it is read.
+                found += base.tokenizer().encode_plain(piece, "text").map_or(0, |ids| ids.len());
+                if found > enough {
+                    return self
+                        .check(base, found)
+                        .map_err(|reason| reason.replacen("it has ", "it has more than ", 1));
+                }
+                rest = behind;
+            }
+        }
+        Ok(())
+    }
+
     /// A conversation with its ids, the longest question cut from its end where the recipe says so.
     ///
     /// # Errors
     /// Turns that make no sample; more tokens than are allowed, of which cutting does not free enough.
     pub(super) fn fit(&self, base: &Base, mut turns: Vec<Message>) -> Result<Fitted, String> {
-        let sample_of = |turns: &[Message]| base.prompts().conversation_sample(turns, true).map_err(|e| e.to_string());
-        let sample = sample_of(&turns)?;
-        let Err(reason) = self.check(base, sample.ids.len()) else {
-            return Ok(Fitted { turns, sample, is_cut: false });
+        let judged = |turns: &[Message]| -> Result<Result<Sample, String>, String> {
+            if let Err(reason) = self.check_texts(base, turns.iter().map(|turn| turn.text.as_str())) {
+                return Ok(Err(reason));
+            }
+            let sample = base.prompts().conversation_sample(turns, true).map_err(|e| e.to_string())?;
+            Ok(self.check(base, sample.ids.len()).map(|()| sample))
+        };
+        let reason = match judged(&turns)? {
+            Ok(sample) => return Ok(Fitted { turns, sample, is_cut: false }),
+            Err(reason) => reason,
         };
         let asked = |(place, turn): (usize, &Message)| (turn.role == Role::User).then(|| (letters(&turn.text), place));
         let mut questions: Vec<(usize, usize)> = turns.iter().enumerate().filter_map(asked).collect();
         questions.sort_by(|one, other| other.cmp(one));
+        let others = turns.iter().filter(|turn| turn.role != Role::User).map(|turn| turn.text.as_str());
+        if self.check_texts(base, others).is_err() {
+            questions.clear();
+        }
         for (_, place) in questions {
             let Some(whole) = turns.get(place).map(|turn| turn.text.clone()) else { continue };
             let mut with = |text: String| {
                 if let Some(turn) = turns.get_mut(place) {
                     turn.text = text;
                 }
-                sample_of(&turns).is_ok_and(|sample| self.check(base, sample.ids.len()).is_ok())
+                judged(&turns).is_ok_and(|fits| fits.is_ok())
             };
-            if let Some(text) = longest_beginning(&whole, &mut with) {
+            if !self.cuts {
+                if with(first_word(&whole)) {
+                    return Err(format!("{reason}; {CUTS} questions"));
+                }
+            } else if let Some(text) = longest_beginning(&whole, &mut with) {
                 with(text);
-                let sample = sample_of(&turns)?;
-                return match self.cuts {
-                    true => Ok(Fitted { turns, sample, is_cut: true }),
-                    false => Err(format!("{reason}; {CUTS} questions")),
-                };
+                let sample = judged(&turns)??;
+                return Ok(Fitted { turns, sample, is_cut: true });
             }
             // Not enough by itself: its least stays, and the next longest is cut.
             with(beginning(&whole, 1));
@@ -137,7 +186,7 @@ impl Length {
             return Err(format!("{reason}; its {pictures}answers alone are too long"));
         };
         system.text = beginning(&system.text, 1);
-        Err(match sample_of(&turns).is_ok_and(|sample| self.check(base, sample.ids.len()).is_ok()) {
+        Err(match judged(&turns).is_ok_and(|fits| fits.is_ok()) {
             true => format!("{reason}; its system message is too long, which is never cut"),
             false => format!("{reason}; its {pictures}answers alone are too long, without its system message"),
         })
@@ -153,14 +202,28 @@ impl Length {
         text: &str,
         tokens: impl Fn(&str) -> Result<usize, String>,
     ) -> Result<(String, bool), String> {
-        let Err(reason) = self.check(base, tokens(text)?) else { return Ok((text.to_owned(), false)) };
-        let mut fits = |text: String| tokens(&text).is_ok_and(|tokens| self.check(base, tokens).is_ok());
-        match longest_beginning(text, &mut fits) {
-            Some(text) if self.cuts => Ok((text, true)),
-            Some(_) => Err(format!("{reason}; {CUTS} prompts")),
+        let judged = |text: &str| -> Result<Result<(), String>, String> {
+            if let Err(reason) = self.check_texts(base, std::iter::once(text)) {
+                return Ok(Err(reason));
+            }
+            Ok(self.check(base, tokens(text)?))
+        };
+        let Err(reason) = judged(text)? else { return Ok((text.to_owned(), false)) };
+        let mut fits = |text: String| judged(&text).is_ok_and(|fits| fits.is_ok());
+        let found = if self.cuts { longest_beginning(text, &mut fits) } else { None };
+        match found {
+            Some(text) => Ok((text, true)),
+            None if !self.cuts && fits(first_word(text)) => Err(format!("{reason}; {CUTS} prompts")),
             None => Err(format!("{reason}; its pictures alone are too long")),
         }
     }
+}
+
+/// The least beginning of a text that is something of it, with all of its placeholders.
+fn first_word(text: &str) -> String {
+    let blank: usize =
+        text.split(IMAGE_PLACEHOLDER).flat_map(str::chars).take_while(|letter| letter.is_whitespace()).count();
+    beginning(text, blank + 1)
 }
 
 /// Characters of a text beside its placeholders.
@@ -205,6 +268,12 @@ mod tests {
         for (count, expected) in [(0, "@@"), (2, "ab@@"), (6, "ab @cdé@"), (7, "ab @cdé@f"), (99, "ab @cdé@fg")] {
             assert_eq!(beginning(&text, count).replace(IMAGE_PLACEHOLDER, "@"), expected);
         }
+    }
+
+    #[test]
+    fn the_first_word_is_more_than_blanks() {
+        let text = format!("  {IMAGE_PLACEHOLDER} cde{IMAGE_PLACEHOLDER}f");
+        assert_eq!(first_word(&text).replace(IMAGE_PLACEHOLDER, "@"), "  @ c@");
     }
 
     #[test]

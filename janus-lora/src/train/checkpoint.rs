@@ -21,12 +21,12 @@ use janus_core::output::{StagedFolder, write_file};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::TrainError;
 use super::feeder::FeederState;
 use super::guard::Progress;
 use super::identity::RunIdentity;
 use super::moments;
 use super::step::Stepper;
+use super::{TrainError, signals};
 use crate::adapter::{Adapter, WEIGHTS_FILE};
 use crate::base::Base;
 use crate::error::Result;
@@ -41,6 +41,8 @@ const FORMAT: u32 = 1;
 const STATE_FILE: &str = "state.json";
 const CHECKSUMS_FILE: &str = "checksums.json";
 const PREFIX: &str = "step-";
+/// What files of tensors end in.
+const TENSORS: &str = ".safetensors";
 
 /// Longest JSON file that is read: a table of a hundred thousand shards has some 20 MB of identity.
 const JSON_LIMIT_BYTES: u64 = 256 << 20;
@@ -61,12 +63,15 @@ pub struct State {
     pub metrics_bytes: u64,
     /// What the run knows of itself.
     pub progress: Progress,
+    /// Bytes of the files beside it. Checkpoints of earlier versions do not have it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub lengths: BTreeMap<String, u64>,
 }
 
 impl State {
     /// The state after `step` steps.
     pub fn new(step: u64, identity: RunIdentity, feeder: FeederState, metrics_bytes: u64, progress: Progress) -> Self {
-        Self { format: FORMAT, step, identity, feeder, metrics_bytes, progress }
+        Self { format: FORMAT, step, identity, feeder, metrics_bytes, progress, lengths: BTreeMap::new() }
     }
 }
 
@@ -111,13 +116,17 @@ pub fn write(run: &Path, state: &State, adapter: &Adapter, stepper: &Stepper) ->
     let failed = |source| TrainError::Write { path: target.clone(), source };
     adapter.write(staged.path())?;
     moments::write(staged.path(), stepper).map_err(failed)?;
-    let text = serde_json::to_vec(state).map_err(|e| failed(e.into()))?;
-    write_file(&staged.path().join(STATE_FILE), |file| file.write_all(&text))?;
     let mut checksums = BTreeMap::new();
+    let mut lengths = BTreeMap::new();
     for entry in fs::read_dir(staged.path()).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        checksums.insert(entry.file_name().to_string_lossy().into_owned(), sha256(&entry.path()).map_err(failed)?);
+        let name = entry.file_name().to_string_lossy().into_owned();
+        lengths.insert(name.clone(), entry.metadata().map_err(failed)?.len());
+        checksums.insert(name, sha256(&entry.path(), false).map_err(failed)?);
     }
+    let text = serde_json::to_vec(&State { lengths, ..state.clone() }).map_err(|e| failed(e.into()))?;
+    write_file(&staged.path().join(STATE_FILE), |file| file.write_all(&text))?;
+    checksums.insert(STATE_FILE.to_owned(), hex(&Sha256::digest(&text)));
     let text = serde_json::to_vec_pretty(&checksums).map_err(|e| failed(e.into()))?;
     write_file(&staged.path().join(CHECKSUMS_FILE), |file| file.write_all(&text))?;
     staged.commit()?;
@@ -176,6 +185,7 @@ pub fn newest(run: &Path, status: &dyn Status) -> Result<Option<Checkpoint>> {
     for step in steps.iter().rev() {
         match open(run, *step) {
             Ok(checkpoint) => return Ok(Some(checkpoint)),
+            Err(stopped @ TrainError::Stopped { .. }) => return Err(stopped.into()),
             Err(error) => {
                 status.warn(&format!("{error}; going back to the one before"));
                 newest.get_or_insert(error);
@@ -194,7 +204,7 @@ pub fn newest(run: &Path, status: &dyn Status) -> Result<Option<Checkpoint>> {
 /// A checkpoint of a run, every file of it compared with its checksum.
 ///
 /// # Errors
-/// [`TrainError::Checkpoint`] with what is wrong.
+/// [`TrainError::Checkpoint`] with what is wrong; [`TrainError::Stopped`] where a signal comes.
 pub fn open(run: &Path, step: u64) -> Result<Checkpoint, TrainError> {
     let folder = folder_of(run, step);
     let broken = |problem: String| TrainError::Checkpoint { folder: folder.clone(), problem };
@@ -206,21 +216,44 @@ pub fn open(run: &Path, step: u64) -> Result<Checkpoint, TrainError> {
             return Err(broken(format!("`{CHECKSUMS_FILE}` does not list `{needed}`")));
         }
     }
-    for (name, expected) in &checksums {
+    // It tells how long the others are: nothing is hashed that is not.
+    let state = compare(&folder, STATE_FILE, &checksums[STATE_FILE], None).and_then(|()| {
+        signals::check()?;
+        read_state(&folder).map_err(broken)
+    })?;
+    for (name, expected) in checksums.iter().filter(|(name, _)| *name != STATE_FILE) {
         // Names come from a file that may be damaged: none leads out of the folder.
         if Path::new(name).file_name() != Some(name.as_ref()) {
             return Err(broken(format!("`{CHECKSUMS_FILE}` lists `{name}`, which is no file name")));
         }
-        let got = sha256(&folder.join(name)).map_err(|e| broken(e.to_string()))?;
-        if got != *expected {
-            return Err(broken(format!("`{name}` has checksum {got}, expected {expected}")));
-        }
+        compare(&folder, name, expected, state.lengths.get(name).copied())?;
     }
-    let state = read_state(&folder).map_err(broken)?;
     if state.step != step {
         return Err(broken(format!("it is of step {}", state.step)));
     }
     Ok(Checkpoint { folder, state })
+}
+
+/// Compares a file of a checkpoint with its checksum, if it is as long as it was; without a length with what it can be at most.
+fn compare(folder: &Path, name: &str, expected: &str, length: Option<u64>) -> Result<(), TrainError> {
+    let broken = |problem: String| TrainError::Checkpoint { folder: folder.to_path_buf(), problem };
+    let (path, told) = (folder.join(name), |e: io::Error| broken(e.to_string()));
+    let bytes = fs::metadata(&path).map_err(told)?.len();
+    match length {
+        Some(length) if bytes != length => {
+            return Err(broken(format!("`{name}` has {bytes} bytes, expected {length}")));
+        }
+        None if bytes > JSON_LIMIT_BYTES && !name.ends_with(TENSORS) => {
+            return Err(broken(format!("`{name}` has {bytes} bytes, expected at most {JSON_LIMIT_BYTES}")));
+        }
+        _ => {}
+    }
+    let got = sha256(&path, true);
+    signals::check()?;
+    match got.map_err(told)? {
+        got if got == expected => Ok(()),
+        got => Err(broken(format!("`{name}` has checksum {got}, expected {expected}"))),
+    }
 }
 
 fn read_state(folder: &Path) -> Result<State, String> {
@@ -245,12 +278,15 @@ fn read_json(folder: &Path, name: &str) -> Result<String, String> {
     Ok(text)
 }
 
-/// SHA-256 of a file, hexadecimal.
-pub(super) fn sha256(path: &Path) -> io::Result<String> {
+/// SHA-256 of a file, hexadecimal; `stops`: a signal ends it.
+fn sha256(path: &Path, stops: bool) -> io::Result<String> {
     let mut file = input::open(path)?;
     let mut hasher = Sha256::new();
     let mut piece = vec![0; 1 << 20];
     loop {
+        if stops && signals::received().is_some() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
         match file.read(&mut piece)? {
             0 => break,
             read => hasher.update(&piece[..read]),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use janus_core::{Diagnose, Fault};
 
 use super::files::RECIPE_FILE;
+use super::identity::ChangedRows;
 use super::room::MEMORY_VARIABLE;
 use super::signals::StopSignal;
 use crate::data::RowId;
@@ -172,6 +173,14 @@ pub enum TrainError {
         differences: Vec<String>,
         /// What works instead, where there is more to say than the usual.
         instead: Vec<String>,
+    },
+    /// A run to resume with rows that have changed in files of the same length and footer.
+    #[error("the run in `{}` cannot be resumed: {changed}", folder.display())]
+    ChangedRows {
+        /// The run folder.
+        folder: PathBuf,
+        /// Which.
+        changed: ChangedRows,
     },
     /// A run that an earlier version began, which judged or read its rows otherwise.
     #[error(
@@ -375,6 +384,14 @@ impl Diagnose for TrainError {
             TrainError::OtherRun { .. } => {
                 vec!["resume with what the run began with, or start a new run in another `output.dir`".into()]
             }
+            TrainError::ChangedRows { folder, .. } => vec![
+                "put back the file that the run began with, and the pictures that its rows name".into(),
+                format!(
+                    "or begin a new run with the rows of today: `janus train {} output.dir={}`",
+                    shell_word(&folder.join(RECIPE_FILE)),
+                    shell_word(&new_folder_beside(folder))
+                ),
+            ],
             TrainError::OfBefore { folder, refused, .. } => {
                 let mut hints = vec!["finish it with the version of janus that began it".to_owned()];
                 match refused.as_deref() {

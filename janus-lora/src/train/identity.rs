@@ -1,5 +1,6 @@
 //! What a run is made of, kept in its checkpoints: a run is only resumed where all of this is still the same.
 
+use std::fmt;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
@@ -97,6 +98,33 @@ pub struct FileIdentity {
     pub rows: u64,
     /// SHA-256 of its footer, which gives place, size and statistics of every column chunk; of a file on a hub its name and commit.
     pub footer: String,
+    /// What each row group is known by: SHA-256 of what was read of it. Checkpoints of earlier versions do not have it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub contents: Vec<String>,
+}
+
+/// A row group that is not what the run began with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChangedRows {
+    /// The table, and which part of it.
+    pub table: String,
+    /// The name of the file.
+    pub file: String,
+    /// The row group, from 0.
+    pub row_group: usize,
+    /// How many row groups of all tables are others, this one among them.
+    pub count: usize,
+}
+
+impl fmt::Display for ChangedRows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { table, file, row_group, count } = self;
+        write!(f, "row group {row_group} of the file `{file}` of {table} holds other bytes than it did")?;
+        match count {
+            1 => Ok(()),
+            count => write!(f, ", as do {} more", count - 1),
+        }
+    }
 }
 
 impl RunIdentity {
@@ -118,16 +146,44 @@ impl RunIdentity {
         if !is_of_before(&self.recipe) {
             return Vec::new();
         }
-        let mut differences = Vec::new();
-        for (was, is) in self.tables.iter().zip(&now.tables) {
-            let train = (format!("`{}`", was.name), Some((&was.train, &is.train)));
-            let eval = (format!("the evaluation of `{}`", was.name), was.eval.as_ref().zip(is.eval.as_ref()));
-            for (what, pair) in [train, eval] {
-                let Some((was, is)) = pair.filter(|(was, is)| was.same_files(is)) else { continue };
-                differences.extend(source_difference(&what, was, is));
+        let differences = self.sources(now).into_iter().filter(|(_, was, is)| was.same_files(is));
+        differences.filter_map(|(what, was, is)| source_difference(&what, was, is)).collect()
+    }
+
+    /// The sources of both, each with how messages name it.
+    fn sources<'a>(&'a self, now: &'a Self) -> Vec<(String, &'a SourceIdentity, &'a SourceIdentity)> {
+        let tables = self.tables.iter().zip(&now.tables);
+        let sources = tables.flat_map(|(was, is)| {
+            let train = Some((format!("`{}`", was.name), &was.train, &is.train));
+            let eval = was.eval.as_ref().zip(is.eval.as_ref());
+            [train, eval.map(|(before, now)| (format!("the evaluation of `{}`", was.name), before, now))]
+        });
+        sources.flatten().collect()
+    }
+
+    /// The first row group of a file of the same length and footer that holds other bytes now.
+    pub fn changed_rows(&self, now: &Self) -> Option<ChangedRows> {
+        let mut first = None;
+        let mut count = 0;
+        for (table, was, is) in self.sources(now) {
+            for (was, is) in was.files.iter().zip(&is.files).filter(|(was, is)| was.has_form_of(is)) {
+                let changed = was.contents.iter().zip(&is.contents).enumerate().filter(|(_, (was, is))| was != is);
+                for (row_group, _) in changed {
+                    count += 1;
+                    first.get_or_insert_with(|| (table.clone(), is.name.clone(), row_group));
+                }
             }
         }
-        differences
+        first.map(|(table, file, row_group)| ChangedRows { table, file, row_group, count })
+    }
+
+    /// Tables with rows of which nothing is known but length and footer, as in checkpoints of earlier versions.
+    pub fn unknown_rows(&self) -> Vec<&str> {
+        let is_unknown =
+            |source: &SourceIdentity| source.files.iter().any(|file| file.rows > 0 && file.contents.is_empty());
+        let tables = self.tables.iter();
+        let unknown = tables.filter(|table| is_unknown(&table.train) || table.eval.as_ref().is_some_and(is_unknown));
+        unknown.map(|table| table.name.as_str()).collect()
     }
 
     /// Whether a run that began as `self` and has done `step` steps may go on as `now`; what differs, otherwise.
@@ -225,10 +281,17 @@ fn flatten(key: &str, value: &toml::Value, out: &mut Vec<(String, String)>) {
 }
 
 impl SourceIdentity {
-    /// Whether the files hold the same, wherever they lie.
+    /// Whether the files are of the same form, wherever they lie.
     fn same_files(&self, other: &Self) -> bool {
-        let content = |file: &FileIdentity| (file.bytes, file.rows, file.footer.clone());
-        self.files.iter().map(content).eq(other.files.iter().map(content))
+        self.files.len() == other.files.len()
+            && self.files.iter().zip(&other.files).all(|(was, is)| was.has_form_of(is))
+    }
+}
+
+impl FileIdentity {
+    /// Whether another file has the same length and describes itself as this one does.
+    fn has_form_of(&self, other: &Self) -> bool {
+        (self.bytes, self.rows, &self.footer) == (other.bytes, other.rows, &other.footer)
     }
 }
 
@@ -236,8 +299,7 @@ fn source_difference(what: &str, was: &SourceIdentity, is: &SourceIdentity) -> O
     if was.files.len() != is.files.len() {
         return Some(format!("{what} had {} files and has {}", was.files.len(), is.files.len()));
     }
-    let content = |file: &FileIdentity| (file.bytes, file.rows, file.footer.clone());
-    if let Some((was, is)) = was.files.iter().zip(&is.files).find(|(was, is)| content(was) != content(is)) {
+    if let Some((was, is)) = was.files.iter().zip(&is.files).find(|(was, is)| !was.has_form_of(is)) {
         return Some(format!(
             "{what} had the file `{}` of {} bytes and {} rows, and in its place is `{}` of {} bytes and {} rows with other content",
             was.name, was.bytes, was.rows, is.name, is.bytes, is.rows
@@ -250,22 +312,25 @@ fn source_difference(what: &str, was: &SourceIdentity, is: &SourceIdentity) -> O
     })
 }
 
-fn source_identity(source: &Source) -> Result<SourceIdentity> {
-    let file = |(source, bytes, rows): (&FileSource, u64, u64)| match source {
-        FileSource::Local(path) => {
-            let (bytes, footer) =
-                footer(path).map_err(|error| TrainError::Read { path: path.clone(), source: error })?;
-            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            Ok(FileIdentity { name, bytes, rows, footer })
-        }
-        // A commit does not change.
-        FileSource::Hub(shard) => {
-            let footer = format!("{} at commit {}", shard.name(), shard.repository().commit());
-            Ok(FileIdentity { name: shard.name().to_owned(), bytes, rows, footer })
+fn source_identity(from: &Source) -> Result<SourceIdentity> {
+    let file = |(number, (source, bytes, rows)): (usize, (&FileSource, u64, u64))| {
+        let contents = from.index.contents(number).iter().map(|digest| hex(digest)).collect();
+        match source {
+            FileSource::Local(path) => {
+                let (bytes, footer) =
+                    footer(path).map_err(|error| TrainError::Read { path: path.clone(), source: error })?;
+                let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+                Ok(FileIdentity { name, bytes, rows, footer, contents })
+            }
+            // A commit does not change.
+            FileSource::Hub(shard) => {
+                let footer = format!("{} at commit {}", shard.name(), shard.repository().commit());
+                Ok(FileIdentity { name: shard.name().to_owned(), bytes, rows, footer, contents })
+            }
         }
     };
-    let files = source.table.sources().map(file).collect::<Result<_>>()?;
-    let index = &source.index;
+    let files = from.table.sources().enumerate().map(file).collect::<Result<_>>()?;
+    let index = &from.index;
     Ok(SourceIdentity { files, accepted_rows: index.accepted_rows(), rejected_rows: index.rejected_rows() })
 }
 

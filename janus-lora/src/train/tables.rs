@@ -41,12 +41,14 @@ pub struct Scan {
     pub decode_rows: u64,
     /// Bytes that a page of a file may unpack to.
     pub max_page_bytes: u64,
+    /// Whether it is found out what the rows are known by, for who goes on with them later.
+    pub is_digested: bool,
 }
 
 impl Scan {
     /// Every image decoded, no row refused.
     pub fn of_everything(limits: &DataLimits) -> Self {
-        Self { limit: None, decode_rows: u64::MAX, max_page_bytes: limits.max_page_bytes }
+        Self { limit: None, decode_rows: u64::MAX, max_page_bytes: limits.max_page_bytes, is_digested: false }
     }
 
     /// Headers of large tables alone, no row refused.
@@ -60,7 +62,8 @@ impl Scan {
         let train = &recipe.train;
         let rows = |steps: u64| steps.saturating_mul(train.batch_size).saturating_mul(train.grad_accumulation);
         let decode_rows = train.steps.map_or(u64::MAX, rows).max(FULL_DECODE_ROWS);
-        Self { limit: Some(recipe.data_limits.max_bad_rows), decode_rows, ..Self::of_everything(&recipe.data_limits) }
+        let limit = Some(recipe.data_limits.max_bad_rows);
+        Self { limit, decode_rows, is_digested: true, ..Self::of_everything(&recipe.data_limits) }
     }
 }
 
@@ -146,7 +149,7 @@ impl Source {
         let spec = part.spec();
         let files = part.files(base.place(), status)?;
         let table = Table::open_with(&files, &task.alternatives(), part.read_options(scan.max_page_bytes))?;
-        let mut table = table.with_decoding(part.section.decoding());
+        let mut table = table.with_decoding(part.section.decoding()).with_digests(scan.is_digested);
         if base.place().is_scratch() && table.is_elsewhere() {
             status.note(&format!(
                 "the rows of `{spec}` are not here and not looked at: there are as many as its files claim, as long as they are on average"

@@ -6,6 +6,7 @@ use super::{Prepared, Run, Summary, stepper};
 use crate::adapter::{Adapter, BaseNote};
 use crate::error::Result;
 use crate::report::facts::Left;
+use crate::train::TrainError;
 use crate::train::checkpoint::{self, State};
 use crate::train::ending::Ending;
 use crate::train::metrics::peak_rss_bytes;
@@ -90,6 +91,7 @@ impl Run<'_> {
                     checkpoint.restore_adapter(&self.opened.stepper, base)?;
                     after = metrics;
                 }
+                Err(stopped @ TrainError::Stopped { .. }) => return Err(stopped.into()),
                 Err(error) => {
                     (best, ending) = (None, ending.without_best());
                     self.status.warn(&format!("{error}; the adapter is that of the last step, not the best one"));

@@ -100,6 +100,14 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
     if let Some(checkpoint) = &resumed {
         identity.base = fingerprint.wait(status)?.to_owned();
         require_same(checkpoint, &identity, prepared, &folder)?;
+        let unknown = checkpoint.state.identity.unknown_rows();
+        if !unknown.is_empty() {
+            status.warn(&format!(
+                "an earlier version wrote the checkpoint, which kept no digests of rows: that those of `{}` are what they were is \
+                 known by the length and the footer of their files alone",
+                unknown.join("`, `")
+            ));
+        }
         let claimed = checkpoint.state.metrics_bytes;
         metrics::check(folder.path(), claimed).map_err(|problem| checkpoint.unusable(problem))?;
     }
@@ -226,6 +234,12 @@ fn require_same(
     let other_steps = was.steps != identity.steps;
     if other_steps && checkpoint.state.progress.stopped_early {
         differences.push(format!("early stopping ended it after step {step}"));
+    }
+    if let Some(changed) = was.changed_rows(identity) {
+        if differences.is_empty() {
+            return Err(TrainError::ChangedRows { folder: folder.path().to_path_buf(), changed }.into());
+        }
+        differences.push(changed.to_string());
     }
     if differences.is_empty() {
         return Ok(());
