@@ -3,14 +3,15 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use janus_core::output::require_file;
+use janus_core::directory::Directory;
+use janus_core::output::{require_below, require_file};
 use serde_json::json;
 
 use super::out::done;
 use super::report;
 use crate::error::Result;
 use crate::report::expected::ExpectedCurve;
-use crate::report::write_report;
+use crate::report::{page, write_report};
 
 /// Write a run's report.html again, from its folder alone.
 #[derive(Debug, Args)]
@@ -34,8 +35,8 @@ pub(super) struct RunReport {
 impl RunReport {
     pub(super) fn run(self) -> Result<()> {
         let curve = self.curve.as_deref().map(require_file).transpose()?;
-        if self.folder.is_dir() {
-            require_file(&self.folder.join("report.html"))?;
+        if let Ok(run) = Directory::open(&self.folder) {
+            require_below(&run, page::FILE)?;
         }
         let file = write_report(&self.folder)?;
         if let Some(curve) = curve {
