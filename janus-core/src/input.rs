@@ -215,11 +215,7 @@ fn open_contained(folder: &Path, path: &Path) -> io::Result<Option<File>> {
 ///
 /// # Errors
 /// As [`open_in`]; a file of more than `limit_bytes`.
-pub fn read<'a>(
-    folder: impl Into<Place<'a>>,
-    name: &str,
-    limit_bytes: u64,
-) -> Result<Option<Vec<u8>>, InputError> {
+pub fn read<'a>(folder: impl Into<Place<'a>>, name: &str, limit_bytes: u64) -> Result<Option<Vec<u8>>, InputError> {
     let Some(opened) = open_in(folder, name)? else { return Ok(None) };
     let bytes = read_opened(opened, limit_bytes)?;
     Ok(Some(if name.ends_with(".json") { without_mark(bytes) } else { bytes }))
@@ -577,6 +573,8 @@ mod tests {
                     let _ = std::fs::rename(&aside, folder.join("sub/file"));
                     let _ = std::fs::write(&aside, "own");
                     let _ = std::fs::rename(&aside, folder.join("sub/file"));
+                    // Long enough to be read.
+                    std::thread::sleep(std::time::Duration::from_micros(100));
                     let _ = std::fs::rename(folder.join("sub"), &aside);
                     let _ = std::os::unix::fs::symlink(outer.path().join("private"), folder.join("sub"));
                     let _ = std::fs::remove_file(folder.join("sub"));

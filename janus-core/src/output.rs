@@ -358,7 +358,8 @@ impl StagedFolder {
     fn replacing(target: &Path, place: &Path) -> Result<Self, OutputError> {
         let found = Directory::open(place).map_err(refused(target))?;
         let name = place.file_name().unwrap_or(OsStr::new("janus"));
-        let beside = place.parent().filter(|_| !is_current_folder(place)).and_then(|parent| Directory::open(parent).ok());
+        let beside =
+            place.parent().filter(|_| !is_current_folder(place)).and_then(|parent| Directory::open(parent).ok());
         for folder in beside.iter().chain([&found]) {
             temporary::clear_of(folder, name);
         }

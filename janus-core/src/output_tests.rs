@@ -42,8 +42,7 @@ fn an_empty_folder_is_filled_where_it_is() {
     let (real, link) = (parent.path().join("elsewhere/real"), parent.path().join("link"));
     std::fs::create_dir_all(&real).unwrap();
     symlink(&real, &link).unwrap();
-    for (number, target) in [link.clone(), link.join("."), real.join("."), real.join("../real/")].iter().enumerate()
-    {
+    for (number, target) in [link.clone(), link.join("."), real.join("."), real.join("../real/")].iter().enumerate() {
         require_new_folder(target).unwrap();
         assert_eq!(std::fs::read_dir(&real).unwrap().count(), 0, "asking leaves nothing");
         let staged = StagedFolder::create(target).unwrap();
@@ -89,8 +88,7 @@ fn what_cannot_be_written_is_found_out_before() {
         let refused = require_new_folder(&path).expect_err(name);
         assert_eq!(refused.fault(), Fault::Input, "{name}: {refused}");
     }
-    for name in ["folder", "folder/", "file/out", "file/", "dangling", "loop", "new/", "new/.", "new/..", "", &long]
-    {
+    for name in ["folder", "folder/", "file/out", "file/", "dangling", "loop", "new/", "new/.", "new/..", "", &long] {
         let path = if name.is_empty() { PathBuf::new() } else { inside(name) };
         let refused = require_file(&path).expect_err(name);
         assert_eq!(refused.fault(), Fault::Input, "{name}: {refused}");
@@ -107,8 +105,7 @@ fn what_cannot_be_written_is_found_out_before() {
     let through = require_file(&inside("link")).unwrap();
     write_file(&through, |file| file.write_all(b"two")).unwrap();
     assert_eq!(std::fs::read(inside("file")).unwrap(), b"two", "a link to a file stays one");
-    let mut names: Vec<_> =
-        std::fs::read_dir(parent.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let mut names: Vec<_> = std::fs::read_dir(parent.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["dangling", "file", "folder", "link", "loop"]);
 }

@@ -35,11 +35,11 @@ fn what_killed_processes_left_goes_and_what_living_ones_hold_stays() {
     let name = OsStr::new("out");
     let living = TemporaryFile::create(&at, name).unwrap();
     let folder = TemporaryFolder::create(&at, OsStr::new("other"), 0o777).unwrap();
-    killed(TemporaryFile::create(&at, name).unwrap());
     let left = TemporaryFolder::create(&at, name, 0o777).unwrap();
     fs::create_dir(left.folder().path().join("sub")).unwrap();
     fs::write(left.folder().path().join("sub/half"), "half").unwrap();
     killed_folder(left);
+    killed(TemporaryFile::create(&at, name).unwrap());
     assert_eq!(names(parent.path()).len(), 4);
     clear(&at, &|_| true);
     let held = [living.name.clone().unwrap(), folder.name.clone().unwrap()];

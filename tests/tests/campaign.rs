@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use janus_tests::failing_device::FailingDevice;
 use janus_tests::joint::{
-    WEIGHTS, checkpoints, difference, lines, log, place, run, signal, spawn, spawn_as, start, stop_signals, stopped, wait_until,
-    write_rows,
+    WEIGHTS, checkpoints, difference, lines, log, place, run, signal, spawn, spawn_as, start, stop_signals, stopped,
+    wait_until, write_rows,
 };
 use janus_tests::program::{self, Done};
 use janus_tests::tiny::{Workplace, tree};

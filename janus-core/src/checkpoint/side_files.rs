@@ -10,8 +10,8 @@ use serde_json::{Map, Value, json};
 use super::write::write_json;
 use super::{Checkpoint, CheckpointError};
 use crate::config::{JanusConfig, Layout};
-use crate::input::{self, MAX_SIDE_FILE_BYTES};
 use crate::directory::{Directory, Place};
+use crate::input::{self, MAX_SIDE_FILE_BYTES};
 use crate::output::write_below;
 
 /// Texts of the special tokens, in the order of published vocabularies. Bars are U+FF5C and blocks U+2581 in the first three.
@@ -133,10 +133,7 @@ pub(super) fn convert(source: &Checkpoint, target: Layout, into: &Directory) -> 
 }
 
 /// The object of a JSON file, `None` where there is no file.
-fn read_object<'a>(
-    folder: impl Into<Place<'a>>,
-    name: &str,
-) -> Result<Option<Map<String, Value>>, CheckpointError> {
+fn read_object<'a>(folder: impl Into<Place<'a>>, name: &str) -> Result<Option<Map<String, Value>>, CheckpointError> {
     let folder = folder.into();
     let Some(bytes) = input::read(folder, name, MAX_SIDE_FILE_BYTES)? else { return Ok(None) };
     let object = serde_json::from_slice(&bytes);
@@ -340,7 +337,11 @@ impl ImageProcessing {
 }
 
 /// Writes `tokenizer_config.json` with the class and the names that the layout's processor asks for; other keys stay.
-pub(super) fn write_tokenizer_config(mut config: Map<String, Value>, layout: Layout, into: &Directory) -> crate::Result<()> {
+pub(super) fn write_tokenizer_config(
+    mut config: Map<String, Value>,
+    layout: Layout,
+    into: &Directory,
+) -> crate::Result<()> {
     for (key, text) in [("bos_token", special::BOS), ("eos_token", special::EOS), ("pad_token", special::PAD)] {
         if config.get(key).is_none_or(Value::is_null) {
             config.insert(key.into(), json!(text));

@@ -111,11 +111,7 @@ pub fn learn_merges(config: &JanusConfig, texts: &[String]) -> Result<Merges, Ch
 ///
 /// # Errors
 /// A vocabulary too small for the special tokens, or the system's.
-pub fn write_tokenizer<'a>(
-    config: &JanusConfig,
-    merges: &Merges,
-    into: impl Into<Place<'a>>,
-) -> crate::Result<()> {
+pub fn write_tokenizer<'a>(config: &JanusConfig, merges: &Merges, into: impl Into<Place<'a>>) -> crate::Result<()> {
     write(config, merges, &make(into.into())?).map(|_| ())
 }
 
@@ -193,7 +189,7 @@ mod tests {
         for shape in JanusConfig::shape_names() {
             let folder = tempfile::tempdir().unwrap();
             let config = JanusConfig::shape(shape).unwrap();
-            write(&config, &Merges::new(), folder.path()).unwrap();
+            write(&config, &Merges::new(), &Directory::open(folder.path()).unwrap()).unwrap();
             let tokenizer = tokenizers::Tokenizer::from_file(folder.path().join("tokenizer.json")).unwrap();
             let id = |text: &str| tokenizer.token_to_id(text);
             assert_eq!(id(special::BOS), config.text.bos_token_id, "{shape}");

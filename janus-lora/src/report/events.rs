@@ -4,8 +4,8 @@
 //! masked CRC-32C of the data. The data is an `Event` message (`tensorflow/core/util/event.proto`) in the wire format of
 //! protocol buffers, of which only what is written here is encoded.
 
-use std::io::Write;
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -1,6 +1,5 @@
 //! What stands beside the loop and is told of everything.
 
-
 use std::io::Read;
 
 use candle_core::Device;
@@ -52,12 +51,8 @@ impl Sight {
     ) -> Result<Self> {
         let facts = Facts::new(folder, first_step, &recipe.base.path, plan, device);
         facts.write(folder)?;
-        let mut sight = Self {
-            folder: folder.clone(),
-            facts,
-            events: None,
-            sampler: Sampler::new(tables, recipe.train.seed)?,
-        };
+        let mut sight =
+            Self { folder: folder.clone(), facts, events: None, sampler: Sampler::new(tables, recipe.train.seed)? };
         match EventFile::create(folder, first_step) {
             Ok(events) => sight.events = Some(events),
             Err(error) => sight.give_up_events(&error, status),

@@ -1,7 +1,7 @@
 //! `metrics.jsonl`: one line per step and per evaluation.
 
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 
 use fs_err as fs;

@@ -251,9 +251,7 @@ fn what_killed_commands_left_goes_with_the_next_and_links_lead_nowhere() {
         let then = std::time::SystemTime::now() - Duration::from_secs(age * 3600);
         std::fs::File::open(place.path(name)).unwrap().set_modified(then).unwrap();
     }
-    let left = || -> Vec<String> {
-        names(place.folder()).into_iter().filter(|name| name.contains(".tmp-")).collect()
-    };
+    let left = || -> Vec<String> { names(place.folder()).into_iter().filter(|name| name.contains(".tmp-")).collect() };
     let planted = left().len();
     let mut found = 0;
     for round in 0..8 {
