@@ -8,7 +8,9 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 
+use crate::directory::{Directory, Place, is_of_link};
 use crate::error::{Diagnose, Fault};
+use crate::temporary::is_temporary;
 
 /// How folders of repositories begin in a Hugging Face cache.
 const REPOSITORIES: [&str; 3] = ["models--", "datasets--", "spaces--"];
@@ -41,6 +43,12 @@ pub enum InputError {
     Outside {
         /// The folder.
         folder: PathBuf,
+        /// The file as it was named.
+        path: PathBuf,
+    },
+    /// A link in a folder in which none is followed.
+    #[error("`{}` is a link, and none is followed there", path.display())]
+    Link {
         /// The file as it was named.
         path: PathBuf,
     },
@@ -93,7 +101,7 @@ impl Diagnose for InputError {
             InputError::Outside { .. } => {
                 "put the file itself there if you trust it; only a Hugging Face cache's links to its own `blobs` are followed"
             }
-            InputError::NotAFile { .. } => "put the file itself there",
+            InputError::NotAFile { .. } | InputError::Link { .. } => "put the file itself there",
             InputError::TooLarge { .. } => "no such file is that long: fetch it again from where it came from",
         };
         vec![hint.into()]
@@ -152,14 +160,75 @@ pub fn read_named(path: &Path, limit_bytes: u64) -> Result<Vec<u8>, InputError> 
     read_file(path.to_path_buf(), limit_bytes)
 }
 
-/// The bytes of the file `name` below `folder`, `None` where there is none; of a `.json` file without a byte-order mark, with which
+/// A file of a folder.
+#[derive(Debug)]
+pub struct Opened {
+    /// As it was named, for messages.
+    pub path: PathBuf,
+    /// The file, which is a regular one.
+    pub file: File,
+}
+
+/// Opens the file `name` of a folder, `None` where there is none. What is opened lies in the folder whatever happens to names
+/// meanwhile: where links lead is worked out first, and none is followed on the way there then.
+///
+/// # Errors
+/// As [`locate`]; of a folder held open also a link that leads nowhere else.
+pub fn open_in<'a>(folder: impl Into<Place<'a>>, name: &str) -> Result<Option<Opened>, InputError> {
+    let folder = folder.into();
+    let directory = match folder {
+        Place::Named(folder) => {
+            let Some(path) = locate(folder, name)? else { return Ok(None) };
+            let opened = open_contained(folder, &path);
+            return match opened.map_err(|source| not_opened(path.clone(), source))? {
+                Some(file) => Ok(Some(Opened { path, file })),
+                None => Err(InputError::Outside { folder: folder.to_path_buf(), path }),
+            };
+        }
+        Place::Open(directory) => directory,
+    };
+    if !is_plain(name) {
+        return Err(InputError::Name { folder: folder.path().to_path_buf(), name: name.into() });
+    }
+    let path = folder.path().join(name);
+    match directory.open_file(name) {
+        Ok(file) => Ok(Some(Opened { path, file })),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(e) if is_of_link(&e) && contains(folder.path(), &path).is_ok_and(|is_inside| !is_inside) => {
+            Err(InputError::Outside { folder: folder.path().to_path_buf(), path })
+        }
+        Err(e) => Err(not_opened(path, e)),
+    }
+}
+
+fn not_opened(path: PathBuf, source: io::Error) -> InputError {
+    match source.kind() {
+        _ if is_of_link(&source) => InputError::Link { path },
+        io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory => InputError::NotAFile { path },
+        _ => InputError::Io { path, source },
+    }
+}
+
+/// Opens the file that `path` leads to if [`contains`] says so of it, `None` otherwise.
+fn open_contained(folder: &Path, path: &Path) -> io::Result<Option<File>> {
+    let (folder, path) = (canonical(folder)?, path.canonicalize()?);
+    let Some(root) = root_of(&folder, &path) else { return Ok(None) };
+    let Ok(below) = path.strip_prefix(&root) else { return Ok(None) };
+    match Directory::open(&root)?.open_file(below) {
+        // Put there after it was asked where the path leads.
+        Err(error) if is_of_link(&error) => Ok(None),
+        opened => opened.map(Some),
+    }
+}
+
+/// The bytes of the file `name` of a folder, `None` where there is none; of a `.json` file without a byte-order mark, with which
 /// none may begin and some editors begin all.
 ///
 /// # Errors
-/// As [`locate`]; a file of more than `limit_bytes`.
-pub fn read(folder: &Path, name: &str, limit_bytes: u64) -> Result<Option<Vec<u8>>, InputError> {
-    let Some(path) = locate(folder, name)? else { return Ok(None) };
-    let bytes = read_file(path, limit_bytes)?;
+/// As [`open_in`]; a file of more than `limit_bytes`.
+pub fn read<'a>(folder: impl Into<Place<'a>>, name: &str, limit_bytes: u64) -> Result<Option<Vec<u8>>, InputError> {
+    let Some(opened) = open_in(folder, name)? else { return Ok(None) };
+    let bytes = read_opened(opened, limit_bytes)?;
     Ok(Some(if name.ends_with(".json") { without_mark(bytes) } else { bytes }))
 }
 
@@ -188,12 +257,17 @@ pub fn read_among(folders: &[&Path], path: &str, limit_bytes: u64) -> Result<Opt
             Err(source) => refused = refused.or(Some(failed(source))),
             Ok(about) => {
                 // A folder that is not there contains nothing.
-                if !folders.iter().any(|folder| contains(folder, &path).unwrap_or(false)) {
+                let Some(folder) = folders.iter().find(|folder| contains(folder, &path).unwrap_or(false)) else {
                     refused = refused.or(Some(InputError::Outside { folder: start.to_path_buf(), path }));
-                } else if !about.is_file() {
+                    continue;
+                };
+                if !about.is_file() {
                     refused = refused.or(Some(InputError::NotAFile { path }));
-                } else {
-                    return read_file(path, limit_bytes).map(Some);
+                    continue;
+                }
+                match open_contained(folder, &path).map_err(|source| not_opened(path.clone(), source))? {
+                    Some(file) => return read_opened(Opened { path, file }, limit_bytes).map(Some),
+                    None => refused = refused.or(Some(InputError::Outside { folder: start.to_path_buf(), path })),
                 }
             }
         }
@@ -202,11 +276,15 @@ pub fn read_among(folders: &[&Path], path: &str, limit_bytes: u64) -> Result<Opt
 }
 
 fn read_file(path: PathBuf, limit_bytes: u64) -> Result<Vec<u8>, InputError> {
+    let file = open(&path).map_err(|source| match source.kind() {
+        io::ErrorKind::InvalidInput => InputError::NotAFile { path: path.clone() },
+        _ => InputError::Io { path: path.clone(), source },
+    })?;
+    read_opened(Opened { path, file }, limit_bytes)
+}
+
+fn read_opened(Opened { path, file }: Opened, limit_bytes: u64) -> Result<Vec<u8>, InputError> {
     let failed = |source| InputError::Io { path: path.clone(), source };
-    let file = match open(&path) {
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(InputError::NotAFile { path }),
-        opened => opened.map_err(failed)?,
-    };
     let told = file.metadata().map_err(failed)?.len();
     let mut bytes = Vec::new();
     // A file may grow while it is read, and some tell no length: what counts is what comes.
@@ -242,11 +320,19 @@ pub fn is_plain(name: &str) -> bool {
 /// One of them does not exist, or the system's.
 pub fn contains(folder: &Path, path: &Path) -> io::Result<bool> {
     let (folder, path) = (canonical(folder)?, path.canonicalize()?);
-    Ok(path.starts_with(&folder) || blobs_of(&folder).is_some_and(|blobs| path.parent() == Some(&blobs)))
+    Ok(root_of(&folder, &path).is_some())
 }
 
-/// The first link below `folder` that leads out of it or to nothing, for folders that are also written to: a file that is
-/// opened through it would be written outside.
+/// The folder by which a path belongs to a folder, both canonical: that folder, or the blobs beside it.
+fn root_of(folder: &Path, path: &Path) -> Option<PathBuf> {
+    if path.starts_with(folder) {
+        return Some(folder.to_path_buf());
+    }
+    blobs_of(folder).filter(|blobs| path.parent() == Some(blobs))
+}
+
+/// The first link below `folder` that leads out of it or to nothing, for folders that are also written to: what lies there was
+/// not put there by who writes to it. What has a temporary name is passed over, for it is not opened but taken away.
 ///
 /// # Errors
 /// The system's.
@@ -257,6 +343,9 @@ pub fn stray_link(folder: &Path) -> io::Result<Option<PathBuf>> {
         for entry in next.read_dir()? {
             let entry = entry?;
             let (kind, path) = (entry.file_type()?, entry.path());
+            if is_temporary(&entry.file_name().to_string_lossy()) {
+                continue;
+            }
             if kind.is_symlink() {
                 if !path.canonicalize().is_ok_and(|target| target.starts_with(&root)) {
                     return Ok(Some(path));
@@ -473,5 +562,54 @@ mod tests {
                 std::fs::remove_file(folder.join(name)).unwrap();
             }
         }
+    }
+
+    /// Whoever may write to a folder puts links in the place of its files while they are looked at.
+    #[cfg(unix)]
+    #[test]
+    fn a_swap_between_the_look_and_the_opening_shows_nothing() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let outer = tempfile::tempdir().unwrap();
+        let folder = outer.path().join("base");
+        std::fs::create_dir_all(folder.join("sub")).unwrap();
+        std::fs::create_dir(outer.path().join("private")).unwrap();
+        std::fs::write(outer.path().join("private/file"), "secret").unwrap();
+        std::fs::write(folder.join("sub/file"), "own").unwrap();
+        let (is_over, aside) = (AtomicBool::new(false), outer.path().join("aside"));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // The file, then the folder that it lies in.
+                while !is_over.load(Ordering::Relaxed) {
+                    let _ = std::os::unix::fs::symlink(outer.path().join("private/file"), &aside);
+                    let _ = std::fs::rename(&aside, folder.join("sub/file"));
+                    let _ = std::fs::write(&aside, "own");
+                    let _ = std::fs::rename(&aside, folder.join("sub/file"));
+                    // Long enough to be read.
+                    std::thread::sleep(std::time::Duration::from_micros(100));
+                    let _ = std::fs::rename(folder.join("sub"), &aside);
+                    let _ = std::os::unix::fs::symlink(outer.path().join("private"), folder.join("sub"));
+                    let _ = std::fs::remove_file(folder.join("sub"));
+                    let _ = std::fs::rename(&aside, folder.join("sub"));
+                }
+            });
+            let mut seen = [0; 3];
+            let started = std::time::Instant::now();
+            while started.elapsed() < std::time::Duration::from_millis(1500) {
+                for opened in [
+                    read(&folder, "sub/file", 9),
+                    read_among(&[&folder], "sub/file", 9),
+                    Directory::open(&folder).map_or(Ok(None), |folder| read(&folder, "sub/file", 9)),
+                ] {
+                    match opened {
+                        Ok(Some(bytes)) if bytes == b"secret" => seen[2] += 1,
+                        Ok(Some(_)) => seen[0] += 1,
+                        Ok(None) => {}
+                        Err(_) => seen[1] += 1,
+                    }
+                }
+            }
+            is_over.store(true, Ordering::Relaxed);
+            assert!(seen[0] > 0 && seen[1] > 0 && seen[2] == 0, "read, refused, and read what is private: {seen:?}");
+        });
     }
 }

@@ -10,8 +10,8 @@
 //! The base never changes. [`site`] is the seam through which others change what it computes: every linear map,
 //! convolution and embedding table has a slot for a [`site::Correction`]; [`parameter`] hands out trainable copies of
 //! any parameter by name; [`pass`] says what one forward pass is told. [`noise`] holds the random numbers that can be
-//! drawn again, [`output`] writes files that are whole or absent, [`input`] reads those of
-//! strangers, [`home`] knows the home folder in a path, [`guard`] catches what other people's decoders throw, [`device`] opens a GPU or tells why there is none.
+//! drawn again, [`directory`] holds folders open, [`output`] writes files that are whole or absent and [`temporary`] clears up
+//! after those that were killed, [`input`] reads those of strangers, [`home`] knows the home folder in a path, [`guard`] catches what other people's decoders throw, [`device`] opens a GPU or tells why there is none.
 //!
 //! # Threads
 //!
@@ -26,6 +26,7 @@ mod block;
 pub mod checkpoint;
 pub mod config;
 pub mod device;
+pub mod directory;
 pub mod error;
 pub mod guard;
 pub mod home;
@@ -41,6 +42,7 @@ pub mod pass;
 pub mod processing;
 pub mod sample;
 pub mod site;
+pub mod temporary;
 #[cfg(test)]
 mod testing;
 

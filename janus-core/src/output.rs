@@ -1,12 +1,15 @@
 //! Files and folders that are whole or absent: written under a sibling temporary name, synced, renamed.
 
-use std::fs::Metadata;
-use std::io::{self, BufWriter, Write};
+use std::ffi::OsStr;
+use std::fs::{File, Metadata, TryLockError};
+use std::io::{self, BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 
+use crate::directory::{Directory, Kind, is_of_link};
 use crate::error::{Diagnose, Fault};
+use crate::temporary::{self, NoFolder, TemporaryFile, TemporaryFolder};
 
 /// A file or folder that cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +18,12 @@ pub enum OutputError {
     /// The folder to be made already holds something.
     #[error("output folder `{}` is not empty", path.display())]
     NotEmpty {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Another process is making the same folder.
+    #[error("another process is at work on `{}`", path.display())]
+    Busy {
         /// The folder.
         path: PathBuf,
     },
@@ -65,7 +74,7 @@ pub enum OutputError {
 impl Diagnose for OutputError {
     fn fault(&self) -> Fault {
         match self {
-            OutputError::Io { .. } => Fault::Internal,
+            OutputError::Io { source, .. } if !is_of_link(source) => Fault::Internal,
             _ => Fault::Input,
         }
     }
@@ -73,10 +82,14 @@ impl Diagnose for OutputError {
     fn hints(&self) -> Vec<String> {
         match self {
             OutputError::NotEmpty { .. } => vec!["choose another folder, or empty this one first".into()],
+            OutputError::Busy { .. } => vec!["wait for its end, or give another path".into()],
             OutputError::NotAFolder { .. } | OutputError::NoName { .. } => vec!["give the path of a new folder".into()],
             OutputError::NotAFile { .. } => vec!["give the path of a new file".into()],
             OutputError::Dangling { .. } => vec!["remove the link, or give another path".into()],
             OutputError::Refused { .. } => vec!["give a path in a folder that you may write to".into()],
+            OutputError::Io { source, .. } if is_of_link(source) => {
+                vec!["move the link away: nothing is written through it".into()]
+            }
             OutputError::Io { .. } => Vec::new(),
         }
     }
@@ -105,12 +118,9 @@ fn parent_of(path: &Path) -> &Path {
     }
 }
 
-/// Prefix of the temporary sibling of `path`: of a long name its beginning alone, so that the sibling's is none too long.
-fn temporary_prefix(path: &Path) -> Result<String, OutputError> {
-    const SHOWN: usize = 40;
-    let name = path.file_name().ok_or_else(|| OutputError::NoName { path: path.to_path_buf() })?;
-    let name: String = name.to_string_lossy().chars().take(SHOWN).collect();
-    Ok(format!(".{name}.tmp-"))
+/// The last part of a path.
+fn name_of(path: &Path) -> Result<&OsStr, OutputError> {
+    path.file_name().ok_or_else(|| OutputError::NoName { path: path.to_path_buf() })
 }
 
 /// Where a path leads, and what is there: through links where there is something, without a trailing `/` or `/.` where
@@ -143,13 +153,6 @@ fn no_file(metadata: &Metadata) -> Option<&'static str> {
     }
 }
 
-/// Makes a rename durable. Folders cannot be opened for syncing on every system: there the rename alone must do.
-fn sync_folder(path: &Path) {
-    if let Ok(folder) = fs::File::open(path) {
-        let _ = folder.sync_all();
-    }
-}
-
 /// Finds out whether a file can be written to `path`, before there is anything to write; gives the path to write to, which
 /// is where links lead. Nothing stays behind.
 ///
@@ -166,11 +169,34 @@ pub fn require_file(path: &Path) -> Result<PathBuf, OutputError> {
     }
     let parent = parent_of(&place);
     let _made = MadeParents::make(parent).map_err(refused(path))?;
-    tempfile::Builder::new().prefix(&temporary_prefix(&place)?).tempfile_in(parent).map_err(refused(path))?;
+    let folder = Directory::open(parent).map_err(refused(path))?;
+    temporary::clear_of(&folder, name_of(&place)?);
+    TemporaryFile::create(&folder, name_of(&place)?).map_err(refused(path))?;
     Ok(place)
 }
 
-/// Writes one file: `fill` writes to a temporary sibling, which is synced and renamed over `path`.
+/// Finds out whether a file can be written below a folder held open, as [`require_file`].
+///
+/// # Errors
+/// As [`require_file`].
+pub fn require_below(folder: &Directory, name: &str) -> Result<(), OutputError> {
+    let path = folder.path().join(name);
+    refuse_no_file(folder, OsStr::new(name), &path)?;
+    temporary::clear_of(folder, OsStr::new(name));
+    TemporaryFile::create(folder, OsStr::new(name)).map(drop).map_err(refused(&path))
+}
+
+/// Refuses a name that a folder or a device has.
+fn refuse_no_file(at: &Directory, name: &OsStr, path: &Path) -> Result<(), OutputError> {
+    let found = match at.about(name).map_err(io_error(path))?.map(|about| about.kind) {
+        Some(Kind::Folder) => "a folder",
+        Some(Kind::Other) => "a device, pipe or socket",
+        _ => return Ok(()),
+    };
+    Err(OutputError::NotAFile { path: path.to_path_buf(), found })
+}
+
+/// Writes one file where the user said: `fill` writes to a temporary sibling, which is synced and renamed over `path`.
 ///
 /// # Errors
 /// Whatever `fill` or the system reports; `path` is then as it was.
@@ -180,42 +206,61 @@ pub fn write_file(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<(
     }
     let parent = parent_of(path);
     fs::create_dir_all(parent).map_err(io_error(parent))?;
-    let file = tempfile::Builder::new().prefix(&temporary_prefix(path)?).tempfile_in(parent).map_err(io_error(path))?;
-    let mut writer = BufWriter::with_capacity(1 << 20, file);
-    fill(&mut writer).map_err(io_error(path))?;
-    let file = writer.into_inner().map_err(|e| io_error(path)(e.into_error()))?;
-    set_default_permissions(file.as_file()).map_err(io_error(path))?;
-    file.as_file().sync_all().map_err(io_error(path))?;
-    if let Err(failed) = file.persist(path) {
-        match failed.error.kind() {
-            // A file that is a mount point by itself, as containers have them: only what is in it can be replaced.
-            io::ErrorKind::ResourceBusy | io::ErrorKind::CrossesDevices => {
-                copy_into(failed.file.path(), path).map_err(io_error(path))?;
-            }
-            _ => return Err(io_error(path)(failed.error)),
+    let folder = Directory::open(parent).map_err(io_error(parent))?;
+    write_named(&folder, name_of(path)?, path, fill)
+}
+
+/// Writes one file below a folder held open, as [`write_file`]; folders on the way are made, and no link is followed. A link of
+/// that name is replaced.
+///
+/// # Errors
+/// As [`write_file`].
+pub fn write_below(
+    folder: &Directory,
+    name: impl AsRef<Path>,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), OutputError> {
+    let name = name.as_ref();
+    let path = folder.path().join(name);
+    match name.parent() {
+        Some(above) if !above.as_os_str().is_empty() => {
+            let at = folder.make_folder(above).map_err(io_error(&path))?;
+            write_named(&at, name_of(name)?, &path, fill)
         }
+        _ => write_named(folder, name_of(name)?, &path, fill),
     }
-    sync_folder(parent);
+}
+
+fn write_named(
+    at: &Directory,
+    name: &OsStr,
+    path: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), OutputError> {
+    refuse_no_file(at, name, path)?;
+    temporary::clear_of(at, name);
+    let mut aside = TemporaryFile::create(at, name).map_err(io_error(path))?;
+    let mut writer = BufWriter::with_capacity(1 << 20, aside.file());
+    fill(&mut writer).and_then(|()| writer.flush()).map_err(io_error(path))?;
+    drop(writer);
+    aside.file().sync_all().map_err(io_error(path))?;
+    match aside.put(name) {
+        // A file that is a mount point by itself, as containers have them: only what is in it can be replaced.
+        Err(error) if matches!(error.kind(), io::ErrorKind::ResourceBusy | io::ErrorKind::CrossesDevices) => {
+            at.update_file(name).and_then(|to| copy_into(aside.file(), to)).map_err(io_error(path))?;
+        }
+        put => put.map_err(io_error(path))?,
+    }
+    at.sync();
     Ok(())
 }
 
 /// Replaces what is in a file.
-fn copy_into(from: &Path, to: &Path) -> io::Result<()> {
-    let mut file = fs::OpenOptions::new().write(true).truncate(true).open(to)?;
-    io::copy(&mut fs::File::open(from)?, &mut file)?;
-    file.sync_all()
-}
-
-/// Temporary files are private to their owner; a finished file is readable as any other.
-fn set_default_permissions(file: &std::fs::File) -> io::Result<()> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
-    }
-    #[cfg(not(unix))]
-    let _ = file;
-    Ok(())
+fn copy_into(from: &mut File, mut to: File) -> io::Result<()> {
+    from.rewind()?;
+    to.set_len(0)?;
+    io::copy(from, &mut to)?;
+    to.sync_all()
 }
 
 /// Finds out whether a new folder can be made at `path`, or an empty one filled that is there. Nothing stays behind.
@@ -236,23 +281,15 @@ pub fn require_new_folder(path: &Path) -> Result<(), OutputError> {
 pub struct StagedFolder {
     /// As given, for messages.
     target: PathBuf,
-    /// Where that leads.
-    place: PathBuf,
+    /// Its last part, where links to it lead.
+    name: std::ffi::OsString,
     /// The empty folder that was there.
-    found: Option<Metadata>,
-    staging: Staging,
+    found: Option<Directory>,
+    staging: TemporaryFolder,
+    /// Keeps others from filling the folder that was there.
+    _claim: Option<File>,
     /// Dropped after `staging`, which lies in the deepest of them.
     _made: MadeParents,
-}
-
-/// A folder that goes with this value.
-#[derive(Debug)]
-struct Staging(PathBuf);
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }
 
 /// Folders made on the way to a target, deepest first: what is still empty goes with this value.
@@ -279,72 +316,123 @@ impl Drop for MadeParents {
 }
 
 impl StagedFolder {
-    /// Starts a folder that will appear at `target`, or where a link there leads.
+    /// Starts a folder that will appear at `target`, or where a link there leads. Until it does, or this value goes, no other
+    /// process can start the same.
     ///
     /// # Errors
-    /// `target` exists and is not an empty folder, it is a link that leads to nothing, or nothing can be made there.
+    /// `target` exists and is not an empty folder, it is a link that leads to nothing, nothing can be made there, or another
+    /// process is at it ([`OutputError::Busy`]).
     pub fn create(target: &Path) -> Result<Self, OutputError> {
         let (place, found) = look(target)?;
-        match &found {
-            Some(metadata) if !metadata.is_dir() => {
-                return Err(OutputError::NotAFolder { path: target.to_path_buf() });
+        match found {
+            Some(metadata) if !metadata.is_dir() => Err(OutputError::NotAFolder { path: target.to_path_buf() }),
+            Some(_) => Self::replacing(target, &place),
+            None => {
+                let parent = parent_of(&place);
+                let made = MadeParents::make(parent).map_err(refused(target))?;
+                let at = Directory::open(parent).map_err(refused(target))?;
+                Self::new(&at, name_of(&place)?, target, made)
             }
-            Some(_) if fs::read_dir(&place).map_err(refused(target))?.next().is_some() => {
-                return Err(OutputError::NotEmpty { path: target.to_path_buf() });
-            }
-            _ => {}
         }
-        let parent = if found.is_some() { place.as_path() } else { parent_of(&place) };
-        let made = MadeParents::make(parent).map_err(refused(target))?;
-        let prefix = temporary_prefix(&place).unwrap_or_else(|_| ".janus.tmp-".into());
-        let staging = tempfile::Builder::new().prefix(&prefix).tempdir_in(parent).map_err(refused(target))?;
-        let mut staging = Staging(staging.keep());
-        if found.is_some() && !is_current_folder(&place) {
+    }
+
+    /// Starts a folder below one held open.
+    ///
+    /// # Errors
+    /// As [`StagedFolder::create`]; something of that name is there.
+    pub fn below(folder: &Directory, name: &str) -> Result<Self, OutputError> {
+        let target = folder.path().join(name);
+        if folder.about(name).map_err(io_error(&target))?.is_some() {
+            return Err(OutputError::NotEmpty { path: target });
+        }
+        Self::new(folder, OsStr::new(name), &target, MadeParents(Vec::new()))
+    }
+
+    fn new(at: &Directory, name: &OsStr, target: &Path, made: MadeParents) -> Result<Self, OutputError> {
+        let staging = TemporaryFolder::create(at, name, NEW_FOLDER_MODE).map_err(no_folder(target))?;
+        let (target, name) = (target.to_path_buf(), name.to_owned());
+        Ok(Self { target, name, found: None, staging, _claim: None, _made: made })
+    }
+
+    /// In the place of an empty folder.
+    fn replacing(target: &Path, place: &Path) -> Result<Self, OutputError> {
+        let found = Directory::open(place).map_err(refused(target))?;
+        let name = place.file_name().unwrap_or(OsStr::new("janus"));
+        let beside =
+            place.parent().filter(|_| !is_current_folder(place)).and_then(|parent| Directory::open(parent).ok());
+        for folder in beside.iter().chain([&found]) {
+            temporary::clear_of(folder, name);
+        }
+        let require_empty = || {
+            let names = found.entries().map_err(refused(target))?;
+            // What killed processes left in it is taken away below.
+            match names.iter().all(|name| name.to_str().is_some_and(temporary::is_own_name)) {
+                true => Ok(()),
+                false => Err(OutputError::NotEmpty { path: target.to_path_buf() }),
+            }
+        };
+        require_empty()?;
+        let claim = found.as_file().ok();
+        if claim.as_ref().is_some_and(|claim| matches!(claim.try_lock(), Err(TryLockError::WouldBlock))) {
+            return Err(OutputError::Busy { path: target.to_path_buf() });
+        }
+        // Another process may have filled it before it gave up the lock.
+        require_empty()?;
+        let mode = found.about_itself().map_err(refused(target))?.mode;
+        let mut staging = TemporaryFolder::create(&found, name, mode).map_err(no_folder(target))?;
+        if let Some(beside) = &beside {
             // A rename out of it shows whether one over it can work: not where it is a mount point or may not be touched.
-            let beside = place.parent().zip(staging.0.file_name()).map(|(parent, name)| parent.join(name));
-            if let Some(beside) = beside.filter(|beside| !beside.exists())
-                && fs::rename(&staging.0, &beside).is_ok()
-            {
-                staging.0 = beside;
-            }
+            let _ = staging.move_to(beside);
         }
-        Ok(Self { target: target.to_path_buf(), place, found, staging, _made: made })
+        let (target, name) = (target.to_path_buf(), name.to_owned());
+        Ok(Self { target, name, found: Some(found), staging, _claim: claim, _made: MadeParents(Vec::new()) })
     }
 
     /// Where to write meanwhile.
     pub fn path(&self) -> &Path {
-        &self.staging.0
+        self.staging.folder().path()
+    }
+
+    /// The folder to write into meanwhile.
+    pub fn folder(&self) -> &Directory {
+        self.staging.folder()
     }
 
     /// Syncs every file and puts the folder in its place.
     ///
     /// # Errors
-    /// The system's; nothing appears at the target then.
-    pub fn commit(self) -> Result<(), OutputError> {
-        let Self { target, place, found, staging, _made } = &self;
-        sync_tree(&staging.0).map_err(io_error(target))?;
-        if staging.0.parent() == Some(place) {
-            fill(place, &staging.0).map_err(io_error(target))?;
-        } else {
-            #[cfg(unix)]
-            {
-                use std::os::unix::fs::PermissionsExt;
-                let usual = std::fs::Permissions::from_mode(0o755);
-                let permissions = found.as_ref().map_or(usual, Metadata::permissions);
-                std::fs::set_permissions(&staging.0, permissions).map_err(io_error(target))?;
+    /// The system's, or another process filled the target meanwhile; nothing appears there then.
+    pub fn commit(mut self) -> Result<(), OutputError> {
+        let target = &self.target;
+        sync_tree(self.staging.folder()).map_err(io_error(target))?;
+        match &self.found {
+            Some(found) if self.staging.parent().is_same(found) => {
+                fill(found, self.staging.folder()).map_err(io_error(target))?;
             }
-            // Not every system renames over an empty folder.
-            #[cfg(not(unix))]
-            if found.is_some() {
-                fs::remove_dir(place).map_err(io_error(target))?;
+            Some(found) => {
+                let mode = found.about_itself().map_err(io_error(target))?.mode;
+                self.staging.folder().set_mode(mode).map_err(io_error(target))?;
+                if self.staging.put(&self.name).is_err() {
+                    fill(found, self.staging.folder()).map_err(io_error(target))?;
+                }
             }
-            match fs::rename(&staging.0, place) {
-                Err(_) if found.is_some() && place.is_dir() => fill(place, &staging.0).map_err(io_error(target))?,
-                renamed => renamed.map_err(io_error(target))?,
-            }
+            None => self.staging.put(&self.name).map_err(|source| match source.kind() {
+                io::ErrorKind::DirectoryNotEmpty => OutputError::NotEmpty { path: target.clone() },
+                _ => OutputError::Io { path: target.clone(), source },
+            })?,
         }
-        sync_folder(parent_of(place));
+        self.staging.parent().sync();
         Ok(())
+    }
+}
+
+/// Rights of a new folder, before the user's umask takes some away.
+const NEW_FOLDER_MODE: u32 = 0o777;
+
+fn no_folder(target: &Path) -> impl FnOnce(NoFolder) -> OutputError + '_ {
+    move |error| match error {
+        NoFolder::Busy => OutputError::Busy { path: target.to_path_buf() },
+        NoFolder::Io(source) => refused(target)(source),
     }
 }
 
@@ -353,155 +441,35 @@ fn is_current_folder(place: &Path) -> bool {
 }
 
 /// Moves everything into an empty folder, the JSON files last: they say what the others are.
-fn fill(folder: &Path, from: &Path) -> io::Result<()> {
-    let mut names: Vec<PathBuf> =
-        fs::read_dir(from)?.map(|entry| Ok(entry?.file_name().into())).collect::<io::Result<_>>()?;
+fn fill(folder: &Directory, from: &Directory) -> io::Result<()> {
+    let mut names: Vec<PathBuf> = from.entries()?.into_iter().map(PathBuf::from).collect();
     names.sort_by_key(|name| (name.extension().is_some_and(|extension| extension == "json"), name.clone()));
     let mut moved: Vec<PathBuf> = Vec::new();
     for name in names {
-        let to = folder.join(&name);
-        if let Err(error) = fs::rename(from.join(&name), &to) {
-            for path in moved.iter().rev() {
-                let _ = fs::remove_file(path).or_else(|_| fs::remove_dir_all(path));
+        if let Err(error) = from.rename(&name, folder, &name) {
+            for name in moved.iter().rev() {
+                let _ = folder.remove_all(name);
             }
             return Err(error);
         }
-        moved.push(to);
+        moved.push(name);
     }
-    sync_folder(folder);
+    folder.sync();
     Ok(())
 }
 
-fn sync_tree(folder: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            sync_tree(&path)?;
-        } else {
-            fs::File::open(&path)?.sync_all()?;
+fn sync_tree(folder: &Directory) -> io::Result<()> {
+    for name in folder.entries()? {
+        match folder.about(&name)?.map(|about| about.kind) {
+            Some(Kind::Folder) => sync_tree(&folder.folder(&name)?)?,
+            Some(Kind::File) => folder.open_file(&name)?.sync_all()?,
+            _ => {}
         }
     }
-    sync_folder(folder);
+    folder.sync();
     Ok(())
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_appears_whole_or_not_at_all() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("deep/file.json");
-        write_file(&path, |w| w.write_all(b"one")).unwrap();
-        let failed = write_file(&path, |w| {
-            w.write_all(b"half of two")?;
-            Err(io::Error::other("disk full"))
-        });
-        assert!(failed.is_err());
-        assert_eq!(std::fs::read(&path).unwrap(), b"one");
-        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file is left");
-    }
-
-    #[test]
-    fn a_staged_folder_appears_on_commit_only() {
-        let parent = tempfile::tempdir().unwrap();
-        let target = parent.path().join("deep/er/out");
-        let staged = StagedFolder::create(&target).unwrap();
-        std::fs::write(staged.path().join("a"), b"x").unwrap();
-        assert!(!target.exists());
-        drop(staged);
-        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
-
-        let staged = StagedFolder::create(&target).unwrap();
-        std::fs::write(staged.path().join("a"), b"x").unwrap();
-        staged.commit().unwrap();
-        assert_eq!(std::fs::read(target.join("a")).unwrap(), b"x");
-        assert!(matches!(StagedFolder::create(&target), Err(OutputError::NotEmpty { .. })));
-    }
-
-    /// Whatever leads to an empty folder is filled there: no link is replaced, no folder taken away below a shell.
-    #[cfg(unix)]
-    #[test]
-    fn an_empty_folder_is_filled_where_it_is() {
-        use std::os::unix::fs::{MetadataExt, symlink};
-        let parent = tempfile::tempdir().unwrap();
-        let (real, link) = (parent.path().join("elsewhere/real"), parent.path().join("link"));
-        std::fs::create_dir_all(&real).unwrap();
-        symlink(&real, &link).unwrap();
-        for (number, target) in [link.clone(), link.join("."), real.join("."), real.join("../real/")].iter().enumerate()
-        {
-            require_new_folder(target).unwrap();
-            assert_eq!(std::fs::read_dir(&real).unwrap().count(), 0, "asking leaves nothing");
-            let staged = StagedFolder::create(target).unwrap();
-            std::fs::write(staged.path().join("a"), [number as u8]).unwrap();
-            staged.commit().unwrap();
-            assert_eq!(std::fs::read(real.join("a")).unwrap(), [number as u8], "{}", target.display());
-            assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
-            assert!(matches!(StagedFolder::create(target), Err(OutputError::NotEmpty { .. })));
-            std::fs::remove_file(real.join("a")).unwrap();
-            assert_eq!(std::fs::read_dir(real.parent().unwrap()).unwrap().count(), 1, "no temporary folder is left");
-        }
-        // Within, as where it cannot be replaced: the folder stays the one it was.
-        let before = std::fs::metadata(&real).unwrap().ino();
-        let from = real.join(".real.tmp-x");
-        std::fs::create_dir_all(from.join("sub")).unwrap();
-        for name in ["config.json", "model.safetensors", "sub/b"] {
-            std::fs::write(from.join(name), name).unwrap();
-        }
-        let staged = StagedFolder {
-            target: link,
-            place: real.clone(),
-            found: std::fs::metadata(&real).ok(),
-            staging: Staging(from),
-            _made: MadeParents(Vec::new()),
-        };
-        staged.commit().unwrap();
-        let mut names: Vec<_> = std::fs::read_dir(&real).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        names.sort();
-        assert_eq!(names, ["config.json", "model.safetensors", "sub"]);
-        assert_eq!(std::fs::metadata(&real).unwrap().ino(), before);
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn what_cannot_be_written_is_found_out_before() {
-        use std::os::unix::fs::symlink;
-        let parent = tempfile::tempdir().unwrap();
-        let inside = |name: &str| parent.path().join(name);
-        std::fs::write(inside("file"), "mine").unwrap();
-        std::fs::create_dir(inside("folder")).unwrap();
-        symlink(inside("nothing"), inside("dangling")).unwrap();
-        symlink("loop", inside("loop")).unwrap();
-        symlink("file", inside("link")).unwrap();
-        let long = "x".repeat(300);
-        for name in ["file", "link", "file/out", "file/.", "dangling", "dangling/", "loop", "new/..", "", &long] {
-            let path = if name.is_empty() { PathBuf::new() } else { inside(name) };
-            let refused = require_new_folder(&path).expect_err(name);
-            assert_eq!(refused.fault(), Fault::Input, "{name}: {refused}");
-        }
-        for name in ["folder", "folder/", "file/out", "file/", "dangling", "loop", "new/", "new/.", "new/..", "", &long]
-        {
-            let path = if name.is_empty() { PathBuf::new() } else { inside(name) };
-            let refused = require_file(&path).expect_err(name);
-            assert_eq!(refused.fault(), Fault::Input, "{name}: {refused}");
-        }
-        for device in ["/dev/null", "/dev/full"] {
-            assert!(matches!(require_file(Path::new(device)), Err(OutputError::NotAFile { .. })));
-            let written = write_file(Path::new(device), |file| file.write_all(b"x"));
-            assert!(matches!(written, Err(OutputError::NotAFile { .. })), "{device} is not replaced");
-        }
-        require_new_folder(&inside("a/b/c")).unwrap();
-        let long = format!("{}.png", "y".repeat(250));
-        assert_eq!(require_file(&inside(&long)).unwrap(), inside(&long));
-        assert_eq!(require_file(&inside("a/b.png")).unwrap(), inside("a/b.png"));
-        let through = require_file(&inside("link")).unwrap();
-        write_file(&through, |file| file.write_all(b"two")).unwrap();
-        assert_eq!(std::fs::read(inside("file")).unwrap(), b"two", "a link to a file stays one");
-        let mut names: Vec<_> =
-            std::fs::read_dir(parent.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        names.sort();
-        assert_eq!(names, ["dangling", "file", "folder", "link", "loop"]);
-    }
-}
+#[path = "output_tests.rs"]
+mod tests;

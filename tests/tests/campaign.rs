@@ -8,14 +8,15 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use janus_tests::failing_device::FailingDevice;
 use janus_tests::joint::{
-    checkpoints, difference, lines, log, place, run, signal, spawn, spawn_as, start, stop_signals, stopped, wait_until,
-    write_rows,
+    WEIGHTS, checkpoints, difference, lines, log, place, run, signal, spawn, spawn_as, start, stop_signals, stopped,
+    wait_until, write_rows,
 };
 use janus_tests::program::{self, Done};
 use janus_tests::tiny::{Workplace, tree};
@@ -24,7 +25,10 @@ use janus_tests::tiny::{Workplace, tree};
 const WHOLE: &str = "whole";
 
 /// Kills of the short form.
-const FEW: usize = 6;
+const FEW: usize = 20;
+
+/// A folder of somebody else's, to which links lead.
+const VICTIM: &str = "victim";
 
 /// Whether the run in a folder has come to the instant of a kill.
 type IsSo<'a> = &'a dyn Fn(&Path) -> bool;
@@ -139,6 +143,11 @@ fn every_fault_ends_with_the_same_bytes() {
 /// Kills at instants spread over the whole run: half of them over its time, half over its steps.
 fn random_kills(campaign: &Campaign, kills: usize, whole: Duration, random: &mut Random) {
     let mut stages: BTreeMap<String, usize> = BTreeMap::new();
+    std::fs::create_dir(campaign.place.path(VICTIM)).unwrap();
+    for name in ["state.json", "report.html"] {
+        campaign.place.write(&format!("{VICTIM}/{name}"), "mine");
+    }
+    let victim = &tree(&campaign.place.path(VICTIM));
     for number in 0..kills {
         let folder = format!("kill-{number}");
         let mut child = spawn(&campaign.place, &folder, &[]);
@@ -153,6 +162,15 @@ fn random_kills(campaign: &Campaign, kills: usize, whole: Duration, random: &mut
         child.kill().unwrap();
         child.wait().unwrap();
         *stages.entry(campaign.stage(&folder)).or_default() += 1;
+        plant(campaign, &folder);
+        if number % 3 == 2 {
+            linked(campaign, &folder);
+        }
+        if number % 10 == 7 {
+            // A disk that is full before the run has done much, or that is just large enough.
+            let done = short_of_room(campaign, &folder);
+            assert!(matches!(done.code, Some(0 | 1)), "{}", done.stderr);
+        }
         if number % 5 == 4 {
             // Once more while it goes on.
             let mut child = spawn(&campaign.place, &folder, &["--resume"]);
@@ -163,11 +181,39 @@ fn random_kills(campaign: &Campaign, kills: usize, whole: Duration, random: &mut
         campaign.resumes(&folder);
         campaign.gone(&folder);
     }
+    assert!(tree(&campaign.place.path(VICTIM)) == *victim, "a foreign file was touched");
     let stages: Vec<String> = stages.iter().map(|(stage, count)| format!("{count} {stage}")).collect();
     campaign.tell(
         &format!("SIGKILL at {kills} random instants"),
         format!("{kills} of {kills} the same bytes: {}", stages.join(", ")),
     );
+}
+
+/// Files and links under temporary names, in the run folder and beside it.
+fn plant(campaign: &Campaign, folder: &str) {
+    let (run, victim) = (campaign.place.path(folder), campaign.place.path(VICTIM));
+    let _ = symlink(&victim, run.with_file_name(format!(".{folder}.tmp-Ab3dEf")));
+    if !run.join("checkpoints").is_dir() {
+        return;
+    }
+    std::fs::write(run.join(".recipe.toml.tmp-Ab3dEf"), "half").unwrap();
+    std::fs::create_dir_all(run.join("checkpoints/.step-5.tmp-Ab3dEf/sub")).unwrap();
+    symlink(victim.join("state.json"), run.join("checkpoints/.step-5.tmp-Ab3dEf/sub/state.json")).unwrap();
+    symlink(&victim, run.join("checkpoints/.step-6.tmp-janus-folder")).unwrap_or_default();
+    symlink(victim.join("report.html"), run.join(".report.html.tmp-janus-0123456789abcdef")).unwrap();
+}
+
+/// A link in the place of a file of the run, which is refused for as long as it is there.
+fn linked(campaign: &Campaign, folder: &str) {
+    let report = campaign.place.path(&format!("{folder}/report.html"));
+    if checkpoints(&campaign.place, folder).is_empty() || campaign.place.path(&format!("{folder}/{WEIGHTS}")).exists() {
+        return;
+    }
+    let _ = std::fs::remove_file(&report);
+    symlink(campaign.place.path(&format!("{VICTIM}/report.html")), &report).unwrap();
+    let done = run(&campaign.place, folder, &["--resume"]);
+    campaign.fails(folder, &done, 2, &["report.html", "is a link that leads out of the run folder", "hint: "]);
+    std::fs::remove_file(&report).unwrap();
 }
 
 /// Kills at instants that chance seldom finds.
@@ -205,17 +251,22 @@ fn signals(campaign: &Campaign) {
     }
 }
 
-/// Writes that end short: by a limit on the size of files, and on a disk that is full where one can be made.
-fn full_disks(campaign: &Campaign) {
-    let saved = campaign.stopped("short", 7);
-    let before = tree(&campaign.place.path("short/checkpoints"));
+/// Goes on with a run that may not write a file of more than 20 kB.
+fn short_of_room(campaign: &Campaign, folder: &str) -> Done {
     // The largest file a shell lets a process write, in blocks of 512 bytes; the signal that comes with it is ignored.
-    let command = start(&campaign.place, "short", &["--resume"]);
+    let command = start(&campaign.place, folder, &["--resume"]);
     let mut limited = Command::new("sh");
     limited.args(["-c", r#"ulimit -f 40; trap "" XFSZ; exec "$@""#, "sh"]).arg(command.get_program());
     limited.args(command.get_args()).current_dir(campaign.place.folder());
     limited.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let done = program::run(limited);
+    program::run(limited)
+}
+
+/// Writes that end short: by a limit on the size of files, and on a disk that is full where one can be made.
+fn full_disks(campaign: &Campaign) {
+    let saved = campaign.stopped("short", 7);
+    let before = tree(&campaign.place.path("short/checkpoints"));
+    let done = short_of_room(campaign, "short");
     campaign.fails("short", &done, 1, &["cannot write `", "File too large", "recipe.toml --resume` goes on from step"]);
     assert!(tree(&campaign.place.path("short/checkpoints")) == before, "the last checkpoint is not as it was");
     campaign.resumes("short");

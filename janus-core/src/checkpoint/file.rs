@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use sha2::{Digest, Sha256};
 
 use super::CheckpointError;
-use crate::input;
+use crate::input::{self, Opened};
 
 #[derive(Debug)]
 pub(crate) struct WeightsFile {
@@ -25,10 +25,14 @@ pub(crate) struct WeightsFile {
 impl WeightsFile {
     pub(crate) fn open(path: &Path) -> Result<Self, CheckpointError> {
         let io_error = |source| CheckpointError::Io { path: path.to_path_buf(), source };
-        let file = input::open(path).map_err(io_error)?;
-        let metadata = file.metadata().map_err(io_error)?;
+        Self::of(Opened { path: path.to_path_buf(), file: input::open(path).map_err(io_error)? })
+    }
+
+    /// The file of a folder.
+    pub(crate) fn of(Opened { path, file }: Opened) -> Result<Self, CheckpointError> {
+        let metadata = file.metadata().map_err(|source| CheckpointError::Io { path: path.clone(), source })?;
         Ok(Self {
-            path: path.to_path_buf(),
+            path,
             file,
             bytes: metadata.len(),
             modified: metadata.modified().ok(),

@@ -1,7 +1,6 @@
 //! A checkpoint of random weights, for tests, demonstrations and measurements of speed.
 
 use std::io::Write;
-use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use rand::SeedableRng;
@@ -14,9 +13,10 @@ use sha2::{Digest, Sha256};
 use super::names::{CODEBOOK, expected_tensors};
 use super::side_files::{ImageProcessing, write_chat_template, write_generation_config, write_tokenizer_config};
 use super::values::{is_weight_dtype, write_values};
-use super::write::{Planned, PlannedSource, lift, plan, write_json, write_weights};
+use super::write::{Planned, PlannedSource, lift, make, plan, write_json, write_weights};
 use super::{CheckpointError, WriteReport, tokenizer};
 use crate::config::{JanusConfig, Layout};
+use crate::directory::Place;
 
 /// Values drawn from one generator; the next ones come from another, so that threads share a tensor.
 const BLOCK: usize = 1 << 16;
@@ -137,8 +137,8 @@ fn random_tensor(seed: u64, name: &str, shape: &[usize]) -> candle_core::Result<
     Tensor::from_vec(values, shape, &Device::Cpu)
 }
 
-/// Writes a whole checkpoint of random weights into the folder `into`, which is meant to be the path of a
-/// [`crate::output::StagedFolder`].
+/// Writes a whole checkpoint of random weights into the folder `into`, which is meant to be a
+/// [`crate::output::StagedFolder`]'s.
 ///
 /// Every tensor depends on `seed` and its native name only. `dtype` is `f32`, `bf16` or `f16`. The tokenizer is byte-level
 /// (byte b has id b; [`super::write_tokenizer`] puts one with merges in its place), with the special tokens of Janus at the
@@ -146,17 +146,18 @@ fn random_tensor(seed: u64, name: &str, shape: &[usize]) -> candle_core::Result<
 ///
 /// # Errors
 /// Another type, a vocabulary too small for the special tokens, or the system's.
-pub fn init_checkpoint(
+pub fn init_checkpoint<'a>(
     config: &JanusConfig,
     seed: u64,
     dtype: DType,
-    into: &Path,
+    into: impl Into<Place<'a>>,
     layout: Layout,
     progress: &mut dyn FnMut(u64, u64),
 ) -> crate::Result<WriteReport> {
     if !is_weight_dtype(dtype) {
         return Err(CheckpointError::WeightDtype { dtype }.into());
     }
+    let into = &make(into.into())?;
     let config = init_side_files(config, dtype, into, layout)?;
     let native = expected_tensors(&config, !config.tie_word_embeddings);
     let shapes: std::collections::HashMap<_, _> =
@@ -168,7 +169,7 @@ pub fn init_checkpoint(
             let shape = shapes.get(name).map(Vec::as_slice).unwrap_or_default();
             let tensor = random_tensor(seed, name, shape)
                 .map_err(|source| CheckpointError::Tensor { tensor: name.clone(), source })?;
-            let io_error = |source| CheckpointError::Io { path: into.to_path_buf(), source };
+            let io_error = |source| CheckpointError::Io { path: into.path().to_path_buf(), source };
             write_values(name, &tensor, planned.dtype, writer, io_error).map_err(lift::<crate::Error>)?;
         }
         Ok(())
@@ -181,11 +182,17 @@ pub fn init_checkpoint(
 ///
 /// # Errors
 /// As [`init_checkpoint`].
-pub fn init_side_files(config: &JanusConfig, dtype: DType, into: &Path, layout: Layout) -> crate::Result<JanusConfig> {
+pub fn init_side_files<'a>(
+    config: &JanusConfig,
+    dtype: DType,
+    into: impl Into<Place<'a>>,
+    layout: Layout,
+) -> crate::Result<JanusConfig> {
+    let into = &make(into.into())?;
     let ids = tokenizer::write(config, &tokenizer::Merges::new(), into)?;
     let mut config = config.clone();
     ids.complete(&mut config);
-    write_json(&into.join("config.json"), &config.to_json(layout, dtype))?;
+    write_json(into, "config.json", &config.to_json(layout, dtype))?;
     ImageProcessing::of_config(&config).write(layout, into)?;
     let mut tokenizer_config = Map::new();
     tokenizer_config.insert("clean_up_tokenization_spaces".into(), false.into());

@@ -40,21 +40,22 @@ type WeightMap = BTreeMap<String, String>;
 pub(crate) fn open_weights(folder: &Path) -> Result<(Vec<WeightsFile>, Vec<Stored>), CheckpointError> {
     let mut found = None;
     for (name, format, is_index) in CANDIDATES {
-        if let Some(path) = input::locate(folder, name)? {
-            found = Some((name, path, format, is_index));
+        if let Some(opened) = input::open_in(folder, name)? {
+            found = Some((name, opened, format, is_index));
             break;
         }
     }
-    let Some((name, path, format, is_index)) = found else {
+    let Some((name, opened, format, is_index)) = found else {
         return Err(CheckpointError::NoWeights { folder: folder.to_path_buf() });
     };
     let weight_map = if is_index { Some(read_index(folder, name)?) } else { None };
-    let mut paths = Vec::new();
+    let path = opened.path.clone();
+    let mut shards = Vec::new();
     match &weight_map {
-        None => paths.push(path.clone()),
+        None => shards.push(opened),
         Some(map) => {
             for shard in map.values().collect::<BTreeSet<_>>() {
-                paths.push(input::locate(folder, shard)?.ok_or_else(|| {
+                shards.push(input::open_in(folder, shard)?.ok_or_else(|| {
                     let problem = IndexProblem::MissingShard { shard: shard.clone() };
                     CheckpointError::Index { file: path.clone(), problem }
                 })?);
@@ -62,11 +63,12 @@ pub(crate) fn open_weights(folder: &Path) -> Result<(Vec<WeightsFile>, Vec<Store
         }
     }
 
-    let mut files = Vec::with_capacity(paths.len());
+    let paths: Vec<PathBuf> = shards.iter().map(|shard| shard.path.clone()).collect();
+    let mut files = Vec::with_capacity(shards.len());
     let mut tensors: Vec<Stored> = Vec::new();
     let mut seen: BTreeMap<String, usize> = BTreeMap::new();
-    for (index, shard) in paths.iter().enumerate() {
-        let file = WeightsFile::open(shard)?;
+    for (index, shard) in shards.into_iter().enumerate() {
+        let file = WeightsFile::of(shard)?;
         let held = match format {
             Format::Safetensors => super::safetensors::read_header(&file, index)?,
             Format::Torch => super::torch::read_header(&file, index)?,
@@ -76,7 +78,7 @@ pub(crate) fn open_weights(folder: &Path) -> Result<(Vec<WeightsFile>, Vec<Store
                 return Err(CheckpointError::Duplicate {
                     tensor: tensor.name.clone(),
                     first: paths[first].clone(),
-                    second: shard.clone(),
+                    second: paths[index].clone(),
                 });
             }
         }

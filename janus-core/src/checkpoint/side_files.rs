@@ -10,8 +10,9 @@ use serde_json::{Map, Value, json};
 use super::write::write_json;
 use super::{Checkpoint, CheckpointError};
 use crate::config::{JanusConfig, Layout};
+use crate::directory::{Directory, Place};
 use crate::input::{self, MAX_SIDE_FILE_BYTES};
-use crate::output::write_file;
+use crate::output::write_below;
 
 /// Texts of the special tokens, in the order of published vocabularies. Bars are U+FF5C and blocks U+2581 in the first three.
 pub(super) mod special {
@@ -75,23 +76,23 @@ fn io_error(path: &Path) -> impl FnOnce(std::io::Error) -> CheckpointError + '_ 
     move |source| CheckpointError::Io { path: path.to_path_buf(), source }
 }
 
-fn copy_file(from: &Path, into: &Path, name: &str) -> crate::Result<()> {
+fn copy_file(from: &Path, into: &Directory, name: &str) -> crate::Result<()> {
     // Through a link, somebody else's file would come into a folder that is meant to be passed on.
     if let Some(bytes) = input::read(from, name, MAX_SIDE_FILE_BYTES).map_err(CheckpointError::from)? {
-        write_file(&into.join(name), |writer| writer.write_all(&bytes))?;
+        write_below(into, name, |writer| writer.write_all(&bytes))?;
     }
     Ok(())
 }
 
 /// Copies all known small files, and whatever is called a licence.
-pub(super) fn copy(from: &Path, into: &Path) -> crate::Result<()> {
+pub(super) fn copy(from: &Path, into: &Directory) -> crate::Result<()> {
     for name in COPIED.into_iter().chain(FORMED) {
         copy_file(from, into, name)?;
     }
     copy_licences(from, into)
 }
 
-fn copy_licences(from: &Path, into: &Path) -> crate::Result<()> {
+fn copy_licences(from: &Path, into: &Directory) -> crate::Result<()> {
     for entry in fs_err::read_dir(from).map_err(io_error(from))? {
         let entry = entry.map_err(io_error(from))?;
         // Some repositories have a folder of licences.
@@ -107,7 +108,7 @@ fn copy_licences(from: &Path, into: &Path) -> crate::Result<()> {
 }
 
 /// Writes the small files in the other layout's form.
-pub(super) fn convert(source: &Checkpoint, target: Layout, into: &Path) -> crate::Result<()> {
+pub(super) fn convert(source: &Checkpoint, target: Layout, into: &Directory) -> crate::Result<()> {
     let from = source.folder();
     for name in COPIED {
         copy_file(from, into, name)?;
@@ -132,15 +133,16 @@ pub(super) fn convert(source: &Checkpoint, target: Layout, into: &Path) -> crate
 }
 
 /// The object of a JSON file, `None` where there is no file.
-fn read_object(folder: &Path, name: &str) -> Result<Option<Map<String, Value>>, CheckpointError> {
+fn read_object<'a>(folder: impl Into<Place<'a>>, name: &str) -> Result<Option<Map<String, Value>>, CheckpointError> {
+    let folder = folder.into();
     let Some(bytes) = input::read(folder, name, MAX_SIDE_FILE_BYTES)? else { return Ok(None) };
     let object = serde_json::from_slice(&bytes);
-    object.map(Some).map_err(|source| CheckpointError::Json { file: folder.join(name), source })
+    object.map(Some).map_err(|source| CheckpointError::Json { file: folder.path().join(name), source })
 }
 
 /// Adds `<image_placeholder>` to a tokenizer that lacks it, at the next free id. Janus-1.3B's lacks it: the original
 /// processor adds it whenever it loads, the native one expects it in the file.
-fn add_placeholder(folder: &Path) -> crate::Result<()> {
+fn add_placeholder(folder: &Directory) -> crate::Result<()> {
     let Some(mut tokenizer) = read_object(folder, TOKENIZER)? else { return Ok(()) };
     let content = |token: &Value| token.get("content").and_then(Value::as_str).map(str::to_owned);
     let Some(added) = tokenizer.get("added_tokens").and_then(Value::as_array).cloned() else { return Ok(()) };
@@ -161,7 +163,7 @@ fn add_placeholder(folder: &Path) -> crate::Result<()> {
     if let Some(Value::Array(added)) = tokenizer.get_mut("added_tokens") {
         added.push(added_token(id, special::IMAGE));
     }
-    write_json(&folder.join(TOKENIZER), &Value::Object(tokenizer))
+    write_json(folder, TOKENIZER, &Value::Object(tokenizer))
 }
 
 /// An entry of `added_tokens`: matched as it stands, never normalised or stripped.
@@ -184,7 +186,7 @@ pub(super) struct SpecialIds {
 
 impl SpecialIds {
     /// By text, from the added tokens of `tokenizer.json`; none where there is no such file.
-    pub(super) fn of_folder(folder: &Path) -> Result<Self, CheckpointError> {
+    pub(super) fn of_folder(folder: &Directory) -> Result<Self, CheckpointError> {
         let tokenizer = read_object(folder, TOKENIZER)?.unwrap_or_default();
         let added = tokenizer.get("added_tokens").and_then(Value::as_array);
         let id_of = |text: &str| {
@@ -276,13 +278,13 @@ impl ImageProcessing {
         })
     }
 
-    pub(super) fn write(&self, layout: Layout, into: &Path) -> crate::Result<()> {
+    pub(super) fn write(&self, layout: Layout, into: &Directory) -> crate::Result<()> {
         let (image, processor) = match layout {
             Layout::Native => self.native(),
             Layout::DeepSeek => self.original(),
         };
-        write_json(&into.join("preprocessor_config.json"), &image)?;
-        write_json(&into.join("processor_config.json"), &processor)
+        write_json(into, "preprocessor_config.json", &image)?;
+        write_json(into, "processor_config.json", &processor)
     }
 
     fn native(&self) -> (Value, Value) {
@@ -335,7 +337,11 @@ impl ImageProcessing {
 }
 
 /// Writes `tokenizer_config.json` with the class and the names that the layout's processor asks for; other keys stay.
-pub(super) fn write_tokenizer_config(mut config: Map<String, Value>, layout: Layout, into: &Path) -> crate::Result<()> {
+pub(super) fn write_tokenizer_config(
+    mut config: Map<String, Value>,
+    layout: Layout,
+    into: &Directory,
+) -> crate::Result<()> {
     for (key, text) in [("bos_token", special::BOS), ("eos_token", special::EOS), ("pad_token", special::PAD)] {
         if config.get(key).is_none_or(Value::is_null) {
             config.insert(key.into(), json!(text));
@@ -365,15 +371,15 @@ pub(super) fn write_tokenizer_config(mut config: Map<String, Value>, layout: Lay
             config.insert("tokenizer_class".into(), json!("LlamaTokenizerFast"));
         }
     }
-    write_json(&into.join("tokenizer_config.json"), &Value::Object(config))
+    write_json(into, "tokenizer_config.json", &Value::Object(config))
 }
 
-pub(super) fn write_chat_template(into: &Path) -> crate::Result<()> {
-    write_file(&into.join("chat_template.jinja"), |writer| writer.write_all(CHAT_TEMPLATE.as_bytes()))?;
+pub(super) fn write_chat_template(into: &Directory) -> crate::Result<()> {
+    write_below(into, "chat_template.jinja", |writer| writer.write_all(CHAT_TEMPLATE.as_bytes()))?;
     Ok(())
 }
 
-pub(super) fn write_generation_config(ids: &SpecialIds, into: &Path) -> crate::Result<()> {
+pub(super) fn write_generation_config(ids: &SpecialIds, into: &Directory) -> crate::Result<()> {
     let mut config = Map::new();
     for (key, id) in [("bos_token_id", ids.bos), ("eos_token_id", ids.eos), ("pad_token_id", ids.pad)] {
         if let Some(id) = id {
@@ -384,5 +390,5 @@ pub(super) fn write_generation_config(ids: &SpecialIds, into: &Path) -> crate::R
         config.insert("generation_kwargs".into(), json!({ "boi_token_id": id }));
     }
     config.insert("guidance_scale".into(), json!(5.0));
-    write_json(&into.join("generation_config.json"), &Value::Object(config))
+    write_json(into, "generation_config.json", &Value::Object(config))
 }

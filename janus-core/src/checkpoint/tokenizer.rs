@@ -1,8 +1,6 @@
 //! A tokenizer made on the spot for random models: byte-level, with the special tokens of Janus, and with merges where they
 //! are learnt from a text.
 
-use std::path::Path;
-
 use serde_json::{Map, Value, json};
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -10,8 +8,9 @@ use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer
 
 use super::CheckpointError;
 use super::side_files::{SpecialIds, added_token, special};
-use super::write::write_json;
+use super::write::{make, write_json};
 use crate::config::JanusConfig;
+use crate::directory::{Directory, Place};
 
 /// Special tokens in the order of the published vocabularies from the placeholder on, after BOS, EOS and pad.
 const AFTER_IMAGE: [&str; 8] = [
@@ -112,12 +111,12 @@ pub fn learn_merges(config: &JanusConfig, texts: &[String]) -> Result<Merges, Ch
 ///
 /// # Errors
 /// A vocabulary too small for the special tokens, or the system's.
-pub fn write_tokenizer(config: &JanusConfig, merges: &Merges, into: &Path) -> crate::Result<()> {
-    write(config, merges, into).map(|_| ())
+pub fn write_tokenizer<'a>(config: &JanusConfig, merges: &Merges, into: impl Into<Place<'a>>) -> crate::Result<()> {
+    write(config, merges, &make(into.into())?).map(|_| ())
 }
 
 /// [`write_tokenizer`]; gives the ids of special tokens.
-pub(super) fn write(config: &JanusConfig, merges: &Merges, into: &Path) -> crate::Result<SpecialIds> {
+pub(super) fn write(config: &JanusConfig, merges: &Merges, into: &Directory) -> crate::Result<SpecialIds> {
     let tokens = special_tokens(config)?;
     let mut vocabulary = Map::new();
     for (id, character) in byte_alphabet().into_iter().enumerate() {
@@ -160,7 +159,7 @@ pub(super) fn write(config: &JanusConfig, merges: &Merges, into: &Path) -> crate
             "vocab": vocabulary, "merges": merges,
         },
     });
-    write_json(&into.join("tokenizer.json"), &tokenizer)?;
+    write_json(into, "tokenizer.json", &tokenizer)?;
 
     let entry = |content: &str| json!({ "content": content, "lstrip": false, "normalized": false, "rstrip": false, "single_word": false });
     let additional: Vec<Value> = std::iter::once(special::IMAGE).chain(AFTER_IMAGE).map(Value::from).collect();
@@ -170,7 +169,7 @@ pub(super) fn write(config: &JanusConfig, merges: &Merges, into: &Path) -> crate
         "eos_token": entry(special::EOS),
         "pad_token": entry(special::PAD),
     });
-    write_json(&into.join("special_tokens_map.json"), &map)?;
+    write_json(into, "special_tokens_map.json", &map)?;
     Ok(SpecialIds {
         bos: id_of(special::BOS),
         eos: id_of(special::EOS),
@@ -190,7 +189,7 @@ mod tests {
         for shape in JanusConfig::shape_names() {
             let folder = tempfile::tempdir().unwrap();
             let config = JanusConfig::shape(shape).unwrap();
-            write(&config, &Merges::new(), folder.path()).unwrap();
+            write(&config, &Merges::new(), &Directory::open(folder.path()).unwrap()).unwrap();
             let tokenizer = tokenizers::Tokenizer::from_file(folder.path().join("tokenizer.json")).unwrap();
             let id = |text: &str| tokenizer.token_to_id(text);
             assert_eq!(id(special::BOS), config.text.bos_token_id, "{shape}");

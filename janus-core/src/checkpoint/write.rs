@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufWriter, Write};
-use std::path::Path;
 
 use candle_core::{DType, Tensor};
 use serde_json::{Map, Value, json};
@@ -12,7 +11,8 @@ use super::names::expected_tensors;
 use super::values::{is_weight_dtype, write_values};
 use super::{Checkpoint, CheckpointError, side_files};
 use crate::config::{Layout, torch_dtype_name};
-use crate::output::write_file;
+use crate::directory::{Directory, Place};
+use crate::output::write_below;
 
 /// Bytes of a shard unless asked otherwise, as transformers used to cut.
 const DEFAULT_MAX_SHARD_BYTES: u64 = 5_000_000_000;
@@ -130,7 +130,7 @@ pub(super) fn plan(layout: Layout, tensors: impl Iterator<Item = (String, Vec<us
 pub(super) fn write_weights<E: From<crate::Error>>(
     mut planned: Vec<Planned>,
     max_shard_bytes: u64,
-    into: &Path,
+    into: &Directory,
     values: &mut dyn FnMut(&Planned, &mut dyn Write) -> Result<(), E>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<WriteReport, E> {
@@ -162,9 +162,10 @@ pub(super) fn write_weights<E: From<crate::Error>>(
             1 => "model.safetensors".to_string(),
             count => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
         };
-        let path = into.join(&file);
+        let path = into.path().join(&file);
         let io_error = |source| E::from(crate::Error::from(CheckpointError::Io { path: path.clone(), source }));
-        let mut writer = BufWriter::with_capacity(1 << 20, std::fs::File::create(&path).map_err(io_error)?);
+        let opened = into.update_file(&file).and_then(|opened| opened.set_len(0).map(|()| opened));
+        let mut writer = BufWriter::with_capacity(1 << 20, opened.map_err(io_error)?);
         writer.write_all(&header(shard)).map_err(io_error)?;
         for tensor in shard {
             values(tensor, &mut writer)?;
@@ -180,7 +181,7 @@ pub(super) fn write_weights<E: From<crate::Error>>(
             "metadata": { "total_parameters": parameters, "total_size": total },
             "weight_map": weight_map,
         });
-        write_json(&into.join("model.safetensors.index.json"), &index).map_err(E::from)?;
+        write_json(into, "model.safetensors.index.json", &index).map_err(E::from)?;
     }
     Ok(WriteReport { files, tensors, parameters, bytes: total })
 }
@@ -205,8 +206,8 @@ fn header(tensors: &[Planned]) -> Vec<u8> {
 }
 
 /// Writes a JSON file with two spaces of indent and a final newline.
-pub(super) fn write_json(path: &Path, value: &Value) -> crate::Result<()> {
-    write_file(path, |writer| {
+pub(super) fn write_json(into: &Directory, name: &str, value: &Value) -> crate::Result<()> {
+    write_below(into, name, |writer| {
         serde_json::to_writer_pretty(&mut *writer, value)?;
         writer.write_all(b"\n")
     })?;
@@ -215,7 +216,7 @@ pub(super) fn write_json(path: &Path, value: &Value) -> crate::Result<()> {
 
 /// Writes `source` into the folder `into`, as a whole: weights, configuration, tokenizer and the other small files.
 ///
-/// `into` is meant to be the path of a [`crate::output::StagedFolder`]: what an error leaves there is incomplete.
+/// `into` is meant to be a [`crate::output::StagedFolder`]'s folder: what an error leaves there is incomplete.
 /// `transform` gets each native tensor with its name, in its stored precision, and gives the tensor to write, of the same
 /// shape and of any precision; the writer converts. `progress` hears of bytes done and in total.
 ///
@@ -225,16 +226,17 @@ pub(super) fn write_json(path: &Path, value: &Value) -> crate::Result<()> {
 ///
 /// # Errors
 /// What reading, `transform` and the system report; a finite value that `f16` cannot hold.
-pub fn write_checkpoint<E: From<crate::Error>>(
+pub fn write_checkpoint<'a, E: From<crate::Error>>(
     source: &Checkpoint,
     options: &WriteOptions,
     transform: &mut dyn FnMut(&str, Tensor) -> Result<Tensor, E>,
-    into: &Path,
+    into: impl Into<Place<'a>>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<WriteReport, E> {
     if let Some(dtype) = options.dtype.filter(|dtype| !is_weight_dtype(*dtype)) {
         return Err(lift(CheckpointError::WeightDtype { dtype }));
     }
+    let into = &make(into.into()).map_err(lift)?;
     let with_head = !source.is_tied() || options.untie_head;
     let native = expected_tensors(source.config(), with_head).into_iter().map(|tensor| {
         let own = source.tensor(&tensor.name).map_or(DType::F32, |info| info.dtype);
@@ -250,7 +252,7 @@ pub fn write_checkpoint<E: From<crate::Error>>(
         }));
     }
     let mut values = |tensor: &Planned, writer: &mut dyn Write| -> Result<(), E> {
-        let io_error = |source| CheckpointError::Io { path: into.to_path_buf(), source };
+        let io_error = |source| CheckpointError::Io { path: into.path().to_path_buf(), source };
         match &tensor.source {
             PlannedSource::Native(parts) => {
                 for name in parts {
@@ -288,13 +290,18 @@ pub fn write_checkpoint<E: From<crate::Error>>(
 ///
 /// # Errors
 /// As [`write_checkpoint`].
-pub fn convert_checkpoint(
+pub fn convert_checkpoint<'a>(
     source: &Checkpoint,
     options: &WriteOptions,
-    into: &Path,
+    into: impl Into<Place<'a>>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> crate::Result<WriteReport> {
     write_checkpoint(source, options, &mut |_, tensor| Ok::<_, crate::Error>(tensor), into, progress)
+}
+
+/// The folder to write into.
+pub(super) fn make(into: Place<'_>) -> Result<Directory, CheckpointError> {
+    into.make().map_err(|source| CheckpointError::Io { path: into.path().to_path_buf(), source })
 }
 
 pub(super) fn lift<E: From<crate::Error>>(error: CheckpointError) -> E {
@@ -312,7 +319,7 @@ pub(super) fn check_shape(name: &str, expected: &[usize], tensor: &Tensor) -> Re
     })
 }
 
-fn write_config(source: &Checkpoint, options: &WriteOptions, with_head: bool, into: &Path) -> crate::Result<()> {
+fn write_config(source: &Checkpoint, options: &WriteOptions, with_head: bool, into: &Directory) -> crate::Result<()> {
     let value = if source.layout() == options.layout {
         let mut value = source.config_json().clone();
         if let Some(dtype) = options.dtype {
@@ -329,7 +336,7 @@ fn write_config(source: &Checkpoint, options: &WriteOptions, with_head: bool, in
         side_files::SpecialIds::of_folder(into)?.complete(&mut config);
         config.to_json(options.layout, options.dtype.unwrap_or_else(|| source.stored_dtype()))
     };
-    write_json(&into.join("config.json"), &value)
+    write_json(into, "config.json", &value)
 }
 
 /// Replaces the precision wherever the file names it.

@@ -1,12 +1,12 @@
 //! `janus_extras.safetensors`: what PEFT has no place for, the dynamic encoder and task heads.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::Tensor;
 use janus_core::config::JanusConfig;
-use janus_core::input;
+use janus_core::directory::{Directory, Place as Folder};
+use janus_core::input::{self, Opened};
 
 use super::Adapter;
 use super::error::AdapterError;
@@ -34,13 +34,13 @@ pub(super) struct Extras {
 }
 
 /// Reads the file of an adapter folder, where there is one; every tensor in it is accounted for.
-pub(super) fn read(folder: &Path, base: &JanusConfig) -> Result<Extras, AdapterError> {
-    let Some(path) = input::locate(folder, EXTRAS_FILE)? else { return Ok(Extras::default()) };
-    read_file(&path, base).map_err(|source| AdapterError::File { file: EXTRAS_FILE, source: Box::new(source) })
+pub(super) fn read(folder: Folder<'_>, base: &JanusConfig) -> Result<Extras, AdapterError> {
+    let Some(opened) = input::open_in(folder, EXTRAS_FILE)? else { return Ok(Extras::default()) };
+    read_file(opened, base).map_err(|source| AdapterError::File { file: EXTRAS_FILE, source: Box::new(source) })
 }
 
-fn read_file(path: &Path, base: &JanusConfig) -> Result<Extras, AdapterError> {
-    let file = WeightsFile::open(path)?;
+fn read_file(opened: Opened, base: &JanusConfig) -> Result<Extras, AdapterError> {
+    let file = WeightsFile::of(opened)?;
     let kinds: BTreeMap<String, HeadKind> = match file.metadata(HEADS_KEY) {
         Some(text) => serde_json::from_str(text).map_err(|source| AdapterError::Json { file: EXTRAS_FILE, source })?,
         None => BTreeMap::new(),
@@ -100,7 +100,7 @@ fn head_part(name: &str) -> String {
 
 /// Refuses an adapter that lacks parts which its files say it has: without them it is another one than was trained.
 pub(super) fn check_complete(
-    folder: &Path,
+    folder: Folder<'_>,
     found: &[String],
     config: &PeftConfig,
     note: Option<&Note>,
@@ -114,7 +114,7 @@ pub(super) fn check_complete(
     if parts.is_empty() {
         return Ok(());
     }
-    let is_absent = input::locate(folder, EXTRAS_FILE)?.is_none();
+    let is_absent = input::open_in(folder, EXTRAS_FILE)?.is_none();
     Err(AdapterError::NoExtras { parts, is_absent, recorded_in })
 }
 
@@ -149,7 +149,7 @@ fn parts_of_before(recipe: &str) -> Vec<String> {
 }
 
 /// Writes the file into an adapter folder, where there is something to write.
-pub(super) fn write(folder: &Path, adapter: &Adapter) -> Result<(), AdapterError> {
+pub(super) fn write(folder: &Directory, adapter: &Adapter) -> Result<(), AdapterError> {
     let tensors = adapter.extras();
     if tensors.is_empty() {
         return Ok(());
@@ -159,5 +159,5 @@ pub(super) fn write(folder: &Path, adapter: &Adapter) -> Result<(), AdapterError
         let text = serde_json::to_string(&kinds).expect("names and labels are plain data");
         (HEADS_KEY, text)
     });
-    write_weights(&folder.join(EXTRAS_FILE), &tensors, told)
+    write_weights(folder, EXTRAS_FILE, &tensors, told)
 }

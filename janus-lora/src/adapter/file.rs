@@ -6,13 +6,14 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use janus_core::checkpoint::require_unique_names;
-use janus_core::input;
-use janus_core::output::{OutputError, write_file};
+use janus_core::directory::{Directory, Place};
+use janus_core::input::{self, Opened};
+use janus_core::output::{OutputError, write_below};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
@@ -26,7 +27,7 @@ const HEADER_LIMIT_BYTES: u64 = 100_000_000;
 
 /// The text of a JSON file of at most `limit_bytes` in a folder, `None` where there is no such file.
 pub(super) fn read_json_text(
-    folder: &Path,
+    folder: Place<'_>,
     file: &'static str,
     limit_bytes: u64,
 ) -> Result<Option<String>, AdapterError> {
@@ -50,10 +51,9 @@ fn unsound(problem: impl ToString) -> AdapterError {
 }
 
 impl WeightsFile {
-    /// Opens the file at `path`.
-    pub(super) fn open(path: &Path) -> Result<Self, AdapterError> {
-        let failed = |source| AdapterError::Io { path: path.to_path_buf(), source };
-        let mut file = input::open(path).map_err(failed)?;
+    /// The file of a folder.
+    pub(super) fn of(Opened { path, mut file }: Opened) -> Result<Self, AdapterError> {
+        let failed = |source| AdapterError::Io { path: path.clone(), source };
         let file_bytes = file.metadata().map_err(failed)?.len();
         let mut length = [0; 8];
         match file.read_exact(&mut length) {
@@ -82,7 +82,7 @@ impl WeightsFile {
         let mut tensors: Vec<_> = metadata.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
         tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
         let metadata = metadata.metadata().clone().unwrap_or_default();
-        Ok(Self { path: path.to_path_buf(), file, values_at: 8 + header_bytes, metadata, tensors })
+        Ok(Self { path, file, values_at: 8 + header_bytes, metadata, tensors })
     }
 
     /// A text of the header's own.
@@ -121,7 +121,8 @@ pub(super) fn is_read(dtype: Dtype) -> bool {
 /// Writes tensors as f32, in the order of their names, with `{"format": "pt"}` and at most one text `more` as metadata: equal
 /// tensors give equal bytes.
 pub(super) fn write_weights(
-    path: &Path,
+    into: &Directory,
+    name: &str,
     tensors: &[(String, Tensor)],
     more: Option<(&str, String)>,
 ) -> Result<(), AdapterError> {
@@ -146,7 +147,7 @@ pub(super) fn write_weights(
     header.resize(header.len().next_multiple_of(8), b' ');
 
     let mut computing = None;
-    let written = write_file(path, |out| {
+    let written = write_below(into, name, |out| {
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
         for (_, tensor) in tensors {
@@ -182,8 +183,8 @@ fn write_values(out: &mut dyn Write, values: &[f32]) -> io::Result<()> {
 }
 
 /// Writes a text file.
-pub(super) fn write_text(folder: &Path, file: &str, text: &str) -> Result<(), OutputError> {
-    write_file(&folder.join(file), |out| out.write_all(text.as_bytes()))
+pub(super) fn write_text(folder: &Directory, file: &str, text: &str) -> Result<(), OutputError> {
+    write_below(folder, file, |out| out.write_all(text.as_bytes()))
 }
 
 #[cfg(test)]

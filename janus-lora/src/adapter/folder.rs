@@ -1,12 +1,12 @@
 //! The adapter folder: read with every tensor accounted for, written so that equal adapters are equal bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::Tensor;
 use janus_core::checkpoint::{EMBED_TOKENS, LM_HEAD};
 use janus_core::config::JanusConfig;
+use janus_core::directory::Place as Folder;
 use janus_core::input;
 
 use super::Adapter;
@@ -66,9 +66,10 @@ impl Adapter {
     /// # Errors
     /// [`AdapterError::Folder`] around whatever is wrong: files that are missing, broken or unsupported; a configuration
     /// with unsupported fields; tensors that do not match it.
-    pub fn read(folder: &Path, base: &JanusConfig, tied: bool) -> Result<Self, AdapterError> {
+    pub fn read<'a>(folder: impl Into<Folder<'a>>, base: &JanusConfig, tied: bool) -> Result<Self, AdapterError> {
+        let folder = folder.into();
         read_folder(folder, base, tied)
-            .map_err(|source| AdapterError::Folder { folder: folder.to_path_buf(), source: Box::new(source) })
+            .map_err(|source| AdapterError::Folder { folder: folder.path().to_path_buf(), source: Box::new(source) })
     }
 
     /// Writes the files of an adapter into an existing folder: `adapter_config.json`, `adapter_model.safetensors`,
@@ -78,7 +79,9 @@ impl Adapter {
     ///
     /// # Errors
     /// The system's.
-    pub fn write(&self, into: &Path) -> Result<(), AdapterError> {
+    pub fn write<'a>(&self, into: impl Into<Folder<'a>>) -> Result<(), AdapterError> {
+        let into = into.into();
+        let into = &into.make().map_err(|source| AdapterError::Io { path: into.path().to_path_buf(), source })?;
         let mut config = self.config.clone();
         config.record_extras(extras::parts(self.dynamic.as_ref(), &self.heads));
         write_text(into, CONFIG_FILE, &config.to_json())?;
@@ -86,7 +89,7 @@ impl Adapter {
             write_text(into, NOTE_FILE, &note.to_json())?;
         }
         extras::write(into, self)?;
-        write_weights(&into.join(WEIGHTS_FILE), &self.tensors(), None)
+        write_weights(into, WEIGHTS_FILE, &self.tensors(), None)
     }
 
     /// All tensors of `janus_extras.safetensors`, by their names there, in order.
@@ -113,16 +116,18 @@ impl Adapter {
     }
 }
 
-fn read_folder(folder: &Path, base: &JanusConfig, tied: bool) -> Result<Adapter, AdapterError> {
-    if !folder.is_dir() {
-        return Err(AdapterError::NotAFolder { path: folder.to_path_buf() });
+fn read_folder(folder: Folder<'_>, base: &JanusConfig, tied: bool) -> Result<Adapter, AdapterError> {
+    if let Folder::Named(path) = folder
+        && !path.is_dir()
+    {
+        return Err(AdapterError::NotAFolder { path: path.to_path_buf() });
     }
     let text =
         read_json_text(folder, CONFIG_FILE, CONFIG_LIMIT_BYTES)?.ok_or(AdapterError::NoFile { file: CONFIG_FILE })?;
     let mut config = PeftConfig::from_json(&text)?;
     let Extras { dynamic, heads, alignment } = extras::read(folder, base)?;
-    let Some(weights) = input::locate(folder, WEIGHTS_FILE)? else {
-        let is_pickle = folder.join(PICKLE_FILE).exists();
+    let Some(weights) = input::open_in(folder, WEIGHTS_FILE)? else {
+        let is_pickle = folder.path().join(PICKLE_FILE).exists();
         return Err(match is_pickle {
             true => AdapterError::Pickle { file: PICKLE_FILE },
             false => AdapterError::NoFile { file: WEIGHTS_FILE },
@@ -132,7 +137,7 @@ fn read_folder(folder: &Path, base: &JanusConfig, tied: bool) -> Result<Adapter,
     let parts = extras::parts(dynamic.as_ref(), &heads);
     extras::check_complete(folder, &parts, &config, note.as_ref())?;
     config.record_extras(parts);
-    let file = WeightsFile::open(&weights)?;
+    let file = WeightsFile::of(weights)?;
     if let Some((tensor, _)) = file.tensors().iter().find(|(name, _)| is_original_layout(name)) {
         return Err(AdapterError::OriginalLayout { tensor: tensor.clone() });
     }

@@ -273,7 +273,7 @@ fn every_value_of_a_dynamic_encoder_is_accounted_for() {
     let told = |change: fn(Named) -> Named| {
         let folder = folder_of(&adapter);
         let tensors = change(adapter.extras());
-        write_weights(&folder.path().join(EXTRAS_FILE), &tensors, None).unwrap();
+        write_weights(&Directory::open(folder.path()).unwrap(), EXTRAS_FILE, &tensors, None).unwrap();
         match refusal(folder.path()) {
             AdapterError::File { file: EXTRAS_FILE, source } => source.to_string(),
             other => panic!("{other}"),

@@ -132,7 +132,7 @@ pub fn base_names(folder: &Path) -> Result<Vec<String>, AdapterError> {
     if !folder.is_dir() {
         return Err(in_folder(AdapterError::NotAFolder { path: folder.to_path_buf() }));
     }
-    let text = read_json_text(folder, CONFIG_FILE, CONFIG_LIMIT_BYTES).map_err(in_folder)?;
+    let text = read_json_text(folder.into(), CONFIG_FILE, CONFIG_LIMIT_BYTES).map_err(in_folder)?;
     let text = text.ok_or_else(|| in_folder(AdapterError::NoFile { file: CONFIG_FILE }))?;
     let json: Value =
         serde_json::from_str(&text).map_err(|source| in_folder(AdapterError::Json { file: CONFIG_FILE, source }))?;

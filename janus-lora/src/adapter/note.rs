@@ -1,7 +1,6 @@
 //! `janus_adapter.json`: what PEFT has no place for. Its absence makes an adapter no worse, only less known.
 
-use std::path::Path;
-
+use janus_core::directory::Place;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -65,8 +64,8 @@ impl Note {
     ///
     /// # Errors
     /// Broken JSON, a later version, or the system's.
-    pub fn read(folder: &Path) -> Result<Option<Self>, AdapterError> {
-        let Some(text) = read_json_text(folder, NOTE_FILE, LIMIT_BYTES)? else { return Ok(None) };
+    pub fn read<'a>(folder: impl Into<Place<'a>>) -> Result<Option<Self>, AdapterError> {
+        let Some(text) = read_json_text(folder.into(), NOTE_FILE, LIMIT_BYTES)? else { return Ok(None) };
         // The version alone first: what else a later version holds may be of other types.
         #[derive(Deserialize)]
         struct Version {

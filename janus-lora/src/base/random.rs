@@ -1,13 +1,15 @@
 //! Bases with random weights, made on first use and kept in the cache folder.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use candle_core::DType;
 use janus_core::checkpoint::{
     Merges, expected_tensors, init_checkpoint, init_side_files, learn_merges, write_tokenizer,
 };
 use janus_core::config::{JanusConfig, Layout};
-use janus_core::output::StagedFolder;
+use janus_core::directory::Place;
+use janus_core::output::{OutputError, StagedFolder};
 use janus_core::processing::DEFAULT_SYSTEM_PROMPT;
 
 use super::{BaseError, INIT_PREFIX, cache_folder, short_hash};
@@ -26,6 +28,9 @@ const VALUES_VERSION: u32 = 2;
 
 /// What makes a folder a base.
 const CONFIG_FILE: &str = "config.json";
+
+/// Between two looks at what another process makes.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// How often a base is made that others give up at once.
 const ATTEMPTS: usize = 3;
@@ -84,7 +89,7 @@ impl<'a> Random<'a> {
         values * DType::BF16.size_in_bytes() as u64
     }
 
-    fn write_vocabulary(&self, into: &Path) -> Result<()> {
+    fn write_vocabulary(&self, into: Place<'_>) -> Result<()> {
         if let Some(domain) = self.vocabulary {
             write_tokenizer(&self.config, &vocabulary_of(&self.config, domain, self.seed)?, into)?;
         }
@@ -109,11 +114,24 @@ pub(super) fn folder(spec: &str, cache: &Path, status: &dyn Status) -> Result<Pa
 }
 
 fn make(random: &Random<'_>, folder: &Path, status: &dyn Status) -> Result<()> {
-    let staged = StagedFolder::create(folder)?;
+    let mut is_told = false;
+    let staged = loop {
+        match StagedFolder::create(folder) {
+            // Another process makes the same, and its folder is as good.
+            Err(OutputError::Busy { .. }) => {
+                if !std::mem::replace(&mut is_told, true) {
+                    status.note("another process makes the same random weights; waiting for it");
+                }
+                std::thread::sleep(LOOK_AGAIN);
+            }
+            Err(OutputError::NotEmpty { .. }) if folder.join(CONFIG_FILE).exists() => return Ok(()),
+            created => break created?,
+        }
+    };
     let bar = status.bytes("making random weights", 0);
     let mut progress = |done, total| bar.set(done, total);
-    init_checkpoint(&random.config, random.seed, DType::BF16, staged.path(), Layout::Native, &mut progress)?;
-    random.write_vocabulary(staged.path())?;
+    init_checkpoint(&random.config, random.seed, DType::BF16, staged.folder(), Layout::Native, &mut progress)?;
+    random.write_vocabulary(staged.folder().into())?;
     // Another run may have made the same meanwhile: its folder is as good.
     if let Err(error) = staged.commit()
         && !folder.join(CONFIG_FILE).exists()
@@ -135,6 +153,6 @@ pub(super) fn outline(spec: &str, scratch: &Path) -> Result<(PathBuf, bool)> {
     let folder = scratch.join("bases").join(&random.name);
     fs_err::create_dir_all(&folder).map_err(|source| CacheError::Scratch { source })?;
     init_side_files(&random.config, DType::BF16, &folder, Layout::Native)?;
-    random.write_vocabulary(&folder)?;
+    random.write_vocabulary(folder.as_path().into())?;
     Ok((folder, false))
 }

@@ -21,17 +21,16 @@ use std::time::{Duration, SystemTime};
 
 use fs_err as fs;
 use janus_core::config::JanusConfig;
+use janus_core::directory::Directory;
 use janus_core::hub::{KeptFile, RepoKind, kept_files};
+use janus_core::temporary::{self, is_own_name, written_as};
 
-use super::store::{self, CacheSettings, LEFTOVER_AGE};
+use super::store::{self, CacheSettings};
 use crate::base::builtin;
 use crate::data::synth::Domain;
 
 /// A file of a data set on a hub that was used so lately may be what another run reads.
-const READ_LATELY: Duration = LEFTOVER_AGE;
-
-/// Between a name and something random: how files and folders are called while they are written.
-const ASIDE: &str = ".tmp-";
+const READ_LATELY: Duration = Duration::from_secs(3600);
 
 /// What is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, clap::ValueEnum)]
@@ -105,12 +104,14 @@ enum Parts {
     Folder(Vec<PathBuf>),
     /// Files of a hub, held by one of them.
     Hub { lock: Option<PathBuf>, files: Vec<KeptFile> },
-    /// Half written; the age tells whether someone is at it.
-    Leftover,
+    /// Being written: what killed processes left was taken away.
+    Aside,
 }
 
-/// Everything that is kept in the folder of the cache and, where it is given, in a hub's.
+/// Everything that is kept in the folder of the cache and, where it is given, in a hub's. What killed processes left half
+/// written goes.
 pub fn items(folder: &Path, hub: Option<&Path>) -> Vec<Item> {
+    clear_leftovers(folder);
     let mut items = bases(&folder.join("bases"));
     items.extend(files(&folder.join("data"), StockKind::Data, &is_drawn));
     items.extend(store::entries(folder).into_iter().map(|(kind, entry)| Item {
@@ -138,7 +139,7 @@ impl Item {
             Parts::Folder(files) => files.first().is_some_and(|first| unused(first).is_none()),
             Parts::Hub { lock: Some(lock), .. } if lock.exists() => unused(lock).is_none(),
             Parts::Hub { .. } => self.kind == StockKind::HubData && self.age() < READ_LATELY,
-            Parts::Leftover => self.age() < LEFTOVER_AGE,
+            Parts::Aside => true,
         }
     }
 
@@ -174,11 +175,7 @@ impl Item {
                 }
                 files.iter().try_for_each(|file| file.remove().map_err(io::Error::other))?;
             }
-            Parts::Leftover if self.is_in_use() => return Ok(false),
-            Parts::Leftover => match self.path.is_dir() {
-                true => fs::remove_dir_all(&self.path)?,
-                false => gone(&self.path)?,
-            },
+            Parts::Aside => return Ok(false),
         }
         Ok(true)
     }
@@ -287,7 +284,7 @@ fn files(folder: &Path, kind: StockKind, is_own: &dyn Fn(&str) -> bool) -> Vec<I
     let item = |(name, entry): (String, fs::DirEntry)| {
         let about = entry.metadata().ok().filter(std::fs::Metadata::is_file)?;
         let parts = match written_as(&name) {
-            Some(own) if is_own(own) => Parts::Leftover,
+            Some(own) if is_own(own) || is_own_name(&name) => Parts::Aside,
             None if is_own(&name) && kind == StockKind::Data => Parts::Held,
             None if is_own(&name) => Parts::Free,
             _ => return None,
@@ -304,13 +301,13 @@ fn bases(folder: &Path) -> Vec<Item> {
             return None;
         }
         let own = written_as(&name);
-        if !is_base(own.unwrap_or(&name)) {
+        if !is_base(own.unwrap_or(&name)) && !is_own_name(&name) {
             return None;
         }
         let (mut files, mut bytes, mut newest) = (Vec::new(), 0, None);
         for (file, part) in list(&entry.path()) {
             let about = part.metadata().ok().filter(std::fs::Metadata::is_file)?;
-            if !is_part(written_as(&file).unwrap_or(&file)) {
+            if !is_part(written_as(&file).unwrap_or(&file)) && !is_own_name(&file) {
                 return None;
             }
             bytes += about.len();
@@ -320,7 +317,7 @@ fn bases(folder: &Path) -> Vec<Item> {
         }
         files.sort_by_key(|path| path.file_name().is_none_or(|name| name != "config.json"));
         let used = newest.or_else(|| entry.metadata().ok()?.modified().ok())?;
-        let parts = if own.is_some() { Parts::Leftover } else { Parts::Folder(files) };
+        let parts = if own.is_some() { Parts::Aside } else { Parts::Folder(files) };
         Some(Item { kind: StockKind::Bases, name, path: entry.path(), bytes, used, parts })
     };
     list(folder).filter_map(item).collect()
@@ -361,9 +358,38 @@ fn on_hub(cache: &Path) -> Vec<Item> {
     items
 }
 
-/// The name that a half-written file or folder was to have.
-fn written_as(name: &str) -> Option<&str> {
-    Some(name.strip_prefix('.')?.split_once(ASIDE)?.0)
+/// Removes what killed processes left half written, among the program's own names.
+fn clear_leftovers(folder: &Path) {
+    let Ok(cache) = Directory::open(folder) else { return };
+    let clear = |folder: &Directory, is_own: &dyn Fn(&str) -> bool| {
+        temporary::clear(folder, &|name| is_own_name(name) || written_as(name).is_some_and(is_own));
+    };
+    let folders_in = |folder: &Directory| -> Vec<Directory> {
+        folder.entries().unwrap_or_default().iter().filter_map(|name| folder.folder(name).ok()).collect()
+    };
+    if let Ok(bases) = cache.folder("bases") {
+        clear(&bases, &is_base);
+        for base in folders_in(&bases) {
+            let is_named = base.path().file_name().and_then(|name| name.to_str()).is_some_and(is_base);
+            if is_named {
+                clear(&base, &is_part);
+            }
+        }
+    }
+    if let Ok(data) = cache.folder("data") {
+        clear(&data, &is_drawn);
+    }
+    if let Ok(fingerprints) = cache.folder("fingerprints") {
+        clear(&fingerprints, &|name| is_hex(name, 64));
+    }
+    for kind in store::Kind::ALL {
+        let Ok(shelves) = cache.folder(kind.name()) else { continue };
+        for shelf in folders_in(&shelves) {
+            if shelf.path().file_name().and_then(|name| name.to_str()).is_some_and(|name| is_hex(name, 2)) {
+                clear(&shelf, &|name| is_hex(name, 62));
+            }
+        }
+    }
 }
 
 /// `SHAPE-HASH`, or the same with a seed behind it, perhaps with a vocabulary.

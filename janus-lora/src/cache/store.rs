@@ -16,7 +16,7 @@
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use fs_err as fs;
 
@@ -24,7 +24,9 @@ use super::error::CacheError;
 use super::key::{Digest, digest};
 use super::stock::{self, is_hex};
 use crate::base::cache_folder;
+use janus_core::directory::Directory;
 use janus_core::hub::HubOptions;
+use janus_core::temporary::TemporaryFile;
 
 /// The environment variable that sets the limit.
 pub const LIMIT_VARIABLE: &str = "JANUS_CACHE_LIMIT_BYTES";
@@ -35,12 +37,6 @@ const DEFAULT_LIMIT_BYTES: u64 = 20 << 30;
 const MAGIC: &[u8; 16] = b"janus-cache-one\n";
 const HEADER_BYTES: usize = MAGIC.len() + 32 + 8 + 32;
 
-/// What a killed run left half written is removed at this age.
-pub(super) const LEFTOVER_AGE: Duration = Duration::from_secs(3600);
-
-/// An entry is written as `.NAME` with this and something random behind it.
-const ASIDE: &str = ".tmp-";
-
 /// Kinds of entries: folders of the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -49,7 +45,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 2] = [Kind::Features, Kind::Codes];
+    pub(super) const ALL: [Kind; 2] = [Kind::Features, Kind::Codes];
 
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -260,13 +256,11 @@ impl Store {
 fn write(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
     fs::create_dir_all(folder)?;
-    let prefix = format!(".{}{ASIDE}", name.to_string_lossy());
-    let mut file = tempfile::Builder::new().prefix(&prefix).tempfile_in(folder)?;
+    let mut aside = TemporaryFile::create(&Directory::open(folder)?, name)?;
     for part in parts {
-        file.write_all(part)?;
+        aside.file().write_all(part)?;
     }
-    file.persist(path).map_err(|error| error.error)?;
-    Ok(())
+    aside.put(name)
 }
 
 /// What stands before a payload.
@@ -278,8 +272,7 @@ fn header(key: &Digest, payload: &[u8]) -> [u8; HEADER_BYTES] {
     header
 }
 
-/// Every file that looks like an entry, and nothing else that may lie in the folder; what was left half written long ago
-/// is removed.
+/// Every file that looks like an entry, and nothing else that may lie in the folder.
 pub(super) fn entries(folder: &Path) -> Vec<(Kind, Entry)> {
     let list = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten();
     let mut found = Vec::new();
@@ -292,13 +285,7 @@ pub(super) fn entries(folder: &Path) -> Vec<(Kind, Entry)> {
                 let Some(name) = file.file_name().to_str().map(str::to_owned) else { continue };
                 let Ok(about) = file.metadata() else { continue };
                 let (true, Ok(used)) = (about.is_file(), about.modified()) else { continue };
-                let leftover = name
-                    .strip_prefix('.')
-                    .and_then(|name| name.split_once(ASIDE))
-                    .is_some_and(|(name, _)| is_hex(name, 62));
-                if leftover && used.elapsed().is_ok_and(|age| age > LEFTOVER_AGE) {
-                    let _ = fs::remove_file(file.path());
-                } else if leftover || is_hex(&name, 62) {
+                if is_hex(&name, 62) {
                     found.push((kind, Entry { path: file.path(), bytes: about.len(), used }));
                 }
             }

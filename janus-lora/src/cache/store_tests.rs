@@ -130,7 +130,7 @@ fn what_is_not_an_entry_is_left_alone() {
         fs::write(folder.path().join(leftover), b"half").unwrap();
     }
     let file = fs::OpenOptions::new().write(true).open(folder.path().join(&old)).unwrap();
-    file.file().set_modified(SystemTime::now() - 2 * LEFTOVER_AGE).unwrap();
+    file.file().set_modified(SystemTime::now() - Duration::from_secs(25 * 3600)).unwrap();
     let store = store(folder.path(), 3 * ENTRY);
     for number in 0..10 {
         put(&store, number);

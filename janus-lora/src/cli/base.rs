@@ -6,7 +6,7 @@ use candle_core::DType;
 use clap::Subcommand;
 use janus_core::checkpoint::{WriteOptions, convert_checkpoint, init_checkpoint, write_tokenizer};
 use janus_core::config::{JanusConfig, Layout};
-use janus_core::output::{StagedFolder, require_new_folder};
+use janus_core::output::StagedFolder;
 use serde_json::json;
 
 use super::arguments::parse_dtype;
@@ -108,15 +108,14 @@ impl BaseCommand {
                 Ok(())
             }
             BaseCommand::Convert { base, layout, dtype, out } => {
-                require_new_folder(&out)?;
-                let base = Base::open(&base, &Terminal)?;
                 let staged = StagedFolder::create(&out)?;
+                let base = Base::open(&base, &Terminal)?;
                 let mut options = WriteOptions::new(layout);
                 if let Some(dtype) = dtype {
                     options = options.with_dtype(dtype);
                 }
                 let bar = Terminal.bytes("writing", 0);
-                let report = convert_checkpoint(base.checkpoint(), &options, staged.path(), &mut |done, total| {
+                let report = convert_checkpoint(base.checkpoint(), &options, staged.folder(), &mut |done, total| {
                     bar.set(done, total)
                 })?;
                 staged.commit()?;
@@ -132,9 +131,9 @@ impl BaseCommand {
                 let staged = StagedFolder::create(&out)?;
                 let bar = Terminal.bytes("drawing weights", 0);
                 let mut progress = |done, total| bar.set(done, total);
-                let report = init_checkpoint(&config, seed, dtype, staged.path(), layout, &mut progress)?;
+                let report = init_checkpoint(&config, seed, dtype, staged.folder(), layout, &mut progress)?;
                 if let Some(domain) = vocabulary {
-                    write_tokenizer(&config, &vocabulary_of(&config, &domain, seed)?, staged.path())?;
+                    write_tokenizer(&config, &vocabulary_of(&config, &domain, seed)?, staged.folder())?;
                 }
                 staged.commit()?;
                 bar.finish();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use candle_core::DType;
 use clap::Args;
 use janus_core::config::Layout;
-use janus_core::output::require_new_folder;
+use janus_core::output::StagedFolder;
 
 use super::arguments::{BaseArguments, DeviceArgument, parse_dtype};
 use super::out::done;
@@ -59,7 +59,8 @@ impl Merge {
     }
 
     pub(super) fn run(self) -> Result<()> {
-        require_new_folder(&self.out)?;
+        // Others that would merge to the same place are told at once, not when they come to write.
+        let out = StagedFolder::create(&self.out)?;
         if self.base.adapters.is_empty() {
             let message = "no adapter to merge".to_owned();
             return Err(Error::Usage {
@@ -70,7 +71,7 @@ impl Merge {
         let device = self.device.open()?;
         let (base, adapters) = self.base.open(&Terminal)?;
         let options = MergeOptions { dtype: self.dtype, layout: self.layout };
-        let done = merge(&base, &adapters, options, &device, &self.out, &Terminal)?;
+        let done = merge(&base, &adapters, options, &device, out, &Terminal)?;
         if done.total.is_swallowed() {
             Terminal.warn(&swallowed(&done.total));
         }

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use janus_core::output::require_file;
+use janus_core::directory::Directory;
+use janus_core::output::{require_below, require_file};
 use serde_json::json;
 
 use super::out::done;
@@ -11,7 +12,7 @@ use super::report;
 use super::sandbox::Writes;
 use crate::error::{Error, Result};
 use crate::report::expected::ExpectedCurve;
-use crate::report::write_report;
+use crate::report::{page, write_report};
 
 /// Write a run's report.html again, from its folder alone.
 #[derive(Debug, Args)]
@@ -43,8 +44,8 @@ impl RunReport {
 
     pub(super) fn run(self) -> Result<()> {
         let curve = self.curve.as_deref().map(require_file).transpose()?;
-        if self.folder.is_dir() {
-            require_file(&self.folder.join("report.html"))?;
+        if let Ok(run) = Directory::open(&self.folder) {
+            require_below(&run, page::FILE)?;
         }
         // Before anything is written: a run without losses has none.
         let curve = curve.map(|file| Ok::<_, Error>((ExpectedCurve::of_run(&self.folder)?, file))).transpose()?;

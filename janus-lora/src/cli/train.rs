@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use janus_core::directory::Directory;
 use serde_json::json;
 
 use super::arguments::DeviceArgument;
@@ -71,7 +72,8 @@ impl Train {
         if self.resume {
             self.refuse_elsewhere(&recipe.output.dir)?;
         }
-        let began = |dir: &Path| janus_core::input::read(dir, "recipe.toml", MAX_RECIPE_BYTES).ok()?;
+        let began =
+            |dir: &Path| janus_core::input::read(&Directory::open(dir).ok()?, "recipe.toml", MAX_RECIPE_BYTES).ok()?;
         let was = if self.resume { began(&recipe.output.dir) } else { None };
         let was = was.map(|was| String::from_utf8_lossy(&was).into_owned());
         if !was.as_deref().is_some_and(is_of_stored_pictures) {

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::Path;
 
-use janus_core::output::{OutputError, write_file};
+use janus_core::directory::Directory;
+use janus_core::output::{OutputError, write_below};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::reader::{MAX_IMAGE_BYTES, MAX_TEXT_BYTES};
@@ -363,12 +363,16 @@ impl Rejected {
     }
 }
 
-/// Writes `rejected.jsonl`: one object `{"file", "row_group", "row", "reason"}` a line, in the order given.
+/// Writes `rejected.jsonl` into a run folder: one object `{"file", "row_group", "row", "reason"}` a line, in the order given.
 ///
 /// # Errors
 /// The file cannot be written; it is then as it was.
-pub fn write_rejected<'a>(path: &Path, rows: impl IntoIterator<Item = &'a RejectedRow>) -> Result<(), OutputError> {
-    write_file(path, |out| {
+pub fn write_rejected<'a>(
+    folder: &Directory,
+    name: &str,
+    rows: impl IntoIterator<Item = &'a RejectedRow>,
+) -> Result<(), OutputError> {
+    write_below(folder, name, |out| {
         for row in rows {
             serde_json::to_writer(&mut *out, row)?;
             out.write_all(b"\n")?;
@@ -460,6 +464,7 @@ impl<'de> Deserialize<'de> for BadRowLimit {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::sync::Arc;
+    use std::path::Path;
 
     use super::*;
 
@@ -542,7 +547,7 @@ mod tests {
             row(5, RowFault::Null { column: "image".into() }),
             row(6, RowFault::TooElongated { column: "image".into(), width: 1, height: 20000 }),
         ];
-        write_rejected(&path, &rows).unwrap();
+        write_rejected(&Directory::open(folder.path()).unwrap(), "rejected.jsonl", &rows).unwrap();
         assert_eq!(
             std::fs::read_to_string(&path).unwrap(),
             "{\"file\":\"a.parquet\",\"row_group\":2,\"row\":5,\"reason\":\"`image` is null\"}\n\

@@ -20,7 +20,6 @@ mod fold;
 mod receipt;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
@@ -75,22 +74,21 @@ pub struct MergeReport {
     pub heads_left: Vec<String>,
 }
 
-/// Folds adapters, each with a factor on all that it shifts, into `base` and writes the result to `out`. The comparison
+/// Folds adapters, each with a factor on all that it shifts, into `base` and puts the result where `out` is to appear. The comparison
 /// runs on `device`.
 ///
 /// # Errors
-/// An output folder that is not empty, adapters that do not fit, [`MergeError`], or what reading and writing report;
+/// Adapters that do not fit, [`MergeError`], or what reading and writing report;
 /// nothing is written then.
 pub fn merge(
     base: &Base,
     adapters: &[(Adapter, f64)],
     options: MergeOptions,
     device: &Device,
-    out: &Path,
+    out: StagedFolder,
     status: &dyn Status,
 ) -> Result<MergeReport> {
     refuse_no_ops(adapters)?;
-    let staged = StagedFolder::create(out)?;
     let checkpoint = base.checkpoint();
     let terms = terms(adapters);
     let all_sites = sites(base.config());
@@ -122,7 +120,7 @@ pub fn merge(
         Ok(merged)
     };
     let bar = status.bytes("writing", 0);
-    let report = write_checkpoint::<Error>(checkpoint, &write, &mut transform, staged.path(), &mut |done, total| {
+    let report = write_checkpoint::<Error>(checkpoint, &write, &mut transform, out.folder(), &mut |done, total| {
         bar.set(done, total)
     })?;
     bar.finish();
@@ -131,14 +129,14 @@ pub fn merge(
         return Err(MergeError::NothingChanged { tensors: receipt.tensors.len() }.into());
     }
 
-    let merged = Base::open_folder(base.name(), staged.path())?;
+    let merged = Base::open_folder(base.name(), out.path())?;
     let values: u64 = checkpoint.tensors().map(|t| t.shape.iter().product::<usize>() as u64).sum();
     let bar = status.bytes("comparing", 2 * values * DType::F32.size_in_bytes() as u64);
     let subject = |name, base, adapters| Subject { name, base, adapters, device, bar: bar.as_ref() };
     let attached = subject("base + adapters", base, adapters).logits()?;
     let heads = check::compare(&attached, &subject("the merged checkpoint", &merged, &[]).logits()?);
     bar.finish();
-    staged.commit()?;
+    out.commit()?;
     Ok(MergeReport {
         changed_tensors: receipt.tensors.len(),
         bytes: report.bytes,

@@ -58,7 +58,7 @@ fn trained(base: &Base, size: f64) -> Adapter {
 }
 
 fn run(base: &Base, adapters: &[(Adapter, f64)], dtype: Option<DType>, out: &Path) -> Result<MergeReport> {
-    merge(base, adapters, MergeOptions { dtype, layout: None }, &Device::Cpu, out, &Silent)
+    merge(base, adapters, MergeOptions { dtype, layout: None }, &Device::Cpu, StagedFolder::create(out)?, &Silent)
 }
 
 /// Why these adapters are not merged; nothing is left of the output.

@@ -4,11 +4,13 @@
 //! masked CRC-32C of the data. The data is an `Event` message (`tensorflow/core/util/event.proto`) in the wire format of
 //! protocol buffers, of which only what is written here is encoded.
 
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use fs_err as fs;
+use janus_core::directory::Place;
 
 use super::ReportError;
 
@@ -34,7 +36,7 @@ pub enum Summary<'a> {
 #[derive(Debug)]
 pub struct EventFile {
     path: PathBuf,
-    file: fs::File,
+    file: File,
 }
 
 impl EventFile {
@@ -43,14 +45,17 @@ impl EventFile {
     ///
     /// # Errors
     /// The system's.
-    pub fn create(folder: &Path, first_step: u64) -> Result<Self, ReportError> {
+    pub fn create<'a>(folder: impl Into<Place<'a>>, first_step: u64) -> Result<Self, ReportError> {
+        let folder = folder.into();
+        let open = folder.open().map_err(|source| ReportError::Write { path: folder.path().to_path_buf(), source })?;
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let name = format!("events.out.tfevents.{seconds:010}.{}", host());
         let mut number = 0;
         loop {
             // Two files of one second: a run and one that goes on with it.
-            let path = folder.join(if number == 0 { name.clone() } else { format!("{name}.{number}") });
-            match fs::OpenOptions::new().write(true).create_new(true).open(&path) {
+            let name = if number == 0 { name.clone() } else { format!("{name}.{number}") };
+            let path = folder.path().join(&name);
+            match open.create_file(&name) {
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && number < 1000 => number += 1,
                 Err(source) => return Err(ReportError::Write { path, source }),
                 Ok(file) => {

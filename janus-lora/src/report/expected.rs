@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use janus_core::directory::Directory;
 use janus_core::input;
 use janus_core::output::write_file;
 use serde::{Deserialize, Serialize};
@@ -10,6 +11,7 @@ use serde_json::Value;
 
 use super::ReportError;
 use super::record::lines;
+use crate::train::metrics;
 
 /// Steps whose mean loss is compared.
 const WINDOW: u64 = 10;
@@ -116,10 +118,14 @@ const MAX_TABLES: usize = 64;
 
 /// The mean loss of each whole window of steps, by table.
 fn window_means(folder: &Path, window: u64) -> Result<BTreeMap<String, Vec<f64>>, ReportError> {
-    let path = folder.join("metrics.jsonl");
+    let path = folder.join(metrics::FILE);
+    let unreadable = |reason: String| ReportError::Curve { path: path.clone(), reason };
+    let run = Directory::open(folder).map_err(|error| unreadable(error.to_string()))?;
+    let opened = input::open_in(&run, metrics::FILE).map_err(|error| unreadable(error.to_string()))?;
+    let input::Opened { file, .. } = opened.ok_or_else(|| unreadable("it is not there".into()))?;
     let mut sums: BTreeMap<String, Vec<(f64, u64)>> = BTreeMap::new();
     let mut last = 0;
-    let told = lines(&path, &mut |line| {
+    let told = lines(file, &mut |line| {
         let Some(Ok(line)) = line.map(serde_json::from_slice::<Value>) else { return };
         let (Some(step), Some(losses)) = (line["step"].as_u64().filter(|step| *step > 0), line["losses"].as_object())
         else {
@@ -140,9 +146,9 @@ fn window_means(folder: &Path, window: u64) -> Result<BTreeMap<String, Vec<f64>>
             windows[number as usize].1 += 1;
         }
     });
-    told.map_err(|error| ReportError::Curve { path: path.clone(), reason: error.to_string() })?;
+    told.map_err(|error| unreadable(error.to_string()))?;
     if sums.is_empty() {
-        return Err(ReportError::Curve { path, reason: "it has no losses".into() });
+        return Err(unreadable("it has no losses".into()));
     }
     let whole = (last / window.max(1)) as usize;
     let mean = |(sum, count): (f64, u64)| sum / count.max(1) as f64;

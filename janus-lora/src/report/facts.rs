@@ -1,10 +1,10 @@
 //! `run.json`: what a run was made with, and its memory as predicted and as measured.
 
-use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use janus_core::directory::{Directory, Place};
 use janus_core::input;
-use janus_core::output::write_file;
+use janus_core::output::write_below;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -80,7 +80,7 @@ pub struct Left {
 
 impl Facts {
     /// Of this program on this machine, for a run in `folder` that starts after `first_step` steps.
-    pub fn new(folder: &Path, first_step: u64, base: &str, plan: &Plan, device: &candle_core::Device) -> Self {
+    pub fn new(folder: &Directory, first_step: u64, base: &str, plan: &Plan, device: &candle_core::Device) -> Self {
         let mut starts = if first_step > 0 { earlier_starts(folder) } else { Vec::new() };
         starts.push(Start { at: utc(SystemTime::now()), command: command::this(), after_step: first_step });
         if starts.len() > MAX_STARTS {
@@ -115,14 +115,15 @@ impl Facts {
     ///
     /// # Errors
     /// The system's.
-    pub fn write(&self, folder: &Path) -> Result<(), janus_core::output::OutputError> {
+    pub fn write(&self, folder: &Directory) -> Result<(), janus_core::output::OutputError> {
         let bytes = serde_json::to_vec_pretty(self).expect("facts are plain data");
-        write_file(&folder.join(FILE), |file| file.write_all(&bytes))
+        write_below(folder, FILE, |file| file.write_all(&bytes))
     }
 }
 
 /// The starts that the file of an earlier process tells; none where it cannot be read, for a run goes on without them.
-fn earlier_starts(folder: &Path) -> Vec<Start> {
+fn earlier_starts<'a>(folder: impl Into<Place<'a>>) -> Vec<Start> {
+    let folder = folder.into();
     let told = || {
         let bytes = input::read(folder, FILE, LIMIT_BYTES).ok()??;
         let facts: Value = serde_json::from_slice(&bytes).ok()?;

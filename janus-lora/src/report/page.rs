@@ -1,9 +1,10 @@
 //! `report.html`: one file that needs nothing else, made from a run folder alone.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use base64::Engine;
-use janus_core::output::write_file;
+use janus_core::directory::Place;
+use janus_core::output::write_below;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -19,6 +20,9 @@ use crate::status::duration;
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
+/// Its name in a run folder.
+pub const FILE: &str = "report.html";
+
 /// Charts of tables.
 const MAX_CHARTS: usize = 16;
 /// Tables that are named in the head.
@@ -28,12 +32,11 @@ const MAX_TABLES: usize = 6;
 ///
 /// # Errors
 /// No run there, or files that cannot be read or written.
-pub fn write_report(folder: &Path) -> Result<PathBuf> {
-    let record = Record::read(folder)?;
-    let path = folder.join("report.html");
+pub fn write_report<'a>(folder: impl Into<Place<'a>>) -> Result<PathBuf> {
+    let (record, folder) = Record::open(folder)?;
     let page = page(&record);
-    write_file(&path, |file| file.write_all(page.as_bytes()))?;
-    Ok(path)
+    write_below(&folder, FILE, |file| file.write_all(page.as_bytes()))?;
+    Ok(folder.path().join(FILE))
 }
 
 /// The page of a run.

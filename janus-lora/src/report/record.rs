@@ -1,10 +1,12 @@
 //! A run folder read back: everything the page shows, whatever state the run is in.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use image::RgbImage;
+use janus_core::directory::{Directory, Place};
 use janus_core::input::{self, InputError};
 use janus_core::processing::{Decoding, decode_image};
 use serde::Deserialize;
@@ -17,7 +19,7 @@ use crate::adapter::NOTE_FILE;
 use crate::recipe::{EarlyStopping, Goal};
 use crate::train::ending::Ending;
 use crate::train::guard::Best;
-use crate::train::metrics::{MAX_LINE_BYTES, MAX_METRICS_BYTES};
+use crate::train::metrics::{self, MAX_LINE_BYTES, MAX_METRICS_BYTES};
 
 /// Steps that are kept of a run, and losses, samples and evaluations of them; lines of more are passed over.
 const MAX_STEPS: usize = 1 << 22;
@@ -65,6 +67,8 @@ pub struct Evaluation {
 pub struct Record {
     /// The folder.
     pub folder: PathBuf,
+    /// The same, held open.
+    directory: Option<Directory>,
     /// The steps, in order.
     pub steps: Vec<Step>,
     /// Step and loss by table, in order.
@@ -94,21 +98,32 @@ impl Record {
     ///
     /// # Errors
     /// No metrics, or files that cannot be read.
-    pub fn read(folder: &Path) -> Result<Self, ReportError> {
-        let Some(path) = input::locate(folder, "metrics.jsonl")? else {
-            return Err(ReportError::NoRun { path: folder.to_path_buf() });
-        };
-        let mut record = Self { folder: folder.to_path_buf(), ..Self::default() };
+    pub fn read<'a>(folder: impl Into<Place<'a>>) -> Result<Self, ReportError> {
+        Self::open(folder).map(|(record, _)| record)
+    }
+
+    /// As [`Record::read`], with the folder held open.
+    ///
+    /// # Errors
+    /// As [`Record::read`].
+    pub fn open<'a>(folder: impl Into<Place<'a>>) -> Result<(Self, Directory), ReportError> {
+        let folder = folder.into();
+        let no_run = || ReportError::NoRun { path: folder.path().to_path_buf() };
+        let opened = folder.open().map_err(|_| no_run())?;
+        let folder = &opened;
+        let input::Opened { path, file } = input::open_in(folder, metrics::FILE)?.ok_or_else(no_run)?;
+        let mut record =
+            Self { folder: folder.path().to_path_buf(), directory: Some(folder.clone()), ..Self::default() };
         let failed = |source| ReportError::Read { path: path.clone(), source };
-        let bytes = path.metadata().map_err(failed)?.len();
+        let bytes = file.metadata().map_err(failed)?.len();
         if bytes > MAX_METRICS_BYTES {
             return Err(InputError::TooLarge { path, bytes, limit_bytes: MAX_METRICS_BYTES }.into());
         }
-        lines(&path, &mut |line| record.line(line)).map_err(failed)?;
+        lines(file, &mut |line| record.line(line)).map_err(failed)?;
         let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
-        if let Some(rejected) = input::locate(folder, "rejected.jsonl")? {
+        if let Some(input::Opened { path: rejected, file }) = input::open_in(folder, "rejected.jsonl")? {
             let failed = |source| ReportError::Read { path: rejected.clone(), source };
-            lines(&rejected, &mut |line| {
+            lines(file, &mut |line| {
                 let Some(Ok(line)) = line.map(serde_json::from_slice::<Value>) else { return };
                 let mut reason = general(line.get("reason").and_then(Value::as_str).unwrap_or("no reason given"));
                 if reasons.len() >= MAX_NAMES && !reasons.contains_key(&reason) {
@@ -128,7 +143,7 @@ impl Record {
             record.left = note.and_then(|note| record.left_before(note.get("metrics")?));
             record.rename_samples();
         }
-        Ok(record)
+        Ok((record, opened))
     }
 
     /// What a run left that ended before `run.json` told it: from the metrics in its adapter's note.
@@ -299,14 +314,14 @@ impl Record {
         if !Path::new(name).starts_with(samples::FOLDER) {
             return None;
         }
-        decode_image(&input::read(&self.folder, name, MAX_FILE_BYTES).ok()??, Decoding::default()).ok()
+        decode_image(&input::read(self.directory.as_ref()?, name, MAX_FILE_BYTES).ok()??, Decoding::default()).ok()
     }
 }
 
 /// Hands out the whole lines of a file, `None` for one that is too long. What stands behind the last line feed is being
 /// written, or was when the run was ended.
-pub(super) fn lines(path: &Path, take: &mut dyn FnMut(Option<&[u8]>)) -> std::io::Result<()> {
-    let mut reader = BufReader::with_capacity(1 << 16, input::open(path)?.take(MAX_METRICS_BYTES));
+pub(super) fn lines(file: File, take: &mut dyn FnMut(Option<&[u8]>)) -> std::io::Result<()> {
+    let mut reader = BufReader::with_capacity(1 << 16, file.take(MAX_METRICS_BYTES));
     let mut line = Vec::new();
     loop {
         line.clear();
@@ -326,7 +341,7 @@ pub(super) fn lines(path: &Path, take: &mut dyn FnMut(Option<&[u8]>)) -> std::io
 }
 
 /// A small text file of the run folder, `None` where there is none.
-fn text(folder: &Path, name: &str) -> Result<Option<String>, ReportError> {
+fn text(folder: &Directory, name: &str) -> Result<Option<String>, ReportError> {
     let bytes = input::read(folder, name, MAX_FILE_BYTES)?;
     Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
 }

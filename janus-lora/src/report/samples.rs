@@ -1,12 +1,12 @@
 //! Answers to and pictures of some rows to evaluate, the same each time: what the figures stand for.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::Arc;
 
 use image::RgbImage;
 use janus_core::Janus;
-use janus_core::output::write_file;
+use janus_core::directory::{About, Directory, Kind};
+use janus_core::output::{OutputError, write_below};
 use janus_core::pass::Pass;
 use janus_core::processing::{LOSSY_REACH, decode_mask};
 use janus_core::sample::generate_codes;
@@ -146,7 +146,7 @@ impl Sampler {
     pub fn sample(
         &self,
         stand: &Stand<'_>,
-        folder: &Path,
+        folder: &Directory,
         is_wanted: &dyn Fn(&str) -> bool,
         status: &dyn Status,
     ) -> Result<Vec<Sample>> {
@@ -157,7 +157,7 @@ impl Sampler {
             samples.extend(table.answers(model, base)?);
             let write = |row: usize, picture: &RgbImage| -> Result<String> {
                 let (name, bytes) = (format!("{FOLDER}/step-{step}/{number}-{row}.png"), png(picture)?);
-                write_file(&folder.join(&name), |file| file.write_all(&bytes))?;
+                write_below(folder, &name, |file| file.write_all(&bytes))?;
                 Ok(name)
             };
             let keep = |row: usize, picture: &RgbImage| keep_expected(folder, number, row, picture);
@@ -171,7 +171,7 @@ impl Sampler {
         }
         bar.finish();
         let list = serde_json::to_vec_pretty(&samples).expect("samples are plain data");
-        write_file(&folder.join(format!("{FOLDER}/step-{step}/samples.json")), |file| file.write_all(&list))?;
+        write_below(folder, format!("{FOLDER}/step-{step}/samples.json"), |file| file.write_all(&list))?;
         Ok(samples)
     }
 }
@@ -267,14 +267,14 @@ impl TableRows {
     }
 
     /// The row's own picture, kept once.
-    fn row_picture(&self, row: usize, folder: &Path, table: usize) -> Result<Option<String>> {
+    fn row_picture(&self, row: usize, folder: &Directory, table: usize) -> Result<Option<String>> {
         let own = self.rows.iter().find(|(number, _)| *number == row);
         let first = own.and_then(|(_, row)| row.images.values().flatten().next());
         first.map(|image| keep_picture(folder, &format!("{table}-{row}"), &*image.decode()?)).transpose()
     }
 
     /// The picture that a row's drawing is made from, kept once.
-    fn source_picture(&self, row: usize, folder: &Path, table: usize) -> Result<Option<String>> {
+    fn source_picture(&self, row: usize, folder: &Directory, table: usize) -> Result<Option<String>> {
         let own = self.rows.iter().find(|(number, _)| *number == row);
         let source = own.and_then(|(_, row)| row.image("source"));
         source.map(|image| keep_picture(folder, &format!("{table}-{row}-source"), &*image.decode()?)).transpose()
@@ -282,25 +282,26 @@ impl TableRows {
 }
 
 /// Writes a picture of a row, once, and small; its name in the run folder.
-fn keep_picture(folder: &Path, name: &str, picture: &RgbImage) -> Result<String> {
+fn keep_picture(folder: &Directory, name: &str, picture: &RgbImage) -> Result<String> {
     let small = thumbnail(picture, ROW_SIDE)?;
     let name = format!("{FOLDER}/rows/{name}.{}", if small.kind == "image/png" { "png" } else { "jpg" });
-    let path = folder.join(&name);
-    if !path.exists() {
-        write_file(&path, |file| file.write_all(&small.bytes))?;
-    }
+    keep(folder, &name, &small.bytes)?;
     Ok(name)
 }
 
 /// Writes what is expected of a row, once, as large as what was found is drawn; its name in the run folder.
-fn keep_expected(folder: &Path, table: usize, row: usize, picture: &RgbImage) -> Result<String> {
+fn keep_expected(folder: &Directory, table: usize, row: usize, picture: &RgbImage) -> Result<String> {
     let name = format!("{FOLDER}/rows/{table}-{row}-expected.png");
-    let path = folder.join(&name);
-    if !path.exists() {
-        let bytes = png(picture)?;
-        write_file(&path, |file| file.write_all(&bytes))?;
-    }
+    keep(folder, &name, &png(picture)?)?;
     Ok(name)
+}
+
+/// Writes a file that is not there yet.
+fn keep(folder: &Directory, name: &str, bytes: &[u8]) -> Result<(), OutputError> {
+    match folder.about(name) {
+        Ok(Some(About { kind: Kind::File, .. })) => Ok(()),
+        _ => write_below(folder, name, |file| file.write_all(bytes)),
+    }
 }
 
 /// The share of a row's mask that is not ground.

@@ -1,9 +1,9 @@
 //! What stands beside the loop and is told of everything.
 
-use std::path::{Path, PathBuf};
+use std::io::Read;
 
 use candle_core::Device;
-use janus_core::input;
+use janus_core::directory::Directory;
 use janus_core::processing::{Decoding, decode_image};
 use serde_json::json;
 
@@ -30,7 +30,7 @@ const EVENT_SIDE: u32 = 256;
 /// A view must not end a run: where event files or the report cannot be written, that is a warning.
 #[derive(Debug)]
 pub struct Sight {
-    folder: PathBuf,
+    folder: Directory,
     facts: Facts,
     events: Option<EventFile>,
     sampler: Sampler,
@@ -42,7 +42,7 @@ impl Sight {
     /// # Errors
     /// Rows to sample that cannot be read, or `run.json` that cannot be written.
     pub fn open(
-        folder: &Path,
+        folder: &Directory,
         recipe: &Recipe,
         plan: &Plan,
         tables: &[RecipeTable],
@@ -52,12 +52,8 @@ impl Sight {
     ) -> Result<Self> {
         let facts = Facts::new(folder, first_step, &recipe.base.path, plan, device);
         facts.write(folder)?;
-        let mut sight = Self {
-            folder: folder.to_path_buf(),
-            facts,
-            events: None,
-            sampler: Sampler::new(tables, recipe.train.seed)?,
-        };
+        let mut sight =
+            Self { folder: folder.clone(), facts, events: None, sampler: Sampler::new(tables, recipe.train.seed)? };
         match EventFile::create(folder, first_step) {
             Ok(events) => sight.events = Some(events),
             Err(error) => sight.give_up_events(&error, status),
@@ -123,7 +119,8 @@ impl Sight {
 
     fn sampled(&mut self, step: u64, samples: &[Sample], status: &dyn Status) {
         let picture = |name: &String| -> Option<Encoded> {
-            let bytes = input::read(&self.folder, name, MAX_FILE_BYTES).ok()??;
+            let mut bytes = Vec::new();
+            self.folder.open_file(name).ok()?.take(MAX_FILE_BYTES).read_to_end(&mut bytes).ok()?;
             thumbnail(&decode_image(&bytes, Decoding::default()).ok()?, EVENT_SIDE).ok()
         };
         let shown: Vec<(String, Option<Encoded>, String)> = samples

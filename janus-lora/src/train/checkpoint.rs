@@ -12,12 +12,12 @@
 //! there is no generator's state either.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use fs_err as fs;
-use janus_core::input;
-use janus_core::output::{StagedFolder, write_file};
+use janus_core::directory::{Directory, Place, is_of_link};
+use janus_core::output::{StagedFolder, write_below};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -79,7 +79,7 @@ impl State {
 #[derive(Debug)]
 pub struct Checkpoint {
     /// Its folder.
-    pub folder: PathBuf,
+    pub folder: Directory,
     /// What it knows beside tensors.
     pub state: State,
 }
@@ -90,14 +90,18 @@ pub fn folder_of(run: &Path, step: u64) -> PathBuf {
 }
 
 /// Steps of all checkpoints in a run folder, whole or not, rising.
-pub fn steps(run: &Path) -> Vec<u64> {
-    let entries = fs::read_dir(run.join(FOLDER)).into_iter().flatten().flatten();
-    let step = |name: String| {
+pub fn steps<'a>(run: impl Into<Place<'a>>) -> Vec<u64> {
+    let all = run.into().open().and_then(|run| run.folder(FOLDER));
+    all.map(|all| steps_in(&all)).unwrap_or_default()
+}
+
+fn steps_in(all: &Directory) -> Vec<u64> {
+    let step = |name: &str| {
         let digits = name.strip_prefix(PREFIX)?;
         digits.parse().ok().filter(|step: &u64| step.to_string() == digits)
     };
-    let mut steps: Vec<u64> =
-        entries.filter_map(|entry| step(entry.file_name().to_string_lossy().into_owned())).collect();
+    let names = all.entries().unwrap_or_default();
+    let mut steps: Vec<u64> = names.iter().filter_map(|name| step(name.to_str()?)).collect();
     steps.sort_unstable();
     steps
 }
@@ -105,40 +109,42 @@ pub fn steps(run: &Path) -> Vec<u64> {
 /// Writes a checkpoint; one of the same step is replaced.
 ///
 /// # Errors
-/// The system's; no part of the checkpoint is there then.
-pub fn write(run: &Path, state: &State, adapter: &Adapter, stepper: &Stepper) -> Result<PathBuf> {
-    require_own_folder(run)?;
-    let target = folder_of(run, state.step);
-    if target.exists() {
-        remove(&target).map_err(|source| TrainError::Write { path: target.clone(), source })?;
-    }
-    let staged = StagedFolder::create(&target)?;
+/// The system's, or a link in the place of the folder of all; no part of the checkpoint is there then.
+pub fn write(run: &Directory, state: &State, adapter: &Adapter, stepper: &Stepper) -> Result<PathBuf> {
+    let all = run.make_folder(FOLDER).map_err(|source| failed(run, FOLDER.into(), source))?;
+    let name = format!("{PREFIX}{}", state.step);
+    let target = all.path().join(&name);
     let failed = |source| TrainError::Write { path: target.clone(), source };
-    adapter.write(staged.path())?;
-    moments::write(staged.path(), stepper).map_err(failed)?;
+    if all.about(&name).map_err(failed)?.is_some() {
+        remove(&all, &name).map_err(failed)?;
+    }
+    let staged = StagedFolder::below(&all, &name)?;
+    let folder = staged.folder();
+    adapter.write(folder)?;
+    moments::write(folder, stepper)?;
     let mut checksums = BTreeMap::new();
     let mut lengths = BTreeMap::new();
-    for entry in fs::read_dir(staged.path()).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        lengths.insert(name.clone(), entry.metadata().map_err(failed)?.len());
-        checksums.insert(name, sha256(&entry.path(), false).map_err(failed)?);
+    for name in folder.entries().map_err(failed)? {
+        let file = folder.open_file(&name).map_err(failed)?;
+        let (name, bytes) = (name.to_string_lossy().into_owned(), file.metadata().map_err(failed)?.len());
+        lengths.insert(name.clone(), bytes);
+        checksums.insert(name, sha256(file, false).map_err(failed)?);
     }
     let text = serde_json::to_vec(&State { lengths, ..state.clone() }).map_err(|e| failed(e.into()))?;
-    write_file(&staged.path().join(STATE_FILE), |file| file.write_all(&text))?;
+    write_below(folder, STATE_FILE, |file| file.write_all(&text))?;
     checksums.insert(STATE_FILE.to_owned(), hex(&Sha256::digest(&text)));
     let text = serde_json::to_vec_pretty(&checksums).map_err(|e| failed(e.into()))?;
-    write_file(&staged.path().join(CHECKSUMS_FILE), |file| file.write_all(&text))?;
+    write_below(folder, CHECKSUMS_FILE, |file| file.write_all(&text))?;
     staged.commit()?;
     Ok(target)
 }
 
-/// A link that was put in the place of the folder during a run would lead elsewhere what is written and removed.
-fn require_own_folder(run: &Path) -> Result<()> {
-    let link = run.join(FOLDER);
-    match fs::symlink_metadata(&link) {
-        Ok(found) if found.is_symlink() => Err(TrainError::Link { folder: run.to_path_buf(), link }.into()),
-        _ => Ok(()),
+/// What keeps a run from writing to a name in its folder.
+pub(super) fn failed(run: &Directory, name: PathBuf, source: io::Error) -> TrainError {
+    let path = run.path().join(name);
+    match is_of_link(&source) {
+        true => TrainError::Link { folder: run.path().to_path_buf(), link: path },
+        false => TrainError::Write { path, source },
     }
 }
 
@@ -146,40 +152,37 @@ fn require_own_folder(run: &Path) -> Result<()> {
 /// `step`, which a damaged later one may be.
 ///
 /// # Errors
-/// The system's.
-pub fn prune(run: &Path, step: u64, keep: u64) -> Result<()> {
-    require_own_folder(run)?;
-    let all = steps(run);
+/// The system's, or a link in the place of the folder of all.
+pub fn prune(run: &Directory, step: u64, keep: u64) -> Result<()> {
+    let folder = run.folder(FOLDER).map_err(|source| failed(run, FOLDER.into(), source))?;
+    let all = steps_in(&folder);
     let last: Vec<u64> =
         all.iter().rev().copied().filter(|s| *s <= step).take(usize::try_from(keep).unwrap_or(usize::MAX)).collect();
-    let best = |step: &u64| read_state(&folder_of(run, *step)).ok()?.progress.best.map(|best| best.step);
+    let best = |step: &u64| {
+        let of_step = folder.folder(format!("{PREFIX}{step}")).ok()?;
+        read_state(&of_step).ok()?.progress.best.map(|best| best.step)
+    };
     let best: Vec<u64> = last.iter().filter_map(best).collect();
     for gone in all.iter().filter(|step| !last.contains(step) && !best.contains(step)) {
-        let folder = folder_of(run, *gone);
-        remove(&folder).map_err(|source| TrainError::Write { path: folder, source })?;
+        let name = format!("{PREFIX}{gone}");
+        remove(&folder, &name).map_err(|source| TrainError::Write { path: folder.path().join(&name), source })?;
     }
     Ok(())
 }
 
 /// Removes a checkpoint: first its name, so that it is never seen in part.
-fn remove(folder: &Path) -> io::Result<()> {
-    let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let aside = folder.with_file_name(format!(".{name}.tmp-removed"));
-    if aside.exists() {
-        fs::remove_dir_all(&aside)?;
-    }
-    fs::rename(folder, &aside)?;
-    match fs::symlink_metadata(&aside)?.is_dir() {
-        true => fs::remove_dir_all(&aside),
-        false => fs::remove_file(&aside),
-    }
+fn remove(all: &Directory, name: &str) -> io::Result<()> {
+    let aside = format!(".{name}.tmp-removed");
+    all.remove_all(&aside)?;
+    all.rename(name, all, &aside)?;
+    all.remove_all(&aside)
 }
 
 /// The newest whole checkpoint of a run; a damaged one is told and passed over.
 ///
 /// # Errors
 /// [`TrainError::NoWholeCheckpoint`] where there are checkpoints and none is whole.
-pub fn newest(run: &Path, status: &dyn Status) -> Result<Option<Checkpoint>> {
+pub fn newest(run: &Directory, status: &dyn Status) -> Result<Option<Checkpoint>> {
     let steps = steps(run);
     let mut newest = None;
     for step in steps.iter().rev() {
@@ -195,7 +198,7 @@ pub fn newest(run: &Path, status: &dyn Status) -> Result<Option<Checkpoint>> {
     match newest {
         None => Ok(None),
         Some(error) => {
-            let (folder, count, source) = (run.join(FOLDER), steps.len(), Box::new(error.into()));
+            let (folder, count, source) = (run.path().join(FOLDER), steps.len(), Box::new(error.into()));
             Err(TrainError::NoWholeCheckpoint { folder, count, source }.into())
         }
     }
@@ -205,9 +208,11 @@ pub fn newest(run: &Path, status: &dyn Status) -> Result<Option<Checkpoint>> {
 ///
 /// # Errors
 /// [`TrainError::Checkpoint`] with what is wrong; [`TrainError::Stopped`] where a signal comes.
-pub fn open(run: &Path, step: u64) -> Result<Checkpoint, TrainError> {
-    let folder = folder_of(run, step);
-    let broken = |problem: String| TrainError::Checkpoint { folder: folder.clone(), problem };
+pub fn open(run: &Directory, step: u64) -> Result<Checkpoint, TrainError> {
+    let path = folder_of(run.path(), step);
+    let broken = |problem: String| TrainError::Checkpoint { folder: path.clone(), problem };
+    let folder = run.folder(FOLDER).and_then(|all| all.folder(format!("{PREFIX}{step}")));
+    let folder = folder.map_err(|e| broken(e.to_string()))?;
     let text = read_json(&folder, CHECKSUMS_FILE).map_err(broken)?;
     let checksums: BTreeMap<String, String> =
         serde_json::from_str(&text).map_err(|e| broken(format!("`{CHECKSUMS_FILE}`: {e}")))?;
@@ -235,10 +240,11 @@ pub fn open(run: &Path, step: u64) -> Result<Checkpoint, TrainError> {
 }
 
 /// Compares a file of a checkpoint with its checksum, if it is as long as it was; without a length with what it can be at most.
-fn compare(folder: &Path, name: &str, expected: &str, length: Option<u64>) -> Result<(), TrainError> {
-    let broken = |problem: String| TrainError::Checkpoint { folder: folder.to_path_buf(), problem };
-    let (path, told) = (folder.join(name), |e: io::Error| broken(e.to_string()));
-    let bytes = fs::metadata(&path).map_err(told)?.len();
+fn compare(folder: &Directory, name: &str, expected: &str, length: Option<u64>) -> Result<(), TrainError> {
+    let broken = |problem: String| TrainError::Checkpoint { folder: folder.path().to_path_buf(), problem };
+    let told = |e: io::Error| broken(e.to_string());
+    let file = folder.open_file(name).map_err(told)?;
+    let bytes = file.metadata().map_err(told)?.len();
     match length {
         Some(length) if bytes != length => {
             return Err(broken(format!("`{name}` has {bytes} bytes, expected {length}")));
@@ -248,7 +254,7 @@ fn compare(folder: &Path, name: &str, expected: &str, length: Option<u64>) -> Re
         }
         _ => {}
     }
-    let got = sha256(&path, true);
+    let got = sha256(file, true);
     signals::check()?;
     match got.map_err(told)? {
         got if got == expected => Ok(()),
@@ -256,7 +262,7 @@ fn compare(folder: &Path, name: &str, expected: &str, length: Option<u64>) -> Re
     }
 }
 
-fn read_state(folder: &Path) -> Result<State, String> {
+fn read_state(folder: &Directory) -> Result<State, String> {
     let text = read_json(folder, STATE_FILE)?;
     let told = |e: serde_json::Error| format!("`{STATE_FILE}`: {e}");
     // The version alone first: what else another version holds may be of other types.
@@ -271,16 +277,15 @@ fn read_state(folder: &Path) -> Result<State, String> {
     serde_json::from_str(&text).map_err(told)
 }
 
-fn read_json(folder: &Path, name: &str) -> Result<String, String> {
+fn read_json(folder: &Directory, name: &str) -> Result<String, String> {
     let mut text = String::new();
-    let file = input::open(&folder.join(name)).map_err(|e| e.to_string())?;
+    let file = folder.open_file(name).map_err(|e| format!("`{name}`: {e}"))?;
     file.take(JSON_LIMIT_BYTES).read_to_string(&mut text).map_err(|e| format!("`{name}`: {e}"))?;
     Ok(text)
 }
 
 /// SHA-256 of a file, hexadecimal; `stops`: a signal ends it.
-fn sha256(path: &Path, stops: bool) -> io::Result<String> {
-    let mut file = input::open(path)?;
+fn sha256(mut file: File, stops: bool) -> io::Result<String> {
     let mut hasher = Sha256::new();
     let mut piece = vec![0; 1 << 20];
     loop {
@@ -321,12 +326,14 @@ impl Checkpoint {
 
     /// The checkpoint cannot be used, for this reason.
     pub fn unusable(&self, problem: String) -> crate::error::Error {
-        TrainError::Checkpoint { folder: self.folder.clone(), problem }.into()
+        TrainError::Checkpoint { folder: self.folder.path().to_path_buf(), problem }.into()
     }
 }
 
 #[cfg(all(test, unix))]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::error::Error;
 
@@ -339,13 +346,14 @@ mod tests {
         }
         fs::create_dir_all(&run).unwrap();
         std::os::unix::fs::symlink(&victim, run.join(FOLDER)).unwrap();
-        let refused = prune(&run, 5, 1);
+        let open = Directory::open(&run).unwrap();
+        let refused = prune(&open, 5, 1);
         assert!(matches!(refused, Err(Error::Train(TrainError::Link { ref link, .. })) if *link == run.join(FOLDER)));
         assert_eq!(fs::read_dir(&victim).unwrap().count(), 5);
         // A folder of one's own is pruned.
         fs::remove_file(run.join(FOLDER)).unwrap();
         fs::rename(&victim, run.join(FOLDER)).unwrap();
-        prune(&run, 5, 1).unwrap();
+        prune(&open, 5, 1).unwrap();
         assert_eq!(steps(&run), [5]);
     }
 }

@@ -151,12 +151,18 @@ pub enum TrainError {
         folder: PathBuf,
     },
     /// A run folder to resume in with a link that leads out of it.
-    #[error("`{}` is a link that leads out of the run folder `{}`, or to nothing", link.display(), folder.display())]
+    #[error("`{}` is a link that leads out of the run folder `{}`, to nothing, or past a file of the run", link.display(), folder.display())]
     Link {
         /// The folder.
         folder: PathBuf,
         /// The link.
         link: PathBuf,
+    },
+    /// A run folder that every user may write to.
+    #[error("every user may write to the run folder `{}`", folder.display())]
+    WorldWritable {
+        /// The folder.
+        folder: PathBuf,
     },
     /// Another process works in the run folder.
     #[error("another process is at work in `{}`", folder.display())]
@@ -379,6 +385,9 @@ impl Diagnose for TrainError {
             }
             TrainError::NotARun { .. } => vec!["choose the folder of the run, or a new one".into()],
             TrainError::Link { .. } => vec!["put the file or folder itself there, or remove the link".into()],
+            TrainError::WorldWritable { folder } => {
+                vec![format!("`chmod o-w {}` keeps others from changing what the run goes on with", shell_word(folder))]
+            }
             TrainError::Busy { .. } => vec!["wait for its end, or choose another `output.dir`".into()],
             TrainError::OtherRun { instead, .. } if !instead.is_empty() => instead.clone(),
             TrainError::OtherRun { .. } => {

@@ -1,8 +1,7 @@
 //! What a run writes while it goes on.
 
-use std::path::{Path, PathBuf};
-
-use janus_core::output::write_file;
+use janus_core::directory::Directory;
+use janus_core::output::write_below;
 use serde_json::Value;
 
 use super::metrics::MetricsFile;
@@ -19,7 +18,7 @@ pub(super) const RECIPE_FILE: &str = "recipe.toml";
 /// Files of the run folder beside checkpoints and adapter.
 pub(super) struct RunFiles {
     pub(super) metrics: MetricsFile,
-    folder: PathBuf,
+    folder: Directory,
     curves: Vec<Curve>,
     /// Step and epoch of the last line of a step that was there.
     pub(super) last_epoch: Option<(u64, f64)>,
@@ -29,14 +28,14 @@ impl RunFiles {
     /// Writes the resolved recipe and the rows left out, and opens the metrics after their first `metrics_bytes`, what came
     /// later being cut off; lines before that are gone through again for the curves.
     pub(super) fn open(
-        folder: &Path,
+        folder: &Directory,
         recipe: &Recipe,
         tables: &[RecipeTable],
         metrics_bytes: u64,
     ) -> Result<(Self, bool)> {
-        write_file(&folder.join(RECIPE_FILE), |file| file.write_all(to_toml(recipe).as_bytes()))?;
+        write_below(folder, RECIPE_FILE, |file| file.write_all(to_toml(recipe).as_bytes()))?;
         let sources = tables.iter().flat_map(|table| std::iter::once(&table.train).chain(&table.eval));
-        write_rejected(&folder.join("rejected.jsonl"), sources.flat_map(|source| source.index.rejected()))?;
+        write_rejected(folder, "rejected.jsonl", sources.flat_map(|source| source.index.rejected()))?;
         let curve = |table: &RecipeTable| Curve { name: table.section.name.clone(), ..Curve::default() };
         let mut curves: Vec<Curve> = tables.iter().map(curve).collect();
         let mut last_epoch = None;
@@ -45,7 +44,7 @@ impl RunFiles {
             last_epoch = line.get("step").and_then(Value::as_u64).zip(number("epoch")).or(last_epoch);
             replay(&mut curves, line);
         })?;
-        Ok((Self { metrics, folder: folder.to_path_buf(), curves, last_epoch }, whole))
+        Ok((Self { metrics, folder: folder.clone(), curves, last_epoch }, whole))
     }
 
     pub(super) fn stepped(&mut self, step: u64, losses: &[Option<f64>]) {
@@ -66,7 +65,7 @@ impl RunFiles {
     /// Draws what is drawn at the end; the adapter is that of `adapter_step`.
     pub(super) fn finish(&mut self, adapter_step: u64) -> Result<()> {
         self.sync()?;
-        loss_plot(&self.curves, adapter_step, &self.folder.join("loss.png"))
+        loss_plot(&self.curves, adapter_step, &self.folder, "loss.png")
     }
 }
 

@@ -3,17 +3,16 @@
 //! `.lock` marks a folder as a run's and carries the lock, which the system releases with the process that holds it.
 //! `adapter_model.safetensors` is the last file that a run writes: where it lies, the run is over.
 
-use std::fs::TryLockError;
+use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use fs_err as fs;
-use janus_core::input;
-use janus_core::output::{OutputError, require_new_folder};
+use janus_core::directory::{About, Directory, Kind, Place};
+use janus_core::output::{OutputError, StagedFolder};
+use janus_core::{input, temporary};
 
 use super::TrainError;
 use super::checkpoint;
-use super::metrics::require_regular;
 use crate::adapter::WEIGHTS_FILE;
 use crate::error::Result;
 use crate::report::samples;
@@ -23,27 +22,36 @@ const LOCK_FILE: &str = ".lock";
 /// What stands in it.
 const MARK: &[u8] = b"janus run\n";
 
+/// Rights of a run folder, before the user's umask takes some away: never such that all users may write to it.
+#[cfg(unix)]
+const MODE: u32 = 0o775;
+
 /// The folder of one run.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
     resumed: bool,
+    /// The folder, once it is there: whatever becomes of its path, the run works in it.
+    directory: Option<Directory>,
+    /// Keeps others from beginning the same run until there is a lock to hold.
+    claim: Option<StagedFolder>,
     /// Held while this value lives.
-    lock: Option<fs::File>,
+    lock: Option<File>,
     locked: bool,
 }
 
 impl RunFolder {
-    /// A folder that is new or empty. Nothing is made yet.
+    /// A folder that is new or empty. Nothing is made yet but a temporary folder that keeps other runs out of it.
     ///
     /// # Errors
-    /// There is something in it; [`TrainError::RunExists`] where that is a run.
+    /// There is something in it; [`TrainError::RunExists`] where that is a run, [`TrainError::Busy`] where another process has
+    /// begun one, [`TrainError::WorldWritable`] where every user may write to it.
     pub fn fresh(path: &Path) -> Result<Self> {
-        match require_new_folder(path) {
+        match StagedFolder::create(path) {
             Err(OutputError::NotEmpty { .. }) if is_run(path) => {
                 Err(TrainError::RunExists { folder: path.to_path_buf() }.into())
             }
-            new => Ok(new.map(|()| Self { path: path.to_path_buf(), resumed: false, lock: None, locked: false })?),
+            new => Self::claimed(path, new),
         }
     }
 
@@ -51,26 +59,51 @@ impl RunFolder {
     ///
     /// # Errors
     /// [`TrainError::NotARun`] for a folder of something else, [`TrainError::Link`] for one with a link that leads out of
-    /// it, [`TrainError::Busy`] where another process holds it.
+    /// it, [`TrainError::Busy`] where another process holds it, [`TrainError::WorldWritable`] where every user may write to it.
     pub fn resume(path: &Path) -> Result<Self> {
-        match require_new_folder(path) {
+        match StagedFolder::create(path) {
             Err(OutputError::NotEmpty { .. }) if is_run(path) => {
-                let mut folder = Self { path: path.to_path_buf(), resumed: true, lock: None, locked: false };
+                let mut folder = Self::new(path, true);
+                let directory = Directory::open(path).map_err(|source| folder.failed(source))?;
+                require_private(&directory)?;
                 // A run appends to its files and removes its checkpoints: not through links that lead elsewhere.
                 if let Some(link) = input::stray_link(path).map_err(|source| folder.failed(source))? {
                     return Err(TrainError::Link { folder: path.to_path_buf(), link }.into());
                 }
-                folder.take_lock()?;
+                folder.take_lock(directory)?;
                 Ok(folder)
             }
             Err(OutputError::NotEmpty { .. }) => Err(TrainError::NotARun { folder: path.to_path_buf() }.into()),
-            new => Ok(new.map(|()| Self { path: path.to_path_buf(), resumed: false, lock: None, locked: false })?),
+            new => Self::claimed(path, new),
         }
+    }
+
+    fn new(path: &Path, resumed: bool) -> Self {
+        Self { path: path.to_path_buf(), resumed, directory: None, claim: None, lock: None, locked: false }
+    }
+
+    fn claimed(path: &Path, claim: std::result::Result<StagedFolder, OutputError>) -> Result<Self> {
+        let claim = claim.map_err(|error| match error {
+            OutputError::Busy { path } => TrainError::Busy { folder: path }.into(),
+            other => crate::error::Error::from(other),
+        })?;
+        if let Ok(directory) = Directory::open(path) {
+            require_private(&directory)?;
+        }
+        Ok(Self { claim: Some(claim), ..Self::new(path, false) })
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The folder, held open.
+    ///
+    /// # Panics
+    /// A new folder that was not claimed.
+    pub fn directory(&self) -> &Directory {
+        self.directory.as_ref().expect("a run works in a folder that it has claimed")
     }
 
     /// Whether a run was in it before.
@@ -83,21 +116,43 @@ impl RunFolder {
         self.locked
     }
 
+    /// What is to be known of the claimed folder, and does not keep the run from going on.
+    pub fn remarks(&self) -> Vec<String> {
+        let (path, mut remarks) = (self.path.display(), Vec::new());
+        if !self.locked {
+            remarks.push(format!("the file system of `{path}` knows no locks: nothing keeps a second run out of it"));
+        }
+        let about = self.directory.as_ref().and_then(|directory| directory.about_itself().ok());
+        if about.is_some_and(|about| !about.is_own) {
+            remarks.push(format!("the run folder `{path}` belongs to another user, who may change what is in it"));
+        }
+        if about.is_some_and(|about| about.is_for_all) {
+            remarks.push(format!("the file system of `{path}` keeps no rights: every user may change what is in it"));
+        }
+        remarks
+    }
+
     /// Makes the folder where it is new, locks and marks it; takes away what an earlier process left half written.
     ///
     /// # Errors
     /// Another process was faster, or the system's.
     pub fn claim(&mut self) -> Result<()> {
         if self.lock.is_none() {
-            fs::create_dir_all(&self.path).map_err(|source| self.failed(source))?;
-            self.take_lock()?;
-            let only_ours = entries(&self.path).map_err(|source| self.failed(source))?;
+            let mut builder = DirBuilder::new();
+            builder.recursive(true);
+            #[cfg(unix)]
+            std::os::unix::fs::DirBuilderExt::mode(&mut builder, MODE);
+            let made = builder.create(&self.path).and_then(|()| Directory::open(&self.path));
+            self.take_lock(made.map_err(|source| self.failed(source))?)?;
+            // The lock keeps others out from here on.
+            self.claim = None;
+            let only_ours = self.directory().entries().map_err(|source| self.failed(source))?;
             if only_ours.iter().any(|name| name != LOCK_FILE) {
                 return Err(OutputError::NotEmpty { path: self.path.clone() }.into());
             }
         }
         self.mark().map_err(|source| self.failed(source))?;
-        remove_leftovers(&self.path).map_err(|source| self.failed(source))
+        remove_leftovers(self.directory()).map_err(|source| self.failed(source))
     }
 
     /// Takes the finished adapter away, for the run that it was the end of goes on: the last checkpoint holds it, too.
@@ -105,7 +160,7 @@ impl RunFolder {
     /// # Errors
     /// The system's.
     pub fn reopen(&self) -> Result<()> {
-        match fs::remove_file(self.path.join(WEIGHTS_FILE)) {
+        match self.directory().remove_file(WEIGHTS_FILE) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.failed(error)),
             _ => Ok(()),
         }
@@ -115,17 +170,15 @@ impl RunFolder {
         TrainError::Write { path: self.path.clone(), source }.into()
     }
 
-    fn take_lock(&mut self) -> Result<()> {
-        let path = self.path.join(LOCK_FILE);
-        require_regular(&path).map_err(|source| TrainError::Write { path: path.clone(), source })?;
-        let opened = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
-        let file = opened.map_err(|source| self.failed(source))?;
+    fn take_lock(&mut self, directory: Directory) -> Result<()> {
+        let opened = directory.update_file(LOCK_FILE);
+        let file = opened.map_err(|source| checkpoint::failed(&directory, LOCK_FILE.into(), source))?;
         self.locked = match file.try_lock() {
             Ok(()) => true,
             Err(TryLockError::WouldBlock) => return Err(TrainError::Busy { folder: self.path.clone() }.into()),
             Err(TryLockError::Error(_)) => false,
         };
-        self.lock = Some(file);
+        (self.lock, self.directory) = (Some(file), Some(directory));
         Ok(())
     }
 
@@ -140,45 +193,66 @@ impl RunFolder {
     }
 }
 
+/// Refuses a folder that every user may write to: whatever is in it, none of it need be this run's. A file system that keeps no
+/// rights says so of everything, and of that nothing can be learnt.
+fn require_private(directory: &Directory) -> Result<()> {
+    const PROBE: &str = ".rights.tmp-janus-probe";
+    let is_for_all = |about: io::Result<About>| about.is_ok_and(|about| about.is_for_all);
+    if !is_for_all(directory.about_itself()) {
+        return Ok(());
+    }
+    let keeps_rights = match directory.create_folder(PROBE, 0o700) {
+        Ok(()) => {
+            let probe = directory.folder(PROBE).and_then(|probe| probe.about_itself());
+            let _ = directory.remove_all(PROBE);
+            !is_for_all(probe)
+        }
+        Err(_) => true,
+    };
+    match keeps_rights {
+        true => Err(TrainError::WorldWritable { folder: directory.path().to_path_buf() }.into()),
+        false => Ok(()),
+    }
+}
+
 /// Whether the folder holds a run that is over.
 pub fn is_finished(path: &Path) -> bool {
-    path.join(WEIGHTS_FILE).is_file() && is_run(path)
+    let weights = Directory::open(path).and_then(|run| run.about(WEIGHTS_FILE));
+    matches!(weights, Ok(Some(About { kind: Kind::File, .. }))) && is_run(path)
 }
 
 /// Whether a folder is recognisably that of a run: by its mark, by a checkpoint, or because a run died before it marked it.
 pub fn is_run(path: &Path) -> bool {
+    let Ok(directory) = Place::from(path).open() else { return false };
     let mut start = Vec::new();
-    let lock = input::open(&path.join(LOCK_FILE)).and_then(|file| file.take(MARK.len() as u64).read_to_end(&mut start));
-    match lock {
+    let lock = directory.open_file(LOCK_FILE);
+    let read = lock.and_then(|file| file.take(MARK.len() as u64).read_to_end(&mut start));
+    match read {
         Ok(_) if start == MARK => true,
-        Ok(_) if entries(path).is_ok_and(|names| names == [LOCK_FILE]) => true,
-        _ => !checkpoint::steps(path).is_empty(),
+        Ok(_) if directory.entries().is_ok_and(|names| names == [LOCK_FILE]) => true,
+        _ => !checkpoint::steps(&directory).is_empty(),
     }
 }
 
-fn entries(path: &Path) -> io::Result<Vec<String>> {
-    fs::read_dir(path)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
-}
-
-/// Removes what stands under a temporary name here, among the checkpoints and among the samples: nobody else writes, so it
-/// was left behind.
-fn remove_leftovers(path: &Path) -> io::Result<()> {
-    let sampled = path.join(samples::FOLDER);
-    let mut folders = vec![path.to_path_buf(), path.join(checkpoint::FOLDER), sampled.clone()];
-    if sampled.is_dir() {
-        folders.extend(entries(&sampled)?.iter().map(|name| sampled.join(name)));
+/// Removes what stands under a temporary name here, among the checkpoints and among the samples: no run but this one writes, so
+/// it was left behind, unless a process that writes a report holds it.
+fn remove_leftovers(run: &Directory) -> io::Result<()> {
+    let mut folders = vec![run.clone()];
+    // Links are none of a run's folders, and what they lead to is not its own.
+    folders.extend(run.folder(checkpoint::FOLDER));
+    if let Ok(sampled) = run.folder(samples::FOLDER) {
+        for name in sampled.entries()? {
+            if matches!(sampled.about(&name)?, Some(About { kind: Kind::Folder, .. })) {
+                folders.push(sampled.folder(&name)?);
+            }
+        }
+        folders.push(sampled);
     }
     for folder in folders {
-        // Links of what a run writes lead elsewhere.
-        let is_own = folder == path || fs::symlink_metadata(&folder).is_ok_and(|metadata| metadata.is_dir());
-        if !is_own {
-            continue;
-        }
-        for name in entries(&folder)?.iter().filter(|name| name.starts_with('.') && name.contains(".tmp-")) {
-            let leftover = folder.join(name);
-            match fs::symlink_metadata(&leftover)?.is_dir() {
-                true => fs::remove_dir_all(&leftover)?,
-                false => fs::remove_file(&leftover)?,
+        for name in folder.entries()? {
+            let name = name.to_string_lossy();
+            if temporary::is_temporary(&name) && !temporary::is_living(&folder, &name) {
+                folder.remove_all(&*name)?;
             }
         }
     }
@@ -187,8 +261,14 @@ fn remove_leftovers(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::error::Error;
+
+    fn entries(path: &Path) -> io::Result<Vec<String>> {
+        fs::read_dir(path)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    }
 
     #[test]
     fn a_run_folder_is_told_from_any_other() {
@@ -235,10 +315,15 @@ mod tests {
     fn one_at_a_time_and_leftovers_go() {
         let parent = tempfile::tempdir().unwrap();
         let path = parent.path().join("deep/run");
-        let (mut one, mut two) = (RunFolder::fresh(&path).unwrap(), RunFolder::fresh(&path).unwrap());
+        let mut one = RunFolder::fresh(&path).unwrap();
+        // Before there is anything of the first: the second is told at once.
+        assert!(!path.exists());
+        for second in [RunFolder::fresh(&path), RunFolder::resume(&path)] {
+            assert!(matches!(second, Err(Error::Train(TrainError::Busy { .. }))));
+        }
         one.claim().unwrap();
+        assert_eq!(entries(path.parent().unwrap()).unwrap(), ["run"]);
         assert!(one.is_locked() && is_run(&path) && !is_finished(&path));
-        assert!(matches!(two.claim(), Err(Error::Train(TrainError::Busy { .. }))));
         assert!(matches!(RunFolder::resume(&path), Err(Error::Train(TrainError::Busy { .. }))));
         for name in [
             ".recipe.toml.tmp-x",
@@ -259,8 +344,5 @@ mod tests {
         names.sort();
         assert_eq!(names, [".lock", "checkpoints", "kept", "samples"]);
         assert_eq!(entries(&path.join("samples/rows")).unwrap(), ["0-1.png"]);
-        drop(again);
-        // A second fresh run that was slower than a whole first one.
-        assert!(matches!(two.claim(), Err(Error::Core(_))));
     }
 }

@@ -1,9 +1,11 @@
 //! `metrics.jsonl`: one line per step and per evaluation.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use fs_err as fs;
+use janus_core::directory::Place;
 use janus_core::input;
 use serde::Serialize;
 
@@ -66,11 +68,14 @@ pub struct StepLine {
     pub spikes: Vec<Spike>,
 }
 
+/// Its name in a run folder.
+pub(crate) const FILE: &str = "metrics.jsonl";
+
 /// The file, appended line by line.
 #[derive(Debug)]
 pub struct MetricsFile {
     path: PathBuf,
-    file: fs::File,
+    file: File,
     bytes: u64,
 }
 
@@ -80,12 +85,15 @@ impl MetricsFile {
     ///
     /// # Errors
     /// The system's.
-    pub fn open(folder: &Path, bytes: u64, replay: &mut dyn FnMut(&serde_json::Value)) -> Result<(Self, bool)> {
-        let path = folder.join("metrics.jsonl");
-        let mut open = || -> std::io::Result<(fs::File, u64, bool)> {
-            require_regular(&path)?;
-            let options = || fs::OpenOptions::new();
-            let mut file = options().read(true).write(true).create(true).truncate(false).open(&path)?;
+    pub fn open<'a>(
+        folder: impl Into<Place<'a>>,
+        bytes: u64,
+        replay: &mut dyn FnMut(&serde_json::Value),
+    ) -> Result<(Self, bool)> {
+        let folder = folder.into();
+        let path = folder.path().join(FILE);
+        let mut open = || -> std::io::Result<(File, u64, bool)> {
+            let mut file = folder.open()?.update_file(FILE)?;
             let there = file.metadata()?.len();
             let kept = whole_lines(&file, bytes.min(there), &mut |line| {
                 if let Ok(value) = serde_json::from_slice(line) {
@@ -131,29 +139,15 @@ pub const MAX_LINE_BYTES: u64 = 16 << 20;
 
 /// Whether the first `bytes` of a run folder's metrics can be gone through again, in lines of a run's length; why not, otherwise.
 /// Looked at before anything is written.
-pub fn check(folder: &Path, bytes: u64) -> std::result::Result<(), String> {
+pub fn check<'a>(folder: impl Into<Place<'a>>, bytes: u64) -> std::result::Result<(), String> {
     if bytes > MAX_METRICS_BYTES {
         return Err(format!("it claims {bytes} bytes of `metrics.jsonl`, at most {MAX_METRICS_BYTES} are read"));
     }
     let told = |e: std::io::Error| format!("`metrics.jsonl`: {e}");
-    let file = match input::open(&folder.join("metrics.jsonl")) {
-        Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(told(e)),
-    };
+    let opened = input::open_in(folder, FILE).map_err(|e| e.to_string())?;
+    let Some(input::Opened { file, .. }) = opened else { return Ok(()) };
     match whole_lines(&file, bytes, &mut |_| {}) {
         Err(e) if e.kind() == std::io::ErrorKind::InvalidData => Err(told(e)),
-        _ => Ok(()),
-    }
-}
-
-/// Refuses to open for writing what is there and no regular file.
-pub(super) fn require_regular(path: &Path) -> std::io::Result<()> {
-    match fs::metadata(path) {
-        Ok(about) if !about.is_file() => {
-            Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a regular file"))
-        }
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
 }

@@ -2,10 +2,12 @@
 //! `<tensor>.exp_avg` and `<tensor>.exp_avg_sq` in f32 and the tensor's shape, `<tensor>.step` as an I64 scalar. A tensor that
 //! had no gradient yet has none of them. Beside them, where a codebook is trained, `codebook.shares`: how its codes are used.
 
-use std::borrow::Cow;
-use std::path::Path;
+use std::io::{self, Write};
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView, View, serialize_to_file};
+use janus_core::directory::Directory;
+use janus_core::input;
+use janus_core::output::{OutputError, write_below};
+use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo, TensorView};
 
 use super::step::Stepper;
 
@@ -26,32 +28,19 @@ enum Part<'a> {
     Count(i64),
 }
 
-impl View for Part<'_> {
-    fn dtype(&self) -> Dtype {
-        match self {
-            Part::Values(..) => Dtype::F32,
-            Part::Count(_) => Dtype::I64,
-        }
+impl Part<'_> {
+    fn info(&self, begin: usize) -> TensorInfo {
+        let (dtype, shape, bytes) = match self {
+            Part::Values(values, shape) => (Dtype::F32, shape.to_vec(), std::mem::size_of_val(*values)),
+            Part::Count(count) => (Dtype::I64, Vec::new(), std::mem::size_of_val(count)),
+        };
+        TensorInfo { dtype, shape, data_offsets: (begin, begin + bytes) }
     }
 
-    fn shape(&self) -> &[usize] {
+    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         match self {
-            Part::Values(_, shape) => shape,
-            Part::Count(_) => &[],
-        }
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        match self {
-            Part::Values(values, _) => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-            Part::Count(count) => count.to_le_bytes().to_vec().into(),
-        }
-    }
-
-    fn data_len(&self) -> usize {
-        match self {
-            Part::Values(values, _) => std::mem::size_of_val(*values),
-            Part::Count(count) => std::mem::size_of_val(count),
+            Part::Values(values, _) => values.iter().try_for_each(|value| out.write_all(&value.to_le_bytes())),
+            Part::Count(count) => out.write_all(&count.to_le_bytes()),
         }
     }
 }
@@ -60,7 +49,7 @@ impl View for Part<'_> {
 ///
 /// # Errors
 /// The system's.
-pub(super) fn write(folder: &Path, stepper: &Stepper) -> Result<(), std::io::Error> {
+pub(super) fn write(folder: &Directory, stepper: &Stepper) -> Result<(), OutputError> {
     let Stepper { trainables, optimizer, .. } = stepper;
     let mut parts = Vec::with_capacity(3 * trainables.len());
     for (number, trainable) in trainables.iter().enumerate() {
@@ -74,9 +63,22 @@ pub(super) fn write(folder: &Path, stepper: &Stepper) -> Result<(), std::io::Err
     if let (Some(codebook), Some(codes)) = (&stepper.codebook, &codes) {
         parts.push((SHARES.to_owned(), Part::Values(codebook.shares(), codes)));
     }
-    serialize_to_file(parts, None, &folder.join(FILE)).map_err(|error| match error {
-        safetensors::SafeTensorError::IoError(error) => error,
-        other => std::io::Error::other(other.to_string()),
+    // As the format's own writer has them: wider types first, so that all are aligned, then by name.
+    parts.sort_by(|(a, one), (b, two)| two.info(0).dtype.cmp(&one.info(0).dtype).then_with(|| a.cmp(b)));
+    let mut infos = Vec::with_capacity(parts.len());
+    let mut at = 0;
+    for (name, part) in &parts {
+        let info = part.info(at);
+        at = info.data_offsets.1;
+        infos.push((name.clone(), info));
+    }
+    write_below(folder, FILE, |out| {
+        let header = Metadata::new(None, infos).map_err(io::Error::other)?;
+        let mut header = serde_json::to_vec(&header)?;
+        header.resize(header.len().next_multiple_of(8), b' ');
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        parts.iter().try_for_each(|(_, part)| part.write(out))
     })
 }
 
@@ -84,13 +86,13 @@ pub(super) fn write(folder: &Path, stepper: &Stepper) -> Result<(), std::io::Err
 ///
 /// # Errors
 /// What is wrong.
-pub(super) fn read(folder: &Path, stepper: &mut Stepper) -> Result<(), String> {
+pub(super) fn read(folder: &Directory, stepper: &mut Stepper) -> Result<(), String> {
     let Stepper { trainables, optimizer, codebook, .. } = stepper;
-    let path = folder.join(FILE);
     let told = |e: &dyn std::fmt::Display| e.to_string();
     let values: u64 = trainables.iter().map(|trainable| trainable.var.elem_count() as u64).sum();
     let limit = values.saturating_mul(2 * 4).saturating_add(HEADER_LIMIT_BYTES);
-    let bytes = janus_core::input::read_named(&path, limit).map_err(|e| told(&e))?;
+    let bytes = input::read(folder, FILE, limit).map_err(|e| told(&e))?;
+    let bytes = bytes.ok_or_else(|| format!("there is no `{FILE}`"))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| format!("`{FILE}` is no safetensors file: {e}"))?;
     let (mut found, mut used) = (Vec::new(), 0);
     for (number, trainable) in trainables.iter().enumerate() {

@@ -1,8 +1,7 @@
 //! `loss.png`: the loss of every table over the steps, without its noise, and the evaluations.
 
-use std::path::Path;
-
-use janus_core::output::write_file;
+use janus_core::directory::Directory;
+use janus_core::output::write_below;
 use plotters::prelude::*;
 use plotters::style::register_font;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -56,13 +55,13 @@ pub(super) struct Curve {
 ///
 /// # Errors
 /// The plot cannot be drawn or written.
-pub(super) fn loss_plot(curves: &[Curve], adapter_step: u64, path: &Path) -> Result<()> {
+pub(super) fn loss_plot(curves: &[Curve], adapter_step: u64, folder: &Directory, name: &str) -> Result<()> {
     let pixels = draw(curves, adapter_step).map_err(|reason| TrainError::Plot { reason })?;
     let image = image::RgbImage::from_raw(WIDTH, HEIGHT, pixels)
         .ok_or_else(|| TrainError::Plot { reason: "the picture has another size than asked for".into() })?;
     let mut bytes = std::io::Cursor::new(Vec::new());
     image.write_to(&mut bytes, image::ImageFormat::Png).map_err(|e| TrainError::Plot { reason: e.to_string() })?;
-    Ok(write_file(path, |file| file.write_all(bytes.get_ref()))?)
+    Ok(write_below(folder, name, |file| file.write_all(bytes.get_ref()))?)
 }
 
 fn draw(curves: &[Curve], adapter_step: u64) -> std::result::Result<Vec<u8>, String> {

@@ -6,6 +6,8 @@ mod bases;
 mod commands;
 #[cfg(unix)]
 mod files;
+#[cfg(unix)]
+mod folders;
 mod habits;
 #[cfg(unix)]
 mod links;

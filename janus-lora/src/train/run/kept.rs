@@ -22,9 +22,9 @@ impl Run<'_> {
         let state =
             State::new(self.step, self.identity.clone(), self.feeder.state(), metrics_bytes, self.progress.clone());
         let adapter = self.adapter()?;
-        checkpoint::write(self.folder.path(), &state, &adapter, &self.opened.stepper)?;
+        checkpoint::write(self.folder.directory(), &state, &adapter, &self.opened.stepper)?;
         self.saved_step = Some(self.step);
-        checkpoint::prune(self.folder.path(), self.step, self.prepared.recipe.train.keep_checkpoints)?;
+        checkpoint::prune(self.folder.directory(), self.step, self.prepared.recipe.train.keep_checkpoints)?;
         self.sight.report(self.status);
         Ok(())
     }
@@ -86,7 +86,7 @@ impl Run<'_> {
         let mut ending = Ending::new(self.step, planned, rule, best.as_ref());
         let earlier = best.as_ref().filter(|best| best.step != self.step);
         if let Some((step, metrics)) = earlier.map(|best| (best.step, best.metrics.clone())) {
-            match checkpoint::open(self.folder.path(), step) {
+            match checkpoint::open(self.folder.directory(), step) {
                 Ok(checkpoint) => {
                     checkpoint.restore_adapter(&self.opened.stepper, base)?;
                     after = metrics;
@@ -116,7 +116,7 @@ impl Run<'_> {
         let peak_rss_bytes = peak_rss_bytes();
         let left = Left { ending: ending.clone(), before: before.clone(), after: after.clone() };
         self.sight.finish(left, peak_rss_bytes, self.status)?;
-        adapter.write(self.folder.path())?;
+        adapter.write(self.folder.directory())?;
         Ok(Summary {
             folder: self.folder.path().to_path_buf(),
             steps: self.step,

@@ -94,7 +94,7 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
     let fingerprint = base.start_fingerprint()?;
     let mut identity = RunIdentity::new(recipe, plan, tables)?;
     let resumed = match folder.is_resumed() {
-        true => checkpoint::newest(folder.path(), status)?,
+        true => checkpoint::newest(folder.directory(), status)?,
         false => None,
     };
     if let Some(checkpoint) = &resumed {
@@ -109,7 +109,7 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
             ));
         }
         let claimed = checkpoint.state.metrics_bytes;
-        metrics::check(folder.path(), claimed).map_err(|problem| checkpoint.unusable(problem))?;
+        metrics::check(folder.directory(), claimed).map_err(|problem| checkpoint.unusable(problem))?;
     }
     // What is kept of images is known by it.
     let uses_images = stages.iter().any(|stage| {
@@ -174,11 +174,8 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
     if saved_step.is_some() && step < plan.steps {
         folder.reopen()?;
     }
-    if !folder.is_locked() {
-        let path = folder.path().display();
-        status.warn(&format!("the file system of `{path}` knows no locks: nothing keeps a second run out of it"));
-    }
-    let (files, whole) = RunFiles::open(folder.path(), recipe, tables, metrics_bytes)?;
+    folder.remarks().iter().for_each(|remark| status.warn(remark));
+    let (files, whole) = RunFiles::open(folder.directory(), recipe, tables, metrics_bytes)?;
     if !whole {
         status.warn(
             "`metrics.jsonl` was shorter than when the checkpoint was written: lines of earlier steps are missing",
@@ -188,7 +185,7 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
     if counts_as_before && step < plan.steps {
         status.note("epochs are counted on as the run began to, which an earlier version did otherwise than new runs");
     }
-    let sight = Sight::open(folder.path(), recipe, plan, tables, step, device, status)?;
+    let sight = Sight::open(folder.directory(), recipe, plan, tables, step, device, status)?;
     let mut run = Run {
         prepared,
         stage: &stages[number],

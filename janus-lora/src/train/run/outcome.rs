@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use janus_core::directory::Directory;
 use serde_json::Value;
 
 use super::super::TrainError;
@@ -38,7 +39,8 @@ pub fn finished(recipe: &Recipe) -> Result<Option<Finished>> {
     if !is_finished(folder) {
         return Ok(None);
     }
-    let note = Note::read(folder)?.unwrap_or_default();
+    let run = Directory::open(folder).map_err(|source| TrainError::Read { path: folder.to_path_buf(), source })?;
+    let note = Note::read(&run)?.unwrap_or_default();
     let mut same_length = true;
     if let Some(was) = &note.recipe {
         let now = to_toml(recipe);
