@@ -463,8 +463,8 @@ impl<'de> Deserialize<'de> for BadRowLimit {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::sync::Arc;
     use std::path::Path;
+    use std::sync::Arc;
 
     use super::*;
 
