@@ -328,6 +328,18 @@ pub enum TorchProblem {
         /// What is wrong with it.
         problem: &'static str,
     },
+    /// An entry whose bytes are not those that were written.
+    #[error("archive entry `{entry}` does not have the CRC-32 that the archive tells: it is damaged")]
+    Sum {
+        /// The entry.
+        entry: String,
+    },
+    /// More operations than any file of tensors needs.
+    #[error("its pickle has more than {limit} operations")]
+    TooLong {
+        /// The limit.
+        limit: usize,
+    },
     /// A class or function that is not needed for tensors.
     #[error("its pickle asks for `{global}`, which is no part of a tensor; nothing was run")]
     Global {

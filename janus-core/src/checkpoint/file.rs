@@ -3,12 +3,28 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::SystemTime;
 
 use sha2::{Digest, Sha256};
 
-use super::CheckpointError;
+use super::error::{CheckpointError, TorchProblem};
 use crate::input::{self, Opened};
+
+/// A run of bytes of which the file tells the CRC-32.
+#[derive(Debug)]
+pub(crate) struct Sum {
+    /// What the file calls it.
+    pub(crate) entry: String,
+    pub(crate) offset: u64,
+    pub(crate) bytes: u64,
+    pub(crate) crc32: u32,
+    /// Whether the bytes have it, once that was looked at.
+    pub(crate) holds: OnceLock<bool>,
+}
+
+/// Bytes that are summed up at once.
+const SUMMED_BYTES: usize = 1 << 20;
 
 #[derive(Debug)]
 pub(crate) struct WeightsFile {
@@ -17,6 +33,8 @@ pub(crate) struct WeightsFile {
     bytes: u64,
     /// When it was last written to, as far as the system tells.
     modified: Option<SystemTime>,
+    /// Runs with sums, by offset; set once, by the one who reads the file's own list.
+    sums: OnceLock<Vec<Sum>>,
     /// Where the system has no read by position, the file's own position must not be shared.
     #[cfg(not(unix))]
     position: std::sync::Mutex<()>,
@@ -36,6 +54,7 @@ impl WeightsFile {
             file,
             bytes: metadata.len(),
             modified: metadata.modified().ok(),
+            sums: OnceLock::new(),
             #[cfg(not(unix))]
             position: std::sync::Mutex::new(()),
         })
@@ -86,6 +105,43 @@ impl WeightsFile {
     /// The open file, for readers that keep a position of their own. Not while others read.
     pub(crate) fn file(&self) -> &File {
         &self.file
+    }
+
+    /// From now on bytes of these runs are read only where the sums hold.
+    pub(crate) fn set_sums(&self, mut sums: Vec<Sum>) {
+        sums.sort_by_key(|sum| sum.offset);
+        let _ = self.sums.set(sums);
+    }
+
+    /// Looks, once, whether the run that has the byte at `offset` has its sum; a file without sums, and other bytes, pass.
+    ///
+    /// # Errors
+    /// [`TorchProblem::Sum`], or the system's.
+    pub(crate) fn require_sum(&self, offset: u64) -> Result<(), CheckpointError> {
+        let sums = self.sums.get().map_or(&[][..], Vec::as_slice);
+        let number = sums.partition_point(|sum| sum.offset <= offset);
+        let Some(sum) = sums[..number].last().filter(|sum| offset - sum.offset < sum.bytes) else { return Ok(()) };
+        let holds = match sum.holds.get() {
+            Some(holds) => *holds,
+            None => {
+                let holds = self.sum_of(sum)? == sum.crc32;
+                *sum.holds.get_or_init(|| holds)
+            }
+        };
+        let problem = TorchProblem::Sum { entry: sum.entry.clone() };
+        if holds { Ok(()) } else { Err(CheckpointError::Torch { file: self.path.clone(), problem }) }
+    }
+
+    fn sum_of(&self, sum: &Sum) -> Result<u32, CheckpointError> {
+        let mut buffer = vec![0; SUMMED_BYTES.min(sum.bytes as usize)];
+        let (mut hasher, mut done) = (crc32fast::Hasher::new(), 0);
+        while done < sum.bytes {
+            let length = (sum.bytes - done).min(SUMMED_BYTES as u64) as usize;
+            self.read_at(&mut buffer[..length], sum.offset + done)?;
+            hasher.update(&buffer[..length]);
+            done += length as u64;
+        }
+        Ok(hasher.finalize())
     }
 
     /// Fills `buffer` from `offset` on.

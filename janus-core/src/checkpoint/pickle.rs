@@ -101,6 +101,9 @@ struct Machine<'a> {
     tensors: Vec<Tensor>,
 }
 
+/// Operations of a pickle; a tensor takes about forty, and checkpoints of thousands of tensors are the largest.
+const MAX_STEPS: usize = 1_000_000;
+
 type Step<T> = Result<T, TorchProblem>;
 
 /// The tensors of the state dict that `bytes` describe, in its order.
@@ -230,7 +233,12 @@ impl Machine<'_> {
     }
 
     fn run(&mut self) -> Step<Item> {
+        let mut steps = 0;
         loop {
+            steps += 1;
+            if steps > MAX_STEPS {
+                return Err(TorchProblem::TooLong { limit: MAX_STEPS });
+            }
             let opcode_position = self.position;
             let opcode = self.take(1)?[0];
             match opcode {

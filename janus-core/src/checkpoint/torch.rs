@@ -3,12 +3,13 @@
 
 use std::collections::HashMap;
 use std::io::{BufReader, Read};
+use std::sync::OnceLock;
 
 use zip::{CompressionMethod, ZipArchive};
 
 use super::CheckpointError;
 use super::error::TorchProblem;
-use super::file::{Stored, WeightsFile};
+use super::file::{Stored, Sum, WeightsFile};
 use super::pickle::{PickledTensor, read_state_dict};
 
 /// Longest pickle that is read; one of 1,000 tensors has 0.2 MB.
@@ -19,6 +20,7 @@ const MAX_PICKLE_BYTES: u64 = 16 << 20;
 struct Run {
     offset: u64,
     bytes: u64,
+    crc32: u32,
 }
 
 /// The tensors of `file`, which is number `index` of the checkpoint's files.
@@ -46,6 +48,7 @@ pub(super) fn read_header(file: &WeightsFile, index: usize) -> Result<Vec<Stored
     let tensors = read_state_dict(&bytes).map_err(refuse)?;
 
     let mut runs: HashMap<String, Run> = HashMap::new();
+    let mut sums = Vec::new();
     let mut stored = Vec::with_capacity(tensors.len());
     for tensor in tensors {
         let run = match runs.get(&tensor.storage) {
@@ -54,11 +57,17 @@ pub(super) fn read_header(file: &WeightsFile, index: usize) -> Result<Vec<Stored
                 let name = format!("{prefix}data/{}", tensor.storage);
                 let run = locate(&mut archive, &name, file.bytes()).map_err(refuse)?;
                 runs.insert(tensor.storage.clone(), run);
+                // torch writes 0 where it was asked to work out none (`set_crc32_options(False)`).
+                if run.crc32 != 0 {
+                    let Run { offset, bytes, crc32 } = run;
+                    sums.push(Sum { entry: name, offset, bytes, crc32, holds: OnceLock::new() });
+                }
                 run
             }
         };
         stored.push(place(tensor, run, index).map_err(refuse)?);
     }
+    file.set_sums(sums);
     Ok(stored)
 }
 
@@ -97,7 +106,7 @@ fn locate<R: Read + std::io::Seek>(
     if file.compressed_size() != bytes || offset.checked_add(bytes).is_none_or(|end| end > file_bytes) {
         return Err(entry(name, "reaches beyond the file"));
     }
-    Ok(Run { offset, bytes })
+    Ok(Run { offset, bytes, crc32: file.crc32() })
 }
 
 fn place(tensor: PickledTensor, run: Run, file: usize) -> Result<Stored, TorchProblem> {

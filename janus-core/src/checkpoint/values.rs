@@ -101,6 +101,7 @@ impl Extent<'_> {
         &self,
         mut visit: impl FnMut(&[u8]) -> Result<(), CheckpointError>,
     ) -> Result<(), CheckpointError> {
+        self.file.require_sum(self.offset)?;
         let mut buffer = vec![0; (CHUNK_BYTES as u64).min(self.bytes) as usize];
         let mut done = 0;
         while done < self.bytes {
@@ -165,6 +166,7 @@ impl Extent<'_> {
 
     /// A tensor in memory, converted on the way: the values exist once, in the type asked for.
     pub(crate) fn read(&self, shape: &[usize], dtype: DType) -> Result<Tensor, CheckpointError> {
+        self.file.require_sum(self.offset)?;
         let tensor = match dtype {
             DType::F32 => Tensor::from_vec(self.read_as::<f32>()?, shape, &Device::Cpu),
             DType::BF16 => Tensor::from_vec(self.read_as::<bf16>()?, shape, &Device::Cpu),
@@ -202,6 +204,7 @@ impl Extent<'_> {
 
     /// Whether reading the values now, as the tensor's type, gives the tensor's bits.
     pub(crate) fn matches(&self, tensor: &Tensor) -> Result<bool, CheckpointError> {
+        self.file.require_sum(self.offset)?;
         with_values(self.name, tensor, |values| match values {
             Values::F32(values) => self.matches_as(values),
             Values::BF16(values) => self.matches_as(values),

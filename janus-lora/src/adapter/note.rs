@@ -14,7 +14,7 @@ pub const NOTE_FILE: &str = "janus_adapter.json";
 pub const NOTE_VERSION: u32 = 1;
 
 /// Longest file that is read; recipe and metrics are kilobytes.
-const LIMIT_BYTES: u64 = 16 << 20;
+const LIMIT_BYTES: u64 = 8 << 20;
 
 /// Where an adapter comes from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

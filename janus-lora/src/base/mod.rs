@@ -224,12 +224,15 @@ impl Base {
         Ok(Self { place, ..Self::with_checkpoint(spec, &folder, checkpoint)? })
     }
 
-    /// Opens a base as [`Base::open`] does, if it is here: built in, a folder, of random weights, or whole in the Hugging Face
-    /// cache. Nothing is asked of a hub.
+    /// Opens a base as [`Base::open`] does, if it is here: built in, a folder, of random weights that are here or few, or whole in
+    /// the Hugging Face cache. Nothing is asked of a hub.
     ///
     /// # Errors
     /// As [`Base::open`], but for a name that nothing here has.
     pub fn open_present(spec: &str, status: &dyn Status) -> Result<Option<Self>> {
+        if spec.starts_with(INIT_PREFIX) && !random::is_at_hand(spec, &cache_folder()?)? {
+            return Ok(None);
+        }
         let is_here = spec == builtin::NAME || spec.starts_with(INIT_PREFIX) || Path::new(spec).is_dir();
         if is_here {
             return Self::open(spec, status).map(Some);

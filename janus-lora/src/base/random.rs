@@ -97,6 +97,19 @@ impl<'a> Random<'a> {
     }
 }
 
+/// Weights of more bytes are made where a user asks for them, not because an adapter names them.
+const MAX_UNASKED_BYTES: u64 = 1 << 30;
+
+/// Whether a base with random weights is here, or made in no time.
+///
+/// # Errors
+/// A spec that describes none.
+pub(super) fn is_at_hand(spec: &str, cache: &Path) -> Result<bool> {
+    let random = Random::parse(spec)?;
+    let made = cache.join("bases").join(&random.name).join(CONFIG_FILE);
+    Ok(random.bytes() <= MAX_UNASKED_BYTES || made.is_file())
+}
+
 /// The folder of a base with random weights, held by this process.
 pub(super) fn folder(spec: &str, cache: &Path, status: &dyn Status) -> Result<PathBuf> {
     let random = Random::parse(spec)?;

@@ -121,7 +121,18 @@ pub(super) fn find(schema: &Schema, name: &str) -> Option<Place> {
     names.extend(rest.into_iter().flat_map(|rest| rest.split('.')));
     let mut path = Vec::new();
     let data_type = descend(schema.field(root).data_type(), &names[1..], &mut path)?;
-    Some(Place { root, path, data_type, names: label_names(schema, &names) })
+    // The description may have megabytes: it is parsed for columns of numbers alone.
+    let names = if is_of_numbers(&data_type) { label_names(schema, &names) } else { None };
+    Some(Place { root, path, data_type, names })
+}
+
+/// Whether these are whole numbers, or lists of them at any depth.
+fn is_of_numbers(data_type: &DataType) -> bool {
+    let mut inner = plain(data_type);
+    while let Some(item) = list_field(inner) {
+        inner = plain(item.data_type());
+    }
+    inner.is_integer()
 }
 
 fn descend(data_type: &DataType, names: &[&str], path: &mut Vec<usize>) -> Option<DataType> {

@@ -160,7 +160,7 @@ fn a_run_folder_that_everyone_may_write_to_is_refused() {
     let said = ["every user may write to the run folder", "chmod o-w"];
     fs_err::create_dir(place.path("run")).unwrap();
     set(0o777);
-    place.refuses_with_hint(&["train", "recipe.toml"], &said);
+    place.refuses(&["train", "recipe.toml"], &said);
     // As /tmp is, and as folders are that a group shares.
     let of_groups = [0o1777, 0o775, 0o770];
     for mode in of_groups {
@@ -170,7 +170,7 @@ fn a_run_folder_that_everyone_may_write_to_is_refused() {
         assert_eq!(place.janus(&resume).code, Some(2), "another schedule is another run");
         fs_err::remove_file(place.path("run/adapter_model.safetensors")).unwrap();
         set(0o777);
-        place.refuses_with_hint(&["train", "recipe.toml", "train.steps=1", "--resume"], &said);
+        place.refuses(&["train", "recipe.toml", "train.steps=1", "--resume"], &said);
         set(mode);
         let done = place.janus(&["train", "recipe.toml", "train.steps=1", "--resume"]).expect_success();
         assert!(!done.stderr.contains("every user may"), "{}", done.stderr);
@@ -205,10 +205,10 @@ fn who_comes_second_is_told_before_the_work() {
             &["train", "recipe.toml", "base.path=absent", &format!("output.dir={out}")],
             &["train", "recipe.toml", "base.path=absent", &format!("output.dir={out}"), "--resume"],
         ] {
-            place.refuses_with_hint(command, &["another process is at work"]);
+            place.refuses(command, &["another process is at work"]);
         }
         drop(held);
-        place.refuses_with_hint(&["base", "convert", "absent", "--layout", "native", "--out", out], &["absent"]);
+        place.refuses(&["base", "convert", "absent", "--layout", "native", "--out", out], &["absent"]);
     }
 }
 

@@ -90,6 +90,54 @@ fn problem(folder: &tempfile::TempDir) -> TorchProblem {
     }
 }
 
+/// Wherever a bit is flipped among the values, whoever reads them: the archive has a sum of every storage.
+#[test]
+fn a_flipped_bit_is_found_by_the_archives_own_sum() {
+    let folder = tiny(Layout::Native, DType::BF16);
+    into_torch(&folder, false);
+    let path = folder.path().join("pytorch_model.bin");
+    let whole = std::fs::read(&path).unwrap();
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let tensors: Vec<TensorInfo> = checkpoint.tensors().cloned().collect();
+    for info in tensors.iter().step_by(41) {
+        let mut damaged = whole.clone();
+        damaged[(info.offset + info.bytes / 2) as usize] ^= 1;
+        std::fs::write(&path, &damaged).unwrap();
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        let told =
+            |error: CheckpointError| matches!(error, CheckpointError::Torch { problem: TorchProblem::Sum { .. }, .. });
+        assert!(told(checkpoint.read(&info.name, DType::F32).unwrap_err()), "{}", info.name);
+        assert!(told(checkpoint.read(&info.name, DType::BF16).unwrap_err()), "{}", info.name);
+        let others = tensors.iter().filter(|other| other.name != info.name);
+        assert!(others.step_by(57).all(|other| checkpoint.read(&other.name, DType::F32).is_ok()));
+    }
+    // What torch writes where it is to work out no sums.
+    std::fs::write(&path, without_sums(whole)).unwrap();
+    assert!(Checkpoint::open(folder.path()).unwrap().read(&tensors[0].name, DType::F32).is_ok());
+}
+
+/// The archive with zeros for the sums in its directory, whose entries begin with these four bytes.
+fn without_sums(mut archive: Vec<u8>) -> Vec<u8> {
+    const ENTRY: &[u8] = b"PK\x01\x02";
+    let entries: Vec<usize> = (0..archive.len() - 4).filter(|at| archive[*at..].starts_with(ENTRY)).collect();
+    for at in entries {
+        let name = usize::from(u16::from_le_bytes([archive[at + 28], archive[at + 29]]));
+        if archive[at + 46..at + 46 + name].windows(6).any(|part| part == b"/data/") {
+            archive[at + 16..at + 20].fill(0);
+        }
+    }
+    archive
+}
+
+#[test]
+fn a_pickle_of_endless_operations_is_refused() {
+    let folder = tiny(Layout::Native, DType::BF16);
+    std::fs::remove_file(folder.path().join("model.safetensors")).unwrap();
+    let memoize = [&b"\x80\x04}"[..], &vec![0x94; 1_000_001], b"."].concat();
+    archive(&folder.path().join("pytorch_model.bin"), &memoize, "little", &[]);
+    assert!(matches!(problem(&folder), TorchProblem::TooLong { .. }));
+}
+
 #[test]
 fn archives_that_lie_are_refused() {
     let folder = tiny(Layout::Native, DType::BF16);
