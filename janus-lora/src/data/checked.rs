@@ -120,14 +120,14 @@ impl DataFile {
             } else if page.is_data {
                 // Without lists a value is a row, and rows that are passed over are counted by what the page says.
                 let told = page.rows.filter(|rows| *rows != page.values && !is_listed(column));
-                other_rows =
-                    other_rows.or(told.map(|rows| format!("a page with {rows} rows of {} values", page.values)));
+                other_rows = other_rows.or(told.map(|rows| (rows, page.values)));
                 chunk.pages.push((taken, page.values));
             }
         })?;
         let values = chunk.pages.iter().fold(0_u64, |sum, (_, values)| sum.saturating_add(*values));
         let is_other = u64::try_from(column.num_values()).ok() != Some(values);
         let other_values = is_other.then(|| format!("{} values, and its pages {values}", column.num_values()));
+        let other_rows = other_rows.map(|(rows, values)| format!("a page with {rows} rows of {values} values"));
         if let Some(reason) = other_rows.or(other_values) {
             return Err(PageFault::Damaged(format!(
                 "column `{}` claims {reason}",
