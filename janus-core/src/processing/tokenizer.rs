@@ -63,6 +63,7 @@ struct Inner {
     reserved: Vec<(String, u32)>,
     /// The token with the largest id.
     largest: (String, u32),
+    longest_token: Option<usize>,
     notes: Vec<String>,
 }
 
@@ -85,7 +86,7 @@ impl JanusTokenizer {
         let bytes = input::read(folder, TOKENIZER_FILE, MAX_TOKENIZER_BYTES)?
             .ok_or_else(|| ProcessingError::MissingTokenizer { folder: folder.to_path_buf() })?;
         let bad = |problem: String| ProcessingError::BadTokenizer { path: path.clone(), problem };
-        let Examined { bytes, notes } = examine(bytes).map_err(bad)?;
+        let Examined { bytes, notes, longest_token } = examine(bytes).map_err(bad)?;
         let mut tokenizer = parse(&bytes).map_err(bad)?;
         // A file may ask for its texts to be cut or filled; lengths are the batch's affair here.
         tokenizer.with_padding(None).with_truncation(None).map_err(|e| bad(e.to_string()))?;
@@ -124,7 +125,9 @@ impl JanusTokenizer {
             .map(|(id, token)| (token.content, id))
             .collect();
         reserved.sort_by_key(|(_, id)| *id);
-        Ok(Self { inner: Arc::new(Inner { tokenizer, plain: OnceLock::new(), special, reserved, largest, notes }) })
+        let plain = OnceLock::new();
+        let inner = Inner { tokenizer, plain, special, reserved, largest, longest_token, notes };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// What the file asks for and does not get, for people.
@@ -152,6 +155,11 @@ impl JanusTokenizer {
             return Ok(());
         }
         Err(ProcessingError::VocabularyTooSmall { token: token.clone(), id: *id, vocabulary })
+    }
+
+    /// Bytes of text that no token stands for more of; `None` where a text may lose something before it is cut into tokens.
+    pub fn longest_token_bytes(&self) -> Option<usize> {
+        self.inner.longest_token
     }
 
     /// Ids that mean something: one more than the largest; rows of the head beyond are padding.

@@ -6,6 +6,9 @@
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+
+use super::chat::IMAGE_PLACEHOLDER;
 
 /// How often longer a text may become on its way through a file's steps. Those of the published Janus tokenizers map each
 /// byte to at most two; the steps of Llama's tokenizers make three of a space.
@@ -21,6 +24,8 @@ pub(super) struct Examined {
     pub(super) bytes: Vec<u8>,
     /// What was taken out, for people.
     pub(super) notes: Vec<String>,
+    /// Bytes of text that the longest token stands for; `None` where a text may lose something before it is cut into tokens.
+    pub(super) longest_token: Option<usize>,
 }
 
 /// Looks at a file.
@@ -42,13 +47,14 @@ pub(super) fn examine(bytes: Vec<u8>) -> Result<Examined, String> {
     }
     check_tokens(&file)?;
     check_template(&file["post_processor"])?;
+    let longest_token = longest_token(&file);
     let drops = file["model"]["dropout"].as_f64().is_some_and(|share| share != 0.0);
     if !drops {
-        return Ok(Examined { bytes, notes: Vec::new() });
+        return Ok(Examined { bytes, notes: Vec::new(), longest_token });
     }
     let share = file["model"]["dropout"].take();
     let note = format!("the tokenizer asks for merges to be left out at random (`dropout` {share}); none are");
-    Ok(Examined { bytes: file.to_string().into_bytes(), notes: vec![note] })
+    Ok(Examined { bytes: file.to_string().into_bytes(), notes: vec![note], longest_token })
 }
 
 /// The file's parts, for which a second one of a name is refused: another reader may take the other.
@@ -122,6 +128,39 @@ fn growth(step: &Value, list: &str) -> Result<f64, String> {
     })
 }
 
+/// Bytes of text that a token stands for at most, in files whose every byte ends in a token: of the kind of the published ones.
+fn longest_token(file: &Value) -> Option<usize> {
+    let normalizer = &file["normalizer"];
+    let normalizes = !(normalizer.is_null() || normalizer["normalizers"].as_array().is_some_and(Vec::is_empty));
+    let vocabulary = file["model"]["vocab"].as_object()?;
+    let is_whole = ByteLevel::alphabet().iter().all(|letter| vocabulary.contains_key(letter.to_string().as_str()));
+    let added = file["added_tokens"].as_array().map_or(&[][..], Vec::as_slice);
+    // Such a token takes all blanks beside it, too.
+    let strips = added.iter().any(|token| token["lstrip"] == true || token["rstrip"] == true);
+    if normalizes || strips || !is_whole || file["model"]["type"] != "BPE" {
+        return None;
+    }
+    let (mut keeps, mut is_of_bytes) = (true, false);
+    look_at_steps(&file["pre_tokenizer"], &mut |step| match step["type"].as_str().unwrap_or_default() {
+        "ByteLevel" => is_of_bytes = true,
+        "Digits" => {}
+        "Split" | "Punctuation" => keeps &= step["behavior"] != "Removed",
+        _ => keeps = false,
+    });
+    // A letter of the vocabulary is a byte; added tokens are written as they are.
+    let letters = vocabulary.keys().map(|token| token.chars().count());
+    let written = added.iter().filter_map(|token| token["content"].as_str()).map(str::len);
+    letters.chain(written).chain([IMAGE_PLACEHOLDER.len()]).max().filter(|_| keeps && is_of_bytes)
+}
+
+/// Looks at each step of a pre-tokenizer, in sequences, too.
+fn look_at_steps(step: &Value, look: &mut dyn FnMut(&Value)) {
+    match step["pretokenizers"].as_array() {
+        Some(steps) => steps.iter().for_each(|step| look_at_steps(step, look)),
+        None => look(step),
+    }
+}
+
 /// Refuses tokens that are texts of their own, and a vocabulary without any.
 fn check_tokens(file: &Value) -> Result<(), String> {
     let model = &file["model"];
@@ -155,6 +194,38 @@ mod tests {
 
     fn replace(pattern: &str, content: &str) -> Value {
         json!({ "type": "Replace", "pattern": { "String": pattern }, "content": content })
+    }
+
+    #[test]
+    fn the_longest_token_is_known_where_no_byte_is_lost() {
+        let letters = || ByteLevel::alphabet().into_iter().map(|letter| (letter.to_string(), json!(0)));
+        let file = |token: &str, splitter: Value| {
+            let vocabulary: serde_json::Map<String, Value> = letters().chain([(token.into(), json!(1))]).collect();
+            json!({
+                "normalizer": { "type": "Sequence", "normalizers": [] },
+                "pre_tokenizer": { "type": "Sequence", "pretokenizers": [splitter, { "type": "ByteLevel" }] },
+                "added_tokens": [{ "content": "<a>", "lstrip": false }],
+                "model": { "type": "BPE", "vocab": vocabulary },
+            })
+        };
+        let digits = || json!({ "type": "Digits", "individual_digits": true });
+        let long = "Ġ".repeat(60);
+        assert_eq!(longest_token(&file(&long, digits())), Some(60));
+        assert_eq!(longest_token(&file("ab", digits())), Some(IMAGE_PLACEHOLDER.len()));
+        assert_eq!(longest_token(&file("ab", json!({ "type": "Split", "behavior": "Isolated" }))), Some(19));
+        for splitter in [json!({ "type": "Split", "behavior": "Removed" }), json!({ "type": "WhitespaceSplit" })] {
+            assert_eq!(longest_token(&file("ab", splitter)), None);
+        }
+        let changed = |path: &str, value: Value| {
+            let mut file = file("ab", digits());
+            *file.pointer_mut(path).unwrap() = value;
+            longest_token(&file)
+        };
+        assert_eq!(changed("/normalizer", json!({ "type": "Strip" })), None);
+        assert_eq!(changed("/added_tokens/0/lstrip", json!(true)), None);
+        assert_eq!(changed("/model/vocab", json!({ "a": 1 })), None, "other letters are lost");
+        assert_eq!(changed("/model/type", json!("Unigram")), None);
+        assert_eq!(changed("/pre_tokenizer", json!({ "type": "Digits" })), None);
     }
 
     #[test]

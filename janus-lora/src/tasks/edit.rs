@@ -60,6 +60,7 @@ impl Task for Edit {
     }
 
     fn check(&self, base: &Base, row: &Row) -> std::result::Result<(), String> {
+        self.length.check_row(base, row)?;
         let prompt = self.prompt(base, row)?;
         self.noticed.add(&prompt.foreign, prompt.is_cut);
         Ok(())

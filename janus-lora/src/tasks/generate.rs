@@ -61,6 +61,7 @@ impl Task for Generate {
     }
 
     fn check(&self, base: &Base, row: &Row) -> std::result::Result<(), String> {
+        self.length.check_row(base, row)?;
         let (_, is_cut) = self.prompt(base, row)?;
         self.noticed.add(&[], is_cut);
         Ok(())

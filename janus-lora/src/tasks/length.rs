@@ -4,6 +4,7 @@ use janus_core::processing::{IMAGE_PLACEHOLDER, Message, Role, Sample};
 
 use super::error::TaskError;
 use crate::base::Base;
+use crate::data::Row;
 use crate::recipe::{DataLimits, DataSection, TooLong};
 
 /// Image codes that a base's image tokenizer makes of a picture.
@@ -113,11 +114,19 @@ impl Length {
         base: &Base,
         texts: impl Iterator<Item = &'a str> + Clone,
     ) -> Result<(), String> {
+        // Blanks around a text are no part of a prompt.
+        let texts = texts.map(str::trim);
         let positions = base.config().text.max_position_embeddings;
-        let most =
-            self.max_tokens.and_then(|most| usize::try_from(most).ok()).map_or(positions, |most| most.min(positions));
+        let most = self.max_tokens.and_then(|most| usize::try_from(most).ok());
+        let most = most.map_or(positions, |most| most.min(positions));
+        let more =
+            |tokens| self.check(base, tokens).map_err(|reason| reason.replacen("it has ", "it has more than ", 1));
+        let bytes = texts.clone().map(str::len).fold(0, usize::saturating_add);
+        if let Some(longest) = base.tokenizer().longest_token_bytes() {
+            more(bytes / longest.max(1))?;
+        }
         let piece_bytes = most.saturating_mul(BYTES_PER_TOKEN).max(MIN_PIECE_BYTES);
-        if texts.clone().map(str::len).fold(0, usize::saturating_add) <= piece_bytes {
+        if bytes <= piece_bytes {
             return Ok(());
         }
         // A token on either side of a cut may be one in the whole text: twice as many are too many in any case.
@@ -128,14 +137,33 @@ impl Length {
                 // What is wrong with it is told where all of it is read.
                 found += base.tokenizer().encode_plain(piece, "text").map_or(0, |ids| ids.len());
                 if found > enough {
-                    return self
-                        .check(base, found)
-                        .map_err(|reason| reason.replacen("it has ", "it has more than ", 1));
+                    return more(found);
                 }
                 rest = behind;
             }
         }
         Ok(())
+    }
+
+    /// The same of all texts of a row, before anything is made of them; where questions are cut, nothing is said of it yet.
+    ///
+    /// # Errors
+    /// As [`Length::check_texts`].
+    pub(super) fn check_row(&self, base: &Base, row: &Row) -> Result<(), String> {
+        if self.cuts {
+            return Ok(());
+        }
+        let texts = |of_answers: bool| {
+            let is_wanted = move |is_question: bool| !(of_answers && is_question);
+            let texts = row.texts.iter().filter(move |(role, _)| is_wanted(matches!(**role, "question" | "prompt")));
+            let messages = row.messages.values().flatten().filter(move |message| is_wanted(message.role == "user"));
+            texts.map(|(_, text)| text.as_str()).chain(messages.map(|message| message.content.as_str()))
+        };
+        let Err(reason) = self.check_texts(base, texts(false)) else { return Ok(()) };
+        Err(match self.check_texts(base, texts(true)) {
+            Ok(()) => format!("{reason}; {CUTS} questions and prompts"),
+            Err(_) => format!("{reason}; what is no question of it is too long alone"),
+        })
     }
 
     /// A conversation with its ids, the longest question cut from its end where the recipe says so.

@@ -57,8 +57,8 @@ impl Task for Retrieve {
 
     fn check(&self, base: &Base, row: &Row) -> std::result::Result<(), String> {
         let caption = row.text("caption").unwrap_or_default();
-        placed::refuse_pictures("caption", caption)?;
         self.length.check_texts(base, std::iter::once(caption))?;
+        placed::refuse_pictures("caption", caption)?;
         self.length.check(base, caption_ids(base, caption).map_err(|e| e.to_string())?.len())
     }
 

@@ -103,6 +103,7 @@ impl Task for Understand {
     }
 
     fn check(&self, base: &Base, row: &Row) -> std::result::Result<(), String> {
+        self.length.check_row(base, row)?;
         check_conversation(base, self.length, &self.noticed, self.conversation(row))
     }
 
