@@ -18,6 +18,9 @@ const REPOSITORIES: [&str; 3] = ["models--", "datasets--", "spaces--"];
 /// Longest file that is read beside the weights of a base; the largest, `tokenizer.json`, has 5 to 20 MB.
 pub(crate) const MAX_SIDE_FILE_BYTES: u64 = 128 << 20;
 
+/// Longest of those that are JSON and no tokenizer; the largest, a `tokenizer_config.json` with all its tokens, has some.
+pub(crate) const MAX_JSON_BYTES: u64 = 16 << 20;
+
 /// A file of a folder that is not read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

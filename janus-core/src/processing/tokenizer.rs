@@ -14,10 +14,13 @@ use super::chat::{ChatStyle, IMAGE_PLACEHOLDER};
 use super::error::ProcessingError;
 use super::tokenizer_file::{Examined, examine};
 use crate::guard;
-use crate::input::{self, MAX_SIDE_FILE_BYTES};
+use crate::input::{self, MAX_JSON_BYTES};
 
 /// The file that is read.
 const TOKENIZER_FILE: &str = "tokenizer.json";
+/// What the steps of a file may make of one text: a megabyte of any text with those of Janus, which double it at most. The crate
+/// takes a hundred times as much at work.
+const MAX_GROWN_BYTES: f64 = (2 << 20) as f64;
 /// Ten times what the published Janus tokenizers have; building one of more takes seconds.
 const MAX_TOKENIZER_BYTES: u64 = 48 << 20;
 
@@ -64,6 +67,8 @@ struct Inner {
     /// The token with the largest id.
     largest: (String, u32),
     longest_token: Option<usize>,
+    /// How often longer a text may become on its way to ids.
+    growth: f64,
     notes: Vec<String>,
 }
 
@@ -86,7 +91,7 @@ impl JanusTokenizer {
         let bytes = input::read(folder, TOKENIZER_FILE, MAX_TOKENIZER_BYTES)?
             .ok_or_else(|| ProcessingError::MissingTokenizer { folder: folder.to_path_buf() })?;
         let bad = |problem: String| ProcessingError::BadTokenizer { path: path.clone(), problem };
-        let Examined { bytes, notes, longest_token } = examine(bytes).map_err(bad)?;
+        let Examined { bytes, notes, longest_token, growth } = examine(bytes).map_err(bad)?;
         let mut tokenizer = parse(&bytes).map_err(bad)?;
         // A file may ask for its texts to be cut or filled; lengths are the batch's affair here.
         tokenizer.with_padding(None).with_truncation(None).map_err(|e| bad(e.to_string()))?;
@@ -126,7 +131,7 @@ impl JanusTokenizer {
             .collect();
         reserved.sort_by_key(|(_, id)| *id);
         let plain = OnceLock::new();
-        let inner = Inner { tokenizer, plain, special, reserved, largest, longest_token, notes };
+        let inner = Inner { tokenizer, plain, special, reserved, largest, longest_token, growth, notes };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -175,7 +180,7 @@ impl JanusTokenizer {
     /// # Errors
     /// The tokenizer's own.
     pub fn encode(&self, text: &str, add_bos: bool) -> Result<Vec<u32>> {
-        let ids = ids_of(&self.inner.tokenizer, text)?;
+        let ids = self.ids_of(&self.inner.tokenizer, text)?;
         if add_bos && ids.first() != Some(&self.inner.special.bos) {
             return Ok([&[self.inner.special.bos], ids.as_slice()].concat());
         }
@@ -191,18 +196,31 @@ impl JanusTokenizer {
     pub fn encode_plain(&self, text: &str, part: &'static str) -> Result<Vec<u32>> {
         let inner = &*self.inner;
         if !inner.reserved.iter().any(|(token, _)| text.contains(token.as_str())) {
-            return ids_of(&inner.tokenizer, text);
+            return self.ids_of(&inner.tokenizer, text);
         }
         let plain = inner.plain.get_or_init(|| {
             let mut tokenizer = inner.tokenizer.clone();
             tokenizer.set_encode_special_tokens(true);
             tokenizer
         });
-        let ids = ids_of(plain, text)?;
+        let ids = self.ids_of(plain, text)?;
         match inner.reserved.iter().find(|(_, id)| ids.contains(id)) {
             Some((token, _)) => Err(ProcessingError::ReservedToken { part, token: token.clone() }),
             None => Ok(ids),
         }
+    }
+
+    fn ids_of(&self, tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
+        let grown = text.len() as f64 * self.inner.growth;
+        if grown > MAX_GROWN_BYTES {
+            let problem = format!(
+                "a text of {} bytes may take {grown:.0} on its way to ids, expected at most {MAX_GROWN_BYTES}",
+                text.len()
+            );
+            return Err(ProcessingError::Tokenize { problem });
+        }
+        // Without the post-processor: files differ in whether theirs adds BOS.
+        guarded(|| tokenizer.encode_fast(text, false).map(|encoding| encoding.get_ids().to_vec()))
     }
 
     /// Text of ids. Ids without a token (rows that only fill up the embedding table) give nothing.
@@ -230,11 +248,6 @@ fn parse(bytes: &[u8]) -> Result<Tokenizer, String> {
     }
 }
 
-fn ids_of(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
-    // Without the post-processor: files differ in whether theirs adds BOS.
-    guarded(|| tokenizer.encode_fast(text, false).map(|encoding| encoding.get_ids().to_vec()))
-}
-
 /// Some files are read without complaint and panic over a text.
 fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
     match guard::catch(work) {
@@ -250,7 +263,7 @@ fn token_string(value: &Value) -> Option<&str> {
 
 /// A JSON file of a checkpoint folder, `None` where there is none.
 pub(super) fn read_json(folder: &Path, name: &str) -> Result<Option<Value>> {
-    let Some(bytes) = input::read(folder, name, MAX_SIDE_FILE_BYTES)? else { return Ok(None) };
+    let Some(bytes) = input::read(folder, name, MAX_JSON_BYTES)? else { return Ok(None) };
     let value = serde_json::from_slice(&bytes);
     value.map(Some).map_err(|source| ProcessingError::Json { path: folder.join(name), source })
 }
@@ -275,6 +288,8 @@ mod tests {
         let bos = tokenizer.special().bos;
         assert_eq!(bos, 256);
         assert_eq!(tokenizer.encode("", true).unwrap(), [bos]);
+        let book = tokenizer.encode(&"a ".repeat(1 << 20), false).unwrap_err().to_string();
+        assert!(book.contains("2097152 bytes may take 4194304 on its way to ids"), "{book}");
         let long = tokenizer.encode("longer than the file's limit of four", true).unwrap();
         assert_eq!((long.len(), long[0]), (37, bos));
         assert_ne!(long[1], bos);

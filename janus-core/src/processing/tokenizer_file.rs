@@ -14,6 +14,13 @@ use super::chat::IMAGE_PLACEHOLDER;
 /// byte to at most two; the steps of Llama's tokenizers make three of a space.
 const MAX_GROWTH: f64 = 64.0;
 
+/// Values, tokens and merges among them, of the largest file that is parsed: five times what the largest vocabularies have, and
+/// half a gigabyte while it is looked at.
+const MAX_VALUES: usize = 8_000_000;
+
+/// Bytes of the longest expression; those of the published tokenizers have 150.
+const MAX_PATTERN_BYTES: usize = 16 << 10;
+
 /// Bytes of the longest token that is taken; the longest of the published tokenizers has 128 letters.
 const MAX_TOKEN_BYTES: usize = 4096;
 
@@ -26,6 +33,8 @@ pub(super) struct Examined {
     pub(super) notes: Vec<String>,
     /// Bytes of text that the longest token stands for; `None` where a text may lose something before it is cut into tokens.
     pub(super) longest_token: Option<usize>,
+    /// How often longer a text may become on its way to ids.
+    pub(super) growth: f64,
 }
 
 /// Looks at a file.
@@ -33,6 +42,10 @@ pub(super) struct Examined {
 /// # Errors
 /// What it asks for and does not get.
 pub(super) fn examine(bytes: Vec<u8>) -> Result<Examined, String> {
+    // Every value but the first of its list or object has a comma before it.
+    if bytes.iter().filter(|byte| **byte == b',').count() > MAX_VALUES {
+        return Err(format!("it has more than {MAX_VALUES} values"));
+    }
     serde_json::from_slice::<Parts>(&bytes).map_err(|e| e.to_string())?;
     let mut file: Value = serde_json::from_slice(&bytes).map_err(|e| e.to_string())?;
     let normalizer = growth(&file["normalizer"], "normalizers")?;
@@ -48,13 +61,14 @@ pub(super) fn examine(bytes: Vec<u8>) -> Result<Examined, String> {
     check_tokens(&file)?;
     check_template(&file["post_processor"])?;
     let longest_token = longest_token(&file);
+    let growth = normalizer * pre_tokenizer;
     let drops = file["model"]["dropout"].as_f64().is_some_and(|share| share != 0.0);
     if !drops {
-        return Ok(Examined { bytes, notes: Vec::new(), longest_token });
+        return Ok(Examined { bytes, notes: Vec::new(), longest_token, growth });
     }
     let share = file["model"]["dropout"].take();
     let note = format!("the tokenizer asks for merges to be left out at random (`dropout` {share}); none are");
-    Ok(Examined { bytes: file.to_string().into_bytes(), notes: vec![note], longest_token })
+    Ok(Examined { bytes: file.to_string().into_bytes(), notes: vec![note], longest_token, growth })
 }
 
 /// The file's parts, for which a second one of a name is refused: another reader may take the other.
@@ -100,6 +114,9 @@ fn check_template(step: &Value) -> Result<(), String> {
 /// By how much a step and the steps in it can lengthen a text; `list` is where a sequence keeps its steps.
 fn growth(step: &Value, list: &str) -> Result<f64, String> {
     let text_bytes = |key: &str| step[key].as_str().map_or(0, str::len) as f64;
+    if let Some(pattern) = step["pattern"]["Regex"].as_str().filter(|pattern| pattern.len() > MAX_PATTERN_BYTES) {
+        return Err(format!("an expression of it has {} bytes, expected at most {MAX_PATTERN_BYTES}", pattern.len()));
+    }
     Ok(match step["type"].as_str().unwrap_or_default() {
         "Sequence" => {
             let steps = step[list].as_array().map_or(&[][..], Vec::as_slice);
@@ -120,6 +137,11 @@ fn growth(step: &Value, list: &str) -> Result<f64, String> {
         "ByteLevel" => 2.0,
         // Blanks around ideographs.
         "BertNormalizer" => 3.0,
+        // The longest of one character: U+1D160 in canonical form, U+FDFA in compatibility form (11 times the bytes).
+        "NFC" | "NFD" => 3.0,
+        "NFKC" | "NFKD" | "Nmt" => 11.0,
+        // U+0130 is two bytes, its small letter three.
+        "Lowercase" => 1.5,
         "Precompiled" => return Err("its normalizer is `Precompiled`, which no Janus tokenizer has".into()),
         "FixedLength" if step["length"].as_u64().is_none_or(|length| length == 0) => {
             return Err("its pre-tokenizer splits texts into pieces of length 0".into());
@@ -242,6 +264,12 @@ mod tests {
         assert!(refusal(json!({ "decoder": decoders })).contains("from ids to text"));
         let bytes = json!({ "type": "Sequence", "pretokenizers": vec![json!({ "type": "ByteLevel" }); 8] });
         assert!(refusal(json!({ "pre_tokenizer": bytes })).contains("256 times"));
+        let apart = json!({ "type": "Sequence", "normalizers": [{ "type": "NFKD" }, replace("ل", &"b".repeat(32))] });
+        assert!(refusal(json!({ "normalizer": apart })).contains("176 times"));
+        let books = json!({ "type": "Split", "pattern": { "Regex": "a?".repeat(9000) } });
+        assert!(refusal(json!({ "pre_tokenizer": books })).contains("expression"));
+        let many = format!(r#"{{"model":{{}},"x":[1{}]}}"#, ",1".repeat(MAX_VALUES + 1));
+        assert!(examine(many.into_bytes()).unwrap_err().contains("more than 8000000 values"));
         // Llama's.
         let ordinary =
             json!({ "type": "Sequence", "normalizers": [{ "type": "Prepend", "prepend": "▁" }, replace(" ", "▁")] });

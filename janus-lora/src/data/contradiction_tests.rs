@@ -7,7 +7,9 @@ use std::path::Path;
 use arrow::array::RecordBatch;
 use janus_core::{Diagnose, Fault};
 use parquet::arrow::ArrowWriter;
-use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataBuilder, ParquetMetaDataReader, ParquetMetaDataWriter};
+use parquet::file::metadata::{
+    ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataBuilder, ParquetMetaDataReader, ParquetMetaDataWriter,
+};
 
 use super::error::DataError;
 use super::index::{Index, Table};
@@ -96,6 +98,22 @@ fn a_description_that_contradicts_itself_is_refused() {
         claiming(metadata, 3, 1, 3)
     });
     refused(&path, "column `answer` claims 3 values, and its pages 4");
+}
+
+/// A few megabytes of pages could be millions of rows.
+#[test]
+fn row_groups_that_share_their_pages_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t.parquet");
+    described(&path, |metadata| {
+        let first = metadata.row_groups()[0].clone();
+        let few = |column: &ColumnChunkMetaData| column.clone().into_builder().set_num_values(3).build().unwrap();
+        let columns = first.columns().iter().map(few).collect();
+        let second = first.clone().into_builder().set_num_rows(3).set_column_metadata(columns).build().unwrap();
+        let about = metadata.file_metadata().clone();
+        ParquetMetaDataBuilder::new(about).set_row_groups(vec![first, second]).build()
+    });
+    refused(&path, "of row group 1 lies where another one does");
 }
 
 #[test]

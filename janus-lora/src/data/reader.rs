@@ -173,6 +173,12 @@ impl Described {
         if rows != claimed {
             return Err(unreadable(format!("it claims {claimed} rows, and its row groups {rows}")));
         }
+        if let Some((row_group, column)) = shared_chunk(metadata.metadata()) {
+            return Err(unreadable(format!(
+                "column `{}` of row group {row_group} lies where another one does",
+                cut(&column.column_path().string())
+            )));
+        }
         Ok(Self { source: source.clone(), length, metadata })
     }
 
@@ -362,6 +368,19 @@ fn with_columns_as_read(
     let schema = Schema::new_with_metadata(fields.collect::<Vec<_>>(), schema.metadata().clone());
     let unpacked = unpack::described(metadata.metadata())?.map_or_else(|| metadata.metadata().clone(), Arc::new);
     ArrowReaderMetadata::try_new(unpacked, ArrowReaderOptions::new().with_schema(schema.into()))
+}
+
+/// A column of a row group whose pages overlap those of another one: a file of some megabytes would have millions of rows.
+fn shared_chunk(metadata: &ParquetMetaData) -> Option<(usize, &ColumnChunkMetaData)> {
+    let row_groups = metadata.row_groups().iter().enumerate();
+    let all = row_groups.flat_map(|(number, group)| group.columns().iter().map(move |column| (number, column)));
+    let mut ranges: Vec<_> = all.filter_map(|(number, column)| Some((chunk_range(column)?, number, column))).collect();
+    ranges.retain(|((_, bytes), ..)| *bytes > 0);
+    ranges.sort_by_key(|(range, ..)| *range);
+    ranges.windows(2).find_map(|pair| match pair {
+        [((start, bytes), ..), ((next, _), number, column)] if start + bytes > *next => Some((*number, *column)),
+        _ => None,
+    })
 }
 
 /// First byte and length of a column's pages; `None` where the file claims something negative.
