@@ -285,6 +285,8 @@ fn a_swap_during_a_conversion_passes_nothing_on() {
                 let _ = std::fs::rename(&aside, &licence);
                 let _ = std::fs::write(&aside, "of the base");
                 let _ = std::fs::rename(&aside, &licence);
+                // Long enough to be copied.
+                std::thread::sleep(Duration::from_micros(300));
             }
         });
         for number in 0..12 {
