@@ -418,6 +418,7 @@ impl StagedFolder {
             }
             None => self.staging.put(&self.name).map_err(|source| match source.kind() {
                 io::ErrorKind::DirectoryNotEmpty => OutputError::NotEmpty { path: target.clone() },
+                io::ErrorKind::NotADirectory => OutputError::NotAFolder { path: target.clone() },
                 _ => OutputError::Io { path: target.clone(), source },
             })?,
         }
