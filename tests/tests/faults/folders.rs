@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use janus_core::directory::Directory;
 use janus_core::output::StagedFolder;
+use janus_tests::joint::wait_until;
 use janus_tests::program::{self, Done, refused};
 
 use super::*;
@@ -255,9 +256,13 @@ fn what_killed_commands_left_goes_with_the_next_and_links_lead_nowhere() {
     let planted = left().len();
     let mut found = 0;
     for round in 0..8 {
+        // What was left by the one before is taken over by this one.
         let mut command = program::command(place.folder(), &MERGE);
         let mut child = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(10 + 30 * round));
+        if round % 2 == 0 {
+            wait_until(&mut child, || place.path(".merged.tmp-janus-folder").exists());
+        }
+        std::thread::sleep(Duration::from_millis(10 * round));
         child.kill().unwrap();
         child.wait().unwrap();
         found += usize::from(left().contains(&".merged.tmp-janus-folder".into()));
