@@ -74,7 +74,7 @@ pub enum OutputError {
 impl Diagnose for OutputError {
     fn fault(&self) -> Fault {
         match self {
-            OutputError::Io { source, .. } if !is_of_link(source) => Fault::Internal,
+            OutputError::Io { source, .. } if !is_in_the_way(source) => Fault::Internal,
             _ => Fault::Input,
         }
     }
@@ -87,12 +87,20 @@ impl Diagnose for OutputError {
             OutputError::NotAFile { .. } => vec!["give the path of a new file".into()],
             OutputError::Dangling { .. } => vec!["remove the link, or give another path".into()],
             OutputError::Refused { .. } => vec!["give a path in a folder that you may write to".into()],
-            OutputError::Io { source, .. } if is_of_link(source) => {
-                vec!["move the link away: nothing is written through it".into()]
+            OutputError::Io { source, .. } if is_in_the_way(source) => {
+                vec![
+                    "move away what lies there: nothing is written through a link, or over what is of another kind"
+                        .into(),
+                ]
             }
             OutputError::Io { .. } => Vec::new(),
         }
     }
+}
+
+/// Whether an error says that something lies where something else is to be: a link, a file for a folder, or the reverse.
+pub fn is_in_the_way(error: &io::Error) -> bool {
+    is_of_link(error) || matches!(error.kind(), io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory)
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> OutputError + '_ {
@@ -418,6 +426,7 @@ impl StagedFolder {
             }
             None => self.staging.put(&self.name).map_err(|source| match source.kind() {
                 io::ErrorKind::DirectoryNotEmpty => OutputError::NotEmpty { path: target.clone() },
+                io::ErrorKind::NotADirectory => OutputError::NotAFolder { path: target.clone() },
                 _ => OutputError::Io { path: target.clone(), source },
             })?,
         }

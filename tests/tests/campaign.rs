@@ -193,7 +193,8 @@ fn random_kills(campaign: &Campaign, kills: usize, whole: Duration, random: &mut
 fn plant(campaign: &Campaign, folder: &str) {
     let (run, victim) = (campaign.place.path(folder), campaign.place.path(VICTIM));
     let _ = symlink(&victim, run.with_file_name(format!(".{folder}.tmp-Ab3dEf")));
-    if !run.join("checkpoints").is_dir() {
+    // Resuming a run that is over changes nothing.
+    if !run.join("checkpoints").is_dir() || run.join(WEIGHTS).exists() {
         return;
     }
     std::fs::write(run.join(".recipe.toml.tmp-Ab3dEf"), "half").unwrap();

@@ -1,4 +1,7 @@
+use std::path::Path;
+
 use half::{bf16, f16};
+use janus_core::directory::Directory;
 use safetensors::Dtype;
 use serde_json::json;
 

@@ -108,20 +108,36 @@ fn what_is_in_use_stays_and_is_used_now() {
 }
 
 #[test]
-fn what_was_left_half_written_goes_when_it_is_old() {
+fn what_killed_processes_left_half_written_goes() {
     let folder = stocked();
-    let (base, table) = (format!("bases/.{BASE}.tmp-x1/model.safetensors"), format!("data/.{TABLE}.tmp-x2"));
-    write(&folder.path().join(&base), 70, 1000);
-    write(&folder.path().join(&table), 70, 1000);
-    let count = || items(folder.path(), None).len();
-    assert_eq!(count(), 7);
-    let new = folder.path().join(format!("data/.{TABLE}.tmp-x3"));
-    fs::write(&new, "under way").unwrap();
+    let at = |name: String| folder.path().join(name);
+    let (rest, digits) = ("c".repeat(62), "d".repeat(40));
+    // Of today's version, and of an earlier one more than a day ago.
+    let gone = [
+        at(format!("bases/.{BASE}.tmp-janus-folder/model.safetensors")),
+        at(format!("bases/{BASE}/.model.safetensors.tmp-janus-0123456789abcdef")),
+        at(format!("bases/.{BASE}.tmp-Ab3dEf/model.safetensors")),
+        at(format!("data/.{}.tmp-janus-0123456789abcdef", &TABLE[..40])),
+        at(format!("data/.{TABLE}.tmp-Ab3dEf")),
+        at(format!("features/ab/.{}.tmp-janus-0123456789abcdef", &rest[..40])),
+        at(format!("codes/ab/.{rest}.tmp-Ab3dEf")),
+        at(format!("fingerprints/.{digits}.tmp-janus-0123456789abcdef")),
+    ];
+    gone.iter().for_each(|path| write(path, 70, 1000));
+    let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+    File::open(at(format!("bases/.{BASE}.tmp-Ab3dEf"))).unwrap().set_modified(old).unwrap();
+    // Under way: locked, or of an earlier version and young.
+    let living = [at(format!("data/.{TABLE}.tmp-janus-fedcba9876543210")), at(format!("data/.{TABLE}.tmp-Young1"))];
+    living.iter().for_each(|path| fs::write(path, "under way").unwrap());
+    let lock = File::open(&living[0]).unwrap();
+    lock.lock().unwrap();
     for item in items(folder.path(), None) {
-        item.remove().unwrap();
+        let is_living = living.contains(&item.path);
+        assert_eq!((item.is_in_use(), item.remove().unwrap()), (is_living, !is_living), "{item:?}");
     }
-    assert_eq!(count(), 1);
-    assert!(new.exists());
+    assert!(gone.iter().all(|path| !path.exists()), "{gone:?}");
+    assert!(living.iter().all(|path| path.exists()));
+    assert_eq!(foreign_files(folder.path()), 8);
 }
 
 #[cfg(unix)]

@@ -388,6 +388,8 @@ fn apart(rows: impl Iterator<Item = Result<Row>>, count: usize) -> Result<Vec<(u
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::data::{EncodedImage, RowId};
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use janus_core::output::is_in_the_way;
 use janus_core::{Diagnose, Fault};
 
 use super::files::RECIPE_FILE;
@@ -314,10 +315,15 @@ fn labels_counted(count: usize, most: usize) -> String {
     }
 }
 
+/// Whether something else lies where a run writes.
+fn lies_there(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidInput || is_in_the_way(error)
+}
+
 impl Diagnose for TrainError {
     fn fault(&self) -> Fault {
         match self {
-            TrainError::Write { source, .. } if source.kind() == io::ErrorKind::InvalidInput => Fault::Input,
+            TrainError::Write { source, .. } if lies_there(source) => Fault::Input,
             TrainError::NoGradient { .. }
             | TrainError::Write { .. }
             | TrainError::Thread { .. }
@@ -329,7 +335,7 @@ impl Diagnose for TrainError {
 
     fn hints(&self) -> Vec<String> {
         match self {
-            TrainError::Write { source, .. } if source.kind() == io::ErrorKind::InvalidInput => {
+            TrainError::Write { source, .. } if lies_there(source) => {
                 vec!["move it away: a run writes a file of its own there".into()]
             }
             TrainError::NoGradient { .. } => {

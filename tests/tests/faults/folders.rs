@@ -1,7 +1,7 @@
 //! Folders that others can write to while a command works in them, and what killed commands leave there.
 
 use std::fs::Permissions;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use janus_core::directory::Directory;
 use janus_core::output::StagedFolder;
+use janus_tests::joint::wait_until;
 use janus_tests::program::{self, Done, refused};
 
 use super::*;
@@ -184,7 +185,9 @@ fn a_run_folder_that_everyone_may_write_to_is_refused() {
 fn a_run_folder_of_another_owner_is_told() {
     let place = place();
     fs_err::create_dir(place.path("run")).unwrap();
-    let is_given_away = std::os::unix::fs::chown(place.path("run"), Some(65_534), None).is_ok();
+    let _ = std::os::unix::fs::chown(place.path("run"), Some(65_533), None);
+    let owner = |name: &str| place.path(name).metadata().unwrap().uid();
+    let is_given_away = owner("run") != owner("recipe.toml");
     let done = place.janus(&["train", "recipe.toml"]).expect_success();
     // Only root can give a folder away; everyone else's own is no matter for a word.
     assert_eq!(done.stderr.contains("belongs to another user"), is_given_away, "{}", done.stderr);
@@ -255,9 +258,13 @@ fn what_killed_commands_left_goes_with_the_next_and_links_lead_nowhere() {
     let planted = left().len();
     let mut found = 0;
     for round in 0..8 {
+        // What was left by the one before is taken over by this one.
         let mut command = program::command(place.folder(), &MERGE);
         let mut child = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(10 + 30 * round));
+        if round % 2 == 0 {
+            wait_until(&mut child, || place.path(".merged.tmp-janus-folder").exists());
+        }
+        std::thread::sleep(Duration::from_millis(10 * round));
         child.kill().unwrap();
         child.wait().unwrap();
         found += usize::from(left().contains(&".merged.tmp-janus-folder".into()));
@@ -285,6 +292,8 @@ fn a_swap_during_a_conversion_passes_nothing_on() {
                 let _ = std::fs::rename(&aside, &licence);
                 let _ = std::fs::write(&aside, "of the base");
                 let _ = std::fs::rename(&aside, &licence);
+                // Long enough to be copied.
+                std::thread::sleep(Duration::from_micros(300));
             }
         });
         for number in 0..12 {
