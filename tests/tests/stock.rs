@@ -318,7 +318,9 @@ fn as_stranger(place: &Workplace, environment: &[(String, String)], arguments: &
     if is_root() {
         // Where anyone may start it, whatever folder it was built in.
         let program = place.path("janus-copy");
-        fs_err::copy(plain.get_program(), &program).unwrap();
+        if !program.exists() {
+            fs_err::copy(plain.get_program(), &program).unwrap();
+        }
         for path in [place.folder(), &program] {
             fs_err::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
         }
