@@ -11,7 +11,7 @@
 //! convolution and embedding table has a slot for a [`site::Correction`]; [`parameter`] hands out trainable copies of
 //! any parameter by name; [`pass`] says what one forward pass is told. [`noise`] holds the random numbers that can be
 //! drawn again, [`directory`] holds folders open, [`output`] writes files that are whole or absent and [`temporary`] clears up
-//! after those that were killed, [`input`] reads those of strangers, [`home`] knows the home folder in a path, [`guard`] catches what other people's decoders throw, [`device`] opens a GPU or tells why there is none.
+//! after those that were killed, [`input`] reads those of strangers, [`home`] knows the home folder in a path, [`ownership`] whose a folder is, [`guard`] catches what other people's decoders throw, [`device`] opens a GPU or tells why there is none.
 //!
 //! # Threads
 //!
@@ -37,6 +37,7 @@ pub mod model;
 pub mod noise;
 pub mod ops;
 pub mod output;
+pub mod ownership;
 pub mod parameter;
 pub mod pass;
 pub mod processing;

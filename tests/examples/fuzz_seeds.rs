@@ -30,6 +30,24 @@ fn main() {
     tokenizers(&into.join("tokenizer"));
     networks(&into.join("network_file"));
     runs(&into.join("run_folder"));
+    hubs(&into.join("hub_answers"));
+}
+
+/// A base of two files, as a hub answers to each request for it: one in large-file storage, and one in chunks that nobody counts.
+fn hubs(into: &Path) {
+    const GIT: &str = "9e26dfeeb6e641a33dae4961196235bdb965b21b";
+    const SHA256: &str = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881";
+    let listing = r#"{"sha": "0123456789abcdef0123456789abcdef01234567", "siblings": [{"rfilename": "config.json"}, {"rfilename": "model.safetensors"}]}"#;
+    let head = |more: &str| format!("HTTP/1.1 200 OK\r\nConnection: close\r\n{more}\r\n");
+    let config = head(&format!("ETag: \"{GIT}\"\r\nContent-Length: 2\r\n"));
+    let stored = format!(
+        "HTTP/1.1 302 Found\r\nConnection: close\r\nLocation: http://127.0.0.1:9/x\r\nX-Linked-Etag: \"{SHA256}\"\r\nX-Linked-Size: 1\r\nContent-Length: 0\r\n\r\n"
+    );
+    write(into, "stored", [listing, &config, "{}", &stored, "x"].join(BETWEEN));
+    let chunked = head(&format!("ETag: \"{SHA256}\"\r\nTransfer-Encoding: chunked\r\n"));
+    let part = head("Content-Range: bytes 0-0/1\r\nContent-Length: 1\r\n") + "x";
+    write(into, "chunked", [listing, &config, "{}", &chunked, &format!("{chunked}1\r\nx\r\n0\r\n\r\n")].join(BETWEEN));
+    write(into, "part", [listing, &config, "{}", &chunked, &part].join(BETWEEN));
 }
 
 fn write(folder: &Path, name: &str, bytes: impl AsRef<[u8]>) {

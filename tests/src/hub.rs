@@ -2,12 +2,13 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
+
+use sha1::{Digest, Sha1};
 
 /// How the hub answers.
 #[derive(Debug, Clone, Copy, Default)]
@@ -132,9 +133,10 @@ impl State {
         let Some((name, bytes)) = name.and_then(|name| self.files.get_key_value(name)) else {
             return reply("404 No", "X-Error-Code: RepoNotFound\r\n", b"", 0);
         };
-        let mut hasher = DefaultHasher::new();
-        bytes.hash(&mut hasher);
-        let etag = format!("ETag: \"{:040x}\"\r\n", hasher.finish());
+        // As Git names a file.
+        let hash = Sha1::new().chain_update(format!("blob {}\0", bytes.len())).chain_update(bytes).finalize();
+        let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        let etag = format!("ETag: \"{hash}\"\r\n");
         if method == "HEAD" {
             return reply("200 Yes", &etag, bytes, 0);
         }

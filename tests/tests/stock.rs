@@ -281,3 +281,170 @@ fn downloads_are_listed_and_cleared_where_they_are_ours() {
     // It comes again.
     with(&place, &environment, &["base", "inspect", "owner/name"]).expect_success();
 }
+
+/// Makes every file and folder below read-only and, where these tests run as root, another user's.
+#[cfg(unix)]
+fn give_away(folder: &Path) {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let mut open = vec![folder.to_path_buf()];
+    while let Some(path) = open.pop() {
+        if path.is_symlink() {
+            continue;
+        }
+        let mode = if path.is_dir() { 0o555 } else { 0o444 };
+        if path.is_dir() {
+            open.extend(fs_err::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+        if is_root() {
+            chown(&path, Some(12_345), Some(12_345)).unwrap();
+        }
+        fs_err::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+}
+
+#[cfg(unix)]
+fn is_root() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    // Whose a file is that was made just now.
+    tempfile::tempdir().unwrap().path().metadata().unwrap().uid() == 0
+}
+
+/// The program as somebody who is neither root nor the owner of what was given away.
+#[cfg(unix)]
+fn as_stranger(place: &Workplace, environment: &[(String, String)], arguments: &[&str]) -> Done {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    let mut plain = command(place.folder(), arguments);
+    if is_root() {
+        // Where anyone may start it, whatever folder it was built in.
+        let program = place.path("janus-copy");
+        if !program.exists() {
+            fs_err::copy(plain.get_program(), &program).unwrap();
+        }
+        for path in [place.folder(), &program] {
+            fs_err::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let mut other = std::process::Command::new(&program);
+        other.args(arguments).current_dir(place.folder()).uid(65_534).gid(65_534);
+        other.envs(plain.get_envs().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))));
+        plain = other;
+    }
+    plain.envs(environment.iter().cloned());
+    run(plain)
+}
+
+#[cfg(unix)]
+#[test]
+fn a_read_only_cache_of_another_owner_serves_and_is_checked() {
+    let place = Workplace::empty();
+    let (hub, environment) = hub(&place);
+    let remote = table("understand", "hf://datasets/owner/name/rows.parquet", "");
+    place.write("recipe.toml", recipe("owner/name", &remote));
+    let spec = "synth:inspection?rows=8&seed=1&size=64";
+    let commands: [&[&str]; 5] = [
+        &["base", "inspect", "janus-nano", "--json"],
+        &["base", "inspect", "init:janus-tiny?seed=1", "--json"],
+        &["base", "inspect", "owner/name", "--json"],
+        &["data", "stats", spec, "--base", "janus-nano", "--json"],
+        &["data", "check", "recipe.toml", "--json"],
+    ];
+    let expected = commands.map(|arguments| with(&place, &environment, arguments).expect_success().stdout);
+    give_away(&place.path("cache"));
+    give_away(&place.path("hf"));
+    let before = (files(&place.path("cache")), files(&place.path("hf")));
+    let offline: Vec<_> = environment.iter().cloned().chain([("HF_HUB_OFFLINE".to_owned(), "1".to_owned())]).collect();
+    for environment in [&environment, &offline] {
+        for (arguments, expected) in commands.iter().zip(&expected) {
+            assert_eq!(as_stranger(&place, environment, arguments).expect_success().stdout, *expected, "{arguments:?}");
+        }
+    }
+    assert_eq!((files(&place.path("cache")), files(&place.path("hf"))), before);
+    // What it has not cannot be put there.
+    let absent = as_stranger(&place, &offline, &["base", "inspect", "init:janus-tiny?seed=2"]);
+    janus_tests::program::refused(&absent, &["the cache folder `", "hint: set `JANUS_CACHE`"]);
+    let of_hub = as_stranger(&place, &environment, &["base", "fetch", "owner/name@main"]);
+    of_hub.expect_success();
+    drop(hub);
+}
+
+#[test]
+fn what_was_planted_in_the_cache_is_made_anew() {
+    let place = Workplace::empty();
+    let spec = "synth:inspection?rows=8&seed=1&size=64";
+    let commands: [&[&str]; 3] = [
+        &["base", "inspect", "init:janus-tiny?seed=1", "--fingerprint", "--json"],
+        &["base", "inspect", "janus-nano", "--json"],
+        &["data", "stats", spec, "--base", "janus-nano", "--json"],
+    ];
+    let ask = || commands.map(|arguments| place.janus(arguments).expect_success().stdout);
+    let expected = ask();
+    place.janus(&["base", "inspect", "init:janus-tiny?seed=2"]).expect_success();
+    place.janus(&["data", "stats", "synth:inspection?rows=8&seed=2&size=64", "--base", "janus-nano"]).expect_success();
+    let find = |folder: &str, part: &str, end: &str| {
+        let all = files(&place.path("cache")).into_keys();
+        let mut found = all.filter(|name| name.starts_with(folder) && name.contains(part) && name.ends_with(end));
+        place.path(&format!("cache/{}", found.next().unwrap()))
+    };
+    let whole: Vec<_> = [("bases", "tiny", "seed1/model.safetensors"), ("data", "seed1", ".parquet")]
+        .map(|(folder, part, end)| find(folder, part, end))
+        .into_iter()
+        .map(|path| (fs_err::read(&path).unwrap(), path))
+        .collect();
+    let others = [find("bases", "tiny", "seed2/model.safetensors"), find("data", "seed2", ".parquet")];
+    for ((_, path), other) in whole.iter().zip(&others) {
+        fs_err::copy(other, path).unwrap();
+    }
+    let tokenizer = find("bases", "nano", "tokenizer.json");
+    let length = fs_err::metadata(&tokenizer).unwrap().len() as usize;
+    fs_err::write(&tokenizer, vec![b' '; length]).unwrap();
+    assert_eq!(ask(), expected);
+    for (bytes, path) in &whole {
+        assert!(fs_err::read(path).unwrap() == *bytes, "{}", path.display());
+    }
+    // As a version left them that noted no digests.
+    for (folder, part) in [("bases", "tiny"), ("data", "seed1")] {
+        fs_err::remove_file(find(folder, part, ".sha256")).unwrap();
+    }
+    assert_eq!(ask(), expected);
+}
+
+#[cfg(unix)]
+#[test]
+fn whose_a_cache_is_and_who_may_write_to_it_counts() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = Workplace::empty();
+    let foreign = place.path("xdg/janus");
+    fs_err::create_dir_all(place.path("xdg")).unwrap();
+    if is_root() {
+        fs_err::create_dir(&foreign).unwrap();
+        std::os::unix::fs::chown(&foreign, Some(12_345), None).unwrap();
+    } else {
+        std::os::unix::fs::symlink("/", &foreign).unwrap();
+    }
+    let xdg = place.path("xdg").to_str().unwrap().to_owned();
+    let named =
+        |cache: &str| [("JANUS_CACHE".to_owned(), cache.to_owned()), ("XDG_CACHE_HOME".to_owned(), xdg.clone())];
+    let inspect = ["base", "inspect", "janus-nano"];
+    let done = with(&place, &named(""), &inspect);
+    janus_tests::program::refused(&done, &["belongs to another user", "hint: set JANUS_CACHE"]);
+
+    let open = place.path("open");
+    fs_err::create_dir(&open).unwrap();
+    fs_err::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let open_to_all = named(open.to_str().unwrap());
+    for arguments in [
+        &inspect[..],
+        &["base", "inspect", "init:janus-tiny?seed=1"],
+        &["data", "stats", "synth:inspection?rows=8", "--base", "init:janus-tiny?seed=1"],
+    ] {
+        let done = with(&place, &open_to_all, arguments);
+        let said = ["the cache folder `", "every user may put something else there", "hint: set `JANUS_CACHE`"];
+        janus_tests::program::refused(&done, &said);
+        assert_eq!(files(&open), BTreeMap::new(), "{arguments:?}");
+    }
+    fs_err::set_permissions(&open, std::fs::Permissions::from_mode(0o1777)).unwrap();
+    with(&place, &open_to_all, &inspect).expect_success();
+    // What is the program's own, to the byte, may be read there.
+    fs_err::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
+    with(&place, &open_to_all, &inspect).expect_success();
+}

@@ -1,7 +1,8 @@
 //! Fingerprints that were worked out before, each kept with what the system says of the files it was worked out from.
 //!
 //! A fingerprint depends on nothing but the files. As long as path, size, times of writing and of change, device and number
-//! of each file are the same, it is not worked out again. An entry that is damaged, or of other files, counts as none.
+//! of each file are the same, it is not worked out again. An entry that is damaged, of other files, or of who may
+//! be anybody, counts as none.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use super::Checkpoint;
 use super::fingerprint::PREFIX as FINGERPRINT_PREFIX;
 use crate::input;
 use crate::output::{OutputError, write_file};
+use crate::ownership::{is_believable, is_open_to_all};
 
 /// First bytes of what is hashed: a change of the format makes all entries those of other files.
 const PREFIX: &[u8] = b"janus-files-1\n";
@@ -73,21 +75,26 @@ impl KnownFingerprints {
     pub fn get(&self, checkpoint: &Checkpoint, identity: &FilesIdentity) -> Option<String> {
         let longest = entry("", identity).len() + DIGITS;
         let mut text = String::new();
-        let file = input::open(&self.path(checkpoint)?).ok()?;
+        let path = self.path(checkpoint)?;
+        if !is_believable(&path, &self.folder) || self.folder.parent().is_some_and(is_open_to_all) {
+            return None;
+        }
+        let file = input::open(&path).ok()?;
         file.take(longest as u64 + 1).read_to_string(&mut text).ok()?;
         let fingerprint = text.get(..DIGITS)?;
         (text == entry(fingerprint, identity)).then(|| fingerprint.to_owned())
     }
 
     /// Keeps a fingerprint that was worked out after `before` was asked for. Files that were written to since, or so
-    /// shortly before that another writing might not show, are left out.
+    /// shortly before that another writing might not show, are left out, and so is all in a folder that everybody may write to.
     ///
     /// # Errors
     /// The system's.
     pub fn put(&self, checkpoint: &Checkpoint, before: &FilesIdentity, fingerprint: &str) -> Result<(), OutputError> {
         let age = SystemTime::now().duration_since(before.modified).unwrap_or_default();
         let Some(path) = self.path(checkpoint).filter(|_| age >= SETTLED) else { return Ok(()) };
-        if checkpoint.identity().as_ref() != Some(before) {
+        let is_open = self.folder.ancestors().take(2).any(is_open_to_all);
+        if is_open || checkpoint.identity().as_ref() != Some(before) {
             return Ok(());
         }
         write_file(&path, |file| file.write_all(entry(fingerprint, before).as_bytes()))

@@ -36,7 +36,7 @@ pub use known::{FilesIdentity, KnownFingerprints};
 pub use names::{EMBED_TOKENS, ExpectedTensor, LM_HEAD, expected_tensors};
 pub use random::RandomWeights;
 pub use safetensors::require_unique_names;
-pub(crate) use shards::MAX_INDEX_BYTES;
+pub(crate) use shards::{MAX_INDEX_BYTES, MAX_SHARDS};
 pub use source::WeightSource;
 pub use tensor_file::TensorFile;
 pub use tokenizer::{Merges, learn_merges, merged_ids, write_tokenizer};

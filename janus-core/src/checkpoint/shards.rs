@@ -31,7 +31,7 @@ const CANDIDATES: [(&str, Format, bool); 4] = [
 pub(crate) const MAX_INDEX_BYTES: u64 = 64 << 20;
 
 /// Most shards of a base. All are held open, and systems allow a process 1,024 open files or fewer.
-const MAX_SHARDS: usize = 512;
+pub(crate) const MAX_SHARDS: usize = 512;
 
 /// A tensor's shard by name, as an index gives it.
 type WeightMap = BTreeMap<String, String>;

@@ -2,15 +2,16 @@ use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
 use super::cache::RepositoryCache;
-use super::download::download_blob;
+use super::download::{Wish, download_ours};
+use super::limits::FileKind;
 use super::select::check_name;
-use super::shards::{ShardRecord, evict, touch};
-use super::transport::Transport;
-use super::{HubError, HubOptions, Progress, RepoId};
+use super::shards::{evict, touch};
+use super::transport::{LARGEST_LISTING_BYTES, Listing, Transport};
+use super::{HubError, HubOptions, Progress, RepoId, Silent};
+use crate::input;
 use crate::output::write_file;
 
 /// Files of a repository that stay in the cache in any case: the one that is read and the one that comes next.
@@ -26,6 +27,8 @@ pub struct DatasetRepository {
     files: BTreeSet<String>,
     /// Files used last, the latest at the end.
     in_use: Mutex<VecDeque<String>>,
+    /// Files whose content was compared with their names.
+    checked: Mutex<BTreeSet<String>>,
 }
 
 /// What is kept of a listing, for times without a network: `<repository>/.janus/<commit>.json`.
@@ -67,10 +70,8 @@ impl DatasetRepository {
                             problem,
                         })?;
                     }
-                    let text = serde_json::to_vec(&Listed { files: listing.files.clone() })
-                        .map_err(|error| HubError::Listing { id: id.clone(), problem: error.to_string() })?;
-                    let path = cache.records()?.join(format!("{}.json", listing.commit));
-                    write_file(&path, |writer| writer.write_all(&text))?;
+                    // Without it a time without a network knows only what is here.
+                    keep_listing(&cache, &id, &listing).or_else(HubError::unless_refused)?;
                     cache.write_ref(&listing.commit)?;
                     (listing.commit, listing.files)
                 }
@@ -84,7 +85,15 @@ impl DatasetRepository {
                 Err(error) => return Err(error),
             }
         };
-        Ok(Arc::new(Self { id, options, limit_bytes, commit, files, in_use: Mutex::default() }))
+        Ok(Arc::new(Self {
+            id,
+            options,
+            limit_bytes,
+            commit,
+            files,
+            in_use: Mutex::default(),
+            checked: Mutex::default(),
+        }))
     }
 
     /// The repository.
@@ -119,11 +128,19 @@ impl DatasetRepository {
     }
 }
 
+fn keep_listing(cache: &RepositoryCache<'_>, id: &RepoId, listing: &Listing) -> Result<(), HubError> {
+    let text = serde_json::to_vec(&Listed { files: listing.files.clone() })
+        .map_err(|error| HubError::Listing { id: id.clone(), problem: error.to_string() })?;
+    let path = cache.records()?.join(format!("{}.json", listing.commit));
+    Ok(write_file(&path, |writer| writer.write_all(&text))?)
+}
+
 /// Commit and files of a revision as they were last looked up, or the name of what is missing for that.
 fn known(cache: &RepositoryCache<'_>, progress: &dyn Progress) -> Result<(String, BTreeSet<String>), String> {
     let commit = cache.commit()?;
     let record = cache.root().join(".janus").join(format!("{commit}.json"));
-    let listed = fs::read(&record).ok().and_then(|text| serde_json::from_slice::<Listed>(&text).ok());
+    let listed = input::read_named(&record, LARGEST_LISTING_BYTES).ok();
+    let listed = listed.and_then(|text| serde_json::from_slice::<Listed>(&text).ok());
     let files = match listed {
         Some(listed) => listed.files,
         None => {
@@ -175,7 +192,7 @@ impl Shard {
         let cache = RepositoryCache::new(id, &options.cache_dir);
         let pointer = cache.pointer(commit, &self.name);
         let in_use = self.repository.use_file(&self.name);
-        if pointer.is_file() {
+        if self.is_here(&cache, progress)? {
             touch(&cache, commit, &self.name);
             return Ok(pointer);
         }
@@ -185,26 +202,46 @@ impl Shard {
         }
         let transport = Transport::new(id, options)?;
         let metadata = transport.metadata(commit, &self.name)?;
-        // What another program downloaded is not ours to give up.
-        let is_ours = !cache.blob(&metadata.etag).exists();
-        if is_ours {
+        let wish = Wish { commit, name: &self.name, kind: FileKind::Large, left_bytes: u64::MAX };
+        wish.check(&transport, &metadata)?;
+        if !cache.blob(&metadata.etag).exists() {
             let keep = |repository: &RepoId, at: &str, name: &str| {
                 repository.repository() == id.repository() && at == commit && in_use.iter().any(|used| used == name)
             };
-            let record = ShardRecord::new(id, commit, &self.name, &metadata.etag);
             evict(&options.cache_dir, limit_bytes.saturating_sub(metadata.size_bytes.unwrap_or(0)), &keep)?;
-            // Written before the download, so that a file of a run that was killed is known for ours.
-            record.write(&cache)?;
         }
-        download_blob(&transport, &cache, commit, &self.name, &metadata, progress)?;
+        download_ours(&transport, &cache, wish, &metadata, progress)?;
         cache.link(commit, &self.name, &metadata.etag)?;
         Ok(pointer)
     }
 
     /// The file's path in the cache, if it is there.
-    pub fn cached(&self) -> Option<PathBuf> {
+    ///
+    /// # Errors
+    /// It is damaged, and cannot be fetched again.
+    pub fn cached(&self) -> Result<Option<PathBuf>, HubError> {
         let DatasetRepository { id, options, commit, .. } = &*self.repository;
-        Some(RepositoryCache::new(id, &options.cache_dir).pointer(commit, &self.name)).filter(|path| path.is_file())
+        let cache = RepositoryCache::new(id, &options.cache_dir);
+        Ok(self.is_here(&cache, &Silent)?.then(|| cache.pointer(commit, &self.name)))
+    }
+
+    /// Whether the file is in the cache, and sound where that can be told, which is found out once.
+    fn is_here(&self, cache: &RepositoryCache<'_>, progress: &dyn Progress) -> Result<bool, HubError> {
+        let DatasetRepository { options, commit, checked, .. } = &*self.repository;
+        if !cache.pointer(commit, &self.name).is_file() {
+            return Ok(false);
+        }
+        if checked.lock().unwrap_or_else(PoisonError::into_inner).contains(&self.name) {
+            return Ok(true);
+        }
+        let is_sound = match options.offline {
+            true => cache.fault_of(commit, &self.name).map_or(Ok(true), Err)?,
+            false => cache.has(commit, &self.name, progress)?,
+        };
+        if is_sound {
+            checked.lock().unwrap_or_else(PoisonError::into_inner).insert(self.name.clone());
+        }
+        Ok(is_sound)
     }
 
     /// The last `bytes` bytes of the file, all of a shorter one, and the size of the file, without the rest being

@@ -1,6 +1,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::limits::{FILE_BYTES_VARIABLE, FILES_VARIABLE, LEAST_RATE_VARIABLE};
 use super::{RepoId, RepoKind};
 use crate::error::{Diagnose, Fault};
 use crate::home::HomeError;
@@ -236,8 +237,76 @@ pub enum HubError {
         /// The file.
         file: String,
     },
+    /// A file that is longer than such a file can be.
+    #[error("`{file}` has {got_bytes} bytes or more, at most {limit_bytes} are taken")]
+    TooLarge {
+        /// The file.
+        file: String,
+        /// Announced, or sent so far.
+        got_bytes: u64,
+        /// The limit.
+        limit_bytes: u64,
+    },
+    /// More files than such a repository can have.
+    #[error("repository `{repository}` has {got} {of}, at most {limit} are taken")]
+    TooMany {
+        /// The repository.
+        repository: String,
+        /// What there are too many of.
+        of: &'static str,
+        /// How many there are.
+        got: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// A transfer that goes on and gets nowhere.
+    #[error("`{url}` sent {got_bytes} bytes in {seconds:.0} s, expected at least {least_bytes}")]
+    TooSlow {
+        /// The address, without its query.
+        url: String,
+        /// What came.
+        got_bytes: u64,
+        /// In this time.
+        seconds: f64,
+        /// What should have come in that time.
+        least_bytes: u64,
+    },
+    /// An answer that is of another commit than was asked for.
+    #[error("the hub answers with commit {got:?} of `{}`, asked for was `{asked}`", id.repository())]
+    OtherCommit {
+        /// The repository.
+        id: RepoId,
+        /// The commit asked for.
+        asked: String,
+        /// The commit received.
+        got: String,
+    },
+    /// Something else lies in the cache than was once downloaded.
+    #[error("`{}` in the cache is damaged: its digest should be {expected} and is {got}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What its name, or our record of it, says.
+        expected: String,
+        /// What it is.
+        got: String,
+    },
+    /// A folder of the cache that everybody may change.
+    #[error("nothing is written to the cache `{}`: every user may put something else there", path.display())]
+    OpenToAll {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A cache of another user that was not asked for.
+    #[error("the cache `{}` belongs to another user (number {owner})", path.display())]
+    ForeignCache {
+        /// The folder.
+        path: PathBuf,
+        /// Number of its owner.
+        owner: u32,
+    },
     /// A file with another content than announced.
-    #[error("`{file}` has SHA-256 {got}, the hub announced {expected}")]
+    #[error("`{file}` has the digest {got}, the hub announced {expected}")]
     Digest {
         /// The file.
         file: String,
@@ -283,9 +352,33 @@ impl HubError {
             HubError::Unreachable { .. }
                 | HubError::Status { transient: true, .. }
                 | HubError::Range { .. }
+                | HubError::TooSlow { .. }
                 | HubError::Interrupted { .. }
         )
     }
+
+    /// Whether the cache may not be written to, by this user or by anybody.
+    pub(super) fn is_refused(&self) -> bool {
+        match self {
+            HubError::OpenToAll { .. } => true,
+            HubError::Write { source, .. } => is_refusal(source),
+            HubError::Output(OutputError::Io { source, .. } | OutputError::Refused { source, .. }) => {
+                is_refusal(source)
+            }
+            _ => false,
+        }
+    }
+
+    /// Nothing if the cache may not be written to and does as well without, else the error.
+    pub(super) fn unless_refused(self) -> Result<(), Self> {
+        if self.is_refused() { Ok(()) } else { Err(self) }
+    }
+}
+
+/// Whether a folder may not be written to, rather than that a disk takes no more.
+fn is_refusal(error: &io::Error) -> bool {
+    use io::ErrorKind::{AlreadyExists, NotADirectory, PermissionDenied, ReadOnlyFilesystem};
+    matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem | NotADirectory | AlreadyExists)
 }
 
 const RESUME_HINT: &str = "run the same command again: what is already there is kept and the download continues";
@@ -294,18 +387,14 @@ const OFFLINE_HINT: &str = "without a network, give a local folder instead";
 impl Diagnose for HubError {
     fn fault(&self) -> Fault {
         match self {
+            // What may be otherwise when it is tried again, and what this machine fails at.
             HubError::Unreachable { .. }
             | HubError::Status { .. }
             | HubError::Range { .. }
+            | HubError::TooSlow { .. }
             | HubError::Interrupted { .. }
-            | HubError::Size { .. }
-            | HubError::UnknownSize { .. }
-            | HubError::Digest { .. }
-            | HubError::EntityTag { .. }
-            | HubError::Redirect { .. }
-            | HubError::Occupied { .. }
-            | HubError::Read { .. }
-            | HubError::Write { .. } => Fault::Internal,
+            | HubError::Read { .. } => Fault::Internal,
+            HubError::Write { source, .. } if !is_refusal(source) => Fault::Internal,
             HubError::Output(error) => error.fault(),
             _ => Fault::Input,
         }
@@ -353,25 +442,60 @@ impl Diagnose for HubError {
                 vec!["the repository must hold a Janus checkpoint: `config.json`, tokenizer and weights".into()]
             }
             HubError::Unreachable { .. } | HubError::Status { transient: true, .. } => vec![OFFLINE_HINT.into()],
-            HubError::Interrupted { .. } => vec![RESUME_HINT.into()],
+            HubError::TooSlow { .. } => {
+                vec![RESUME_HINT.into(), format!("`{LEAST_RATE_VARIABLE}` sets how slow a hub may be; 0 waits for any")]
+            }
+            HubError::Interrupted { source, .. } => match source.hints() {
+                hints if matches!(**source, HubError::TooSlow { .. }) => hints,
+                _ => vec![RESUME_HINT.into()],
+            },
             HubError::Digest { .. } => vec!["the damaged file was removed; run the same command again".into()],
+            HubError::TooLarge { .. } => {
+                vec![format!(
+                    "if you trust the repository, `{FILE_BYTES_VARIABLE}` sets how long a file may be, in bytes"
+                )]
+            }
+            HubError::TooMany { .. } => {
+                vec![format!("if you trust the repository, `{FILES_VARIABLE}` sets how many there may be")]
+            }
+            HubError::Damaged { path, .. } => vec![format!(
+                "where it may be written to and a network is there it is fetched again; else remove `{}`, or set HF_HOME to another folder",
+                path.display()
+            )],
+            HubError::OpenToAll { path } => vec![
+                "set HF_HOME to a folder that not everybody may write to, such as a new one in there".into(),
+                format!("or take that right from others: `chmod o-w {}`", path.display()),
+            ],
+            HubError::ForeignCache { .. } => {
+                vec!["set HF_HOME to a folder of yours, or to that one if you trust whose it is".into()]
+            }
+            HubError::OtherCommit { .. }
+            | HubError::Listing { .. }
+            | HubError::EntityTag { .. }
+            | HubError::Redirect { .. }
+            | HubError::Size { .. }
+            | HubError::UnknownSize { .. }
+            | HubError::Range { .. }
+            | HubError::Status { .. } => vec![
+                "HF_ENDPOINT must lead to a hub; if it does, try again later, or give a local folder instead".into(),
+            ],
+            HubError::UnsafeName { .. } | HubError::Index { .. } => {
+                vec![
+                    "the repository is damaged or hostile: tell its owner, and use another revision or a local folder"
+                        .into(),
+                ]
+            }
             HubError::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 vec!["make room, or set HF_HOME to a folder on a larger disk".into(), RESUME_HINT.into()]
             }
-            HubError::Write { source, .. }
-                if matches!(
-                    source.kind(),
-                    io::ErrorKind::PermissionDenied
-                        | io::ErrorKind::ReadOnlyFilesystem
-                        | io::ErrorKind::NotADirectory
-                        | io::ErrorKind::AlreadyExists
-                ) =>
-            {
+            HubError::Write { source, .. } if is_refusal(source) => {
                 vec!["set HF_HOME to a folder that can be written to".into()]
+            }
+            HubError::Read { .. } | HubError::Write { .. } => {
+                vec!["set HF_HOME to another folder if that one cannot be mended".into()]
             }
             HubError::Occupied { .. } => vec!["remove it and run the same command again".into()],
             HubError::Output(error) => error.hints(),
-            _ => Vec::new(),
         }
     }
 }

@@ -5,15 +5,21 @@
 //! what Python downloaded is found here and the other way round. Transfers continue where a cut connection left them,
 //! also across runs, and nothing is sent at all when `HF_HUB_OFFLINE` is set.
 //!
+//! What a hub sends is bounded ([`Limits`]) and compared with the digest that it is called by; what lies in the cache is
+//! compared again when it is found there, up to a size that costs nothing.
+//!
 //! Of a data set ([`DatasetRepository`]) each file is brought when it is needed, and given up again, the one used longest
 //! ago first, where all of them together are more than the cache may hold.
 
 mod cache;
+mod content;
 mod dataset;
 mod download;
 mod error;
 mod id;
+mod limits;
 mod options;
+mod pace;
 mod progress;
 mod select;
 mod shards;
@@ -28,14 +34,16 @@ use std::path::{Path, PathBuf};
 pub use dataset::{DatasetRepository, Shard};
 pub use error::HubError;
 pub use id::{RepoId, RepoKind};
+pub use limits::Limits;
 pub use options::{DEFAULT_ENDPOINT, HubOptions, Patience};
 pub use progress::{Progress, Silent};
 pub use shards::{KeptFile, kept_files};
 
-use cache::RepositoryCache;
-use download::download_blob;
-use select::{CONFIG_FILE, Weights, choose_files, missing_in_snapshot, shards_of_index, tensors_of_index};
-use shards::{ShardRecord, touch};
+use cache::{Kept, RepositoryCache};
+use download::{Wish, download_blob, download_ours};
+use limits::FileKind;
+use select::{CONFIG_FILE, Weights, choose_files, shards_of_index, tensors_of_index};
+use shards::touch;
 use transport::{Listing, Transport};
 
 use crate::checkpoint::MAX_INDEX_BYTES;
@@ -151,35 +159,31 @@ enum Wanted {
 
 fn fetch(id: &RepoId, options: &HubOptions, wanted: Wanted, progress: &dyn Progress) -> Result<BaseOutline, HubError> {
     let cache = RepositoryCache::new(id, &options.cache_dir);
+    let kept = cache.snapshot();
     if options.offline {
-        return cache.snapshot().map(BaseOutline::whole).map_err(|missing| HubError::Offline {
-            id: id.clone(),
-            file: missing,
-            cache_dir: options.cache_dir.clone(),
-        });
+        return offline(kept, id, options).map(BaseOutline::whole);
     }
     let transport = Transport::new(id, options)?;
     // With a whole copy at hand there is something better to do than to wait for the network.
-    let attempts = match cache.snapshot() {
-        Ok(_) => options.patience.attempts.min(2),
-        Err(_) => options.patience.attempts,
+    let listing = match (transport.listing(attempts(options, &kept)), kept) {
+        (Ok(listing), _) => listing,
+        (Err(error), Kept::Whole(folder)) if error.is_transient() => {
+            return Ok(BaseOutline::whole(as_kept(folder, id, &error, progress)));
+        }
+        (Err(error), _) => return Err(error),
     };
-    let listing = match transport.listing(attempts) {
-        Ok(listing) => listing,
-        Err(error) if error.is_transient() => match cache.snapshot() {
-            Ok(folder) => {
-                progress.note(&format!("{error}; using `{id}` as the cache has it, `{}`", folder.display()));
-                return Ok(BaseOutline::whole(folder));
-            }
-            Err(_) => return Err(error),
-        },
-        Err(error) => return Err(error),
-    };
-    let is_here = missing_in_snapshot(id, &cache.snapshot_folder(&listing.commit)).is_none();
-    if wanted == Wanted::Outline && is_here {
-        return Ok(BaseOutline::whole(cache.snapshot_folder(&listing.commit)));
+    if wanted == Wanted::Outline
+        && let Kept::Whole(folder) = cache.base_at(&listing.commit)
+    {
+        return Ok(BaseOutline::whole(folder));
     }
-    let outline = fetch_commit(&transport, &cache, &listing, wanted, progress)?;
+    let outline = match (fetch_commit(&transport, &cache, &listing, wanted, progress), cache.snapshot()) {
+        // A cache of another owner, which has an earlier commit.
+        (Err(error), Kept::Whole(folder)) if error.is_refused() => {
+            return Ok(BaseOutline::whole(as_kept(folder, id, &error, progress)));
+        }
+        (fetched, _) => fetched?,
+    };
     if wanted == Wanted::Everything {
         // Last of all, so that an interrupted update leaves the revision at a commit that is there whole.
         cache.write_ref(&listing.commit)?;
@@ -187,10 +191,40 @@ fn fetch(id: &RepoId, options: &HubOptions, wanted: Wanted, progress: &dyn Progr
     Ok(outline)
 }
 
+/// What is used where nothing may be asked of the hub.
+fn offline(kept: Kept, id: &RepoId, options: &HubOptions) -> Result<PathBuf, HubError> {
+    match kept {
+        Kept::Whole(folder) => Ok(folder),
+        Kept::Damaged(error) => Err(error),
+        Kept::Without(file) => Err(HubError::Offline { id: id.clone(), file, cache_dir: options.cache_dir.clone() }),
+    }
+}
+
+/// Requests for one thing, fewer where it may not be needed.
+fn attempts(options: &HubOptions, kept: &Kept) -> u32 {
+    match kept {
+        Kept::Whole(_) => options.patience.attempts.min(2),
+        _ => options.patience.attempts,
+    }
+}
+
+/// Says that what the cache has is used, and why.
+fn as_kept(folder: PathBuf, id: &RepoId, error: &HubError, progress: &dyn Progress) -> PathBuf {
+    progress.note(&format!("{error}; using `{id}` as the cache has it, `{}`", folder.display()));
+    folder
+}
+
 /// The folder of the base that hub id `spec` is, if the cache of `options` holds it whole; nothing is asked of the hub.
-pub fn cached_base(spec: &str, options: &HubOptions) -> Option<PathBuf> {
-    let id = RepoId::parse(spec).ok()?;
-    RepositoryCache::new(&id, &options.cache_dir).snapshot().ok()
+///
+/// # Errors
+/// What the cache holds is damaged.
+pub fn cached_base(spec: &str, options: &HubOptions) -> Result<Option<PathBuf>, HubError> {
+    let Ok(id) = RepoId::parse(spec) else { return Ok(None) };
+    match RepositoryCache::new(&id, &options.cache_dir).snapshot() {
+        Kept::Whole(folder) => Ok(Some(folder)),
+        Kept::Without(_) => Ok(None),
+        Kept::Damaged(error) => Err(error),
+    }
 }
 
 /// Some files of a repository that is no base.
@@ -209,50 +243,67 @@ impl NamedFiles<'_> {
     /// [`HubError::MissingFile`] for a needed file that the repository does not have, else as [`fetch_repository`].
     pub fn fetch(&self, id: &RepoId, options: &HubOptions, progress: &dyn Progress) -> Result<PathBuf, HubError> {
         let cache = RepositoryCache::new(id, &options.cache_dir);
+        let kept = self.cached(&cache);
         if options.offline {
-            return self.cached(&cache).map_err(|missing| HubError::Offline {
-                id: id.clone(),
-                file: missing,
-                cache_dir: options.cache_dir.clone(),
-            });
+            return offline(kept, id, options);
         }
-        let known = self.cached(&cache);
         let transport = Transport::new(id, options)?;
-        let attempts = if known.is_ok() { options.patience.attempts.min(2) } else { options.patience.attempts };
-        let listing = match (transport.listing(attempts), known) {
+        let listing = match (transport.listing(attempts(options, &kept)), kept) {
             (Ok(listing), _) => listing,
-            (Err(error), Ok(folder)) if error.is_transient() => {
-                progress.note(&format!("{error}; using `{id}` as the cache has it, `{}`", folder.display()));
-                return Ok(folder);
+            (Err(error), Kept::Whole(folder)) if error.is_transient() => {
+                return Ok(as_kept(folder, id, &error, progress));
             }
             (Err(error), _) => return Err(error),
         };
         if let Some(missing) = self.needed.iter().find(|name| !listing.files.contains(**name)) {
             return Err(HubError::MissingFile { id: id.clone(), file: (*missing).to_string() });
         }
+        match (self.fetch_commit(&transport, &cache, &listing, progress), self.cached(&cache)) {
+            (Err(error), Kept::Whole(folder)) if error.is_refused() => Ok(as_kept(folder, id, &error, progress)),
+            (fetched, _) => fetched,
+        }
+    }
+
+    fn fetch_commit(
+        &self,
+        transport: &Transport<'_>,
+        cache: &RepositoryCache<'_>,
+        listing: &Listing,
+        progress: &dyn Progress,
+    ) -> Result<PathBuf, HubError> {
+        let commit = listing.commit.as_str();
         let names = self.wanted.iter().chain(self.needed).filter(|name| listing.files.contains(**name));
         let mut blobs = Vec::new();
         for name in names {
-            if cache.pointer(&listing.commit, name).exists() {
+            if cache.has(commit, name, progress)? {
                 continue;
             }
-            let metadata = transport.metadata(&listing.commit, name)?;
-            download_blob(&transport, &cache, &listing.commit, name, &metadata, progress)?;
+            let metadata = transport.metadata(commit, name)?;
+            let kind = if name.ends_with(".json") { FileKind::Small } else { FileKind::Large };
+            let wish = Wish { commit, name, kind, left_bytes: u64::MAX };
+            download_blob(transport, cache, wish, &metadata, progress)?;
             blobs.push((name, metadata.etag));
         }
         for (name, etag) in &blobs {
-            cache.link(&listing.commit, name, etag)?;
+            cache.link(commit, name, etag)?;
         }
-        cache.write_ref(&listing.commit)?;
-        Ok(cache.snapshot_folder(&listing.commit))
+        cache.write_ref(commit)?;
+        Ok(cache.snapshot_folder(commit))
     }
 
-    /// The snapshot that has every needed file, else the name of what is missing.
-    fn cached(&self, cache: &RepositoryCache<'_>) -> Result<PathBuf, String> {
-        let folder = cache.snapshot_folder(&cache.commit()?);
-        match self.needed.iter().find(|name| !folder.join(name).is_file()) {
-            None => Ok(folder),
-            Some(missing) => Err((*missing).to_string()),
+    /// The snapshot that has every needed file, as far as it is here.
+    fn cached(&self, cache: &RepositoryCache<'_>) -> Kept {
+        let commit = match cache.commit() {
+            Ok(commit) => commit,
+            Err(missing) => return Kept::Without(missing),
+        };
+        let folder = cache.snapshot_folder(&commit);
+        if let Some(missing) = self.needed.iter().find(|name| !folder.join(name).is_file()) {
+            return Kept::Without((*missing).to_string());
+        }
+        match self.wanted.iter().chain(self.needed).find_map(|name| cache.fault_of(&commit, name)) {
+            None => Kept::Whole(folder),
+            Some(fault) => Kept::Damaged(fault),
         }
     }
 }
@@ -266,36 +317,39 @@ fn fetch_commit(
     progress: &dyn Progress,
 ) -> Result<BaseOutline, HubError> {
     let choice = choose_files(transport.id(), &listing.files)?;
+    transport.limits().check_small(transport.id().repository(), choice.side_files.len())?;
     let mut blobs = Vec::new();
-    let mut fetch = |name: &str| -> Result<PathBuf, HubError> {
+    let mut left_bytes = transport.limits().bytes_of_small();
+    let mut fetch = |name: &str, kind: FileKind| -> Result<PathBuf, HubError> {
         let pointer = cache.pointer(&listing.commit, name);
-        if pointer.exists() {
+        if cache.has(&listing.commit, name, progress)? {
             if wanted == Wanted::Everything {
                 touch(cache, &listing.commit, name);
             }
             return Ok(pointer);
         }
         let metadata = transport.metadata(&listing.commit, name)?;
-        // What another program downloaded is not ours to give up. Written before the download, so that a file of a run that
-        // was killed is known for ours.
-        if !cache.blob(&metadata.etag).exists() {
-            ShardRecord::new(transport.id(), &listing.commit, name, &metadata.etag).write(cache)?;
+        let is_small = kind == FileKind::Small;
+        let left = if is_small { left_bytes } else { u64::MAX };
+        let wish = Wish { commit: &listing.commit, name, kind, left_bytes: left };
+        let blob = download_ours(transport, cache, wish, &metadata, progress)?;
+        if is_small {
+            left_bytes = left_bytes.saturating_sub(blob.metadata().map_or(0, |about| about.len()));
         }
-        let blob = download_blob(transport, cache, &listing.commit, name, &metadata, progress)?;
         blobs.push((name.to_string(), metadata.etag));
         Ok(blob)
     };
     for name in &choice.side_files {
-        fetch(name)?;
+        fetch(name, FileKind::Small)?;
     }
     let mut tensors = None;
     match (&choice.weights, wanted) {
         (Weights::Single(name), Wanted::Everything) => {
-            fetch(name)?;
+            fetch(name, FileKind::Large)?;
         }
         (Weights::Single(name), Wanted::Outline) => tensors = tensors_of_header(transport, &listing.commit, name)?,
         (Weights::Sharded { index }, _) => {
-            let path = fetch(index)?;
+            let path = fetch(index, FileKind::Small)?;
             let shards = shards_of_index(transport.id(), index, &path)?;
             for shard in &shards {
                 if !listing.files.contains(shard) {
@@ -306,7 +360,7 @@ fn fetch_commit(
                 tensors = Some(tensors_of_index(transport.id(), index, &path)?);
             } else {
                 for shard in &shards {
-                    fetch(shard)?;
+                    fetch(shard, FileKind::Large)?;
                 }
             }
         }

@@ -4,10 +4,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use fs_err as fs;
-
 use super::HubError;
+use super::limits::{FILE_BYTES_VARIABLE, FILES_VARIABLE, LEAST_RATE_VARIABLE, Limits};
 use crate::home;
+use crate::input::{self, InputError};
+use crate::ownership::other_owner;
+
+/// Longest file of a token that is read.
+const MOST_TOKEN_BYTES: u64 = 64 << 10;
 
 /// The hub that is asked where `HF_ENDPOINT` names no other.
 pub const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
@@ -25,6 +29,8 @@ pub struct HubOptions {
     pub token: Option<String>,
     /// How much failure of the network is borne.
     pub patience: Patience,
+    /// How much the hub may send.
+    pub limits: Limits,
 }
 
 /// How much failure of the network is borne before giving up.
@@ -53,15 +59,18 @@ impl HubOptions {
             offline: false,
             token: None,
             patience: Patience::default(),
+            limits: Limits::default(),
         }
     }
 
     /// What the environment says, with the variables and defaults of Python's `huggingface_hub`: `HF_ENDPOINT`,
     /// `HF_HOME` (`$XDG_CACHE_HOME/huggingface`, `~/.cache/huggingface`), `HF_HUB_CACHE` (`$HF_HOME/hub`),
     /// `HF_HUB_OFFLINE`, and `HF_TOKEN` or the file `HF_TOKEN_PATH` (`$HF_HOME/token`). Folders may begin with `~` or `$HOME`.
+    /// Of our own are `JANUS_HUB_MAX_FILE_BYTES`, `JANUS_HUB_MAX_FILES` and `JANUS_HUB_MIN_BYTES_PER_S`, see [`Limits`].
     ///
     /// # Errors
-    /// A variable that cannot be used, or no home folder to put the cache in.
+    /// A variable that cannot be used, no home folder to put the cache in, or a cache of another user that neither `HF_HOME` nor
+    /// `HF_HUB_CACHE` names.
     pub fn from_env() -> Result<Self, HubError> {
         Self::from_lookup(|name| std::env::var_os(name))
     }
@@ -95,6 +104,13 @@ impl HubOptions {
         };
         let below_home = |name: &str| hub_home.as_ref().map(|home| home.join(name));
         let cache_dir = folder("HF_HUB_CACHE")?.or_else(|| below_home("hub")).ok_or(HubError::NoCacheFolder)?;
+        // Who names a cache knows whose it is; nobody else is believed unasked.
+        if lookup("HF_HUB_CACHE").is_none() && lookup("HF_HOME").is_none() {
+            let foreign = cache_dir.ancestors().take(2).find_map(|path| Some((path, other_owner(path)?)));
+            if let Some((path, owner)) = foreign {
+                return Err(HubError::ForeignCache { path: path.to_path_buf(), owner });
+            }
+        }
 
         let endpoint = text("HF_ENDPOINT")?.unwrap_or_else(|| DEFAULT_ENDPOINT.to_string());
         let offline = match text("HF_HUB_OFFLINE")? {
@@ -108,7 +124,20 @@ impl HubOptions {
                 None => None,
             },
         };
-        Ok(Self { endpoint, offline, token, ..Self::new(cache_dir) })
+        let number = |variable: &'static str| match text(variable)? {
+            None => Ok(None),
+            Some(value) => match value.parse::<u64>() {
+                Ok(number) => Ok(Some(number)),
+                Err(_) => Err(HubError::Setting { variable, value, expected: "a whole number" }),
+            },
+        };
+        let usual = Limits::default();
+        let limits = Limits {
+            file_bytes: number(FILE_BYTES_VARIABLE)?,
+            files: number(FILES_VARIABLE)?.map(|files| usize::try_from(files).unwrap_or(usize::MAX)),
+            least_bytes_per_s: number(LEAST_RATE_VARIABLE)?.unwrap_or(usual.least_bytes_per_s),
+        };
+        Ok(Self { endpoint, offline, token, limits, ..Self::new(cache_dir) })
     }
 }
 
@@ -121,6 +150,7 @@ impl fmt::Debug for HubOptions {
             .field("offline", &self.offline)
             .field("token", &self.token.as_ref().map(|_| "(hidden)"))
             .field("patience", &self.patience)
+            .field("limits", &self.limits)
             .finish()
     }
 }
@@ -134,9 +164,15 @@ fn parse_switch(variable: &'static str, value: String) -> Result<bool, HubError>
 }
 
 fn read_token(path: &Path) -> Result<Option<String>, HubError> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text.trim().to_string()).filter(|token| !token.is_empty())),
-        Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(HubError::Read { path: path.to_path_buf(), source }),
+    match input::read_named(path, MOST_TOKEN_BYTES) {
+        Ok(text) => {
+            let text = String::from_utf8(text).map_err(|_| HubError::Token)?;
+            Ok(Some(text.trim().to_string()).filter(|token| !token.is_empty()))
+        }
+        Err(InputError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(InputError::Io { path, source }) => Err(HubError::Read { path, source }),
+        Err(error) => {
+            Err(HubError::Read { path: path.to_path_buf(), source: io::Error::new(io::ErrorKind::InvalidInput, error) })
+        }
     }
 }

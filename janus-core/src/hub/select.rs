@@ -1,11 +1,11 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use fs_err as fs;
 use serde_json::Value;
 
 use super::{HubError, RepoId};
-use crate::checkpoint::MAX_INDEX_BYTES;
+use crate::checkpoint::{MAX_INDEX_BYTES, MAX_SHARDS};
+use crate::input::{self, InputError};
 
 pub(super) const CONFIG_FILE: &str = "config.json";
 
@@ -77,6 +77,12 @@ fn is_side_file(name: &str) -> bool {
         || matches!(name, "merges.txt" | "vocab.txt")
 }
 
+/// Whether a file of a snapshot is one that a base may have.
+pub(super) fn is_of_base(name: &str) -> bool {
+    let is_weights = [".safetensors", ".bin", ".index.json"].iter().any(|ending| name.ends_with(ending));
+    is_weights || is_side_file(name)
+}
+
 /// Refuses a name that could lead out of the folder it is joined to, on any system.
 pub(super) fn check_name(name: &str) -> Result<(), &'static str> {
     if name.is_empty() {
@@ -113,6 +119,9 @@ pub(super) fn shards_of_index(id: &RepoId, index: &str, path: &Path) -> Result<B
     if shards.is_empty() {
         return Err(wrong("`weight_map` is empty".into()));
     }
+    if shards.len() > MAX_SHARDS {
+        return Err(wrong(format!("it names {} files, expected at most {MAX_SHARDS}", shards.len())));
+    }
     Ok(shards)
 }
 
@@ -123,12 +132,10 @@ pub(super) fn tensors_of_index(id: &RepoId, index: &str, path: &Path) -> Result<
 
 fn weight_map(id: &RepoId, index: &str, path: &Path) -> Result<serde_json::Map<String, Value>, HubError> {
     let wrong = |problem: String| HubError::Index { id: id.clone(), file: index.to_string(), problem };
-    let unreadable = |source| HubError::Read { path: path.to_path_buf(), source };
-    let size_bytes = fs::metadata(path).map_err(unreadable)?.len();
-    if size_bytes > MAX_INDEX_BYTES {
-        return Err(wrong(format!("it has {size_bytes} bytes, at most {MAX_INDEX_BYTES} are read")));
-    }
-    let text = fs::read(path).map_err(unreadable)?;
+    let text = input::read_named(path, MAX_INDEX_BYTES).map_err(|error| match error {
+        InputError::Io { path, source } => HubError::Read { path, source },
+        error => wrong(error.to_string()),
+    })?;
     let json: Value = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
     match json {
         Value::Object(mut json) => match json.remove("weight_map") {

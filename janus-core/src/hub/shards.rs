@@ -13,7 +13,11 @@ use sha2::{Digest, Sha256};
 use super::cache::{RepositoryCache, is_commit, write_error};
 use super::select::check_name;
 use super::{HubError, RepoId, RepoKind};
+use crate::input;
 use crate::output::write_file;
+
+/// Longest record that is read: a few names of some hundred bytes.
+const MOST_RECORD_BYTES: u64 = 64 << 10;
 
 const RECORDS: &str = ".janus/shards";
 
@@ -36,7 +40,14 @@ impl ShardRecord {
         Self { is_model, repository, commit: commit.into(), name: name.into(), etag: etag.into() }
     }
 
+    /// The name of the blob that a file was brought as, if we brought it.
+    pub(super) fn tag_of(cache: &RepositoryCache<'_>, commit: &str, name: &str) -> Option<String> {
+        let (record, _) = Self::read(&record_path(cache, commit, name))?;
+        (record.commit == commit && record.name == name).then_some(record.etag)
+    }
+
     pub(super) fn write(&self, cache: &RepositoryCache<'_>) -> Result<(), HubError> {
+        cache.require_own_hand()?;
         let path = record_path(cache, &self.commit, &self.name);
         let folder = path.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(folder).map_err(write_error(folder))?;
@@ -44,9 +55,14 @@ impl ShardRecord {
         Ok(write_file(&path, |writer| writer.write_all(&text))?)
     }
 
+    /// Forgets a file that did not come.
+    pub(super) fn remove(&self, cache: &RepositoryCache<'_>) {
+        let _ = fs::remove_file(record_path(cache, &self.commit, &self.name));
+    }
+
     /// The record of a file, unless it names things outside the repository's folder.
     fn read(path: &Path) -> Option<(Self, RepoId)> {
-        let record: Self = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+        let record: Self = serde_json::from_slice(&input::read_named(path, MOST_RECORD_BYTES).ok()?).ok()?;
         let id: RepoId = match record.is_model {
             true => record.repository.parse().ok()?,
             false => RepoId::dataset(&record.repository).ok()?,

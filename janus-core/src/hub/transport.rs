@@ -8,11 +8,14 @@ use ureq::http::{HeaderMap, HeaderValue, Method, Response, Uri, header};
 use ureq::{Agent, Body};
 
 use super::cache::is_commit;
+use super::content::is_telling;
 use super::download::{ContentRange, parse_content_range};
+use super::limits::Limits;
+use super::pace::PacedBody;
 use super::{HubError, HubOptions, Patience, RepoId, RepoKind};
 
 /// A listing of ten thousand files is below 1 MB.
-const LARGEST_LISTING_BYTES: u64 = 64 << 20;
+pub(super) const LARGEST_LISTING_BYTES: u64 = 64 << 20;
 
 /// As many as curl and browsers about allow; a hub needs two.
 const MOST_REDIRECTS: usize = 10;
@@ -21,6 +24,12 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// Longest entity tag that leaves room for `.incomplete` in a file name of 255 bytes.
 const LONGEST_ENTITY_TAG_BYTES: usize = 200;
+
+/// Before the tags of other hosts than the hub.
+const OTHER_TAG: &str = "other-";
+
+/// Characters of what a server sent that a message shows.
+const SHOWN_CHARS: usize = 200;
 
 /// What the hub says of a revision.
 #[derive(Debug)]
@@ -33,11 +42,9 @@ pub(super) struct Listing {
 /// What the hub says of a file.
 #[derive(Debug)]
 pub(super) struct Metadata {
-    /// Name of the blob, safe as a file name.
+    /// Name of the blob, safe as a file name; where it looks like a digest it is that of the file.
     pub(super) etag: String,
     pub(super) size_bytes: Option<u64>,
-    /// In lower-case hexadecimal digits; only files in large-file storage have it.
-    pub(super) sha256: Option<String>,
 }
 
 /// Requests to one hub for one repository.
@@ -48,6 +55,7 @@ pub(super) struct Transport<'a> {
     origin: Origin,
     authorization: Option<HeaderValue>,
     patience: Patience,
+    limits: Limits,
 }
 
 /// Scheme, host and port: what a token may be sent to.
@@ -87,6 +95,8 @@ pub(super) struct Answer {
     /// `X-Linked-Etag` and `X-Linked-Size` of whichever response of the hub had them.
     linked_etag: Option<String>,
     linked_size_bytes: Option<u64>,
+    /// `X-Repo-Commit`, likewise.
+    commit: Option<String>,
 }
 
 impl<'a> Transport<'a> {
@@ -119,14 +129,36 @@ impl<'a> Transport<'a> {
             // Sizes and ranges are those of the file only if it is sent as it is.
             .accept_encoding("identity")
             .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
+            .timeout_resolve(silence)
             .timeout_connect(silence)
+            // All headers, which might come a letter at a time.
+            .timeout_recv_response(silence)
             .timeout_per_read(silence)
             .timeout_per_write(silence);
         if origin.is_loopback() {
             config = config.proxy(None);
         }
         let agent = config.build().new_agent();
-        Ok(Self { id, agent, endpoint, origin, authorization, patience: options.patience.clone() })
+        Ok(Self {
+            id,
+            agent,
+            endpoint,
+            origin,
+            authorization,
+            patience: options.patience.clone(),
+            limits: options.limits.clone(),
+        })
+    }
+
+    /// How much the hub may send.
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// The body of an answer, which must not come too slowly.
+    pub(super) fn body_of(&self, answer: Answer) -> PacedBody {
+        let reader = answer.response.into_body().into_reader();
+        PacedBody::new(reader, answer.url, self.patience.silence, self.limits.least_bytes_per_s)
     }
 
     pub(super) fn id(&self) -> &RepoId {
@@ -158,30 +190,30 @@ impl<'a> Transport<'a> {
         };
         let url = format!("{}/api/{kind}/{}/revision/{revision}", self.endpoint, self.id.repository());
         let text = self.patiently(attempts, || {
-            let mut answer = self.request(&Method::GET, &url, None)?;
+            let answer = self.request(&Method::GET, &url, None)?;
             if answer.response.status() != 200 {
                 return Err(self.refusal(&answer, None));
             }
-            let body = answer.response.body_mut().with_config().limit(LARGEST_LISTING_BYTES);
-            body.read_to_vec().map_err(|error| match error {
-                ureq::Error::BodyExceedsLimit(_) => wrong(format!("it is longer than {LARGEST_LISTING_BYTES} bytes")),
-                error => HubError::Unreachable { url: answer.url.clone(), source: error.into_io() },
-            })
+            let text = self.body_of(answer).read_all(LARGEST_LISTING_BYTES)?;
+            text.ok_or_else(|| wrong(format!("it is longer than {LARGEST_LISTING_BYTES} bytes")))
         })?;
         let model: Model = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
         if !is_commit(&model.sha) {
-            return Err(wrong(format!("{:?} is not a commit hash", model.sha)));
+            return Err(wrong(format!("{:?} is not a commit hash", cut(&model.sha))));
         }
+        if is_commit(self.id.revision()) {
+            self.check_commit(self.id.revision(), Some(&model.sha))?;
+        }
+        self.limits.check_listed(self.id.repository(), model.siblings.len())?;
         Ok(Listing { commit: model.sha, files: model.siblings.into_iter().map(|file| file.rfilename).collect() })
     }
 
     /// Asks for the entity tag, size and digest of a file.
     pub(super) fn metadata(&self, commit: &str, file: &str) -> Result<Metadata, HubError> {
-        let url = self.file_url(commit, file);
         self.patiently(self.attempts(), || {
-            let mut answer = self.request(&Method::HEAD, &url, None)?;
+            let mut answer = self.request_file(&Method::HEAD, commit, file, None)?;
             if matches!(answer.response.status().as_u16(), 405 | 501) {
-                answer = self.request(&Method::GET, &url, None)?;
+                answer = self.request_file(&Method::GET, commit, file, None)?;
             }
             let status = answer.response.status();
             if !status.is_success() && !status.is_redirection() {
@@ -191,25 +223,27 @@ impl<'a> Transport<'a> {
             let from_hub = answer.from_hub || answer.linked_etag.is_some();
             let raw =
                 answer.linked_etag.clone().or_else(|| text_of(headers, header::ETAG.as_str())).unwrap_or_default();
-            let etag = raw.strip_prefix("W/").unwrap_or(&raw).trim_matches('"').to_string();
+            let mut etag = raw.strip_prefix("W/").unwrap_or(&raw).trim_matches('"').to_string();
             let is_file_name = |c: u8| c.is_ascii_alphanumeric() || c == b'-' || c == b'_';
             if etag.is_empty() || etag.len() > LONGEST_ENTITY_TAG_BYTES || !etag.bytes().all(is_file_name) {
-                return Err(HubError::EntityTag { file: file.to_string(), got: raw });
+                return Err(HubError::EntityTag { file: cut(file), got: cut(&raw) });
+            }
+            // The hub names files in large-file storage by their SHA-256, others by their Git hash. Tags of other hosts name
+            // what they like, and must not pass for either.
+            if !from_hub && is_telling(&etag) {
+                etag.insert_str(0, OTHER_TAG);
             }
             let size_bytes = answer
                 .linked_size_bytes
                 .or_else(|| number_of(headers, header::CONTENT_LENGTH.as_str()).filter(|_| status.is_success()));
-            // Large-file storage names files by their SHA-256, others by a Git hash, which is shorter. Tags of other
-            // hosts name what they like.
-            let sha256 = Some(&etag).filter(|etag| from_hub && etag.len() == 64 && is_commit(etag)).cloned();
-            Ok(Metadata { etag, size_bytes, sha256 })
+            Ok(Metadata { etag, size_bytes })
         })
     }
 
     /// Asks once for a file from byte `offset` on. The answer has status 200, 206 or 416.
     pub(super) fn bytes_of(&self, commit: &str, file: &str, offset: u64) -> Result<Answer, HubError> {
         let range = (offset > 0).then(|| format!("bytes={offset}-"));
-        let answer = self.request(&Method::GET, &self.file_url(commit, file), range.as_deref())?;
+        let answer = self.request_file(&Method::GET, commit, file, range.as_deref())?;
         match answer.response.status().as_u16() {
             200 | 206 | 416 => Ok(answer),
             _ => Err(self.refusal(&answer, Some(file))),
@@ -220,13 +254,13 @@ impl<'a> Transport<'a> {
     pub(super) fn tail_of(&self, commit: &str, file: &str, bytes: u64) -> Result<Option<(Vec<u8>, u64)>, HubError> {
         let range = format!("bytes=-{bytes}");
         self.patiently(self.attempts(), || {
-            let answer = self.request(&Method::GET, &self.file_url(commit, file), Some(&range))?;
+            let answer = self.request_file(&Method::GET, commit, file, Some(&range))?;
             match answer.response.status().as_u16() {
                 206 => {}
                 200 | 416 => return Ok(None),
                 _ => return Err(self.refusal(&answer, Some(file))),
             }
-            let url = answer.url;
+            let url = answer.url.clone();
             let got = text_of(answer.response.headers(), header::CONTENT_RANGE.as_str()).unwrap_or_default();
             let Some(ContentRange { start_bytes: Some(start), total_bytes: Some(total) }) = parse_content_range(&got)
             else {
@@ -235,14 +269,8 @@ impl<'a> Transport<'a> {
             if start != total.saturating_sub(bytes) {
                 return Err(HubError::Range { url, asked_bytes: total.saturating_sub(bytes), got });
             }
-            let mut body = answer.response.into_body();
-            let tail =
-                body.with_config().limit(bytes.saturating_add(1)).read_to_vec().map_err(|error| match error {
-                    ureq::Error::BodyExceedsLimit(_) => {
-                        HubError::Range { url: url.clone(), asked_bytes: start, got: got.clone() }
-                    }
-                    error => cut_off(&url, error.into_io()),
-                })?;
+            let tail = self.body_of(answer).read_all(bytes)?;
+            let tail = tail.ok_or_else(|| HubError::Range { url: url.clone(), asked_bytes: start, got })?;
             if tail.len() as u64 != total.saturating_sub(start) {
                 return Err(cut_off(&url, io::ErrorKind::UnexpectedEof.into()));
             }
@@ -254,29 +282,39 @@ impl<'a> Transport<'a> {
     pub(super) fn start_of(&self, commit: &str, file: &str, bytes: u64) -> Result<Option<Vec<u8>>, HubError> {
         let range = format!("bytes=0-{}", bytes.saturating_sub(1));
         self.patiently(self.attempts(), || {
-            let answer = self.request(&Method::GET, &self.file_url(commit, file), Some(&range))?;
+            let answer = self.request_file(&Method::GET, commit, file, Some(&range))?;
             match answer.response.status().as_u16() {
                 206 => {}
                 200 | 416 => return Ok(None),
                 _ => return Err(self.refusal(&answer, Some(file))),
             }
-            let url = answer.url;
+            let url = answer.url.clone();
             let got = text_of(answer.response.headers(), header::CONTENT_RANGE.as_str()).unwrap_or_default();
             let other = || HubError::Range { url: url.clone(), asked_bytes: 0, got: got.clone() };
             let Some(ContentRange { start_bytes: Some(0), .. }) = parse_content_range(&got) else {
                 return Err(other());
             };
-            let mut body = answer.response.into_body();
-            let start = body.with_config().limit(bytes.saturating_add(1)).read_to_vec();
-            start.map(Some).map_err(|error| match error {
-                ureq::Error::BodyExceedsLimit(_) => other(),
-                error => cut_off(&url, error.into_io()),
-            })
+            self.body_of(answer).read_all(bytes)?.map(Some).ok_or_else(other)
         })
     }
 
     fn file_url(&self, commit: &str, file: &str) -> String {
         format!("{}/{}/resolve/{commit}/{}", self.endpoint, self.id.path(), percent_encode(file, true))
+    }
+
+    /// Makes a request for a file of a commit, and sees to it that the answer is of that commit.
+    fn request_file(&self, method: &Method, commit: &str, file: &str, range: Option<&str>) -> Result<Answer, HubError> {
+        let answer = self.request(method, &self.file_url(commit, file), range)?;
+        self.check_commit(commit, answer.commit.as_deref())?;
+        Ok(answer)
+    }
+
+    /// Refuses an answer that is of another commit than was asked for; where a hub names none there is nothing to compare.
+    fn check_commit(&self, asked: &str, got: Option<&str>) -> Result<(), HubError> {
+        match got.filter(|got| *got != asked) {
+            None => Ok(()),
+            Some(got) => Err(HubError::OtherCommit { id: self.id.clone(), asked: asked.to_string(), got: cut(got) }),
+        }
     }
 
     /// Makes a request and follows redirections. The token goes to the hub only. For `HEAD`, a redirection to another
@@ -285,6 +323,7 @@ impl<'a> Transport<'a> {
         let mut url = url.to_string();
         let mut linked_etag = None;
         let mut linked_size_bytes = None;
+        let mut commit = None;
         for _ in 0..=MOST_REDIRECTS {
             let shown = without_query(&url);
             let from_hub = Origin::of(&url).as_ref() == Some(&self.origin);
@@ -305,21 +344,23 @@ impl<'a> Transport<'a> {
             if from_hub {
                 linked_etag = linked_etag.or_else(|| text_of(headers, "x-linked-etag"));
                 linked_size_bytes = linked_size_bytes.or_else(|| number_of(headers, "x-linked-size"));
+                commit = commit.or_else(|| text_of(headers, "x-repo-commit"));
             }
             let location = text_of(headers, header::LOCATION.as_str());
             let location = location.filter(|_| matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308));
             let Some(location) = location else {
-                return Ok(Answer { response, url: shown, from_hub, linked_etag, linked_size_bytes });
+                return Ok(Answer { response, url: shown, from_hub, linked_etag, linked_size_bytes, commit });
             };
             let target = resolve_location(&url, &location);
-            let unusable = |problem| HubError::Redirect { url: shown.clone(), target: without_query(&target), problem };
+            let unusable =
+                |problem| HubError::Redirect { url: shown.clone(), target: cut(&without_query(&target)), problem };
             let target_origin =
                 Origin::of(&target).ok_or_else(|| unusable("it is not an `http` or `https` address"))?;
             if url.starts_with("https:") && target_origin.scheme != "https" {
                 return Err(unusable("it leaves the encrypted connection"));
             }
             if *method == Method::HEAD && linked_etag.is_some() && target_origin != self.origin {
-                return Ok(Answer { response, url: shown, from_hub, linked_etag, linked_size_bytes });
+                return Ok(Answer { response, url: shown, from_hub, linked_etag, linked_size_bytes, commit });
             }
             url = target;
         }
@@ -386,6 +427,14 @@ impl<'a> Transport<'a> {
             _ => Duration::ZERO,
         };
         thread::sleep(doubled.max(asked).min(LONGEST_WAIT));
+    }
+}
+
+/// The beginning of what a server sent, for a message.
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(SHOWN_CHARS) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_string(),
     }
 }
 

@@ -3,10 +3,13 @@
 //! Its files are written into the cache folder on first use and opened there as any other base is. How it was made:
 //! `recipes/janus-nano.toml`, `docs/janus-nano.md`.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::short_hash;
+use crate::cache::seal;
 use crate::error::Result;
+use janus_core::input;
 use janus_core::output::write_file;
 
 /// Its name.
@@ -42,11 +45,20 @@ fn place(cache: &Path) -> PathBuf {
     cache.join("bases").join(format!("{NAME}-{hash}"))
 }
 
+/// Whether a file is the one that the program carries, byte for byte.
 fn is_written(path: &Path, bytes: &[u8]) -> bool {
-    std::fs::metadata(path).is_ok_and(|file| file.len() == bytes.len() as u64)
+    let Ok(mut file) = input::open(path) else { return false };
+    if !file.metadata().is_ok_and(|about| about.len() == bytes.len() as u64) {
+        return false;
+    }
+    let mut buffer = vec![0; 256 << 10];
+    bytes.chunks(buffer.len()).all(|expected| {
+        let found = &mut buffer[..expected.len()];
+        file.read_exact(found).is_ok() && found == expected
+    })
 }
 
-/// Its folder below `cache`. What is missing there, or of another length, is written.
+/// Its folder below `cache`. What is missing there, or is anything else, is written.
 ///
 /// # Errors
 /// The cache folder cannot be written to.
@@ -55,6 +67,7 @@ pub(super) fn folder(cache: &Path) -> Result<PathBuf> {
     for (name, bytes) in FILES {
         let path = folder.join(name);
         if !is_written(&path, bytes) {
+            seal::require_own_hand(&folder)?;
             write_file(&path, |file| file.write_all(bytes))?;
         }
     }
@@ -77,6 +90,17 @@ mod tests {
         assert_eq!(super::folder(cache.path()).unwrap(), folder);
         assert_eq!(fs_err::read(&weights).unwrap(), whole);
         assert!(folder.join("config.json").exists());
+        // Of the right length, and planted.
+        let tokenizer = folder.join("tokenizer.json");
+        let mut planted = fs_err::read(&tokenizer).unwrap();
+        let last = planted.len() - 1;
+        planted[last] ^= 1;
+        fs_err::write(&tokenizer, &planted).unwrap();
+        assert_eq!(kept(cache.path()), None);
+        super::folder(cache.path()).unwrap();
+        planted[last] ^= 1;
+        assert_eq!(fs_err::read(&tokenizer).unwrap(), planted);
+        assert_eq!(kept(cache.path()), Some(folder));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use janus_core::config::JanusConfig;
 use janus_core::home;
 use janus_core::hub::{self, HubError, Progress};
 use janus_core::output::OutputError;
+use janus_core::ownership::other_owner;
 use janus_core::processing::{GenerationConfig, ImageProcessor, JanusTokenizer, PromptBuilder};
 use janus_core::sample::CodeOptions;
 use janus_core::{Diagnose, Fault, Janus, Parts};
@@ -237,7 +238,7 @@ impl Base {
         if is_here {
             return Self::open(spec, status).map(Some);
         }
-        let cached = hub::cached_base(spec, &hub::HubOptions::from_env()?);
+        let cached = hub::cached_base(spec, &hub::HubOptions::from_env()?)?;
         cached.map(|folder| Self::open_folder(spec, &folder)).transpose()
     }
 
@@ -464,7 +465,8 @@ fn short_hash<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
 /// with `~` or `$HOME`.
 ///
 /// # Errors
-/// A variable that begins with a home folder that is not known, or neither a variable nor a home folder.
+/// A variable that begins with a home folder that is not known, neither a variable nor a home folder, or a folder of another user
+/// that `JANUS_CACHE` does not name.
 pub fn cache_folder() -> Result<PathBuf, CacheError> {
     let variable = |name: &'static str| {
         let value = std::env::var_os(name).filter(|value| !value.is_empty());
@@ -474,10 +476,15 @@ pub fn cache_folder() -> Result<PathBuf, CacheError> {
     if let Some(folder) = variable("JANUS_CACHE")? {
         return Ok(folder);
     }
-    if let Some(folder) = variable("XDG_CACHE_HOME")? {
-        return Ok(folder.join("janus"));
+    let folder = match variable("XDG_CACHE_HOME")? {
+        Some(folder) => folder.join("janus"),
+        None => cache_of(std::env::home_dir())?,
+    };
+    // Who names a cache knows whose it is; nobody else is believed unasked.
+    match other_owner(&folder) {
+        None => Ok(folder),
+        Some(owner) => Err(CacheError::Foreign { folder, owner }),
     }
-    cache_of(std::env::home_dir())
 }
 
 /// The cache in a home folder. Without one there is none: a folder that all users share would be filled by any of them.

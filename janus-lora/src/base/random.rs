@@ -13,8 +13,8 @@ use janus_core::output::{OutputError, StagedFolder};
 use janus_core::processing::DEFAULT_SYSTEM_PROMPT;
 
 use super::{BaseError, INIT_PREFIX, cache_folder, short_hash};
-use crate::cache::stock::{hold, make_room};
-use crate::cache::{CacheError, CacheSettings};
+use crate::cache::stock::{hold, is_part, make_room};
+use crate::cache::{CacheError, CacheSettings, seal};
 use crate::data::synth;
 use crate::error::Result;
 use crate::status::Status;
@@ -117,9 +117,10 @@ pub(super) fn folder(spec: &str, cache: &Path, status: &dyn Status) -> Result<Pa
     let config = folder.join(CONFIG_FILE);
     // Another process may give it up between its making and its holding.
     for _ in 0..ATTEMPTS {
-        if hold(&config) {
+        if seal::holds(&folder) && hold(&config) {
             break;
         }
+        seal::require_own_hand(&folder)?;
         make_room(&CacheSettings::from_environment()?, random.bytes());
         make(&random, &folder, status)?;
     }
@@ -127,7 +128,7 @@ pub(super) fn folder(spec: &str, cache: &Path, status: &dyn Status) -> Result<Pa
 }
 
 fn make(random: &Random<'_>, folder: &Path, status: &dyn Status) -> Result<()> {
-    let mut is_told = false;
+    let (mut is_told, mut is_cleared) = (false, false);
     let staged = loop {
         match StagedFolder::create(folder) {
             // Another process makes the same, and its folder is as good.
@@ -137,7 +138,8 @@ fn make(random: &Random<'_>, folder: &Path, status: &dyn Status) -> Result<()> {
                 }
                 std::thread::sleep(LOOK_AGAIN);
             }
-            Err(OutputError::NotEmpty { .. }) if folder.join(CONFIG_FILE).exists() => return Ok(()),
+            Err(OutputError::NotEmpty { .. }) if seal::holds(folder) => return Ok(()),
+            Err(OutputError::NotEmpty { .. }) if !std::mem::replace(&mut is_cleared, true) => clear_away(folder)?,
             created => break created?,
         }
     };
@@ -145,13 +147,27 @@ fn make(random: &Random<'_>, folder: &Path, status: &dyn Status) -> Result<()> {
     let mut progress = |done, total| bar.set(done, total);
     init_checkpoint(&random.config, random.seed, DType::BF16, staged.folder(), Layout::Native, &mut progress)?;
     random.write_vocabulary(staged.folder().into())?;
+    // Before the folder appears, or another run would take it for one that nobody vouches for.
+    seal::seal(staged.path(), folder)?;
     // Another run may have made the same meanwhile: its folder is as good.
     if let Err(error) = staged.commit()
-        && !folder.join(CONFIG_FILE).exists()
+        && !seal::holds(folder)
     {
         return Err(error.into());
     }
     bar.finish();
+    Ok(())
+}
+
+/// Takes away what is left of a base that is damaged, or of a version that noted no digests. What is not the program's own
+/// stays, and keeps the folder from being made.
+fn clear_away(folder: &Path) -> Result<()> {
+    let failed = |source| OutputError::Io { path: folder.to_path_buf(), source };
+    for entry in fs_err::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(is_part) {
+            fs_err::remove_file(entry.path()).map_err(failed)?;
+        }
+    }
     Ok(())
 }
 
@@ -160,7 +176,7 @@ fn make(random: &Random<'_>, folder: &Path, status: &dyn Status) -> Result<()> {
 pub(super) fn outline(spec: &str, scratch: &Path) -> Result<(PathBuf, bool)> {
     let random = Random::parse(spec)?;
     let kept = cache_folder()?.join("bases").join(&random.name);
-    if kept.join(CONFIG_FILE).exists() {
+    if seal::holds(&kept) {
         return Ok((kept, true));
     }
     let folder = scratch.join("bases").join(&random.name);

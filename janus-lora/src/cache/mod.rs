@@ -8,6 +8,7 @@
 //! | `key` | what an entry is known by: everything that its bytes depend on |
 //! | `store` | the folder: checked entries, bounded in size, safe for several runs at once |
 //! | `stock` | everything that is kept, bases and tables too: what there is and what goes first |
+//! | `seal` | whether what was made on the spot is still what was made |
 //! | `place` | whether what is made on the spot stays |
 //!
 //! Features are computed one image at a time wherever there is a point, kept or not, so that a run gives the same bytes
@@ -19,6 +20,7 @@ mod features;
 mod image;
 mod key;
 mod place;
+pub(crate) mod seal;
 pub mod stock;
 mod store;
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::CacheError;
+use super::seal;
 use super::stock::{hold, unused};
 use crate::base::cache_folder;
 
@@ -65,7 +66,7 @@ impl Place {
     /// As [`cache_folder`].
     pub(crate) fn data_folder(&self, file: &Path) -> Result<PathBuf, CacheError> {
         let kept = cache_folder()?.join("data");
-        Ok(if kept.join(file).is_file() { kept } else { self.folder()?.join("data") })
+        Ok(if seal::holds(&kept.join(file)) { kept } else { self.folder()?.join("data") })
     }
 }
 

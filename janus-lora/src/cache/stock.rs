@@ -25,6 +25,7 @@ use janus_core::directory::Directory;
 use janus_core::hub::{KeptFile, RepoKind, kept_files};
 use janus_core::temporary::{self, is_own_name, written_as};
 
+use super::seal::seal_of;
 use super::store::{self, CacheSettings};
 use crate::base::builtin;
 use crate::data::synth::Domain;
@@ -158,12 +159,14 @@ impl Item {
             Parts::Held => {
                 let Some(_lock) = unused(&self.path) else { return Ok(false) };
                 gone(&self.path)?;
+                gone(&seal_of(&self.path))?;
             }
             Parts::Folder(files) => {
                 let Some(first) = files.first() else { return Ok(false) };
                 let Some(_lock) = unused(first) else { return Ok(false) };
                 // The configuration goes first: without it the folder is no base, however far this comes.
                 files.iter().try_for_each(|file| gone(file))?;
+                gone(&seal_of(&self.path))?;
                 // What someone else put there since keeps the folder.
                 let _ = fs::remove_dir(&self.path);
             }
@@ -377,7 +380,7 @@ fn clear_leftovers(folder: &Path) {
         }
     }
     if let Ok(data) = cache.folder("data") {
-        clear(&data, &is_drawn);
+        clear(&data, &|name| is_drawn(name.strip_suffix(".sha256").unwrap_or(name)));
     }
     if let Ok(fingerprints) = cache.folder("fingerprints") {
         clear(&fingerprints, &|name| is_hex(name, 64));
@@ -402,7 +405,7 @@ fn is_base(name: &str) -> bool {
 }
 
 /// A file that a base made on the spot has.
-fn is_part(name: &str) -> bool {
+pub(crate) fn is_part(name: &str) -> bool {
     let weights = name.starts_with("model") && (name.ends_with(".safetensors") || name.ends_with(".index.json"));
     let others = [
         "chat_template.jinja",

@@ -22,10 +22,12 @@ use fs_err as fs;
 
 use super::error::CacheError;
 use super::key::{Digest, digest};
+use super::seal;
 use super::stock::{self, is_hex};
 use crate::base::cache_folder;
 use janus_core::directory::Directory;
 use janus_core::hub::HubOptions;
+use janus_core::ownership::is_believable;
 use janus_core::temporary::TemporaryFile;
 
 /// The environment variable that sets the limit.
@@ -160,6 +162,9 @@ impl Store {
     /// The payload of an entry, `None` where there is none or another than `bytes` long, or anything is odd about it.
     pub(super) fn get(&self, kind: Kind, key: &Digest, bytes: usize) -> Option<Vec<u8>> {
         let path = self.path(kind, key);
+        if !is_believable(&path, &self.settings.folder) {
+            return None;
+        }
         let about = fs::symlink_metadata(&path).ok()?;
         if !about.is_file() || about.len() != (HEADER_BYTES + bytes) as u64 {
             return None;
@@ -255,6 +260,7 @@ impl Store {
 /// Writes aside and renames. Nothing is synced: after a loss of power an entry may be odd, and then counts as absent.
 fn write(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
+    seal::require_own_hand(folder).map_err(io::Error::other)?;
     fs::create_dir_all(folder)?;
     let mut aside = TemporaryFile::create(&Directory::open(folder)?, name)?;
     for part in parts {

@@ -194,3 +194,20 @@ fn threads_may_write_the_same_entries() {
     assert_eq!(total(folder.path()), 5 * ENTRY, "nothing half written is left");
     assert!(stores.iter().all(|store| store.take_failure().is_none()));
 }
+
+#[cfg(unix)]
+#[test]
+fn nothing_is_taken_from_where_everybody_may_have_put_it_and_nothing_is_put_there() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let set = |mode| fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+    let store = store(folder.path(), 1 << 20);
+    put(&store, 1);
+    set(0o777);
+    assert_eq!(get(&store, 1), None);
+    put(&store, 2);
+    assert!(store.take_failure().unwrap().contains("every user may put something else there"));
+    assert_eq!(total(folder.path()), ENTRY);
+    set(0o755);
+    assert_eq!((get(&store, 1), get(&store, 2)), (Some(payload(1)), None));
+}

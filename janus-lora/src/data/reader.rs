@@ -136,7 +136,7 @@ impl Described {
         let unreadable = |reason: String| DataError::Unreadable { path: path.clone(), reason: cut(&reason) };
         let (metadata, length) = match source {
             FileSource::Local(path) => local_description(path)?,
-            FileSource::Hub(shard) => match shard.cached() {
+            FileSource::Hub(shard) => match shard.cached()? {
                 Some(path) => local_description(&path)?,
                 None => match hub_description(shard)? {
                     Some(Ok(described)) => described,

@@ -36,7 +36,7 @@ fn read(path: &Path) -> Vec<u8> {
 
 /// Which shards are in the cache.
 fn cached(repository: &std::sync::Arc<DatasetRepository>) -> Vec<usize> {
-    (0..SHARDS.len()).filter(|&shard| repository.shard(SHARDS[shard]).unwrap().cached().is_some()).collect()
+    (0..SHARDS.len()).filter(|&shard| repository.shard(SHARDS[shard]).unwrap().cached().unwrap().is_some()).collect()
 }
 
 #[test]

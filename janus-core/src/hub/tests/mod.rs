@@ -1,5 +1,7 @@
 mod datasets;
 mod faults;
+mod kept;
+mod limits;
 mod names;
 mod server;
 mod transfers;

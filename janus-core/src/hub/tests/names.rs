@@ -262,11 +262,11 @@ fn named_files_of_a_repository_are_fetched_and_no_others() {
     options.offline = true;
     assert_eq!(named.fetch(&id, &options, &Silent).unwrap(), folder);
     assert!(matches!(missing.fetch(&id, &options, &Silent), Err(HubError::Offline { .. })));
-    assert_eq!(cached_base("owner/name", &options), None);
+    assert_eq!(cached_base("owner/name", &options).unwrap(), None);
     options.offline = false;
     let whole = resolve_base_with("owner/name", &options, &Silent).unwrap();
-    assert_eq!(cached_base("owner/name", &options), Some(whole));
-    assert_eq!(cached_base("owner/other", &options), None);
+    assert_eq!(cached_base("owner/name", &options).unwrap(), Some(whole));
+    assert_eq!(cached_base("owner/other", &options).unwrap(), None);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 /// A request as it came.
@@ -34,11 +35,20 @@ pub(super) struct Reply {
     pub(super) cut_after: Option<usize>,
     /// Silence before the reply.
     pub(super) delay: Duration,
+    /// Silence after each byte of the body.
+    pub(super) drip: Duration,
 }
 
 impl Reply {
     pub(super) fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, headers: Vec::new(), body: body.into(), cut_after: None, delay: Duration::ZERO }
+        Self {
+            status,
+            headers: Vec::new(),
+            body: body.into(),
+            cut_after: None,
+            delay: Duration::ZERO,
+            drip: Duration::ZERO,
+        }
     }
 
     pub(super) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
@@ -126,7 +136,14 @@ fn serve(mut stream: TcpStream, seen: &Mutex<Vec<Seen>>, answer: &dyn Fn(&Seen) 
     head.push_str("\r\n");
     let _ = stream.write_all(head.as_bytes());
     if request.method != "HEAD" {
-        let _ = stream.write_all(&reply.body[..reply.cut_after.unwrap_or(reply.body.len()).min(reply.body.len())]);
+        let sent = &reply.body[..reply.cut_after.unwrap_or(reply.body.len()).min(reply.body.len())];
+        let step = if reply.drip.is_zero() { sent.len().max(1) } else { 1 };
+        for part in sent.chunks(step) {
+            if stream.write_all(part).is_err() {
+                break;
+            }
+            thread::sleep(reply.drip);
+        }
     }
     // Waiting for the other side to close makes a cut arrive as an end, after all bytes, not as a reset.
     let _ = stream.shutdown(std::net::Shutdown::Write);
@@ -161,6 +178,12 @@ pub(super) struct Behaviour {
     pub(super) is_dataset: bool,
     /// Silence before each reply.
     pub(super) delay: Duration,
+    /// Silence after each byte of a body.
+    pub(super) drip: Duration,
+    /// Commit that answers with files say they are of.
+    pub(super) repo_commit: Option<String>,
+    /// Commit that the revision is said to be, in place of the right one.
+    pub(super) says_commit: Option<String>,
 }
 
 /// A hub with one repository, `owner/name`, below a path of the server.
@@ -193,12 +216,18 @@ impl Hub {
             chunked: false,
             is_dataset: false,
             delay: Duration::ZERO,
+            drip: Duration::ZERO,
+            repo_commit: None,
+            says_commit: None,
         }));
         let shared = behaviour.clone();
         let server = Server::start(move |request| {
             let mut behaviour = shared.lock().unwrap();
             let mut reply = behaviour.answer(prefix, request);
-            reply.delay = behaviour.delay;
+            (reply.delay, reply.drip) = (behaviour.delay, behaviour.drip);
+            if let Some(commit) = behaviour.repo_commit.clone().filter(|_| !request.path.starts_with("/api/")) {
+                reply = reply.with("X-Repo-Commit", commit);
+            }
             reply
         });
         Self { server, behaviour, prefix }
@@ -217,9 +246,10 @@ pub(super) fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Stands for a Git hash: 40 digits that depend on the content.
+/// As Git names a file.
 pub(super) fn git_hash(bytes: &[u8]) -> String {
-    sha256(bytes)[..40].to_string()
+    let named = [format!("blob {}\0", bytes.len()).as_bytes(), bytes].concat();
+    Sha1::digest(named).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 pub(super) fn is_weights(name: &str) -> bool {
@@ -256,7 +286,7 @@ impl Behaviour {
                 .chain(&self.also_listed)
                 .map(|name| serde_json::json!({ "rfilename": name }))
                 .collect();
-            let listing = serde_json::json!({ "id": "owner/name", "sha": self.commit, "siblings": siblings });
+            let listing = serde_json::json!({ "id": "owner/name", "sha": self.says_commit.as_ref().unwrap_or(&self.commit), "siblings": siblings });
             return Reply::new(200, listing.to_string()).with("Content-Type", "application/json");
         }
         if path.starts_with("/api/models/owner/name/") {
@@ -268,7 +298,8 @@ impl Behaviour {
         };
         if !is_weights(name) {
             let etag = self.etag.clone().unwrap_or_else(|| git_hash(&bytes));
-            return Reply::new(200, bytes).with("ETag", format!("W/\"{etag}\""));
+            let sent = self.sent_instead.get(name).cloned().unwrap_or(bytes);
+            return Reply::new(200, sent).with("ETag", format!("W/\"{etag}\""));
         }
         let etag = self.etag.clone().unwrap_or_else(|| sha256(&bytes));
         if let Some(storage) = &self.storage {

@@ -21,7 +21,7 @@ const SIDE: u32 = 16;
 impl Table {
     /// Whether rows of it would have to be downloaded.
     pub(crate) fn is_elsewhere(&self) -> bool {
-        self.files.iter().filter_map(DataFile::shard).any(|shard| shard.cached().is_none())
+        self.files.iter().filter_map(DataFile::shard).any(|shard| !matches!(shard.cached(), Ok(Some(_))))
     }
 
     /// Takes every row that the files claim for a good one, without reading any. Rows that are asked for later are made up, with

@@ -40,6 +40,7 @@ use rayon::prelude::*;
 
 use super::error::DataError;
 use super::random::Random;
+use crate::cache::seal;
 use crate::nearest::nearest;
 
 /// Raised when a drawing changes, so that no older file of the cache passes for a new one.
@@ -260,16 +261,17 @@ pub fn texts(domain: &str, rows: u32, seed: u64) -> Result<Vec<String>, DataErro
     Ok(drawn.into_iter().flatten().flat_map(of_cell).collect())
 }
 
-/// Draws what a spec asks for into a Parquet file in `folder`, unless it is there already; returns its path.
+/// Draws what a spec asks for into a Parquet file in `folder`, unless it is there already as it was drawn; returns its path.
 ///
 /// # Errors
 /// The spec is not understood (the legal names are in the message), or the file cannot be written.
 pub fn synthesize(spec: &str, folder: &Path) -> Result<PathBuf, DataError> {
     let parsed: SynthSpec = spec.parse()?;
     let path = folder.join(parsed.file_name());
-    // Files are written whole or not at all, so one that is there is done.
-    if !path.is_file() {
+    if !seal::holds(&path) {
+        seal::require_own_hand(&path)?;
         parsed.write(&path)?;
+        seal::seal(&path, &path)?;
     }
     Ok(path)
 }
