@@ -10,6 +10,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::file::metadata::{
     ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataBuilder, ParquetMetaDataReader, ParquetMetaDataWriter,
 };
+use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
 
 use super::error::DataError;
 use super::index::{Index, Table};

@@ -29,6 +29,8 @@ mod description;
 pub mod error;
 mod footer;
 mod foreign;
+#[cfg(test)]
+mod grammar_tests;
 pub mod hub;
 pub mod index;
 mod lengths;
