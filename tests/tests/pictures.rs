@@ -90,7 +90,7 @@ fn drawn(folder: &Path, rows: usize) -> Vec<(RgbImage, String)> {
     let stream = RowStream::new(table.into(), index.into(), 0, false).unwrap();
     let read = stream.take(rows).map(|row| {
         let row = row.unwrap();
-        (row.image("image").unwrap().decode().unwrap(), row.text("question").unwrap().to_owned())
+        (row.image("image").unwrap().decode().unwrap().into_image(), row.text("question").unwrap().to_owned())
     });
     read.collect()
 }

@@ -126,13 +126,13 @@ pub(super) fn find(schema: &Schema, name: &str) -> Option<Place> {
     Some(Place { root, path, data_type, names })
 }
 
-/// Whether these are whole numbers, or lists of them at any depth.
+/// Whether these are numbers, or lists of them at any depth.
 fn is_of_numbers(data_type: &DataType) -> bool {
     let mut inner = plain(data_type);
     while let Some(item) = list_field(inner) {
         inner = plain(item.data_type());
     }
-    inner.is_integer()
+    inner.is_numeric()
 }
 
 fn descend(data_type: &DataType, names: &[&str], path: &mut Vec<usize>) -> Option<DataType> {

@@ -6,7 +6,8 @@ use janus_core::Janus;
 use super::TrainError;
 use super::stages::{Opened, Stage};
 use super::step::{Stepper, TableBatch};
-use crate::error::Result;
+use crate::culprit::blame_base;
+use crate::error::{Error, Result};
 use crate::mifs::Aligned;
 use crate::status::Status;
 use crate::tasks::{Batch, Context};
@@ -67,5 +68,9 @@ pub(super) fn check_coverage(stage: &Stage, opened: &Opened, status: &dyn Status
     let checked = require_gradients(stepper, model, &batches);
     bar.set(count, count);
     bar.finish();
-    checked
+    checked.map_err(|error| match error {
+        // Nothing has been learnt that could be at fault.
+        Error::Train(TrainError::NotFinite { .. }) => blame_base(error, base),
+        error => error,
+    })
 }

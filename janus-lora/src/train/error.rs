@@ -94,7 +94,7 @@ pub enum TrainError {
         source: Box<crate::error::Error>,
     },
     /// A loss or a gradient that is no number; nothing has moved.
-    #[error("step {} on table `{table}`: {what}", step + 1)]
+    #[error("{} on table `{table}`: {what}", step_named(*.step))]
     NotFinite {
         /// The table.
         table: String,
@@ -318,6 +318,11 @@ fn labels_counted(count: usize, most: usize) -> String {
 /// Whether something else lies where a run writes.
 fn lies_there(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::InvalidInput || is_in_the_way(error)
+}
+
+/// A step from 0 on; the check before the first one is at the end of all steps.
+fn step_named(step: u64) -> String {
+    step.checked_add(1).map_or_else(|| "before the first step".into(), |number| format!("step {number}"))
 }
 
 impl Diagnose for TrainError {
