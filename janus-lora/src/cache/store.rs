@@ -260,7 +260,7 @@ impl Store {
 /// Writes aside and renames. Nothing is synced: after a loss of power an entry may be odd, and then counts as absent.
 fn write(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
-    seal::require_own_hand(folder).map_err(io::Error::other)?;
+    seal::check_own_hand(folder)?;
     fs::create_dir_all(folder)?;
     let mut aside = TemporaryFile::create(&Directory::open(folder)?, name)?;
     for part in parts {
