@@ -84,13 +84,15 @@ pub(crate) fn holds(path: &Path) -> bool {
 /// Refuses to write where every user of the machine may put something else in the place of what is written: `path` is what is
 /// to be made, in a folder of the cache.
 pub(crate) fn require_own_hand(path: &Path) -> Result<(), OutputError> {
-    match path.ancestors().take(3).find(|folder| is_open_to_all(folder)) {
-        None => Ok(()),
-        Some(folder) => {
-            let why = "every user may put something else there: take a folder of your own in it, or `chmod o-w`";
-            let source = io::Error::new(io::ErrorKind::PermissionDenied, why);
-            Err(OutputError::Io { path: folder.to_path_buf(), source })
-        }
+    check_own_hand(path).map_err(|source| OutputError::Io { path: path.to_path_buf(), source })
+}
+
+/// As [`require_own_hand`], without the path.
+pub(super) fn check_own_hand(path: &Path) -> io::Result<()> {
+    const WHY: &str = "every user may put something else there: take a folder of your own in it, or `chmod o-w`";
+    match path.ancestors().take(3).any(is_open_to_all) {
+        true => Err(io::Error::new(io::ErrorKind::PermissionDenied, WHY)),
+        false => Ok(()),
     }
 }
 

@@ -27,7 +27,6 @@ use super::stock::{self, is_hex};
 use crate::base::cache_folder;
 use janus_core::directory::Directory;
 use janus_core::hub::HubOptions;
-use janus_core::output::OutputError;
 use janus_core::ownership::is_believable;
 use janus_core::temporary::TemporaryFile;
 
@@ -261,10 +260,7 @@ impl Store {
 /// Writes aside and renames. Nothing is synced: after a loss of power an entry may be odd, and then counts as absent.
 fn write(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
-    seal::require_own_hand(folder).map_err(|error| match error {
-        OutputError::Io { source, .. } => source,
-        error => io::Error::other(error),
-    })?;
+    seal::check_own_hand(folder)?;
     fs::create_dir_all(folder)?;
     let mut aside = TemporaryFile::create(&Directory::open(folder)?, name)?;
     for part in parts {

@@ -107,7 +107,7 @@ impl DataFile {
         let limit_bytes = self.options.max_page_bytes;
         let (mut chunk, mut has_packed_lengths) = (Chunk { packed_bytes: size, ..Chunk::default() }, false);
         let is_packed = column.compression() != Compression::UNCOMPRESSED;
-        let mut other_rows = None;
+        let mut contradiction = None;
         pages::check(file.file(), start, size, limit_bytes, compression, &mut |page: Page| {
             let taken = weight(page.packed, page.bytes(), is_there);
             has_packed_lengths |= page.has_packed_lengths;
@@ -120,15 +120,17 @@ impl DataFile {
             } else if page.is_data {
                 // Without lists a value is a row, and rows that are passed over are counted by what the page says.
                 let told = page.rows.filter(|rows| *rows != page.values && !is_listed(column));
-                other_rows = other_rows.or(told.map(|rows| (rows, page.values)));
+                let of_rows = told.map(|rows| format!("a page with {rows} rows of {} values", page.values));
+                if contradiction.is_none() {
+                    contradiction = of_rows.or_else(|| levels_without_any(column, &page));
+                }
                 chunk.pages.push((taken, page.values));
             }
         })?;
         let values = chunk.pages.iter().fold(0_u64, |sum, (_, values)| sum.saturating_add(*values));
         let is_other = u64::try_from(column.num_values()).ok() != Some(values);
         let other_values = is_other.then(|| format!("{} values, and its pages {values}", column.num_values()));
-        let other_rows = other_rows.map(|(rows, values)| format!("a page with {rows} rows of {values} values"));
-        if let Some(reason) = other_rows.or(other_values) {
+        if let Some(reason) = contradiction.or(other_values) {
             return Err(PageFault::Damaged(format!(
                 "column `{}` claims {reason}",
                 cut(&column.column_path().string())
@@ -206,6 +208,17 @@ impl Chunk {
         })?;
         Ok(spans)
     }
+}
+
+/// Levels that a page claims of a column that has none: values would be read from behind them.
+fn levels_without_any(column: &ColumnChunkMetaData, page: &Page) -> Option<String> {
+    let about = column.column_descr();
+    let expected = match (about.max_def_level(), about.max_rep_level()) {
+        (0, 0) => page.levels == 0,
+        (_, 0) => page.repetition_levels == 0,
+        _ => true,
+    };
+    (!expected).then(|| format!("a page with {} bytes of levels that it cannot have", page.levels))
 }
 
 /// Whether values are those of lists, so that a row may have several.

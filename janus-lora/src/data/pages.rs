@@ -221,6 +221,8 @@ pub(crate) struct Page {
     pub(crate) has_packed_lengths: bool,
     /// Bytes of levels before the values, which are never packed, in version 2.
     pub(crate) levels: u64,
+    /// Those of them that tell where lists begin.
+    pub(crate) repetition_levels: u64,
     /// Rows that begin in it, where it says so, in version 2.
     pub(crate) rows: Option<u64>,
     /// Whether it is packed where its column is.
@@ -294,7 +296,11 @@ fn values(walk: &mut Walk<BufReader<&File>>, known: Fields, encoding: i64, page:
             1 => page.values = count(walk)?,
             // The second version alone has these.
             3 if encoding == V2_ENCODING => page.rows = Some(count(walk)?),
-            5 | 6 if encoding == V2_ENCODING => page.levels += count(walk)?,
+            5 if encoding == V2_ENCODING => page.levels += count(walk)?,
+            6 if encoding == V2_ENCODING => {
+                page.repetition_levels = count(walk)?;
+                page.levels += page.repetition_levels;
+            }
             7 if encoding == V2_ENCODING => page.is_packed = walk.truth,
             _ if field == encoding => page.has_packed_lengths = PACKED_LENGTHS.contains(&walk.i32()?),
             _ => return Ok(false),

@@ -42,6 +42,6 @@ fn what_is_not_finite_is_blamed_on_base_or_adapter() {
         refused(&place.janus(&arguments), &["base `base` has values", "holds 3e38", "not finite"]);
     }
     let train = ["train", "recipe.toml", "output.dir=other"];
-    refused(&place.janus(&train), &["base `base` has values", "holds 3e38", "before the first step"]);
+    refused(&place.janus(&train), &["base` has values", "holds 3e38", "before the first step"]);
     assert!(!place.path("part.png").exists());
 }
