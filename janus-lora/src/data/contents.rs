@@ -213,7 +213,7 @@ mod tests {
         let column = image_structs(&[Some((None, Some("a.png"))), Some((None, Some("b.png")))]);
         let path = write_table(&folder.path().join("t.parquet"), vec![("image", column)], 1);
         let digests = || {
-            let table = Table::open(&[path.clone()], &[image_request()]).unwrap().with_digests(true);
+            let table = Table::open(std::slice::from_ref(&path), &[image_request()]).unwrap().with_digests(true);
             scan_all(&table, &accept_all).contents(0).to_vec()
         };
         let before = digests();
