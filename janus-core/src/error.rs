@@ -169,7 +169,7 @@ impl Diagnose for ModelError {
             }
             ModelError::ComputeType { .. } => "for example `bf16`",
             ModelError::NotFinite { .. } => {
-                "take the base from where it was published, and leave out adapters of runs that diverged"
+                "take the base from where it was published, and leave out what was trained by a run that diverged"
             }
             ModelError::Shape { .. } => "give tensors of the shapes that the base's `config.json` asks for",
             ModelError::UnknownParameter { .. } => "`janus base inspect` lists the names",

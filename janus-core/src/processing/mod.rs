@@ -1,6 +1,6 @@
 //! Pictures and chat text, to tensors and back.
 //!
-//! The way of a picture: [`decode_image`] (bytes to RGB, with limits), [`ImageProcessor`] (square pictures of the model's
+//! The way of a picture: [`decode_in_room`] (bytes to RGB, with limits, also on what all threads decode together), [`ImageProcessor`] (square pictures of the model's
 //! size through [`resize_bicubic`], then numbers), and back with [`pixels_to_images`]. The way of a text:
 //! [`JanusTokenizer`] (ids of the special tokens by their strings), [`ChatStyle`] and [`Message`] (the template as
 //! strings), [`PromptBuilder`] (the template as ids, with labels where something is to be learned), [`PaddedBatch`].
