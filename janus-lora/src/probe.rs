@@ -21,6 +21,9 @@ use crate::train::trainable::Trainables;
 /// A larger input file is no probe.
 const MAX_INPUT_BYTES: u64 = 1 << 30;
 
+/// Five tensors take some hundred bytes.
+const MAX_HEADER_BYTES: u64 = 1 << 20;
+
 /// Inputs that cannot be probed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -163,6 +166,10 @@ impl ProbeInput {
             other => other.to_string(),
         };
         let bytes = read_named(path, MAX_INPUT_BYTES).map_err(|error| failed(told(error)))?;
+        let length = bytes.first_chunk().map(|length| u64::from_le_bytes(*length));
+        if let Some(length) = length.filter(|length| *length > MAX_HEADER_BYTES) {
+            return Err(failed(format!("its header claims {length} bytes, expected at most {MAX_HEADER_BYTES}")).into());
+        }
         // The checked parser first: it refuses headers that lie.
         let (header_bytes, _) = safetensors::SafeTensors::read_metadata(&bytes).map_err(|e| failed(e.to_string()))?;
         require_unique_names(&bytes[8..8 + header_bytes]).map_err(|e| failed(e.to_string()))?;

@@ -5,6 +5,7 @@ use super::limits::{FILE_BYTES_VARIABLE, FILES_VARIABLE, LEAST_RATE_VARIABLE};
 use super::{RepoId, RepoKind};
 use crate::error::{Diagnose, Fault};
 use crate::home::HomeError;
+use crate::input::fault_of_reading;
 use crate::output::OutputError;
 
 /// A base that cannot be found, downloaded or cached.
@@ -392,8 +393,8 @@ impl Diagnose for HubError {
             | HubError::Status { .. }
             | HubError::Range { .. }
             | HubError::TooSlow { .. }
-            | HubError::Interrupted { .. }
-            | HubError::Read { .. } => Fault::Internal,
+            | HubError::Interrupted { .. } => Fault::Internal,
+            HubError::Read { source, .. } => fault_of_reading(source),
             HubError::Write { source, .. } if !is_refusal(source) => Fault::Internal,
             HubError::Output(error) => error.fault(),
             _ => Fault::Input,

@@ -26,6 +26,9 @@ use crate::survey::{self, Distribution, SurveyError, TableStats};
 use crate::train::tables::{Part, Scan, Source, open_tables, open_task};
 use crate::visible::one_line;
 
+/// Rejected rows that are printed of a table for people to read; `--json` has all that are listed.
+const MAX_SHOWN_ROWS: usize = 1_000;
+
 #[derive(Debug, Subcommand)]
 pub(super) enum DataCommand {
     /// Look at every row of a recipe's tables and tell which ones a run would leave out, and why
@@ -261,12 +264,14 @@ fn check(recipe: &std::path::Path, overrides: &[String], json: bool) -> Result<(
                 for reason in &report.reasons {
                     result!("  {} x {}", reason.rows, one_line(&reason.reason));
                 }
-                for row in source.index.rejected() {
+                let (listed, shown) = (source.index.rejected(), source.index.rejected().len().min(MAX_SHOWN_ROWS));
+                for row in &listed[..shown] {
                     result!("    {}", one_line(&row.to_string()));
                 }
-                match report.rejected.saturating_sub(source.index.rejected().len()) {
-                    0 => {}
-                    more => result!("    and {more} rows more, which are not listed"),
+                match (report.rejected.saturating_sub(shown), listed.len() - shown) {
+                    (0, _) => {}
+                    (more, 0) => result!("    and {more} rows more, which are not listed"),
+                    (more, of_these) => result!("    and {more} rows more: `--json` lists {of_these} of them"),
                 }
                 if let Some(clipped) = source.clipped_greys() {
                     result!("  {clipped}");

@@ -96,3 +96,14 @@ fn probe_files_and_gradients() {
     probe_refuses(&place, &ids, &two, &["needs one adapter, 2 are given"]);
     probe_refuses(&place, &ids, &["--gradients", "--adapter", "run"], &["gradients need a loss"]);
 }
+
+/// Five tensors need no megabytes of header, and of a shape without end nothing is parsed.
+#[test]
+fn probe_with_a_header_that_is_a_book() {
+    let place = place();
+    let header =
+        format!(r#"{{"input_ids":{{"dtype":"I64","shape":[{}1],"data_offsets":[0,8]}}}}"#, "1,".repeat(600_000));
+    place.write("in.safetensors", [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 8]].concat());
+    let arguments = ["probe", "--base", "base", "--input", "in.safetensors", "--output", "out.safetensors"];
+    place.refuses(&arguments, &["its header claims 1200", "expected at most 1048576"]);
+}
