@@ -86,26 +86,25 @@ pub fn decode_image(bytes: &[u8], decoding: Decoding) -> Result<RgbImage> {
 pub fn decode_in_room(bytes: &[u8], decoding: Decoding) -> Result<Decoded> {
     let format = format_of(bytes)?;
     guarded(format, || {
-        // As the format stores it, and as colours.
-        let (width, height, stored_bytes) = match format {
-            ImageFormat::Gif => gif::dimensions(bytes).map(|(w, h)| (w, h, 4 * u64::from(w) * u64::from(h)))?,
-            _ => {
-                let decoder = open(bytes, format)?;
-                let (width, height) = decoder.dimensions();
-                (width, height, decoder.total_bytes())
-            }
-        };
+        if format == ImageFormat::Gif {
+            let (width, height) = gif::dimensions(bytes)?;
+            // As colours with alpha, and as colours.
+            let image_bytes = 3 * u64::from(width) * u64::from(height);
+            let mut room = Room::take(image_bytes / 3 * 4 + image_bytes);
+            let image = gif::decode(bytes)?;
+            room.shrink(image_bytes);
+            return Ok(Decoded { image, _room: room });
+        }
+        let decoder = open(bytes, format)?;
+        let (width, height) = decoder.dimensions();
         let image_bytes = 3 * u64::from(width) * u64::from(height);
-        let mut room = Room::take(stored_bytes + image_bytes);
-        let image = if format == ImageFormat::Gif {
-            gif::decode(bytes)?
-        } else {
-            let mut image = DynamicImage::ImageRgb8(to_rgb(decode(bytes, format)?, format, decoding.grey_bits)?);
-            image.apply_orientation(turn(bytes, format, decoding));
-            image.into_rgb8()
-        };
+        // As the format stores it, and as colours.
+        let mut room = Room::take(decoder.total_bytes() + image_bytes);
+        let stored = unpacked(decoder, bytes, format)?;
+        let mut image = DynamicImage::ImageRgb8(to_rgb(stored, format, decoding.grey_bits)?);
+        image.apply_orientation(turn(bytes, format, decoding));
         room.shrink(image_bytes);
-        Ok(Decoded { image, _room: room })
+        Ok(Decoded { image: image.into_rgb8(), _room: room })
     })
 }
 
@@ -155,7 +154,11 @@ pub(super) fn turn(bytes: &[u8], format: ImageFormat, decoding: Decoding) -> Tur
 
 /// Decodes a picture that is no GIF, in its own colours.
 fn decode(bytes: &[u8], format: ImageFormat) -> Result<DynamicImage> {
-    let decoder = open(bytes, format)?;
+    unpacked(open(bytes, format)?, bytes, format)
+}
+
+/// The picture of an open decoder.
+fn unpacked(decoder: impl ImageDecoder, bytes: &[u8], format: ImageFormat) -> Result<DynamicImage> {
     check_complete(bytes, format)?;
     let image = DynamicImage::from_decoder(decoder).map_err(|e| decoder_error(format, &e))?;
     // Grey with one transparent value has no alpha of its own, and PIL does not make one of it.
