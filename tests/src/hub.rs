@@ -21,6 +21,8 @@ pub struct Manners {
     pub delay: Duration,
     /// Whether parts of files are sent.
     pub knows_ranges: bool,
+    /// Whether files are sent in chunks of an unannounced number.
+    pub tells_no_size: bool,
 }
 
 /// What the hub did so far.
@@ -113,7 +115,7 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) {
 impl State {
     /// Status line and headers, the bytes sent, and the silence before.
     fn answer(&mut self, method: &str, path: &str, range: Option<&str>) -> (String, Vec<u8>, Duration) {
-        let Manners { busy_every, cut_every, delay, knows_ranges } = self.manners;
+        let Manners { busy_every, cut_every, delay, knows_ranges, tells_no_size } = self.manners;
         let reply = |status: &str, headers: &str, body: &[u8], sent: usize| {
             let length = body.len();
             let head = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n{headers}");
@@ -137,6 +139,10 @@ impl State {
         let hash = Sha1::new().chain_update(format!("blob {}\0", bytes.len())).chain_update(bytes).finalize();
         let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
         let etag = format!("ETag: \"{hash}\"\r\n");
+        if tells_no_size {
+            let chunks = [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n0\r\n\r\n"].concat();
+            return (format!("HTTP/1.1 200 Yes\r\nTransfer-Encoding: chunked\r\n{etag}"), chunks, delay);
+        }
         if method == "HEAD" {
             return reply("200 Yes", &etag, bytes, 0);
         }

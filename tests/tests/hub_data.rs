@@ -203,6 +203,15 @@ fn a_run_streams_its_rows_and_repeats_without_a_network() {
     let rejected = fs_err::read_to_string(folder.path().join("one/rejected.jsonl")).unwrap();
     assert_eq!(rejected.lines().count(), SHARDS);
 
+    let untold = self::hub(&files, Manners { tells_no_size: true, ..Manners::default() });
+    let (home, endpoint) = (folder.path().join("untold"), untold.endpoint());
+    let untold = [online[0], ("HF_ENDPOINT", endpoint.as_str()), ("HF_HOME", home.to_str().unwrap())];
+    let done = train("four", &untold, &["data_limits.max_download_bytes=1000"]);
+    assert_eq!(done.code, Some(2), "{}", done.stderr);
+    assert!(done.stderr.contains("hint: if you trust the repository") && !folder.path().join("four").exists());
+    train("four", &untold, &["data_limits.max_download_bytes=100000000"]).expect_success();
+    assert!(adapter("one") == adapter("four"));
+
     let elsewhere = ["data.0.train=hf://datasets/owner/other"];
     for (environment, more, expected) in [
         (&online[..], &elsewhere[..], "no repository `owner/other`"),

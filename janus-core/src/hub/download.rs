@@ -37,14 +37,14 @@ impl Wish<'_> {
     /// Refuses a file that the hub says is too long.
     pub(super) fn check(&self, transport: &Transport<'_>, metadata: &Metadata) -> Result<(), HubError> {
         match metadata.size_bytes {
-            Some(size) => self.check_size(size, self.limit_bytes(transport, true)),
+            Some(size) => self.check_size(size, self.limit_bytes(transport, true), true),
             None => Ok(()),
         }
     }
 
-    fn check_size(&self, got_bytes: u64, limit_bytes: u64) -> Result<(), HubError> {
+    fn check_size(&self, got_bytes: u64, limit_bytes: u64, is_told: bool) -> Result<(), HubError> {
         match got_bytes > limit_bytes {
-            true => Err(HubError::TooLarge { file: self.name.to_string(), got_bytes, limit_bytes }),
+            true => Err(HubError::TooLarge { file: self.name.to_string(), got_bytes, limit_bytes, is_told }),
             false => Ok(()),
         }
     }
@@ -129,7 +129,7 @@ struct Transfer<'a> {
 impl Transfer<'_> {
     /// Repeats requests until the file has all its bytes.
     fn complete(&self, partial: &mut Partial) -> Result<(), HubError> {
-        let mut failures = Failures { in_a_row: 0, furthest_bytes: partial.length_bytes };
+        let mut failures = Failures { in_a_row: 0, without_progress: 0, furthest_bytes: partial.length_bytes };
         while self.metadata.size_bytes != Some(partial.length_bytes) {
             let error = match self.attempt(partial) {
                 Ok(()) => return Ok(()),
@@ -137,7 +137,8 @@ impl Transfer<'_> {
                 Err(error) => return Err(error),
             };
             let attempts = failures.one_more(partial.length_bytes);
-            if attempts >= self.transport.attempts() {
+            let is_hopeless = failures.without_progress >= self.transport.attempts_of(&error);
+            if attempts >= self.transport.attempts() || is_hopeless {
                 return Err(HubError::Interrupted {
                     file: self.wish.name.to_string(),
                     attempts,
@@ -187,8 +188,9 @@ impl Transfer<'_> {
         if total_bytes.is_none() && !is_chunked {
             return Err(HubError::UnknownSize { file: self.wish.name.to_string() });
         }
-        let limit_bytes = self.wish.limit_bytes(self.transport, total_bytes.is_some());
-        self.wish.check_size(total_bytes.unwrap_or(0), limit_bytes)?;
+        let is_told = total_bytes.is_some();
+        let limit_bytes = self.wish.limit_bytes(self.transport, is_told);
+        self.wish.check_size(total_bytes.unwrap_or(0), limit_bytes, is_told)?;
         let mut body = self.transport.body_of(answer);
         let mut buffer = vec![0; BUFFER_BYTES];
         loop {
@@ -205,7 +207,7 @@ impl Transfer<'_> {
                     got_bytes: length_bytes,
                 });
             }
-            self.wish.check_size(length_bytes, limit_bytes)?;
+            self.wish.check_size(length_bytes, limit_bytes, is_told)?;
             partial.append(buffer.get(..count).unwrap_or(&buffer))?;
             self.progress.advance(count as u64);
         }
@@ -235,6 +237,8 @@ impl Transfer<'_> {
 /// Failures of a transfer since it last got on.
 struct Failures {
     in_a_row: u32,
+    /// Those of them since it last had more bytes than ever before.
+    without_progress: u32,
     /// Not the length at the last failure: a server that begins anew each time could send the same bytes for ever.
     furthest_bytes: u64,
 }
@@ -245,6 +249,8 @@ impl Failures {
         if have_bytes.saturating_sub(self.furthest_bytes) >= FRESH_START_BYTES {
             self.in_a_row = 0;
         }
+        self.without_progress =
+            if have_bytes > self.furthest_bytes { 0 } else { self.without_progress.saturating_add(1) };
         self.furthest_bytes = self.furthest_bytes.max(have_bytes);
         self.in_a_row = self.in_a_row.saturating_add(1);
         self.in_a_row
@@ -365,11 +371,12 @@ mod tests {
 
     #[test]
     fn attempts_are_had_anew_only_for_bytes_that_were_never_there() {
-        let mut failures = Failures { in_a_row: 0, furthest_bytes: 0 };
+        let mut failures = Failures { in_a_row: 0, without_progress: 0, furthest_bytes: 0 };
         let mut after = |bytes: u64| failures.one_more(bytes);
         assert_eq!([after(10), after(FRESH_START_BYTES), after(2 * FRESH_START_BYTES)], [1, 2, 1]);
         // Begun anew again and again.
         assert_eq!([after(10), after(2 * FRESH_START_BYTES), after(5), after(2 * FRESH_START_BYTES)], [2, 3, 4, 5]);
+        assert_eq!(failures.without_progress, 2);
     }
 
     #[test]

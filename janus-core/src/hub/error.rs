@@ -175,6 +175,14 @@ pub enum HubError {
         /// Why not.
         problem: &'static str,
     },
+    /// A server breaks the rules of HTTP, or makes use of them without measure.
+    #[error("the answer of `{url}` is not one of a hub: {problem}")]
+    Malformed {
+        /// The address, without its query.
+        url: String,
+        /// What is wrong with the answer.
+        problem: String,
+    },
     /// A request failed on its way.
     #[error("`{url}` cannot be reached")]
     Unreachable {
@@ -247,6 +255,8 @@ pub enum HubError {
         got_bytes: u64,
         /// The limit.
         limit_bytes: u64,
+        /// Whether the hub told its size.
+        is_told: bool,
     },
     /// More files than such a repository can have.
     #[error("repository `{repository}` has {got} {of}, at most {limit} are taken")]
@@ -346,6 +356,26 @@ pub enum HubError {
 }
 
 impl HubError {
+    /// What a failed request or a body that ends too soon is.
+    pub(super) fn of_transfer(url: String, source: io::Error) -> Self {
+        use ureq::Error::{Http, LargeResponseHeader, Protocol};
+        match source.get_ref().and_then(|inner| inner.downcast_ref::<ureq::Error>()) {
+            Some(error @ (Http(_) | LargeResponseHeader(..) | Protocol(_))) => {
+                HubError::Malformed { url, problem: error.to_string() }
+            }
+            _ => HubError::Unreachable { url, source },
+        }
+    }
+
+    /// Whether a server was reached, and what it sent, or did not, is of no use: that seldom changes in a minute.
+    pub(super) fn is_useless_answer(&self) -> bool {
+        match self {
+            HubError::Range { .. } => true,
+            HubError::Unreachable { source, .. } => source.kind() == io::ErrorKind::UnexpectedEof,
+            _ => false,
+        }
+    }
+
     /// Whether the same request may succeed a little later.
     pub(super) fn is_transient(&self) -> bool {
         matches!(
@@ -390,7 +420,7 @@ impl Diagnose for HubError {
         match self {
             // What may be otherwise when it is tried again, and what this machine fails at.
             HubError::Unreachable { .. }
-            | HubError::Status { .. }
+            | HubError::Status { transient: true, .. }
             | HubError::Range { .. }
             | HubError::TooSlow { .. }
             | HubError::Interrupted { .. } => Fault::Internal,
@@ -476,6 +506,7 @@ impl Diagnose for HubError {
             | HubError::Redirect { .. }
             | HubError::Size { .. }
             | HubError::UnknownSize { .. }
+            | HubError::Malformed { .. }
             | HubError::Range { .. }
             | HubError::Status { .. } => vec![
                 "HF_ENDPOINT must lead to a hub; if it does, try again later, or give a local folder instead".into(),

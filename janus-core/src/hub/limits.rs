@@ -35,6 +35,8 @@ const LEAST_BYTES_PER_S: u64 = 1000;
 pub struct Limits {
     /// Most bytes of one file.
     pub file_bytes: Option<u64>,
+    /// Most bytes of weights or of a table whose size the hub does not tell; goes before `file_bytes`.
+    pub untold_bytes: Option<u64>,
     /// Most files of one repository, and most small files beside a base's weights.
     pub files: Option<usize>,
     /// Least bytes a second, on average over the time of [`super::Patience::silence`]; 0 waits for any.
@@ -43,7 +45,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { file_bytes: None, files: None, least_bytes_per_s: LEAST_BYTES_PER_S }
+        Self { file_bytes: None, untold_bytes: None, files: None, least_bytes_per_s: LEAST_BYTES_PER_S }
     }
 }
 
@@ -59,7 +61,9 @@ pub(super) enum FileKind {
 impl Limits {
     /// Most bytes of a file whose size the hub tells, or does not.
     pub(super) fn bytes_of(&self, kind: FileKind, is_told: bool) -> u64 {
-        self.file_bytes.unwrap_or(match (kind, is_told) {
+        let is_untold = kind == FileKind::Large && !is_told;
+        let set = self.untold_bytes.filter(|_| is_untold).or(self.file_bytes);
+        set.unwrap_or(match (kind, is_told) {
             (FileKind::Small, _) => MAX_SIDE_FILE_BYTES,
             (FileKind::Large, true) => MOST_TOLD_BYTES,
             (FileKind::Large, false) => MOST_UNTOLD_BYTES,

@@ -134,6 +134,7 @@ impl HubOptions {
         let usual = Limits::default();
         let limits = Limits {
             file_bytes: number(FILE_BYTES_VARIABLE)?,
+            untold_bytes: usual.untold_bytes,
             files: number(FILES_VARIABLE)?.map(|files| usize::try_from(files).unwrap_or(usize::MAX)),
             least_bytes_per_s: number(LEAST_RATE_VARIABLE)?.unwrap_or(usual.least_bytes_per_s),
         };

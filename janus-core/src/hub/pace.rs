@@ -29,7 +29,7 @@ impl PacedBody {
         let count = loop {
             match self.reader.read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => return Err(HubError::Unreachable { url: self.url.clone(), source }),
+                Err(source) => return Err(HubError::of_transfer(self.url.clone(), source)),
                 Ok(count) => break count,
             }
         };

@@ -20,6 +20,9 @@ pub(super) const LARGEST_LISTING_BYTES: u64 = 64 << 20;
 /// As many as curl and browsers about allow; a hub needs two.
 const MOST_REDIRECTS: usize = 10;
 
+/// Requests made for one thing of a server that answers each of them, but with nothing of use.
+const MOST_USELESS_ANSWERS: u32 = 3;
+
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// Longest entity tag that leaves room for `.incomplete` in a file name of 255 bytes.
@@ -168,6 +171,11 @@ impl<'a> Transport<'a> {
     /// Requests made for one thing before giving up.
     pub(super) fn attempts(&self) -> u32 {
         self.patience.attempts.max(1)
+    }
+
+    /// Failures in a row before giving up, the last of which is `error`, and none of which brought anything new.
+    pub(super) fn attempts_of(&self, error: &HubError) -> u32 {
+        attempts_of(error, self.attempts())
     }
 
     /// Asks which commit the revision is and which files it has.
@@ -337,9 +345,7 @@ impl<'a> Transport<'a> {
             if let (true, Some(authorization)) = (from_hub, &self.authorization) {
                 request = request.header(header::AUTHORIZATION, authorization.clone());
             }
-            let response = request
-                .call()
-                .map_err(|error| HubError::Unreachable { url: shown.clone(), source: error.into_io() })?;
+            let response = request.call().map_err(|error| HubError::of_transfer(shown.clone(), error.into_io()))?;
             let headers = response.headers();
             if from_hub {
                 linked_etag = linked_etag.or_else(|| text_of(headers, "x-linked-etag"));
@@ -409,7 +415,7 @@ impl<'a> Transport<'a> {
             match action() {
                 Err(error) if error.is_transient() => {
                     failures += 1;
-                    if failures >= attempts {
+                    if failures >= attempts_of(&error, attempts) {
                         return Err(error);
                     }
                     self.pause(failures, &error);
@@ -428,6 +434,11 @@ impl<'a> Transport<'a> {
         };
         thread::sleep(doubled.max(asked).min(LONGEST_WAIT));
     }
+}
+
+/// How often a request that fails so is made, which may be made `attempts` times.
+fn attempts_of(error: &HubError, attempts: u32) -> u32 {
+    if error.is_useless_answer() { attempts.min(MOST_USELESS_ANSWERS) } else { attempts }
 }
 
 /// The beginning of what a server sent, for a message.

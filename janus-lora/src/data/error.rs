@@ -27,6 +27,12 @@ pub enum DataError {
         /// The path, made absolute or relative to the recipe's folder.
         path: PathBuf,
     },
+    /// A link that a search for tables found, and that leads nowhere.
+    #[error("`{}` is a link to a file that is not there", path.display())]
+    Dangling {
+        /// The link.
+        path: PathBuf,
+    },
     /// A glob that matches no file.
     #[error("no file matches `{pattern}`")]
     NoMatch {
@@ -370,6 +376,9 @@ impl Diagnose for DataError {
             DataError::NoPosition { .. } => {
                 vec!["the table has changed since: bring back its files of before, or start a new run".into()]
             }
+            DataError::Dangling { .. } => vec![
+                "fetch the file that it leads to again, or remove the link if its rows are not wanted".into(),
+            ],
             DataError::Unreadable { .. } => {
                 vec!["is the file whole? a download that was cut short or a git-lfs pointer looks like this".into()]
             }
@@ -400,6 +409,9 @@ impl Diagnose for DataError {
                 ]
             }
             DataError::Output(e) => e.hints(),
+            DataError::Hub(HubError::TooLarge { is_told: false, got_bytes, .. }) => vec![format!(
+                "if you trust the repository and have the room: `data_limits.max_download_bytes=` more than {got_bytes}"
+            )],
             DataError::Hub(e) => e.hints(),
             DataError::Input(e) => e.hints(),
         }
@@ -415,6 +427,8 @@ impl DataError {
                 hints.splice(..2, ["paths on the command line are relative to the current folder".to_owned()]);
                 hints
             }
+            // There is a variable, too.
+            DataError::Hub(e) => e.hints(),
             DataError::PageLimit { .. } => {
                 let mut hints = self.hints();
                 if let Some(first) = hints.first_mut() {
@@ -505,6 +519,7 @@ mod tests {
         };
         let faults = [
             DataError::NotFound { path: path() },
+            DataError::Dangling { path: path() },
             DataError::NoMatch { pattern: "[ab].parquet".into() },
             DataError::Source { spec: "s3://bucket".into(), reason: "no".into() },
             DataError::NotParquet { path: path(), what: "an SQLite database", convert: None },

@@ -24,14 +24,22 @@ pub fn is_spec(spec: &str) -> bool {
     spec.starts_with(PREFIX)
 }
 
-/// The files of a source on a hub, in order of their names, with the hub, token and cache folder of the environment.
+/// The files of a source on a hub, in order of their names, with the hub, token and cache folder of the environment. A file whose
+/// size the hub does not tell may have `max_download_bytes` where that is given.
 ///
 /// # Errors
 /// A spec that is not understood, settings that cannot be used, a hub that refuses or cannot be reached, and no files.
-pub fn locate(spec: &str, split: Split, progress: &dyn Progress) -> Result<Vec<FileSource>, DataError> {
+pub fn locate(
+    spec: &str,
+    split: Split,
+    max_download_bytes: Option<u64>,
+    progress: &dyn Progress,
+) -> Result<Vec<FileSource>, DataError> {
     let (id, path) = parse(spec)?;
     let limit_bytes = limit_bytes(std::env::var_os(LIMIT_VARIABLE).and_then(|value| value.into_string().ok()))?;
-    let repository = DatasetRepository::open(id, HubOptions::from_env()?, limit_bytes, progress)?;
+    let mut options = HubOptions::from_env()?;
+    options.limits.untold_bytes = max_download_bytes;
+    let repository = DatasetRepository::open(id, options, limit_bytes, progress)?;
     let names = choose(spec, &path, repository.files().iter().map(String::as_str), split)?;
     Ok(names.iter().filter_map(|name| repository.shard(name)).map(FileSource::Hub).collect())
 }

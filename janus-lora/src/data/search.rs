@@ -113,7 +113,7 @@ fn or_current(folder: &Path) -> &Path {
     if folder.as_os_str().is_empty() { Path::new(".") } else { folder }
 }
 
-/// What lies in a folder, by name; names that are no Unicode match no pattern and end in no suffix.
+/// What lies in a folder, by name; of a name that is not Unicode a pattern sees `\u{fffd}`.
 fn entries(folder: &Path) -> Result<Vec<Entry>, SearchFault> {
     let failed = |source| SearchFault::Read(folder.to_path_buf(), source);
     let read = fs::read_dir(or_current(folder)).and_then(Iterator::collect::<io::Result<Vec<_>>>).map_err(failed)?;
@@ -121,7 +121,7 @@ fn entries(folder: &Path) -> Result<Vec<Entry>, SearchFault> {
         let path = folder.join(entry.file_name());
         let kind = entry.file_type().ok()?;
         let is_folder = kind.is_dir() || (kind.is_symlink() && path.is_dir());
-        let name = entry.file_name().into_string().ok()?;
+        let name = entry.file_name().to_string_lossy().into_owned();
         Some(Entry { name, path, is_link: kind.is_symlink(), is_folder })
     };
     let mut found: Vec<Entry> = read.into_iter().filter_map(entry).collect();
@@ -130,7 +130,8 @@ fn entries(folder: &Path) -> Result<Vec<Entry>, SearchFault> {
 }
 
 /// The files below a folder that are called as `is_wanted` says; names that start with a dot (caches, files under construction)
-/// are passed over. Folders deeper than `depth` are not looked into.
+/// are passed over. Folders deeper than `depth` are not looked into. Links that lead nowhere and pipes are among what is found:
+/// rows that cannot be read must not be rows that are not there.
 pub(super) fn below(
     folder: &Path,
     depth: usize,
@@ -143,7 +144,7 @@ pub(super) fn below(
                 if deep < depth {
                     search.add(entry, deep + 1);
                 }
-            } else if is_wanted(&entry.path) && entry.path.is_file() {
+            } else if is_wanted(&entry.path) {
                 files.push(entry.path);
             }
         }
@@ -151,7 +152,7 @@ pub(super) fn below(
     Ok(files)
 }
 
-/// The files that a pattern matches, which begins at `folder`.
+/// The files that a pattern matches, which begins at `folder`; as in [`below`] also those that cannot be read.
 pub(super) fn matching(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, SearchFault> {
     let parts = pattern.split(std::path::is_separator).filter(|part| !part.is_empty());
     let parts: Vec<Part> = parts.map(Part::new).collect::<Result<_, _>>().map_err(SearchFault::Pattern)?;
@@ -164,7 +165,7 @@ pub(super) fn matching(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, Sea
         let is_last = place + 1 == parts.len();
         let mut found = |entry: Entry, search: &mut Search| match entry.is_folder {
             true if !is_last => search.add(entry, place + 1),
-            false if is_last && entry.path.is_file() => files.push(entry.path),
+            false if is_last => files.push(entry.path),
             _ => {}
         };
         match parts.get(place) {
@@ -172,7 +173,9 @@ pub(super) fn matching(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, Sea
             Some(Part::Name(name)) => {
                 let path = folder.join(name);
                 let (is_link, is_folder) = (path.is_symlink(), path.is_dir());
-                found(Entry { name: name.clone(), path, is_link, is_folder }, &mut search);
+                if is_link || path.exists() {
+                    found(Entry { name: name.clone(), path, is_link, is_folder }, &mut search);
+                }
             }
             Some(Part::Names(pattern)) => {
                 let entries = entries(&folder)?.into_iter();
@@ -254,6 +257,20 @@ mod tests {
         std::fs::hard_link(folder.path().join("blobs/1"), folder.path().join("s/c.parquet")).unwrap();
         assert_eq!(found(folder.path(), "s/*.parquet"), ["s/a.parquet", "s/b.parquet", "s/c.parquet"]);
         assert_eq!(below(folder.path(), 9, &|path| path.extension().is_some()).unwrap().len(), 3);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_found_too() {
+        let folder =
+            folder_of(&["a/good.parquet"], &[("../gone", "a/dangling.parquet"), ("loop.parquet", "loop.parquet")]);
+        let _socket = std::os::unix::net::UnixListener::bind(folder.path().join("a/socket.parquet")).unwrap();
+        let mut files = below(folder.path(), 9, &|_| true).unwrap();
+        files.sort();
+        let expected = ["a/dangling.parquet", "a/good.parquet", "a/socket.parquet", "loop.parquet"];
+        assert_eq!(files, expected.map(|name| folder.path().join(name)));
+        assert_eq!(found(folder.path(), "**/*.parquet"), expected);
+        assert_eq!(found(folder.path(), "*/dangling.parquet"), ["a/dangling.parquet"]);
+        assert_eq!(found(folder.path(), "*/none.parquet"), [""; 0]);
     }
 
     #[test]

@@ -7,7 +7,6 @@
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use fs_err as fs;
 use janus_core::hub::{Progress, Shard};
 use janus_core::input::{self, InputError};
 
@@ -57,7 +56,8 @@ const SPLITS: [(&str, &[&str]); 3] = [
     ("test", &["test", "testing"]),
 ];
 
-/// The files of a source of any kind; `synth:` specs are drawn into `cache_folder` on first use.
+/// The files of a source of any kind; `synth:` specs are drawn into `cache_folder` on first use. `max_download_bytes` is of a hub's
+/// files, see [`hub::locate`].
 ///
 /// # Errors
 /// As [`resolve`] and [`hub::locate`]; a `synth:` spec that is not understood or cannot be written.
@@ -66,11 +66,12 @@ pub fn locate(
     base_folder: &Path,
     cache_folder: &Path,
     split: Split,
+    max_download_bytes: Option<u64>,
     progress: &dyn Progress,
 ) -> Result<Vec<FileSource>, DataError> {
     check_length(spec)?;
     if hub::is_spec(spec) {
-        return hub::locate(spec, split, progress);
+        return hub::locate(spec, split, max_download_bytes, progress);
     }
     let files = if synth::is_spec(spec) {
         vec![synth::synthesize(spec, cache_folder)?]
@@ -172,13 +173,14 @@ fn glob_files(spec: &str, base_folder: &Path) -> Result<Found, DataError> {
         }
     }
     let mut files = files?;
-    files.iter().try_for_each(|path| contained(&folder, path))?;
     if files.is_empty() {
         return Err(DataError::NoMatch { pattern: base_folder.join(spec).display().to_string() });
     }
     files.sort();
     // `*` matches what lies beside tables, too: the recipe itself, a README. Where there is no table, the first file says why.
     let (tables, others): (Vec<_>, Vec<_>) = files.into_iter().partition(|path| is_table(path));
+    let chosen = if tables.is_empty() { &others } else { &tables };
+    chosen.iter().try_for_each(|path| contained(&folder, path))?;
     Ok(if tables.is_empty() { Found::all(others) } else { Found { files: tables, passed_over: others } })
 }
 
@@ -195,7 +197,7 @@ fn search_failed(spec: &str, fault: SearchFault) -> DataError {
 fn is_table(path: &Path) -> bool {
     let begins = || {
         let mut start = [0; 4];
-        let read = fs::File::open(path).and_then(|mut file| file.read_exact(&mut start));
+        let read = input::open(path).and_then(|mut file| file.read_exact(&mut start));
         read.is_ok() && &start == b"PAR1"
     };
     is_named_parquet(path) || begins()
@@ -279,6 +281,7 @@ fn contained(folder: &Path, path: &Path) -> Result<(), DataError> {
     match input::contains(folder, path) {
         Ok(true) => Ok(()),
         Ok(false) => Err(InputError::Outside { folder: folder.to_path_buf(), path: path.to_path_buf() }.into()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Err(DataError::Dangling { path: path.to_path_buf() }),
         Err(source) => Err(DataError::Io { path: path.to_path_buf(), source }),
     }
 }

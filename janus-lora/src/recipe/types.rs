@@ -472,6 +472,8 @@ section! {
         pub max_bad_rows: BadRowLimit, Rule::BadRows, default(BadRowLimit::Share(0.01));
         /// Bytes that a page of a Parquet file may unpack to. Pages are read whole, so this bounds memory.
         pub max_page_bytes: u64, Rule::Integer { minimum: MIN_PAGE_BYTES, maximum: MAX_INTEGER }, default(DEFAULT_PAGE_BYTES);
+        /// Bytes that a file of a hub may have whose size the hub does not tell; 17179869184 (16 GiB) where it is not given.
+        pub max_download_bytes: Option<u64>, Rule::Integer { minimum: 1, maximum: MAX_INTEGER }, default(None);
         /// Tokens that a row may have, its pictures included; the base's own positions bound it, too.
         pub max_tokens: Option<u64>, COUNT, default(None);
     }
@@ -479,7 +481,12 @@ section! {
 
 impl Default for DataLimits {
     fn default() -> Self {
-        Self { max_bad_rows: BadRowLimit::default(), max_page_bytes: DEFAULT_PAGE_BYTES, max_tokens: None }
+        Self {
+            max_bad_rows: BadRowLimit::default(),
+            max_page_bytes: DEFAULT_PAGE_BYTES,
+            max_download_bytes: None,
+            max_tokens: None,
+        }
     }
 }
 

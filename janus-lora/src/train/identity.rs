@@ -22,6 +22,7 @@ use crate::recipe::{Recipe, Schedule, to_toml};
 pub const FREE_KEYS: &[&str] = &[
     "base.path",
     "data_limits.max_bad_rows",
+    "data_limits.max_download_bytes",
     "data_limits.max_page_bytes",
     "output.dir",
     "train.checkpoint_every",

@@ -41,6 +41,8 @@ pub struct Scan {
     pub decode_rows: u64,
     /// Bytes that a page of a file may unpack to.
     pub max_page_bytes: u64,
+    /// Bytes that a file of a hub may have whose size it does not tell.
+    pub max_download_bytes: Option<u64>,
     /// Whether it is found out what the rows are known by, for who goes on with them later.
     pub is_digested: bool,
 }
@@ -48,7 +50,8 @@ pub struct Scan {
 impl Scan {
     /// Every image decoded, no row refused.
     pub fn of_everything(limits: &DataLimits) -> Self {
-        Self { limit: None, decode_rows: u64::MAX, max_page_bytes: limits.max_page_bytes, is_digested: false }
+        let DataLimits { max_page_bytes, max_download_bytes, .. } = *limits;
+        Self { limit: None, decode_rows: u64::MAX, max_page_bytes, max_download_bytes, is_digested: false }
     }
 
     /// Headers of large tables alone, no row refused.
@@ -96,10 +99,10 @@ impl<'a> Part<'a> {
     }
 
     /// The files; a drawn one is drawn first, and stays while this process lives.
-    fn files(&self, place: &Place, status: &dyn Status) -> Result<Vec<FileSource>> {
+    fn files(&self, place: &Place, max_download_bytes: Option<u64>, status: &dyn Status) -> Result<Vec<FileSource>> {
         let downloads = status.download();
         let in_folder = |folder: &Path| {
-            let found = locate(self.spec(), Path::new("."), folder, self.split, downloads.as_ref());
+            let found = locate(self.spec(), Path::new("."), folder, self.split, max_download_bytes, downloads.as_ref());
             found.map_err(|fault| BaseError::in_cache(folder.to_path_buf(), self.named(fault).into()))
         };
         let Ok(drawn) = self.spec().parse::<SynthSpec>() else { return in_folder(&place.folder()?.join("data")) };
@@ -147,7 +150,7 @@ impl Source {
     /// what the recipe says.
     pub fn open(part: Part<'_>, task: &dyn Task, base: &Base, scan: Scan, status: &dyn Status) -> Result<Self> {
         let spec = part.spec();
-        let files = part.files(base.place(), status)?;
+        let files = part.files(base.place(), scan.max_download_bytes, status)?;
         let table = Table::open_with(&files, &task.alternatives(), part.read_options(scan.max_page_bytes))?;
         let mut table = table.with_decoding(part.section.decoding()).with_digests(scan.is_digested);
         if base.place().is_scratch() && table.is_elsewhere() {
@@ -243,7 +246,7 @@ pub fn open_task(
     let Some(request) = label_column(section) else { return Ok(unlabelled) };
     let spec = &section.train;
     let part = Part { section, number, split: Split::Train };
-    let files = part.files(place, status)?;
+    let files = part.files(place, limits.max_download_bytes, status)?;
     let options = || part.read_options(limits.max_page_bytes);
     // All columns, so that all that is wrong with them is reported at once.
     let all = Table::open_with(&files, &unlabelled.alternatives(), options())?;

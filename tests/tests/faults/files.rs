@@ -65,6 +65,35 @@ fn what_is_no_file_is_not_read() {
     refused(&place.janus(&["report", "run"]), &["metrics.jsonl"]);
 }
 
+/// Rows that cannot be read are not rows that are not there: a folder or pattern does not pass over them in silence.
+#[test]
+fn a_table_that_cannot_be_read_is_not_passed_over() {
+    let gone = |path: &Path| std::os::unix::fs::symlink("../blobs/gone", path).unwrap();
+    let socket = |path: &Path| drop(std::os::unix::net::UnixListener::bind(path).unwrap());
+    let makes: [&dyn Fn(&Path); 4] =
+        [&pipe, &|path| std::os::unix::fs::symlink("/dev/null", path).unwrap(), &gone, &socket];
+    let place = place_with_adapter();
+    fs_err::create_dir(place.path("tables")).unwrap();
+    fs_err::copy(place.path("rows.parquet"), place.path("tables/a.parquet")).unwrap();
+    place.janus(&["data", "stats", "tables", "--base", "base"]).expect_success();
+    for make in makes {
+        make(&place.path("tables/b.parquet"));
+        for source in ["tables", "tables/*.parquet", "tables/*", "*/b.parquet"] {
+            refused(&place.janus(&["data", "stats", source, "--base", "base"]), &["b.parquet", "hint: "]);
+        }
+        fs_err::remove_file(place.path("tables/b.parquet")).unwrap();
+    }
+    // Beside tables, a pattern may match what is called otherwise; it is told of.
+    gone(&place.path("tables/notes"));
+    pipe(&place.path("tables/pipe"));
+    let done = place.janus(&["data", "stats", "tables/*", "--base", "base"]).expect_success();
+    assert!(
+        done.stderr.contains("also matches `notes` and `pipe`") || done.stderr.contains("`notes`, `pipe`"),
+        "{}",
+        done.stderr
+    );
+}
+
 #[test]
 fn what_is_longer_than_any_such_file_is_not_read() {
     let place = place_with_adapter();

@@ -130,6 +130,37 @@ fn an_early_end_is_a_cut_though_the_server_calls_it_the_end() {
 }
 
 #[test]
+fn answers_of_no_use_are_not_asked_for_again_and_again() {
+    let requests = |reply: fn() -> Reply| {
+        let server = Server::start(move |_| reply());
+        let cache = tempfile::tempdir().unwrap();
+        let options = HubOptions {
+            endpoint: server.url(),
+            patience: Patience { attempts: 6, first_wait: Duration::ZERO, silence: Duration::from_secs(2) },
+            ..HubOptions::new(cache.path())
+        };
+        let error = fetch_repository(&repository(), &options, &Silent).unwrap_err();
+        assert!(!error.hints().is_empty(), "{error:?}");
+        (server.take_seen().len(), error)
+    };
+    let malformed: [fn() -> Reply; 3] = [
+        || Reply::new(200, "{}").with("Content-Length", "-1"),
+        || Reply::new(200, "fffffffffffffffff\r\n{}").with("Transfer-Encoding", "chunked"),
+        || Reply::new(200, "{}").with("X-Long", "x".repeat(1 << 20)),
+    ];
+    for reply in malformed {
+        let (count, error) = requests(reply);
+        assert!(count == 1 && matches!(error, HubError::Malformed { .. }), "{count} {error:?}");
+        assert_eq!(error.fault(), Fault::Input);
+    }
+    // Every answer ends too soon: that may be a line of no use as well.
+    let (count, error) = requests(|| Reply { cut_after: Some(1), ..Reply::new(200, "{}") });
+    assert!(count == 3 && matches!(error, HubError::Unreachable { .. }), "{count} {error:?}");
+    // A busy server is waited for longer.
+    assert_eq!(requests(|| Reply::new(503, "")).0, 6);
+}
+
+#[test]
 fn a_silent_server_is_given_up() {
     let server = Server::start(|_| {
         let mut reply = Reply::new(200, "{}");

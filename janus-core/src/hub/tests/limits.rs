@@ -37,7 +37,7 @@ fn a_small_file_that_goes_on_and_on_ends_at_its_limit() {
     let options = HubOptions { endpoint: server.url(), limits, ..HubOptions::new(cache.path()) };
     let error = fetch_repository(&repository(), &options, &Silent).unwrap_err();
     match &error {
-        HubError::TooLarge { file, got_bytes, limit_bytes: 100_000 } => {
+        HubError::TooLarge { file, got_bytes, limit_bytes: 100_000, is_told: false } => {
             assert!(file == "tokenizer.json" && *got_bytes > 100_000, "{error}");
         }
         other => panic!("{other:?}"),
@@ -66,6 +66,16 @@ fn a_file_that_is_announced_too_long_is_not_begun() {
     let cache = tempfile::tempdir().unwrap();
     let error = fetch_repository(&repository(), &limited(&hub, cache.path(), 4000), &Silent).unwrap_err();
     assert!(matches!(error, HubError::TooLarge { limit_bytes: 4000, .. }), "{error:?}");
+    // One of its own goes before that, and is not for what is told.
+    let own = |untold| {
+        let mut options = limited(&hub, cache.path(), 5000);
+        options.limits.untold_bytes = Some(untold);
+        fetch_repository(&repository(), &options, &Silent)
+    };
+    let error = own(4999).unwrap_err();
+    assert!(matches!(error, HubError::TooLarge { limit_bytes: 4999, is_told: false, .. }), "{error:?}");
+    hub.behaviour().chunked = false;
+    own(1).unwrap();
 }
 
 #[test]
