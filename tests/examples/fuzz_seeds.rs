@@ -58,6 +58,9 @@ fn write(folder: &Path, name: &str, bytes: impl AsRef<[u8]>) {
 fn recipes(into: &Path) {
     for entry in fs_err::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes")).unwrap() {
         let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "toml") {
+            continue;
+        }
         let text = fs_err::read_to_string(&path).unwrap();
         let uncommented: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
         let overrides = [uncommented.join("\n"), "train.learning_rate=1e-4".into(), "data.0.train=x.parquet".into()];

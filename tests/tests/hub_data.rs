@@ -41,7 +41,7 @@ fn hub(files: &[PathBuf], manners: Manners) -> Hub {
 }
 
 fn rude() -> Manners {
-    Manners { busy_every: 5, cut_every: 3, delay: Duration::from_millis(3), knows_ranges: true }
+    Manners { busy_every: 5, cut_every: 3, delay: Duration::from_millis(3), knows_ranges: true, ..Manners::default() }
 }
 
 fn options(hub: &Hub, cache: &Path) -> HubOptions {

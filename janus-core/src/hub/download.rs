@@ -376,7 +376,7 @@ mod tests {
         assert_eq!([after(10), after(FRESH_START_BYTES), after(2 * FRESH_START_BYTES)], [1, 2, 1]);
         // Begun anew again and again.
         assert_eq!([after(10), after(2 * FRESH_START_BYTES), after(5), after(2 * FRESH_START_BYTES)], [2, 3, 4, 5]);
-        assert_eq!(failures.without_progress, 2);
+        assert_eq!(failures.without_progress, 4);
     }
 
     #[test]

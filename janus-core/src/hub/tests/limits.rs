@@ -129,7 +129,7 @@ fn an_index_of_too_many_files_is_refused() {
     assert!(matches!(error, HubError::Index { .. }) && error.to_string().contains("513 files"), "{error}");
 }
 
-/// Waits so short a time that a byte now and then is told from a slow line at once.
+/// So little patience that a trickle of bytes fails at once.
 fn impatient(hub: &Hub, cache: &Path, least_bytes_per_s: u64) -> HubOptions {
     let patience = Patience { attempts: 2, first_wait: Duration::from_millis(1), silence: Duration::from_millis(300) };
     let limits = Limits { least_bytes_per_s, ..Limits::default() };
