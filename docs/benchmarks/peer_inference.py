@@ -4,8 +4,6 @@
     python peer_inference.py generate --shape janus-pro-1b --dtype bf16 --tokens 32
 """
 
-import time
-
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
@@ -18,16 +16,16 @@ class Moments(LogitsProcessor):
     image mode knows no streamers and takes it as a processor of logits."""
 
     def __init__(self):
-        self.moments = [time.perf_counter()]
+        self.moments = [peer_model.moment()]
         self.prompt_seen = False
 
     def __call__(self, input_ids, scores):
-        self.moments.append(time.perf_counter())
+        self.moments.append(peer_model.moment())
         return scores
 
     def put(self, ids):
         if self.prompt_seen:
-            self.moments.append(time.perf_counter())
+            self.moments.append(peer_model.moment())
         self.prompt_seen = True
 
     def end(self):
@@ -94,9 +92,9 @@ def generate(model, options):
     seconds = moments.seconds()
     codes = torch.randint(0, model.config.vq_config.num_embeddings, (1, whole))
     for _ in range(2):
-        clock = time.perf_counter()
+        clock = peer_model.moment()
         model.decode_image_tokens(codes)
-        vq_decode_seconds = time.perf_counter() - clock
+        vq_decode_seconds = peer_model.moment() - clock
     step_seconds = peer_model.median(seconds[1:])
     figures = dict(
         tokens_per_second=1 / step_seconds,
@@ -121,11 +119,10 @@ def main():
     options = parser.parse_args()
     if options.tokens is not None and options.tokens < 2 or options.rounds < 1:
         parser.error("--tokens: at least 2, --rounds: at least 1")
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(1)
-    clock = time.perf_counter()
+    peer_model.prepare(options)
+    clock = peer_model.moment()
     model = peer_model.build(options.shape, options.dtype).eval()
-    opening_seconds = time.perf_counter() - clock
+    opening_seconds = peer_model.moment() - clock
     with torch.inference_mode():
         figures = understand(model, options) if options.kind == "understand" else generate(model, options)
     peer_model.report(

@@ -6,6 +6,7 @@ import os
 import platform
 import resource
 import sys
+import time
 
 import torch
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusVisionConfig, LlamaConfig
@@ -44,7 +45,22 @@ def arguments(description):
     parser.add_argument("--shape", choices=SHAPES, default="janus-pro-1b")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    parser.add_argument("--device", default="cpu", help="as torch names it: cpu, cuda, cuda:0")
     return parser
+
+
+def prepare(options):
+    """Settles where and on how many threads everything is made, and the seed."""
+    torch.set_num_threads(options.threads)
+    torch.set_default_device(options.device)
+    torch.manual_seed(1)
+
+
+def moment():
+    """The time when what was asked of the device so far is done."""
+    if torch.get_default_device().type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def configuration(shape):
@@ -76,7 +92,7 @@ def build(shape, dtype):
     torch.set_default_dtype(DTYPES[dtype])
     with torch.device("meta"):
         model = JanusForConditionalGeneration(config)
-    model = model.to_empty(device="cpu")
+    model = model.to_empty(device=torch.get_default_device())
     torch.set_default_dtype(torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -127,6 +143,8 @@ def report(**figures):
     import peft
     import transformers
 
+    if torch.get_default_device().type == "cuda":
+        figures["peak_device_bytes"] = torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
     figures["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     figures["versions"] = dict(

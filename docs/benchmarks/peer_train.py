@@ -5,8 +5,6 @@
     python peer_train.py --dtype bf16 --task generate
 """
 
-import time
-
 import torch
 from peft import LoraConfig, get_peft_model
 
@@ -72,12 +70,11 @@ def main():
     unknown = [name for name in options.targets.split(",") if name not in TARGETS]
     if unknown:
         parser.error(f"--targets: {', '.join(unknown)} is none of {', '.join(TARGETS)}")
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(1)
+    peer_model.prepare(options)
 
-    clock = time.perf_counter()
+    clock = peer_model.moment()
     model = peer_model.build(options.shape, options.dtype)
-    opening_seconds = time.perf_counter() - clock
+    opening_seconds = peer_model.moment() - clock
     targets = "|".join(TARGETS[name] for name in options.targets.split(","))
     lora = LoraConfig(r=8, lora_alpha=16, target_modules=f"({targets})")
     peft_model = get_peft_model(model, lora, autocast_adapter_dtype=not options.bf16_adapters)
@@ -93,7 +90,7 @@ def main():
 
     seconds, value = [], 0.0
     for _ in range(options.steps):
-        clock = time.perf_counter()
+        clock = peer_model.moment()
         value = loss()
         value.backward()
         # As `Trainer` and `janus train` do.
@@ -101,7 +98,7 @@ def main():
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         value = value.item()
-        seconds.append(time.perf_counter() - clock)
+        seconds.append(peer_model.moment() - clock)
     step_seconds = peer_model.median(seconds[1:])
     peer_model.report(
         shape=options.shape,

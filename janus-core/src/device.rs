@@ -164,14 +164,21 @@ impl DeviceChoice {
 }
 
 /// CUDA devices that the driver shows.
-#[cfg(feature = "cuda")]
+#[cfg(all(feature = "cuda", not(janus_stand_in)))]
 fn cuda_devices(asked: DeviceChoice) -> Result<usize, DeviceError> {
     let count = candle_core::cuda::cudarc::driver::CudaContext::device_count();
     let count = count.map_err(|e| DeviceError::Driver { device: asked, reason: e.to_string() })?;
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
-#[cfg(not(feature = "cuda"))]
+/// The one of `tests/device/stand_in`.
+#[cfg(janus_stand_in)]
+#[expect(clippy::unnecessary_wraps)]
+fn cuda_devices(_asked: DeviceChoice) -> Result<usize, DeviceError> {
+    Ok(1)
+}
+
+#[cfg(not(any(feature = "cuda", janus_stand_in)))]
 fn cuda_devices(asked: DeviceChoice) -> Result<usize, DeviceError> {
     Err(DeviceError::NotCompiled { device: asked, feature: "cuda" })
 }
@@ -237,7 +244,7 @@ mod tests {
         }
     }
 
-    #[cfg(not(any(feature = "cuda", feature = "metal")))]
+    #[cfg(not(any(feature = "cuda", feature = "metal", janus_stand_in)))]
     #[test]
     fn a_build_for_the_processor_takes_it_and_says_what_it_lacks() {
         assert!(DeviceChoice::Auto.open().unwrap().is_cpu());

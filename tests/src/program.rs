@@ -4,13 +4,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-/// The program, built once from the present sources in the profile of these tests.
+/// The program: the one that the environment variable `JANUS_TEST_PROGRAM` names, where there is no cargo, or built once from the
+/// present sources in the profile of these tests.
 ///
 /// # Panics
 /// It cannot be built.
 pub fn program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
+        if let Some(program) = std::env::var_os("JANUS_TEST_PROGRAM") {
+            return program.into();
+        }
         // Test programs lie in `<target>/<profile>/deps`.
         let test = std::env::current_exe().unwrap_or_else(|e| panic!("{e}"));
         let profile_folder = test.ancestors().nth(2).unwrap_or_else(|| panic!("`{}` has no profile", test.display()));

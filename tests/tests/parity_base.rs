@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use candle_core::{IndexOp, Tensor};
+use candle_core::{Device, IndexOp, Tensor};
 use image::RgbImage;
 use janus_core::Janus;
 use janus_core::pass::Pass;
@@ -279,7 +279,7 @@ fn a_padded_batch_of_forced_images_has_the_same_hidden_states_logits_and_loss() 
 
 /// The gap between the best and the second best of each row, `[.., classes]` to `[..]`.
 fn margins(logits: &Tensor) -> Tensor {
-    let (sorted, _) = logits.contiguous().unwrap().sort_last_dim(false).unwrap();
+    let (sorted, _) = logits.to_device(&Device::Cpu).unwrap().contiguous().unwrap().sort_last_dim(false).unwrap();
     (sorted.i((.., .., 0)).unwrap() - sorted.i((.., .., 1)).unwrap()).unwrap()
 }
 

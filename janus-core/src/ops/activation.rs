@@ -21,6 +21,18 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
     if x.track_op() { x.apply_op1(Gelu) } else { x.apply_op1_no_bwd(&Gelu) }
 }
 
+/// `1 / (1 + exp(-x))`.
+///
+/// # Errors
+/// The tensor engine's.
+pub fn sigmoid(x: &Tensor) -> Result<Tensor> {
+    if is_composed(x.device()) {
+        // By the hyperbolic tangent, whose slope stays finite where `exp(-x)` is not.
+        return ((x * 0.5)?.tanh()? * 0.5)? + 0.5;
+    }
+    candle_nn::ops::sigmoid(x)
+}
+
 /// `silu(gate) · up` with `silu(x) = x / (1 + exp(-x))` (Shazeer, arXiv:2002.05202). Equal shapes.
 ///
 /// # Errors
@@ -115,6 +127,23 @@ impl CustomOp2 for SiluGate {
 mod tests {
     use super::*;
     use crate::ops::check;
+
+    #[test]
+    fn the_composed_sigmoid_agrees_also_far_from_zero() -> Result<()> {
+        let x = candle_core::Var::new(
+            &[-200f32, -90.0, -3.0, -0.1, 0.0, 0.7, 5.0, 90.0, 200.0],
+            &candle_core::Device::Cpu,
+        )?;
+        let outcome = |y: Tensor| -> Result<(Tensor, Tensor)> {
+            let gradients = y.sum_all()?.backward()?;
+            Ok((y, gradients.get(&x).unwrap().clone()))
+        };
+        let (fast, fast_slope) = outcome(sigmoid(&x)?)?;
+        let (slow, slow_slope) = crate::ops::with_composed(|| outcome(sigmoid(&x)?))?;
+        check::close(&slow, &fast, 1e-6);
+        check::close(&slow_slope, &fast_slope, 1e-6);
+        Ok(())
+    }
 
     #[test]
     fn the_fused_activations_agree_with_candle() -> Result<()> {

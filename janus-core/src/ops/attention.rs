@@ -7,7 +7,7 @@ use std::any::Any;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, D, DType, Device, Layout, Result, Shape, Tensor, bail};
 use half::bf16;
 
 use super::composed::is_composed;
@@ -27,6 +27,75 @@ pub struct AttentionMask {
     /// before (a segment may be empty), the last is the number of keys, which is that of the queries. Absent: every row
     /// of the batch is one sequence.
     pub segments: Option<Arc<[usize]>>,
+    /// What composed attention adds to its scores, made at its first use.
+    pub biases: Biases,
+}
+
+/// Biases that lie on a device, each made at its first use: all layers of a pass have the same.
+#[derive(Debug, Clone, Default)]
+pub struct Biases(Arc<Mutex<Vec<(BiasOf, Tensor)>>>);
+
+/// What a bias depends on.
+#[derive(Debug, Clone)]
+struct BiasOf {
+    causal: bool,
+    /// Keys that may be seen, and the first of them that counts.
+    open: Option<(Arc<[bool]>, usize)>,
+    batch: usize,
+    queries: usize,
+    keys: usize,
+}
+
+impl BiasOf {
+    fn is(&self, other: &Self) -> bool {
+        let is_same_open = match (&self.open, &other.open) {
+            (None, None) => true,
+            (Some((one, from)), Some((two, other_from))) => Arc::ptr_eq(one, two) && from == other_from,
+            _ => false,
+        };
+        let sizes = |of: &Self| (of.causal, of.batch, of.queries, of.keys);
+        is_same_open && sizes(self) == sizes(other)
+    }
+
+    /// Zero where a query sees a key, else minus infinity: `[batch or 1, 1, queries, keys]`; `None` where all see all.
+    fn make(&self, device: &Device) -> Result<Option<Tensor>> {
+        let Self { causal, batch, queries, keys, .. } = *self;
+        let Some((open, first)) = &self.open else {
+            if !causal {
+                return Ok(None);
+            }
+            let from = place(queries, keys, 0) as u32;
+            let places = Tensor::arange(from, from + queries as u32, device)?.reshape((queries, 1))?;
+            let is_hidden = Tensor::arange(0, keys as u32, device)?.reshape((1, keys))?.broadcast_gt(&places)?;
+            let value = |value: f32| Tensor::full(value, (queries, keys), device);
+            let bias = is_hidden.where_cond(&value(f32::NEG_INFINITY)?, &value(0.0)?)?;
+            return Ok(Some(bias.reshape((1, 1, queries, keys))?));
+        };
+        let open = Some(open[*first..*first + batch * keys].into());
+        let mask = AttentionMask { causal, keys: open, ..AttentionMask::default() };
+        let mut bias = Vec::with_capacity(batch * queries * keys);
+        for row in 0..batch {
+            for query in 0..queries {
+                let place = place(queries, keys, query);
+                let value = |key| if mask.sees(row, keys, place, key) { 0.0 } else { f32::NEG_INFINITY };
+                bias.extend((0..keys).map(value));
+            }
+        }
+        Tensor::from_vec(bias, (batch, 1, queries, keys), device).map(Some)
+    }
+}
+
+impl Biases {
+    fn of(&self, of: BiasOf, device: &Device) -> Result<Option<Tensor>> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = known.iter().find(|(known, bias)| known.is(&of) && bias.device().same_device(device));
+        if let Some((_, bias)) = found {
+            return Ok(Some(bias.clone()));
+        }
+        let made = of.make(device)?;
+        known.extend(made.clone().map(|bias| (of, bias)));
+        Ok(made)
+    }
 }
 
 impl AttentionMask {
@@ -139,7 +208,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: &AttentionMask) -> Re
     let one_type = k.dtype() == q.dtype() && v.dtype() == q.dtype();
     let spans = mask.spans(shape.batch, shape.queries, shape.keys);
     let (Some(spans), true, false) = (spans, one_type, is_composed(q.device())) else {
-        return composed(q, k, v, mask, &shape);
+        return composed(q, k, v, mask, 0, &shape);
     };
     let tracked = q.track_op() || k.track_op() || v.track_op();
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
@@ -182,16 +251,22 @@ impl AttentionShape {
 /// The same by candle's operations: the slow truth, and the path of other devices.
 ///
 /// Segments are computed one by one and put together again: no score across them exists.
-fn composed(q: &Tensor, k: &Tensor, v: &Tensor, mask: &AttentionMask, s: &AttentionShape) -> Result<Tensor> {
+fn composed(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: &AttentionMask,
+    first_key: usize,
+    s: &AttentionShape,
+) -> Result<Tensor> {
     if let Some(bounds) = &mask.segments {
         let mut parts = Vec::new();
         let segments = bounds.windows(2).map(|bounds| bounds[0]..bounds[1]);
         for segment in segments.filter(|segment| !segment.is_empty()) {
             let cut = |t: &Tensor| t.narrow(1, segment.start, segment.len());
-            let keys = mask.keys.as_ref().map(|open| open[segment.clone()].into());
-            let own = AttentionMask { causal: mask.causal, keys, segments: None };
+            let own = AttentionMask { segments: None, ..mask.clone() };
             let shape = AttentionShape { queries: segment.len(), keys: segment.len(), ..*s };
-            parts.push(composed(&cut(q)?, &cut(k)?, &cut(v)?, &own, &shape)?);
+            parts.push(composed(&cut(q)?, &cut(k)?, &cut(v)?, &own, segment.start, &shape)?);
         }
         return if parts.is_empty() { Ok(q.clone()) } else { Tensor::cat(&parts, 1) };
     }
@@ -206,18 +281,18 @@ fn composed(q: &Tensor, k: &Tensor, v: &Tensor, mask: &AttentionMask, s: &Attent
     let groups = s.heads / s.kv_heads;
     let (wide_q, k, v) = (widen(q, 1)?, widen(k, groups)?, widen(v, groups)?);
     let scores = (wide_q.matmul(&k.t()?)? * f64::from(s.scale()))?;
-    let mut bias = vec![0f32; s.batch * s.queries * s.keys];
-    for row in 0..s.batch {
-        for i in 0..s.queries {
-            for key in 0..s.keys {
-                if !mask.sees(row, s.keys, place(s.queries, s.keys, i), key) {
-                    bias[(row * s.queries + i) * s.keys + key] = f32::NEG_INFINITY;
-                }
-            }
-        }
-    }
-    let bias = Tensor::from_vec(bias, (s.batch, 1, s.queries, s.keys), q.device())?;
-    let probabilities = candle_nn::ops::softmax(&scores.broadcast_add(&bias)?, D::Minus1)?;
+    let bias = BiasOf {
+        causal: mask.causal,
+        open: mask.keys.clone().map(|open| (open, first_key)),
+        batch: s.batch,
+        queries: s.queries,
+        keys: s.keys,
+    };
+    let scores = match mask.biases.of(bias, q.device())? {
+        Some(bias) => scores.broadcast_add(&bias)?,
+        None => scores,
+    };
+    let probabilities = candle_nn::ops::softmax(&scores, D::Minus1)?;
     probabilities.matmul(&v)?.transpose(1, 2)?.contiguous()?.to_dtype(q.dtype())
 }
 
@@ -335,14 +410,16 @@ mod tests {
             1 => i % keys < keys - 1,
             _ => i % keys != 3,
         });
-        AttentionMask { causal, keys: Some(open.collect()), segments: None }
+        AttentionMask { causal, keys: Some(open.collect()), ..AttentionMask::default() }
     }
 
     /// Blocks and composed attention have one result, and one gradient of `Σ g · result`.
     fn agree([q, k, v]: [&Var; 3], g: &Tensor, mask: &AttentionMask) -> Result<()> {
         let shape = AttentionShape::of(q.dims(), k.dims(), v.dims(), mask)?;
-        let (fast, slow) = (attention(q, k, v, mask)?, composed(q, k, v, mask, &shape)?);
+        let (fast, slow) = (attention(q, k, v, mask)?, composed(q, k, v, mask, 0, &shape)?);
         check::close(&fast, &slow, 2e-6);
+        // By the biases that were made before, as in the next layer.
+        check::close(&slow, &composed(q, k, v, mask, 0, &shape)?, 0.0);
         let (fast, slow) = ((fast * g)?.sum_all()?.backward()?, (slow * g)?.sum_all()?.backward()?);
         for var in [q, k, v] {
             check::close(fast.get(var).unwrap(), slow.get(var).unwrap(), 2e-5);
@@ -368,7 +445,7 @@ mod tests {
     fn a_fully_masked_query_is_finite_and_sees_itself() -> Result<()> {
         let (q, k, v) =
             (check::tensor(&[1, 4, 1, 4], 1), check::tensor(&[1, 4, 1, 4], 2), check::tensor(&[1, 4, 1, 4], 3));
-        let mask = AttentionMask { causal: true, keys: Some([false, false, true, true].into()), segments: None };
+        let mask = AttentionMask { keys: Some([false, false, true, true].into()), ..AttentionMask::causal() };
         let out = attention(&q, &k, &v, &mask)?;
         check::close(&out.narrow(1, 0, 2)?, &v.narrow(1, 0, 2)?, 0.0);
         Ok(())
@@ -435,10 +512,15 @@ mod tests {
                 let k = Var::from_tensor(&check::tensor(&[1, total, kv_heads, 8], 2))?;
                 let v = Var::from_tensor(&check::tensor(&[1, total, kv_heads, 8], 3))?;
                 let g = check::tensor(&[1, total, heads, 8], 4);
-                let mask = AttentionMask { causal, keys: keys.clone(), segments: Some(bounds(&LENGTHS)) };
+                let mask = AttentionMask {
+                    causal,
+                    keys: keys.clone(),
+                    segments: Some(bounds(&LENGTHS)),
+                    ..AttentionMask::default()
+                };
                 let packed = attention(&q, &k, &v, &mask)?;
                 let shape = AttentionShape::of(q.dims(), k.dims(), v.dims(), &mask)?;
-                check::close(&packed, &composed(&q, &k, &v, &mask, &shape)?, 2e-6);
+                check::close(&packed, &composed(&q, &k, &v, &mask, 0, &shape)?, 2e-6);
                 let packed_gradients = (&packed * &g)?.sum_all()?.backward()?;
                 let mut start = 0;
                 for length in LENGTHS.into_iter().filter(|length| *length > 0) {
@@ -449,7 +531,7 @@ mod tests {
                     // Where no key is seen, what is left of `dp - Σ do·o` is the rounding of two sums of other orders.
                     let is_blind = keys.as_ref().is_some_and(|open| open.iter().all(|open| !open));
                     let bound = if is_blind { 1e-6 } else { 0.0 };
-                    let mask = AttentionMask { causal, keys, segments: None };
+                    let mask = AttentionMask { causal, keys, ..AttentionMask::default() };
                     let alone = attention(&own[0], &own[1], &own[2], &mask)?;
                     check::close(&cut(&packed)?, &alone, 0.0);
                     let gradients = (alone * cut(&g)?)?.sum_all()?.backward()?;
@@ -471,7 +553,7 @@ mod tests {
         let mask = AttentionMask { segments: Some(bounds(&lengths)), ..AttentionMask::causal() };
         let shape = AttentionShape::of(q.dims(), k.dims(), v.dims(), &mask)?;
         let fast = (attention(&q, &k, &v, &mask)? * &g)?.sum_all()?.backward()?;
-        let slow = (composed(&q, &k, &v, &mask, &shape)? * &g)?.sum_all()?.backward()?;
+        let slow = (composed(&q, &k, &v, &mask, 0, &shape)? * &g)?.sum_all()?.backward()?;
         for var in [&q, &k, &v] {
             check::close(fast.get(var).unwrap(), slow.get(var).unwrap(), 1e-5);
         }

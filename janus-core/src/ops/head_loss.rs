@@ -21,8 +21,9 @@ const CHUNK_ROWS: usize = 256;
 pub struct HeadLoss {
     /// Summed cross-entropy, a scalar in f32 with its graph.
     pub sum: Tensor,
-    /// Rows whose largest logit is the label's; of equal logits the first counts.
-    pub correct: usize,
+    /// Rows whose largest logit is the label's, a scalar in u32; of equal logits the first counts. It lies where the sum does, so
+    /// that nobody waits for it who does not ask.
+    pub correct: Tensor,
 }
 
 impl HeadLoss {
@@ -33,10 +34,11 @@ impl HeadLoss {
     pub fn of_logits(logits: &Tensor, labels: &[u32]) -> Result<Self> {
         let sum = cross_entropy(logits, labels)?;
         if labels.is_empty() {
-            return Ok(Self { sum, correct: 0 });
+            return Ok(Self { sum, correct: Tensor::new(0u32, logits.device())? });
         }
-        let best: Vec<u32> = logits.detach().to_dtype(DType::F32)?.argmax(D::Minus1)?.to_vec1()?;
-        Ok(Self { sum, correct: best.iter().zip(labels).filter(|(best, label)| best == label).count() })
+        let best = logits.detach().to_dtype(DType::F32)?.argmax(D::Minus1)?;
+        let is_correct = best.eq(&Tensor::from_slice(labels, labels.len(), logits.device())?)?;
+        Ok(Self { sum, correct: is_correct.to_dtype(DType::U32)?.sum_all()? })
     }
 }
 
@@ -74,7 +76,7 @@ pub fn head_loss(hidden: &Tensor, weight: &Tensor, bias: Option<&Tensor>, labels
             other => bail!("a head's loss is computed in f32 or bf16, got {other:?}"),
         }
     };
-    let sum = Tensor::new(parts.sum as f32, hidden.device())?;
+    let sum = parts.sum;
     let sum = match parts.gradient {
         // Zero with a slope: the value stays as it is, and the gradient is the one already known.
         Some(slope) => {
@@ -87,8 +89,10 @@ pub fn head_loss(hidden: &Tensor, weight: &Tensor, bias: Option<&Tensor>, labels
 
 /// The loss of all rows and what the tape needs of it.
 struct Parts {
-    sum: f64,
-    correct: usize,
+    /// A scalar in f32.
+    sum: Tensor,
+    /// A scalar in u32.
+    correct: Tensor,
     /// `d sum / d hidden`, `[rows, hidden]` in f32, where it was asked for.
     gradient: Option<Tensor>,
 }
@@ -167,7 +171,8 @@ fn panels<E: Stored>(
     let losses = running.iter().map(|r| f64::from(r.largest) + f64::from(r.sum).ln() - f64::from(r.label));
     let correct = running.iter().zip(labels).filter(|(r, label)| r.best == **label as usize).count();
     let gradient = tracked.then(|| Tensor::from_vec(pulled, (rows, width), hidden.device())).transpose()?;
-    Ok(Parts { sum: losses.sum(), correct, gradient })
+    let sum = Tensor::new(losses.sum::<f64>() as f32, hidden.device())?;
+    Ok(Parts { sum, correct: Tensor::new(correct as u32, hidden.device())?, gradient })
 }
 
 vectorized! {
@@ -212,14 +217,15 @@ impl Running {
 
 /// The same by candle's operations, a chunk of rows at a time: the path of other devices.
 fn composed(hidden: &Tensor, weight: &Tensor, bias: Option<&Tensor>, labels: &[u32], tracked: bool) -> Result<Parts> {
-    let mut parts = Parts { sum: 0.0, correct: 0, gradient: None };
+    let (sum, correct) = (Tensor::new(0f32, hidden.device())?, Tensor::new(0u32, hidden.device())?);
+    let mut parts = Parts { sum, correct, gradient: None };
     let mut gradients = Vec::new();
     for (chunk, labels) in labels.chunks(CHUNK_ROWS).enumerate() {
         let hidden = hidden.narrow(0, chunk * CHUNK_ROWS, labels.len())?;
         let logits = linear::linear(&hidden, weight, bias)?.to_dtype(DType::F32)?;
         let loss = HeadLoss::of_logits(&logits, labels)?;
-        parts.sum += f64::from(loss.sum.to_scalar::<f32>()?);
-        parts.correct += loss.correct;
+        parts.sum = (parts.sum + loss.sum)?;
+        parts.correct = (parts.correct + loss.correct)?;
         if tracked {
             let probabilities = candle_nn::ops::softmax(&logits, D::Minus1)?.to_dtype(weight.dtype())?;
             let labels = Tensor::from_slice(labels, labels.len(), hidden.device())?;
@@ -242,6 +248,10 @@ mod tests {
     /// Rows, width and classes below, at and above a chunk and a panel.
     const SHAPES: [(usize, usize, usize); 5] =
         [(1, 24, 37), (3, 40, 1300), (261, 9, 70), (5, 17, PANEL_CLASSES), (CHUNK_ROWS, 7, 2 * PANEL_CLASSES + 1)];
+
+    fn count(correct: &Tensor) -> Result<u32> {
+        correct.to_scalar()
+    }
 
     struct Case {
         hidden: Var,
@@ -282,8 +292,8 @@ mod tests {
                 let loss = head_loss(&case.hidden, &case.weight, case.bias.as_ref(), &case.labels)?;
                 let per_row = (loss.sum.to_scalar::<f32>()? - expected.sum.to_scalar::<f32>()?) / shape.0 as f32;
                 assert!(per_row.abs() < 1e-5, "{shape:?} {dtype:?}: the loss differs by {per_row:e} a row");
-                assert_eq!(loss.correct, expected.correct, "{shape:?}");
-                assert!(expected.correct > 0, "{shape:?}");
+                assert_eq!(count(&loss.correct)?, count(&expected.correct)?, "{shape:?}");
+                assert!(count(&expected.correct)? > 0, "{shape:?}");
                 let gradients = (&loss.sum * 0.3)?.backward()?;
                 // A gradient below 2 in bf16 is rounded by at most 2^-8.
                 let bound = if dtype == DType::F32 { 1e-5 } else { 4e-3 };
@@ -299,9 +309,9 @@ mod tests {
             let case = case(shape, DType::F32, true)?;
             let (expected, expected_gradient) = slow(&case)?;
             let parts = composed(&case.hidden.detach(), &case.weight, case.bias.as_ref(), &case.labels, true)?;
-            let difference = (parts.sum - f64::from(expected.sum.to_scalar::<f32>()?)) / shape.0 as f64;
+            let difference = (parts.sum - expected.sum)?.to_scalar::<f32>()? / shape.0 as f32;
             assert!(difference.abs() < 1e-5, "{difference:e}");
-            assert_eq!(parts.correct, expected.correct);
+            assert_eq!(count(&parts.correct)?, count(&expected.correct)?);
             check::close(&(parts.gradient.unwrap() * 0.3)?, &expected_gradient, 1e-5);
         }
         Ok(())
@@ -322,10 +332,8 @@ mod tests {
         let (hidden, weight) =
             (check::tensor(&[3, 4], 1), Tensor::zeros((1030, 4), DType::F32, &candle_core::Device::Cpu)?);
         let loss = head_loss(&hidden, &weight, None, &[0, 1, 1029])?;
-        assert_eq!(
-            (loss.correct, HeadLoss::of_logits(&linear::linear(&hidden, &weight, None)?, &[0, 1, 1029])?.correct),
-            (1, 1)
-        );
+        let whole = HeadLoss::of_logits(&linear::linear(&hidden, &weight, None)?, &[0, 1, 1029])?;
+        assert_eq!((count(&loss.correct)?, count(&whole.correct)?), (1, 1));
         let (got, expected) = (loss.sum.to_scalar::<f32>()?, 3.0 * 1030f32.ln());
         assert!((got - expected).abs() < 1e-4, "{got} {expected}");
         Ok(())
@@ -335,7 +343,7 @@ mod tests {
     fn no_rows_have_no_loss() -> Result<()> {
         let hidden = Var::zeros((0, 4), DType::F32, &candle_core::Device::Cpu)?;
         let loss = head_loss(&hidden, &check::tensor(&[5, 4], 1), None, &[])?;
-        assert_eq!((loss.sum.to_scalar::<f32>()?, loss.correct), (0.0, 0));
+        assert_eq!((loss.sum.to_scalar::<f32>()?, count(&loss.correct)?), (0.0, 0));
         Ok(())
     }
 

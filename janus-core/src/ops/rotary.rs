@@ -1,9 +1,9 @@
 //! Rotary position embedding, rotate-half form: pairs (j, j + half) (Su et al., arXiv:2104.09864; as
 //! `transformers/models/llama/modeling_llama.py` applies it).
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::composed::is_composed;
@@ -17,6 +17,8 @@ pub struct Rotary {
     half: usize,
     cosines: Arc<Vec<f32>>,
     sines: Arc<Vec<f32>>,
+    /// Both as tensors, `[batch, sequence, 1, head_dim / 2]`, from their first use on another device on.
+    placed: Arc<OnceLock<(Tensor, Tensor)>>,
 }
 
 impl Rotary {
@@ -33,6 +35,7 @@ impl Rotary {
             half,
             cosines: Arc::new(cosines),
             sines: Arc::new(sines),
+            placed: Arc::default(),
         }
     }
 
@@ -71,14 +74,27 @@ impl Rotary {
 
     /// The same by candle's operations: the slow truth, and the path of other devices.
     fn composed(&self, x: &Tensor) -> Result<Tensor> {
-        let shape = (self.batch, self.sequence, 1, self.half);
-        let cosines = Tensor::from_slice(&self.cosines, shape, x.device())?;
-        let sines = Tensor::from_slice(&self.sines, shape, x.device())?;
+        let (cosines, sines) = self.on(x.device())?;
         let wide = x.to_dtype(DType::F32)?;
         let (a, b) = (wide.narrow(3, 0, self.half)?, wide.narrow(3, self.half, self.half)?);
         let first = (a.broadcast_mul(&cosines)? - b.broadcast_mul(&sines)?)?;
         let second = (b.broadcast_mul(&cosines)? + a.broadcast_mul(&sines)?)?;
         Tensor::cat(&[first, second], 3)?.to_dtype(x.dtype())
+    }
+}
+
+impl Rotary {
+    /// Cosines and sines on a device, brought there once.
+    fn on(&self, device: &Device) -> Result<(Tensor, Tensor)> {
+        if let Some(placed) = self.placed.get().filter(|(cosines, _)| cosines.device().same_device(device)) {
+            return Ok(placed.clone());
+        }
+        let shape = (self.batch, self.sequence, 1, self.half);
+        let table = |values: &[f32]| Tensor::from_slice(values, shape, device);
+        let made = (table(&self.cosines)?, table(&self.sines)?);
+        // Where there is one of another device, this one serves this call alone.
+        let _ = self.placed.set(made.clone());
+        Ok(made)
     }
 }
 

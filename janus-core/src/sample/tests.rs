@@ -248,3 +248,22 @@ fn a_tiny_temperature_takes_the_best_token() {
         }
     }
 }
+
+#[test]
+fn the_best_is_found_where_the_logits_lie_as_on_the_processor() {
+    let rows = [[0.5f32, 2.0, -1.0, 2.0, 1.0], [-3.0, -2.0, -2.5, -4.0, -2.0], [0.0; 5]];
+    let logits = Tensor::new(&rows, &Device::Cpu).unwrap();
+    let mut sampler = Sampler::new(3, 0.0, 1);
+    let here = sampler.draw(&logits).unwrap();
+    assert_eq!(here, [1, 1, 0]);
+    for _ in 0..2 {
+        assert_eq!(with_composed(|| sampler.draw(&logits)).unwrap(), here);
+    }
+    let fewer = logits.i((.., ..2)).unwrap();
+    assert_eq!(with_composed(|| sampler.draw(&fewer)).unwrap(), sampler.draw(&fewer).unwrap());
+    for stray in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let logits = Tensor::new(&[[0.0, 1.0], [stray, 2.0]], &Device::Cpu).unwrap();
+        let refused = with_composed(|| Sampler::new(2, 0.0, 1).draw(&logits)).unwrap_err();
+        assert!(matches!(refused, Error::Model(ModelError::NotFinite { row: 1, .. })), "{refused:?}");
+    }
+}

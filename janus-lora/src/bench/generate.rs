@@ -88,6 +88,7 @@ pub fn generate(model: &Model, options: &GenerateOptions, status: &dyn Status) -
     for _ in 0..DECODINGS {
         let clock = Instant::now();
         janus.image_tokenizer()?.decode(&pass, &codes)?;
+        model.device.synchronize()?;
         vq_decode_seconds = clock.elapsed().as_secs_f64();
     }
     Ok(GenerateReport {

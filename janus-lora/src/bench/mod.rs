@@ -47,6 +47,8 @@ pub struct Model {
     pub config: JanusConfig,
     /// What the frozen weights are computed in: f32 or bf16.
     pub dtype: DType,
+    /// Where it computes.
+    pub device: Device,
 }
 
 impl Model {
@@ -57,7 +59,7 @@ impl Model {
         let tensors = expected_tensors(&self.config, true);
         let values: usize = tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
         let bar = status.bytes("drawing weights", (values * self.dtype.size_in_bytes()) as u64);
-        let model = Janus::open(&weights, self.dtype, &Device::Cpu, parts, &mut |bytes| bar.advance(bytes))?;
+        let model = Janus::open(&weights, self.dtype, &self.device, parts, &mut |bytes| bar.advance(bytes))?;
         bar.finish();
         Ok((model, clock.elapsed().as_secs_f64()))
     }
@@ -70,6 +72,8 @@ pub struct Figures {
     pub shape: String,
     /// What the frozen weights were computed in.
     pub dtype: &'static str,
+    /// Where it was computed: cpu, cuda or metal.
+    pub device: &'static str,
     /// Threads of the pool.
     pub threads: usize,
     /// Tokens per second of the median step.
@@ -89,6 +93,11 @@ impl Figures {
         Self {
             shape: model.shape.clone(),
             dtype: model.dtype.as_str(),
+            device: match model.device {
+                Device::Cpu => "cpu",
+                Device::Cuda(_) => "cuda",
+                Device::Metal(_) => "metal",
+            },
             threads: rayon::current_num_threads(),
             tokens_per_second: tokens as f64 / step_seconds,
             step_seconds,

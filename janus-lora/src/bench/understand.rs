@@ -2,10 +2,11 @@
 
 use std::time::Instant;
 
-use janus_core::Parts;
+use candle_core::Tensor;
 use janus_core::checkpoint::{EMBED_TOKENS, LM_HEAD, expected_tensors};
 use janus_core::pass::Pass;
 use janus_core::sample::{TextOptions, generate_text};
+use janus_core::{Janus, Parts};
 use serde::Serialize;
 
 use super::bandwidth::Memory;
@@ -42,13 +43,13 @@ pub struct UnderstandReport {
     /// Answers, the first included.
     pub rounds: usize,
     /// Of reading a large buffer with every thread: median of a pass after every fourth token of a last answer, as neighbours
-    /// on the same memory come and go.
-    pub memory_bandwidth_bytes_per_second: f64,
+    /// on the same memory come and go. Of the processor's memory only.
+    pub memory_bandwidth_bytes_per_second: Option<f64>,
     /// Bytes of weights that every drawn token has to read.
     pub weight_bytes_per_token: u64,
     /// Share of the bandwidth that reading the weights and the kept keys and values took up: median over the tokens of that
     /// answer, each against the pass before it.
-    pub memory_bandwidth_share: f64,
+    pub memory_bandwidth_share: Option<f64>,
 }
 
 /// Measures answers to one image and 64 tokens of text.
@@ -76,6 +77,7 @@ pub fn understand(model: &Model, options: &UnderstandOptions, status: &dyn Statu
         let mut moments = Vec::with_capacity(1 + options.tokens);
         let clock = Instant::now();
         let features = janus.vision()?.forward(&pass, &pixels)?;
+        janus.device().synchronize()?;
         let seen = clock.elapsed().as_secs_f64();
         let embeds = janus.embed_with_images(&pass, &ids, 1, inputs::placeholder(config), Some(&features))?;
         let answers = generate_text(&janus, &pass, &embeds, &mask, &text_options, &mut |_| {
@@ -94,11 +96,37 @@ pub fn understand(model: &Model, options: &UnderstandOptions, status: &dyn Statu
     // Before the buffer of the bandwidth, which is no part of what is measured.
     let figures = Figures::new(model, 1, &steps, opening_seconds);
     let weight_bytes_per_token = weight_bytes_per_token(model);
+    let bandwidth =
+        if model.device.is_cpu() { Some(bandwidth(model, &janus, &ids, &pixels, &text_options)?) } else { None };
+    let (bandwidth, share) = bandwidth.unzip();
+    Ok(UnderstandReport {
+        figures,
+        first_token_seconds: median(&first),
+        vision_seconds: median(&vision),
+        prompt_tokens: ids.len(),
+        tokens: drawn.saturating_sub(1),
+        rounds: options.rounds,
+        memory_bandwidth_bytes_per_second: bandwidth,
+        weight_bytes_per_token,
+        memory_bandwidth_share: share,
+    })
+}
+
+/// How fast the processor's memory can be read during an answer, and the share of it that the answer takes.
+fn bandwidth(
+    model: &Model,
+    janus: &Janus,
+    ids: &[u32],
+    pixels: &Tensor,
+    text_options: &TextOptions,
+) -> Result<(f64, f64)> {
+    let (pass, config, mask) = (Pass::inference(), &model.config, vec![true; ids.len()]);
+    let weight_bytes_per_token = weight_bytes_per_token(model);
     let memory = Memory::new();
-    let features = janus.vision()?.forward(&pass, &pixels)?;
-    let embeds = janus.embed_with_images(&pass, &ids, 1, inputs::placeholder(config), Some(&features))?;
+    let features = janus.vision()?.forward(&pass, pixels)?;
+    let embeds = janus.embed_with_images(&pass, ids, 1, inputs::placeholder(config), Some(&features))?;
     let (mut clock, mut bandwidths, mut shares, mut drawn_tokens) = (Instant::now(), Vec::new(), Vec::new(), 0);
-    generate_text(&janus, &pass, &embeds, &mask, &text_options, &mut |_| {
+    generate_text(janus, &pass, &embeds, &mask, text_options, &mut |_| {
         let token_seconds = clock.elapsed().as_secs_f64();
         match (drawn_tokens % TOKENS_PER_PASS, bandwidths.last()) {
             (0, _) => bandwidths.push(memory.bytes_per_second()),
@@ -112,17 +140,7 @@ pub fn understand(model: &Model, options: &UnderstandOptions, status: &dyn Statu
         drawn_tokens += 1;
         clock = Instant::now();
     })?;
-    Ok(UnderstandReport {
-        figures,
-        first_token_seconds: median(&first),
-        vision_seconds: median(&vision),
-        prompt_tokens: ids.len(),
-        tokens: drawn.saturating_sub(1),
-        rounds: options.rounds,
-        memory_bandwidth_bytes_per_second: median(&bandwidths),
-        weight_bytes_per_token,
-        memory_bandwidth_share: median(&shares),
-    })
+    Ok((median(&bandwidths), median(&shares)))
 }
 
 /// Bytes of the decoder's blocks, its last norm and the text head; of the embedding table one row is read, which does not count.
@@ -146,7 +164,7 @@ fn kept_bytes_per_position(model: &Model) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::DType;
+    use candle_core::{DType, Device};
     use janus_core::config::JanusConfig;
 
     /// 24 layers of 4 · 2048² + 3 · 2048 · 5632 values and two norms, the last norm, and a head of 102,400 rows.
@@ -154,7 +172,8 @@ mod tests {
     fn a_token_of_the_published_shape_reads_three_gigabytes() {
         let config = JanusConfig::shape("janus-pro-1b").unwrap();
         let values = 24 * (4 * 2048 * 2048 + 3 * 2048 * 5632 + 2 * 2048) + 2048 + 102_400 * 2048_u64;
-        let model = Model { shape: "janus-pro-1b".into(), config: config.clone(), dtype: DType::BF16 };
+        let model =
+            Model { shape: "janus-pro-1b".into(), config: config.clone(), dtype: DType::BF16, device: Device::Cpu };
         assert_eq!(weight_bytes_per_token(&model), 2 * values);
         assert_eq!(kept_bytes_per_position(&model), 2 * 2 * 24 * 2048);
         let tied = Model { config: JanusConfig { tie_word_embeddings: true, ..config }, dtype: DType::F32, ..model };

@@ -251,7 +251,7 @@ pub(super) struct DeviceArgument {
 impl DeviceArgument {
     /// Whether a driver may be asked for it.
     pub(super) fn may_be_gpu(&self) -> bool {
-        self.device != DeviceChoice::Cpu && cfg!(any(feature = "cuda", feature = "metal"))
+        self.device != DeviceChoice::Cpu && cfg!(any(feature = "cuda", feature = "metal", janus_stand_in))
     }
 
     /// The device, or why there is none: asked for before anything else, so that it is told at once.

@@ -5,8 +5,10 @@ use clap::{Args, Subcommand};
 use janus_core::config::JanusConfig;
 use serde::Serialize;
 
+use super::arguments::DeviceArgument;
 use super::out::result;
 use super::report;
+use super::sandbox::Writes;
 use super::status::Terminal;
 use crate::base::shape_hint;
 use crate::bench::{self, Figures, GenerateOptions, Model, SwitchOptions, TrainOptions, UnderstandOptions};
@@ -97,6 +99,8 @@ pub(super) struct ModelArguments {
     /// What the frozen weights are computed in: f32 or bf16
     #[arg(long, value_name = "TYPE", default_value = "bf16")]
     dtype: String,
+    #[command(flatten)]
+    device: DeviceArgument,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -114,12 +118,13 @@ impl ModelArguments {
             "bf16" => DType::BF16,
             other => return Err(unknown("computed type", other, &["f32", "bf16"])),
         };
-        Ok(Model { shape, config, dtype })
+        Ok(Model { shape, config, dtype, device: self.device.open()? })
     }
 
     /// Prints a report: one JSON object, or a table of its `rows` and what every measurement tells.
     fn tell(&self, report: &impl Serialize, figures: &Figures, rows: Vec<(&str, String)>) {
         if figures.dtype == "bf16"
+            && figures.device == "cpu"
             && let Some(hint) = report::faster_type("--dtype f32", None)
         {
             Terminal.note(&format!("hint: {hint}"));
@@ -127,7 +132,11 @@ impl ModelArguments {
         if self.json {
             return report::json(report);
         }
-        let model = format!("{} in {}, {} threads", figures.shape, figures.dtype, figures.threads);
+        let place = match figures.device {
+            "cpu" => format!("{} threads", figures.threads),
+            device => format!("on {device}"),
+        };
+        let model = format!("{} in {}, {place}", figures.shape, figures.dtype);
         let mut lines = vec![("model", model), ("weights drawn in", seconds(figures.opening_seconds))];
         lines.extend(rows);
         lines.push(("peak memory", report::bytes(figures.peak_rss_bytes)));
@@ -154,6 +163,14 @@ fn seconds(value: f64) -> String {
 }
 
 impl BenchCommand {
+    pub(super) fn writes(&self) -> Writes {
+        let (BenchCommand::Train { model, .. }
+        | BenchCommand::Understand { model, .. }
+        | BenchCommand::Generate { model, .. }
+        | BenchCommand::Switch { model, .. }) = self;
+        Writes { on_device: model.device.may_be_gpu(), ..Writes::nothing() }
+    }
+
     pub(super) fn run(self) -> Result<()> {
         match self {
             BenchCommand::Train { model, task, targets, steps, batch, cached_features, recompute } => {
@@ -178,17 +195,20 @@ impl BenchCommand {
                 let options = UnderstandOptions { tokens: tokens as usize, rounds: rounds as usize };
                 let report = bench::understand(&model.model()?, &options, &Terminal)?;
                 let figures = &report.figures;
-                let rate = |bytes_per_second: f64| format!("{:.1} GB/s", bytes_per_second / 1e9);
-                let rows = vec![
+                let mut rows = vec![
                     ("tokens of the prompt", report.prompt_tokens.to_string()),
                     ("vision tower", seconds(report.vision_seconds)),
                     ("first token", seconds(report.first_token_seconds)),
                     ("each further token", seconds(figures.step_seconds)),
                     ("tokens per second", format!("{:.2}", figures.tokens_per_second)),
                     ("weights read per token", report::bytes(report.weight_bytes_per_token)),
-                    ("memory bandwidth", rate(report.memory_bandwidth_bytes_per_second)),
-                    ("share of it", format!("{:.1} %", 100.0 * report.memory_bandwidth_share)),
                 ];
+                if let Some(bytes_per_second) = report.memory_bandwidth_bytes_per_second {
+                    rows.push(("memory bandwidth", format!("{:.1} GB/s", bytes_per_second / 1e9)));
+                }
+                if let Some(share) = report.memory_bandwidth_share {
+                    rows.push(("share of it", format!("{:.1} %", 100.0 * share)));
+                }
                 model.tell(&report, figures, rows);
             }
             BenchCommand::Switch { model, rounds } => {

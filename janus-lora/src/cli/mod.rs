@@ -124,7 +124,8 @@ impl Command {
             Command::Base(command) => command.writes(),
             Command::Data(command) => command.writes(),
             Command::Recipe(command) => command.writes(),
-            Command::Adapter(_) | Command::Bench(_) | Command::Cache(_) => Writes::nothing(),
+            Command::Bench(command) => command.writes(),
+            Command::Adapter(_) | Command::Cache(_) => Writes::nothing(),
         }
     }
 }

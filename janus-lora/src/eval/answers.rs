@@ -114,7 +114,7 @@ pub(super) fn evaluate(evaluation: &Evaluation<'_>) -> Result<TableMetrics> {
         let loss = batch.loss(model, &pass, &Heads::new())?;
         sum += f64::from(loss.sum.to_scalar::<f32>()?);
         tokens += loss.tokens;
-        correct += loss.correct;
+        correct += loss.correct.to_scalar::<u32>()? as usize;
         let questions = chunk.iter().map(|row| task.question(base, row)).collect::<Result<Vec<_>>>()?;
         let questions: Vec<Question> = questions.into_iter().flatten().collect();
         for (question, answer) in questions.iter().zip(answers(model, base, &questions)?) {

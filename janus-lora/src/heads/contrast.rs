@@ -23,8 +23,8 @@ pub fn unit(vectors: &Tensor) -> Result<Tensor> {
 pub struct Contrast {
     /// A scalar with its graph.
     pub sum: Tensor,
-    /// Rows of the left whose nearest on the right is their own.
-    pub correct: usize,
+    /// Rows of the left whose nearest on the right is their own, a scalar in u32.
+    pub correct: Tensor,
 }
 
 /// Symmetric InfoNCE (van den Oord et al., arXiv:1807.03748; both ways as in CLIP): the mean over both ways of the
@@ -78,7 +78,8 @@ mod tests {
         };
         let got = info_nce(&left, &right, &log, |_, _| false).unwrap();
         assert!((f64::from(got.sum.to_scalar::<f32>().unwrap()) - loss(&|_, _| false)).abs() < 1e-5);
-        assert_eq!(got.correct, (0..3).filter(|i| (0..3).all(|j| logit(*i, *i) >= logit(*i, j))).count());
+        let correct = (0..3).filter(|i| (0..3).all(|j| logit(*i, *i) >= logit(*i, j))).count();
+        assert_eq!(got.correct.to_scalar::<u32>().unwrap() as usize, correct);
         let same = |i: usize, j: usize| (i.min(j), i.max(j)) == (0, 2);
         let got = info_nce(&left, &right, &log, same).unwrap();
         assert!((f64::from(got.sum.to_scalar::<f32>().unwrap()) - loss(&same)).abs() < 1e-5);

@@ -6,8 +6,8 @@
 //! to their farthest side, the coarsest also larger, the finest also smaller ones.
 
 use candle_core::{D, Device, Result, Tensor};
-use candle_nn::ops::sigmoid;
 use janus_core::config::JanusConfig;
+use janus_core::ops::activation::sigmoid;
 
 use super::layers::{channels, doubled, grid, normalised, softplus, with_neighbours};
 use super::{First, Head, Value};

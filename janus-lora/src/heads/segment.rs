@@ -2,8 +2,8 @@
 //! small squares further.
 
 use candle_core::{D, Result, Tensor};
-use candle_nn::ops::sigmoid;
 use janus_core::config::JanusConfig;
+use janus_core::ops::activation::sigmoid;
 use janus_core::processing::Frame;
 
 use super::layers::{channels, doubled, grid, normalised, softplus, with_neighbours};

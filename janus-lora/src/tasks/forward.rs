@@ -70,8 +70,8 @@ pub struct Loss {
     pub sum: Tensor,
     /// Tokens in the sum.
     pub tokens: usize,
-    /// Tokens that the largest logit names.
-    pub correct: usize,
+    /// Tokens that the largest logit names, a scalar in u32 beside the sum.
+    pub correct: Tensor,
     /// What the image tokenizer made of its pictures, where it is what is trained.
     pub coded: Option<Coded>,
 }

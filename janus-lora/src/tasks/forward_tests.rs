@@ -69,7 +69,8 @@ impl Outcome {
         let gradient = |var| gradients.get(var).map(|g| g.flatten_all().unwrap().to_vec1::<f32>().unwrap());
         let gradients = trainables.iter().filter_map(|t| Some((t.name.clone(), gradient(t.var.as_tensor())?)));
         let sum = f64::from(loss.sum.to_scalar::<f32>().unwrap());
-        Self { sum, tokens: loss.tokens, correct: loss.correct, gradients: gradients.collect() }
+        let correct = loss.correct.to_scalar::<u32>().unwrap() as usize;
+        Self { sum, tokens: loss.tokens, correct, gradients: gradients.collect() }
     }
 
     /// What several batches come to.

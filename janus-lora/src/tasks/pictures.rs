@@ -13,7 +13,7 @@ use super::forward::Loss;
 use super::{Pictured, Target};
 use crate::adapter::AdapterError;
 use crate::cache::{self, Image};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::heads::contrast::info_nce;
 use crate::heads::locate::Marked;
 use crate::heads::{Head, HeadKind, Heads, classify, locate, retrieve, segment};
@@ -212,13 +212,14 @@ impl PictureBatch {
     pub fn loss(&self, model: &Janus, pass: &Pass, heads: &Heads) -> Result<Loss> {
         let head = self.head(heads)?;
         let tokens = self.images.len();
-        let told = |sum: Tensor| Loss { sum, tokens, correct: 0, coded: None };
+        let told =
+            |sum: Tensor| Ok::<_, Error>(Loss { correct: Tensor::new(0u32, sum.device())?, sum, tokens, coded: None });
         Ok(match &head.kind {
             HeadKind::Classify { .. } => {
                 Loss::of(HeadLoss::of_logits(&self.label_logits(model, pass, heads)?, &self.labels())?, tokens)
             }
-            HeadKind::Locate { .. } => told(locate::loss(&self.places(model, pass, heads)?, &self.boxes_in_square())?),
-            HeadKind::Segment {} => told(self.mask_loss(model, &self.mask_logits(model, pass, heads)?)?),
+            HeadKind::Locate { .. } => told(locate::loss(&self.places(model, pass, heads)?, &self.boxes_in_square())?)?,
+            HeadKind::Segment {} => told(self.mask_loss(model, &self.mask_logits(model, pass, heads)?)?)?,
             HeadKind::Retrieve {} => {
                 let (images, captions) = self.vectors(model, pass, heads)?;
                 let same = |one, other| self.is_same_caption(one, other);

@@ -124,6 +124,7 @@ impl PixelBatch {
             false => of_pixels,
         };
         let tokens = self.images.len();
-        Ok(Loss { sum: (mean * tokens as f64)?, tokens, correct: 0, coded: Some(Coded { codes, latents }) })
+        let sum = (mean * tokens as f64)?;
+        Ok(Loss { correct: Tensor::new(0u32, sum.device())?, sum, tokens, coded: Some(Coded { codes, latents }) })
     }
 }

@@ -2,6 +2,7 @@
 //! `<tensor>.exp_avg` and `<tensor>.exp_avg_sq` in f32 and the tensor's shape, `<tensor>.step` as an I64 scalar. A tensor that
 //! had no gradient yet has none of them. Beside them, where a codebook is trained, `codebook.shares`: how its codes are used.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 
 use janus_core::directory::Directory;
@@ -24,14 +25,14 @@ const HEADER_LIMIT_BYTES: u64 = 100_000_000;
 
 /// A part of the state, in memory as it is.
 enum Part<'a> {
-    Values(&'a [f32], &'a [usize]),
+    Values(Cow<'a, [f32]>, &'a [usize]),
     Count(i64),
 }
 
 impl Part<'_> {
     fn info(&self, begin: usize) -> TensorInfo {
         let (dtype, shape, bytes) = match self {
-            Part::Values(values, shape) => (Dtype::F32, shape.to_vec(), std::mem::size_of_val(*values)),
+            Part::Values(values, shape) => (Dtype::F32, shape.to_vec(), std::mem::size_of_val(&**values)),
             Part::Count(count) => (Dtype::I64, Vec::new(), std::mem::size_of_val(count)),
         };
         TensorInfo { dtype, shape, data_offsets: (begin, begin + bytes) }
@@ -51,9 +52,11 @@ impl Part<'_> {
 /// The system's.
 pub(super) fn write(folder: &Directory, stepper: &Stepper) -> Result<(), OutputError> {
     let Stepper { trainables, optimizer, .. } = stepper;
+    let failed = |source| OutputError::Io { path: folder.path().join(FILE), source };
     let mut parts = Vec::with_capacity(3 * trainables.len());
     for (number, trainable) in trainables.iter().enumerate() {
-        let Some(moments) = optimizer.state(number) else { continue };
+        let state = optimizer.state(number).map_err(|e| failed(io::Error::other(e)))?;
+        let Some(moments) = state else { continue };
         let name = |part: &str| format!("{}.{part}", trainable.name);
         parts.push((name(FIRST), Part::Values(moments.first, trainable.var.dims())));
         parts.push((name(SECOND), Part::Values(moments.second, trainable.var.dims())));
@@ -61,7 +64,7 @@ pub(super) fn write(folder: &Directory, stepper: &Stepper) -> Result<(), OutputE
     }
     let codes = stepper.codebook.as_ref().map(|codebook| [codebook.shares().len()]);
     if let (Some(codebook), Some(codes)) = (&stepper.codebook, &codes) {
-        parts.push((SHARES.to_owned(), Part::Values(codebook.shares(), codes)));
+        parts.push((SHARES.to_owned(), Part::Values(codebook.shares().into(), codes)));
     }
     // As the format's own writer has them: wider types first, so that all are aligned, then by name.
     parts.sort_by(|(a, one), (b, two)| two.info(0).dtype.cmp(&one.info(0).dtype).then_with(|| a.cmp(b)));
@@ -137,7 +140,7 @@ pub(super) fn read(folder: &Directory, stepper: &mut Stepper) -> Result<(), Stri
         codebook.restore(shares);
     }
     for (number, first, second, steps) in found {
-        optimizer.restore(number, first, second, steps);
+        optimizer.restore(number, first, second, steps).map_err(|e| told(&e))?;
     }
     Ok(())
 }

@@ -203,13 +203,14 @@ fn help_of_every_command() {
 }
 
 /// Every command that computes, with arguments that would do.
-const COMPUTING: [&[&str]; 6] = [
+const COMPUTING: [&[&str]; 7] = [
     &["train", "recipe.toml"],
     &["eval", "recipe.toml", "data.0.eval=rows.parquet"],
     &["understand", "--base", "base", "Well?"],
     &["generate", "--base", "base", "a part", "--out", "part.png"],
     &["merge", "--base", "base", "--adapter", "adapter", "--out", "merged"],
     &["probe", "--base", "base", "--input", "in.safetensors", "--output", "out.safetensors"],
+    &["bench", "train", "--shape", "janus-tiny"],
 ];
 
 #[test]

@@ -3,7 +3,14 @@
 //!
 //! Moments are f32 and contiguous, one slot per trainable tensor in the adapter's order. A tensor without a gradient is
 //! left alone: no decay, no moment, no count.
+//!
+//! On the processor each tensor is moved for itself, on other devices [`device`] moves many together.
 
+mod device;
+
+use std::borrow::Cow;
+
+use candle_core::Result;
 use rayon::prelude::*;
 
 /// Constants of AdamW.
@@ -25,12 +32,12 @@ struct Slot {
 }
 
 /// What AdamW knows of one tensor.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Moments<'a> {
     /// Running mean of the gradient.
-    pub first: &'a [f32],
+    pub first: Cow<'a, [f32]>,
     /// Running mean of its square.
-    pub second: &'a [f32],
+    pub second: Cow<'a, [f32]>,
     /// Updates so far.
     pub steps: i32,
 }
@@ -40,31 +47,53 @@ pub struct Moments<'a> {
 pub struct AdamW {
     config: AdamWConfig,
     slots: Vec<Slot>,
+    /// Moments that lie on a device; their tensors' slots are empty.
+    flats: Vec<device::Flat>,
 }
 
 impl AdamW {
     /// For `tensors` tensors.
     pub fn new(config: AdamWConfig, tensors: usize) -> Self {
-        Self { config, slots: vec![Slot::default(); tensors] }
+        Self { config, slots: vec![Slot::default(); tensors], flats: Vec::new() }
     }
 
     /// Moments and count of one tensor, absent before its first update.
-    pub fn state(&self, tensor: usize) -> Option<Moments<'_>> {
-        let slot = self.slots.get(tensor).filter(|slot| slot.steps > 0)?;
-        Some(Moments { first: &slot.first, second: &slot.second, steps: slot.steps })
+    ///
+    /// # Errors
+    /// Moments that cannot be brought from their device.
+    pub fn state(&self, tensor: usize) -> Result<Option<Moments<'_>>> {
+        if let Some(moments) = self.state_on_device(tensor)? {
+            return Ok(Some(moments));
+        }
+        let slot = self.slots.get(tensor).filter(|slot| slot.steps > 0);
+        Ok(slot.map(|slot| {
+            let (first, second) = (Cow::from(slot.first.as_slice()), Cow::from(slot.second.as_slice()));
+            Moments { first, second, steps: slot.steps }
+        }))
     }
 
     /// Puts back what [`AdamW::state`] gave.
-    pub fn restore(&mut self, tensor: usize, first: Vec<f32>, second: Vec<f32>, steps: i32) {
+    ///
+    /// # Errors
+    /// Moments of others that cannot be brought from their device.
+    pub fn restore(&mut self, tensor: usize, first: Vec<f32>, second: Vec<f32>, steps: i32) -> Result<()> {
+        self.dissolve(|number| number == tensor)?;
         if let Some(slot) = self.slots.get_mut(tensor) {
             *slot = Slot { first, second, steps };
         }
+        Ok(())
     }
 
     /// What moves each tensor, in their order.
     pub fn movers(&mut self) -> impl IndexedParallelIterator<Item = Mover<'_>> {
         let config = self.config;
         self.slots.par_iter_mut().map(move |slot| Mover { config, slot })
+    }
+
+    #[cfg(test)]
+    fn movers_in_order(&mut self) -> impl Iterator<Item = Mover<'_>> {
+        let config = self.config;
+        self.slots.iter_mut().map(move |slot| Mover { config, slot })
     }
 }
 
@@ -104,8 +133,12 @@ pub fn clip(gradients: &[Option<Vec<f32>>], limit: f64) -> (f64, f64) {
     // Each tensor on one thread and the sum in their order: the same bits on any number of threads.
     let squares: Vec<f64> = gradients.par_iter().filter_map(Option::as_ref).map(square).collect();
     let norm = squares.iter().sum::<f64>().sqrt();
-    let factor = if limit > 0.0 { (limit / (norm + 1e-6)).min(1.0) } else { 1.0 };
-    (norm, factor)
+    (norm, clip_factor(norm, limit))
+}
+
+/// The factor that brings gradients of this norm to at most `limit` (0 = no limit).
+pub(super) fn clip_factor(norm: f64, limit: f64) -> f64 {
+    if limit > 0.0 { (limit / (norm + 1e-6)).min(1.0) } else { 1.0 }
 }
 
 #[cfg(test)]

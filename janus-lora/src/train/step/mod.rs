@@ -4,15 +4,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::Tensor;
 use janus_core::Janus;
-use janus_core::ops::on_pool;
-use janus_core::pass::{NoiseKey, Pass};
 use rayon::prelude::*;
+
+mod device;
+mod walk;
+
+use walk::{Totals, Walk};
 
 use super::TrainError;
 use super::codebook::{Codebook, CodebookUse};
 use super::optimizer::{self, AdamW};
 use super::side_by_side::SideBySide;
-use super::signals;
 use super::trainable::{Trainable, Trainables};
 use crate::error::Result;
 use crate::mifs::Aligned;
@@ -56,14 +58,6 @@ pub struct StepReport {
     pub supervised: Vec<usize>,
     /// How the image tokenizer's codes are used, where they are under training.
     pub codebook: Option<CodebookUse>,
-}
-
-/// What a batch gave beside its gradients.
-struct OfBatch {
-    /// Its share of its table's loss.
-    loss: f64,
-    alignment: Option<f64>,
-    coded: Option<Coded>,
 }
 
 /// Everything a step changes.
@@ -172,84 +166,9 @@ impl Stepper {
         batches: &[TableBatch],
         coded: &mut Vec<Coded>,
     ) -> Result<(Vec<Option<Vec<f32>>>, StepReport)> {
-        self.trainables.renew(model)?;
-        let heads = self.trainables.heads();
-        let mut supervised = vec![0usize; self.tables.len()];
-        let mut counts = vec![0usize; self.tables.len()];
-        for batch in batches {
-            supervised[batch.table] += batch.batch.supervised();
-            counts[batch.table] += 1;
-        }
-        let log_temperature = self.trainables.log_temperature();
-        let alignments = batches.iter().filter(|batch| batch.aligned.is_some()).count();
-        let mut alignment: Option<f64> = None;
+        let walk = Walk::new(self, model, step, batches)?;
+        let mut totals = Totals::new(self);
         let mut sums: Vec<Option<Vec<f32>>> = vec![None; self.trainables.len()];
-        let mut losses: Vec<Option<f64>> = vec![None; self.tables.len()];
-        let of_batch = |number: usize, sums: &mut [Option<Vec<f32>>]| -> Result<Option<OfBatch>> {
-            let TableBatch { table, batch, aligned } = &batches[number];
-            if number > 0 {
-                signals::check()?;
-            }
-            let noise = NoiseKey { seed: self.seed, step, micro_batch: number as u64 };
-            let mut pass = Pass::training(noise);
-            pass.recompute = self.recompute;
-            let own = batch.supervised();
-            if own == 0 {
-                return Ok(None);
-            }
-            let share = match self.accumulation {
-                // Pairs are held against those of their batch alone: more batches are no larger one.
-                _ if batch.is_contrastive() => 1.0 / (own * counts[*table]) as f64,
-                Accumulation::Tokens => 1.0 / supervised[*table] as f64,
-                Accumulation::Mean => 1.0 / (own * counts[*table]) as f64,
-            };
-            let loss = batch.loss(model, &pass, &heads)?;
-            let value = f64::from(loss.sum.to_scalar::<f32>()?) * share;
-            let table_loss = &self.tables[*table];
-            let not_finite = |what: String| TrainError::NotFinite {
-                table: table_loss.name.clone(),
-                what,
-                step: self.first_step.saturating_add(step),
-                batch: Some(number),
-            };
-            if !value.is_finite() {
-                return Err(not_finite(format!("the loss is {value}")).into());
-            }
-            let mut done = OfBatch { loss: value, alignment: None, coded: loss.coded };
-            let mut sum = (loss.sum * (share * table_loss.loss_weight))?;
-            if let (Some(aligned), Some(log_temperature)) = (aligned, &log_temperature) {
-                // Held against those of their batch alone, as pairs of a contrastive task.
-                let share = 1.0 / (aligned.len() * alignments) as f64;
-                let contrast = aligned.loss(model, &pass, log_temperature)?;
-                let value = f64::from(contrast.sum.to_scalar::<f32>()?) * share;
-                if !value.is_finite() {
-                    return Err(not_finite(format!("the loss of the alignment is {value}")).into());
-                }
-                done.alignment = Some(value);
-                sum = (sum + (contrast.sum * (share * self.alignment_weight))?)?;
-            }
-            let mut gradients = on_pool(sum.device(), || sum.backward())?;
-            let taken: Vec<Option<Tensor>> =
-                self.trainables.iter().map(|trainable| gradients.remove(trainable.var.as_tensor())).collect();
-            let taken: Vec<Result<Option<Gradient>>> =
-                taken.into_par_iter().map(|tensor| tensor.map(Gradient::of).transpose()).collect();
-            for ((sum, trainable), gradient) in sums.iter_mut().zip(self.trainables.iter()).zip(taken) {
-                let Some(Gradient { values, stray }) = gradient? else { continue };
-                if let Some(value) = stray {
-                    return Err(not_finite(format!("the gradient of `{}` has a {value}", trainable.name)).into());
-                }
-                add(sum, values);
-            }
-            Ok(Some(done))
-        };
-        let mut collect = |number: usize, done: Option<OfBatch>| {
-            let Some(OfBatch { loss, alignment: of_alignment, coded: of_batch }) = done else { return };
-            *losses[batches[number].table].get_or_insert(0.0) += loss;
-            if let Some(value) = of_alignment {
-                *alignment.get_or_insert(0.0) += value;
-            }
-            coded.extend(of_batch);
-        };
         match &self.side_by_side {
             Some(side_by_side) if batches.len() > 1 => {
                 let (tensors, failed) = (sums.len(), AtomicBool::new(false));
@@ -259,14 +178,14 @@ impl Stepper {
                         return Ok((None, Vec::new()));
                     }
                     let mut own = vec![None; tensors];
-                    let done = of_batch(number, &mut own).map(|done| (done, own));
+                    let done = walk.added(number, &mut own).map(|done| (done, own));
                     failed.fetch_or(done.is_err(), Ordering::Relaxed);
                     done
                 };
                 let mut first_failure = Ok(());
                 side_by_side.each(batches.len(), of_one, |number, result| match result {
                     Ok((done, own)) => {
-                        collect(number, done);
+                        totals.add(batches[number].table, done, coded);
                         for (sum, gradient) in sums.iter_mut().zip(own) {
                             if let Some(gradient) = gradient {
                                 add(sum, gradient);
@@ -279,13 +198,11 @@ impl Stepper {
                 first_failure?;
             }
             _ => {
-                for number in 0..batches.len() {
-                    collect(number, of_batch(number, &mut sums)?);
+                for (number, batch) in batches.iter().enumerate() {
+                    totals.add(batch.table, walk.added(number, &mut sums)?, coded);
                 }
             }
         }
-        let weighted = losses.iter().zip(&self.tables).filter_map(|(loss, table)| Some((*loss)? * table.loss_weight));
-        let loss = weighted.sum::<f64>() + alignment.unwrap_or(0.0) * self.alignment_weight;
         let (grad_norm, clip_factor) = optimizer::clip(&sums, self.clip_norm);
         if !grad_norm.is_finite() {
             // Each batch is finite, their sum is not.
@@ -299,7 +216,7 @@ impl Stepper {
             }
             .into());
         }
-        Ok((sums, StepReport { loss, losses, alignment, grad_norm, clip_factor, supervised, codebook: None }))
+        Ok((sums, totals.report(self, walk.supervised, grad_norm, clip_factor)))
     }
 
     /// One optimiser step.
@@ -308,7 +225,32 @@ impl Stepper {
     /// As [`Stepper::gradients`]; nothing has moved then.
     pub fn step(&mut self, model: &Janus, step: u64, learning_rate: f64, batches: &[TableBatch]) -> Result<StepReport> {
         let mut coded = Vec::new();
-        let (gradients, mut report) = self.gradients_and_codes(model, step, batches, &mut coded)?;
+        let on_device = match model.device().is_cpu() {
+            true => None,
+            false => self.step_on_device(model, step, learning_rate, batches, &mut coded)?,
+        };
+        let mut report = match on_device {
+            Some(report) => report,
+            None => {
+                coded.clear();
+                self.step_on_processor(model, step, learning_rate, batches, &mut coded)?
+            }
+        };
+        if let Some(codebook) = &mut self.codebook {
+            report.codebook = Some(codebook.stepped(step, &coded, &self.trainables)?);
+        }
+        Ok(report)
+    }
+
+    fn step_on_processor(
+        &mut self,
+        model: &Janus,
+        step: u64,
+        learning_rate: f64,
+        batches: &[TableBatch],
+        coded: &mut Vec<Coded>,
+    ) -> Result<StepReport> {
+        let (gradients, report) = self.gradients_and_codes(model, step, batches, coded)?;
         let factor = report.clip_factor as f32;
         let trainables: Vec<&Trainable> = self.trainables.iter().collect();
         self.optimizer.movers().zip(trainables).zip(gradients).try_for_each(|((mover, trainable), gradient)| {
@@ -320,25 +262,7 @@ impl Stepper {
             mover.update(&mut values, &gradient, learning_rate * trainable.rate);
             trainable.var.set(&Tensor::from_vec(values, trainable.var.dims(), trainable.var.device())?)
         })?;
-        if let Some(codebook) = &mut self.codebook {
-            report.codebook = Some(codebook.stepped(step, &coded, &self.trainables)?);
-        }
         Ok(report)
-    }
-}
-
-/// One tensor's gradient of one batch.
-struct Gradient {
-    values: Vec<f32>,
-    /// The first value that is no number.
-    stray: Option<f32>,
-}
-
-impl Gradient {
-    fn of(tensor: Tensor) -> Result<Self> {
-        let values: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
-        let stray = values.iter().copied().find(|value| !value.is_finite());
-        Ok(Self { values, stray })
     }
 }
 
