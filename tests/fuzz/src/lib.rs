@@ -1,6 +1,9 @@
 //! What the fuzz targets share.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+pub mod parquet;
+pub mod thrift;
+
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Once;

@@ -65,7 +65,9 @@ fuzz_target!(|data: &[u8]| {
     }
     let parts: Vec<(Role, Vec<ChatPart>)> = messages
         .iter()
-        .map(|m| (m.role, std::iter::repeat_n(ChatPart::Image, m.images).chain([ChatPart::Text(m.text.clone())]).collect()))
+        .map(|m| {
+            (m.role, std::iter::repeat_n(ChatPart::Image, m.images).chain([ChatPart::Text(m.text.clone())]).collect())
+        })
         .collect();
     let rendered = render_transformers(&parts, true);
     assert!(rendered.ends_with("<|Assistant|>:"));

@@ -40,7 +40,10 @@ static HUB: LazyLock<SocketAddr> = LazyLock::new(|| {
 fuzz_target!(|data: &[u8]| {
     let answers = parts::<ANSWERS>(data).into_iter().map(|part| match part.starts_with(b"HTTP/") {
         true => part.to_vec(),
-        false => [format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", part.len()).as_bytes(), part].concat(),
+        false => {
+            [format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", part.len()).as_bytes(), part]
+                .concat()
+        }
     });
     *WAITING.lock().unwrap() = answers.collect();
     let cache = Scratch::new();

@@ -1,13 +1,13 @@
-//! A table of rows. The stream gives the rows that the scan accepted, as many as it counted, and no image lies outside the
+//! A table of rows, mutated byte by byte and, as often, by the grammar of the format. The stream gives the rows that the scan accepted, as many as it counted, and no image lies outside the
 //! table's folder.
 #![no_main]
 
 use std::sync::{Arc, LazyLock};
 
 use janus_core::processing::clipped_grey;
-use janus_fuzz::Scratch;
+use janus_fuzz::{Scratch, parquet};
 use janus_lora::data::{ColumnKind, ColumnRequest, ImageChecks, Row, RowStream, ScanOptions, Table};
-use libfuzzer_sys::fuzz_target;
+use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 
 /// What a file outside the table's folder holds: no image, so a row with it cannot be accepted, and no row may say why.
 const OUTSIDE: &[u8] = b"nothing that a row may see";
@@ -52,7 +52,10 @@ fuzz_target!(|data: &[u8]| {
         check_row(row);
         Ok(())
     };
-    let Ok(index) = table.scan(&ScanOptions { images, check: &check, limit: None, decode_rows: u64::MAX }, &mut |_| {}) else { return };
+    let Ok(index) = table.scan(&ScanOptions { images, check: &check, limit: None, decode_rows: u64::MAX }, &mut |_| {})
+    else {
+        return;
+    };
     assert_eq!(index.rows(), index.accepted_rows() + index.rejected_rows());
     let accepted = index.accepted_rows();
     if accepted == 0 {
@@ -61,5 +64,16 @@ fuzz_target!(|data: &[u8]| {
     let mut stream = RowStream::new(Arc::new(table), Arc::new(index), 1, true).unwrap();
     for _ in 0..accepted.min(STREAMED) {
         check_row(&stream.next_row().expect("a row that was good is good"));
+    }
+});
+
+fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
+    let by_grammar = (seed % 2 == 0).then(|| parquet::mutated(&data[..size], max_size, seed / 2)).flatten();
+    match by_grammar {
+        Some(file) => {
+            data[..file.len()].copy_from_slice(&file);
+            file.len()
+        }
+        None => fuzzer_mutate(data, size, max_size),
     }
 });
