@@ -83,7 +83,7 @@ fn a_table_that_cannot_be_read_is_not_passed_over() {
         }
         fs_err::remove_file(place.path("tables/b.parquet")).unwrap();
     }
-    // Beside tables, a pattern may match what is called otherwise; it is told of.
+    // Other files that a pattern matches beside tables are passed over with a note.
     gone(&place.path("tables/notes"));
     pipe(&place.path("tables/pipe"));
     let done = place.janus(&["data", "stats", "tables/*", "--base", "base"]).expect_success();

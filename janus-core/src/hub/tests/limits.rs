@@ -66,7 +66,7 @@ fn a_file_that_is_announced_too_long_is_not_begun() {
     let cache = tempfile::tempdir().unwrap();
     let error = fetch_repository(&repository(), &limited(&hub, cache.path(), 4000), &Silent).unwrap_err();
     assert!(matches!(error, HubError::TooLarge { limit_bytes: 4000, .. }), "{error:?}");
-    // One of its own goes before that, and is not for what is told.
+    // `untold_bytes` takes precedence, and does not apply to announced sizes.
     let own = |untold| {
         let mut options = limited(&hub, cache.path(), 5000);
         options.limits.untold_bytes = Some(untold);

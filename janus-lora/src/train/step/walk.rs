@@ -162,7 +162,7 @@ impl<'a> Walk<'a> {
 /// One tensor's gradient of one batch.
 struct Gradient {
     values: Vec<f32>,
-    /// The first value that is no number.
+    /// The first value that is not finite.
     stray: Option<f32>,
 }
 
