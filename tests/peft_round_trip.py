@@ -8,11 +8,16 @@ the folder as it is, computes what IN asks for in float32, and compares that wit
 `janus probe --base B --adapter A --input IN --output OUT` wrote. It prints the largest differences and ends with exit
 code 1 if one is beyond its bound.
 
-    python tests/peft_round_trip.py --base B --make-adapter DIR [--seed N]
+    python tests/peft_round_trip.py --base B --make-adapter DIR [--method NAME] [--seed N]
 
-is the other direction: it lets PEFT make an adapter of linear, convolution and embedding sites and of a copied module,
-and writes DIR/adapter, DIR/understand.safetensors and DIR/generate.safetensors (inputs for `janus probe`) and
+is the other direction: it lets PEFT make an adapter of the method (LoRA where none is given) at sites of every kind that it
+takes, with a copied module where it has those, and writes DIR/adapter, DIR/understand.safetensors and DIR/generate.safetensors (inputs for `janus probe`) and
 DIR/understand-expected.safetensors and DIR/generate-expected.safetensors (what PEFT gives for them).
+
+    python tests/peft_round_trip.py --base B --all-methods WORK --janus PROGRAM [--seed N]
+
+does both for every method with the program itself: PEFT's adapters through `janus probe`, and adapters that `janus train` makes,
+of three steps each, through PEFT. WORK must not be there.
 
     python tests/peft_round_trip.py --expected FILE --probe-output OUT
 
@@ -22,6 +27,7 @@ Tried with torch 2.15, transformers 5.23 and PEFT 0.21.2.
 """
 
 import argparse
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -42,6 +48,73 @@ TARGETS = [
     "generation_embeddings",
 ]
 COPIED = ["generation_head.vision_head"]
+EMBEDDINGS = ["embed_tokens", "generation_embeddings"]
+CONVOLUTIONS = ["patch_embedding"]
+LINEAR = [target for target in TARGETS if target not in EMBEDDINGS + CONVOLUTIONS]
+# Sites that have a bias in the base.
+BIASED = ["aligner.fc1", "generation_head.proj_out", "mlp.fc1"]
+
+
+def configs():
+    """PEFT's configuration of every method by name."""
+    from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, VeraConfig
+
+    pair = {"r": 4, "lora_alpha": 6, "target_modules": TARGETS}
+    product = {"r": 3, "alpha": 5, "target_modules": LINEAR + CONVOLUTIONS}
+    return {
+        "lora": LoraConfig(**pair, modules_to_save=COPIED, rank_pattern={"patch_embedding": 3}),
+        "rslora": LoraConfig(**pair, use_rslora=True, alpha_pattern={"aligner.fc1": 3}),
+        "dora": LoraConfig(**pair, use_dora=True),
+        "dora-rslora": LoraConfig(**pair, use_dora=True, use_rslora=True),
+        "lora-bias": LoraConfig(r=4, lora_alpha=6, target_modules=BIASED, lora_bias=True),
+        "loha": LoHaConfig(**product),
+        "loha-effective": LoHaConfig(**product, use_effective_conv2d=True),
+        "lokr": LoKrConfig(**product),
+        "lokr-both": LoKrConfig(r=1, alpha=2, target_modules=LINEAR + CONVOLUTIONS, decompose_both=True, decompose_factor=4),
+        "lokr-effective": LoKrConfig(r=1, alpha=2, target_modules=LINEAR + CONVOLUTIONS, use_effective_conv2d=True),
+        "vera": VeraConfig(r=5, target_modules=LINEAR, projection_prng_key=3, save_projection=True),
+        "ia3": IA3Config(
+            target_modules=LINEAR + CONVOLUTIONS, feedforward_modules=["mlp.down_proj", "patch_embedding"]
+        ),
+    }
+
+
+# A short run over both sides of the model.
+RECIPE = """
+[base]
+path = "base"
+dtype = "f32"
+[adapter]
+targets = ["all"]
+[[data]]
+name = "questions"
+task = "understand"
+train = "synth:inspection?rows=16&seed=1&size=64"
+[[data]]
+name = "pictures"
+task = "generate"
+train = "synth:inspection?rows=16&seed=1&size=64"
+columns = { prompt = "caption" }
+[train]
+steps = 3
+batch_size = 2
+learning_rate = 1e-2
+[output]
+dir = "run"
+"""
+# What it is told for each method.
+RECIPES = {
+    "lora": [],
+    "rslora": ["adapter.rslora=true", "adapter.init=gaussian"],
+    "dora": ["adapter.method=dora"],
+    "dora-rslora": ["adapter.method=dora", "adapter.rslora=true", "adapter.rank_pattern={ down_proj = 3 }"],
+    "lora-bias": ["adapter.bias=true"],
+    "loha": ["adapter.method=loha", "adapter.rank=3"],
+    "lokr": ["adapter.method=lokr", "adapter.rank=2"],
+    "lokr-both": ["adapter.method=lokr", "adapter.rank=1", "adapter.decompose_both=true", "adapter.decompose_factor=4"],
+    "vera": ["adapter.method=vera", "adapter.rank=16"],
+    "ia3": ["adapter.method=ia3"],
+}
 
 
 def load_base(folder):
@@ -157,20 +230,21 @@ def make_inputs(config):
     return {"understand": understand, "generate": generate}
 
 
-def make_adapter(base_folder, target, seed):
-    from peft import LoraConfig, get_peft_model
+def make_adapter(base_folder, target, seed, method):
+    from peft import get_peft_model
 
     torch.manual_seed(seed)
     base = load_base(base_folder)
     inputs = make_inputs(base.config)
     plain = {name: outputs(base, given) for name, given in inputs.items()}
-    config = LoraConfig(
-        r=4, lora_alpha=6, target_modules=TARGETS, modules_to_save=COPIED, rank_pattern={"patch_embedding": 3}
-    )
-    model = get_peft_model(base, config).eval()
+    model = get_peft_model(base, configs()[method]).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "lora_" in name:
+            if any(part in name for part in ("magnitude", "ia3_l", "lambda", "lora_B.default.bias")):
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            elif any(part in name for part in ("hada_", "lokr_")):
+                parameter.normal_(0, 0.3)
+            elif "lora_" in name:
                 parameter.normal_(0, 0.3 / parameter.shape[-1] ** 0.5 if "embedding" not in name else 0.05)
             elif ".modules_to_save." in name:
                 parameter.add_(torch.randn_like(parameter) * 0.05)
@@ -187,6 +261,39 @@ def make_adapter(base_folder, target, seed):
     print(f"wrote {target}")
 
 
+def all_methods(base, work, janus, seed):
+    """Both directions for every method; whether all are within their bounds."""
+    work.mkdir(parents=True)
+    run = lambda *arguments: subprocess.run([janus, *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
+    good = True
+
+    def probed(adapter, given, name):
+        out = work / f"{name}.out"
+        run("probe", "--base", base, "--adapter", adapter, "--input", given, "--output", out)
+        return load_file(out)
+
+    for method in configs():
+        made = work / f"peft-{method}"
+        make_adapter(base, made, seed, method)
+        for kind in ("understand", "generate"):
+            given = made / f"{kind}.safetensors"
+            found = probed(made / "adapter", given, f"peft-{method}-{kind}")
+            print(f"PEFT's {method} in janus, {kind}:")
+            good = compare(load_file(made / f"{kind}-expected.safetensors"), found, load_file(given)) and good
+    given = {kind: work / "peft-lora" / f"{kind}.safetensors" for kind in ("understand", "generate")}
+    recipe = work / "recipe.toml"
+    recipe.write_text(RECIPE)
+    for method, keys in RECIPES.items():
+        folder = work / f"janus-{method}"
+        run("train", recipe, *keys, f"base.path={Path(base).resolve()}", f"output.dir={folder}")
+        model = load_adapter(load_base(base), folder)
+        for kind, path in given.items():
+            inputs = load_file(path)
+            print(f"janus' {method} in PEFT, {kind}:")
+            good = compare(outputs(model, inputs), probed(folder, path, f"janus-{method}-{kind}"), inputs) and good
+    return good
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", help="folder of the base, native layout")
@@ -195,14 +302,21 @@ def main():
     parser.add_argument("--probe-output", help="output of `janus probe`")
     parser.add_argument("--expected", help="compare with this file instead of computing")
     parser.add_argument("--make-adapter", metavar="DIR", type=Path, help="let PEFT make an adapter and its figures")
+    parser.add_argument("--method", default="lora", help="method of the adapter that PEFT makes")
+    parser.add_argument("--all-methods", metavar="WORK", type=Path, help="both directions for every method")
+    parser.add_argument("--janus", default="janus", help="the program, for --all-methods")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
 
     if given.make_adapter:
         if not given.base:
             parser.error("--make-adapter needs --base")
-        make_adapter(given.base, given.make_adapter, given.seed)
+        make_adapter(given.base, given.make_adapter, given.seed, given.method)
         return
+    if given.all_methods:
+        if not given.base:
+            parser.error("--all-methods needs --base")
+        sys.exit(0 if all_methods(given.base, given.all_methods, given.janus, given.seed) else 1)
     inputs = load_file(given.probe_input) if given.probe_input else {}
     if given.expected:
         expected = load_file(given.expected)

@@ -1,6 +1,7 @@
 //! Small models of seeded weights for this crate's tests, in which no norm is one, no bias zero and no B zero.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
@@ -8,12 +9,27 @@ use crate::checkpoint::{Checkpoint, WeightSource, expected_tensors};
 use crate::config::{JanusConfig, Layout};
 use crate::model::{Janus, Parts};
 use crate::noise;
+use crate::site::{Correction, LowRank, Term};
 
 /// Values in (-1, 1) that depend on the name and nothing else.
 pub(crate) fn named_tensor(name: &str, shape: &[usize]) -> Tensor {
     let (key, count) = (noise::key_of(name), shape.iter().product::<usize>() as u64);
     let values: Vec<f32> = (0..count).map(|i| (noise::uniform(key, i) * 2.0 - 1.0) as f32).collect();
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+/// A correction of low-rank terms.
+pub(crate) fn of_low_rank(terms: impl IntoIterator<Item = LowRank>) -> Option<Arc<Correction>> {
+    Some(Arc::new(Correction::of_terms(terms.into_iter().map(Term::LowRank))))
+}
+
+/// The low-rank terms of a correction.
+pub(crate) fn low_rank_terms(correction: &Correction) -> Vec<LowRank> {
+    let own = |term: &Term| match term {
+        Term::LowRank(term) => term.clone(),
+        Term::Kronecker(_) => panic!("a Kronecker product"),
+    };
+    correction.terms.iter().map(own).collect()
 }
 
 /// Matrices keep the size of a normed input, norm weights are near 1, biases near 0.

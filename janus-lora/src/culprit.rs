@@ -82,8 +82,8 @@ fn find(base: &Base, adapters: &[(Adapter, f64)]) -> Result<Option<Culprit>> {
         }
     };
     for (adapter, factor) in adapters {
-        let pairs = adapter.pairs.iter().flat_map(|(path, pair)| [(path, &pair.a), (path, &pair.b)]);
-        for (tensor, values) in pairs.chain(adapter.saved.iter()) {
+        let own = adapter.sites.iter().flat_map(|(path, site)| site.values.values().map(move |value| (path, value)));
+        for (tensor, values) in own.chain(adapter.saved.iter()) {
             let value = most(values)?;
             consider(value, &|| Culprit::Adapter { tensor: tensor.to_string(), value, factor: *factor });
         }

@@ -150,6 +150,7 @@ fn adapters(into: &Path) {
             heads: vec![("defects".to_owned(), HeadKind::Classify { labels: vec!["pit".into(), "scratch".into()] })],
             aligns: false,
             base_name: None,
+            ..AdapterSpec::default()
         };
         let mut adapter = Adapter::new(&base, false, &spec, 1, &read).unwrap();
         let mut note = Note::new();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use janus_core::pass::Pass;
-use janus_core::site::{BaseView, Correction};
+use janus_core::site::{BaseView, Intercept};
 use janus_lora::adapter::Adapter;
 use janus_lora::status::Silent;
 use janus_lora::tasks::Batch;
@@ -74,7 +74,7 @@ fn a_loss_that_jumps_is_told_with_its_rows() {
 #[derive(Debug)]
 struct RootOfZero;
 
-impl Correction for RootOfZero {
+impl Intercept for RootOfZero {
     fn apply(&self, _pass: &Pass, x: &Tensor, base: &BaseView<'_>) -> janus_core::Result<Tensor> {
         let zero = x.sub(x)?.sqr()?.sum_all()?.sqrt()?;
         Ok(base.forward(x)?.broadcast_add(&zero)?)
@@ -105,7 +105,7 @@ fn a_gradient_that_is_no_number_moves_nothing() {
     let before = values(&stepper);
 
     let site = model.projections().get("model.aligner.hidden_layers.0").unwrap();
-    site.attach(Some(Arc::new(RootOfZero)));
+    site.intercept(Some(Arc::new(RootOfZero)));
     let error = stepper.step(&model, 6, 0.1, &batches).unwrap_err();
     let Error::Train(TrainError::NotFinite { table, what, step, batch }) = &error else { panic!("{error}") };
     assert_eq!((table.as_str(), *step, *batch), ("questions", 6, Some(0)));
@@ -113,7 +113,7 @@ fn a_gradient_that_is_no_number_moves_nothing() {
     assert_eq!(values(&stepper), before);
     assert!((0..stepper.trainables.len()).all(|number| stepper.optimizer.state(number).unwrap().is_none()));
 
-    site.attach(None);
+    site.intercept(None);
     stepper.step(&model, 6, 0.1, &batches).unwrap();
     assert_ne!(values(&stepper), before);
 }

@@ -35,12 +35,14 @@ pub(super) struct Saved<E: Element> {
     pub(super) middle: Matrix<E>,
     /// Gate and up, or fc1's output, `[kept, inner]`.
     pub(super) inner: Vec<Matrix<E>>,
-    /// `x·Aᵀ` of every site with factors.
+    /// `x·Aᵀ` of every site with a correction.
     pub(super) hidden: Vec<Option<Vec<f32>>>,
+    /// Of the attention's output map and the MLP's last, what it gives before the addition, where factors on it are trained.
+    pub(super) before_sums: [Option<Matrix<E>>; 2],
 }
 
-/// Sites that share their input: `x·Wᵀ + b` with their low-rank terms, and `add` on top of each. Returns the outputs and
-/// each `x·Aᵀ`.
+/// Sites that share their input: `x·Wᵀ + b` with their corrections, and `add` on top of each. Returns the outputs and each
+/// `x·Aᵀ`.
 pub(super) fn sites<E: Element, const N: usize>(
     view: &BlockView<'_, E>,
     thin: &[Option<Thin<'_>>],
@@ -48,26 +50,73 @@ pub(super) fn sites<E: Element, const N: usize>(
     x: Rows<'_, E>,
     add: Option<Rows<'_, E>>,
 ) -> ([Matrix<E>; N], [Option<Vec<f32>>; N]) {
+    let (outputs, hidden, _) = sites_kept(view, thin, first, x, add, false);
+    (outputs, hidden)
+}
+
+/// A site on whose result something is added, as [`sites`], and what it gives before that where factors on it are there.
+fn summed<E: Element>(
+    view: &BlockView<'_, E>,
+    thin: &[Option<Thin<'_>>],
+    site: usize,
+    x: Rows<'_, E>,
+    add: Rows<'_, E>,
+) -> (Matrix<E>, Option<Vec<f32>>, Option<Matrix<E>>) {
+    let keeps = thin[site].as_ref().is_some_and(|thin| thin.output.is_some());
+    let ([y], [hidden], [kept]) = sites_kept(view, thin, site, x, Some(add), keeps);
+    (y, hidden, kept)
+}
+
+/// As [`sites`]; where `keeps`, also what the sites give before the addition.
+#[allow(clippy::type_complexity, reason = "three results of each of the sites")]
+fn sites_kept<E: Element, const N: usize>(
+    view: &BlockView<'_, E>,
+    thin: &[Option<Thin<'_>>],
+    first: usize,
+    x: Rows<'_, E>,
+    add: Option<Rows<'_, E>>,
+    keeps: bool,
+) -> ([Matrix<E>; N], [Option<Vec<f32>>; N], [Option<Matrix<E>>; N]) {
     let mut own = thin::hidden(&thin[first..first + N], x).into_iter();
     let hidden: [Option<Vec<f32>>; N] = std::array::from_fn(|_| own.next().flatten());
     let mut outputs: [Matrix<E>; N] =
         std::array::from_fn(|i| Matrix::new(x.count(), view.linears[first + i].weight.count()));
-    let jobs = outputs.iter_mut().enumerate().map(|(i, y)| {
-        let linear = &view.linears[first + i];
-        let low_rank = match (&hidden[i], &thin[first + i]) {
+    let mut kept: [Option<Matrix<E>>; N] = std::array::from_fn(|i| {
+        let shape = (x.count(), view.linears[first + i].weight.count());
+        keeps.then(|| Matrix::new(shape.0, shape.1))
+    });
+    let inputs: [Option<Matrix<E>>; N] = std::array::from_fn(|i| {
+        let factors = thin[first + i].as_ref().and_then(|thin| thin.input);
+        factors.map(|factors| thin::scaled(x, factors))
+    });
+    let through: [Option<Vec<f32>>; N] =
+        std::array::from_fn(|i| thin[first + i].as_ref().and_then(|thin| thin.products_of(x)));
+    let jobs = outputs.iter_mut().zip(&mut kept).enumerate().map(|(i, (y, kept))| {
+        let (linear, thin) = (&view.linears[first + i], thin[first + i].as_ref());
+        let low_rank = match (&hidden[i], thin) {
             (Some(hidden), Some(thin)) => Some((Rows::dense(hidden, x.count(), thin.rank()), thin.b())),
             _ => None,
         };
+        let wide_bias = thin.and_then(|thin| thin.bias);
         let out_stride = y.stride();
         Job {
-            terms: vec![Term::transposed(x, linear.weight)],
-            finish: Finish { bias: linear.bias, low_rank, add, ..Finish::default() },
+            terms: vec![Term::transposed(inputs[i].as_ref().map_or(x, Matrix::view), linear.weight)],
+            finish: Finish {
+                factors: thin.and_then(|thin| thin.output),
+                bias: linear.bias.filter(|_| wide_bias.is_none()),
+                wide_bias,
+                low_rank,
+                wide_add: through[i].as_ref().map(|own| Rows::dense(own, x.count(), linear.weight.count())),
+                add,
+                ..Finish::default()
+            },
             out: y.values_mut(),
             out_stride,
+            kept: kept.as_mut().map(Matrix::values_mut),
         }
     });
     products(jobs.collect());
-    (outputs, hidden)
+    (outputs, hidden, kept)
 }
 
 /// Receives keys and values as they are made and says what attention reads.
@@ -112,14 +161,14 @@ pub(super) fn forward<E: Element>(
         Some((all, segments)) => attention::forward(q.view(), all, plan.heads, &segments),
         None => attention::forward(q.view(), KeyValues::of(k.view(), v.view()), plan.heads, plan.segments),
     };
-    let ([middle], hidden_o) = match plan.kept {
+    let (middle, hidden_o, before_o) = match plan.kept {
         Some(kept) => {
             let (x, out) = (gather(x, kept), gather(attended.out.view(), kept));
-            sites(view, thin, O, out.view(), Some(x.view()))
+            summed(view, thin, O, out.view(), x.view())
         }
-        None => sites(view, thin, O, attended.out.view(), Some(x)),
+        None => summed(view, thin, O, attended.out.view(), x),
     };
-    hidden.extend(hidden_o);
+    hidden.push(hidden_o);
 
     let normed = norm(middle.view(), second_norm);
     let last = view.linears.len() - 1;
@@ -135,9 +184,9 @@ pub(super) fn forward<E: Element>(
     }
     drop(normed);
     let activated = activate(&inner);
-    let ([y], own) = sites(view, thin, last, activated.view(), Some(middle.view()));
-    hidden.extend(own);
-    Ok((y, Saved { qkv: [q, k, v], attended, middle, inner, hidden }))
+    let (y, own, before_last) = summed(view, thin, last, activated.view(), middle.view());
+    hidden.push(own);
+    Ok((y, Saved { qkv: [q, k, v], attended, middle, inner, hidden, before_sums: [before_o, before_last] }))
 }
 
 /// The input of the MLP's last map.

@@ -5,15 +5,14 @@ use half::bf16;
 
 use super::backward::{Input, Sites};
 use super::forward::sites;
-use super::thin::{self, ThinPlan};
+use super::thin::{self, SiteForm, ThinPlan};
 use super::view::{BlockView, LinearView};
 use crate::kernel::Rows;
 use crate::ops::is_composed;
 use crate::ops::values::{Stored, with_slices};
-use crate::site::LowRank;
 
-/// `x·Wᵀ + b + Σ terms`, `x: [.., input]` and the weight `[output, input]` of one type; each term comes with the key of
-/// its dropout in training. `None` where only the operation by operation path will do.
+/// `x·Wᵀ + b` under a correction, `x: [.., input]` and the weight `[output, input]` of one type. `None` where only the
+/// operation by operation path will do.
 ///
 /// # Errors
 /// Shapes that do not fit.
@@ -21,7 +20,7 @@ pub(crate) fn corrected_linear(
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
-    terms: Vec<(LowRank, Option<u64>)>,
+    form: SiteForm,
 ) -> Result<Option<Tensor>> {
     let dtype = x.dtype();
     let fits = weight.dtype() == dtype && bias.is_none_or(|bias| bias.dtype() == dtype);
@@ -32,7 +31,7 @@ pub(crate) fn corrected_linear(
     if x.dims().last() != Some(&input) {
         bail!("input of shape {:?} does not fit a weight of shape [{output}, {input}]", x.dims());
     }
-    let (thin, flat) = ThinPlan::of(&[(input, output, terms)], &[])?;
+    let (thin, flat) = ThinPlan::of(&[form], &[])?;
     let Some(flat) = flat else { return Ok(None) };
     let node = CorrectedLinear { weight: weight.contiguous()?, bias: bias.cloned(), thin };
     let x = x.contiguous()?;
@@ -71,11 +70,17 @@ impl CorrectedLinear {
         })
     }
 
-    fn backward<E: Stored>(&self, x: &Tensor, flat: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Vec<f32>)> {
+    fn backward<E: Stored>(
+        &self,
+        x: &Tensor,
+        flat: &Tensor,
+        y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Vec<f32>)> {
         let dy = dy.contiguous()?;
         let mut gradients = vec![0f32; self.thin.len()];
         let dx = self.with_view::<E, _>(|view| {
-            with_slices::<E, _>(&[x, &dy], |slices| {
+            with_slices::<E, _>(&[x, &dy, y], |slices| {
                 with_slices::<f32, _>(&[flat], |flat| {
                     let weight = view.linears[0].weight;
                     let rows = slices[0].len() / weight.width().max(1);
@@ -83,7 +88,8 @@ impl CorrectedLinear {
                     let dy = Rows::dense(slices[1], rows, weight.count());
                     let thin = self.thin.read(flat[0]);
                     let hidden = thin::hidden(&thin, x_rows);
-                    let sites = Sites { view, thin: &thin, hidden: &hidden, first: 0 };
+                    let outputs = [Some(Rows::dense(slices[2], rows, weight.count()))];
+                    let sites = Sites { view, thin: &thin, hidden: &hidden, first: 0, outputs: &outputs };
                     Ok(sites.backward(&[dy], || Input::Held(x_rows), &mut gradients, x.track_op()))
                 })
             })
@@ -110,10 +116,10 @@ impl CustomOp2 for CorrectedLinear {
         }
     }
 
-    fn bwd(&self, x: &Tensor, flat: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(&self, x: &Tensor, flat: &Tensor, y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (dx, gradients) = match x.dtype() {
-            DType::F32 => self.backward::<f32>(x, flat, dy)?,
-            _ => self.backward::<bf16>(x, flat, dy)?,
+            DType::F32 => self.backward::<f32>(x, flat, y, dy)?,
+            _ => self.backward::<bf16>(x, flat, y, dy)?,
         };
         let gradients = Tensor::from_vec(gradients, flat.shape(), flat.device())?;
         Ok((dx, flat.track_op().then_some(gradients)))

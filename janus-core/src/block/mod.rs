@@ -1,7 +1,7 @@
 //! Whole transformer blocks with hand-written backward, one node each on candle's tape.
 //!
-//! A block of the decoder or of the vision tower whose maps stand as the checkpoint has them, and whose sites have no other
-//! correction than low-rank terms, is computed here in one piece, its norms frozen or trained: between its input and its output nothing
+//! A block of the decoder or of the vision tower whose maps stand as the checkpoint has them, and which nothing
+//! stands before, is computed here in one piece, its norms frozen or trained: between its input and its output nothing
 //! is put on the tape, sums are rounded where they are stored and nowhere else, and what the backward needs is kept in the
 //! storage type, or not at all (recomputation). Everything else goes through the layers' own operation by operation path,
 //! which is the slow truth of this room's tests.
@@ -9,7 +9,8 @@
 //! | file | holds |
 //! | --- | --- |
 //! | [`view`] | the block's parameters as slices |
-//! | [`thin`] | the low-rank factors of all sites and trained norms in one flat tensor, and the factors' gradients |
+//! | [`thin`] | the corrections of all sites and trained norms in one flat tensor, and their gradients |
+//! | [`kronecker`] | Kronecker products of sites |
 //! | [`rows`] | norms, activations and rotation, row by row |
 //! | [`forward`], [`backward`] | the block |
 //! | [`node`] | the block as an operation on the tape |
@@ -19,6 +20,7 @@
 
 mod backward;
 mod forward;
+mod kronecker;
 mod linear;
 mod node;
 mod rows;
@@ -30,3 +32,4 @@ mod tests;
 
 pub(crate) use linear::corrected_linear;
 pub(crate) use node::{Block, BlockNorm, Extent, Mlp};
+pub(crate) use thin::SiteForm;

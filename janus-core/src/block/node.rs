@@ -120,7 +120,7 @@ impl Norm {
 
 impl Block {
     /// The block, or `None` where only the operation by operation path will do: another device or a composed pass, a
-    /// trainable copy of a map's parameter, a correction that is more than low-rank terms, or terms for one request.
+    /// trainable copy of a map's parameter, terms for one request, or a Kronecker product beside factors on the output.
     ///
     /// # Errors
     /// Factors that cannot be laid out.
@@ -147,8 +147,8 @@ impl Block {
             let Some(weight) = frozen(projection.weight()) else { return Ok(None) };
             let Some(bias) = frozen_bias(projection.bias()) else { return Ok(None) };
             linears.push((weight, bias));
-            let Some(terms) = projection.fusable_terms(pass) else { return Ok(None) };
-            sites.push((projection.site().input, projection.site().output, terms));
+            let Some(form) = projection.fusable(pass) else { return Ok(None) };
+            sites.push(form);
         }
         let mut beside = Vec::new();
         let [first, second] = norms.map(|norm| Norm::of(norm, &mut beside));

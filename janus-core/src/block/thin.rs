@@ -1,27 +1,83 @@
-//! The low-rank factors of a block's sites, laid out in one flat f32 tensor, and their gradients.
+//! What corrects a block's sites, laid out in one flat f32 tensor, and its gradients.
 //!
-//! Of each site with terms: the A of every term, one behind the other, then every B; behind all of them what else is
-//! trained. One input of the tape's node carries them all; candle's `cat` hands the gradients back to the factors.
+//! Of each corrected site: the A of every low-rank term, one behind the other, then every B, then factors on the input, factors
+//! on the output and a bias where there are some; behind all sites what else is trained. One input of the tape's node carries
+//! them all; candle's `cat` hands the gradients back to where the values come from.
 
 use std::ops::Range;
 
 use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
 
+use super::kronecker::Product;
 use crate::kernel::low_rank::{down, outer};
 use crate::kernel::{Element, Matrix, Rows};
 use crate::noise;
-use crate::site::LowRank;
+use crate::site::{Kronecker, LowRank};
 
-/// The terms of one site, each with the key of its dropout in training.
-pub(crate) type KeyedTerms = Vec<(LowRank, Option<u64>)>;
+/// The correction of one site as a block takes it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SiteForm {
+    /// Features of the site's input.
+    pub(crate) input_width: usize,
+    /// Features of its output.
+    pub(crate) output_width: usize,
+    /// Low-rank terms, each with the key of its dropout in training.
+    pub(crate) terms: Vec<(LowRank, Option<u64>)>,
+    /// Kronecker products; not beside factors on the output.
+    pub(crate) products: Vec<Kronecker>,
+    /// Factors on the input, `[input]`, f32.
+    pub(crate) input: Option<Tensor>,
+    /// Factors on what the weight gives, `[output]`, f32.
+    pub(crate) output: Option<Tensor>,
+    /// Stands in the place of the site's own bias, `[output]`, f32.
+    pub(crate) bias: Option<Tensor>,
+}
 
-/// Where the factors of one site lie, and how they enter.
+impl SiteForm {
+    fn is_empty(&self) -> bool {
+        self.terms.is_empty()
+            && self.products.is_empty()
+            && self.input.is_none()
+            && self.output.is_none()
+            && self.bias.is_none()
+    }
+}
+
+/// Where the correction of one site lies, and how it enters.
 #[derive(Debug, Clone)]
 struct SitePlan {
     input: usize,
     output: usize,
     offset: usize,
     terms: Vec<TermPlan>,
+    /// First values of the vectors.
+    input_factors: Option<usize>,
+    output_factors: Option<usize>,
+    bias: Option<usize>,
+    products: Vec<ProductPlan>,
+}
+
+/// Where the factors of a Kronecker product lie.
+#[derive(Debug, Clone)]
+struct ProductPlan {
+    /// `[O₁, I₁]` and `[O₂, I₂]`.
+    left: [usize; 2],
+    right: [usize; 2],
+    /// First value of the left factor; the right one follows.
+    place: usize,
+    scale: f32,
+}
+
+impl ProductPlan {
+    fn left_place(&self) -> Range<usize> {
+        self.place..self.place + self.left[0] * self.left[1]
+    }
+
+    fn right_place(&self) -> Range<usize> {
+        let start = self.left_place().end;
+        start..start + self.right[0] * self.right[1]
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -47,36 +103,18 @@ pub(super) struct ThinPlan {
 }
 
 impl ThinPlan {
-    /// Lays out the terms of the sites (input and output sizes, terms, and the dropout key of each in training) and,
-    /// behind them, the f32 tensors `beside`; returns the flat tensor, `None` where there is nothing in it.
+    /// Lays out the corrections of the sites and, behind them, the f32 tensors `beside`; returns the flat tensor, `None` where
+    /// there is nothing in it.
     ///
     /// # Errors
     /// Factors that do not fit their site or each other.
-    pub(super) fn of(sites: &[(usize, usize, KeyedTerms)], beside: &[Tensor]) -> Result<(Self, Option<Tensor>)> {
+    pub(super) fn of(sites: &[SiteForm], beside: &[Tensor]) -> Result<(Self, Option<Tensor>)> {
         let mut plan = Self { sites: Vec::with_capacity(sites.len()), beside: 0, len: 0 };
         let mut parts = Vec::new();
-        for (input, output, terms) in sites {
-            if terms.is_empty() {
-                plan.sites.push(None);
-                continue;
-            }
-            let mut own = SitePlan { input: *input, output: *output, offset: plan.len, terms: Vec::new() };
-            for (term, key) in terms {
-                let (a, b) = (term.a.dims(), term.b.dims());
-                let rank = a.first().copied().unwrap_or(0);
-                if a != [rank, *input] || b != [*output, rank] {
-                    bail!("factors of shapes {a:?} and {b:?} do not fit a site of {input} inputs and {output} outputs");
-                }
-                let dropout = key.filter(|_| term.dropout > 0.0);
-                let dropout = dropout.map(|key| Dropout { probability: term.dropout, key });
-                own.terms.push(TermPlan { rank, scale: term.scale as f32, dropout });
-                parts.push(term.a.flatten_all()?);
-            }
-            for (term, _) in terms {
-                parts.push(term.b.flatten_all()?);
-            }
-            plan.len += own.len();
-            plan.sites.push(Some(own));
+        for form in sites {
+            let own = if form.is_empty() { None } else { Some(SitePlan::of(form, plan.len, &mut parts)?) };
+            plan.len = own.as_ref().map_or(plan.len, SitePlan::end);
+            plan.sites.push(own);
         }
         plan.beside = plan.len;
         for tensor in beside {
@@ -104,12 +142,68 @@ impl ThinPlan {
 }
 
 impl SitePlan {
+    /// Lays out a site's correction from `offset` on and appends its tensors to `parts`.
+    fn of(form: &SiteForm, offset: usize, parts: &mut Vec<Tensor>) -> Result<Self> {
+        let (input, output) = (form.input_width, form.output_width);
+        let (terms, products) = (Vec::with_capacity(form.terms.len()), Vec::with_capacity(form.products.len()));
+        let (input_factors, output_factors, bias) = (None, None, None);
+        let mut own = Self { input, output, offset, terms, input_factors, output_factors, bias, products };
+        for (term, key) in &form.terms {
+            let (a, b) = (term.a.dims(), term.b.dims());
+            let rank = a.first().copied().unwrap_or(0);
+            if a != [rank, input] || b != [output, rank] {
+                bail!("factors of shapes {a:?} and {b:?} do not fit a site of {input} inputs and {output} outputs");
+            }
+            let dropout = key.filter(|_| term.dropout > 0.0);
+            let dropout = dropout.map(|key| Dropout { probability: term.dropout, key });
+            own.terms.push(TermPlan { rank, scale: term.scale as f32, dropout });
+            parts.push(term.a.flatten_all()?);
+        }
+        for (term, _) in &form.terms {
+            parts.push(term.b.flatten_all()?);
+        }
+        let mut end = own.place_of_b().end;
+        let mut place = |vector: &Option<Tensor>, length: usize| -> Result<Option<usize>> {
+            let Some(vector) = vector else { return Ok(None) };
+            if vector.dims() != [length] {
+                bail!(
+                    "a vector of shape {:?} does not fit a site of {input} inputs and {output} outputs",
+                    vector.dims()
+                );
+            }
+            parts.push(vector.clone());
+            end += length;
+            Ok(Some(end - length))
+        };
+        own.input_factors = place(&form.input, input)?;
+        own.output_factors = place(&form.output, output)?;
+        own.bias = place(&form.bias, output)?;
+        for Kronecker { left, right, scale } in &form.products {
+            let ((o1, i1), (o2, i2)) = (left.dims2()?, right.dims2()?);
+            if [o1 * o2, i1 * i2] != [output, input] || own.output_factors.is_some() {
+                bail!(
+                    "a product of [{o1}, {i1}] and [{o2}, {i2}] does not fit a site of {input} inputs and {output} outputs"
+                );
+            }
+            let plan = ProductPlan { left: [o1, i1], right: [o2, i2], place: own.end(), scale: *scale as f32 };
+            own.products.push(plan);
+            parts.extend([left.flatten_all()?, right.flatten_all()?]);
+        }
+        Ok(own)
+    }
+
     fn rank(&self) -> usize {
         self.terms.iter().map(|term| term.rank).sum()
     }
 
-    fn len(&self) -> usize {
-        self.rank() * (self.input + self.output)
+    /// Place of the first value behind all of it.
+    fn end(&self) -> usize {
+        let vector = |place: Option<usize>, length: usize| if place.is_some() { length } else { 0 };
+        let vectors = vector(self.input_factors, self.input)
+            + vector(self.output_factors, self.output)
+            + vector(self.bias, self.output);
+        let end = self.place_of_b().end + vectors;
+        self.products.last().map_or(end, |product| product.right_place().end)
     }
 
     /// Where every A lies in the flat tensor.
@@ -119,11 +213,11 @@ impl SitePlan {
 
     /// Where every B lies in the flat tensor.
     fn place_of_b(&self) -> Range<usize> {
-        self.place_of_a().end..self.offset + self.len()
+        self.place_of_a().end..self.offset + self.rank() * (self.input + self.output)
     }
 }
 
-/// The factors of one site: all terms side by side.
+/// The correction of one site: all terms side by side, and its vectors.
 #[derive(Debug)]
 pub(super) struct Thin<'a> {
     plan: &'a SitePlan,
@@ -131,19 +225,43 @@ pub(super) struct Thin<'a> {
     pub(super) a: Rows<'a, f32>,
     /// Bᵀ times its scale, `[rank, output]`.
     scaled_b: Vec<f32>,
+    /// Factors on the input, `[input]`.
+    pub(super) input: Option<&'a [f32]>,
+    /// Factors on what the weight gives, `[output]`.
+    pub(super) output: Option<&'a [f32]>,
+    /// In the place of the site's own bias, `[output]`.
+    pub(super) bias: Option<&'a [f32]>,
+    products: Vec<Product<'a>>,
 }
 
 impl<'a> Thin<'a> {
     fn new(plan: &'a SitePlan, flat: &'a [f32]) -> Self {
         let rank = plan.rank();
-        let (a, mut b) = flat[plan.offset..plan.offset + plan.len()].split_at(rank * plan.input);
+        let (a, mut b) = (&flat[plan.place_of_a()], &flat[plan.place_of_b()]);
+        let vector = |place: Option<usize>, length: usize| place.map(|place| &flat[place..place + length]);
         let mut scaled_b = Vec::with_capacity(rank * plan.output);
         for term in &plan.terms {
             let (own, rest) = b.split_at(term.rank * plan.output);
             b = rest;
             scaled_b.extend(Rows::dense(own, plan.output, term.rank).turned().into_iter().map(|v| v * term.scale));
         }
-        Self { plan, a: Rows::dense(a, rank, plan.input), scaled_b }
+        Self {
+            plan,
+            a: Rows::dense(a, rank, plan.input),
+            scaled_b,
+            input: vector(plan.input_factors, plan.input),
+            output: vector(plan.output_factors, plan.output),
+            bias: vector(plan.bias, plan.output),
+            products: plan
+                .products
+                .iter()
+                .map(|own| Product {
+                    left: Rows::dense(&flat[own.left_place()], own.left[0], own.left[1]),
+                    right: Rows::dense(&flat[own.right_place()], own.right[0], own.right[1]),
+                    scale: own.scale,
+                })
+                .collect(),
+        }
     }
 
     pub(super) fn rank(&self) -> usize {
@@ -210,6 +328,97 @@ impl<'a> Thin<'a> {
         }
     }
 
+    /// What the Kronecker products give of `x`, `[m, output]`; `None` without any.
+    pub(super) fn products_of<E: Element>(&self, x: Rows<'_, E>) -> Option<Vec<f32>> {
+        if self.products.is_empty() {
+            return None;
+        }
+        let mut y = vec![0f32; x.count() * self.plan.output];
+        self.products.iter().for_each(|product| product.add_to(x, &mut y));
+        Some(y)
+    }
+
+    /// Writes the gradients of the Kronecker products; where `wanted`, what the gradient of the input gets through them,
+    /// `[m, input]`, `None` without any.
+    pub(super) fn product_gradients<E: Element>(
+        &self,
+        x: Rows<'_, E>,
+        dy: Rows<'_, E>,
+        flat: &mut [f32],
+        wanted: bool,
+    ) -> Option<Vec<f32>> {
+        if self.products.is_empty() {
+            return None;
+        }
+        let mut dx = wanted.then(|| vec![0f32; x.count() * self.plan.input]);
+        for (product, own) in self.products.iter().zip(&self.plan.products) {
+            let (before, behind) = flat.split_at_mut(own.left_place().end);
+            let d_right = &mut behind[..own.right[0] * own.right[1]];
+            product.backward(x, dy, &mut before[own.left_place()], d_right, dx.as_deref_mut());
+        }
+        dx
+    }
+
+    /// Writes the gradients of factors on the output and of the bias: `y` is what the site gives before anything of its shape is
+    /// added, `dy` the gradient of that; `weight_row` gives an output's weights, `x` is the site's input. The gradient of B is
+    /// in `flat` already.
+    ///
+    /// With `y = output ⊙ z + T + bias`, that of a factor is `Σ dy·z`, and z is had from y: `Σ dy·T` is what `B ⊙ dB` sums to,
+    /// since T is linear in B. Where a factor is next to nothing, z is made anew.
+    pub(super) fn vector_gradients<E: Element>(
+        &self,
+        y: Rows<'_, E>,
+        dy: Rows<'_, E>,
+        own_bias: Option<&[E]>,
+        z_of: &dyn Fn(usize) -> Vec<f32>,
+        flat: &mut [f32],
+    ) {
+        let width = self.plan.output;
+        if let Some(place) = self.plan.bias {
+            let sums = column_sums(dy, |_, _, dy| dy);
+            flat[place..place + width].copy_from_slice(&sums);
+        }
+        let (Some(place), Some(factors)) = (self.plan.output_factors, self.output) else { return };
+        let bias = |column: usize| match (self.bias, own_bias) {
+            (Some(bias), _) => bias[column],
+            (None, Some(bias)) => bias[column].widen(),
+            (None, None) => 0.0,
+        };
+        let biases: Vec<f32> = (0..width).map(bias).collect();
+        let mut sums = column_sums(dy, |row, column, dy| dy * (y.row(row)[column].widen() - biases[column]));
+        let (of_b, mut first) = (&flat[self.plan.place_of_b()], 0);
+        for term in &self.plan.terms {
+            let d_b = &of_b[first * width..][..term.rank * width];
+            for (column, sum) in sums.iter_mut().enumerate() {
+                let products = (0..term.rank).map(|r| {
+                    // The gradient is that of B, its value here Bᵀ times the scale.
+                    let scaled = self.scaled_b[(first + r) * width + column];
+                    if term.scale == 0.0 { 0.0 } else { scaled / term.scale * d_b[column * term.rank + r] }
+                });
+                *sum -= products.sum::<f32>();
+            }
+            first += term.rank;
+        }
+        for (column, (sum, factor)) in sums.iter_mut().zip(factors).enumerate() {
+            *sum = if factor.abs() < NEXT_TO_NOTHING {
+                z_of(column).iter().enumerate().map(|(row, z)| dy.row(row)[column].widen() * z).sum()
+            } else {
+                *sum / factor
+            };
+        }
+        flat[place..place + width].copy_from_slice(&sums);
+    }
+
+    /// Adds to the gradient of the input what it gets through factors on it, and writes the gradient of these: `g: [m, input]`
+    /// is the gradient of the input behind the factors.
+    pub(super) fn input_gradients<E: Element>(&self, x: Rows<'_, E>, g: &[f32], flat: &mut [f32]) {
+        let Some(place) = self.plan.input_factors else { return };
+        let width = self.plan.input;
+        let g = Rows::dense(g, x.count(), width);
+        let sums = column_sums(g, |row, column, g| g * x.row(row)[column].widen());
+        flat[place..place + width].copy_from_slice(&sums);
+    }
+
     /// Adds what the gradient of the input gets through A and the dropout: `dx += mask(d_hidden·A)`.
     pub(super) fn add_d_input<E: Element>(&self, d_hidden: &[f32], dx: &mut Matrix<E>) {
         let (rank, width, stride) = (self.rank(), self.plan.input, dx.stride());
@@ -233,6 +442,45 @@ impl<'a> Thin<'a> {
             first += term.rank;
         }
     }
+}
+
+/// Below it, what a factor multiplies cannot be had from the product.
+const NEXT_TO_NOTHING: f32 = 1e-3;
+
+/// Rows whose share of a sum over rows is summed in one piece.
+const SUMMED_ROWS: usize = 64;
+
+/// `Σ_rows f(row, column, value)` of every column. Pieces of rows are summed apart and then in their order, so that the threads
+/// change nothing.
+fn column_sums<E: Element>(values: Rows<'_, E>, f: impl Fn(usize, usize, f32) -> f32 + Sync) -> Vec<f32> {
+    let (count, width) = (values.count(), values.width());
+    let pieces: Vec<Vec<f32>> = (0..count.div_ceil(SUMMED_ROWS))
+        .into_par_iter()
+        .map(|piece| {
+            let mut sums = vec![0f32; width];
+            for row in piece * SUMMED_ROWS..count.min((piece + 1) * SUMMED_ROWS) {
+                for (column, (sum, value)) in sums.iter_mut().zip(values.row(row)).enumerate() {
+                    *sum += f(row, column, value.widen());
+                }
+            }
+            sums
+        })
+        .collect();
+    let mut sums = vec![0f32; width];
+    pieces.iter().for_each(|piece| sums.iter_mut().zip(piece).for_each(|(sum, own)| *sum += own));
+    sums
+}
+
+/// A matrix with its columns multiplied.
+pub(super) fn scaled<E: Element>(x: Rows<'_, E>, factors: &[f32]) -> Matrix<E> {
+    let mut scaled = Matrix::new(x.count(), x.width());
+    let (stride, width) = (scaled.stride().max(1), x.width());
+    scaled.values_mut().par_chunks_mut(stride).enumerate().for_each(|(row, target)| {
+        for ((target, value), factor) in target[..width].iter_mut().zip(x.row(row)).zip(factors) {
+            *target = E::narrow(value.widen() * factor);
+        }
+    });
+    scaled
 }
 
 impl Dropout {

@@ -13,10 +13,16 @@ use super::vector::by_level;
 pub(crate) struct Finish<'a, E> {
     /// Factor on the sums.
     pub(crate) factor: f32,
+    /// Factors on the sums by column, `[n]`.
+    pub(crate) factors: Option<&'a [f32]>,
     /// `[n]`, added to every row.
     pub(crate) bias: Option<&'a [E]>,
+    /// The same in f32.
+    pub(crate) wide_bias: Option<&'a [f32]>,
     /// `left: [m, rank]` times `right: [rank, n]`, added.
     pub(crate) low_rank: Option<(Rows<'a, f32>, Rows<'a, f32>)>,
+    /// `[m, n]` in f32, added.
+    pub(crate) wide_add: Option<Rows<'a, f32>>,
     /// `[m, n]`, added.
     pub(crate) add: Option<Rows<'a, E>>,
     /// Whether what the result held before is added, too.
@@ -25,14 +31,24 @@ pub(crate) struct Finish<'a, E> {
 
 impl<E> Default for Finish<'_, E> {
     fn default() -> Self {
-        Self { factor: 1.0, bias: None, low_rank: None, add: None, accumulate: false }
+        Self {
+            factor: 1.0,
+            factors: None,
+            bias: None,
+            wide_bias: None,
+            low_rank: None,
+            wide_add: None,
+            add: None,
+            accumulate: false,
+        }
     }
 }
 
-/// Finishes the sums of some rows of a block, [`BLOCK_COLUMNS`] a row, and writes them, rounded.
+/// Finishes the sums of some rows of a block, [`BLOCK_COLUMNS`] a row, and writes them, rounded; to `kept` what they are before
+/// anything of the result's own shape is added.
 ///
 /// # Safety
-/// No one else touches these columns of these rows of `out`.
+/// No one else touches these columns of these rows of `out` and of what is kept.
 pub(super) unsafe fn write<E: Element, O: Element>(
     level: Level,
     rows: Range<usize>,
@@ -40,6 +56,7 @@ pub(super) unsafe fn write<E: Element, O: Element>(
     finish: &Finish<'_, E>,
     sums: &[f32],
     out: &SharedRows<'_, O>,
+    kept: Option<&SharedRows<'_, E>>,
 ) {
     by_level!(level, |fused| fn<E, O>(
         rows: Range<usize>,
@@ -47,19 +64,33 @@ pub(super) unsafe fn write<E: Element, O: Element>(
         finish: &Finish<'_, E>,
         sums: &[f32],
         out: &SharedRows<'_, O>,
+        kept: Option<&SharedRows<'_, E>>,
     ) {
         for (row, sums) in rows.zip(sums.chunks_exact(BLOCK_COLUMNS)) {
             let mut lanes = Lanes::of(&sums[..columns.len()]);
             if finish.factor != 1.0 {
                 lanes.0.iter_mut().for_each(|lane| *lane *= finish.factor);
             }
+            if let Some(factors) = finish.factors {
+                lanes.multiply(&factors[columns.clone()]);
+            }
             if let Some(bias) = finish.bias {
+                lanes.add(&bias[columns.clone()]);
+            }
+            if let Some(bias) = finish.wide_bias {
                 lanes.add(&bias[columns.clone()]);
             }
             if let Some((left, right)) = finish.low_rank {
                 for (j, factor) in left.row(row).iter().enumerate() {
                     lanes.add_product(fused, *factor, &right.row(j)[columns.clone()]);
                 }
+            }
+            if let Some(add) = finish.wide_add {
+                lanes.add(&add.row(row)[columns.clone()]);
+            }
+            if let Some(kept) = kept {
+                // SAFETY: these places are this call's alone.
+                lanes.round(unsafe { kept.place(row, columns.clone()) });
             }
             if let Some(add) = finish.add {
                 lanes.add(&add.row(row)[columns.clone()]);
@@ -96,6 +127,11 @@ impl Lanes {
     }
 
     #[inline(always)]
+    fn multiply(&mut self, factors: &[f32]) {
+        self.0.iter_mut().zip(factors).for_each(|(lane, factor)| *lane *= factor);
+    }
+
+    #[inline(always)]
     fn add_product(&mut self, fused: bool, factor: f32, values: &[f32]) {
         for (lane, value) in self.0.iter_mut().zip(Self::of(values).0) {
             *lane = if fused { factor.mul_add(value, *lane) } else { factor * value + *lane };
@@ -103,7 +139,7 @@ impl Lanes {
     }
 
     #[inline(always)]
-    fn round<O: Element>(self, out: &mut [O]) {
+    fn round<O: Element>(&self, out: &mut [O]) {
         if let Ok(whole) = <&mut [O; BLOCK_COLUMNS]>::try_from(&mut *out) {
             *whole = self.0.map(O::narrow);
         } else {
@@ -128,17 +164,20 @@ mod tests {
         let mut slow = out.clone();
         let places = SharedRows::new(&mut out, m, n + 5, stride);
         // SAFETY: one thread writes.
-        unsafe { write(level, 0..m, columns.clone(), finish, &sums, &places) };
+        unsafe { write(level, 0..m, columns.clone(), finish, &sums, &places, None) };
         for (row, column) in (0..m).flat_map(|row| columns.clone().map(move |column| (row, column))) {
             let place = &mut slow[row * stride + column];
             let mut value = sums[row * BLOCK_COLUMNS + column - columns.start] * finish.factor;
+            value *= finish.factors.map_or(1.0, |factors| factors[column]);
             value += finish.bias.map_or(0.0, |bias| bias[column].widen());
+            value += finish.wide_bias.map_or(0.0, |bias| bias[column]);
             if let Some((left, right)) = finish.low_rank {
                 for (j, factor) in left.row(row).iter().enumerate() {
                     let other = right.row(j)[column];
                     value = if level == Level::Plain { factor * other + value } else { factor.mul_add(other, value) };
                 }
             }
+            value += finish.wide_add.map_or(0.0, |add| add.row(row)[column]);
             value += finish.add.map_or(0.0, |add| add.row(row)[column].widen());
             value += if finish.accumulate { place.widen() } else { 0.0 };
             *place = O::narrow(value);
@@ -155,17 +194,44 @@ mod tests {
             let low_rank = Some((Rows::dense(&left, m, 5), Rows::new(&right, 5, n + 5, n + 6)));
             let add = Some(Rows::new(&add, m, n + 5, n + 7));
             let bias = Some(bias.as_slice());
+            let (factors, wide) = (values::<f32>(n + 5, 9), values::<f32>(n + 5, 10));
+            let wide_add = values::<f32>(m * (n + 5), 11);
+            let wide_add = Some(Rows::dense(&wide_add, m, n + 5));
+            let (factors, wide_bias) = (Some(factors.as_slice()), Some(wide.as_slice()));
             for finish in [
+                Finish { factors, ..Finish::default() },
+                Finish { wide_bias, ..Finish::default() },
+                Finish { wide_add, ..Finish::default() },
+                Finish { factors, wide_bias, low_rank, add, ..Finish::default() },
                 Finish::default(),
                 Finish { factor: 0.3, ..Finish::default() },
                 Finish { bias, ..Finish::default() },
                 Finish { low_rank, ..Finish::default() },
                 Finish { add, ..Finish::default() },
                 Finish { accumulate: true, ..Finish::default() },
-                Finish { factor: -1.7, bias, low_rank, add, accumulate: true },
+                Finish { factor: -1.7, bias, low_rank, add, accumulate: true, ..Finish::default() },
             ] {
                 let [fast, slow] = both::<E, O>(level, m, n, &finish);
                 assert!(fast == slow, "{level:?} {m} {n} {finish:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_what_stands_before_the_addition() {
+        for level in levels() {
+            let (m, n) = (5, 40);
+            let (sums, add) = (values::<f32>(m * BLOCK_COLUMNS, 7), values::<bf16>(m * n, 4));
+            let (mut out, mut kept) = (vec![bf16::ZERO; m * n], vec![bf16::ZERO; m * n]);
+            let places = SharedRows::new(&mut out, m, n, n);
+            let kept_places = SharedRows::new(&mut kept, m, n, n);
+            let finish = Finish { add: Some(Rows::dense(&add, m, n)), ..Finish::default() };
+            // SAFETY: one thread writes.
+            unsafe { write(level, 0..m, 0..n, &finish, &sums, &places, Some(&kept_places)) };
+            for (place, (kept, out)) in kept.iter().zip(&out).enumerate() {
+                let sum = sums[place / n * BLOCK_COLUMNS + place % n];
+                assert_eq!(*kept, <bf16 as Element>::narrow(sum));
+                assert_eq!(*out, <bf16 as Element>::narrow(sum + add[place].widen()));
             }
         }
     }
@@ -190,7 +256,7 @@ mod tests {
             let places = SharedRows::new(&mut out, 4, BLOCK_COLUMNS, BLOCK_COLUMNS);
             let finish = Finish::<bf16>::default();
             // SAFETY: one thread writes.
-            unsafe { write(level, 0..4, 0..BLOCK_COLUMNS, &finish, &sums, &places) };
+            unsafe { write(level, 0..4, 0..BLOCK_COLUMNS, &finish, &sums, &places, None) };
             for (got, value) in out.iter().zip(&sums) {
                 assert_eq!(got.to_bits(), <bf16 as Element>::narrow(*value).to_bits(), "{level:?} {value:e}");
             }

@@ -22,6 +22,7 @@ pub(crate) fn down<E: Element>(groups: &[(Rows<'_, E>, Vec<Rows<'_, f32>>)]) -> 
         finish: Finish::default(),
         out,
         out_stride: split.count(),
+        kept: None,
     });
     products(jobs.collect());
     splits.iter().zip(&outs).flat_map(|(split, out)| split.join_columns(out)).collect()
@@ -47,6 +48,7 @@ pub(crate) fn outer<E: Element>(groups: &[(Vec<Rows<'_, f32>>, Rows<'_, E>)]) ->
         finish: Finish::default(),
         out,
         out_stride: x.width(),
+        kept: None,
     });
     products(jobs.collect());
     let joined = groups.iter().zip(&splits).zip(&outs);

@@ -108,6 +108,8 @@ pub(crate) struct Job<'a, E, O> {
     pub(crate) out: &'a mut [O],
     /// Values from one row of the result to the next.
     pub(crate) out_stride: usize,
+    /// Where the sums go before anything of the result's own shape is added, as far apart as those of the result.
+    pub(crate) kept: Option<&'a mut [E]>,
 }
 
 /// Makes products, spread over the thread pool together: several small ones cost one round of waking threads.
@@ -122,7 +124,7 @@ pub(crate) fn product<E: Element, O: Element>(
     out: &mut [O],
     out_stride: usize,
 ) {
-    products_at(level(), true, vec![Job { terms: terms.to_vec(), finish, out, out_stride }]);
+    products_at(level(), true, vec![Job { terms: terms.to_vec(), finish, out, out_stride, kept: None }]);
 }
 
 /// As [`product`] on the calling thread alone.
@@ -132,7 +134,7 @@ pub(crate) fn product_alone<E: Element, O: Element>(
     out: &mut [O],
     out_stride: usize,
 ) {
-    products_at(level(), false, vec![Job { terms: terms.to_vec(), finish, out, out_stride }]);
+    products_at(level(), false, vec![Job { terms: terms.to_vec(), finish, out, out_stride, kept: None }]);
 }
 
 fn products_at<E: Element, O: Element>(level: Level, parallel: bool, mut jobs: Vec<Job<'_, E, O>>) {
@@ -170,7 +172,10 @@ fn products_at<E: Element, O: Element>(level: Level, parallel: bool, mut jobs: V
                 let ahead = ahead.and_then(|(job, block)| block.chunks(level, &job.terms).next());
                 is_ready = block.sum(level, &job.terms, is_ready, ahead.as_ref(), scratch);
                 // SAFETY: each block, claimed once, has a place of its own.
-                unsafe { finish::write(level, block.rows, block.columns, &job.finish, &scratch.sums, &job.out) };
+                unsafe {
+                    let kept = job.kept.as_ref();
+                    finish::write(level, block.rows, block.columns, &job.finish, &scratch.sums, &job.out, kept);
+                };
                 current = next.or_else(|| claim(count));
             }
         });
@@ -213,6 +218,7 @@ struct Prepared<'a, E, O> {
     terms: Vec<Term<'a, E>>,
     finish: Finish<'a, E>,
     out: SharedRows<'a, O>,
+    kept: Option<SharedRows<'a, E>>,
     m: usize,
     n: usize,
     block_rows: usize,
@@ -232,10 +238,16 @@ impl<'a, E: Element, O: Element> Prepared<'a, E, O> {
         if let Some(bias) = finish.bias {
             assert_eq!(bias.len(), n, "bias of another length");
         }
+        for columns in [finish.factors, finish.wide_bias].into_iter().flatten() {
+            assert_eq!(columns.len(), n, "factors or bias of another length");
+        }
         if let Some((left, right)) = finish.low_rank {
             assert!(left.count == m && right.width == n && left.width == right.count, "low-rank factors do not fit");
         }
         if let Some(add) = finish.add {
+            assert!(add.count == m && add.width == n, "the addend has another shape");
+        }
+        if let Some(add) = finish.wide_add {
             assert!(add.count == m && add.width == n, "the addend has another shape");
         }
         if m == 0 || n == 0 {
@@ -257,6 +269,7 @@ impl<'a, E: Element, O: Element> Prepared<'a, E, O> {
             terms: terms.collect(),
             finish,
             out: SharedRows::new(job.out, m, n, job.out_stride),
+            kept: job.kept.as_deref_mut().map(|kept| SharedRows::new(kept, m, n, job.out_stride)),
             m,
             n,
             block_rows,

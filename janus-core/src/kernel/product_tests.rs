@@ -14,7 +14,7 @@ fn run_at<E: Element>(
     out: &mut [f32],
     out_stride: usize,
 ) {
-    products_at(level, parallel, vec![Job { terms: terms.to_vec(), finish, out, out_stride }]);
+    products_at(level, parallel, vec![Job { terms: terms.to_vec(), finish, out, out_stride, kept: None }]);
 }
 
 #[test]
@@ -32,7 +32,13 @@ fn products_made_together_are_those_made_alone() {
         }
     };
     let jobs = |level, out: &mut [Vec<f32>], parallel| {
-        let job = |(i, out)| Job { terms: vec![term(i)], finish: Finish::default(), out, out_stride: shapes[i].1 };
+        let job = |(i, out)| Job {
+            terms: vec![term(i)],
+            finish: Finish::default(),
+            out,
+            out_stride: shapes[i].1,
+            kept: None,
+        };
         let jobs = out.iter_mut().map(Vec::as_mut_slice).enumerate().map(job).collect();
         products_at(level, parallel, jobs);
     };
@@ -127,6 +133,7 @@ fn what_is_added_is_added_before_rounding() {
                 low_rank: Some((Rows::dense(&left, m, 3), Rows::dense(&right, 3, n))),
                 add: Some(Rows::dense(&add, m, n)),
                 accumulate: true,
+                ..Finish::default()
             };
             let mut out: Vec<f32> = vec![0.25; m * n];
             let weight = Rows::dense(&weight, n, inner);

@@ -13,6 +13,7 @@
 //! | rotary position embedding | [`rotary`] |
 //! | activations | [`activation`] |
 //! | rows of a table | [`select_rows`](mod@select_rows) |
+//! | a stored matrix times a few rows, without graph | [`thin`] |
 //! | dropout from a key | [`dropout`](mod@dropout) |
 //! | cross-entropy | [`cross_entropy`](mod@cross_entropy), through a frozen head [`head_loss`](mod@head_loss) |
 //!
@@ -37,6 +38,7 @@ pub(crate) mod residual;
 pub mod rms_norm;
 pub mod rotary;
 pub mod select_rows;
+pub mod thin;
 mod tracked_conv2d;
 mod tracked_group_norm;
 mod tracked_linear;

@@ -10,8 +10,8 @@ use crate::ops::{check, with_composed};
 use crate::pass::Route;
 use crate::processing::left_pad;
 use crate::sample::{CodeOptions, CodePrompts, TextOptions, generate_codes, generate_text};
-use crate::site::{BaseView, Correction, LowRank, Site, SiteKind};
-use crate::testing::{named_tensor, tiny, tiny_in};
+use crate::site::{BaseView, Intercept, LowRank, Site, SiteKind};
+use crate::testing::{named_tensor, of_low_rank, tiny, tiny_in};
 
 const PAD: u32 = 258;
 
@@ -88,7 +88,7 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 #[derive(Debug)]
 struct Counter(Arc<Mutex<usize>>);
 
-impl Correction for Counter {
+impl Intercept for Counter {
     fn apply(&self, _pass: &Pass, x: &Tensor, base: &BaseView<'_>) -> Result<Tensor> {
         *self.0.lock().unwrap() += x.dim(0)? * x.dim(1)?;
         base.forward(x)
@@ -102,11 +102,10 @@ fn site(model: &Janus, path: &str) -> Arc<crate::site::Projection> {
 /// Rows of tokens that the decoder computes for the prompts.
 fn computed(model: &Janus, pass: &Pass, batch: &Batch) -> usize {
     let (projection, count) = (site(model, "layers.0.mlp.up_proj"), Arc::default());
-    let before = projection.correction();
-    projection.attach(Some(Arc::new(Counter(Arc::clone(&count)))));
+    projection.intercept(Some(Arc::new(Counter(Arc::clone(&count)))));
     let embeds = model.decoder().embed(pass, &batch.ids, batch.rows).unwrap();
     prefill(model.decoder(), pass, &embeds, &batch.mask, batch.length).unwrap();
-    projection.attach(before);
+    projection.intercept(None);
     *count.lock().unwrap()
 }
 
@@ -193,22 +192,13 @@ fn term(site: &Site, request: Option<u32>) -> LowRank {
     }
 }
 
-#[derive(Debug)]
-struct Terms(Vec<LowRank>);
-
-impl Correction for Terms {
-    fn terms(&self) -> Option<&[LowRank]> {
-        Some(&self.0)
-    }
-}
-
 /// Attaches terms of these requests to every linear site of the decoder and of the generation side's head.
 fn attach(model: &Janus, requests: &[Option<u32>]) {
     for projection in model.projections().iter() {
         let site = projection.site();
         if site.kind == SiteKind::Linear && matches!(site.part, Part::Decoder | Part::Generation) {
-            let terms = requests.iter().map(|request| term(site, *request)).collect();
-            projection.attach(Some(Arc::new(Terms(terms))));
+            let terms: Vec<LowRank> = requests.iter().map(|request| term(site, *request)).collect();
+            projection.attach(of_low_rank(terms)).unwrap();
         }
     }
 }

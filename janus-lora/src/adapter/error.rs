@@ -51,6 +51,32 @@ pub enum AdapterError {
         /// The hub id that it stands for.
         on_hub: Option<String>,
     },
+    /// A site that a method has no form for.
+    #[error("`{path}` is no place for `{method}`")]
+    NotForSite {
+        /// The site.
+        path: String,
+        /// The method.
+        method: &'static str,
+    },
+    /// A bias for a pair where the base has none.
+    #[error("`{path}` has no bias in the base, and its pair was to have one")]
+    NoBias {
+        /// The site.
+        path: String,
+    },
+    /// An output whose weights are all zero, which no factor turns to unit length.
+    #[error("an output of `{path}` has no weight other than 0, and DoRA divides by the length of its weights")]
+    ZeroLength {
+        /// The site.
+        path: String,
+    },
+    /// Copies of a table from one adapter under factors of another.
+    #[error("one adapter has a copy of the table `{path}`, another one factors on it")]
+    CopyUnderFactors {
+        /// The table.
+        path: String,
+    },
     /// A file that every adapter folder holds is not there.
     #[error("there is no `{file}`")]
     NoFile {
@@ -399,9 +425,20 @@ impl Diagnose for AdapterError {
             AdapterError::Unsupported { fields } if fields.iter().any(|f| f.starts_with("`init_lora_weights`")) => {
                 "such an adapter belongs to a changed base: save it with `path_initial_model_for_weight_conversion` in PEFT, which makes it a plain one"
             }
-            AdapterError::Unsupported { .. } => {
-                "plain LoRA adapters are supported; merge this one with the tool that made it"
+            AdapterError::Unsupported { fields } if fields.iter().any(|f| f.starts_with("`save_projection`")) => {
+                "load it with PEFT and save it again with `save_projection=True` in its configuration"
             }
+            AdapterError::Unsupported { .. } => {
+                "adapters of LoRA, DoRA, LoHa, LoKr, VeRA and (IA)³ are supported; merge this one with the tool that made it"
+            }
+            AdapterError::NotForSite { .. } => {
+                "embeddings take `lora` and `dora`, convolutions all methods but `vera`, linear maps all"
+            }
+            AdapterError::NoBias { .. } => {
+                "leave `bias` out, or target sites that have one: those of the vision tower do"
+            }
+            AdapterError::ZeroLength { .. } => "leave the site out with `exclude`, or take `method = \"lora\"`",
+            AdapterError::CopyUnderFactors { .. } => "merge one of the two into the base first",
             AdapterError::Pattern { .. } => {
                 "write it without look-around, back-references and possessive repetition, or list the modules"
             }

@@ -9,14 +9,15 @@ use janus_core::config::JanusConfig;
 use janus_core::directory::Place as Folder;
 use janus_core::input;
 
-use super::Adapter;
 use super::error::{AdapterError, Mismatch, Misshapen};
 use super::extras::{self, Extras};
 use super::file::{WEIGHTS_FILE, WeightsFile, is_read, read_json_text, write_text, write_weights};
+use super::method::{At, Method};
 use super::note::{NOTE_FILE, Note};
-use super::pair::{KEY_PREFIX, Pair, pair_keys, pair_shapes};
 use super::peft_config::{CONFIG_FILE, PeftConfig};
-use super::select::{Selection, select};
+use super::select::{SelectedSite, Selection, select};
+use super::site::{AdaptedSite, KEY_PREFIX, SHARED_PREFIX, key};
+use super::{Adapter, has_bias};
 use crate::mifs;
 
 /// Longest configuration that is read; one that lists every site of the largest model has 40 kB.
@@ -40,8 +41,10 @@ const ORIGINAL_PREFIXES: &[&str] = &[
 /// What a tensor in the file is for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Place {
-    A(Arc<str>),
-    B(Arc<str>),
+    /// A tensor of a site, by path and ending.
+    Site(Arc<str>, &'static str),
+    /// A tensor that all sites share.
+    Shared(&'static str),
     /// A copy of a native parameter that takes its place.
     Saved(Arc<str>),
     /// A copy of a native parameter that PEFT adds to the file and that must equal the base's.
@@ -100,13 +103,27 @@ impl Adapter {
         values.chain(self.alignment.iter().map(|value| (mifs::TEMPERATURE.to_owned(), value.clone()))).collect()
     }
 
+    /// All tensors of both files by name.
+    pub(crate) fn by_name(&self) -> BTreeMap<String, Tensor> {
+        self.tensors().into_iter().chain(self.extras()).collect()
+    }
+
+    /// Whether training leaves a tensor of the weights file alone.
+    pub fn is_fixed(&self, name: &str) -> bool {
+        let of_site =
+            |site: &AdaptedSite| site.values.keys().any(|ending| site.is_fixed(ending) && site.key(ending) == name);
+        let is_shared = name.strip_prefix(SHARED_PREFIX).is_some_and(|name| self.shared.contains_key(name));
+        is_shared || (self.config.method == Method::Lora { bias: true } && self.sites.values().any(of_site))
+    }
+
     /// All tensors of the weights file, by their names there, in order.
     pub fn tensors(&self) -> Vec<(String, Tensor)> {
-        let mut tensors = Vec::with_capacity(2 * self.pairs.len() + self.saved.len());
-        for pair in self.pairs.values() {
-            let (a, b) = pair_keys(&pair.site);
-            tensors.push((a, pair.a.clone()));
-            tensors.push((b, pair.b.clone()));
+        let mut tensors = Vec::with_capacity(2 * self.sites.len() + self.saved.len());
+        for site in self.sites.values() {
+            tensors.extend(site.tensors().map(|(key, value)| (key, value.clone())));
+        }
+        for (name, value) in &self.shared {
+            tensors.push((format!("{SHARED_PREFIX}{name}"), value.clone()));
         }
         for (name, copy) in &self.saved {
             tensors.push((format!("{KEY_PREFIX}{name}"), copy.clone()));
@@ -143,12 +160,13 @@ fn read_folder(folder: Folder<'_>, base: &JanusConfig, tied: bool) -> Result<Ada
     }
     let selection = select(&config, base, tied)?;
     selection.require_some(&config, dynamic.is_some() || !heads.is_empty())?;
-    let mut values = read_tensors(&file, &slots(&selection, base))?;
+    let values = read_tensors(&file, &slots(&config, &selection, base))?;
 
     let remarks = config.passed_over.iter().cloned().chain(selection.remarks.iter().cloned()).collect();
     let mut adapter = Adapter {
         config,
-        pairs: BTreeMap::new(),
+        sites: BTreeMap::new(),
+        shared: BTreeMap::new(),
         saved: BTreeMap::new(),
         dynamic,
         heads,
@@ -157,19 +175,21 @@ fn read_folder(folder: Folder<'_>, base: &JanusConfig, tied: bool) -> Result<Ada
         note,
         remarks,
     };
-    for selected in selection.sites {
-        let path = selected.site.path.clone();
-        if let (Some(a), Some(b)) = (values.remove(&Place::A(path.clone())), values.remove(&Place::B(path.clone()))) {
-            let (rank, alpha) = (selected.rank, selected.alpha);
-            let scale = adapter.config.scaling(rank, alpha);
-            adapter.pairs.insert(path, Pair { site: selected.site, a, b, rank, alpha, scale });
-        }
+    for SelectedSite { site, rank, alpha, is_feedforward } in selection.sites {
+        let scale = adapter.config.scaling(rank, alpha);
+        let has_bias = has_bias(base, &site.path);
+        let own = AdaptedSite { rank, alpha, scale, is_feedforward, has_bias, values: BTreeMap::new(), site };
+        adapter.sites.insert(own.site.path.clone(), own);
     }
     for (place, tensor) in values {
         match place {
+            Place::Site(path, ending) => {
+                adapter.sites.get_mut(&path).and_then(|site| site.values.insert(ending, tensor))
+            }
+            Place::Shared(name) => adapter.shared.insert(name, tensor),
             Place::Saved(name) => adapter.saved.insert(name, tensor),
             Place::BaseCopy(name) => adapter.base_copies.insert(name, tensor),
-            Place::A(_) | Place::B(_) | Place::Extra(_) => None,
+            Place::Extra(_) => None,
         };
     }
     Ok(adapter)
@@ -181,14 +201,18 @@ fn is_original_layout(name: &str) -> bool {
 }
 
 /// Every tensor that may be in the file, by the name PEFT gives it.
-fn slots(selection: &Selection, base: &JanusConfig) -> BTreeMap<String, Slot> {
+fn slots(config: &PeftConfig, selection: &Selection, base: &JanusConfig) -> BTreeMap<String, Slot> {
     let mut slots = BTreeMap::new();
+    let form = config.method.form();
     for selected in &selection.sites {
-        let path = &selected.site.path;
-        let (a, b) = pair_keys(&selected.site);
-        let (a_shape, b_shape) = pair_shapes(&selected.site, selected.rank);
-        slots.insert(a, Slot { place: Place::A(path.clone()), shape: a_shape, required: true });
-        slots.insert(b, Slot { place: Place::B(path.clone()), shape: b_shape, required: true });
+        for (ending, shape) in form.tensors(selected.at()) {
+            let place = Place::Site(selected.site.path.clone(), ending);
+            slots.insert(key(&selected.site, ending), Slot { place, shape, required: true });
+        }
+    }
+    let places: Vec<At<'_>> = selection.sites.iter().map(SelectedSite::at).collect();
+    for (name, shape) in config.method.shared(&places) {
+        slots.insert(format!("{SHARED_PREFIX}{name}"), Slot { place: Place::Shared(name), shape, required: true });
     }
     for parameter in &selection.saved {
         let place = Place::Saved(parameter.name.as_str().into());
@@ -212,17 +236,16 @@ fn slots(selection: &Selection, base: &JanusConfig) -> BTreeMap<String, Slot> {
 fn canonical(name: &str) -> String {
     let mut canonical = name.replacen(".modules_to_save.default.", ".", 1);
     canonical = canonical.replacen(".modules_to_save.", ".", 1);
-    for factor in ["lora_A", "lora_B"] {
-        if let Some(stem) = canonical.strip_suffix(&format!(".{factor}.default.weight")) {
-            return format!("{stem}.{factor}.weight");
+    for part in ["weight", "bias"] {
+        if let Some(stem) = canonical.strip_suffix(&format!(".default.{part}")) {
+            // In a state dict the magnitude is a module; the file has its weight under the module's name.
+            return if stem.ends_with("lora_magnitude_vector") { stem.to_owned() } else { format!("{stem}.{part}") };
         }
     }
-    for factor in ["lora_embedding_A", "lora_embedding_B"] {
-        if let Some(stem) = canonical.strip_suffix(&format!(".{factor}.default")) {
-            return format!("{stem}.{factor}");
-        }
+    match canonical.strip_suffix(".default") {
+        Some(stem) => stem.to_owned(),
+        None => canonical,
     }
-    canonical
 }
 
 /// Reads all tensors into their places, or says of every single one what is wrong with it.

@@ -7,7 +7,8 @@ use serde_json::json;
 
 use super::super::extras::EXTRAS_FILE;
 use super::super::testing::{
-    SITES, Stored, base, bits, change_config, change_weights, folder_of, parameter, refusal, spec, trained,
+    SITES, Stored, base, bits, change_config, change_weights, folder_of, pair, pair_keys, parameter, refusal, spec,
+    trained,
 };
 use super::*;
 use crate::adapter::{AdapterSpec, BaseNote};
@@ -44,12 +45,13 @@ fn an_adapter_comes_back_bit_by_bit() {
 
     let read = Adapter::read(folder.path(), &base(), false).unwrap();
     assert_eq!((&read.config, &read.note), (&adapter.config, &adapter.note));
-    assert_eq!((read.pairs.len(), read.saved.len(), read.base_copies.len()), (3, 5, 0));
-    for (path, pair) in &adapter.pairs {
-        let back = &read.pairs[path];
-        assert_eq!((back.rank, back.alpha, back.scale, &back.site), (3, 4.5, 1.5, &pair.site));
-        assert_eq!((bits(&back.a), bits(&back.b)), (bits(&pair.a), bits(&pair.b)));
-        assert_eq!((back.a.dims(), back.b.dims()), (pair.a.dims(), pair.b.dims()));
+    assert_eq!((read.sites.len(), read.saved.len(), read.base_copies.len()), (3, 5, 0));
+    for (path, site) in &adapter.sites {
+        let back = &read.sites[path];
+        assert_eq!((back.rank, back.alpha, back.scale, &back.site), (3, 4.5, 1.5, &site.site));
+        for (back, own) in pair(back).into_iter().zip(pair(site)) {
+            assert_eq!((bits(back), back.dims()), (bits(own), own.dims()));
+        }
     }
     for (name, copy) in &adapter.saved {
         assert_eq!(bits(&read.saved[name]), bits(copy));
@@ -77,7 +79,7 @@ fn names_in_the_file_are_pefts() {
 fn half_precision_is_widened_exactly() {
     let adapter = trained(&spec(&SITES[..1], &[]));
     let folder = folder_of(&adapter);
-    let (a, b) = pair_keys(&adapter.pairs[SITES[0]].site);
+    let (a, b) = pair_keys(&adapter.sites[SITES[0]].site);
     let mut expected = Vec::new();
     change_weights(folder.path(), |tensors| {
         for (name, dtype) in [(&a, Dtype::BF16), (&b, Dtype::F16)] {
@@ -93,15 +95,15 @@ fn half_precision_is_widened_exactly() {
         }
     });
     let read = Adapter::read(folder.path(), &base(), false).unwrap();
-    let pair = &read.pairs[SITES[0]];
-    assert_eq!((bits(&pair.a), bits(&pair.b)), (expected[0].clone(), expected[1].clone()));
+    let [a, b] = pair(&read.sites[SITES[0]]);
+    assert_eq!((bits(a), bits(b)), (expected[0].clone(), expected[1].clone()));
 }
 
 #[test]
 fn every_tensor_is_accounted_for_and_all_faults_come_at_once() {
     let adapter = trained(&spec(&SITES, &["vision_head"]));
     let folder = folder_of(&adapter);
-    let [linear, conv, table] = SITES.map(|path| pair_keys(&adapter.pairs[path].site));
+    let [linear, conv, table] = SITES.map(|path| pair_keys(&adapter.sites[path].site));
     let extra = key("model.language_model.layers.9.self_attn.q_proj.lora_A.weight");
     let head = key("model.generation_head.vision_head.bias");
     change_weights(folder.path(), |tensors| {
@@ -152,8 +154,8 @@ fn a_nan_is_named() {
 #[test]
 fn large_finite_values_are_finite() {
     let mut adapter = trained(&spec(&SITES[..1], &[]));
-    let pair = adapter.pairs.get_mut(SITES[0]).unwrap();
-    pair.a = Tensor::full(f32::MAX, (3, 48), &candle_core::Device::Cpu).unwrap();
+    *adapter.sites.get_mut(SITES[0]).unwrap().pair_mut().unwrap()[0] =
+        Tensor::full(f32::MAX, (3, 48), &candle_core::Device::Cpu).unwrap();
     Adapter::read(folder_of(&adapter).path(), &base(), false).unwrap();
 }
 
@@ -161,7 +163,7 @@ fn large_finite_values_are_finite() {
 fn names_of_raw_state_dicts_are_read_once_each() {
     let adapter = trained(&spec(&SITES, &["vision_head"]));
     let folder = folder_of(&adapter);
-    let [linear, _, table] = SITES.map(|path| pair_keys(&adapter.pairs[path].site));
+    let [linear, _, table] = SITES.map(|path| pair_keys(&adapter.sites[path].site));
     let rename = |name: &str| -> String {
         let head = key("model.generation_head.vision_head.");
         match name.strip_prefix(&head) {
@@ -197,7 +199,7 @@ fn a_copy_of_the_base_is_kept_for_comparison_only() {
         tensors.insert(key("lm_head.weight"), stored.clone());
     });
     let read = Adapter::read(folder.path(), &base(), false).unwrap();
-    assert_eq!((read.pairs.len(), read.saved.len(), read.base_copies.len()), (1, 0, 2));
+    assert_eq!((read.sites.len(), read.saved.len(), read.base_copies.len()), (1, 0, 2));
     assert_eq!(read.tensors().len(), 2, "copies are not written again");
     let error = read.check_base_copies(&parameter).unwrap_err().to_string();
     assert!(error.contains("`base_model.model.lm_head.weight`"), "the head is another table here: {error}");
@@ -305,7 +307,7 @@ fn an_adapter_of_nothing_is_refused_and_one_of_an_encoder_alone_is_not() {
     let adapter = Adapter::new(&base(), false, &alone, 7, &parameter).unwrap();
     let folder = folder_of(&adapter);
     let read = Adapter::read(folder.path(), &base(), false).unwrap();
-    assert!(read.pairs.is_empty() && read.dynamic.is_some());
+    assert!(read.sites.is_empty() && read.dynamic.is_some());
     std::fs::remove_file(folder.path().join(EXTRAS_FILE)).unwrap();
     assert!(matches!(refusal(folder.path()), AdapterError::NoExtras { is_absent: true, .. }));
     change_config(folder.path(), "auto_mapping", json!(null));

@@ -1,35 +1,39 @@
-//! The adapter, as PEFT's files know it: low-rank pairs at sites of the model, and copies of whole parameters; beside them,
-//! where there are any, the dynamic visual encoder ([`crate::dynamic`]) and task heads ([`crate::heads`]).
+//! The adapter, as PEFT's files know it: the tensors of a method at sites of the model, and copies of whole parameters; beside
+//! them, where there are any, the dynamic visual encoder ([`crate::dynamic`]) and task heads ([`crate::heads`]).
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `pair` | one site's A and B: shapes, tensor names, first values |
-//! | `peft_config` | `adapter_config.json`; what it asks for beyond plain LoRA is refused by name |
+//! | `method` | the methods of PEFT, a file each: their tensors, how these begin, what they make of a site |
+//! | `site` | what an adapter has at one site |
+//! | `peft_config` | `adapter_config.json`; what it asks for beyond the methods here is refused by name |
 //! | `pattern` | Python's regular expressions |
 //! | `select` | which modules of a base a configuration means |
 //! | `file` | safetensors and JSON, read from files nobody vouches for |
 //! | `folder` | the adapter folder: every tensor in it accounted for |
 //! | `extras` | `janus_extras.safetensors`: dynamic encoder and heads |
 //! | `note` | `janus_adapter.json`: base, recipe, metrics |
-//! | `attach` | adapters in the slots of a model |
+//! | `pieces` | what an adapter makes of a site and of whole parameters, from the base's values there |
+//! | `place` | adapters in a model: the one way, for training, loading and checks |
 //! | `argument` | `DIR:scale` of the command line |
 //! | `locate` | from what an argument names to an adapter folder, of a hub, too |
 //!
 //! An adapter is read by [`Adapter::read`] or made by [`Adapter::new`], written by [`Adapter::write`] and used through
-//! [`attach()`]. Paths and parameter names are the native ones, without PEFT's [`KEY_PREFIX`].
+//! [`place()`]. Paths and parameter names are the native ones, without PEFT's [`KEY_PREFIX`].
 
 mod argument;
-mod attach;
 mod error;
 mod extras;
 mod file;
 mod folder;
 mod locate;
+pub(crate) mod method;
 mod note;
-mod pair;
 mod pattern;
 mod peft_config;
+mod pieces;
+mod place;
 mod select;
+mod site;
 #[cfg(test)]
 mod testing;
 
@@ -37,34 +41,40 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
+use janus_core::checkpoint::expected_tensors;
 use janus_core::config::JanusConfig;
-use janus_core::site::sites;
+use janus_core::site::{Site, sites};
 
 pub use argument::parse_argument;
-pub use attach::{LoraCorrection, attach, detach, heads, scaled_copy};
 pub use error::{AdapterError, Mismatch, Misshapen};
 pub use file::WEIGHTS_FILE;
 pub use locate::{as_argument, base_names, locate};
+pub use method::{Init, Method, OnBias};
 pub use note::{BaseNote, FingerprintVerdict, NOTE_FILE, NOTE_VERSION, Note, check_fingerprint};
-pub use pair::{KEY_PREFIX, Pair, pair_keys, pair_shapes};
 pub use peft_config::{CONFIG_FILE, ModuleNames, PeftConfig};
+pub use pieces::{Together, scaled_copy};
+pub use place::{Placed, attach, detach, heads, place};
 pub use select::{SelectedSite, Selection, resolve_modules, select};
+pub use site::{AdaptedSite, KEY_PREFIX, key, trained_values};
 
 use crate::dynamic::{Dynamic, Paths};
 use crate::heads::{Head, HeadKind, Heads};
 use crate::mifs;
+use method::{At, Read, first_values};
 use peft_config::NewConfig;
 
 /// Rows of a copied embedding that are compared at a time.
 const COMPARED_ROWS: usize = 4096;
 
-/// A LoRA adapter.
+/// An adapter.
 #[derive(Debug, Clone)]
 pub struct Adapter {
     /// Its configuration.
     pub config: PeftConfig,
-    /// Pairs by the native path of their site.
-    pub pairs: BTreeMap<Arc<str>, Pair>,
+    /// What it has at each site, by the site's native path.
+    pub sites: BTreeMap<Arc<str>, AdaptedSite>,
+    /// What all sites share and training leaves alone, by name, such as `vera_A`; f32.
+    pub shared: BTreeMap<&'static str, Tensor>,
     /// Copies that stand in for parameters (`modules_to_save`), by native name, in the parameter's shape; f32.
     pub saved: BTreeMap<Arc<str>, Tensor>,
     /// The dynamic visual encoder, where there is one.
@@ -85,10 +95,22 @@ pub struct Adapter {
 /// What a new adapter is made from.
 #[derive(Debug, Clone)]
 pub struct AdapterSpec {
-    /// Rank of every pair.
+    /// Its method.
+    pub method: Method,
+    /// Rank at every site that `ranks` does not name; without meaning where the method has none.
     pub rank: usize,
-    /// Numerator of the scale `alpha / rank`.
+    /// Numerator of the scale at every site that `alphas` does not name.
     pub alpha: f64,
+    /// Whether the scale is `alpha / √rank` instead of `alpha / rank`.
+    pub rslora: bool,
+    /// How low-rank pairs begin.
+    pub init: Init,
+    /// Other ranks, by native path.
+    pub ranks: BTreeMap<Arc<str>, usize>,
+    /// Other alphas, by native path.
+    pub alphas: BTreeMap<Arc<str>, f64>,
+    /// Type that the base's weights are computed in.
+    pub dtype: DType,
     /// Share of the inputs' values that training zeroes before A.
     pub dropout: f64,
     /// Native paths of the sites.
@@ -105,12 +127,35 @@ pub struct AdapterSpec {
     pub base_name: Option<String>,
 }
 
+impl Default for AdapterSpec {
+    /// LoRA of rank 8 and scale 1 at no site.
+    fn default() -> Self {
+        Self {
+            method: Method::Lora { bias: false },
+            rank: 8,
+            alpha: 8.0,
+            rslora: false,
+            init: Init::default(),
+            ranks: BTreeMap::new(),
+            alphas: BTreeMap::new(),
+            dtype: DType::F32,
+            dropout: 0.0,
+            sites: Vec::new(),
+            modules_to_save: Vec::new(),
+            dynamic: None,
+            heads: Vec::new(),
+            aligns: false,
+            base_name: None,
+        }
+    }
+}
+
 impl Adapter {
-    /// A new adapter that changes nothing yet: every product B·A is 0 and every copy equals the base's parameter.
+    /// A new adapter that changes nothing yet: no site shifts its weight and every copy equals the base's parameter.
     ///
-    /// The first values are a function of `seed` and the tensor's name. `read` gives the base's parameter of a native
-    /// name in any type; it is called for the parameters of `modules_to_save`. `tied` where the base's text head is its
-    /// embedding table.
+    /// The first values are a function of `seed` and the tensor's name, with some methods also of the base's weights. `read`
+    /// gives the base's parameter of a native name in any type; it is called for the parameters of `modules_to_save`, too.
+    /// `tied` where the base's text head is its embedding table.
     ///
     /// # Errors
     /// Numbers out of range, unknown sites or modules, a site inside a copied module, or what `read` reports.
@@ -124,12 +169,19 @@ impl Adapter {
         let config = new_config(base, spec)?;
         let selection = select(&config, base, tied)?;
         selection.require_some(&config, spec.dynamic.is_some() || !spec.heads.is_empty())?;
-        let mut pairs = BTreeMap::new();
-        for SelectedSite { site, rank, alpha } in selection.sites {
-            let (a, b) = pair::first_values(&site, rank, seed)?;
+        let mut sites = BTreeMap::new();
+        for SelectedSite { site, rank, alpha, is_feedforward } in selection.sites {
+            let at = At { site: &site, rank, is_feedforward };
+            let own = Read { site: &site, read, dtype: spec.dtype, has_bias: has_bias(base, &site.path) };
+            let values = first_values(&config.method, at, spec.init, seed, &own)?;
             let scale = config.scaling(rank, alpha);
-            pairs.insert(site.path.clone(), Pair { site, a, b, rank, scale, alpha });
+            let has_bias = own.has_bias;
+            sites.insert(site.path.clone(), AdaptedSite { site, rank, alpha, scale, is_feedforward, has_bias, values });
         }
+        let places: Vec<At<'_>> = sites.values().map(AdaptedSite::at).collect();
+        let shared = config.method.shared(&places).into_iter();
+        let shared = shared.map(|(name, shape)| Ok((name, config.method.first_shared(name, &shape)?)));
+        let shared = shared.collect::<Result<_, AdapterError>>()?;
         let mut saved = BTreeMap::new();
         for parameter in selection.saved {
             let value = read(&parameter.name)?.to_dtype(DType::F32)?;
@@ -147,7 +199,8 @@ impl Adapter {
         let alignment = spec.aligns.then(mifs::first_temperature).transpose()?;
         Ok(Self {
             config,
-            pairs,
+            sites,
+            shared,
             saved,
             dynamic,
             heads,
@@ -159,7 +212,7 @@ impl Adapter {
     }
 
     /// Whether anything that it adds to a base with a factor on it is other than zero; copies count without a look at what
-    /// they replace. Heads add nothing to a base.
+    /// they replace, and so do magnitudes. Heads add nothing to a base.
     ///
     /// # Errors
     /// The tensor engine's.
@@ -170,8 +223,8 @@ impl Adapter {
         if !self.saved.is_empty() {
             return Ok(true);
         }
-        for pair in self.pairs.values() {
-            if pair.scale * factor != 0.0 && !is_zero(&pair.a)? && !is_zero(&pair.b)? {
+        for site in self.sites.values() {
+            if self.config.method.form().acts(&site.values)? {
                 return Ok(true);
             }
         }
@@ -204,9 +257,12 @@ impl Adapter {
         Ok(false)
     }
 
-    /// Values in all factors and copies, of the dynamic encoder and of heads.
+    /// Values that are trained: of all sites and copies, of the dynamic encoder and of heads.
     pub fn parameter_count(&self) -> usize {
-        let factors = self.pairs.values().flat_map(|pair| [&pair.a, &pair.b]);
+        let factors = self.sites.values().flat_map(|site| {
+            let trained = site.values.iter().filter(|(ending, _)| !site.is_fixed(ending));
+            trained.map(|(_, value)| value)
+        });
         let dynamic = self.dynamic.iter().flat_map(|dynamic| dynamic.values().values());
         let heads = self.heads.values().flat_map(|head| head.values().values());
         factors.chain(self.saved.values()).chain(dynamic).chain(heads).map(Tensor::elem_count).sum()
@@ -221,7 +277,7 @@ impl Adapter {
         for (name, copy) in &self.base_copies {
             if !same_values(copy, &read(name)?)? {
                 let tensor = match name.strip_suffix(".weight") {
-                    Some(path) if self.pairs.contains_key(path) => format!("{KEY_PREFIX}{path}.base_layer.weight"),
+                    Some(path) if self.sites.contains_key(path) => format!("{KEY_PREFIX}{path}.base_layer.weight"),
                     _ => format!("{KEY_PREFIX}{name}"),
                 };
                 return Err(AdapterError::BaseCopy { tensor, parameter: name.to_string() });
@@ -231,23 +287,38 @@ impl Adapter {
     }
 }
 
+/// Whether a base has a bias at a site.
+pub fn has_bias(base: &JanusConfig, path: &str) -> bool {
+    let name = format!("{path}.bias");
+    expected_tensors(base, true).iter().any(|tensor| tensor.name == name)
+}
+
 /// Checks a specification and writes it as the configuration that selects just that.
 fn new_config(base: &JanusConfig, spec: &AdapterSpec) -> Result<PeftConfig, AdapterError> {
-    let known: BTreeMap<Arc<str>, usize> =
-        sites(base).into_iter().map(|site| (site.path.clone(), site.input.max(site.output))).collect();
+    let known: BTreeMap<Arc<str>, Site> = sites(base).into_iter().map(|site| (site.path.clone(), site)).collect();
     let mut targets = BTreeSet::new();
     let mut largest_side = 0;
     for path in &spec.sites {
-        let side = known.get(path).ok_or_else(|| AdapterError::UnknownModule { path: path.to_string() })?;
-        largest_side = largest_side.max(*side);
+        let site = known.get(path).ok_or_else(|| AdapterError::UnknownModule { path: path.to_string() })?;
+        if !spec.method.takes(site.kind) {
+            return Err(AdapterError::NotForSite { path: path.to_string(), method: spec.method.name() });
+        }
+        largest_side = largest_side.max(site.input.max(site.output));
         targets.insert(path.to_string());
     }
     let setting = |what, value: String, expected| Err(AdapterError::Setting { what, value, expected });
-    if spec.rank == 0 || (!targets.is_empty() && spec.rank > largest_side) {
-        return setting("rank", spec.rank.to_string(), "at least 1 and at most the longest side of a targeted matrix");
+    let ranks = spec.ranks.values().chain([&spec.rank]);
+    for rank in ranks.filter(|_| spec.method.has_rank()) {
+        let limit = if spec.method.is_limited_by_sides() { largest_side } else { MOST_RANK };
+        if *rank == 0 || (!targets.is_empty() && *rank > limit) {
+            let expected = "at least 1 and at most the longest side of a targeted matrix";
+            return setting("rank", rank.to_string(), expected);
+        }
     }
-    if !spec.alpha.is_finite() || spec.alpha == 0.0 {
-        return setting("alpha", spec.alpha.to_string(), "a finite number other than 0");
+    for alpha in spec.alphas.values().chain([&spec.alpha]) {
+        if !alpha.is_finite() || *alpha == 0.0 {
+            return setting("alpha", alpha.to_string(), "a finite number other than 0");
+        }
     }
     if !(0.0..1.0).contains(&spec.dropout) {
         return setting("dropout", spec.dropout.to_string(), "a number of at least 0 and below 1");
@@ -259,19 +330,25 @@ fn new_config(base: &JanusConfig, spec: &AdapterSpec) -> Result<PeftConfig, Adap
             return Err(AdapterError::TargetedAndSaved { path: path.clone() });
         }
     }
+    let ranks: Vec<(String, usize)> = spec.ranks.iter().map(|(path, rank)| (path.to_string(), *rank)).collect();
+    let alphas: Vec<(String, f64)> = spec.alphas.iter().map(|(path, alpha)| (path.to_string(), *alpha)).collect();
     PeftConfig::new(&NewConfig {
+        method: &spec.method,
         rank: spec.rank,
         alpha: spec.alpha,
+        rslora: spec.rslora,
         dropout: spec.dropout,
+        init: spec.init,
         targets: &targets.into_iter().collect::<Vec<_>>(),
+        ranks: &ranks,
+        alphas: &alphas,
         modules_to_save: &modules_to_save,
         base_name: spec.base_name.as_deref(),
     })
 }
 
-fn is_zero(tensor: &Tensor) -> Result<bool, AdapterError> {
-    Ok(tensor.flatten_all()?.to_vec1::<f32>()?.iter().all(|value| *value == 0.0))
-}
+/// Beyond it the sizes of tensors could overflow.
+const MOST_RANK: usize = 1 << 20;
 
 /// Whether two tensors, of rows, of any type hold the same numbers.
 fn same_values(a: &Tensor, b: &Tensor) -> Result<bool, AdapterError> {

@@ -9,6 +9,7 @@ use janus_core::config::JanusConfig;
 use janus_core::site::{Site, SiteKind, sites};
 
 use super::error::AdapterError;
+use super::method::{At, Method};
 use super::pattern::Pattern;
 use super::peft_config::{ModuleNames, PeftConfig, cut};
 
@@ -18,21 +19,29 @@ const LISTED: usize = 8;
 /// Path of the text head, which `all-linear` leaves out.
 const TEXT_HEAD: &str = "lm_head";
 
-/// A site that has a pair.
+/// A site that the adapter has something at.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SelectedSite {
     /// The site.
     pub site: Site,
-    /// Rank of its pair.
+    /// Rank of its factors.
     pub rank: usize,
-    /// Alpha of its pair.
+    /// Numerator of its scale.
     pub alpha: f64,
+    /// Whether (IA)³ has its factors on the input here.
+    pub is_feedforward: bool,
+}
+
+impl SelectedSite {
+    pub(super) fn at(&self) -> At<'_> {
+        At { site: &self.site, rank: self.rank, is_feedforward: self.is_feedforward }
+    }
 }
 
 /// What a configuration selects of a base.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Selection {
-    /// Sites with a pair, in the order of the model's modules.
+    /// Sites with tensors of their own, in the order of the model's modules.
     pub sites: Vec<SelectedSite>,
     /// Parameters with a copy, likewise.
     pub saved: Vec<ExpectedTensor>,
@@ -63,7 +72,11 @@ pub fn select(config: &PeftConfig, base: &JanusConfig, tied: bool) -> Result<Sel
         }
         let rank = rules.ranks.iter().find(|(pattern, _)| pattern.is_match(path)).map_or(config.rank, |(_, r)| *r);
         let alpha = rules.alphas.iter().find(|(pattern, _)| pattern.is_match(path)).map_or(config.alpha, |(_, a)| *a);
-        selected.push(SelectedSite { site: site.clone(), rank, alpha });
+        if !config.method.takes(site.kind) {
+            return Err(AdapterError::NotForSite { path: path.clone(), method: config.method.name() });
+        }
+        let is_feedforward = rules.feedforward(path);
+        selected.push(SelectedSite { site: site.clone(), rank, alpha, is_feedforward });
     }
     if selected.is_empty() && config.targets != ModuleNames::Nothing {
         return Err(nothing_selected(config, &modules, &rules));
@@ -293,6 +306,13 @@ struct Rules {
     layers_patterns: Vec<Pattern>,
     ranks: Vec<(Pattern, usize)>,
     alphas: Vec<(Pattern, f64)>,
+    feedforward: Feedforward,
+}
+
+/// Which targets are feed-forward, by PEFT's own rule: a list names ends of paths, be it within a segment.
+enum Feedforward {
+    Endings(Vec<String>),
+    Expression(Pattern),
 }
 
 impl Rules {
@@ -318,7 +338,21 @@ impl Rules {
             layers_patterns,
             ranks: endings("rank_pattern", &config.rank_patterns)?,
             alphas: endings("alpha_pattern", &config.alpha_patterns)?,
+            feedforward: match &config.method {
+                Method::Ia3 { feedforward: ModuleNames::Expression(text) } => {
+                    Feedforward::Expression(Pattern::whole("feedforward_modules", text)?)
+                }
+                Method::Ia3 { feedforward: ModuleNames::Suffixes(names) } => Feedforward::Endings(names.clone()),
+                _ => Feedforward::Endings(Vec::new()),
+            },
         })
+    }
+
+    fn feedforward(&self, path: &str) -> bool {
+        match &self.feedforward {
+            Feedforward::Endings(endings) => endings.iter().any(|ending| path.ends_with(ending)),
+            Feedforward::Expression(pattern) => pattern.is_match(path),
+        }
     }
 
     fn targets(&self, path: &str) -> bool {

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use janus_core::config::JanusConfig;
 use janus_core::noise;
+use janus_core::site::Site;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::Value;
 
-use super::{Adapter, AdapterError, AdapterSpec, CONFIG_FILE, WEIGHTS_FILE};
+use super::{AdaptedSite, Adapter, AdapterError, AdapterSpec, CONFIG_FILE, WEIGHTS_FILE};
 
 /// The base of all tests.
 pub(super) fn base() -> JanusConfig {
@@ -36,6 +37,7 @@ pub(super) fn spec(sites: &[&str], modules_to_save: &[&str]) -> AdapterSpec {
         heads: Vec::new(),
         aligns: false,
         base_name: Some("janus-tiny".into()),
+        ..AdapterSpec::default()
     }
 }
 
@@ -56,14 +58,26 @@ pub(super) fn trained(spec: &AdapterSpec) -> Adapter {
         let values: Vec<f32> = (0..tensor.elem_count()).map(|i| noise::normal(key, i as u64) as f32).collect();
         Tensor::from_vec(values, tensor.dims(), &Device::Cpu).unwrap()
     };
-    for (path, pair) in &mut adapter.pairs {
-        pair.a = drawn(&pair.a, &format!("{path} a"));
-        pair.b = drawn(&pair.b, &format!("{path} b"));
+    for (path, site) in &mut adapter.sites {
+        let [a, b] = site.pair_mut().unwrap();
+        *a = drawn(a, &format!("{path} a"));
+        *b = drawn(b, &format!("{path} b"));
     }
     for (name, copy) in &mut adapter.saved {
         *copy = drawn(copy, &format!("{name} copy"));
     }
     adapter
+}
+
+/// A and B of a site.
+pub(super) fn pair(site: &AdaptedSite) -> [&Tensor; 2] {
+    site.pair().unwrap()
+}
+
+/// Keys of A and B of a site.
+pub(super) fn pair_keys(site: &Site) -> (String, String) {
+    let [a, b] = super::method::lora::endings(site.kind);
+    (super::key(site, a), super::key(site, b))
 }
 
 /// One stored tensor.

@@ -1,21 +1,22 @@
 use candle_core::{DType, Tensor};
 use janus_core::noise;
 
-use super::testing::{SITES, base, bits, parameter, spec, trained};
+use super::testing::{SITES, base, bits, pair, parameter, spec, trained};
 use super::*;
 
 #[test]
 fn a_new_adapter_has_pefts_shapes_and_changes_nothing() {
     let adapter = Adapter::new(&base(), false, &spec(&SITES, &["generation_head"]), 1, &parameter).unwrap();
-    let shapes = |path: &str| (adapter.pairs[path].a.dims().to_vec(), adapter.pairs[path].b.dims().to_vec());
+    let shapes = |path: &str| {
+        let [a, b] = pair(&adapter.sites[path]);
+        (a.dims().to_vec(), b.dims().to_vec())
+    };
     assert_eq!(shapes(SITES[0]), (vec![3, 48], vec![48, 3]));
     assert_eq!(shapes(SITES[1]), (vec![3, 3, 8, 8], vec![32, 3, 1, 1]));
     assert_eq!(shapes(SITES[2]), (vec![3, 64], vec![8, 3]));
-    for pair in adapter.pairs.values() {
-        assert_eq!((pair.rank, pair.alpha, pair.scale), (3, 4.5, 1.5));
-        let shift = pair.low_rank(1.0).weight_shift(&pair.site).unwrap();
-        assert!(bits(&shift).iter().all(|b| b << 1 == 0), "B·A is zero at {}", pair.site.path);
-        let drawn = [&pair.a, &pair.b].iter().filter(|t| bits(t).iter().any(|b| *b != 0)).count();
+    for site in adapter.sites.values() {
+        assert_eq!((site.rank, site.alpha, site.scale), (3, 4.5, 1.5));
+        let drawn = pair(site).iter().filter(|t| bits(t).iter().any(|b| *b != 0)).count();
         assert_eq!(drawn, 1, "one factor is drawn, the other zero");
     }
     let names: Vec<_> = adapter.saved.keys().map(|name| &**name).collect();
@@ -35,7 +36,7 @@ fn first_values_follow_pefts_distributions() {
     let wide = AdapterSpec { rank: 40, ..spec(&[path, "model.vision_model.embeddings.patch_embedding"], &[]) };
     let adapter = Adapter::new(&base(), false, &wide, 3, &parameter).unwrap();
     for (path, fan_in) in [(path, 80.0f32), ("model.vision_model.embeddings.patch_embedding", 192.0)] {
-        let a: Vec<f32> = adapter.pairs[path].a.flatten_all().unwrap().to_vec1().unwrap();
+        let a: Vec<f32> = pair(&adapter.sites[path])[0].flatten_all().unwrap().to_vec1().unwrap();
         let bound = 1.0 / fan_in.sqrt();
         assert!(a.iter().all(|v| v.abs() <= bound));
         assert!(a.iter().any(|v| *v > 0.98 * bound) && a.iter().any(|v| *v < -0.98 * bound));
@@ -45,7 +46,7 @@ fn first_values_follow_pefts_distributions() {
     let table = "model.language_model.embed_tokens";
     let adapter =
         Adapter::new(&base(), false, &AdapterSpec { rank: 40, ..spec(&[table], &[]) }, 3, &parameter).unwrap();
-    let b: Vec<f32> = adapter.pairs[table].b.flatten_all().unwrap().to_vec1().unwrap();
+    let b: Vec<f32> = pair(&adapter.sites[table])[1].flatten_all().unwrap().to_vec1().unwrap();
     let variance = b.iter().map(|v| v * v).sum::<f32>() / b.len() as f32;
     assert!((variance - 1.0).abs() < 0.1 && b.iter().any(|v| v.abs() > 2.0), "{variance}");
 }
@@ -53,7 +54,7 @@ fn first_values_follow_pefts_distributions() {
 #[test]
 fn first_values_depend_on_seed_and_name_only() {
     let make = |sites: &[&str], seed| Adapter::new(&base(), false, &spec(sites, &[]), seed, &parameter).unwrap();
-    let of = |adapter: &Adapter, path: &str| bits(&adapter.pairs[path].a);
+    let of = |adapter: &Adapter, path: &str| bits(pair(&adapter.sites[path])[0]);
     let (one, all) = (make(&SITES[..1], 1), make(&SITES, 1));
     assert_eq!(of(&one, SITES[0]), of(&all, SITES[0]));
     assert_ne!(of(&one, SITES[0]), of(&make(&SITES, 2), SITES[0]));

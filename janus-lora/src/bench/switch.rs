@@ -63,6 +63,7 @@ pub fn switch(model: &Model, options: &SwitchOptions, status: &dyn Status) -> Re
         heads: Vec::new(),
         aligns: false,
         base_name: None,
+        ..AdapterSpec::default()
     };
     let no_copies = |name: &str| Err(janus_core::ModelError::UnknownParameter { name: name.into() }.into());
     let mut adapter = Adapter::new(&model.config, with.is_tied(), &spec, SEED, &no_copies)?;

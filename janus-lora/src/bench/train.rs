@@ -99,6 +99,7 @@ pub fn train(model: &Model, options: &TrainOptions, status: &dyn Status) -> Resu
         heads: Vec::new(),
         aligns: false,
         base_name: None,
+        ..AdapterSpec::default()
     };
     let no_copies = |name: &str| Err(janus_core::ModelError::UnknownParameter { name: name.into() }.into());
     let adapter = Adapter::new(&model.config, janus.is_tied(), &spec, SEED, &no_copies)?;

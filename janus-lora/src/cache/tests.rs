@@ -8,11 +8,10 @@ use janus_core::model::vision::VisionPoint;
 use janus_core::ops::with_composed;
 use janus_core::pass::{NoiseKey, Pass};
 use janus_core::processing::{Decoding, Orientation};
-use janus_core::site::LowRank;
+use janus_core::site::{Correction, LowRank, Term};
 use janus_core::{Janus, Parts};
 
 use super::*;
-use crate::adapter::LoraCorrection;
 use crate::base::Base;
 use crate::data::EncodedImage;
 use crate::status::Silent;
@@ -111,7 +110,7 @@ fn adapt(model: &Janus, path: &str) -> [Var; 2] {
     };
     let [a, b] = [var(3, input, 1), var(output, 3, 2)];
     let term = LowRank { a: a.as_tensor().clone(), b: b.as_tensor().clone(), scale: 1.5, dropout: 0.25, request: None };
-    site.attach(Some(Arc::new(LoraCorrection::new(vec![term]))));
+    site.attach(Some(Arc::new(Correction::of_terms([Term::LowRank(term)])))).unwrap();
     [a, b]
 }
 

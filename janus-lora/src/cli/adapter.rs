@@ -40,9 +40,13 @@ impl AdapterCommand {
         let base = open_base(base.as_deref(), &[&folder], &Terminal)?;
         let adapter = read_adapter_folder(&folder, factor, &base, &Terminal)?;
         let mut sites = Vec::new();
-        for (path, pair) in &adapter.pairs {
+        for (path, site) in &adapter.sites {
             let norm = |t: &candle_core::Tensor| -> Result<f32> { Ok(t.sqr()?.sum_all()?.sqrt()?.to_scalar()?) };
-            sites.push((path.to_string(), pair.rank, pair.scale, norm(&pair.a)?, norm(&pair.b)?));
+            let [a, b] = match site.pair() {
+                Some([a, b]) => [norm(a)?, norm(b)?],
+                None => [0.0; 2],
+            };
+            sites.push((path.to_string(), site.rank, site.scale, a, b));
         }
         let parameters = adapter.parameter_count();
         let fingerprint =

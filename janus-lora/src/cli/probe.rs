@@ -59,7 +59,7 @@ impl Probe {
         let trainables = if self.gradients {
             let (mut adapter, scale) = adapters.remove(0);
             // What lies in parts that this pass does not run has no gradient.
-            adapter.pairs.retain(|path, _| model.projections().get(path).is_some());
+            adapter.sites.retain(|path, _| model.projections().get(path).is_some());
             adapter.saved.retain(|name, _| model.parameters().get(name).is_some());
             Some(Trainables::attach_scaled(&model, adapter, scale)?)
         } else {

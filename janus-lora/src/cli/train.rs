@@ -13,7 +13,7 @@ use super::status::Terminal;
 use super::{report, samples};
 use crate::base::is_random;
 use crate::error::{Error, Result};
-use crate::recipe::{self, BaseDtype, Orientation, Recipe};
+use crate::recipe::{self, AdapterMethod, AdapterSection, BaseDtype, Orientation, Recipe};
 use crate::report::expected::{ExpectedCurve, Outside};
 use crate::report::record::Record;
 use crate::status::{Status, duration};
@@ -238,6 +238,21 @@ fn curve_text(outside: &[Outside]) -> String {
     )
 }
 
+/// Method, rank and scale, as far as the method has them.
+fn form_text(adapter: &AdapterSection) -> String {
+    let mut parts = Vec::new();
+    if adapter.method != AdapterMethod::Lora {
+        parts.push(adapter.method.to_string());
+    }
+    if adapter.method.takes("rank") {
+        parts.push(format!("rank {}", adapter.rank));
+    }
+    if adapter.method.takes("scale") {
+        parts.push(format!("scale {}", adapter.effective_scale()));
+    }
+    parts.iter().map(|part| format!("{part}, ")).collect()
+}
+
 /// The plan in words.
 fn plan_text(prepared: &Prepared) -> String {
     let Prepared { recipe, base, plan, .. } = prepared;
@@ -250,9 +265,8 @@ fn plan_text(prepared: &Prepared) -> String {
             if is_random(base.name()) { ", random weights" } else { "" }
         ),
         format!(
-            "adapter    rank {}, scale {}, {} sites, {} trainable parameters ({share:.2} %)",
-            recipe.adapter.rank,
-            recipe.adapter.effective_scale(),
+            "adapter    {}{} sites, {} trainable parameters ({share:.2} %)",
+            form_text(&recipe.adapter),
             plan.sites.len(),
             report::count(plan.trainable_parameters)
         ),

@@ -9,15 +9,13 @@
 //! | file | what |
 //! | --- | --- |
 //! | `factors` | from the values to the factors, with their graph |
-//! | `apply` | factors in a loaded model |
-//! | `fold` | factors in plain weights |
+//! | `places` | where a model has factors |
 //!
 //! Both paths have their factors at the same time, each at its own place: to go from one modality to the other, nothing is
 //! made anew.
 
-mod apply;
 mod factors;
-mod fold;
+mod places;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,12 +24,11 @@ use candle_core::{DType, Device, Result, Tensor};
 use janus_core::config::JanusConfig;
 use janus_core::noise;
 
-use apply::{generation_site, norm_parameters};
-
 use crate::drawn::drawn;
 
-pub use apply::ScaledCorrection;
 pub use factors::Factors;
+pub use places::generation_site;
+use places::norm_parameters;
 
 /// Length of a modality's token.
 const TOKEN: usize = 256;
@@ -132,7 +129,7 @@ impl Dynamic {
     /// # Errors
     /// The tensor engine's.
     pub fn acts(&self) -> Result<bool> {
-        let Factors { norms, generation } = Factors::of([(self, 1.0)])?;
+        let Factors { norms, generation } = Factors::of(self)?;
         for factors in norms.iter().chain(&generation) {
             if factors.flatten_all()?.to_vec1::<f32>()?.iter().any(|factor| *factor != 1.0) {
                 return Ok(true);

@@ -7,8 +7,8 @@ use janus_core::{Diagnose, Fault};
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MergeError {
-    /// One adapter whose products B·A times its scale are all zero, and that copies nothing.
-    #[error("adapter {number} of {count} changes nothing: every product B·A, times its scale, is zero")]
+    /// One adapter that shifts no weight, and that copies nothing.
+    #[error("adapter {number} of {count} changes nothing: the shift of every weight is zero")]
     NoOp {
         /// Which one, from 1.
         number: usize,
@@ -20,6 +20,12 @@ pub enum MergeError {
     NothingChanged {
         /// Tensors they speak of.
         tensors: usize,
+    },
+    /// A bias that an adapter adds where the base has none to add it to.
+    #[error("`{path}` has no bias in the base, and an adapter adds one (`lora_bias`)")]
+    NoBias {
+        /// The site.
+        path: String,
     },
     /// A merged value that is infinite or no number.
     #[error("`{tensor}` is not finite once merged: {weight:e} + {delta:e} at value {index} does not fit {dtype:?}")]
@@ -55,6 +61,7 @@ impl Diagnose for MergeError {
             MergeError::NoOp { .. } | MergeError::NothingChanged { .. } => {
                 "an untrained adapter does this, and a scale of 0 (`DIR:SCALE`); `janus base convert` copies a base as it is"
             }
+            MergeError::NoBias { .. } => "use the adapter beside the base, with `--adapter`",
             MergeError::NotFinite { dtype: DType::F16, .. } => {
                 "f16 ends at 65504: give `--dtype bf16` or `--dtype f32`, or a smaller scale (`DIR:SCALE`)"
             }

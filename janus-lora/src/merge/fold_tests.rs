@@ -1,7 +1,7 @@
 use candle_core::{DType, Device, Tensor};
 use janus_core::noise;
 use janus_core::pass::Part;
-use janus_core::site::{LowRank, Site, SiteKind};
+use janus_core::site::{Correction, LowRank, Site, SiteKind, Term};
 
 use super::*;
 use crate::error::Error;
@@ -32,9 +32,16 @@ fn shape(site: &Site) -> Vec<usize> {
 }
 
 fn term(site: &Site, rank: usize, scale: f64) -> LowRank {
-    let (a, b) = crate::adapter::pair_shapes(site, rank);
+    let (a, b) = match site.kind {
+        SiteKind::Conv2d { kernel, .. } => (vec![rank, site.input, kernel, kernel], vec![site.output, rank, 1, 1]),
+        _ => (vec![rank, site.input], vec![site.output, rank]),
+    };
     let name = |factor: &str| format!("{} {rank} {factor}", site.path);
     LowRank { a: drawn(&name("a"), &a), b: drawn(&name("b"), &b), scale, dropout: 0.0, request: None }
+}
+
+fn correction(terms: &[LowRank]) -> Correction {
+    Correction::of_terms(terms.iter().cloned().map(Term::LowRank))
 }
 
 /// `scale · B·A` value by value, in the weight's order.
@@ -75,13 +82,11 @@ fn every_kind_of_site_in_pieces_of_any_size() {
         let terms = [term(&site, 2, 0.7), term(&site, 3, -1.5)];
         let (weight, copy) = (drawn("w", &shape(&site)), drawn("copy", &shape(&site)));
         let shifts: Vec<Vec<f64>> = terms.iter().map(|term| shift_by_definition(&site, term)).collect();
-        for copy in [None, Some((&copy, 1.0)), Some((&copy, 0.0)), Some((&copy, -0.4))] {
-            let fold = Fold { name: "t", copy, shift: Some((&site, &terms[..])), factors: None, dtype: DType::F32 };
+        let correction = correction(&terms);
+        for copy in [None, Some(&copy)] {
+            let fold = Fold { name: "t", copy, correction: Some((&site, &correction)), dtype: DType::F32 };
             let base = values(&weight).unwrap();
-            let (copied, factor) = copy.map_or((&weight, 1.0), |(copy, factor)| (copy, factor));
-            let copied = values(copied).unwrap();
-            let start = base.iter().zip(&copied).map(|(w, c)| (f64::from(*w), f64::from(*c)));
-            let start: Vec<f64> = start.map(|(w, c)| w + factor * (c - w)).collect();
+            let start: Vec<f64> = values(copy.unwrap_or(&weight)).unwrap().into_iter().map(f64::from).collect();
             let expected: Vec<f64> = start.iter().enumerate().map(|(i, w)| w + shifts[0][i] + shifts[1][i]).collect();
             for piece in [1, 11, 17, 1 << 18] {
                 let (merged, sums) = fold.in_pieces(&weight, piece).unwrap();
@@ -110,7 +115,7 @@ fn what_rounding_loses() {
     let deltas = [0.25 * step, 2.0 * step, 1.75 * step, 0.0];
     let copy = Tensor::new(deltas.map(|delta| 1.0 + delta as f32).as_slice(), &Device::Cpu).unwrap();
     let copy = copy.reshape((2, 2)).unwrap();
-    let fold = |dtype| Fold { name: "t", copy: Some((&copy, 1.0)), shift: None, factors: None, dtype };
+    let fold = |dtype| Fold { name: "t", copy: Some(&copy), correction: None, dtype };
     let stored = weight.to_dtype(DType::BF16).unwrap();
     let (merged, sums) = fold(DType::BF16).run(&stored).unwrap();
     assert_eq!(merged.dtype(), DType::BF16);
@@ -135,11 +140,7 @@ fn figures_that_do_not_exist_are_absent() {
     let zeros = Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap();
     let ones = zeros.ones_like().unwrap();
     let run = |copy: &Tensor, stored: &Tensor| {
-        Fold { name: "t", copy: Some((copy, 1.0)), shift: None, factors: None, dtype: DType::F32 }
-            .run(stored)
-            .unwrap()
-            .1
-            .change()
+        Fold { name: "t", copy: Some(copy), correction: None, dtype: DType::F32 }.run(stored).unwrap().1.change()
     };
     assert_eq!(run(&ones, &zeros).relative_change, None);
     let same = run(&ones, &ones);
@@ -152,9 +153,7 @@ fn values_that_the_type_cannot_hold() {
     let weight = Tensor::new(&[[1f32, 2.0, 3.0], [4.0, 5.0, 6.0]], &Device::Cpu).unwrap();
     let refusal = |value: f32, dtype| {
         let copy = Tensor::new(&[[1f32, 2.0, 3.0], [4.0, value, 6.0]], &Device::Cpu).unwrap();
-        Fold { name: "t", copy: Some((&copy, 1.0)), shift: None, factors: None, dtype }
-            .in_pieces(&weight, 2)
-            .map(|(_, sums)| sums)
+        Fold { name: "t", copy: Some(&copy), correction: None, dtype }.in_pieces(&weight, 2).map(|(_, sums)| sums)
     };
     for (value, dtype) in [(7e4, DType::F16), (f32::INFINITY, DType::F32), (f32::MAX, DType::BF16)] {
         match refusal(value, dtype) {
@@ -166,8 +165,6 @@ fn values_that_the_type_cannot_hold() {
     }
     assert!(refusal(7e4, DType::BF16).is_ok());
     let narrow = Tensor::zeros((2, 2), DType::F32, &Device::Cpu).unwrap();
-    let error = Fold { name: "t", copy: Some((&narrow, 1.0)), shift: None, factors: None, dtype: DType::F32 }
-        .run(&weight)
-        .unwrap_err();
+    let error = Fold { name: "t", copy: Some(&narrow), correction: None, dtype: DType::F32 }.run(&weight).unwrap_err();
     assert!(matches!(error, Error::Adapter(AdapterError::Shape { .. })), "{error}");
 }

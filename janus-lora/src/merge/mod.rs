@@ -1,12 +1,12 @@
 //! Adapters folded into base weights: a new checkpoint that computes the same without them, and a receipt.
 //!
-//! Sums are formed in f32 and rounded once, to the base's stored type unless told otherwise; a dynamic encoder's factors come
-//! after low-rank terms. The receipt says of each
-//! tensor how far it moved and what rounding took back; the result is opened again and compared with base and adapters on
-//! a fixed input.
+//! The shifts of all adapters, each times its factor, are summed in f32 and rounded once, to the base's stored type unless told
+//! otherwise. The receipt says of each tensor how far it moved and what rounding took back; the result is opened again and
+//! compared with base and adapters on a fixed input.
 //!
 //! | file | what |
 //! | --- | --- |
+//! | `sources` | which tensors change, and by what |
 //! | `fold` | one tensor with the adapters' share in it, some rows at a time |
 //! | `receipt` | norms of change and rounding loss |
 //! | `check` | logits and KL of attached and merged |
@@ -18,30 +18,26 @@ mod check;
 mod error;
 mod fold;
 mod receipt;
-
-use std::collections::BTreeMap;
-use std::sync::Arc;
+mod sources;
 
 use candle_core::{DType, Device, Tensor};
 use janus_core::checkpoint::{EMBED_TOKENS, LM_HEAD, WriteOptions, write_checkpoint};
 use janus_core::config::Layout;
 use janus_core::output::StagedFolder;
-use janus_core::site::{LowRank, Site, sites};
 use serde::Serialize;
 
 pub use check::Comparison;
 pub use error::MergeError;
 pub use receipt::{Change, TensorChange};
 
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, Placed, Together};
 use crate::base::Base;
-use crate::dynamic::Factors;
 use crate::error::{Error, Result};
 use crate::status::Status;
 use crate::train::metrics::peak_rss_bytes;
 use check::Subject;
-use fold::Fold;
 use receipt::Receipt;
+use sources::Sources;
 
 /// How to write the merged checkpoint.
 #[derive(Debug, Clone, Copy, Default)]
@@ -90,32 +86,33 @@ pub fn merge(
 ) -> Result<MergeReport> {
     refuse_no_ops(adapters)?;
     let checkpoint = base.checkpoint();
-    let terms = terms(adapters);
-    let all_sites = sites(base.config());
-    let by_weight = |name: &str| -> Option<(&Site, &[LowRank])> {
-        let path = name.strip_suffix(".weight")?;
-        let terms = terms.get(path)?;
-        all_sites.iter().find(|site| site.path.as_ref() == path).map(|site| (site, terms.as_slice()))
-    };
-    let saved = |name: &str| adapters.iter().find_map(|(adapter, factor)| Some((adapter.saved.get(name)?, *factor)));
-    let encoders = adapters.iter().filter_map(|(adapter, scale)| Some((adapter.dynamic.as_ref()?, *scale)));
-    let factors = Factors::of(encoders)?.by_row(base.config())?;
+    let own: Vec<_> = adapters.iter().map(|(adapter, _)| adapter.by_name()).collect();
+    let value_of: Vec<_> = own.iter().map(|own| |name: &str| own[name].clone()).collect();
+    let placed: Vec<Placed<'_>> = adapters
+        .iter()
+        .zip(&value_of)
+        .map(|((adapter, factor), value)| Placed {
+            adapter,
+            factor: *factor,
+            value,
+            dropout: 0.0,
+            takes_copy: &|_| true,
+        })
+        .collect();
+    let sources = Sources::of(base, Together::of(&placed, base.config())?)?;
     // A tied head reads the embedding table; once the two differ, both must be stored.
-    let differs = |name: &str| by_weight(name).is_some() || saved(name).is_some() || factors.contains_key(name);
-    let untie = checkpoint.is_tied() && (differs(EMBED_TOKENS) || differs(LM_HEAD));
+    let untie = checkpoint.is_tied() && (sources.differs(EMBED_TOKENS) || sources.differs(LM_HEAD));
     let mut write = WriteOptions::new(options.layout.unwrap_or_else(|| checkpoint.layout())).with_untied_head(untie);
     if let Some(dtype) = options.dtype {
         write = write.with_dtype(dtype);
     }
     let mut receipt = Receipt::default();
     let mut transform = |name: &str, stored: Tensor| -> Result<Tensor> {
-        if !differs(name) {
+        if !sources.differs(name) {
             return Ok(stored);
         }
         let dtype = options.dtype.unwrap_or(stored.dtype());
-        let factors = factors.get(name).map(Vec::as_slice);
-        let fold = Fold { name, copy: saved(name), shift: by_weight(name), factors, dtype };
-        let (merged, sums) = fold.run(&stored)?;
+        let (merged, sums) = sources.fold(name, &stored, dtype)?;
         receipt.enter(name, dtype, &sums);
         Ok(merged)
     };
@@ -157,17 +154,6 @@ fn refuse_no_ops(adapters: &[(Adapter, f64)]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The low-rank terms of all adapters by site.
-fn terms(adapters: &[(Adapter, f64)]) -> BTreeMap<Arc<str>, Vec<LowRank>> {
-    let mut terms: BTreeMap<Arc<str>, Vec<LowRank>> = BTreeMap::new();
-    for (adapter, factor) in adapters {
-        for (path, pair) in &adapter.pairs {
-            terms.entry(path.clone()).or_default().push(pair.low_rank(*factor));
-        }
-    }
-    terms
 }
 
 #[cfg(test)]

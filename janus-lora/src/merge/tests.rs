@@ -8,6 +8,8 @@ use janus_core::pass::Pass;
 use janus_core::processing::Sample;
 use janus_core::{Parts, noise};
 
+use std::sync::Arc;
+
 use super::*;
 use crate::adapter::{self, AdapterSpec};
 use crate::cache::Image;
@@ -39,6 +41,7 @@ fn fresh(base: &Base, sites: &[&str], modules: &[&str]) -> Adapter {
         heads: Vec::new(),
         aligns: false,
         base_name: None,
+        ..AdapterSpec::default()
     };
     Adapter::new(base.config(), false, &spec, 7, &|name| Ok(base.checkpoint().read(name, DType::F32)?)).unwrap()
 }
@@ -46,8 +49,8 @@ fn fresh(base: &Base, sites: &[&str], modules: &[&str]) -> Adapter {
 /// The same with factors of this size.
 fn trained(base: &Base, size: f64) -> Adapter {
     let mut adapter = fresh(base, &SITES, &[]);
-    for (path, pair) in &mut adapter.pairs {
-        for (factor, name) in [(&mut pair.a, "a"), (&mut pair.b, "b")] {
+    for (path, site) in &mut adapter.sites {
+        for (factor, name) in site.pair_mut().unwrap().into_iter().zip(["a", "b"]) {
             let key = noise::key_of(&format!("{path} {name}"));
             let values: Vec<f32> =
                 (0..factor.elem_count()).map(|i| (size * noise::normal(key, i as u64)) as f32).collect();
@@ -241,8 +244,9 @@ fn a_dynamic_encoder_is_folded_behind_the_pairs() {
     let aligner = "model.generation_aligner.hidden_layers.0";
     let with = |seed: u64, paths: Paths, modules: &[&str]| {
         let mut adapter = fresh(&base, &[aligner, SITES[1]], modules);
-        for pair in adapter.pairs.values_mut() {
-            pair.b = (pair.b.ones_like().unwrap() * 0.03).unwrap();
+        for site in adapter.sites.values_mut() {
+            let [_, b] = site.pair_mut().unwrap();
+            *b = (b.ones_like().unwrap() * 0.03).unwrap();
         }
         for copy in adapter.saved.values_mut() {
             *copy = (&*copy + 0.3).unwrap();

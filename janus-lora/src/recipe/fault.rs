@@ -144,6 +144,16 @@ pub enum Problem {
         /// Whether it is the rule that stops a run early, not its length.
         stops: bool,
     },
+    /// A key of `[adapter]` that says nothing of its method.
+    #[error("`{key}` says nothing of the method `{method}`")]
+    NotForMethod {
+        /// The key.
+        key: String,
+        /// The method.
+        method: &'static str,
+        /// Methods that it does say something of.
+        takers: Vec<&'static str>,
+    },
     /// Two data tables of one name.
     #[error("the name `{name}` is taken by `{first}`")]
     DuplicateName {
@@ -290,6 +300,9 @@ impl Problem {
             Problem::NotWithStages { key, stops: true } => Some(format!(
                 "leave `{key}` out: `train.eval_every` tells the figures on the way, and any checkpoint can be used; or train what is to stop early as a run of its own, without `[[stage]]`, over the base that `janus merge` makes of the run before"
             )),
+            Problem::NotForMethod { key, takers, .. } => {
+                Some(format!("leave `{key}` out, or set `adapter.method` to {}", quoted_list(takers)))
+            }
             Problem::DuplicateName { .. } => Some("give each [[data]] table a `name` of its own".into()),
             Problem::UnknownScheme { .. } => Some(
                 "a source is a path, a glob, a folder, `hf://datasets/owner/name/...` or `synth:name?rows=512&seed=1`"

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::schema::{Field, NumberRange, Rule, Section};
-use super::types::{EarlyStopping, Recipe, StageSection, Task};
+use super::types::{EarlyStopping, MAX_RANK, Recipe, StageSection, Task};
 
 /// JSON Schema (draft 7, which TOML editors read) of a recipe file.
 ///
@@ -81,6 +81,11 @@ fn rule_schema(rule: &Rule) -> Value {
         Rule::BadRows => json!({ "type": "number", "minimum": 0 }),
         Rule::EarlyStopping => section_schema(&EarlyStopping::SECTION),
         Rule::Rates => json!({ "type": "object", "additionalProperties": number_schema(NumberRange::Positive) }),
+        Rule::Factor => json!({ "type": "integer", "minimum": -1, "not": { "const": 0 } }),
+        Rule::Ranks => {
+            json!({ "type": "object", "additionalProperties": { "type": "integer", "minimum": 1, "maximum": MAX_RANK } })
+        }
+        Rule::Alphas => json!({ "type": "object", "additionalProperties": number_schema(NumberRange::NotZero) }),
         Rule::Keys(section) => {
             let mut schema = section_schema(section);
             if let Some(schema) = schema.as_object_mut() {

@@ -7,6 +7,7 @@
 //! [`shipped_catalog`] those that the program carries.
 //! [`json_schema()`] and [`reference_page`] tell of the same keys to editors and readers.
 
+mod adapter;
 mod catalog;
 mod error;
 mod fault;
@@ -30,6 +31,7 @@ mod tests;
 use std::io::Read;
 use std::path::Path;
 
+pub use adapter::{AdapterInit, AdapterMethod, AdapterSection, Patterns};
 pub use catalog::{CatalogEntry, catalog};
 pub use error::RecipeError;
 pub use fault::{Problem, RecipeFault};
@@ -38,9 +40,9 @@ pub use location::{Location, Origin};
 pub use reference::markdown as reference_page;
 pub use shipped::{SHIPPED, ShippedRecipe, shipped, shipped_catalog};
 pub use types::{
-    Accumulation, AdapterMethod, AdapterSection, BaseDtype, BaseSection, BoxFormat, Columns, DataLimits, DataSection,
-    DynamicPlace, DynamicSection, EarlyStopping, Goal, MifsSection, Mixture, Orientation, OutputSection, Rates, Recipe,
-    Recompute, Schedule, Stage, StageSection, Task, TooLong, TrainSection,
+    Accumulation, BaseDtype, BaseSection, BoxFormat, Columns, DataLimits, DataSection, DynamicPlace, DynamicSection,
+    EarlyStopping, Goal, MifsSection, Mixture, Orientation, OutputSection, Rates, Recipe, Recompute, Schedule, Stage,
+    StageSection, Task, TooLong, TrainSection,
 };
 pub use write::to_toml;
 

@@ -2,14 +2,15 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::adapter::{AdapterMethod, AdapterSection};
 use super::fault::{Faults, Problem, quotable};
 use super::resolve::{Folders, KeyedProblem};
 use super::schema::{FOREIGN_NAMES, Section};
 use super::stages::{has_stages, read_stages, refuse_lengths};
 use super::tree::{Entry, Node, Place, Table, Value};
 use super::types::{
-    AdapterSection, BaseSection, BoxFormat, DEFAULT_EPOCHS, DEFAULT_PROMPT_DROPOUT, DEFAULT_SCALE, DataLimits,
-    DataSection, DynamicSection, MifsSection, OutputSection, Recipe, Task, TooLong, TrainSection,
+    BaseSection, BoxFormat, DEFAULT_EPOCHS, DEFAULT_PROMPT_DROPOUT, DEFAULT_SCALE, DataLimits, DataSection,
+    DynamicSection, MifsSection, OutputSection, Recipe, Task, TooLong, TrainSection,
 };
 use super::value::SectionReader;
 use crate::nearest::nearest;
@@ -28,6 +29,15 @@ pub(crate) fn read_recipe(root: &Table, folders: &Folders, faults: &mut Faults) 
     let train = read_train(root, faults);
     if let (true, Some(train)) = (has_stages(root), train_entry(root)) {
         refuse_lengths("train", train, faults);
+    }
+    if let (Some(adapter), Some(train)) = (&adapter, &train)
+        && train.lora_plus_ratio != 1.0
+        && !adapter.method.takes("rslora")
+    {
+        let place =
+            train_entry(root).and_then(|train| train.get("lora_plus_ratio")).map(|entry| entry.key_place.clone());
+        let (key, takers) = ("train.lora_plus_ratio".to_owned(), AdapterMethod::takers("rslora"));
+        faults.push(place, Problem::NotForMethod { key, method: adapter.method.name(), takers });
     }
     let output = read_output(root, folders, faults);
     if let (Some(train), Some(data)) = (&train, &data) {
@@ -169,10 +179,18 @@ pub(super) fn read_adapter(root: &Table, faults: &mut Faults) -> Option<AdapterS
     let mut reader = reader(root, AdapterSection::SECTION, faults);
     let mut adapter = AdapterSection::read(&mut reader)?;
     reader.refuse_both("scale", "alpha");
+    for field in AdapterSection::SECTION.fields {
+        let Some(entry) = reader.entry(field.name) else { continue };
+        if !adapter.method.takes(field.name) {
+            let (key, takers) = (format!("adapter.{}", field.name), AdapterMethod::takers(field.name));
+            let problem = Problem::NotForMethod { key, method: adapter.method.name(), takers };
+            reader.faults.push(Some(entry.key_place.clone()), problem);
+        }
+    }
     if adapter.scale.is_none() && adapter.alpha.is_none() {
         adapter.scale = Some(DEFAULT_SCALE);
     }
-    for (name, presets) in [("targets", true), ("modules_to_save", false)] {
+    for (name, presets) in [("targets", true), ("exclude", false), ("feedforward", false), ("modules_to_save", false)] {
         let Some(Value::Array(items)) = reader.entry(name).map(|entry| &entry.node.value) else { continue };
         for item in items {
             let Value::Text(text) = &item.value else { continue };

@@ -93,6 +93,12 @@ pub enum Rule {
     EarlyStopping,
     /// A table from modules to factors.
     Rates,
+    /// -1, or a whole number of at least 1.
+    Factor,
+    /// A table from patterns to ranks.
+    Ranks,
+    /// A table from patterns to numerators of scales.
+    Alphas,
     /// A table with keys of another section.
     Keys(&'static Section),
 }
@@ -126,6 +132,9 @@ impl fmt::Display for Rule {
                 f.write_str("a table such as { metric = \"table.loss\", patience = 3, mode = \"min\" }")
             }
             Rule::Rates => f.write_str("a table of factors above 0, such as { vision_model = 0.1 }"),
+            Rule::Factor => f.write_str("-1 or an integer, 1 or more"),
+            Rule::Ranks => f.write_str("a table of ranks from 1 to 16384, such as { down_proj = 16 }"),
+            Rule::Alphas => f.write_str("a table of finite numbers other than 0, such as { down_proj = 32 }"),
             Rule::Keys(section) => write!(f, "a table with keys of `[{}]`", section.name),
             Rule::BadRows => f.write_str("a share from 0.0 to 1.0, or a count of rows as an integer"),
         }

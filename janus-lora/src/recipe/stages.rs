@@ -125,7 +125,16 @@ fn refuse_other_pairs(items: &[Node], stages: &[Stage], faults: &mut Faults) {
         };
         let (was, is) = (&first.recipe.adapter, &stage.recipe.adapter);
         let settings = [
+            ("adapter.method", was.method.to_string(), is.method.to_string()),
             ("adapter.rank", was.rank.to_string(), is.rank.to_string()),
+            ("adapter.rslora", was.rslora.to_string(), is.rslora.to_string()),
+            ("adapter.init", was.init.to_string(), is.init.to_string()),
+            ("adapter.bias", was.bias.to_string(), is.bias.to_string()),
+            ("adapter.feedforward", was.feedforward.join(", "), is.feedforward.join(", ")),
+            ("adapter.d_initial", was.d_initial.to_string(), is.d_initial.to_string()),
+            ("adapter.projection_seed", was.projection_seed.to_string(), is.projection_seed.to_string()),
+            ("adapter.decompose_factor", was.decompose_factor.to_string(), is.decompose_factor.to_string()),
+            ("adapter.decompose_both", was.decompose_both.to_string(), is.decompose_both.to_string()),
             ("adapter.scale", was.effective_scale().to_string(), is.effective_scale().to_string()),
             ("adapter.dropout", was.dropout.to_string(), is.dropout.to_string()),
         ];

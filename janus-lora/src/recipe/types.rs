@@ -5,17 +5,18 @@ use janus_core::processing::Decoding;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::adapter::AdapterSection;
 use super::schema::{NumberRange, Rule, Section, choice, section};
 use super::value::Overrides;
 
 /// Greatest rank: beyond the widest layer of the family (Janus-Pro-7B's feed-forward, 11,008) a pair is no longer low-rank.
-const MAX_RANK: u64 = 16_384;
+pub(super) const MAX_RANK: u64 = 16_384;
 /// Greatest batch size, number of accumulated batches and number of epochs: products of them stay far from overflow.
 const MAX_COUNT: u64 = 1_000_000;
 /// Greatest number of steps.
 const MAX_STEPS: u64 = 1_000_000_000;
 /// Integers that TOML can hold.
-const MAX_INTEGER: u64 = i64::MAX as u64;
+pub(super) const MAX_INTEGER: u64 = i64::MAX as u64;
 
 const COUNT: Rule = Rule::Integer { minimum: 1, maximum: MAX_COUNT };
 const STEPS: Rule = Rule::Integer { minimum: 1, maximum: MAX_STEPS };
@@ -102,51 +103,6 @@ section! {
         pub path: String, Rule::Text, required;
         /// What the frozen weights are computed in.
         pub dtype: BaseDtype, Rule::Choice(&BaseDtype::CHOICES), default(BaseDtype::Bf16);
-    }
-}
-
-choice! {
-    /// How an adapter corrects a product.
-    pub enum AdapterMethod {
-        /// A pair of matrices of rank r whose product, times the scale, is added to the frozen one.
-        Lora = "lora",
-    }
-    later ["dora", "rslora"]
-}
-
-section! {
-    /// What is trained.
-    pub struct AdapterSection = "adapter" once {
-        /// How the adapter corrects a product.
-        pub method: AdapterMethod, Rule::Choice(&AdapterMethod::CHOICES), default(AdapterMethod::Lora);
-        /// Rank of each pair.
-        pub rank: u64, Rule::Integer { minimum: 1, maximum: MAX_RANK }, default(8);
-        /// Factor on each pair's product; 2.0 where `alpha` is absent too.
-        pub scale: Option<f64>, Rule::Number(NumberRange::NotZero), default(None);
-        /// Another way to give the scale: scale = alpha / rank.
-        pub alpha: Option<f64>, Rule::Number(NumberRange::NotZero), default(None);
-        /// Share of a pair's inputs that is dropped in training.
-        pub dropout: f64, Rule::Number(NumberRange::BelowOne), default(0.0);
-        /// Where pairs sit: presets (`decoder`, `vision`, `aligner`, `generation`, `all`) or patterns over checkpoint paths.
-        pub targets: Vec<String>, Rule::TextList, default(vec!["decoder".to_owned(), "vision".to_owned()]);
-        /// Modules of which a full copy is trained and saved beside the pairs.
-        pub modules_to_save: Vec<String>, Rule::TextList, default(Vec::new());
-    }
-}
-
-impl AdapterSection {
-    /// The factor on each pair's product.
-    pub fn effective_scale(&self) -> f64 {
-        match (self.scale, self.alpha) {
-            (Some(scale), _) => scale,
-            (None, Some(alpha)) => alpha / self.rank as f64,
-            (None, None) => DEFAULT_SCALE,
-        }
-    }
-
-    /// The scale as PEFT writes it: alpha = scale * rank.
-    pub fn effective_alpha(&self) -> f64 {
-        self.alpha.unwrap_or_else(|| self.effective_scale() * self.rank as f64)
     }
 }
 
@@ -581,6 +537,8 @@ section! {
         /// Factors on the learning rate of parts of the model, by module: `{ vision_model = 0.1 }`. The first that holds a tensor
         /// counts.
         pub rates: Rates, Rule::Rates, default(Rates::default());
+        /// The rate of each B over that of its A (LoRA+, arXiv:2402.12354). With `lora` and `dora`.
+        pub lora_plus_ratio: f64, Rule::Number(NumberRange::Positive), default(1.0);
         /// AdamW's decay rates of the first and the second moment.
         pub betas: [f64; 2], Rule::Pair(NumberRange::BelowOne), default([0.9, 0.999]);
         /// AdamW's epsilon.

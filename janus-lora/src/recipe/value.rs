@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 
+use super::adapter::Patterns;
 use super::fault::{Faults, Problem, quotable};
 use super::schema::{Choices, Field, NumberRange, Rule, Section};
 use super::tree::{Entry, Node, Place, Table, Value};
-use super::types::{Columns, EarlyStopping, Rates};
+use super::types::{Columns, EarlyStopping, MAX_RANK, Rates};
 use crate::data::BadRowLimit;
 use crate::nearest::nearest;
+use crate::target::TargetPattern;
 
 /// A type that a field of a recipe may have.
 pub(crate) trait FieldValue: Sized {
@@ -169,7 +171,8 @@ impl FieldValue for Vec<u64> {
             wrong_type(node, key, rule, faults);
             return None;
         };
-        if items.is_empty() {
+        // Of layers, which are counted from 0, none means all.
+        if items.is_empty() && !matches!(rule, Rule::IntegerList { minimum: 0, .. }) {
             out_of_range(node, key, rule, "an empty array".into(), faults);
             return None;
         }
@@ -312,6 +315,73 @@ impl FieldValue for Rates {
         let pair = |(module, factor): &(String, f64)| format!("{} = {}", write_text(module), write_number(*factor));
         let pairs: Vec<String> = self.0.iter().map(pair).collect();
         (!pairs.is_empty()).then(|| format!("{{ {} }}", pairs.join(", ")))
+    }
+}
+
+impl FieldValue for i64 {
+    fn read(node: &Node, key: &str, rule: &Rule, faults: &mut Faults) -> Option<Self> {
+        let Value::Integer(integer) = node.value else {
+            wrong_type(node, key, rule, faults);
+            return None;
+        };
+        let value = i64::try_from(integer).ok().filter(|value| *value == -1 || *value > 0);
+        if value.is_none() {
+            out_of_range(node, key, rule, integer.to_string(), faults);
+        }
+        value
+    }
+
+    fn write(&self) -> Option<String> {
+        Some(self.to_string())
+    }
+}
+
+/// A table from patterns to values, each read by `value_rule`.
+fn read_patterns<T: FieldValue>(
+    node: &Node,
+    key: &str,
+    rule: &Rule,
+    value_rule: &Rule,
+    faults: &mut Faults,
+) -> Option<Patterns<T>> {
+    let Value::Table(table) = &node.value else {
+        wrong_type(node, key, rule, faults);
+        return None;
+    };
+    let pairs = table.entries.iter().map(|entry| {
+        let key = format!("{key}.{}", quotable(&entry.key));
+        if let Err(error) = TargetPattern::parse(&entry.key) {
+            faults.push(Some(entry.key_place.clone()), Problem::Target(error));
+        }
+        Some((entry.key.clone(), T::read(&entry.node, &key, value_rule, faults)?))
+    });
+    // All of them are read before the first fault counts.
+    pairs.collect::<Vec<_>>().into_iter().collect::<Option<_>>().map(Patterns)
+}
+
+fn write_patterns<T: FieldValue>(patterns: &Patterns<T>) -> Option<String> {
+    let pair = |(pattern, value): &(String, T)| Some(format!("{} = {}", write_text(pattern), value.write()?));
+    let pairs: Vec<String> = patterns.0.iter().filter_map(pair).collect();
+    (!pairs.is_empty()).then(|| format!("{{ {} }}", pairs.join(", ")))
+}
+
+impl FieldValue for Patterns<u64> {
+    fn read(node: &Node, key: &str, rule: &Rule, faults: &mut Faults) -> Option<Self> {
+        read_patterns(node, key, rule, &Rule::Integer { minimum: 1, maximum: MAX_RANK }, faults)
+    }
+
+    fn write(&self) -> Option<String> {
+        write_patterns(self)
+    }
+}
+
+impl FieldValue for Patterns<f64> {
+    fn read(node: &Node, key: &str, rule: &Rule, faults: &mut Faults) -> Option<Self> {
+        read_patterns(node, key, rule, &Rule::Number(NumberRange::NotZero), faults)
+    }
+
+    fn write(&self) -> Option<String> {
+        write_patterns(self)
     }
 }
 

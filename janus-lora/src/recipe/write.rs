@@ -1,9 +1,10 @@
 //! A recipe as TOML.
 
+use super::adapter::AdapterSection;
 use super::schema::Section;
 use super::types::{
-    AdapterSection, BaseSection, DataLimits, DataSection, DynamicSection, MifsSection, OutputSection, Recipe, Stage,
-    StageSection, TrainSection,
+    BaseSection, DataLimits, DataSection, DynamicSection, MifsSection, OutputSection, Recipe, Stage, StageSection,
+    TrainSection,
 };
 use super::value::{Overrides, heading};
 
@@ -19,7 +20,7 @@ pub fn to_toml(recipe: &Recipe) -> String {
         write(&mut out);
     };
     section(BaseSection::SECTION, &|out| recipe.base.write(out));
-    section(AdapterSection::SECTION, &|out| recipe.adapter.write(out));
+    section(AdapterSection::SECTION, &|out| recipe.adapter.write_own(out));
     for data in &recipe.data {
         section(DataSection::SECTION, &|out| data.write(out));
     }
@@ -55,7 +56,7 @@ fn write_stage(stage: &Stage, out: &mut String) {
         write(out);
     };
     section("[[stage]]", &|out| own.write(out));
-    section("[stage.adapter]", &|out| recipe.adapter.write(out));
+    section("[stage.adapter]", &|out| recipe.adapter.write_own(out));
     let train = TrainSection { steps: None, epochs: None, ..recipe.train.clone() };
     section("[stage.train]", &|out| train.write(out));
     if let Some(dynamic) = &recipe.dynamic {

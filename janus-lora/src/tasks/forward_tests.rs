@@ -42,12 +42,14 @@ fn model() -> (Janus, Trainables) {
         heads: Vec::new(),
         aligns: false,
         base_name: None,
+        ..AdapterSpec::default()
     };
     let read = |name: &str| Ok(checkpoint.read(name, DType::F32)?);
     let mut adapter = Adapter::new(&config, false, &spec, 7, &read).unwrap();
-    for (path, pair) in &mut adapter.pairs {
-        pair.a = drawn(&format!("{path} a"), pair.a.dims(), 0.05);
-        pair.b = drawn(&format!("{path} b"), pair.b.dims(), 0.05);
+    for (path, site) in &mut adapter.sites {
+        let [a, b] = site.pair_mut().unwrap();
+        *a = drawn(&format!("{path} a"), a.dims(), 0.05);
+        *b = drawn(&format!("{path} b"), b.dims(), 0.05);
     }
     let trainables = Trainables::attach(&model, adapter).unwrap();
     (model, trainables)

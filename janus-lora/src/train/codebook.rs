@@ -134,6 +134,7 @@ mod tests {
             heads: Vec::new(),
             aligns: false,
             base_name: None,
+            ..AdapterSpec::default()
         };
         let adapter = Adapter::new(&config, false, &spec, 1, &|name| weights.read(name, DType::F32)).unwrap();
         let trainables = Trainables::attach(&model, adapter).unwrap();

@@ -31,6 +31,22 @@ pub enum TrainError {
         /// Tasks of the recipe.
         tasks: Vec<String>,
     },
+    /// A pattern of a recipe's table that is of no site.
+    #[error("`{pattern}` in `{key}` matches none of the adapter's sites")]
+    IdlePattern {
+        /// The key.
+        key: &'static str,
+        /// The pattern.
+        pattern: String,
+    },
+    /// A layer that no target lies in.
+    #[error("`adapter.layers` names layer {layer}, which none of the targets lies in")]
+    NoLayer {
+        /// Its number.
+        layer: u64,
+        /// The last layer that a target lies in.
+        last: Option<u64>,
+    },
     /// Labels that make no table to classify.
     #[error("`{column}` of `{table}` holds {}, expected 2 to {most} labels", labels_counted(*.count, *.most))]
     Labels {
@@ -367,6 +383,11 @@ impl Diagnose for TrainError {
             TrainError::TooFewToAlign | TrainError::NothingToHoldAgainst { .. } => {
                 vec!["set `train.batch_size` higher, or `train.mixture = \"each\"`".into()]
             }
+            TrainError::IdlePattern { .. } => {
+                vec!["a pattern matches trailing whole segments of a path; `janus train RECIPE --dry-run` lists the sites".into()]
+            }
+            TrainError::NoLayer { last: Some(last), .. } => vec![format!("layers are counted from 0, here up to {last}")],
+            TrainError::NoLayer { last: None, .. } => vec!["leave `layers` out: no target lies in a layer".into()],
             TrainError::NothingToTrain { .. } => vec!["`decoder` is used by every task".into()],
             TrainError::UnknownModule { .. } => {
                 vec!["modules are named as in the checkpoint, for example `generation_head` or `lm_head`".into()]

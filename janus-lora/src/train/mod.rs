@@ -38,6 +38,7 @@ pub mod run;
 pub mod schedule;
 mod side_by_side;
 pub mod signals;
+mod sites;
 pub mod stages;
 pub mod step;
 pub mod tables;

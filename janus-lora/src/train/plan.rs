@@ -1,5 +1,6 @@
 //! What is known of a run before its first step: sites, sizes, rows, steps, memory, time.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
@@ -7,7 +8,7 @@ use janus_core::Parts;
 use janus_core::checkpoint::expected_tensors;
 use janus_core::config::JanusConfig;
 use janus_core::model::vision::VisionPoint;
-use janus_core::site::{Site, SiteKind, sites};
+use janus_core::site::Site;
 use serde::Serialize;
 
 use super::TrainError;
@@ -17,10 +18,11 @@ use super::mixture::Mixer;
 use super::prefetch::{row_threads, rows_ahead};
 use super::rehearsal::operations_per_second;
 use super::room::available_bytes;
+use super::sites::{self, ChosenSites};
 use super::stages::{self, Stage};
 use super::tables::RecipeTable;
 use super::workload::{TableLoad, encoder_operations, loads, step_operations};
-use crate::adapter::{Adapter, AdapterSpec};
+use crate::adapter::{Adapter, AdapterSpec, has_bias, trained_values};
 use crate::allocator;
 use crate::base::Base;
 use crate::cache::CacheSettings;
@@ -29,7 +31,6 @@ use crate::error::Result;
 use crate::heads::{self, HeadKind};
 use crate::mifs;
 use crate::recipe::{BaseDtype, DynamicPlace, Recipe, Recompute};
-use crate::target::{self, Origin};
 use crate::tasks::CODE_PATHS;
 
 /// Values of the largest base whose batches are computed side by side: above it a batch alone has work for all threads.
@@ -100,9 +101,15 @@ pub struct Plan {
     pub(super) loads: Vec<TableLoad>,
     /// Each table.
     pub tables: Vec<TablePlan>,
-    /// Paths that get a low-rank pair.
+    /// Paths that the adapter has tensors at.
     #[serde(skip)]
     pub sites: Vec<Arc<str>>,
+    /// Other ranks than the recipe's, by path.
+    #[serde(skip)]
+    pub ranks: BTreeMap<Arc<str>, usize>,
+    /// Other alphas than the recipe's, by path.
+    #[serde(skip)]
+    pub alphas: BTreeMap<Arc<str>, f64>,
     /// Paths that a preset names but no task of the recipe uses: nothing is created there.
     #[serde(skip)]
     pub unused_sites: Vec<Arc<str>>,
@@ -152,22 +159,16 @@ impl Plan {
     /// Targets that match nothing, that no task uses, or that leave nothing to train; a limit of the cache that is none.
     pub fn new(recipe: &Recipe, base: &Base, tables: &[RecipeTable], device: &Device) -> Result<Self> {
         let config = base.config();
-        let all_sites = sites(config);
         let reached = |path: &str| tables.iter().any(|table| table.task.reaches(path));
         let task_names = || {
             let mut names: Vec<String> = recipe.data.iter().map(|section| section.task.to_string()).collect();
             names.dedup();
             names
         };
-        let selection = target::select(&recipe.adapter.targets, all_sites.iter().map(|site| site.path.as_ref()))?;
-        let (mut chosen, mut unused, mut unreached) = (Vec::new(), Vec::new(), Vec::new());
-        for site in &selection.sites {
-            match (reached(&site.path), &site.origin) {
-                (true, _) => chosen.push(Arc::<str>::from(site.path.as_str())),
-                (false, Origin::Preset(_)) => unused.push(Arc::<str>::from(site.path.as_str())),
-                (false, Origin::Pattern(_)) => unreached.push(site.path.clone()),
-            }
-        }
+        let ChosenSites { sites: at, unused, mut unreached, ranks, alphas } =
+            sites::choose(&recipe.adapter, config, &reached)?;
+        let chosen: Vec<Arc<str>> = at.iter().map(|site| site.path.clone()).collect();
+        let method = sites::method_at(&recipe.adapter, &chosen);
         let saved = saved_parameters(config, &recipe.adapter.modules_to_save)?;
         unreached.extend(saved.iter().filter(|name| !reached(name)).cloned());
         if !unreached.is_empty() {
@@ -205,11 +206,15 @@ impl Plan {
                 return Err(TrainError::NothingToAlign.into());
             }
         }
-        let rank = recipe.adapter.rank;
-        let by_path = |path: &Arc<str>| all_sites.iter().find(|site| site.path == *path);
+        let rank_at = |path: &str| ranks.get(path).copied().unwrap_or(recipe.adapter.rank as usize);
+        let rank = chosen.iter().map(|path| method.held_rank(rank_at(path))).max().unwrap_or(0) as u64;
         let shape_of = expected_tensors(config, !base.checkpoint().is_tied());
         let elements = |shape: &[usize]| shape.iter().map(|n| *n as u64).product::<u64>();
-        let pair_values: u64 = chosen.iter().filter_map(by_path).map(|site| pair_parameters(site, rank)).sum();
+        let of_site = |site: &Site| {
+            let has_bias = has_bias(config, &site.path);
+            trained_values(&method, site, rank_at(&site.path), has_bias) as u64
+        };
+        let pair_values: u64 = at.iter().map(of_site).sum();
         let saved_values: u64 = shape_of.iter().filter(|t| saved.contains(&t.name)).map(|t| elements(&t.shape)).sum();
         let total_parameters = shape_of.iter().map(|t| elements(&t.shape)).sum();
         let dynamic_shapes = dynamic.map(|paths| dynamic::shapes(config, paths)).unwrap_or_default();
@@ -323,6 +328,8 @@ impl Plan {
             loads,
             tables,
             sites: chosen,
+            ranks,
+            alphas,
             unused_sites: unused,
             saved_parameters: saved,
             dynamic,
@@ -437,8 +444,13 @@ impl Plan {
     /// What the adapter of this plan is made of.
     pub fn adapter_spec(&self, recipe: &Recipe, base: &Base) -> AdapterSpec {
         AdapterSpec {
+            method: sites::method_at(&recipe.adapter, &self.sites),
             rank: recipe.adapter.rank as usize,
             alpha: recipe.adapter.effective_alpha(),
+            rslora: recipe.adapter.rslora,
+            init: sites::init(&recipe.adapter),
+            ranks: self.ranks.clone(),
+            alphas: self.alphas.clone(),
             dropout: recipe.adapter.dropout,
             sites: self.sites.clone(),
             modules_to_save: recipe.adapter.modules_to_save.clone(),
@@ -446,6 +458,7 @@ impl Plan {
             heads: self.heads.clone(),
             aligns: recipe.mifs.is_some(),
             base_name: Some(base.name().to_owned()),
+            dtype: compute_type(recipe),
         }
     }
 }
@@ -459,15 +472,6 @@ fn largest(rows: impl Iterator<Item = usize>, rows_per_step: &[f64]) -> (usize, 
 fn cached(parts: Parts, point: Option<VisionPoint>) -> Vec<String> {
     let features = point.filter(|_| parts.vision).map(|point| format!("vision features at {point}"));
     features.into_iter().chain(parts.generation.then(|| "image codes".to_owned())).collect()
-}
-
-/// Values of one low-rank pair.
-fn pair_parameters(site: &Site, rank: u64) -> u64 {
-    let kernel = match site.kind {
-        SiteKind::Conv2d { kernel, .. } => (kernel * kernel) as u64,
-        SiteKind::Linear | SiteKind::Embedding => 1,
-    };
-    rank * (site.input as u64 * kernel + site.output as u64)
 }
 
 /// Native names of the parameters of modules, matched by trailing whole segments as PEFT does.

@@ -166,6 +166,7 @@ mod tests {
             heads: Vec::new(),
             aligns: false,
             base_name: None,
+            ..AdapterSpec::default()
         };
         let (low, high) = ("model.language_model.layers.1.mlp.up_proj", "model.language_model.layers.3.mlp.up_proj");
         let left = shallow(spec(&[high, low], &["lm_head", "layers.3.mlp"]), &config).unwrap();

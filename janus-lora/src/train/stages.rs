@@ -98,12 +98,19 @@ pub(super) fn whole_spec(recipe: &Recipe, base: &Base, stages: &[Stage]) -> Adap
         heads: Vec::new(),
         aligns: false,
         base_name: None,
+        ..AdapterSpec::default()
     });
     for spec in specs {
         if whole.sites.is_empty() {
-            // Rank, scale and dropout are those of the stages with pairs.
-            (whole.rank, whole.alpha, whole.dropout) = (spec.rank, spec.alpha, spec.dropout);
+            // The form is that of the stages with sites.
+            let (sites, modules_to_save) = (Vec::new(), std::mem::take(&mut whole.modules_to_save));
+            let (dynamic, heads) = (whole.dynamic, std::mem::take(&mut whole.heads));
+            let (aligns, base_name) = (whole.aligns, whole.base_name.clone());
+            whole = AdapterSpec { sites, modules_to_save, dynamic, heads, aligns, base_name, ..spec.clone() };
         }
+        whole.method = whole.method.with_sites_of(&spec.method);
+        whole.ranks.extend(spec.ranks);
+        whole.alphas.extend(spec.alphas);
         let known: BTreeSet<Arc<str>> = whole.sites.iter().cloned().collect();
         whole.sites.extend(spec.sites.into_iter().filter(|site| !known.contains(site)));
         for module in spec.modules_to_save {
@@ -196,6 +203,7 @@ impl Stage {
         let trainables = Trainables::attach_some(&model, adapter, &|name| names.contains(name))?;
         base.cache().move_with(trainables.moving(&model));
         let trainables = trainables.with_rates(&self.recipe.train.rates)?;
+        let trainables = trainables.with_lora_plus(self.recipe.train.lora_plus_ratio);
         let stepper = stepper(&self.recipe, &self.tables, trainables, number)
             .with_recompute(self.plan.recompute)
             .with_side_by_side(self.plan.side_by_side)

@@ -7,11 +7,10 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor, Var};
 use janus_core::Janus;
 use janus_core::noise;
-use janus_core::site::LowRank;
 
 use super::TrainError;
-use crate::adapter::{Adapter, KEY_PREFIX, LoraCorrection, pair_keys, scaled_copy};
-use crate::dynamic::{self, Factors};
+use crate::adapter::{Adapter, KEY_PREFIX, Placed, place};
+use crate::dynamic;
 use crate::error::Result;
 use crate::heads::{Head, Heads};
 use crate::mifs;
@@ -77,7 +76,7 @@ impl Trainables {
         let mut vars = BTreeMap::new();
         for (name, tensor) in adapter.tensors().into_iter().chain(adapter.extras()) {
             let value = tensor.to_device(model.device())?.to_dtype(DType::F32)?.contiguous()?;
-            if moves(&name) {
+            if moves(&name) && !adapter.is_fixed(&name) {
                 let var = Var::from_tensor(&value)?;
                 vars.insert(name.clone(), var.as_tensor().clone());
                 list.push(Trainable { name, var, rate: 1.0 });
@@ -95,6 +94,16 @@ impl Trainables {
     pub fn with_dynamic_rate(mut self, rate: f64) -> Self {
         let dynamic = |trainable: &&mut Trainable| trainable.name.starts_with(dynamic::PREFIX);
         self.list.iter_mut().filter(dynamic).for_each(|trainable| trainable.rate = rate);
+        self
+    }
+
+    /// With a factor on the learning rate of each B of a low-rank pair.
+    #[must_use]
+    pub fn with_lora_plus(mut self, ratio: f64) -> Self {
+        let is_b = |trainable: &&mut Trainable| {
+            [".lora_B.weight", ".lora_embedding_B"].iter().any(|ending| trainable.name.ends_with(ending))
+        };
+        self.list.iter_mut().filter(is_b).for_each(|trainable| trainable.rate *= ratio);
         self
     }
 
@@ -127,55 +136,27 @@ impl Trainables {
         self.list.iter().any(|trainable| trainable.name == name)
     }
 
-    /// Whether a pair's factors, or factors of the dynamic encoder where there is no pair, are under training.
+    /// Whether anything is under training at a site.
     fn moves_at(&self, path: &str) -> bool {
-        match self.adapter.pairs.get(path) {
-            Some(pair) => self.is_moving(&pair_keys(&pair.site).0),
-            None => self.list.iter().any(|trainable| trainable.name.starts_with(dynamic::PREFIX)),
-        }
+        let own = self.adapter.sites.get(path).into_iter().flat_map(|site| site.tensors());
+        own.into_iter().any(|(key, _)| self.is_moving(&key))
     }
 
     /// Puts everything that is under training into the model, as the variables are now.
     fn place(&self, model: &Janus, graph: Graph) -> Result<()> {
-        let var = |name: &str| self.var(name, graph);
-        let dynamic = self.adapter.dynamic.as_ref().map(|dynamic| dynamic.with_values(var));
-        let factors = Factors::of(dynamic.iter().map(|dynamic| (dynamic, self.factor)))?;
-        let dropout = self.adapter.config.dropout;
-        let without_pair = factors.site(model.config()).filter(|path| !self.adapter.pairs.contains_key(path.as_str()));
-        for path in self.adapter.pairs.keys().map(AsRef::as_ref).chain(without_pair.as_deref()) {
-            let term = self.adapter.pairs.get(path).map(|pair| {
-                let (a, b) = pair_keys(&pair.site);
-                LowRank { a: var(&a), b: var(&b), dropout, ..pair.low_rank(self.factor) }
-            });
-            let terms: Vec<LowRank> = term.into_iter().collect();
-            let projection = match model.projections().get(path) {
-                Some(projection) => projection,
-                // Nothing of it moves in this stage, whose tasks do not use it.
-                None if !self.moves_at(path) => continue,
-                None => return Err(janus_core::ModelError::UnknownParameter { name: path.to_string() }.into()),
-            };
-            let scaled = factors.correction(model, path, terms.clone())?;
-            projection.attach(Some(scaled.unwrap_or_else(|| Arc::new(LoraCorrection::new(terms)))));
+        // Where nothing of a site moves, it may be of a part that this stage's tasks do not use.
+        let absent = |path: &&Arc<str>| model.projections().get(path).is_none() && self.moves_at(path);
+        if let Some(path) = self.adapter.sites.keys().find(absent) {
+            return Err(janus_core::ModelError::UnknownParameter { name: path.to_string() }.into());
         }
-        let moving = |name: &str| self.is_moving(&format!("{KEY_PREFIX}{name}"));
-        let mut copies = BTreeMap::new();
-        for name in self.adapter.saved.keys().filter(|name| moving(name)) {
-            let copy = var(&format!("{KEY_PREFIX}{name}"));
-            // With no factor the variable itself stands in, and a step that moves it is seen at once.
-            let copy = match model.parameters().get(name) {
-                Some(parameter) if self.factor != 1.0 => scaled_copy(parameter.frozen(), &copy, self.factor)?,
-                _ => copy,
-            };
-            copies.insert(name.clone(), copy);
-        }
-        let norms = factors.norm_copies(model, |name| copies.get(name).cloned())?;
-        for (name, copy) in copies {
-            model.parameters().substitute(&name, Some(copy))?;
-        }
-        for (name, copy) in norms {
-            model.parameters().substitute(&name, Some(copy))?;
-        }
-        Ok(())
+        let placed = Placed {
+            adapter: &self.adapter,
+            factor: self.factor,
+            value: &|name| self.var(name, graph),
+            dropout: self.adapter.config.dropout,
+            takes_copy: &|name| self.is_moving(&format!("{KEY_PREFIX}{name}")),
+        };
+        Ok(place(model, &[placed])?)
     }
 
     /// The heads as the variables are now.
@@ -198,7 +179,7 @@ impl Trainables {
     /// # Errors
     /// The tensor engine's.
     pub fn renew(&self, model: &Janus) -> Result<()> {
-        let is_made = self.adapter.dynamic.is_some() || self.factor != 1.0;
+        let is_made = self.adapter.dynamic.is_some() || self.factor != 1.0 || !self.adapter.config.method.is_direct();
         if is_made { self.place(model, Graph::Kept) } else { Ok(()) }
     }
 
@@ -239,9 +220,9 @@ impl Trainables {
             let value = values.get(name).or_else(|| own.get(name));
             value.cloned().expect("an adapter lists its own tensors")
         };
-        for pair in adapter.pairs.values_mut() {
-            let (a, b) = pair_keys(&pair.site);
-            (pair.a, pair.b) = (value(&a), value(&b));
+        for site in adapter.sites.values_mut() {
+            let own = site.values.keys().map(|ending| (*ending, value(&site.key(ending)))).collect();
+            site.values = own;
         }
         for (name, copy) in &mut adapter.saved {
             *copy = value(&format!("{KEY_PREFIX}{name}"));
@@ -339,6 +320,7 @@ mod tests {
             heads: Vec::new(),
             aligns: false,
             base_name: None,
+            ..AdapterSpec::default()
         };
         let no_copies = |name: &str| Err(ModelError::UnknownParameter { name: name.into() }.into());
         let adapter = Adapter::new(&config, model.is_tied(), &spec, 1, &no_copies).unwrap();
@@ -381,11 +363,13 @@ mod tests {
             heads: Vec::new(),
             aligns: false,
             base_name: None,
+            ..AdapterSpec::default()
         };
         let read = |name: &str| weights.read(name, DType::F32);
         let mut adapter = Adapter::new(&config, model.is_tied(), &spec, 1, &read).unwrap();
-        for pair in adapter.pairs.values_mut() {
-            pair.b = Tensor::full(0.05f32, pair.b.dims(), &Device::Cpu).unwrap();
+        for site in adapter.sites.values_mut() {
+            let [_, b] = site.pair_mut().unwrap();
+            *b = Tensor::full(0.05f32, b.dims(), &Device::Cpu).unwrap();
         }
         for copy in adapter.saved.values_mut() {
             *copy = (&*copy * 1.25).unwrap();
@@ -454,11 +438,13 @@ mod tests {
             heads: Vec::new(),
             aligns: false,
             base_name: None,
+            ..AdapterSpec::default()
         };
         let read = |name: &str| weights.read(name, DType::F32);
         let mut adapter = Adapter::new(&config, model.is_tied(), &spec, 1, &read).unwrap();
-        for pair in adapter.pairs.values_mut() {
-            pair.b = Tensor::full(0.05f32, pair.b.dims(), &Device::Cpu).unwrap();
+        for site in adapter.sites.values_mut() {
+            let [_, b] = site.pair_mut().unwrap();
+            *b = Tensor::full(0.05f32, b.dims(), &Device::Cpu).unwrap();
         }
         adapter.dynamic = Some(crate::dynamic::tests::trained(&config, paths, 1));
         let trainables = Trainables::attach(&model, adapter).unwrap();

@@ -95,9 +95,10 @@ fn adapter_folders_that_are_none() {
     place.write(WEIGHTS, &whole);
     let config = place.read("run/adapter_config.json");
     for (key, value, named) in [
-        ("use_dora", json!(true), "use_dora"),
-        ("use_rslora", json!(true), "use_rslora"),
-        ("peft_type", json!("IA3"), "IA3"),
+        ("use_dora", json!(true), "lora_magnitude_vector"),
+        ("use_qalora", json!(true), "use_qalora"),
+        ("peft_type", json!("OFT"), "OFT"),
+        ("peft_type", json!("IA3"), "lora_alpha"),
         ("r", json!(0), "`r`"),
         ("r", json!(3), "[3, 48]"),
         ("lora_alpha", json!("much"), "lora_alpha"),

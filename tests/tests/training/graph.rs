@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use janus_core::Janus;
 use janus_core::pass::Pass;
-use janus_core::site::{BaseView, Correction};
+use janus_core::site::{BaseView, Intercept};
 use janus_lora::adapter::Adapter;
 use janus_lora::status::Silent;
 use janus_lora::tasks::Batch;
@@ -26,7 +26,7 @@ use super::{GENERATE, TEXT, UNDERSTAND, load, place, tensors, train};
 #[derive(Debug)]
 struct Cut;
 
-impl Correction for Cut {
+impl Intercept for Cut {
     fn apply(&self, _pass: &Pass, x: &Tensor, base: &BaseView<'_>) -> janus_core::Result<Tensor> {
         Ok(base.forward(x)?.detach())
     }
@@ -47,7 +47,7 @@ fn coverage(place: &Workplace, overrides: &[&str], cut: Option<&str>) -> (BTreeS
     if let Some(path) = cut {
         let site = model.projections().get(path).unwrap();
         assert!(site.correction().is_none(), "`{path}` is adapted");
-        site.attach(Some(Arc::new(Cut)));
+        site.intercept(Some(Arc::new(Cut)));
     }
     let stepper = Stepper::new(trainables, config, tables, recipe.train.accumulation, 1.0, 0);
     let batch = |(table, source)| {

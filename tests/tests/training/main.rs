@@ -488,8 +488,9 @@ fn every_kind_of_site_and_copies() {
         let moved = (copy - frozen).unwrap().abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
         assert!(moved > 0.0, "the copy of `{name}` did not move");
     }
-    for (path, pair) in &adapter.pairs {
-        let size = pair.b.abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+    for (path, site) in &adapter.sites {
+        let [_, b] = site.pair().unwrap();
+        let size = b.abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
         assert!(size > 0.0, "B of `{path}` did not move");
     }
     let (first, last) = (losses(&place, "run")[0], *losses(&place, "run").last().unwrap());

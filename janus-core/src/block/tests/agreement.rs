@@ -34,6 +34,22 @@ fn cases(dtype: DType) -> Vec<(&'static str, Case)> {
         cases.push(("trained norms", of(kind, [3, 101]).with_terms_everywhere(ONE).with_trained_norms()));
         cases.push(("trained norms alone", of(kind, [2, 7]).with_trained_norms()));
         cases.push(("trained norms, an untracked input", of(kind, [2, 7]).with_trained_norms().untracked()));
+        for vectors in [OUTPUT, SCALED, INPUT, ALL] {
+            cases.push(("vectors alone", of(kind, [2, 7]).with_vectors(behind_keys, vectors)));
+            cases.push((
+                "vectors and terms",
+                of(kind, [3, 41]).with_terms_everywhere(TWO).with_vectors_everywhere(vectors),
+            ));
+            let case = of(kind, [2, 9]).with_terms(&some, HALF_DROPPED).with_vectors(&some, vectors).untracked();
+            cases.push(("vectors and dropout, an untracked input", Case { pass: training(), ..case }));
+        }
+        cases.push(("Kronecker products", of(kind, [2, 7]).with_products_everywhere()));
+        let case = of(kind, [3, 41]).with_terms_everywhere(DROPPED).with_products_everywhere();
+        let case = case.with_vectors_everywhere(INPUT);
+        cases.push(("Kronecker products beside all else", Case { pass: training(), ..case }));
+        cases.push(("Kronecker products, an untracked input", of(kind, [2, 7]).with_products_everywhere().untracked()));
+        let last = kind.names(0).1.len() - 1;
+        cases.push(("factors on the last input", of(kind, [2, 70]).with_vectors(&[last], INPUT)));
         let case = of(kind, [2, 7]).with_terms(&some, DROPPED).untracked();
         cases.push(("dropout on some sites, an untracked input", Case { pass: training(), ..case }));
     }

@@ -1,7 +1,7 @@
 //! What holds whatever the numbers are: bits that stay, gradients that are not formed, inputs that are refused.
 
 use super::*;
-use crate::site::BaseView;
+use crate::site::{BaseView, Intercept};
 
 const TWO: &[Form] = &[Form(3, 0.7, 0.4), Form(2, -1.3, 0.0)];
 
@@ -47,7 +47,7 @@ fn freeze(case: &Case) {
         let projection = case.model.projections().get(&path).unwrap();
         let correction = projection.correction().unwrap();
         let frozen = |term: &LowRank| LowRank { a: term.a.detach(), b: term.b.detach(), ..term.clone() };
-        projection.attach(Some(Arc::new(Terms(correction.terms().unwrap().iter().map(frozen).collect()))));
+        projection.attach(of_low_rank(low_rank_terms(&correction).iter().map(frozen))).unwrap();
     }
 }
 
@@ -97,7 +97,7 @@ fn inputs_and_factors_may_be_parts_of_something_larger() {
             let b = turned.narrow(0, 5, projection.site().output).unwrap();
             let term = LowRank { a: shared.clone(), b, scale: 0.7, dropout: 0.0, request: None };
             // Twice the same term.
-            projection.attach(Some(Arc::new(Terms(vec![term.clone(), term]))));
+            projection.attach(of_low_rank(vec![term.clone(), term])).unwrap();
         }
         let run = case.run_fused();
         assert_eq!(run.gradients.len(), 3);
@@ -153,13 +153,13 @@ fn no_number_is_not_hidden() {
     }
 }
 
-/// Puts a correction of another form than terms before the same terms.
+/// Stands before a site and does what the site does.
 #[derive(Debug)]
-struct Opaque(Vec<LowRank>);
+struct Opaque;
 
-impl Correction for Opaque {
-    fn apply(&self, pass: &Pass, x: &Tensor, base: &BaseView<'_>) -> crate::Result<Tensor> {
-        base.forward_with(pass, x, &self.0)
+impl Intercept for Opaque {
+    fn apply(&self, _pass: &Pass, x: &Tensor, base: &BaseView<'_>) -> crate::Result<Tensor> {
+        base.forward(x)
     }
 }
 
@@ -174,15 +174,17 @@ fn what_a_block_cannot_do_goes_through_the_operations() {
         let expected = case.run_fused();
         assert!(with_composed(|| case.block().is_none()));
         let projection = |case: &Case| case.model.projections().get(&case.kind.paths(0)[4]).unwrap().clone();
-        let terms = projection(&case).correction().unwrap().terms().unwrap().to_vec();
+        let terms = low_rank_terms(&projection(&case).correction().unwrap());
 
-        projection(&case).attach(Some(Arc::new(Opaque(terms.clone()))));
+        let own = terms.iter().map(|term| LowRank { request: Some(1), ..term.clone() });
+        projection(&case).attach(of_low_rank(own)).unwrap();
         assert!(case.block().is_none());
-        agree(&Run::of(case.layer(), &case.vars), &expected, 1e-5);
 
-        let own = terms.iter().map(|term| LowRank { request: Some(1), ..term.clone() }).collect();
-        projection(&case).attach(Some(Arc::new(Terms(own))));
+        projection(&case).attach(None).unwrap();
+        let without = case.run_fused();
+        projection(&case).intercept(Some(Arc::new(Opaque)));
         assert!(case.block().is_none());
+        agree(&Run::of(case.layer(), &case.vars), &without, 1e-5);
 
         let name = format!("{}.weight", kind.paths(0)[2]);
         let case = of();
@@ -226,8 +228,10 @@ fn what_does_not_fit_is_refused_as_the_operations_refuse_it() {
         let (a, b) = (check::tensor(&a, 1), check::tensor(&b, 2));
         let term = LowRank { a, b, scale: 0.7, dropout: 0.0, request: None };
         let case = case();
-        case.model.projections().get(&Decoder.paths(0)[0]).unwrap().attach(Some(Arc::new(Terms(vec![term]))));
-        refused(&case, &tables, "factors of another shape");
+        let projection = case.model.projections().get(&Decoder.paths(0)[0]).unwrap();
+        let before = projection.correction().unwrap();
+        assert!(projection.attach(of_low_rank([term])).is_err(), "factors of another shape");
+        assert!(Arc::ptr_eq(&projection.correction().unwrap(), &before));
     }
 }
 

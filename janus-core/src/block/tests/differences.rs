@@ -52,7 +52,7 @@ fn all_gradients_agree_with_differences() {
                 let [a, b] = factors else { unreachable!() };
                 let (a, b) = ((a * 0.5)?, (b * 0.5)?);
                 let term = LowRank { a, b, scale: 0.6, dropout, request: None };
-                projection.attach(Some(Arc::new(Terms(vec![term]))));
+                projection.attach(of_low_rank(vec![term])).unwrap();
             }
             Ok(case.fused())
         });

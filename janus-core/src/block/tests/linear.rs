@@ -74,12 +74,30 @@ fn in_bf16_a_site_is_no_farther_from_f32_than_the_operations() {
 }
 
 #[test]
+fn a_site_with_vectors_is_that_of_the_operations() {
+    for (forms, vectors) in [(&[][..], OUTPUT), (TWO, SCALED), (DROPPED, INPUT), (TWO, ALL), (&[][..], ALL)] {
+        for (pass, tracked) in [(Pass::inference(), true), (training(), true), (training(), false)] {
+            each(DType::F32, &[2, 9], forms, |projection, vars| {
+                let mut vars = vars.clone();
+                let model = shaped(&odd(), DType::F32);
+                let own = model.projections().get(&projection.site().path).unwrap();
+                own.attach(projection.correction()).unwrap();
+                attach_vectors(&model, &projection.site().path, vectors, &mut vars);
+                let got = run(&pass, own, &vars, tracked);
+                assert_eq!(got.gradients.len(), vars.len() - usize::from(!tracked));
+                agree(&got, &with_composed(|| run(&pass, own, &vars, tracked)), 2e-5);
+            });
+        }
+    }
+}
+
+#[test]
 fn frozen_factors_and_no_rows_have_no_gradient() {
     each(DType::F32, &[2, 5], TWO, |projection, vars| {
         let all = run(&training(), projection, vars, true);
         let correction = projection.correction().unwrap();
         let frozen = |term: &LowRank| LowRank { a: term.a.detach(), b: term.b.detach(), ..term.clone() };
-        projection.attach(Some(Arc::new(Terms(correction.terms().unwrap().iter().map(frozen).collect()))));
+        projection.attach(of_low_rank(low_rank_terms(&correction).iter().map(frozen))).unwrap();
         let input = run(&training(), projection, vars, true);
         assert_eq!(input.gradients.keys().collect::<Vec<_>>(), ["x"]);
         assert_eq!(wide(&input.gradients["x"]), wide(&all.gradients["x"]));
@@ -96,10 +114,9 @@ fn a_misfit_is_an_error() {
     each(DType::F32, &[2, 5], ONE, |projection, vars| {
         let input = projection.site().input;
         let with = |x: &Tensor, term: LowRank| {
-            projection.attach(Some(Arc::new(Terms(vec![term]))));
-            projection.forward(&Pass::inference(), x).is_ok()
+            projection.attach(of_low_rank([term])).is_ok() && projection.forward(&Pass::inference(), x).is_ok()
         };
-        let term = projection.correction().unwrap().terms().unwrap()[0].clone();
+        let term = low_rank_terms(&projection.correction().unwrap())[0].clone();
         assert!(with(&vars["x"], term.clone()));
         assert!(!with(&check::tensor(&[5, input + 1], 1), term.clone()));
         assert!(!with(&vars["x"], LowRank { a: check::tensor(&[3, input + 1], 1), ..term.clone() }));

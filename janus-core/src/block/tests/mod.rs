@@ -25,18 +25,8 @@ use crate::noise;
 use crate::ops::rotary::Rotary;
 use crate::ops::{AttentionMask, check, with_composed};
 use crate::pass::{NoiseKey, Pass};
-use crate::site::{Correction, LowRank};
-use crate::testing::shaped;
-
-/// A correction that is a sum of terms.
-#[derive(Debug)]
-struct Terms(Vec<LowRank>);
-
-impl Correction for Terms {
-    fn terms(&self) -> Option<&[LowRank]> {
-        Some(&self.0)
-    }
-}
+use crate::site::{Correction, Kronecker, LowRank, Term};
+use crate::testing::{low_rank_terms, of_low_rank, shaped};
 
 /// Widths that no two have in common: decoder 24, heads 6 of 10 over 2, MLP 34; vision 20, 2 heads of 10, MLP 28.
 fn odd() -> JanusConfig {
@@ -133,7 +123,62 @@ fn attach(model: &Janus, path: &str, forms: &[Form], vars: &mut Vars) {
         let (a, b) = (factor("A", [*rank, input]), factor("B", [output, *rank]));
         terms.push(LowRank { a, b, scale: *scale, dropout: *dropout, request: None });
     }
-    projection.attach(Some(Arc::new(Terms(terms))));
+    projection.attach(of_low_rank(terms)).unwrap();
+}
+
+/// Which vectors a correction has besides its terms.
+#[derive(Debug, Clone, Copy)]
+struct Vectors {
+    input: bool,
+    output: bool,
+    bias: bool,
+}
+
+const OUTPUT: Vectors = Vectors { input: false, output: true, bias: false };
+const SCALED: Vectors = Vectors { input: false, output: true, bias: true };
+const INPUT: Vectors = Vectors { input: true, output: false, bias: false };
+const ALL: Vectors = Vectors { input: true, output: true, bias: true };
+
+/// Adds vectors to the correction of a site, as variables: factors near one, one of them nothing.
+fn attach_vectors(model: &Janus, path: &str, vectors: Vectors, vars: &mut Vars) {
+    let projection = model.projections().get(path).unwrap();
+    let (input, output) = (projection.site().input, projection.site().output);
+    let mut vector = |name: &str, length: usize, offset: f64| {
+        let name = format!("{name} of {path}");
+        let values = check::tensor(&[length], noise::key_of(&name)).affine(0.4, offset).unwrap();
+        let mut values: Vec<f32> = values.to_vec1().unwrap();
+        if offset != 0.0 {
+            values[length / 2] = 0.0;
+        }
+        let values = Tensor::from_vec(values, length, model.device()).unwrap();
+        vars.insert(name.clone(), Var::from_tensor(&values).unwrap());
+        Some(vars[&name].as_tensor().clone())
+    };
+    let before = projection.correction().map(|correction| (*correction).clone()).unwrap_or_default();
+    let correction = Correction {
+        input: if vectors.input { vector("in", input, 1.0) } else { None },
+        output: if vectors.output { vector("out", output, 1.0) } else { None },
+        bias: if vectors.bias { vector("bias", output, 0.0) } else { None },
+        ..before
+    };
+    projection.attach(Some(Arc::new(correction))).unwrap();
+}
+
+/// Adds a Kronecker product to the correction of a site, its factors as variables.
+fn attach_product(model: &Janus, path: &str, vars: &mut Vars) {
+    let projection = model.projections().get(path).unwrap();
+    let (input, output) = (projection.site().input, projection.site().output);
+    let mut factor = |name: &str, shape: [usize; 2]| {
+        let name = format!("{name} of {path}");
+        let values = (check::tensor(&shape, noise::key_of(&name)) * 0.5).unwrap();
+        vars.insert(name.clone(), Var::from_tensor(&values).unwrap());
+        vars[&name].as_tensor().clone()
+    };
+    // Every width here is even.
+    let (left, right) = (factor("left", [2, input / 2]), factor("right", [output / 2, 2]));
+    let mut correction = projection.correction().map(|correction| (*correction).clone()).unwrap_or_default();
+    correction.terms.push(Term::Kronecker(Kronecker { left, right, scale: 0.7 }));
+    projection.attach(Some(Arc::new(correction))).unwrap();
 }
 
 /// A block of a model and what it is given.
@@ -194,6 +239,32 @@ impl Case {
     fn with_terms_everywhere(self, forms: &[Form]) -> Self {
         let all: Vec<usize> = (0..self.kind.names(0).1.len()).collect();
         self.with_terms(&all, forms)
+    }
+
+    /// A Kronecker product on every site.
+    fn with_products_everywhere(mut self) -> Self {
+        for path in self.kind.paths(0) {
+            attach_product(&self.model, &path, &mut self.vars);
+        }
+        self
+    }
+
+    /// Vectors on the sites of these numbers.
+    fn with_vectors(mut self, sites: &[usize], vectors: Vectors) -> Self {
+        for site in sites {
+            let path = &self.kind.paths(0)[*site];
+            // Without rotation a bias of keys moves all scores of a query alike, which attention does not see.
+            let is_seen = self.kind == Decoder || !path.ends_with("k_proj");
+            let vectors = Vectors { bias: vectors.bias && is_seen, ..vectors };
+            attach_vectors(&self.model, path, vectors, &mut self.vars);
+        }
+        self
+    }
+
+    /// Vectors on every site.
+    fn with_vectors_everywhere(self, vectors: Vectors) -> Self {
+        let all: Vec<usize> = (0..self.kind.names(0).1.len()).collect();
+        self.with_vectors(&all, vectors)
     }
 
     /// Copies of its norms' parameters as variables: of the first norm all, of the second one of them.

@@ -92,7 +92,7 @@ impl ResidualBlock {
     /// The block as one node of the tape, where something in it or before it is trained and nothing corrects it.
     fn under_training(&self, x: &Tensor) -> Result<Option<Residual>> {
         let convolutions = [Some(&self.conv1), Some(&self.conv2), self.nin_shortcut.as_ref()];
-        if convolutions.into_iter().flatten().any(|projection| projection.correction().is_some()) {
+        if !convolutions.into_iter().flatten().all(|projection| projection.is_plain()) {
             return Ok(None);
         }
         let biased = |projection: &Projection| {

@@ -7,7 +7,7 @@ use super::model::{objective, outputs, term_of};
 use super::*;
 use crate::ops::with_composed;
 use crate::pass::{NoiseKey, Route};
-use crate::testing::{largest_difference, tiny, tiny_in};
+use crate::testing::{largest_difference, of_low_rank, tiny, tiny_in};
 
 /// A term whose factors are variables.
 fn trained(term: LowRank) -> (LowRank, [Var; 2]) {
@@ -53,7 +53,7 @@ fn a_site_of_each_kind_with_dropout_and_requests_is_the_same_both_ways() {
 fn the_whole_model_gives_the_same_both_ways() {
     let model = tiny();
     for projection in model.projections().iter() {
-        projection.attach(Some(Arc::new(Terms(vec![term_of(projection.site())]))));
+        projection.attach(of_low_rank(vec![term_of(projection.site())])).unwrap();
     }
     let (fast, composed) = (outputs(&model), with_composed(|| outputs(&model)));
     for ((name, fast), (_, composed)) in fast.named().into_iter().zip(composed.named()) {
@@ -84,7 +84,7 @@ fn every_factor_of_the_whole_model_gets_the_same_gradient_both_ways() {
     let mut vars = Vec::new();
     for projection in model.projections().iter() {
         let (term, own) = trained(term_of(projection.site()));
-        projection.attach(Some(Arc::new(Terms(vec![term]))));
+        projection.attach(of_low_rank(vec![term])).unwrap();
         vars.push((projection.site().path.clone(), own));
     }
     let fast = objective(&model).backward().unwrap();

@@ -58,8 +58,8 @@ fn a_trainable_weight_and_bias_get_gradients_beside_a_term() {
             Ok(with_terms(&projection, &pass, &x, &term))
         };
         match site.kind {
-            SiteKind::Embedding => check::gradients(&[&weight_shape(&site)], compute),
-            _ => check::gradients(&[&weight_shape(&site), &[site.output]], compute),
+            SiteKind::Embedding => check::gradients(&[&site.weight_shape()], compute),
+            _ => check::gradients(&[&site.weight_shape(), &[site.output]], compute),
         }
     }
 }

@@ -38,7 +38,7 @@ fn a_corrected_head_has_the_loss_of_its_corrected_logits() {
     let (a, b) = (Var::from_tensor(&term.a).unwrap(), Var::from_tensor(&term.b).unwrap());
     let term = LowRank { a: a.as_tensor().clone(), b: b.as_tensor().clone(), ..term };
     let frozen = projection.loss(&Pass::inference(), &x, &LABELS).unwrap().sum;
-    projection.attach(Some(Arc::new(Terms(vec![term]))));
+    projection.attach(of_low_rank(vec![term])).unwrap();
     let corrected = projection.loss(&Pass::inference(), &x, &LABELS).unwrap().sum;
     let difference = (corrected - frozen).unwrap().to_scalar::<f32>().unwrap();
     assert!(difference.abs() > 0.1, "the correction shows nothing");

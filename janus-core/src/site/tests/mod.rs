@@ -9,20 +9,14 @@ mod model;
 mod routes;
 mod terms;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::*;
-use crate::ops::check;
-
-/// A correction that is a sum of terms.
-#[derive(Debug)]
-struct Terms(Vec<LowRank>);
-
-impl Correction for Terms {
-    fn terms(&self) -> Option<&[LowRank]> {
-        Some(&self.0)
-    }
-}
+use crate::error::{ModelError, Result};
+use crate::ops::{HeadLoss, check};
+use crate::parameter::Parameter;
+use crate::pass::Pass;
+use crate::testing::of_low_rank;
 
 fn site(path: &str, kind: SiteKind, input: usize, output: usize) -> Site {
     Site { path: path.into(), part: Part::Decoder, kind, input, output }
@@ -45,14 +39,6 @@ fn cases() -> Vec<Site> {
     vec![linear(), conv(4, 4, 0), conv(3, 1, 1), conv(3, 2, 0), conv(3, 2, 1), conv(1, 1, 0), embedding()]
 }
 
-fn weight_shape(site: &Site) -> Vec<usize> {
-    match site.kind {
-        SiteKind::Linear => vec![site.output, site.input],
-        SiteKind::Conv2d { kernel, .. } => vec![site.output, site.input, kernel, kernel],
-        SiteKind::Embedding => vec![site.input, site.output],
-    }
-}
-
 /// Shapes of A and B.
 fn factor_shapes(site: &Site, rank: usize) -> (Vec<usize>, Vec<usize>) {
     match site.kind {
@@ -62,7 +48,7 @@ fn factor_shapes(site: &Site, rank: usize) -> (Vec<usize>, Vec<usize>) {
 }
 
 fn weight(site: &Site) -> Tensor {
-    check::tensor(&weight_shape(site), 1)
+    check::tensor(&site.weight_shape(), 1)
 }
 
 /// A projection of this weight, with a bias where the kind has one.
@@ -102,8 +88,8 @@ fn term(site: &Site, rank: usize, scale: f64, seed: u64) -> LowRank {
 
 /// What `projection` gives for `x` with these terms in its slot.
 fn with_terms(projection: &Projection, pass: &Pass, x: &Tensor, terms: &[LowRank]) -> Tensor {
-    projection.attach(Some(Arc::new(Terms(terms.to_vec()))));
+    projection.attach(of_low_rank(terms.to_vec())).unwrap();
     let y = projection.forward(pass, x).unwrap();
-    projection.attach(None);
+    projection.attach(None).unwrap();
     y
 }

@@ -136,9 +136,9 @@ fn a_correction_at_any_site_changes_what_the_site_has_a_part_in_and_nothing_else
     let before = outputs(&model);
     for projection in model.projections().iter() {
         let path = &projection.site().path;
-        projection.attach(Some(Arc::new(Terms(vec![term_of(projection.site())]))));
+        projection.attach(of_low_rank(vec![term_of(projection.site())])).unwrap();
         let after = outputs(&model);
-        projection.attach(None);
+        projection.attach(None).unwrap();
         let reached = reached(path);
         for ((name, after), (_, before)) in after.named().into_iter().zip(before.named()) {
             if reached.contains(&name) {
@@ -158,7 +158,7 @@ fn corrections_at_all_sites_compute_what_folded_weights_compute() {
     let model = tiny();
     let before = outputs(&model);
     for projection in model.projections().iter() {
-        projection.attach(Some(Arc::new(Terms(vec![term_of(projection.site())]))));
+        projection.attach(of_low_rank(vec![term_of(projection.site())])).unwrap();
     }
     let attached = outputs(&model);
     for projection in model.projections().iter() {
@@ -166,7 +166,7 @@ fn corrections_at_all_sites_compute_what_folded_weights_compute() {
         let weight = model.parameters().get(&name).unwrap().frozen().clone();
         let folded = projection.correction().unwrap().fold(projection.site(), weight).unwrap();
         model.parameters().substitute(&name, Some(folded)).unwrap();
-        projection.attach(None);
+        projection.attach(None).unwrap();
     }
     let folded = outputs(&model);
     for (((name, attached), (_, folded)), (_, before)) in
@@ -189,7 +189,7 @@ fn two_requests_in_one_pass_through_the_model_equal_two_passes() {
     for projection in model.projections().iter() {
         let site = projection.site();
         if site.part != Part::Generation && !matches!(site.kind, SiteKind::Conv2d { .. }) {
-            projection.attach(Some(Arc::new(Terms(vec![routed(site, 1), routed(site, 2)]))));
+            projection.attach(of_low_rank(vec![routed(site, 1), routed(site, 2)])).unwrap();
         }
     }
     let pass = |part, tokens: usize, requests: &[u32]| {
@@ -317,7 +317,7 @@ fn a_correction_of_a_tied_head_leaves_the_embedding_alone() {
     let embed = |model: &Janus| model.decoder().embed(&pass, &[5, 6], 1).unwrap();
     let (before, embedded) = (outputs(&model), embed(&model));
     let head = model.projections().get("lm_head").unwrap();
-    head.attach(Some(Arc::new(Terms(vec![term_of(head.site())]))));
+    head.attach(of_low_rank(vec![term_of(head.site())])).unwrap();
     assert!(largest_difference(&outputs(&model).logits, &before.logits) > 0.01);
     same_bits(&embed(&model), &embedded);
 }

@@ -81,7 +81,7 @@ fn a_term_that_is_no_number_reaches_its_own_rows_only() {
 #[test]
 fn the_sign_of_zero_survives_in_other_rows() {
     let site = embedding();
-    let negative_zero = Tensor::full(-0f32, weight_shape(&site), &Device::Cpu).unwrap();
+    let negative_zero = Tensor::full(-0f32, site.weight_shape(), &Device::Cpu).unwrap();
     let projection = projection_of(&site, negative_zero);
     let terms = [routed(&site, 1), routed(&site, 2)];
     let y = rows(&with_terms(&projection, &pass(Part::Decoder, &[(0..1, 1), (1..2, 2)]), &input(&site), &terms));
@@ -104,7 +104,7 @@ fn a_table_of_another_part_routes_nothing_here() {
 fn a_range_beyond_the_rows_is_an_error() {
     for site in token_sites() {
         let projection = projection(&site);
-        projection.attach(Some(Arc::new(Terms(vec![routed(&site, 1)]))));
+        projection.attach(of_low_rank(vec![routed(&site, 1)])).unwrap();
         let error = projection.forward(&pass(Part::Decoder, &[(0..9, 1)]), &input(&site)).unwrap_err();
         assert!(matches!(error, Error::Model(ModelError::Shape { what: "routes", .. })), "{error}");
     }
@@ -114,7 +114,7 @@ fn a_range_beyond_the_rows_is_an_error() {
 fn a_convolution_refuses_a_term_of_one_request() {
     let site = conv(3, 1, 1);
     let projection = projection(&site);
-    projection.attach(Some(Arc::new(Terms(vec![routed(&site, 1)]))));
+    projection.attach(of_low_rank(vec![routed(&site, 1)])).unwrap();
     let error = projection.forward(&Pass::inference(), &input(&site)).unwrap_err();
     assert!(matches!(error, Error::Model(ModelError::RoutedConvolution { .. })), "{error}");
     assert!(error.to_string().contains("a.convolution"), "{error}");

@@ -18,14 +18,14 @@ fn shift_by_definition(site: &Site, term: &LowRank) -> Tensor {
         }
         _ => (0..site.output).flat_map(|o| (0..inner).map(move |i| (o, i))).map(|(o, i)| cell(o, i)).collect(),
     };
-    Tensor::from_vec(values, weight_shape(site), &Device::Cpu).unwrap()
+    Tensor::from_vec(values, site.weight_shape(), &Device::Cpu).unwrap()
 }
 
 #[test]
 fn a_folded_weight_is_the_weight_plus_the_scaled_product() {
     for site in cases() {
         let terms = [term(&site, 2, 0.7, 1), term(&site, 4, -1.5, 2)];
-        let folded = Terms(terms.to_vec()).fold(&site, weight(&site)).unwrap();
+        let folded = of_low_rank(terms.to_vec()).unwrap().fold(&site, weight(&site)).unwrap();
         let shifts = (shift_by_definition(&site, &terms[0]) + shift_by_definition(&site, &terms[1])).unwrap();
         check::close(&folded, &(weight(&site) + shifts).unwrap(), 2e-6);
     }

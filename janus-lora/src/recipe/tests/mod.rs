@@ -235,8 +235,13 @@ dtype = "bf16"
 method = "lora"
 rank = 8
 scale = 2.0
+rslora = false
+init = "kaiming"
+bias = false
 dropout = 0.0
 targets = ["decoder", "vision"]
+exclude = []
+layers = []
 modules_to_save = []
 
 [[data]]
@@ -258,6 +263,7 @@ grad_accumulation = 1
 accumulation = "tokens"
 mixture = "sample"
 learning_rate = 0.0002
+lora_plus_ratio = 1.0
 betas = [0.9, 0.999]
 eps = 1e-8
 weight_decay = 0.0
@@ -457,7 +463,10 @@ fn every_key_is_documented_and_its_default_is_legal() {
             assert!(!field.summary().is_empty(), "{}", field.name);
             let Some(default) = (field.default)() else { continue };
             assert!(!field.required);
-            let header = if section.repeated { String::new() } else { format!("[{}]\n", section.name) };
+            let mut header = if section.repeated { String::new() } else { format!("[{}]\n", section.name) };
+            if section.name == "adapter" && !AdapterMethod::Lora.takes(field.name) {
+                header.push_str(&format!("method = \"{}\"\n", AdapterMethod::takers(field.name)[0]));
+            }
             let text = LEAST.replace("[output]", &format!("{header}{} = {default}\n[output]", field.name));
             assert!(load_text(&text, &[]).is_ok() || section.name == "base", "{} = {default}", field.name);
         }
@@ -520,4 +529,56 @@ fn a_stage_sets_keys_of_the_sections_above() {
     let set = good(STAGED, &["stage.1.steps=3", "stage.0.adapter.rank=2", "train.batch_size=5"]);
     assert_eq!((set.stages[1].recipe.train.steps, set.stages[0].recipe.adapter.rank), (Some(3), 2));
     assert!(set.stages.iter().all(|stage| stage.recipe.train.batch_size == 5));
+}
+
+#[test]
+fn a_method_has_keys_of_its_own() {
+    let adapter = |lines: &str| good(&format!("{LEAST}[adapter]\n{lines}\n"), &[]).adapter;
+    let stable = adapter("rank = 16\nrslora = true\nalpha = 8");
+    assert_eq!((stable.effective_scale(), stable.effective_alpha()), (2.0, 8.0));
+    let stable = adapter("method = \"dora\"\nrank = 16\nrslora = true\nscale = 0.5");
+    assert_eq!((stable.effective_scale(), stable.effective_alpha()), (0.5, 2.0));
+    let patterns =
+        adapter("rank_pattern = { down_proj = 16, \"layers.0.**\" = 2 }\nlayers = [0, 2]\nexclude = [\"k_proj\"]");
+    assert_eq!(patterns.rank_pattern.0, [("down_proj".to_owned(), 16), ("layers.0.**".to_owned(), 2)]);
+    assert_eq!((patterns.layers, patterns.exclude), (vec![0, 2], vec!["k_proj".to_owned()]));
+    assert_eq!(adapter("method = \"lokr\"\ndecompose_factor = 4").decompose_factor, 4);
+
+    for (lines, expected) in [
+        ("method = \"ia3\"\nrank = 8", "`adapter.rank` says nothing of the method `ia3`"),
+        ("method = \"ia3\"\nscale = 1.0", "`adapter.scale` says nothing of the method `ia3`"),
+        ("method = \"vera\"\nalpha = 8", "`adapter.alpha` says nothing of the method `vera`"),
+        ("method = \"dora\"\nbias = true", "`adapter.bias` says nothing of the method `dora`"),
+        ("method = \"loha\"\ndropout = 0.1", "`adapter.dropout` says nothing of the method `loha`"),
+        ("method = \"loha\"\nrslora = true", "`adapter.rslora` says nothing of the method `loha`"),
+        ("d_initial = 0.2", "`adapter.d_initial` says nothing of the method `lora`"),
+        ("feedforward = [\"fc2\"]", "`adapter.feedforward` says nothing of the method `lora`"),
+        ("decompose_both = true", "`adapter.decompose_both` says nothing of the method `lora`"),
+        (
+            "method = \"lokr\"\ndecompose_factor = 0",
+            "`adapter.decompose_factor` must be -1 or an integer, 1 or more, got `0`",
+        ),
+        ("rank_pattern = { a = 0 }", "`adapter.rank_pattern.a` must be an integer from 1 to 16384, got `0`"),
+        (
+            "rank_pattern = 3",
+            "`adapter.rank_pattern` must be a table of ranks from 1 to 16384, such as { down_proj = 16 }, got an integer",
+        ),
+        ("alpha_pattern = { a = 0 }", "`adapter.alpha_pattern.a` must be a finite number other than 0, got `0.0`"),
+        ("exclude = [\"a..b\"]", "target `a..b` has an empty segment"),
+    ] {
+        assert_eq!(problems(&format!("{LEAST}[adapter]\n{lines}\n"), &[]), [expected], "{lines}");
+    }
+    let rate = format!("{LEAST}[adapter]\nmethod = \"ia3\"\n[train]\nlora_plus_ratio = 4.0\n");
+    assert_eq!(problems(&rate, &[]), ["`train.lora_plus_ratio` says nothing of the method `ia3`"]);
+}
+
+#[test]
+fn recipes_of_every_method_are_written_and_read_back() {
+    for method in AdapterMethod::CHOICES.names {
+        let recipe = good(&format!("{LEAST}[adapter]\nmethod = \"{method}\"\n"), &[]);
+        assert_eq!(recipe.adapter.method.name(), *method);
+        let text = to_toml(&recipe);
+        assert_eq!(good(&text, &[]), recipe, "{text}");
+        assert_eq!(text.contains("\nrank = "), *method != "ia3", "{text}");
+    }
 }

@@ -1,12 +1,17 @@
-//! `adapter_config.json`: the fields of PEFT's `LoraConfig` that matter here. Of the others, what says how an adapter began, is
+//! `adapter_config.json`: the fields of PEFT's configurations that matter here. Of the others, what says how an adapter began, is
 //! trained or is run changes no number once it is trained, and loads; every other active field is refused by name, those of
 //! later versions, too.
-//! Source of fields, defaults and rules between them: PEFT 0.21.2, `tuners/lora/config.py`, `layer.py`, `tp_layer.py`.
+//! Source of fields, defaults and rules between them: PEFT 0.21.2, `tuners/*/config.py`, of LoRA also `layer.py` and
+//! `tp_layer.py`.
+
+mod new;
 
 use serde_json::{Map, Value, json};
 
 use super::error::AdapterError;
+use super::method::Method;
 use super::pattern::MOST_IN_A_FIELD;
+pub(super) use new::NewConfig;
 
 /// File name in an adapter folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -26,6 +31,9 @@ const PASSED_OVER: &[(&str, &str)] = &[
     ("fan_in_fan_out", "that weights lie transposed, as in Conv1D layers, which no Janus has"),
     ("loftq_config", "how A and B begin"),
     ("lora_ga_config", "how A and B begin"),
+    ("module_dropout", "that training passes over whole modules now and then"),
+    ("rank_dropout", "that training passes over outputs now and then"),
+    ("rank_dropout_scale", "how outputs that training keeps are scaled"),
     // Read for Megatron's own parallel layers alone, which no Janus has.
     ("megatron_config", "how layers are shared out among machines"),
     ("runtime_config", "where a device keeps weights"),
@@ -54,14 +62,18 @@ pub enum ModuleNames {
     Nothing,
 }
 
-/// The configuration of a LoRA adapter.
+/// The configuration of an adapter.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PeftConfig {
-    /// `r`, at least 1.
+    /// `peft_type`, and what the method alone is told.
+    pub method: Method,
+    /// `r`, at least 1; 0 where the method has no ranks.
     pub rank: usize,
-    /// `lora_alpha`, finite and not 0.
+    /// `lora_alpha` or `alpha`, finite and not 0; 1 where the method has no scale.
     pub alpha: f64,
-    /// `lora_dropout`, in [0, 1).
+    /// `use_rslora`: the scale is `alpha / √rank`.
+    pub rslora: bool,
+    /// `lora_dropout` or `vera_dropout`, in [0, 1).
     pub dropout: f64,
     /// `target_modules`.
     pub targets: ModuleNames,
@@ -89,18 +101,6 @@ pub struct PeftConfig {
     json: Map<String, Value>,
 }
 
-/// What a new configuration is made from.
-pub(super) struct NewConfig<'a> {
-    pub(super) rank: usize,
-    pub(super) alpha: f64,
-    pub(super) dropout: f64,
-    /// Whole paths.
-    pub(super) targets: &'a [String],
-    /// Whole paths.
-    pub(super) modules_to_save: &'a [String],
-    pub(super) base_name: Option<&'a str>,
-}
-
 impl PeftConfig {
     /// Reads the text of an `adapter_config.json`.
     ///
@@ -110,68 +110,6 @@ impl PeftConfig {
         let json: Map<String, Value> =
             serde_json::from_str(text).map_err(|source| AdapterError::Json { file: CONFIG_FILE, source })?;
         Fields { json: &json }.read(&json)
-    }
-
-    /// The configuration of a new adapter, with every field PEFT 0.21.2 writes.
-    pub(super) fn new(new: &NewConfig<'_>) -> Result<Self, AdapterError> {
-        let list = |names: &[String]| {
-            let mut names = names.to_vec();
-            names.sort();
-            json!(names)
-        };
-        let targets = if new.targets.is_empty() { json!(NO_TARGETS) } else { list(new.targets) };
-        let saved = if new.modules_to_save.is_empty() { Value::Null } else { list(new.modules_to_save) };
-        let alpha = whole_number(new.alpha).map_or_else(|| json!(new.alpha), |alpha| json!(alpha));
-        let json = json!({
-            "alora_invocation_tokens": null,
-            "alpha_pattern": {},
-            "arrow_config": null,
-            "auto_mapping": {
-                "base_model_class": "JanusForConditionalGeneration",
-                "parent_library": "transformers.models.janus.modeling_janus",
-            },
-            "base_model_name_or_path": new.base_name,
-            "bias": "none",
-            "corda_config": null,
-            "ensure_weight_tying": false,
-            "eva_config": null,
-            "exclude_modules": null,
-            "fan_in_fan_out": false,
-            "inference_mode": true,
-            "init_lora_weights": true,
-            "kasa_config": null,
-            "layer_replication": null,
-            "layers_pattern": null,
-            "layers_to_transform": null,
-            "loftq_config": {},
-            "lora_alpha": alpha,
-            "lora_bias": false,
-            "lora_dropout": new.dropout,
-            "lora_ga_config": null,
-            "megatron_config": null,
-            "megatron_core": "megatron.core",
-            "modules_to_save": saved,
-            "monteclora_config": null,
-            "peft_type": "LORA",
-            "peft_version": "0.21.2",
-            "qalora_group_size": 16,
-            "r": new.rank,
-            "rank_pattern": {},
-            "revision": null,
-            "target_modules": targets,
-            "target_parameters": null,
-            "task_type": null,
-            "trainable_token_indices": null,
-            "use_bdlora": null,
-            "use_dora": false,
-            "use_qalora": false,
-            "use_rslora": false,
-            "velora_config": null,
-        });
-        match json {
-            Value::Object(json) => Fields { json: &json }.read(&json),
-            _ => unreachable!("a literal object"),
-        }
     }
 
     /// Records which parts of the adapter are in `janus_extras.safetensors`, in whatever PEFT saves again, too.
@@ -194,15 +132,87 @@ impl PeftConfig {
         text
     }
 
-    /// Factor of B·A for a rank and an alpha: the one place where methods of scaling differ.
+    /// Factor on what a site's tensors make, for a rank and an alpha: the one place where methods of scaling differ.
     pub fn scaling(&self, rank: usize, alpha: f64) -> f64 {
-        alpha / rank as f64
+        match self.method {
+            Method::Vera { .. } | Method::Ia3 { .. } => 1.0,
+            _ if self.rslora => alpha / (rank as f64).sqrt(),
+            _ => alpha / rank as f64,
+        }
     }
 }
 
-/// The number as an integer, if it is one that f64 holds exactly.
-fn whole_number(value: f64) -> Option<i64> {
-    (value.fract() == 0.0 && value.abs() <= 9_007_199_254_740_992.0).then_some(value as i64)
+/// What `peft_type` may name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Lora,
+    Loha,
+    Lokr,
+    Vera,
+    Ia3,
+}
+
+/// Fields that every method has and that are judged where they are read.
+const EVERY_METHOD: &[&str] = &[
+    "peft_type",
+    "target_modules",
+    "exclude_modules",
+    "modules_to_save",
+    "base_model_name_or_path",
+    // Judged once targets and base are known.
+    "ensure_weight_tying",
+];
+
+impl Kind {
+    /// Fields of its own that are read.
+    fn fields(self) -> &'static [&'static str] {
+        match self {
+            Kind::Lora => &[
+                "r",
+                "lora_alpha",
+                "lora_dropout",
+                "layers_to_transform",
+                "layers_pattern",
+                "rank_pattern",
+                "alpha_pattern",
+                "use_rslora",
+                "use_dora",
+                "lora_bias",
+            ],
+            Kind::Loha | Kind::Lokr => &[
+                "r",
+                "alpha",
+                "layers_to_transform",
+                "layers_pattern",
+                "rank_pattern",
+                "alpha_pattern",
+                "use_effective_conv2d",
+                "decompose_both",
+                "decompose_factor",
+                "init_weights",
+            ],
+            Kind::Vera => &[
+                "r",
+                "vera_dropout",
+                "d_initial",
+                "projection_prng_key",
+                "save_projection",
+                "layers_to_transform",
+                "layers_pattern",
+                "init_weights",
+            ],
+            Kind::Ia3 => &["feedforward_modules", "init_ia3_weights"],
+        }
+    }
+
+    /// The field of the scale's numerator.
+    fn alpha(self) -> Option<&'static str> {
+        match self {
+            Kind::Lora => Some("lora_alpha"),
+            Kind::Loha | Kind::Lokr => Some("alpha"),
+            Kind::Vera | Kind::Ia3 => None,
+        }
+    }
 }
 
 /// Typed reading of the fields.
@@ -212,11 +222,27 @@ struct Fields<'a> {
 
 impl Fields<'_> {
     fn read(&self, json: &Map<String, Value>) -> Result<PeftConfig, AdapterError> {
-        let passed_over = self.sort_out()?;
+        let kind = self.kind()?;
+        let passed_over = self.sort_out(kind)?;
+        let method = self.method(kind)?;
+        let rank = |default| self.rank("r", self.json.get("r")).map(|rank| rank.unwrap_or(default));
         let config = PeftConfig {
-            rank: self.rank("r", self.json.get("r"))?.unwrap_or(8),
-            alpha: self.alpha("lora_alpha", self.json.get("lora_alpha"))?.unwrap_or(8.0),
-            dropout: self.dropout()?,
+            rank: match kind {
+                Kind::Ia3 => 0,
+                Kind::Vera => rank(256)?,
+                Kind::Lora | Kind::Loha | Kind::Lokr => rank(8)?,
+            },
+            alpha: match kind.alpha() {
+                Some(key) => self.alpha(key, self.json.get(key))?.unwrap_or(8.0),
+                None => 1.0,
+            },
+            rslora: kind == Kind::Lora && self.flag("use_rslora")?,
+            method,
+            dropout: match kind {
+                Kind::Lora => self.dropout("lora_dropout")?,
+                Kind::Vera => self.dropout("vera_dropout")?,
+                Kind::Loha | Kind::Lokr | Kind::Ia3 => 0.0,
+            },
             targets: self.targets()?,
             excluded: self.names("exclude_modules")?.unwrap_or(ModuleNames::Nothing),
             layers: self.layers()?,
@@ -245,13 +271,53 @@ impl Fields<'_> {
         Ok(config)
     }
 
+    /// What `peft_type` names.
+    fn kind(&self) -> Result<Kind, AdapterError> {
+        let peft_type = self.json.get("peft_type").unwrap_or(&Value::Null);
+        match peft_type.as_str() {
+            Some("LORA") => Ok(Kind::Lora),
+            Some("LOHA") => Ok(Kind::Loha),
+            Some("LOKR") => Ok(Kind::Lokr),
+            Some("VERA") => Ok(Kind::Vera),
+            Some("IA3") => Ok(Kind::Ia3),
+            Some(_) => Err(AdapterError::Unsupported { fields: vec![format!("`peft_type` = `{}`", brief(peft_type))] }),
+            None => Err(bad("peft_type", peft_type, "`LORA`, `LOHA`, `LOKR`, `VERA` or `IA3`")),
+        }
+    }
+
+    /// The method, with what it alone is told.
+    fn method(&self, kind: Kind) -> Result<Method, AdapterError> {
+        Ok(match kind {
+            Kind::Lora => match (self.flag("use_dora")?, self.flag("lora_bias")?) {
+                (true, true) => return Err(bad("lora_bias", &true.into(), "`false` where `use_dora` is `true`")),
+                (true, false) => Method::Dora,
+                (false, bias) => Method::Lora { bias },
+            },
+            Kind::Loha => Method::Loha { effective: self.flag("use_effective_conv2d")? },
+            Kind::Lokr => Method::Lokr {
+                decompose_both: self.flag("decompose_both")?,
+                decompose_factor: match self.json.get("decompose_factor") {
+                    None | Some(Value::Null) => -1,
+                    Some(value) => match value.as_i64() {
+                        Some(factor) if factor == -1 || factor > 0 => factor,
+                        _ => return Err(bad("decompose_factor", value, "-1 or a whole number of at least 1")),
+                    },
+                },
+                effective: self.flag("use_effective_conv2d")?,
+            },
+            Kind::Vera => Method::Vera {
+                d_initial: self.json.get("d_initial").and_then(Value::as_f64).unwrap_or(0.1),
+                projection_seed: self.json.get("projection_prng_key").and_then(Value::as_u64).unwrap_or(0),
+            },
+            Kind::Ia3 => {
+                Method::Ia3 { feedforward: self.names("feedforward_modules")?.unwrap_or(ModuleNames::Nothing) }
+            }
+        })
+    }
+
     /// Refuses by name every active field that changes numbers, or may, in a way that is not computed here; those that are
     /// passed over.
-    fn sort_out(&self) -> Result<Vec<String>, AdapterError> {
-        let peft_type = self.json.get("peft_type").unwrap_or(&Value::Null);
-        if peft_type.is_null() {
-            return Err(bad("peft_type", peft_type, "`LORA`"));
-        }
+    fn sort_out(&self, kind: Kind) -> Result<Vec<String>, AdapterError> {
         let (mut fields, mut passed_over) = (Vec::new(), Vec::new());
         for (key, value) in self.json {
             if let Some((_, meaning)) = PASSED_OVER.iter().find(|(name, _)| name == key) {
@@ -261,27 +327,16 @@ impl Fields<'_> {
                 continue;
             }
             let supported = match key.as_str() {
-                "peft_type" => value == "LORA",
                 "bias" => is_inactive(value) || value == "none",
                 "init_lora_weights" => {
                     value.is_null()
                         || value.is_boolean()
                         || value.as_str().is_some_and(|v| PLAIN_INITIALISATIONS.contains(&v))
                 }
-                "r"
-                | "lora_alpha"
-                | "lora_dropout"
-                | "target_modules"
-                | "exclude_modules"
-                | "layers_to_transform"
-                | "layers_pattern"
-                | "rank_pattern"
-                | "alpha_pattern"
-                | "modules_to_save"
-                | "base_model_name_or_path"
-                // Judged once targets and base are known.
-                | "ensure_weight_tying" => true,
-                key if WITHOUT_EFFECT.contains(&key) => true,
+                // Without the shared matrices nothing is known: PEFT draws them with torch's generator.
+                "save_projection" => kind != Kind::Vera || *value == true,
+                key if WITHOUT_EFFECT.contains(&key) || EVERY_METHOD.contains(&key) => true,
+                key if kind.fields().contains(&key) => true,
                 _ => is_inactive(value),
             };
             if !supported {
@@ -291,6 +346,14 @@ impl Fields<'_> {
         if fields.is_empty() { Ok(passed_over) } else { Err(AdapterError::Unsupported { fields }) }
     }
 
+    fn flag(&self, key: &str) -> Result<bool, AdapterError> {
+        match self.json.get(key) {
+            None | Some(Value::Null) => Ok(false),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(value) => Err(bad(key, value, "`true` or `false`")),
+        }
+    }
+
     /// Whether a field that is passed over asks for anything. An EVA adapter had its beginning; it is a plain one since.
     fn is_unmet(&self, key: &str, value: &Value) -> bool {
         let is_eva = || self.json.get("init_lora_weights").is_some_and(|init| init == "eva");
@@ -298,6 +361,7 @@ impl Fields<'_> {
         match key {
             "eva_config" if is_eva() => false,
             "runtime_config" if is_at_rest(value) => false,
+            "module_dropout" | "rank_dropout" if value.as_f64() == Some(0.0) => false,
             _ => !is_inactive(value),
         }
     }
@@ -319,11 +383,11 @@ impl Fields<'_> {
         }
     }
 
-    fn dropout(&self) -> Result<f64, AdapterError> {
-        let Some(value) = self.json.get("lora_dropout").filter(|value| !value.is_null()) else { return Ok(0.0) };
+    fn dropout(&self, key: &str) -> Result<f64, AdapterError> {
+        let Some(value) = self.json.get(key).filter(|value| !value.is_null()) else { return Ok(0.0) };
         match value.as_f64() {
             Some(dropout) if (0.0..1.0).contains(&dropout) => Ok(dropout),
-            _ => Err(bad("lora_dropout", value, "a number of at least 0 and below 1")),
+            _ => Err(bad(key, value, "a number of at least 0 and below 1")),
         }
     }
 
@@ -449,5 +513,4 @@ pub(super) fn cut(text: &str) -> String {
 }
 
 #[cfg(test)]
-#[path = "peft_config_tests.rs"]
 mod tests;

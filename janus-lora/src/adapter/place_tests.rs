@@ -5,7 +5,7 @@ use janus_core::checkpoint::{Checkpoint, init_checkpoint};
 use janus_core::config::Layout;
 use janus_core::model::decoder::Placement;
 use janus_core::pass::Pass;
-use janus_core::site::sites;
+use janus_core::site::{Correction, Term, sites};
 use janus_core::{Janus, Parts};
 
 use super::super::testing::{base, bits, spec, trained};
@@ -41,6 +41,15 @@ fn outputs(model: &Janus) -> Vec<f32> {
     values
 }
 
+/// Scales of a correction's low-rank terms.
+fn scales(correction: &Correction) -> Vec<f64> {
+    let scale = |term: &Term| match term {
+        Term::LowRank(term) => term.scale,
+        Term::Kronecker(_) => panic!("a Kronecker product"),
+    };
+    correction.terms.iter().map(scale).collect()
+}
+
 fn distance(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
@@ -67,12 +76,12 @@ fn an_attached_adapter_computes_with_the_shifted_weight() {
     attach(&model, &[(&adapter, 0.5)]).unwrap();
     let attached = outputs(&model);
     let mut shifted = Vec::new();
-    for (path, pair) in &adapter.pairs {
+    for (path, site) in &adapter.sites {
         let projection = model.projections().get(path).unwrap();
         let weight = model.parameters().get(&format!("{path}.weight")).unwrap().frozen().clone();
         let correction = projection.correction().unwrap();
-        assert_eq!(correction.terms().unwrap()[0].scale, 0.75, "1.5 of the adapter, halved");
-        assert_eq!(pair.scale, 1.5);
+        assert_eq!(scales(&correction), [0.75], "1.5 of the adapter, halved");
+        assert_eq!(site.scale, 1.5);
         shifted.push((path, correction.fold(projection.site(), weight).unwrap()));
     }
     detach(&model);
@@ -127,8 +136,7 @@ fn several_adapters_add_up() {
     let other = trained(&spec(&[QUERY], &["language_model.norm"]));
     attach(&model, &[(&one, 2.0), (&other, -1.0)]).unwrap();
     let correction = model.projections().get(QUERY).unwrap().correction().unwrap();
-    let scales: Vec<f64> = correction.terms().unwrap().iter().map(|term| term.scale).collect();
-    assert_eq!(scales, [3.0, -1.5]);
+    assert_eq!(scales(&correction), [3.0, -1.5]);
     // The two have the same factors at that site: twice the one less once the other is the one.
     let sum = outputs(&model);
     attach(&model, &[(&one, 1.0)]).unwrap();
@@ -137,11 +145,9 @@ fn several_adapters_add_up() {
         let mirrored = ((base * 2.0).unwrap() - &other.saved[name]).unwrap();
         model.parameters().substitute(name, Some(mirrored)).unwrap();
     }
-    model
-        .projections()
-        .get(PATCH)
-        .unwrap()
-        .attach(Some(Arc::new(LoraCorrection::new(vec![one.pairs[PATCH].low_rank(2.0)]))));
+    let projection = model.projections().get(PATCH).unwrap();
+    let twice = Correction::sum(projection.site(), &projection.frozen(), &[(&projection.correction().unwrap(), 2.0)]);
+    projection.attach(Some(Arc::new(twice.unwrap()))).unwrap();
     assert!(distance(&sum, &outputs(&model)) < 1e-2, "{}", distance(&sum, &outputs(&model)));
 }
 
@@ -182,16 +188,17 @@ fn parts_that_were_not_loaded_are_left_out_and_nothing_else() {
 fn an_adapter_for_another_model_is_refused_and_changes_nothing() {
     let model = open(Parts::all());
     let mut beyond = trained(&spec(&[QUERY, PATCH], &[]));
-    let pair = beyond.pairs.remove(QUERY).unwrap();
-    beyond.pairs.insert("model.language_model.layers.9.self_attn.q_proj".into(), pair.clone());
+    let site = beyond.sites.remove(QUERY).unwrap();
+    beyond.sites.insert("model.language_model.layers.9.self_attn.q_proj".into(), site.clone());
     let error = attach(&model, &[(&beyond, 1.0)]).unwrap_err().to_string();
     assert!(error.contains("no module `model.language_model.layers.9.self_attn.q_proj`"), "{error}");
 
     let mut wide = trained(&spec(&[QUERY, PATCH], &["language_model.norm"]));
-    wide.pairs.get_mut(QUERY).unwrap().a = Tensor::zeros((3, 49), DType::F32, &Device::Cpu).unwrap();
+    *wide.sites.get_mut(QUERY).unwrap().pair_mut().unwrap()[0] =
+        Tensor::zeros((3, 49), DType::F32, &Device::Cpu).unwrap();
     let error = attach(&model, &[(&wide, 1.0)]).unwrap_err().to_string();
     assert!(error.contains("[3, 49], expected [3, 48]"), "{error}");
-    wide.pairs.insert(QUERY.into(), pair);
+    wide.sites.insert(QUERY.into(), site);
     wide.saved.insert("model.language_model.norm.weight".into(), Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap());
     let error = attach(&model, &[(&wide, 1.0)]).unwrap_err().to_string();
     assert!(error.contains("[3], expected [48]"), "{error}");

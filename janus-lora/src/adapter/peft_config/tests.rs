@@ -1,4 +1,5 @@
 use super::*;
+use crate::adapter::method::Init;
 
 /// `fields` over a minimal configuration.
 fn config(fields: Value) -> Result<PeftConfig, AdapterError> {
@@ -38,11 +39,8 @@ fn fields_are_read_and_absent_ones_are_pefts_defaults() {
 #[test]
 fn what_is_not_computed_is_refused_by_name_where_it_is_active_only() {
     let active_and_inactive = [
-        ("use_dora", json!(true), json!(false)),
-        ("use_rslora", json!(true), json!(false)),
         ("bias", json!("all"), json!("none")),
         ("bias", json!("lora_only"), json!(null)),
-        ("lora_bias", json!(true), json!(false)),
         ("use_qalora", json!(true), json!(false)),
         ("alora_invocation_tokens", json!([3]), json!(null)),
         ("layer_replication", json!([[0, 4]]), json!([])),
@@ -52,8 +50,8 @@ fn what_is_not_computed_is_refused_by_name_where_it_is_active_only() {
         ("trainable_token_indices", json!([1, 2]), json!(null)),
         ("target_parameters", json!(["experts"]), json!([])),
         ("use_bdlora", json!({"nblocks": 2}), json!(null)),
-        ("peft_type", json!("LOHA"), json!("LORA")),
-        ("peft_type", json!("IA3"), json!("LORA")),
+        ("peft_type", json!("OFT"), json!("LORA")),
+        ("peft_type", json!("PREFIX_TUNING"), json!("LORA")),
         ("init_lora_weights", json!("pissa"), json!("gaussian")),
         ("init_lora_weights", json!("olora"), json!(true)),
         ("init_lora_weights", json!("loftq"), json!(false)),
@@ -72,8 +70,8 @@ fn what_is_not_computed_is_refused_by_name_where_it_is_active_only() {
         assert_eq!(message, expected);
         config(json!({key: inactive})).unwrap_or_else(|e| panic!("{key}: {e}"));
     }
-    let both = refusal(json!({"use_dora": true, "use_rslora": true}));
-    assert_eq!(both, "`use_dora` = `true`, `use_rslora` = `true` in `adapter_config.json` are not supported");
+    let both = refusal(json!({"use_bdlora": true, "use_qalora": true}));
+    assert_eq!(both, "`use_bdlora` = `true`, `use_qalora` = `true` in `adapter_config.json` are not supported");
 }
 
 #[test]
@@ -166,7 +164,7 @@ fn broken_json_is_refused() {
     for text in ["", "{", "[]", "null", "{\"peft_type\": NaN}", nested.as_str()] {
         assert!(matches!(PeftConfig::from_json(text), Err(AdapterError::Json { .. })), "{text:.40}");
     }
-    let long = refusal(json!({"use_dora": "é".repeat(1000)}));
+    let long = refusal(json!({"use_qalora": "é".repeat(1000)}));
     assert!(long.len() < 500 && long.contains('…'));
 }
 
@@ -190,8 +188,20 @@ fn a_new_configuration_is_what_was_asked_for() {
     let (targets, saved) = (names(&["b", "a"]), names(&["lm_head"]));
     let make = |alpha, targets: &[String]| {
         let base_name = Some("base");
-        PeftConfig::new(&NewConfig { rank: 4, alpha, dropout: 0.1, targets, modules_to_save: &saved, base_name })
-            .unwrap()
+        PeftConfig::new(&NewConfig {
+            method: &Method::Lora { bias: false },
+            rank: 4,
+            alpha,
+            rslora: false,
+            dropout: 0.1,
+            init: Init::Kaiming,
+            targets,
+            ranks: &[],
+            alphas: &[],
+            modules_to_save: &saved,
+            base_name,
+        })
+        .unwrap()
     };
     let config = make(16.0, &targets);
     assert_eq!((config.rank, config.alpha, config.dropout), (4, 16.0, 0.1));

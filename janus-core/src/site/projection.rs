@@ -1,0 +1,463 @@
+//! A site of a loaded model: its frozen parameters, its correction, and what the two compute.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+
+use candle_core::{DType, Tensor};
+
+use super::correction::squares;
+use super::term::{Kronecker, LowRank, Term};
+use super::{Base, Correction, Site, SiteKind};
+use crate::block::{SiteForm, corrected_linear};
+use crate::error::{ModelError, Result};
+use crate::noise;
+use crate::ops::channels_last;
+use crate::ops::conv2d::Around;
+use crate::ops::{self, HeadLoss};
+use crate::parameter::Parameter;
+use crate::pass::Pass;
+
+/// Stands between a site and whoever asks it: sees the input and gives the output. For probes and for faults on purpose;
+/// what changes a model is a [`Correction`].
+pub trait Intercept: Debug + Send + Sync {
+    /// The output for `x`, of the shape and type of [`BaseView::forward`].
+    ///
+    /// # Errors
+    /// Whatever the computation reports.
+    fn apply(&self, pass: &Pass, x: &Tensor, base: &BaseView<'_>) -> Result<Tensor>;
+}
+
+/// What an [`Intercept`] may see of the site it stands before.
+#[derive(Debug)]
+pub struct BaseView<'a>(&'a Projection);
+
+impl BaseView<'_> {
+    /// Where and what the map is.
+    pub fn site(&self) -> &Site {
+        &self.0.site
+    }
+
+    /// The output without any correction, bias included.
+    ///
+    /// # Errors
+    /// Whatever the computation reports.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.0.base(x, self.0.bias.as_deref())
+    }
+}
+
+/// A site of a loaded model: its frozen parameters and its correction.
+#[derive(Debug)]
+pub struct Projection {
+    site: Site,
+    weight: Arc<Parameter>,
+    bias: Option<Arc<Parameter>>,
+    correction: RwLock<Option<Arc<Correction>>>,
+    intercept: RwLock<Option<Arc<dyn Intercept>>>,
+    /// Squares of the frozen weight, once they were asked for.
+    squares: OnceLock<Tensor>,
+}
+
+/// The frozen parameters of a site, whatever stands in for them.
+#[derive(Debug)]
+pub struct Frozen<'a>(&'a Projection);
+
+impl Base for Frozen<'_> {
+    fn weight(&self) -> Result<Tensor> {
+        Ok(self.0.weight.frozen().to_dtype(DType::F32)?)
+    }
+
+    fn bias(&self) -> Result<Option<Tensor>> {
+        Ok(self.0.bias.as_ref().map(|bias| bias.frozen().to_dtype(DType::F32)).transpose()?)
+    }
+
+    fn squares(&self, site: &Site) -> Result<Tensor> {
+        if let Some(known) = self.0.squares.get() {
+            return Ok(known.clone());
+        }
+        let squares = squares(site, self.0.weight.frozen())?;
+        Ok(self.0.squares.get_or_init(|| squares).clone())
+    }
+
+    fn products(&self, site: &Site, a: &Tensor) -> Result<Tensor> {
+        let weight = self.0.weight.frozen().flatten_from(1)?;
+        Ok(match site.kind {
+            SiteKind::Embedding => ops::thin::products_of_columns(&weight, a)?,
+            SiteKind::Linear | SiteKind::Conv2d { .. } => ops::thin::products_of_rows(&weight, a)?,
+        })
+    }
+}
+
+impl Projection {
+    pub(crate) fn new(site: Site, weight: Arc<Parameter>, bias: Option<Arc<Parameter>>) -> Self {
+        let (correction, intercept) = (RwLock::new(None), RwLock::new(None));
+        Self { site, weight, bias, correction, intercept, squares: OnceLock::new() }
+    }
+
+    /// The frozen parameters, for corrections that depend on them.
+    pub fn frozen(&self) -> Frozen<'_> {
+        Frozen(self)
+    }
+
+    /// Where and what the map is.
+    pub fn site(&self) -> &Site {
+        &self.site
+    }
+
+    /// Gives the site a correction, or takes it away. Between passes only: half a pass with another correction would mix two
+    /// models.
+    ///
+    /// # Errors
+    /// A correction that does not fit the site; the one before stays.
+    pub fn attach(&self, correction: Option<Arc<Correction>>) -> Result<()> {
+        if let Some(correction) = &correction {
+            correction.check(&self.site)?;
+        }
+        *self.correction.write().unwrap_or_else(PoisonError::into_inner) = correction.filter(|c| !c.is_empty());
+        Ok(())
+    }
+
+    /// The site's correction.
+    pub fn correction(&self) -> Option<Arc<Correction>> {
+        self.correction.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts something before the site, or takes it away. Between passes only.
+    pub fn intercept(&self, intercept: Option<Arc<dyn Intercept>>) {
+        *self.intercept.write().unwrap_or_else(PoisonError::into_inner) = intercept;
+    }
+
+    fn interceptor(&self) -> Option<Arc<dyn Intercept>> {
+        self.intercept.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The weight.
+    pub fn weight(&self) -> &Parameter {
+        &self.weight
+    }
+
+    /// The bias, if the map has one.
+    pub fn bias(&self) -> Option<&Parameter> {
+        self.bias.as_deref()
+    }
+
+    /// Whether the site computes what the base does.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.correction().is_none() && self.interceptor().is_none()
+    }
+
+    /// The site's correction as a block takes it; `None` where only the operation by operation path will do.
+    pub(crate) fn fusable(&self, pass: &Pass) -> Option<SiteForm> {
+        if self.interceptor().is_some() {
+            return None;
+        }
+        match self.correction() {
+            Some(correction) => self.form(pass, &correction),
+            None => Some(self.form_of_nothing()),
+        }
+    }
+
+    fn form_of_nothing(&self) -> SiteForm {
+        SiteForm { input_width: self.site.input, output_width: self.site.output, ..SiteForm::default() }
+    }
+
+    /// `None` where a term is for some tokens only, or a Kronecker product stands beside factors on the output.
+    fn form(&self, pass: &Pass, correction: &Correction) -> Option<SiteForm> {
+        let mut form = SiteForm {
+            input: correction.input.clone(),
+            output: correction.output.clone(),
+            bias: correction.bias.clone(),
+            ..self.form_of_nothing()
+        };
+        for (number, term) in correction.terms.iter().enumerate() {
+            match term {
+                Term::LowRank(term) if term.request.is_none() => {
+                    form.terms.push((term.clone(), self.dropout_key(pass, number)));
+                }
+                Term::Kronecker(product) if correction.output.is_none() && product.right.rank() == 2 => {
+                    form.products.push(product.clone());
+                }
+                Term::LowRank(_) | Term::Kronecker(_) => return None,
+            }
+        }
+        Some(form)
+    }
+
+    /// A linear map and its correction in one piece, where the parameters stand as loaded and a block would take it.
+    fn fused(&self, pass: &Pass, x: &Tensor, correction: &Correction) -> Result<Option<Tensor>> {
+        let linear = self.site.kind == SiteKind::Linear;
+        let bias = self.bias.as_ref().map(|bias| bias.as_loaded());
+        let (true, Some(weight), Some(form)) = (linear, self.weight.as_loaded(), self.form(pass, correction)) else {
+            return Ok(None);
+        };
+        match bias {
+            Some(None) => Ok(None),
+            Some(Some(bias)) => Ok(corrected_linear(x, &weight, Some(&bias), form)?),
+            None => Ok(corrected_linear(x, &weight, None, form)?),
+        }
+    }
+
+    /// What names the noise of one term's dropout; absent outside training.
+    fn dropout_key(&self, pass: &Pass, number: usize) -> Option<u64> {
+        pass.train.then(|| noise::combine(pass.noise.at(&self.site.path), number as u64))
+    }
+
+    /// Linear: `x: [.., input]` to `[.., output]`. Convolution: `[batch, input, h, w]` to `[batch, output, h', w']`.
+    /// Embedding: ids (u32, any shape) to their rows, `[.., output]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub(crate) fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
+        if let Some(intercept) = self.interceptor() {
+            return intercept.apply(pass, x, &BaseView(self));
+        }
+        match self.correction() {
+            Some(correction) => self.corrected(pass, x, &correction),
+            None => self.base(x, self.bias.as_deref()),
+        }
+    }
+
+    /// A convolution with what stands around it, in one piece where nothing corrects it.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub(crate) fn forward_within(&self, pass: &Pass, x: &Tensor, around: &Around<'_>) -> Result<Tensor> {
+        match self.site.kind {
+            SiteKind::Conv2d { stride, padding, .. } if self.is_plain() => {
+                let bias = self.bias.as_ref().map(|bias| bias.value());
+                Ok(ops::conv2d::conv2d_within(x, &self.weight.value(), bias.as_ref(), stride, padding, around)?)
+            }
+            _ => Ok(around.behind(self.forward(pass, &around.before(x)?)?)?),
+        }
+    }
+
+    /// Cross-entropy of a head's logits against labels, summed: `x: [rows, input]`, one label a row.
+    ///
+    /// Where the head is frozen and nothing corrects it, its logits are never held whole.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or a label beyond the outputs.
+    pub(crate) fn loss(&self, pass: &Pass, x: &Tensor, labels: &[u32]) -> Result<HeadLoss> {
+        let (weight, bias) = (self.weight.value(), self.bias.as_ref().map(|bias| bias.value()));
+        let trainable = weight.track_op() || bias.as_ref().is_some_and(Tensor::track_op);
+        if trainable || !self.is_plain() {
+            return Ok(HeadLoss::of_logits(&self.forward(pass, x)?, labels)?);
+        }
+        Ok(ops::head_loss(x, &weight, bias.as_ref(), labels)?)
+    }
+
+    fn base(&self, x: &Tensor, bias: Option<&Parameter>) -> Result<Tensor> {
+        self.with_weight(x, &self.weight.value(), bias.map(Parameter::value).as_ref())
+    }
+
+    fn with_weight(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        Ok(match self.site.kind {
+            SiteKind::Linear => {
+                let trainable = weight.track_op() || bias.is_some_and(Tensor::track_op);
+                if trainable {
+                    ops::linear::linear(x, weight, bias)?
+                } else {
+                    ops::linear::frozen_linear(x, weight, bias)?
+                }
+            }
+            SiteKind::Conv2d { stride, padding, .. } => ops::conv2d::conv2d(x, weight, bias, stride, padding)?,
+            SiteKind::Embedding => {
+                let rows = ops::select_rows(weight, &x.flatten_all()?.to_vec1::<u32>()?)?;
+                let mut dims = x.dims().to_vec();
+                dims.push(self.site.output);
+                rows.to_dtype(self.weight.frozen().dtype())?.reshape(dims)?
+            }
+        })
+    }
+
+    /// The output under a correction.
+    fn corrected(&self, pass: &Pass, x: &Tensor, correction: &Correction) -> Result<Tensor> {
+        if let Some(y) = self.fused(pass, x, correction)? {
+            return Ok(y);
+        }
+        let scaled = match &correction.input {
+            Some(factors) => {
+                let wide = x.to_dtype(DType::F32)?.broadcast_mul(&self.along_features(factors)?)?;
+                Some(wide.to_dtype(x.dtype())?)
+            }
+            None => None,
+        };
+        let given = scaled.as_ref().unwrap_or(x);
+        let shift = self.terms(pass, x, &correction.terms)?;
+        if correction.output.is_none() && correction.bias.is_none() {
+            let y = self.base(given, self.bias.as_deref())?;
+            return match shift {
+                Some(shift) => Ok(channels_last::sum(&y, &shift.to_dtype(y.dtype())?)?),
+                None => Ok(y),
+            };
+        }
+        // Rounded once and behind the bias, as where nothing corrects the site; on other devices before it, too.
+        let dtype = self.weight.frozen().dtype();
+        let mut y = if self.site.kind == SiteKind::Embedding || ops::is_composed(x.device()) {
+            self.base(given, None)?.to_dtype(DType::F32)?
+        } else {
+            self.with_weight(&given.to_dtype(DType::F32)?, &self.weight.value().to_dtype(DType::F32)?, None)?
+        };
+        if let Some(factors) = &correction.output {
+            y = y.broadcast_mul(&self.along_features(factors)?)?;
+        }
+        if let Some(shift) = shift {
+            y = channels_last::sum(&y, &shift)?;
+        }
+        let own = self.bias.as_ref().map(|bias| bias.value().to_dtype(DType::F32)).transpose()?;
+        if let Some(bias) = correction.bias.as_ref().or(own.as_ref()) {
+            y = y.broadcast_add(&self.along_features(bias)?)?;
+        }
+        Ok(y.to_dtype(dtype)?)
+    }
+
+    /// A vector that goes along the features of rows or the channels of pictures.
+    fn along_features(&self, vector: &Tensor) -> Result<Tensor> {
+        Ok(match self.site.kind {
+            SiteKind::Conv2d { .. } => vector.reshape((1, vector.elem_count(), 1, 1))?,
+            SiteKind::Linear | SiteKind::Embedding => vector.clone(),
+        })
+    }
+
+    /// What the terms add to the output, f32; `None` where no token of this pass has one.
+    fn terms(&self, pass: &Pass, x: &Tensor, terms: &[Term]) -> Result<Option<Tensor>> {
+        let mut sum: Option<Tensor> = None;
+        for (number, term) in terms.iter().enumerate() {
+            let shift = match term {
+                Term::LowRank(term) => self.low_rank(pass, x, number, term)?,
+                Term::Kronecker(term) => Some(self.kronecker(x, term)?),
+            };
+            let Some(shift) = shift else { continue };
+            sum = Some(match sum {
+                Some(sum) => (sum + shift)?,
+                None => shift,
+            });
+        }
+        Ok(sum)
+    }
+
+    /// A Kronecker product's share of the output in f32: the right factor on pieces of the input, the left one across them.
+    fn kronecker(&self, x: &Tensor, Kronecker { left, right, scale }: &Kronecker) -> Result<Tensor> {
+        let (o1, i1) = left.dims2()?;
+        let (o2, i2) = (right.dim(0)?, right.dim(1)?);
+        let x = x.to_dtype(DType::F32)?;
+        let left = (left.t()? * *scale)?;
+        Ok(match self.site.kind {
+            SiteKind::Linear => {
+                let mut dims = x.dims().to_vec();
+                let rows = x.elem_count() / self.site.input.max(1);
+                let pieces = x.reshape((rows * i1, i2))?.matmul(&right.t()?)?;
+                let pieces = pieces.reshape((rows, i1, o2))?.transpose(1, 2)?.contiguous()?;
+                let y = pieces.reshape((rows * o2, i1))?.matmul(&left)?.reshape((rows, o2, o1))?;
+                if let Some(last) = dims.last_mut() {
+                    *last = o1 * o2;
+                }
+                y.transpose(1, 2)?.contiguous()?.reshape(dims)?
+            }
+            SiteKind::Conv2d { stride, padding, .. } => {
+                let (batch, _, height, width) = x.dims4()?;
+                let pieces = x.contiguous()?.reshape((batch * i1, i2, height, width))?;
+                let pieces = ops::conv2d::conv2d(&pieces, right, None, stride, padding)?;
+                let (_, _, height, width) = pieces.dims4()?;
+                let area = o2 * height * width;
+                let pieces = pieces.contiguous()?.reshape((batch, i1, area))?.transpose(1, 2)?.contiguous()?;
+                let y = pieces.reshape((batch * area, i1))?.matmul(&left)?.reshape((batch, area, o1))?;
+                y.transpose(1, 2)?.contiguous()?.reshape((batch, o1 * o2, height, width))?
+            }
+            SiteKind::Embedding => {
+                let expected = format!("low-rank terms at the table `{}`", self.site.path);
+                return Err(ModelError::Shape { what: "term", expected, got: vec![o1, i1, o2, i2] }.into());
+            }
+        })
+    }
+
+    /// A low-rank term's share of the output in f32; `None` where no token of this pass is its own.
+    ///
+    /// A term for one request computes with that request's rows alone, so that nothing in its factors, not even what is
+    /// no number, can reach the rows of others.
+    fn low_rank(&self, pass: &Pass, x: &Tensor, number: usize, term: &LowRank) -> Result<Option<Tensor>> {
+        let dropped = |x: Tensor| -> Result<Tensor> {
+            match self.dropout_key(pass, number) {
+                Some(key) => Ok(ops::dropout(&x, term.dropout, key)?),
+                None => Ok(x),
+            }
+        };
+        let (hidden, own, mut dims) = match self.site.kind {
+            SiteKind::Linear => {
+                let rows = dropped(x.to_dtype(DType::F32)?)?.reshape(((), self.site.input))?;
+                let own = self.own_rows(pass, term, rows.dim(0)?)?;
+                let rows = match &own {
+                    Some(own) if own.is_empty() => return Ok(None),
+                    Some(own) => ops::select_rows(&rows, own)?,
+                    None => rows,
+                };
+                (rows.matmul(&term.a.t()?)?, own, x.dims()[..x.rank() - 1].to_vec())
+            }
+            SiteKind::Embedding => {
+                let mut ids = x.flatten_all()?.to_vec1::<u32>()?;
+                let own = self.own_rows(pass, term, ids.len())?;
+                match &own {
+                    Some(own) if own.is_empty() => return Ok(None),
+                    Some(own) => ids = own.iter().map(|row| ids[*row as usize]).collect(),
+                    None => {}
+                }
+                (ops::select_rows(&term.a.t()?.contiguous()?, &ids)?, own, x.dims().to_vec())
+            }
+            SiteKind::Conv2d { stride, padding, .. } => {
+                if term.request.is_some() {
+                    let path = self.site.path.to_string();
+                    return Err(ModelError::RoutedConvolution { path }.into());
+                }
+                let x = dropped(x.to_dtype(DType::F32)?)?;
+                let hidden = ops::conv2d::conv2d(&x, &term.a, None, stride, padding)?;
+                return Ok(Some(ops::conv2d::conv2d(&hidden, &(&term.b * term.scale)?, None, 1, 0)?));
+            }
+        };
+        let mut delta = (hidden.matmul(&term.b.t()?)? * term.scale)?;
+        let rows: usize = dims.iter().product();
+        dims.push(self.site.output);
+        if let Some(own) = own {
+            // Adding minus zero leaves every bit of the other rows as it is; zero would turn minus zero over.
+            let elsewhere = Tensor::full(-0f32, (rows, self.site.output), delta.device())?;
+            let own = Tensor::from_vec(own, delta.dim(0)?, delta.device())?;
+            delta = elsewhere.index_add(&own, &delta, 0)?;
+        }
+        Ok(Some(delta.reshape(dims)?))
+    }
+
+    /// The rows of this pass that a term serves, in order; `None`: all of `rows`.
+    fn own_rows(&self, pass: &Pass, term: &LowRank, rows: usize) -> Result<Option<Vec<u32>>> {
+        let Some(request) = term.request else { return Ok(None) };
+        let mut own = vec![false; rows];
+        for route in pass.routes(self.site.part).iter().filter(|route| route.request == request) {
+            let Some(tokens) = own.get_mut(route.tokens.clone()) else {
+                let expected = format!("token ranges within the {rows} rows of `{}`", self.site.path);
+                let got = vec![route.tokens.start, route.tokens.end];
+                return Err(ModelError::Shape { what: "routes", expected, got }.into());
+            };
+            tokens.fill(true);
+        }
+        Ok(Some((0u32..).zip(own).filter_map(|(row, own)| own.then_some(row)).collect()))
+    }
+}
+
+/// All projections of a loaded model by path.
+#[derive(Debug, Default)]
+pub struct Projections(BTreeMap<Arc<str>, Arc<Projection>>);
+
+impl Projections {
+    pub(crate) fn insert(&mut self, projection: Arc<Projection>) {
+        self.0.insert(projection.site.path.clone(), projection);
+    }
+
+    /// The projection at a native path.
+    pub fn get(&self, path: &str) -> Option<&Arc<Projection>> {
+        self.0.get(path)
+    }
+
+    /// All of them, in the order of their paths.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Projection>> {
+        self.0.values()
+    }
+}

@@ -1,0 +1,146 @@
+//! `[adapter]`: what is trained, by which method, where.
+
+use super::schema::{NumberRange, Rule, choice, section};
+use super::types::{DEFAULT_SCALE, MAX_INTEGER, MAX_RANK};
+
+choice! {
+    /// How an adapter corrects a product.
+    pub enum AdapterMethod {
+        /// LoRA: a pair of matrices of rank r whose product, times the scale, is added to the frozen one.
+        Lora = "lora",
+        /// DoRA: a pair as with `lora`, and a trained length for each output's weights.
+        Dora = "dora",
+        /// LoHa: the product, value by value, of two products of rank r is added.
+        Loha = "loha",
+        /// LoKr: a Kronecker product is added.
+        Lokr = "lokr",
+        /// VeRA: two trained vectors around random matrices that all sites share.
+        Vera = "vera",
+        /// (IA)³: a trained factor on each output, or on each input.
+        Ia3 = "ia3",
+    }
+    later ["rslora", "oft", "boft"]
+}
+
+choice! {
+    /// How low-rank pairs begin.
+    pub enum AdapterInit {
+        /// A drawn evenly within ±1/√inputs, B zero.
+        Kaiming = "kaiming",
+        /// A drawn from a normal distribution with deviation 1/rank, B zero.
+        Gaussian = "gaussian",
+    }
+    later ["pissa", "olora", "eva"]
+}
+
+/// A table from patterns over checkpoint paths to numbers, in the recipe's order: the first that matches counts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Patterns<T>(pub Vec<(String, T)>);
+
+impl<T> Default for Patterns<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+section! {
+    /// What is trained.
+    pub struct AdapterSection = "adapter" once {
+        /// How the adapter corrects a product.
+        pub method: AdapterMethod, Rule::Choice(&AdapterMethod::CHOICES), default(AdapterMethod::Lora);
+        /// Rank of each site's factors; not with `ia3`.
+        pub rank: u64, Rule::Integer { minimum: 1, maximum: MAX_RANK }, default(8);
+        /// Factor on what each site's factors make; 2.0 where `alpha` is absent too. Not with `vera` and `ia3`.
+        pub scale: Option<f64>, Rule::Number(NumberRange::NotZero), default(None);
+        /// Another way to give the scale: scale = alpha / rank, with `rslora` alpha / √rank.
+        pub alpha: Option<f64>, Rule::Number(NumberRange::NotZero), default(None);
+        /// Whether scales are stabilised over ranks: alpha / √rank. With `lora` and `dora`.
+        pub rslora: bool, Rule::Boolean, default(false);
+        /// How pairs begin. With `lora` and `dora`.
+        pub init: AdapterInit, Rule::Choice(&AdapterInit::CHOICES), default(AdapterInit::Kaiming);
+        /// Whether each pair has a bias that is trained, where the base has one. With `lora`.
+        pub bias: bool, Rule::Boolean, default(false);
+        /// Sites that are scaled on their input instead of their output: patterns. With `ia3`.
+        pub feedforward: Vec<String>, Rule::TextList, default(vec!["down_proj".to_owned(), "fc2".to_owned()]);
+        /// First value of the vectors between the random matrices. With `vera`.
+        pub d_initial: f64, Rule::Number(NumberRange::NotZero), default(0.1);
+        /// Seed of the random matrices. With `vera`.
+        pub projection_seed: u64, Rule::Integer { minimum: 0, maximum: MAX_INTEGER }, default(0);
+        /// Size of the smaller part that a dimension is taken apart into, at most; -1: near its root. With `lokr`.
+        pub decompose_factor: i64, Rule::Factor, default(-1);
+        /// Whether the left factor is a product of rank r, too, where it is large. With `lokr`.
+        pub decompose_both: bool, Rule::Boolean, default(false);
+        /// Share of the inputs that is dropped before A in training. With `lora`, `dora` and `vera`.
+        pub dropout: f64, Rule::Number(NumberRange::BelowOne), default(0.0);
+        /// Where the adapter sits: presets (`decoder`, `vision`, `aligner`, `generation`, `all`) or patterns over checkpoint paths.
+        pub targets: Vec<String>, Rule::TextList, default(vec!["decoder".to_owned(), "vision".to_owned()]);
+        /// Patterns over paths that are taken away from the targets again.
+        pub exclude: Vec<String>, Rule::TextList, default(Vec::new());
+        /// Numbers of the decoder's and the tower's layers that targets are taken from, from 0; empty: all. What is in no layer stays.
+        pub layers: Vec<u64>, Rule::IntegerList { minimum: 0, maximum: MAX_INTEGER }, default(Vec::new());
+        /// Other ranks by pattern, the first that matches: `{ down_proj = 16 }`.
+        pub rank_pattern: Patterns<u64>, Rule::Ranks, default(Patterns::default());
+        /// Other alphas by pattern, the first that matches.
+        pub alpha_pattern: Patterns<f64>, Rule::Alphas, default(Patterns::default());
+        /// Modules of which a full copy is trained and saved beside the adapter's own tensors.
+        pub modules_to_save: Vec<String>, Rule::TextList, default(Vec::new());
+    }
+}
+
+impl AdapterMethod {
+    /// Whether a key of `[adapter]` says something of it.
+    pub fn takes(self, key: &str) -> bool {
+        use AdapterMethod::{Dora, Ia3, Loha, Lokr, Lora, Vera};
+        let takers: &[Self] = match key {
+            "rank" => &[Lora, Dora, Loha, Lokr, Vera],
+            "scale" | "alpha" | "rank_pattern" | "alpha_pattern" => &[Lora, Dora, Loha, Lokr],
+            "rslora" | "init" => &[Lora, Dora],
+            "bias" => &[Lora],
+            "feedforward" => &[Ia3],
+            "d_initial" | "projection_seed" => &[Vera],
+            "decompose_factor" | "decompose_both" => &[Lokr],
+            "dropout" => &[Lora, Dora, Vera],
+            _ => return true,
+        };
+        takers.contains(&self)
+    }
+
+    /// Methods that a key says something of.
+    pub fn takers(key: &str) -> Vec<&'static str> {
+        let all = Self::CHOICES.names.iter().filter_map(|name| Self::from_name(name));
+        all.filter(|method| method.takes(key)).map(Self::name).collect()
+    }
+}
+
+impl AdapterSection {
+    /// What alpha is divided by.
+    fn divisor(&self) -> f64 {
+        let rank = self.rank as f64;
+        if self.rslora { rank.sqrt() } else { rank }
+    }
+
+    /// The factor on what a site's factors make.
+    pub fn effective_scale(&self) -> f64 {
+        match (self.scale, self.alpha) {
+            (Some(scale), _) => scale,
+            (None, Some(alpha)) => alpha / self.divisor(),
+            (None, None) => DEFAULT_SCALE,
+        }
+    }
+
+    /// The scale as PEFT writes it: alpha = scale * rank, with `rslora` scale * √rank.
+    pub fn effective_alpha(&self) -> f64 {
+        self.alpha.unwrap_or_else(|| self.effective_scale() * self.divisor())
+    }
+
+    /// The section's lines that say something of its method.
+    pub(super) fn write_own(&self, out: &mut String) {
+        let mut all = String::new();
+        self.write(&mut all);
+        let is_own = |line: &&str| line.split_once(" = ").is_none_or(|(key, _)| self.method.takes(key));
+        all.lines().filter(is_own).for_each(|line| {
+            out.push_str(line);
+            out.push('\n');
+        });
+    }
+}

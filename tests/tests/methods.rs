@@ -1,0 +1,125 @@
+//! Every method of PEFT from a recipe to an adapter, and from there into weights and answers.
+#![allow(clippy::unwrap_used)]
+
+use janus_tests::rows::{images, picture, texts, write_table};
+use janus_tests::tiny::Workplace;
+use serde_json::Value;
+
+/// What a recipe says of each, and a key of a tensor that it leaves.
+const METHODS: [(&str, &[&str], &str); 9] = [
+    ("lora", &["adapter.rank=4", "adapter.init=gaussian", "train.lora_plus_ratio=4.0"], "lora_B.weight"),
+    ("rslora", &["adapter.rank=4", "adapter.rslora=true", "adapter.rank_pattern={ down_proj = 2 }"], "lora_A.weight"),
+    ("bias", &["adapter.rank=4", "adapter.bias=true"], "lora_B.bias"),
+    ("dora", &["adapter.method=dora", "adapter.rank=4"], "lora_magnitude_vector"),
+    ("loha", &["adapter.method=loha", "adapter.rank=2"], "hada_w1_a"),
+    ("lokr", &["adapter.method=lokr", "adapter.rank=2"], "lokr_w1"),
+    ("lokr-both", &["adapter.method=lokr", "adapter.rank=1", "adapter.decompose_both=true"], "lokr_w2_b"),
+    ("vera", &["adapter.method=vera", "adapter.rank=8", "adapter.dropout=0.1"], "vera_lambda_b"),
+    ("ia3", &["adapter.method=ia3"], "ia3_l"),
+];
+
+fn place() -> Workplace {
+    let place = Workplace::with_base();
+    place.write(
+        "recipe.toml",
+        "[base]\npath = \"base\"\ndtype = \"f32\"\n[adapter]\ntargets = [\"all\"]\n\
+         [[data]]\nname = \"questions\"\ntask = \"understand\"\ntrain = \"rows.parquet\"\n\
+         [[data]]\nname = \"pictures\"\ntask = \"generate\"\ntrain = \"rows.parquet\"\ncolumns = { prompt = \"question\" }\n\
+         [train]\nsteps = 6\nbatch_size = 2\nlearning_rate = 1e-2\nschedule = \"constant\"\nmixture = \"each\"\nshuffle = false\ncheckpoint_every = 3\n\
+         [output]\ndir = \"run\"\n"
+            .to_owned(),
+    );
+    let pictures: Vec<_> = (0..4).map(|i| Some(picture(40, 32, i))).collect();
+    let columns = vec![
+        ("image", images(&pictures)),
+        ("question", texts((0..4).map(|i| format!("Part {i}?")))),
+        ("answer", texts((0..4).map(|_| "a bent pin"))),
+    ];
+    write_table(&place.path("rows.parquet"), columns, 4);
+    place
+}
+
+fn train(place: &Workplace, run: &str, keys: &[&str]) -> Vec<Value> {
+    let folder = format!("output.dir={run}");
+    let arguments: Vec<&str> = ["train", "recipe.toml", &folder].iter().chain(keys).copied().collect();
+    place.janus(&arguments).expect_success();
+    place.metrics(run).into_iter().filter(|line| line.get("loss").is_some()).collect()
+}
+
+#[test]
+fn every_method_learns_resumes_and_merges() {
+    let place = place();
+    for (name, keys, tensor) in METHODS {
+        let steps = train(&place, name, keys);
+        let loss = |step: &Value| step["loss"].as_f64().unwrap();
+        assert!(loss(&steps[5]) < loss(&steps[0]), "{name}: {} to {}", loss(&steps[0]), loss(&steps[5]));
+        let weights = place.read(&format!("{name}/adapter_model.safetensors"));
+        let tensors = candle_core::safetensors::load_buffer(&weights, &candle_core::Device::Cpu).unwrap();
+        assert!(tensors.keys().any(|key| key.ends_with(tensor)), "{name}: {:?}", tensors.keys());
+
+        // Cut off in the middle and gone on with: the same bytes.
+        let half = format!("{name}-half");
+        train(&place, &half, &[keys, &["train.steps=3"]].concat());
+        train(&place, &half, &[keys, &["--resume"]].concat());
+        assert!(place.read(&format!("{half}/adapter_model.safetensors")) == weights, "{name}: resumed");
+
+        let merged = format!("{name}-merged");
+        let arguments = ["merge", "--base", "base", "--adapter", name, "--out", &merged, "--json"];
+        let report = place.janus(&arguments).expect_success().json();
+        let difference = report["largest_logit_difference"].as_f64().unwrap();
+        assert!(difference < 2e-4, "{name}: {difference}");
+    }
+}
+
+#[test]
+fn a_plan_counts_what_a_run_trains() {
+    let place = place();
+    for (name, keys, _) in METHODS {
+        let arguments: Vec<&str> =
+            ["train", "recipe.toml", "--dry-run", "--json"].iter().chain(keys).copied().collect();
+        let planned = place.janus(&arguments).expect_success().json()["trainable_parameters"].as_u64().unwrap();
+        train(&place, name, &[keys, &["train.steps=1"]].concat());
+        let told = place.janus(&["adapter", "inspect", name, "--base", "base", "--json"]).expect_success().json();
+        assert_eq!(told["parameters"].as_u64().unwrap(), planned, "{name}");
+    }
+}
+
+#[test]
+fn adapters_of_different_methods_add_up() {
+    let place = place();
+    for (name, keys, _) in [METHODS[3], METHODS[5], METHODS[8]] {
+        train(&place, name, keys);
+    }
+    let adapters = ["--adapter", "dora:0.5", "--adapter", "lokr:-1.5", "--adapter", "ia3:2"];
+    let merge = |order: &[&str], out: &str| {
+        let arguments = [&["merge", "--base", "base", "--out", out, "--json"], order].concat();
+        place.janus(&arguments).expect_success().json()
+    };
+    let report = merge(&adapters, "merged");
+    assert!(report["largest_logit_difference"].as_f64().unwrap() < 5e-4, "{report}");
+    // In any order.
+    let turned = [&adapters[4..], &adapters[2..4], &adapters[..2]].concat();
+    let other = merge(&turned, "turned");
+    let norm = |report: &Value| report["total"]["delta_norm"].as_f64().unwrap();
+    assert!((norm(&report) - norm(&other)).abs() < 1e-5 * norm(&report), "{} {}", norm(&report), norm(&other));
+}
+
+#[test]
+fn what_does_not_go_together_is_refused() {
+    let place = place();
+    for (keys, said) in [
+        (&["adapter.method=ia3", "adapter.rank=8"][..], "`adapter.rank` says nothing of the method `ia3`"),
+        (&["adapter.method=oft"], "oft"),
+        (&["adapter.method=vera", "adapter.targets=[\"patch_embedding\"]"], "is no place for `vera`"),
+        (&["adapter.method=loha", "adapter.targets=[\"embed_tokens\"]"], "is no place for `loha`"),
+        (&["adapter.exclude=[\"no_such\"]"], "`no_such` in `adapter.exclude` matches none"),
+        (&["adapter.rank_pattern={ no_such = 3 }"], "`no_such` in `adapter.rank_pattern` matches none"),
+        (&["adapter.alpha_pattern={ no_such = 3 }"], "`no_such` in `adapter.alpha_pattern` matches none"),
+        (&["adapter.layers=[77]"], "names layer 77"),
+        (&["adapter.bias=true", "adapter.targets=[\"decoder\"]"], "has no bias in the base"),
+    ] {
+        let arguments = [&["train", "recipe.toml"], keys].concat();
+        place.refuses(&arguments, &[said]);
+        assert!(!place.path("run").exists(), "{keys:?}");
+    }
+}
