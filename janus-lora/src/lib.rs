@@ -31,6 +31,7 @@ pub mod error;
 pub mod eval;
 pub mod fingerprint;
 pub mod heads;
+mod jacobi;
 pub mod merge;
 pub mod mifs;
 mod nearest;
