@@ -90,15 +90,15 @@ pub struct PeftConfig {
 }
 
 /// What a new configuration is made from.
-pub(super) struct NewConfig<'a> {
-    pub(super) rank: usize,
-    pub(super) alpha: f64,
-    pub(super) dropout: f64,
+pub(crate) struct NewConfig<'a> {
+    pub(crate) rank: usize,
+    pub(crate) alpha: f64,
+    pub(crate) dropout: f64,
     /// Whole paths.
-    pub(super) targets: &'a [String],
+    pub(crate) targets: &'a [String],
     /// Whole paths.
-    pub(super) modules_to_save: &'a [String],
-    pub(super) base_name: Option<&'a str>,
+    pub(crate) modules_to_save: &'a [String],
+    pub(crate) base_name: Option<&'a str>,
 }
 
 impl PeftConfig {
@@ -113,7 +113,7 @@ impl PeftConfig {
     }
 
     /// The configuration of a new adapter, with every field PEFT 0.21.2 writes.
-    pub(super) fn new(new: &NewConfig<'_>) -> Result<Self, AdapterError> {
+    pub(crate) fn new(new: &NewConfig<'_>) -> Result<Self, AdapterError> {
         let list = |names: &[String]| {
             let mut names = names.to_vec();
             names.sort();
@@ -421,7 +421,7 @@ fn bad(key: &str, value: &Value, expected: &'static str) -> AdapterError {
 }
 
 /// Whether a field nobody knows asks for nothing.
-fn is_inactive(value: &Value) -> bool {
+pub(crate) fn is_inactive(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
         Value::String(text) => text.is_empty(),
