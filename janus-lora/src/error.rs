@@ -8,6 +8,7 @@ use janus_core::processing::ProcessingError;
 use janus_core::{DeviceError, Diagnose, Fault, ModelError};
 
 use crate::adapter::AdapterError;
+use crate::algebra::AlgebraError;
 use crate::base::BaseError;
 use crate::cache::CacheError;
 use crate::culprit::Culprit;
@@ -44,6 +45,9 @@ pub enum Error {
     /// An adapter that cannot be used.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    /// Adapters or checkpoints that cannot be computed with.
+    #[error(transparent)]
+    Algebra(#[from] AlgebraError),
     /// Targets that cannot be used.
     #[error(transparent)]
     Target(#[from] TargetError),
@@ -95,6 +99,7 @@ impl Diagnose for Error {
             Error::Data(e) => e.fault(),
             Error::Recipe(e) => e.fault(),
             Error::Adapter(e) => e.fault(),
+            Error::Algebra(e) => e.fault(),
             Error::Target(e) => e.fault(),
             Error::Task(e) => e.fault(),
             Error::Train(e) => e.fault(),
@@ -115,6 +120,7 @@ impl Diagnose for Error {
             Error::Data(e) => e.hints(),
             Error::Recipe(e) => e.hints(),
             Error::Adapter(e) => e.hints(),
+            Error::Algebra(e) => e.hints(),
             Error::Target(e) => e.hints(),
             Error::Task(e) => e.hints(),
             Error::Train(e) => e.hints(),

@@ -9,14 +9,15 @@
 //!    through the core's seam; [`dynamic`] holds the dynamic visual encoder and [`heads`] the task heads
 //!    that may stand beside them, [`mifs`] the loss that aligns both visual paths;
 //! 4. [`train`] moves them, [`eval`] measures them, [`report`] shows what happens and happened;
-//! 5. [`merge`] folds them into a new checkpoint, [`probe`] compares with other implementations, [`bench`] measures speed
-//!    and memory.
+//! 5. [`algebra`] makes adapters out of adapters and of checkpoints, [`merge`] folds them into a new checkpoint, [`probe`]
+//!    compares with other implementations, [`bench`] measures speed and memory.
 //!
 //! [`base`] opens a checkpoint with its tokenizer and image processor, [`fingerprint`] names it, [`cache`] keeps what is
 //! computed once of each image, [`status`] is how long work reports progress,
 //! and [`cli`] is the `janus` program.
 
 pub mod adapter;
+pub mod algebra;
 mod allocator;
 pub mod base;
 mod beginning;
@@ -31,6 +32,7 @@ pub mod error;
 pub mod eval;
 pub mod fingerprint;
 pub mod heads;
+mod jacobi;
 pub mod merge;
 pub mod mifs;
 mod nearest;

@@ -56,5 +56,13 @@ fn merging_into_a_shared_table_stores_the_head_on_its_own() {
         let before = Checkpoint::open(&place.path("base")).unwrap().read(EMBED_TOKENS, DType::F32).unwrap();
         same_bits("the head", &merged.read(LM_HEAD, DType::F32).unwrap(), &before);
         close("logits", &logits(&place, layout, &[]), &attached, 2e-4);
+        // Its head is what the base's table was: nothing beside the table has changed.
+        let out = format!("{layout}-extracted");
+        let extract =
+            ["adapter", "extract", "--base", "base", "--tuned", layout, "--rank", "3", "--out", &out, "--json"];
+        let told = place.janus(&[&extract[..], &["--targets", "embed_tokens"]].concat()).expect_success().json();
+        assert_eq!(told["changed_outside"], serde_json::json!([]), "{layout}");
+        let told = place.janus(&["adapter", "diff", "run", &out, "--json"]).expect_success().json();
+        assert!(told["total"]["cosine"].as_f64().unwrap() > 1.0 - 1e-5, "{layout}: {told}");
     }
 }

@@ -20,7 +20,7 @@ use crate::mifs;
 use crate::recipe::{DynamicPlace, Task};
 
 /// Its name.
-pub(super) const EXTRAS_FILE: &str = "janus_extras.safetensors";
+pub(crate) const EXTRAS_FILE: &str = "janus_extras.safetensors";
 
 /// Key of the metadata that says what heads are for: JSON of kinds by name.
 const HEADS_KEY: &str = "heads";

@@ -26,7 +26,7 @@ pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 const HEADER_LIMIT_BYTES: u64 = 16 << 20;
 
 /// The text of a JSON file of at most `limit_bytes` in a folder, `None` where there is no such file.
-pub(super) fn read_json_text(
+pub(crate) fn read_json_text(
     folder: Place<'_>,
     file: &'static str,
     limit_bytes: u64,
@@ -37,7 +37,7 @@ pub(super) fn read_json_text(
 }
 
 /// A safetensors file whose header has been read and checked.
-pub(super) struct WeightsFile {
+pub(crate) struct WeightsFile {
     path: PathBuf,
     file: File,
     values_at: u64,
@@ -52,7 +52,7 @@ fn unsound(problem: impl ToString) -> AdapterError {
 
 impl WeightsFile {
     /// The file of a folder.
-    pub(super) fn of(Opened { path, mut file }: Opened) -> Result<Self, AdapterError> {
+    pub(crate) fn of(Opened { path, mut file }: Opened) -> Result<Self, AdapterError> {
         let failed = |source| AdapterError::Io { path: path.clone(), source };
         let file_bytes = file.metadata().map_err(failed)?.len();
         let mut length = [0; 8];
@@ -86,17 +86,17 @@ impl WeightsFile {
     }
 
     /// A text of the header's own.
-    pub(super) fn metadata(&self, key: &str) -> Option<&str> {
+    pub(crate) fn metadata(&self, key: &str) -> Option<&str> {
         self.metadata.get(key).map(String::as_str)
     }
 
     /// Every tensor, by name.
-    pub(super) fn tensors(&self) -> &[(String, TensorInfo)] {
+    pub(crate) fn tensors(&self) -> &[(String, TensorInfo)] {
         &self.tensors
     }
 
     /// The values of a tensor as f32, in its shape.
-    pub(super) fn read(&self, info: &TensorInfo) -> Result<Tensor, AdapterError> {
+    pub(crate) fn read(&self, info: &TensorInfo) -> Result<Tensor, AdapterError> {
         let (begin, end) = info.data_offsets;
         let mut bytes = vec![0; end - begin];
         let mut file = &self.file;
@@ -114,13 +114,13 @@ impl WeightsFile {
 }
 
 /// Whether tensors of this type are read.
-pub(super) fn is_read(dtype: Dtype) -> bool {
+pub(crate) fn is_read(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16)
 }
 
 /// Writes tensors as f32, in the order of their names, with `{"format": "pt"}` and at most one text `more` as metadata: equal
 /// tensors give equal bytes.
-pub(super) fn write_weights(
+pub(crate) fn write_weights(
     into: &Directory,
     name: &str,
     tensors: &[(String, Tensor)],
@@ -183,7 +183,7 @@ fn write_values(out: &mut dyn Write, values: &[f32]) -> io::Result<()> {
 }
 
 /// Writes a text file.
-pub(super) fn write_text(folder: &Directory, file: &str, text: &str) -> Result<(), OutputError> {
+pub(crate) fn write_text(folder: &Directory, file: &str, text: &str) -> Result<(), OutputError> {
     write_below(folder, file, |out| out.write_all(text.as_bytes()))
 }
 

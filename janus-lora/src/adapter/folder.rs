@@ -21,7 +21,7 @@ use super::{Adapter, has_bias};
 use crate::mifs;
 
 /// Longest configuration that is read; one that lists every site of the largest model has 40 kB.
-pub(super) const CONFIG_LIMIT_BYTES: u64 = 1 << 20;
+pub(crate) const CONFIG_LIMIT_BYTES: u64 = 1 << 20;
 
 /// PEFT's weights file without `safe_serialization`.
 const PICKLE_FILE: &str = "adapter_model.bin";
@@ -195,7 +195,7 @@ fn read_folder(folder: Folder<'_>, base: &JanusConfig, tied: bool) -> Result<Ada
     Ok(adapter)
 }
 
-fn is_original_layout(name: &str) -> bool {
+pub(crate) fn is_original_layout(name: &str) -> bool {
     let native = name.strip_prefix(KEY_PREFIX).unwrap_or(name);
     ORIGINAL_PREFIXES.iter().any(|prefix| native.starts_with(prefix))
 }
@@ -233,7 +233,7 @@ fn slots(config: &PeftConfig, selection: &Selection, base: &JanusConfig) -> BTre
 
 /// The name a tensor has in files PEFT saves, whose adapter has no name and whose copies lie where the originals do.
 /// Raw state dicts have both.
-fn canonical(name: &str) -> String {
+pub(crate) fn canonical(name: &str) -> String {
     let mut canonical = name.replacen(".modules_to_save.default.", ".", 1);
     canonical = canonical.replacen(".modules_to_save.", ".", 1);
     for part in ["weight", "bias"] {
@@ -287,7 +287,7 @@ pub(super) fn read_tensors(
     if mismatch.is_empty() { Ok(values) } else { Err(AdapterError::Tensors(Box::new(mismatch))) }
 }
 
-fn first_not_finite(tensor: &Tensor) -> Result<Option<f32>, AdapterError> {
+pub(crate) fn first_not_finite(tensor: &Tensor) -> Result<Option<f32>, AdapterError> {
     // A sum is not finite if a value is not; it may also overflow, so only then the values are looked at.
     if tensor.sum_all()?.to_scalar::<f32>()?.is_finite() {
         return Ok(None);

@@ -47,7 +47,10 @@ use janus_core::site::{Site, sites};
 
 pub use argument::parse_argument;
 pub use error::{AdapterError, Mismatch, Misshapen};
+pub(crate) use extras::EXTRAS_FILE;
 pub use file::WEIGHTS_FILE;
+pub(crate) use file::{WeightsFile, is_read, read_json_text, write_text, write_weights};
+pub(crate) use folder::{CONFIG_LIMIT_BYTES, canonical, first_not_finite, is_original_layout};
 pub use locate::{as_argument, base_names, locate};
 pub use method::{Init, Method, OnBias};
 pub use note::{BaseNote, FingerprintVerdict, NOTE_FILE, NOTE_VERSION, Note, check_fingerprint};
@@ -55,13 +58,14 @@ pub use peft_config::{CONFIG_FILE, ModuleNames, PeftConfig};
 pub use pieces::{Together, scaled_copy};
 pub use place::{Placed, attach, detach, heads, place};
 pub use select::{SelectedSite, Selection, resolve_modules, select};
+pub(crate) use select::{endings, saves};
 pub use site::{AdaptedSite, KEY_PREFIX, key, trained_values};
 
 use crate::dynamic::{Dynamic, Paths};
 use crate::heads::{Head, HeadKind, Heads};
 use crate::mifs;
 use method::{At, Read, first_values};
-use peft_config::NewConfig;
+pub(crate) use peft_config::{NewConfig, is_inactive};
 
 /// Rows of a copied embedding that are compared at a time.
 const COMPARED_ROWS: usize = 4096;

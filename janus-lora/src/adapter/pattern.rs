@@ -18,7 +18,7 @@ pub(super) const MOST_IN_A_FIELD: usize = 1024;
 
 /// A compiled expression.
 #[derive(Debug, Clone)]
-pub(super) struct Pattern(Regex);
+pub(crate) struct Pattern(Regex);
 
 impl Pattern {
     /// What `re.fullmatch(pattern, name)` finds; `key` is the field it stands in.
@@ -41,7 +41,7 @@ impl Pattern {
         build(&format!("{before}{translated}{after}")).map(Self).map_err(|e| refused(reason(&e)))
     }
 
-    pub(super) fn is_match(&self, name: &str) -> bool {
+    pub(crate) fn is_match(&self, name: &str) -> bool {
         self.0.is_match(name)
     }
 

@@ -219,7 +219,7 @@ fn saved_parameters(entries: &[String], base: &JanusConfig, tied: bool) -> Resul
 }
 
 /// Whether an entry of `modules_to_save` means a module that a parameter is in.
-fn saves(entry: &str, parameter: &str) -> bool {
+pub(crate) fn saves(entry: &str, parameter: &str) -> bool {
     parameter.match_indices('.').any(|(end, _)| parameter[..end].ends_with(entry))
 }
 
@@ -383,7 +383,7 @@ impl Rules {
 }
 
 /// `rank_pattern` and `alpha_pattern`: the end of a path, from the start of a segment.
-fn endings<T: Copy>(key: &str, patterns: &[(String, T)]) -> Result<Vec<(Pattern, T)>, AdapterError> {
+pub(crate) fn endings<T: Copy>(key: &str, patterns: &[(String, T)]) -> Result<Vec<(Pattern, T)>, AdapterError> {
     let compile = |(pattern, value): &(String, T)| {
         Pattern::from_start(key, &format!(r"(.*\.)?({pattern})$"), patterns.len()).map(|compiled| (compiled, *value))
     };

@@ -3,6 +3,7 @@
 pub mod builtin;
 mod published;
 mod random;
+mod site;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ use crate::nearest::nearest;
 use crate::status::Status;
 
 pub use random::vocabulary_of;
+pub use site::StoredSite;
 
 /// How a base with random weights is named in a recipe: `init:SHAPE?seed=N&vocabulary=DOMAIN`.
 const INIT_PREFIX: &str = "init:";

@@ -72,7 +72,7 @@ enum Command {
     Generate(generate::Generate),
     Merge(merge::Merge),
     Probe(probe::Probe),
-    /// Look into adapter folders.
+    /// Look into adapters, and make ones out of others and out of checkpoints.
     #[command(subcommand)]
     Adapter(adapter::AdapterCommand),
     /// Look into, fetch, convert and make base checkpoints.
@@ -125,7 +125,8 @@ impl Command {
             Command::Data(command) => command.writes(),
             Command::Recipe(command) => command.writes(),
             Command::Bench(command) => command.writes(),
-            Command::Adapter(_) | Command::Cache(_) => Writes::nothing(),
+            Command::Adapter(command) => command.writes(),
+            Command::Cache(_) => Writes::nothing(),
         }
     }
 }

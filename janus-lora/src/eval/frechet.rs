@@ -7,10 +7,7 @@
 //! and has, but for zeros, the eigenvalues of M·Mᵀ with M = X·Yᵀ / √((n−1)(m−1)). The trace of its root is thus the sum of the
 //! singular values of M, which is `[n, m]`: exact also of fewer vectors than dimensions, and cheap of few.
 
-/// Turns of all pairs at most; usually less than ten suffice.
-const MAX_SWEEPS: usize = 60;
-/// Lines this near to orthogonal, as a share of their lengths, are orthogonal.
-const ORTHOGONAL: f64 = 1e-14;
+use crate::jacobi::{dot, orthogonalise};
 
 /// `None` of less than two vectors on a side, of vectors of different lengths and of ones that are not finite.
 pub(super) fn frechet(one: &[Vec<f64>], other: &[Vec<f64>]) -> Option<f64> {
@@ -46,47 +43,10 @@ fn centred(vectors: &[Vec<f64>], dimensions: usize) -> (Vec<f64>, Vec<Vec<f64>>)
     (mean, lines)
 }
 
-fn dot(one: &[f64], other: &[f64]) -> f64 {
-    one.iter().zip(other).map(|(one, other)| one * other).sum()
-}
-
-/// Sum of a matrix' singular values: its lines are turned in pairs until all are orthogonal (Hestenes, J. SIAM 6(1), 1958),
-/// then these are their lengths.
-///
-/// The eigenvalues of products of lines would do, but the roots of small ones are rough.
+/// Sum of a matrix' singular values.
 fn singular_sum(mut lines: Vec<Vec<f64>>) -> f64 {
-    let total: f64 = lines.iter().map(|line| dot(line, line)).sum();
-    for _ in 0..MAX_SWEEPS {
-        let mut turned = false;
-        for second in 1..lines.len() {
-            let (before, after) = lines.split_at_mut(second);
-            let Some(right) = after.first_mut() else { continue };
-            for left in before {
-                turned |= turn(left, right, total);
-            }
-        }
-        if !turned {
-            break;
-        }
-    }
+    orthogonalise(&mut lines, None);
     lines.iter().map(|line| dot(line, line).sqrt()).sum()
-}
-
-/// Turns two lines in their plane so that they are orthogonal; `false` where they are, or are nothing beside the `total`.
-fn turn(left: &mut [f64], right: &mut [f64], total: f64) -> bool {
-    let (left_square, right_square, product) = (dot(left, left), dot(right, right), dot(left, right));
-    let least = (ORTHOGONAL * (left_square * right_square).sqrt()).max(ORTHOGONAL * ORTHOGONAL * total);
-    if product.abs() <= least {
-        return false;
-    }
-    let cotangent = (right_square - left_square) / (2.0 * product);
-    let tangent = cotangent.signum() / (cotangent.abs() + cotangent.hypot(1.0));
-    let cosine = 1.0 / tangent.hypot(1.0);
-    let sine = cosine * tangent;
-    for (left, right) in left.iter_mut().zip(right) {
-        (*left, *right) = (cosine * *left - sine * *right, sine * *left + cosine * *right);
-    }
-    true
 }
 
 #[cfg(test)]

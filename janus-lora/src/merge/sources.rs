@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Tensor};
-use janus_core::site::{Base as SiteBase, Site, sites};
+use janus_core::site::{Site, sites};
 
 use super::error::MergeError;
 use super::fold::Fold;
 use super::receipt::Sums;
 use crate::adapter::{OnBias, Together};
-use crate::base::Base;
+use crate::base::{Base, StoredSite};
 use crate::error::Result;
 
 /// The tensors that change.
@@ -22,26 +22,6 @@ pub(super) struct Sources<'a> {
     parameters: BTreeSet<String>,
     /// Biases that corrections change.
     biases: BTreeSet<String>,
-}
-
-/// The parameters of a site in a checkpoint.
-struct Stored<'a> {
-    base: &'a Base,
-    site: &'a Site,
-}
-
-impl SiteBase for Stored<'_> {
-    fn weight(&self) -> janus_core::Result<Tensor> {
-        Ok(self.base.checkpoint().read(&format!("{}.weight", self.site.path), DType::F32)?)
-    }
-
-    fn bias(&self) -> janus_core::Result<Option<Tensor>> {
-        let name = format!("{}.bias", self.site.path);
-        match self.base.checkpoint().tensors().any(|tensor| tensor.name == name) {
-            true => Ok(Some(self.base.checkpoint().read(&name, DType::F32)?)),
-            false => Ok(None),
-        }
-    }
 }
 
 impl<'a> Sources<'a> {
@@ -87,9 +67,9 @@ impl<'a> Sources<'a> {
         let mut stands_in = self.together.parameter(name, &frozen)?;
         let mut correction = None;
         if let Some(site) = self.site_of(name, ".weight") {
-            correction = Some((site, self.together.correction(site, &Stored { base: self.base, site })?));
+            correction = Some((site, self.together.correction(site, &StoredSite { base: self.base, site })?));
         } else if let Some(site) = self.site_of(name, ".bias").filter(|_| self.biases.contains(name)) {
-            let bias = self.together.correction(site, &Stored { base: self.base, site })?.bias;
+            let bias = self.together.correction(site, &StoredSite { base: self.base, site })?.bias;
             stands_in = bias.or(stands_in);
         }
         let correction = correction.as_ref().map(|(site, correction)| (*site, correction));

@@ -139,7 +139,7 @@ fn usage() {
 #[test]
 fn help_of_every_command() {
     let place = Workplace::empty();
-    let commands: [&[&str]; 34] = [
+    let commands: [&[&str]; 38] = [
         &[],
         &["train"],
         &["eval"],
@@ -149,6 +149,10 @@ fn help_of_every_command() {
         &["probe"],
         &["adapter"],
         &["adapter", "inspect"],
+        &["adapter", "combine"],
+        &["adapter", "resize"],
+        &["adapter", "extract"],
+        &["adapter", "diff"],
         &["base"],
         &["base", "inspect"],
         &["base", "fetch"],

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::error::AdapterError;
 use super::method::Method;
 use super::pattern::MOST_IN_A_FIELD;
-pub(super) use new::NewConfig;
+pub(crate) use new::NewConfig;
 
 /// File name in an adapter folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -485,7 +485,7 @@ fn bad(key: &str, value: &Value, expected: &'static str) -> AdapterError {
 }
 
 /// Whether a field nobody knows asks for nothing.
-fn is_inactive(value: &Value) -> bool {
+pub(crate) fn is_inactive(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
         Value::String(text) => text.is_empty(),

@@ -7,22 +7,22 @@ use crate::adapter::error::AdapterError;
 use crate::adapter::method::{Init, Method};
 
 /// What a new configuration is made from.
-pub(in crate::adapter) struct NewConfig<'a> {
-    pub(in crate::adapter) method: &'a Method,
-    pub(in crate::adapter) rank: usize,
-    pub(in crate::adapter) alpha: f64,
-    pub(in crate::adapter) rslora: bool,
-    pub(in crate::adapter) dropout: f64,
-    pub(in crate::adapter) init: Init,
+pub(crate) struct NewConfig<'a> {
+    pub(crate) method: &'a Method,
+    pub(crate) rank: usize,
+    pub(crate) alpha: f64,
+    pub(crate) rslora: bool,
+    pub(crate) dropout: f64,
+    pub(crate) init: Init,
     /// Whole paths.
-    pub(in crate::adapter) targets: &'a [String],
+    pub(crate) targets: &'a [String],
     /// Whole paths whose rank is another one.
-    pub(in crate::adapter) ranks: &'a [(String, usize)],
+    pub(crate) ranks: &'a [(String, usize)],
     /// Whole paths whose alpha is another one.
-    pub(in crate::adapter) alphas: &'a [(String, f64)],
+    pub(crate) alphas: &'a [(String, f64)],
     /// Whole paths.
-    pub(in crate::adapter) modules_to_save: &'a [String],
-    pub(in crate::adapter) base_name: Option<&'a str>,
+    pub(crate) modules_to_save: &'a [String],
+    pub(crate) base_name: Option<&'a str>,
 }
 
 impl PeftConfig {
@@ -30,7 +30,7 @@ impl PeftConfig {
     ///
     /// # Errors
     /// Numbers that PEFT does not take.
-    pub(in crate::adapter) fn new(new: &NewConfig<'_>) -> Result<Self, AdapterError> {
+    pub(crate) fn new(new: &NewConfig<'_>) -> Result<Self, AdapterError> {
         let mut json = common(new);
         let own = match new.method {
             Method::Lora { .. } | Method::Dora => lora(new),
