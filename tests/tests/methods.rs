@@ -26,8 +26,7 @@ fn place() -> Workplace {
          [[data]]\nname = \"questions\"\ntask = \"understand\"\ntrain = \"rows.parquet\"\n\
          [[data]]\nname = \"pictures\"\ntask = \"generate\"\ntrain = \"rows.parquet\"\ncolumns = { prompt = \"question\" }\n\
          [train]\nsteps = 6\nbatch_size = 2\nlearning_rate = 1e-2\nschedule = \"constant\"\nmixture = \"each\"\nshuffle = false\ncheckpoint_every = 3\n\
-         [output]\ndir = \"run\"\n"
-            .to_owned(),
+         [output]\ndir = \"run\"\n",
     );
     let pictures: Vec<_> = (0..4).map(|i| Some(picture(40, 32, i))).collect();
     let columns = vec![
@@ -52,7 +51,8 @@ fn every_method_learns_resumes_and_merges() {
     for (name, keys, tensor) in METHODS {
         let steps = train(&place, name, keys);
         let loss = |step: &Value| step["loss"].as_f64().unwrap();
-        assert!(loss(&steps[5]) < loss(&steps[0]), "{name}: {} to {}", loss(&steps[0]), loss(&steps[5]));
+        // Two steps a pass: both are of the same rows.
+        assert!(loss(&steps[4]) < loss(&steps[0]), "{name}: {} to {}", loss(&steps[0]), loss(&steps[4]));
         let weights = place.read(&format!("{name}/adapter_model.safetensors"));
         let tensors = candle_core::safetensors::load_buffer(&weights, &candle_core::Device::Cpu).unwrap();
         assert!(tensors.keys().any(|key| key.ends_with(tensor)), "{name}: {:?}", tensors.keys());
