@@ -11,10 +11,11 @@ use super::file::WeightsFile;
 use super::{CheckpointError, pages};
 
 /// Bytes read or converted at once: small enough for the cache of a core, large enough to hide the calls.
-const CHUNK_BYTES: usize = 1 << 18;
+const CHUNK_BYTES: usize = if cfg!(miri) { 1 << 9 } else { 1 << 18 };
 
-/// Bytes in memory that one thread fills before it takes the next: matrices of megabytes are shared out evenly.
-const PART_BYTES: usize = 1 << 21;
+/// Bytes in memory that one thread fills before it takes the next: matrices of megabytes are shared out evenly. Miri, which is
+/// a thousand times slower, meets several parts in few bytes.
+const PART_BYTES: usize = if cfg!(miri) { 1 << 12 } else { 1 << 21 };
 
 /// A type that weights can have.
 pub(crate) trait Value: candle_core::WithDType {
