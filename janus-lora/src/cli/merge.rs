@@ -145,8 +145,8 @@ fn percent(share: Option<f64>) -> String {
 fn swallowed(total: &Change) -> String {
     format!(
         "rounding loses {} % of what the adapters change, and {} % of the shifted values do not move at all: the merged \
-         checkpoint is hardly base + adapter\nhint: `--dtype f32` keeps the sum; a larger scale (`DIR:SCALE`) survives \
-         rounding, but is another model",
+         checkpoint is hardly base + adapter; `--dtype f32` keeps the sum, a larger scale (`DIR:SCALE`) survives rounding, \
+         but is another model",
         percent(total.rounding_loss),
         percent(Some(total.unmoved_share()))
     )
