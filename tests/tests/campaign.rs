@@ -303,11 +303,11 @@ fn full_disks(campaign: &Campaign) {
     std::fs::remove_file(disk.join("ballast")).unwrap();
     assert!(mount("remount,ro"));
     let done = run(&campaign.place, "full/run", &["--resume"]);
-    campaign.fails("full/run", &done, 1, &["cannot write `", "Read-only file system"]);
+    campaign.fails("full/run", &done, 2, &["to the run folder `", "Read-only file system", "hint: make it writable"]);
     assert!(mount("remount,rw,size=8m"));
     campaign.resumes("full/run");
     campaign.tell("full disk", format!("exit 1, checkpoint of step {saved} intact; the same bytes"));
-    campaign.tell("read-only folder", format!("exit 1, checkpoint of step {saved} intact; the same bytes"));
+    campaign.tell("read-only folder", format!("exit 2, checkpoint of step {saved} intact; the same bytes"));
     assert!(Command::new("umount").arg(&disk).status().unwrap().success());
 }
 

@@ -237,6 +237,14 @@ pub enum TrainError {
         /// What is wrong with the newest.
         source: Box<crate::error::Error>,
     },
+    /// A run folder that takes no writing, found out before anything is begun.
+    #[error("nothing can be written to the run folder `{}`", folder.display())]
+    ReadOnly {
+        /// The folder.
+        folder: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// A metrics file that cannot be written.
     #[error("cannot write `{}`", path.display())]
     Write {
@@ -420,6 +428,10 @@ impl Diagnose for TrainError {
             TrainError::WorldWritable { folder } => {
                 vec![format!("`chmod o-w {}` keeps others from changing what the run goes on with", shell_word(folder))]
             }
+            TrainError::ReadOnly { .. } => vec![
+                "make it writable, or copy it to where you may write and give the copy as `output.dir`: the run goes on there"
+                    .into(),
+            ],
             TrainError::Busy { .. } => vec!["wait for its end, or choose another `output.dir`".into()],
             TrainError::OtherRun { instead, .. } if !instead.is_empty() => instead.clone(),
             TrainError::OtherRun { .. } => {

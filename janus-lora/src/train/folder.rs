@@ -172,7 +172,7 @@ impl RunFolder {
 
     fn take_lock(&mut self, directory: Directory) -> Result<()> {
         let opened = directory.update_file(LOCK_FILE);
-        let file = opened.map_err(|source| checkpoint::failed(&directory, LOCK_FILE.into(), source))?;
+        let file = opened.map_err(|source| not_locked(&directory, source))?;
         self.locked = match file.try_lock() {
             Ok(()) => true,
             Err(TryLockError::WouldBlock) => return Err(TrainError::Busy { folder: self.path.clone() }.into()),
@@ -190,6 +190,17 @@ impl RunFolder {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// What keeps a run from the lock of its folder: a folder that takes no writing is wrong input, as a new one would be there.
+fn not_locked(directory: &Directory, source: io::Error) -> TrainError {
+    use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+    match source.kind() {
+        PermissionDenied | ReadOnlyFilesystem => {
+            TrainError::ReadOnly { folder: directory.path().to_path_buf(), source }
+        }
+        _ => checkpoint::failed(directory, LOCK_FILE.into(), source),
     }
 }
 
@@ -263,6 +274,8 @@ fn remove_leftovers(run: &Directory) -> io::Result<()> {
 mod tests {
     use std::fs;
 
+    use janus_core::{Diagnose, Fault};
+
     use super::*;
     use crate::error::Error;
 
@@ -309,6 +322,21 @@ mod tests {
         }
         assert_eq!(fs::read_to_string(&victim).unwrap(), "mine");
         assert!(RunFolder::resume(&path).unwrap().is_resumed());
+    }
+
+    /// By the system's errors: no right keeps root out, and not every user may mount a folder read-only (`campaign.rs` does where
+    /// it may).
+    #[test]
+    fn a_folder_that_takes_no_writing_is_wrong_input() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = Directory::open(parent.path()).unwrap();
+        for kind in [io::ErrorKind::ReadOnlyFilesystem, io::ErrorKind::PermissionDenied] {
+            let error = not_locked(&directory, kind.into());
+            assert!(matches!(&error, TrainError::ReadOnly { folder, .. } if folder == parent.path()), "{error}");
+            assert_eq!((error.fault(), error.hints().len()), (Fault::Input, 1));
+        }
+        let full = not_locked(&directory, io::ErrorKind::StorageFull.into());
+        assert!(matches!(full, TrainError::Write { .. }) && full.fault() == Fault::Internal);
     }
 
     #[test]
