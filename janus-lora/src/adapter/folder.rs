@@ -103,11 +103,6 @@ impl Adapter {
         values.chain(self.alignment.iter().map(|value| (mifs::TEMPERATURE.to_owned(), value.clone()))).collect()
     }
 
-    /// All tensors of both files by name.
-    pub(crate) fn by_name(&self) -> BTreeMap<String, Tensor> {
-        self.tensors().into_iter().chain(self.extras()).collect()
-    }
-
     /// Whether training leaves a tensor of the weights file alone.
     pub fn is_fixed(&self, name: &str) -> bool {
         let of_site =

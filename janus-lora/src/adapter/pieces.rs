@@ -4,6 +4,7 @@
 //! worked out site by site and parameter by parameter, so that no more of a base has to be in memory than one of these.
 
 use std::collections::BTreeSet;
+use std::rc::Rc;
 
 use candle_core::{DType, Tensor};
 use janus_core::config::JanusConfig;
@@ -20,7 +21,7 @@ use crate::dynamic::{self, Factors};
 struct Pieces<'a> {
     adapter: &'a Adapter,
     /// The value of a key of the adapter's files.
-    value: &'a dyn Fn(&str) -> Tensor,
+    value: Rc<dyn Fn(&str) -> Tensor + 'a>,
     /// Whether its copy of a parameter, by native name, takes part.
     takes_copy: &'a dyn Fn(&str) -> bool,
     /// Share of the inputs' values that is zeroed before A where a pass trains.
@@ -39,14 +40,14 @@ impl<'a> Pieces<'a> {
     /// # Errors
     /// The tensor engine's.
     fn of(placed: &Placed<'a>, base: &JanusConfig) -> Result<Self, AdapterError> {
-        let &Placed { adapter, factor, value, dropout, takes_copy } = placed;
-        let dynamic = adapter.dynamic.as_ref().map(|dynamic| dynamic.with_values(value));
+        let &Placed { adapter, factor, ref value, dropout, takes_copy } = placed;
+        let dynamic = adapter.dynamic.as_ref().map(|dynamic| dynamic.with_values(|name| value(name)));
         let factors = match &dynamic {
             Some(dynamic) => Factors::of(dynamic)?,
             None => Factors::default(),
         };
         let generation_site = factors.generation.is_some().then(|| dynamic::generation_site(base));
-        Ok(Self { adapter, value, takes_copy, dropout, factor, factors, generation_site })
+        Ok(Self { adapter, value: value.clone(), takes_copy, dropout, factor, factors, generation_site })
     }
 
     /// Native paths of all sites that are corrected.

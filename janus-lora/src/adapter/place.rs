@@ -4,6 +4,7 @@
 //! add up, each times its factor.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
@@ -23,12 +24,26 @@ pub struct Placed<'a> {
     pub adapter: &'a Adapter,
     /// On all that it shifts; heads have none.
     pub factor: f64,
-    /// What stands for a tensor of its files, by key, on the model's device.
-    pub value: &'a dyn Fn(&str) -> Tensor,
+    /// What stands for a tensor of its files, by key, on the device that computes.
+    pub value: Rc<dyn Fn(&str) -> Tensor + 'a>,
     /// Share of the inputs' values that is zeroed before A where a pass trains.
     pub dropout: f64,
     /// Whether its copy of a parameter, by native name, takes part.
     pub takes_copy: &'a dyn Fn(&str) -> bool,
+}
+
+impl<'a> Placed<'a> {
+    /// An adapter with its own values on a device, without dropout.
+    ///
+    /// # Errors
+    /// The tensor engine's.
+    pub fn own(adapter: &'a Adapter, factor: f64, device: &Device) -> Result<Self, AdapterError> {
+        let all = adapter.tensors().into_iter().chain(adapter.extras());
+        let on_device = all.map(|(name, value)| Ok((name, value.to_device(device)?)));
+        let values = on_device.collect::<Result<BTreeMap<String, Tensor>, AdapterError>>()?;
+        let value = move |name: &str| values.get(name).expect("an adapter lists its own tensors").clone();
+        Ok(Self { adapter, factor, value: Rc::new(value), dropout: 0.0, takes_copy: &|_| true })
+    }
 }
 
 /// Lets a model compute with these adapters and no others, each with a factor on all that it shifts: its sites, its copies of
@@ -39,29 +54,8 @@ pub struct Placed<'a> {
 /// # Errors
 /// As [`place`].
 pub fn attach(model: &Janus, adapters: &[(&Adapter, f64)]) -> Result<(), AdapterError> {
-    let values: Vec<BTreeMap<String, Tensor>> = adapters
-        .iter()
-        .map(|(adapter, _)| {
-            let all = adapter.tensors().into_iter().chain(adapter.extras());
-            all.map(|(name, value)| Ok((name, value.to_device(model.device())?))).collect()
-        })
-        .collect::<Result<_, AdapterError>>()?;
-    let value_of: Vec<_> = values
-        .iter()
-        .map(|values| |name: &str| values.get(name).expect("an adapter lists its own tensors").clone())
-        .collect();
-    let placed: Vec<Placed<'_>> = adapters
-        .iter()
-        .zip(&value_of)
-        .map(|((adapter, factor), value)| Placed {
-            adapter,
-            factor: *factor,
-            value,
-            dropout: 0.0,
-            takes_copy: &|_| true,
-        })
-        .collect();
-    place(model, &placed)
+    let placed = adapters.iter().map(|(adapter, factor)| Placed::own(adapter, *factor, model.device()));
+    place(model, &placed.collect::<Result<Vec<_>, AdapterError>>()?)
 }
 
 /// Puts these adapters into a model and takes all others out.

@@ -30,7 +30,7 @@ pub use check::Comparison;
 pub use error::MergeError;
 pub use receipt::{Change, TensorChange};
 
-use crate::adapter::{Adapter, Placed, Together};
+use crate::adapter::{Adapter, AdapterError, Placed, Together};
 use crate::base::Base;
 use crate::error::{Error, Result};
 use crate::status::Status;
@@ -86,19 +86,8 @@ pub fn merge(
 ) -> Result<MergeReport> {
     refuse_no_ops(adapters)?;
     let checkpoint = base.checkpoint();
-    let own: Vec<_> = adapters.iter().map(|(adapter, _)| adapter.by_name()).collect();
-    let value_of: Vec<_> = own.iter().map(|own| |name: &str| own[name].clone()).collect();
-    let placed: Vec<Placed<'_>> = adapters
-        .iter()
-        .zip(&value_of)
-        .map(|((adapter, factor), value)| Placed {
-            adapter,
-            factor: *factor,
-            value,
-            dropout: 0.0,
-            takes_copy: &|_| true,
-        })
-        .collect();
+    let placed = adapters.iter().map(|(adapter, factor)| Placed::own(adapter, *factor, &Device::Cpu));
+    let placed = placed.collect::<std::result::Result<Vec<_>, AdapterError>>()?;
     let sources = Sources::of(base, Together::of(&placed, base.config())?)?;
     // A tied head reads the embedding table; once the two differ, both must be stored.
     let untie = checkpoint.is_tied() && (sources.differs(EMBED_TOKENS) || sources.differs(LM_HEAD));

@@ -92,12 +92,6 @@ pub(super) fn whole_spec(recipe: &Recipe, base: &Base, stages: &[Stage]) -> Adap
         rank: recipe.adapter.rank as usize,
         alpha: recipe.adapter.effective_alpha(),
         dropout: recipe.adapter.dropout,
-        sites: Vec::new(),
-        modules_to_save: Vec::new(),
-        dynamic: None,
-        heads: Vec::new(),
-        aligns: false,
-        base_name: None,
         ..AdapterSpec::default()
     });
     for spec in specs {

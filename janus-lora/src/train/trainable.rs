@@ -2,6 +2,7 @@
 //! adapter's order.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
@@ -152,7 +153,7 @@ impl Trainables {
         let placed = Placed {
             adapter: &self.adapter,
             factor: self.factor,
-            value: &|name| self.var(name, graph),
+            value: Rc::new(|name: &str| self.var(name, graph)),
             dropout: self.adapter.config.dropout,
             takes_copy: &|name| self.is_moving(&format!("{KEY_PREFIX}{name}")),
         };

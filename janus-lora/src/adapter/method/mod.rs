@@ -30,7 +30,7 @@ use super::peft_config::ModuleNames;
 use super::site::AdaptedSite;
 use crate::drawn::drawn;
 
-/// A method with what it alone is told.
+/// A method with its own settings.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Method {
     /// Low-rank pairs.

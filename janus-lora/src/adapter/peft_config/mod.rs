@@ -65,7 +65,7 @@ pub enum ModuleNames {
 /// The configuration of an adapter.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PeftConfig {
-    /// `peft_type`, and what the method alone is told.
+    /// `peft_type`, and the settings of the method.
     pub method: Method,
     /// `r`, at least 1; 0 where the method has no ranks.
     pub rank: usize,
@@ -285,7 +285,7 @@ impl Fields<'_> {
         }
     }
 
-    /// The method, with what it alone is told.
+    /// The method with its own settings.
     fn method(&self, kind: Kind) -> Result<Method, AdapterError> {
         Ok(match kind {
             Kind::Lora => match (self.flag("use_dora")?, self.flag("lora_bias")?) {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use clap::Args;
 use janus_core::output::{require_file, write_file};
 use janus_core::site::{Base as _, Correction, LowRank, Term};
@@ -85,10 +85,7 @@ impl Told {
 
     /// Of every site of an adapter.
     fn all(adapter: &Adapter, base: &Base) -> Result<Vec<Self>> {
-        let values = adapter.by_name();
-        let value = |name: &str| values.get(name).expect("an adapter lists its own tensors").clone();
-        let placed = Placed { adapter, factor: 1.0, value: &value, dropout: 0.0, takes_copy: &|_| true };
-        let together = Together::of(&[placed], base.config())?;
+        let together = Together::of(&[Placed::own(adapter, 1.0, &Device::Cpu)?], base.config())?;
         let corrections = adapter.sites.values().map(|own| {
             let stored = StoredSite { base, site: &own.site };
             Ok((own, together.correction(&own.site, &stored)?))
