@@ -146,11 +146,43 @@ pub enum ModelError {
         /// The first such value.
         value: f32,
     },
-    /// A correction for one request on a convolution.
-    #[error("`{path}` is a convolution: it has no token rows to tell requests apart")]
-    RoutedConvolution {
+    /// Routes that leave rows out or overlap.
+    #[error(
+        "routes of a pass give every row exactly one mixture: they do not at row {row} (a route of {start}..{end})"
+    )]
+    Routes {
+        /// The first row without a route, or with two.
+        row: usize,
+        /// First row of the route behind it.
+        start: usize,
+        /// The row behind its last one.
+        end: usize,
+    },
+    /// A part with another number of rows than routes say.
+    #[error("a pass over {rows} rows has routes for {routed}")]
+    Unrouted {
+        /// Rows of the input.
+        rows: usize,
+        /// Rows with a route.
+        routed: usize,
+    },
+    /// A route to a slot that the model does not hold.
+    #[error("the model holds nothing in slot {slot}")]
+    UnknownSlot {
+        /// Its number.
+        slot: u32,
+    },
+    /// A pass with routes through a site that something is attached to.
+    #[error("`{path}` has a correction attached to it, which routes would leave out")]
+    AttachedBesideRoutes {
         /// The site.
         path: String,
+    },
+    /// A value of a slot for a parameter that all rows share.
+    #[error("`{name}` cannot differ from row to row")]
+    NotRouted {
+        /// The parameter.
+        name: String,
     },
     /// No parameter of that name.
     #[error("the model has no parameter `{name}`")]
@@ -173,7 +205,12 @@ impl Diagnose for ModelError {
             }
             ModelError::Shape { .. } => "give tensors of the shapes that the base's `config.json` asks for",
             ModelError::UnknownParameter { .. } => "`janus base inspect` lists the names",
-            ModelError::NotLoaded { .. } | ModelError::RoutedConvolution { .. } => return Vec::new(),
+            ModelError::AttachedBesideRoutes { .. } => "take it out, and give the model what it held as a slot",
+            ModelError::NotLoaded { .. }
+            | ModelError::Routes { .. }
+            | ModelError::Unrouted { .. }
+            | ModelError::UnknownSlot { .. }
+            | ModelError::NotRouted { .. } => return Vec::new(),
         };
         vec![hint.into()]
     }

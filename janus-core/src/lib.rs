@@ -8,8 +8,9 @@
 //! 4. [`sample`] draws answers and image codes.
 //!
 //! The base never changes. [`site`] is the seam through which others change what it computes: every linear map,
-//! convolution and embedding table has a slot for a [`site::Correction`]; [`parameter`] hands out trainable copies of
-//! any parameter by name; [`pass`] says what one forward pass is told. [`noise`] holds the random numbers that can be
+//! convolution and embedding table takes a [`site::Correction`], attached for all rows or held in a slot
+//! ([`Janus::hold`]) for rows with a route to it; [`parameter`] hands out trainable copies of any parameter by name;
+//! [`pass`] says what one forward pass is told. [`noise`] holds the random numbers that can be
 //! drawn again, [`directory`] holds folders open, [`output`] writes files that are whole or absent and [`temporary`] clears up
 //! after those that were killed, [`input`] reads those of strangers, [`home`] knows the home folder in a path, [`ownership`] whose a folder is, [`guard`] catches what other people's decoders throw, [`device`] opens a GPU or tells why there is none.
 //!

@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use crate::error::{ModelError, Result};
+use crate::pass::{Mixture, Slot};
 
 /// A named parameter: the base's value, and perhaps a copy that stands in for it.
 #[derive(Debug)]
@@ -16,12 +17,72 @@ pub struct Parameter {
     name: Arc<str>,
     frozen: Tensor,
     copy: RwLock<Option<Tensor>>,
+    /// What each slot of the model has in its place, f32, if anything; absent where rows cannot differ in it.
+    slots: Option<RwLock<BTreeMap<Slot, Option<Tensor>>>>,
 }
 
 impl Parameter {
     /// A frozen parameter.
     pub(crate) fn new(name: &str, frozen: Tensor) -> Self {
-        Self { name: name.into(), frozen, copy: RwLock::new(None) }
+        Self { name: name.into(), frozen, copy: RwLock::new(None), slots: None }
+    }
+
+    /// A frozen parameter in which rows may differ by their routes.
+    pub(crate) fn routed(name: &str, frozen: Tensor) -> Self {
+        Self { slots: Some(RwLock::default()), ..Self::new(name, frozen) }
+    }
+
+    /// Refuses a value for a slot that does not fit, or of which all rows have the same.
+    pub(crate) fn check_slot(&self, value: &Tensor) -> Result<()> {
+        if self.slots.is_none() {
+            return Err(ModelError::NotRouted { name: self.name.to_string() }.into());
+        }
+        self.check(value)
+    }
+
+    fn check(&self, value: &Tensor) -> Result<()> {
+        if value.dims() == self.frozen.dims() {
+            return Ok(());
+        }
+        let expected = format!("{:?} as `{}`", self.frozen.dims(), self.name);
+        Err(ModelError::Shape { what: "parameter copy", expected, got: value.dims().to_vec() }.into())
+    }
+
+    /// Holds a value in a slot, in the place of what was there.
+    pub(crate) fn hold(&self, slot: Slot, value: Option<Tensor>) {
+        if let Some(slots) = &self.slots {
+            slots.write().unwrap_or_else(PoisonError::into_inner).insert(slot, value);
+        }
+    }
+
+    /// Empties a slot.
+    pub(crate) fn release(&self, slot: Slot) {
+        if let Some(slots) = &self.slots {
+            slots.write().unwrap_or_else(PoisonError::into_inner).remove(&slot);
+        }
+    }
+
+    /// Its value under a mixture, f32; `None` where no slot of it has one.
+    ///
+    /// # Errors
+    /// A slot that the model does not hold.
+    pub(crate) fn blended(&self, mixture: &Mixture) -> Result<Option<Tensor>> {
+        let Some(slots) = &self.slots else { return Ok(None) };
+        let slots = slots.read().unwrap_or_else(PoisonError::into_inner);
+        let mut sum: Option<Tensor> = None;
+        for (slot, factor) in mixture.parts() {
+            let held = slots.get(slot).ok_or(ModelError::UnknownSlot { slot: slot.0 })?;
+            let Some(value) = held else { continue };
+            sum = Some(match sum {
+                None if *factor == 1.0 => value.clone(),
+                sum => {
+                    let own = self.frozen.to_dtype(DType::F32)?;
+                    let shift = ((value - &own)? * *factor)?;
+                    (sum.unwrap_or(own) + shift)?
+                }
+            });
+        }
+        Ok(sum)
     }
 
     /// Its native checkpoint name.
@@ -75,16 +136,7 @@ impl Parameters {
     /// No such parameter, or a copy of another shape.
     pub fn substitute(&self, name: &str, copy: Option<Tensor>) -> Result<()> {
         let parameter = self.get(name).ok_or_else(|| ModelError::UnknownParameter { name: name.into() })?;
-        if let Some(copy) = &copy
-            && copy.dims() != parameter.frozen.dims()
-        {
-            return Err(ModelError::Shape {
-                what: "parameter copy",
-                expected: format!("{:?} as `{name}`", parameter.frozen.dims()),
-                got: copy.dims().to_vec(),
-            }
-            .into());
-        }
+        copy.as_ref().map(|copy| parameter.check(copy)).transpose()?;
         *parameter.copy.write().unwrap_or_else(PoisonError::into_inner) = copy;
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use candle_core::Result;
 
+use super::routed::RoutedView;
 use super::rows::{gather, gelu, norm, rotate, silu_gate};
 use super::thin::{self, Thin};
 use super::view::{BlockView, MLP, O, Q};
@@ -39,6 +40,64 @@ pub(super) struct Saved<E: Element> {
     pub(super) hidden: Vec<Option<Vec<f32>>>,
     /// Of the attention's output map and the MLP's last, what it gives before the addition, where factors on it are trained.
     pub(super) before_sums: [Option<Matrix<E>>; 2],
+}
+
+/// What corrects a block's sites in one pass.
+#[derive(Debug)]
+pub(super) enum Corrections<'c, 'a, E> {
+    /// The same for all rows, of each site where there is one.
+    Thin(&'c [Option<Thin<'a>>]),
+    /// Row by row; nothing follows backward.
+    Routed(&'c RoutedView<'a, E>),
+}
+
+impl<E> Clone for Corrections<'_, '_, E> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<E> Copy for Corrections<'_, '_, E> {}
+
+impl<E: Element> Corrections<'_, '_, E> {
+    /// Sites that share their input, with what corrects them; as [`sites`], whose `x·Aᵀ` are there where a backward may follow.
+    fn sites<const N: usize>(
+        self,
+        view: &BlockView<'_, E>,
+        first: usize,
+        x: Rows<'_, E>,
+    ) -> ([Matrix<E>; N], [Option<Vec<f32>>; N]) {
+        match self {
+            Corrections::Thin(thin) => sites(view, thin, first, x, None),
+            Corrections::Routed(routed) => (routed.sites(view, first, x, None), std::array::from_fn(|_| None)),
+        }
+    }
+
+    /// A site on whose result something is added; as [`summed`].
+    fn summed(
+        self,
+        view: &BlockView<'_, E>,
+        site: usize,
+        x: Rows<'_, E>,
+        add: Rows<'_, E>,
+    ) -> (Matrix<E>, Option<Vec<f32>>, Option<Matrix<E>>) {
+        match self {
+            Corrections::Thin(thin) => summed(view, thin, site, x, add),
+            Corrections::Routed(routed) => {
+                let [y] = routed.sites(view, site, x, Some(add));
+                (y, None, None)
+            }
+        }
+    }
+
+    /// One of the block's norms.
+    fn norm(self, view: &BlockView<'_, E>, which: usize, x: Rows<'_, E>) -> Matrix<E> {
+        let own = &view.block_norms()[which];
+        match self {
+            Corrections::Thin(_) => norm(x, own),
+            Corrections::Routed(routed) => routed.norm(which, own, x),
+        }
+    }
 }
 
 /// Sites that share their input: `x·Wᵀ + b` with their corrections, and `add` on top of each. Returns the outputs and each
@@ -142,14 +201,13 @@ impl<E: Element> Keep<E> for () {
 /// The block's output, `[kept, hidden]`, and what its backward needs.
 pub(super) fn forward<E: Element>(
     view: &BlockView<'_, E>,
-    thin: &[Option<Thin<'_>>],
+    corrections: Corrections<'_, '_, E>,
     plan: &Plan<'_>,
     x: Rows<'_, E>,
     cache: &mut impl Keep<E>,
 ) -> Result<(Matrix<E>, Saved<E>)> {
-    let [first_norm, second_norm] = view.block_norms();
-    let normed = norm(x, first_norm);
-    let ([mut q, mut k, v], hidden) = sites(view, thin, Q, normed.view(), None);
+    let normed = corrections.norm(view, 0, x);
+    let ([mut q, mut k, v], hidden) = corrections.sites(view, Q, normed.view());
     drop(normed);
     let mut hidden = Vec::from(hidden);
     if let Some(angles) = plan.angles {
@@ -164,27 +222,27 @@ pub(super) fn forward<E: Element>(
     let (middle, hidden_o, before_o) = match plan.kept {
         Some(kept) => {
             let (x, out) = (gather(x, kept), gather(attended.out.view(), kept));
-            summed(view, thin, O, out.view(), x.view())
+            corrections.summed(view, O, out.view(), x.view())
         }
-        None => summed(view, thin, O, attended.out.view(), x),
+        None => corrections.summed(view, O, attended.out.view(), x),
     };
     hidden.push(hidden_o);
 
-    let normed = norm(middle.view(), second_norm);
+    let normed = corrections.norm(view, 1, middle.view());
     let last = view.linears.len() - 1;
     let mut inner = Vec::with_capacity(2);
     if last - MLP == 2 {
-        let (made, own) = sites::<E, 2>(view, thin, MLP, normed.view(), None);
+        let (made, own) = corrections.sites::<2>(view, MLP, normed.view());
         inner.extend(made);
         hidden.extend(own);
     } else {
-        let (made, own) = sites::<E, 1>(view, thin, MLP, normed.view(), None);
+        let (made, own) = corrections.sites::<1>(view, MLP, normed.view());
         inner.extend(made);
         hidden.extend(own);
     }
     drop(normed);
     let activated = activate(&inner);
-    let (y, own, before_last) = summed(view, thin, last, activated.view(), middle.view());
+    let (y, own, before_last) = corrections.summed(view, last, activated.view(), middle.view());
     hidden.push(own);
     Ok((y, Saved { qkv: [q, k, v], attended, middle, inner, hidden, before_sums: [before_o, before_last] }))
 }

@@ -5,11 +5,14 @@ use half::bf16;
 
 use super::backward::{Input, Sites};
 use super::forward::sites;
+use super::routed::Routed;
 use super::thin::{self, SiteForm, ThinPlan};
 use super::view::{BlockView, LinearView};
 use crate::kernel::Rows;
 use crate::ops::is_composed;
 use crate::ops::values::{Stored, with_slices};
+use crate::pass::Span;
+use crate::site::Blend;
 
 /// `x·Wᵀ + b` under a correction, `x: [.., input]` and the weight `[output, input]` of one type. `None` where only the
 /// operation by operation path will do.
@@ -22,21 +25,58 @@ pub(crate) fn corrected_linear(
     bias: Option<&Tensor>,
     form: SiteForm,
 ) -> Result<Option<Tensor>> {
-    let dtype = x.dtype();
-    let fits = weight.dtype() == dtype && bias.is_none_or(|bias| bias.dtype() == dtype);
-    if is_composed(x.device()) || !fits || !matches!(dtype, DType::F32 | DType::BF16) {
+    if !is_fused(x, weight, bias) {
         return Ok(None);
     }
-    let (output, input) = weight.dims2()?;
-    if x.dims().last() != Some(&input) {
-        bail!("input of shape {:?} does not fit a weight of shape [{output}, {input}]", x.dims());
-    }
+    width_of(x, weight)?;
     let (thin, flat) = ThinPlan::of(&[form], &[])?;
     let Some(flat) = flat else { return Ok(None) };
     let node = CorrectedLinear { weight: weight.contiguous()?, bias: bias.cloned(), thin };
     let x = x.contiguous()?;
     let tracked = x.track_op() || flat.track_op();
     Ok(Some(if tracked { x.apply_op2(&flat, node)? } else { x.apply_op2_no_bwd(&flat, &node)? }))
+}
+
+/// `x·Wᵀ + b`, every row of `x: [.., input]` with what its own mixture makes of the site. `None` where only the operation by
+/// operation path will do.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub(crate) fn routed_linear(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    spans: &[Span],
+    blends: Vec<Blend>,
+) -> Result<Option<Tensor>> {
+    if !is_fused(x, weight, bias) || x.track_op() {
+        return Ok(None);
+    }
+    let output = width_of(x, weight)?;
+    let site = CorrectedLinear { weight: weight.contiguous()?, bias: bias.cloned(), thin: ThinPlan::of(&[], &[])?.0 };
+    let (x, routed) = (x.contiguous()?, Routed::of_site(spans.to_vec(), blends));
+    let mut dims = x.dims().to_vec();
+    dims.iter_mut().last().into_iter().for_each(|last| *last = output);
+    Ok(Some(match x.dtype() {
+        DType::F32 => Tensor::from_vec(site.routed::<f32>(&x, &routed)?, dims, x.device())?,
+        _ => Tensor::from_vec(site.routed::<bf16>(&x, &routed)?, dims, x.device())?,
+    }))
+}
+
+/// Whether values and parameters are such as a fused site takes.
+fn is_fused(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> bool {
+    let dtype = x.dtype();
+    let fits = weight.dtype() == dtype && bias.is_none_or(|bias| bias.dtype() == dtype);
+    fits && !is_composed(x.device()) && matches!(dtype, DType::F32 | DType::BF16)
+}
+
+/// The outputs of a weight that takes `x`.
+fn width_of(x: &Tensor, weight: &Tensor) -> Result<usize> {
+    let (output, input) = weight.dims2()?;
+    if x.dims().last() != Some(&input) {
+        bail!("input of shape {:?} does not fit a weight of shape [{output}, {input}]", x.dims());
+    }
+    Ok(output)
 }
 
 struct CorrectedLinear {
@@ -67,6 +107,19 @@ impl CorrectedLinear {
                 *last = weight.count();
             }
             Ok((E::storage(y.to_dense()), Shape::from(dims)))
+        })
+    }
+
+    fn routed<E: Stored>(&self, x: &Tensor, routed: &Routed) -> Result<Vec<E>> {
+        self.with_view::<E, _>(|view| {
+            with_slices::<E, _>(&[x], |x| {
+                let width = view.linears[0].weight.width();
+                let x = Rows::dense(x[0], x[0].len() / width.max(1), width);
+                routed.with_view(None, None, |routed| {
+                    let [y] = routed.sites(view, 0, x, None);
+                    Ok(y.to_dense())
+                })
+            })
         })
     }
 

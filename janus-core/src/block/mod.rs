@@ -11,6 +11,7 @@
 //! | [`view`] | the block's parameters as slices |
 //! | [`thin`] | the corrections of all sites and trained norms in one flat tensor, and their gradients |
 //! | [`kronecker`] | Kronecker products of sites |
+//! | [`routed`] | sites and norms whose rows have routes |
 //! | [`rows`] | norms, activations and rotation, row by row |
 //! | [`forward`], [`backward`] | the block |
 //! | [`node`] | the block as an operation on the tape |
@@ -23,6 +24,7 @@ mod forward;
 mod kronecker;
 mod linear;
 mod node;
+mod routed;
 mod rows;
 mod thin;
 mod view;
@@ -30,6 +32,6 @@ mod view;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use linear::corrected_linear;
+pub(crate) use linear::{corrected_linear, routed_linear};
 pub(crate) use node::{Block, BlockNorm, Extent, Mlp};
 pub(crate) use thin::SiteForm;

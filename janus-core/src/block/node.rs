@@ -7,8 +7,9 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape
 use half::bf16;
 
 use super::backward::backward;
-use super::forward::{Angles, Keep, Plan, Saved, forward};
-use super::thin::ThinPlan;
+use super::forward::{Angles, Corrections, Keep, Plan, Saved, forward};
+use super::routed::Routed;
+use super::thin::{SiteForm, ThinPlan};
 use super::view::{BlockView, LinearView, NormView};
 use crate::kernel::attention::{Heads, KeyValues, Segment};
 use crate::kernel::{Matrix, Rows};
@@ -17,7 +18,7 @@ use crate::ops::rotary::Rotary;
 use crate::ops::values::{Stored, with_slices};
 use crate::ops::{AttentionMask, is_composed};
 use crate::parameter::Parameter;
-use crate::pass::Pass;
+use crate::pass::{Mixture, Pass, Routing};
 use crate::site::Projection;
 
 /// A norm of a block.
@@ -92,8 +93,33 @@ pub(crate) struct Block {
     linears: Vec<(Tensor, Option<Tensor>)>,
     thin: ThinPlan,
     factors: Option<Tensor>,
+    /// What a pass with routes computes with instead of the above.
+    routed: Option<Routed>,
     heads: Heads,
     dtype: DType,
+}
+
+impl BlockNorm<'_> {
+    /// Weight and bias under a mixture, f32; a norm without a bias has its weight twice. `None` where no slot of it changes one.
+    ///
+    /// # Errors
+    /// A slot that the model does not hold.
+    pub(crate) fn blended(&self, mixture: &Mixture) -> crate::error::Result<Option<[Tensor; 2]>> {
+        let of = |parameter: &Parameter| parameter.blended(mixture);
+        let (weight, bias) = (of(self.weight)?, self.bias.map(of).transpose()?.flatten());
+        if weight.is_none() && bias.is_none() {
+            return Ok(None);
+        }
+        let value = |own: &Parameter, blended: Option<Tensor>| -> Result<Tensor> {
+            blended.unwrap_or_else(|| own.value()).to_dtype(DType::F32)?.detach().contiguous()
+        };
+        let weight = value(self.weight, weight)?;
+        let bias = match self.bias {
+            Some(own) => value(own, bias)?,
+            None => weight.clone(),
+        };
+        Ok(Some([weight, bias]))
+    }
 }
 
 impl Norm {
@@ -120,7 +146,8 @@ impl Norm {
 
 impl Block {
     /// The block, or `None` where only the operation by operation path will do: another device or a composed pass, a
-    /// trainable copy of a map's parameter, terms for one request, or a Kronecker product beside factors on the output.
+    /// trainable copy of a map's parameter, a Kronecker product beside factors on the output, or routes that a gradient would
+    /// have to go through or whose sums have to be worked out against the base.
     ///
     /// # Errors
     /// Factors that cannot be laid out.
@@ -141,22 +168,32 @@ impl Block {
             Some(bias) => frozen(bias).map(Some),
             None => Some(None),
         };
+        let maps = || attention.iter().chain(mlp.maps()).copied();
         let mut linears = Vec::with_capacity(7);
-        let mut sites = Vec::with_capacity(7);
-        for projection in attention.iter().chain(mlp.maps()) {
+        for projection in maps() {
             let Some(weight) = frozen(projection.weight()) else { return Ok(None) };
             let Some(bias) = frozen_bias(projection.bias()) else { return Ok(None) };
             linears.push((weight, bias));
-            let Some(form) = projection.fusable(pass) else { return Ok(None) };
-            sites.push(form);
         }
+        let routed = match pass.routing(attention[0].site().part) {
+            Some(routing) => match routed(routing, x, norms, maps())? {
+                Some(routed) => Some(routed),
+                None => return Ok(None),
+            },
+            None => None,
+        };
+        let form = |projection: &Projection| match routed {
+            Some(_) => Some(SiteForm::default()),
+            None => projection.fusable(pass),
+        };
+        let Some(sites) = maps().map(form).collect::<Option<Vec<_>>>() else { return Ok(None) };
         let mut beside = Vec::new();
         let [first, second] = norms.map(|norm| Norm::of(norm, &mut beside));
         let (mut norms, (thin, factors)) = ([first?, second?], ThinPlan::of(&sites, &beside)?);
         for place in norms.iter_mut().flat_map(|norm| norm.gradients.iter_mut().flatten()) {
             *place += thin.beside();
         }
-        Ok(Some(Self { norms, linears, thin, factors, heads, dtype }))
+        Ok(Some(Self { norms, linears, thin, factors, routed, heads, dtype }))
     }
 
     /// `x: [batch, sequence, hidden]` to `[batch, sequence, hidden]`, or to `[kept, hidden]`.
@@ -166,6 +203,13 @@ impl Block {
     pub(crate) fn forward(self, x: &Tensor, extent: Extent) -> Result<Tensor> {
         let (batch, sequence, _) = self.fit(x, extent.rotary.as_ref())?;
         let Some(segments) = extent.mask.spans(batch, sequence, sequence) else { bail!("{HOLES}") };
+        if self.routed.is_some() {
+            let plan = self.plan(&segments, &extent);
+            return match self.dtype {
+                DType::F32 => self.at_once::<f32>(x, &plan, &mut ()),
+                _ => self.at_once::<bf16>(x, &plan, &mut ()),
+            };
+        }
         let factors = self.factors.clone();
         let tracked = x.track_op() || factors.as_ref().is_some_and(Tensor::track_op);
         let x = &x.contiguous()?;
@@ -204,20 +248,39 @@ impl Block {
     }
 
     fn cached_typed<E: Cached>(&self, x: &Tensor, extent: &Extent, cache: &mut LayerCache) -> Result<Tensor> {
-        let (batch, sequence, width) = self.fit(x, extent.rotary.as_ref())?;
-        let kept = extent.kept.as_deref();
-        let plan = Plan { heads: &self.heads, segments: &[], angles: extent.angles(), kept };
+        let (batch, sequence, _) = self.fit(x, extent.rotary.as_ref())?;
         let store = E::store(cache, batch, self.heads.kv_heads, self.heads.head_dim)?;
         let total = store.len() + sequence;
         let Some(spans) = extent.mask.spans(batch, sequence, total) else { bail!("{HOLES}") };
-        let mut sink = Sink { store, sequence, spans };
+        self.at_once::<E>(x, &self.plan(&[], extent), &mut Sink { store, sequence, spans })
+    }
+
+    fn plan<'a>(&'a self, segments: &'a [Segment], extent: &'a Extent) -> Plan<'a> {
+        Plan { heads: &self.heads, segments, angles: extent.angles(), kept: extent.kept.as_deref() }
+    }
+
+    /// The output for `x: [batch, sequence, hidden]` without a node on the tape.
+    fn at_once<E: Stored>(&self, x: &Tensor, plan: &Plan<'_>, cache: &mut impl Keep<E>) -> Result<Tensor> {
+        let (batch, sequence, width) = x.dims3()?;
         let x = x.contiguous()?;
         let y = self.with_view::<E, _>(&x, |view, x, flat| {
             let x = Rows::dense(x, batch * sequence, width);
-            let (y, _) = forward(view, &self.thin.read(flat), &plan, x, &mut sink)?;
+            let thin;
+            let y = match &self.routed {
+                None => {
+                    thin = self.thin.read(flat);
+                    forward(view, Corrections::Thin(&thin), plan, x, cache)?.0
+                }
+                Some(routed) => {
+                    let kept = plan.kept.map(|kept| routed.picked(kept));
+                    routed.with_view(kept.as_deref(), view.norms.as_ref(), |routed| {
+                        Ok(forward(view, Corrections::Routed(routed), plan, x, cache)?.0)
+                    })?
+                }
+            };
             Ok(y.to_dense())
         })?;
-        match kept {
+        match plan.kept {
             Some(kept) => Tensor::from_vec(y, (kept.len(), width), x.device()),
             None => Tensor::from_vec(y, (batch, sequence, width), x.device()),
         }
@@ -262,6 +325,30 @@ impl Block {
     }
 }
 
+/// What a pass with routes computes with in a block; `None` where only the operation by operation path will do.
+fn routed<'a>(
+    routing: &Routing,
+    x: &Tensor,
+    norms: [BlockNorm<'_>; 2],
+    maps: impl Iterator<Item = &'a Projection>,
+) -> crate::error::Result<Option<Routed>> {
+    let (batch, sequence, _) = x.dims3()?;
+    let spans = routing.over(batch * sequence)?;
+    let mut sites = Vec::with_capacity(7);
+    for projection in maps {
+        let blends = projection.blends(routing.mixtures())?;
+        match blends.filter(|_| !x.track_op() && !projection.is_intercepted()) {
+            Some(blends) => sites.push(blends),
+            None => return Ok(None),
+        }
+    }
+    let of_norm = |norm: BlockNorm<'_>| -> crate::error::Result<Vec<Option<[Tensor; 2]>>> {
+        routing.mixtures().iter().map(|mixture| norm.blended(mixture)).collect()
+    };
+    let [first, second] = norms.map(of_norm);
+    Ok(Some(Routed::of(spans, sites, [first?, second?])))
+}
+
 /// Puts keys and values into a cache and reads all of them back.
 struct Sink<'a, E> {
     store: &'a mut HeadMajor<E>,
@@ -302,12 +389,7 @@ struct Node {
 
 impl Node {
     fn plan(&self) -> Plan<'_> {
-        Plan {
-            heads: &self.block.heads,
-            segments: &self.segments,
-            angles: self.extent.angles(),
-            kept: self.extent.kept.as_deref(),
-        }
+        self.block.plan(&self.segments, &self.extent)
     }
 
     fn forward<E: Stored>(&self, x: &[E], flat: &[f32], layout: &Layout) -> Result<(CpuStorage, Shape)> {
@@ -316,7 +398,8 @@ impl Node {
         // Parameters are read again here: the tape hands storages, not tensors, to a forward.
         let y = self.block.with_parameters::<E, _>(|view| {
             let x = Rows::dense(x, x.len() / width.max(1), width);
-            let (y, saved) = forward(view, &self.block.thin.read(flat), &self.plan(), x, &mut ())?;
+            let thin = self.block.thin.read(flat);
+            let (y, saved) = forward(view, Corrections::Thin(&thin), &self.plan(), x, &mut ())?;
             if self.tracked && !self.extent.recompute {
                 *self.saved.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(saved));
             }
@@ -358,7 +441,7 @@ impl Node {
                 let x_rows = Rows::dense(x_values, x_values.len() / width.max(1), width);
                 let saved: Box<Saved<E>> = match saved.and_then(|saved| saved.downcast().ok()) {
                     Some(saved) => saved,
-                    None => Box::new(forward(view, &thin, &plan, x_rows, &mut ())?.1),
+                    None => Box::new(forward(view, Corrections::Thin(&thin), &plan, x_rows, &mut ())?.1),
                 };
                 let dy = Rows::dense(dy[0], dy[0].len() / width.max(1), width);
                 Ok(backward(view, &thin, &plan, x_rows, &saved, dy, &mut gradients, x.track_op()))

@@ -32,10 +32,21 @@ fn each_row<E: Element>(matrix: &mut Matrix<E>, f: impl Fn(usize, &mut [E]) + Sy
 
 /// The norm of every row.
 pub(super) fn norm<E: Element>(x: Rows<'_, E>, norm: &NormView<'_>) -> Matrix<E> {
+    norm_by_row(x, |_| norm)
+}
+
+/// The norm of every row, each with parameters of its own.
+pub(super) fn norm_by_row<'a, E: Element>(
+    x: Rows<'_, E>,
+    of_row: impl Fn(usize) -> &'a NormView<'a> + Sync,
+) -> Matrix<E> {
     let mut y = Matrix::new(x.count(), x.width());
-    each_row(&mut y, |i, y| match norm.bias {
-        Some(bias) => layer_norm_row(x.row(i), norm.weight, bias, norm.eps, y),
-        None => rms_norm_row(x.row(i), norm.weight, norm.eps, y),
+    each_row(&mut y, |i, y| {
+        let norm = of_row(i);
+        match norm.bias {
+            Some(bias) => layer_norm_row(x.row(i), norm.weight, bias, norm.eps, y),
+            None => rms_norm_row(x.row(i), norm.weight, norm.eps, y),
+        }
     });
     y
 }

@@ -23,10 +23,24 @@ pub(crate) struct Finish<'a, E> {
     pub(crate) low_rank: Option<(Rows<'a, f32>, Rows<'a, f32>)>,
     /// `[m, n]` in f32, added.
     pub(crate) wide_add: Option<Rows<'a, f32>>,
+    /// What runs of rows have of their own, in the order of rows; none, or every row in one.
+    pub(crate) shares: &'a [Share<'a, E>],
     /// `[m, n]`, added.
     pub(crate) add: Option<Rows<'a, E>>,
     /// Whether what the result held before is added, too.
     pub(crate) accumulate: bool,
+}
+
+/// What happens to the sums of some rows, in the places of [`Finish`]'s fields of the same names.
+#[derive(Debug)]
+pub(crate) struct Share<'a, E> {
+    pub(crate) rows: Range<usize>,
+    /// Factors on the sums by column, `[n]`.
+    pub(crate) factors: Option<&'a [f32]>,
+    /// `[n]`, added in the place of the bias.
+    pub(crate) wide_bias: Option<&'a [f32]>,
+    /// `left: [rows, rank]` times `right: [rank, n]`, added.
+    pub(crate) low_rank: Vec<(Rows<'a, f32>, Rows<'a, E>)>,
 }
 
 impl<E> Default for Finish<'_, E> {
@@ -38,6 +52,7 @@ impl<E> Default for Finish<'_, E> {
             wide_bias: None,
             low_rank: None,
             wide_add: None,
+            shares: &[],
             add: None,
             accumulate: false,
         }
@@ -66,19 +81,32 @@ pub(super) unsafe fn write<E: Element, O: Element>(
         out: &SharedRows<'_, O>,
         kept: Option<&SharedRows<'_, E>>,
     ) {
+        let mut shares = finish.shares.iter();
+        let mut share = shares.next();
         for (row, sums) in rows.zip(sums.chunks_exact(BLOCK_COLUMNS)) {
+            while share.is_some_and(|share| share.rows.end <= row) {
+                share = shares.next();
+            }
             let mut lanes = Lanes::of(&sums[..columns.len()]);
             if finish.factor != 1.0 {
                 lanes.0.iter_mut().for_each(|lane| *lane *= finish.factor);
             }
-            if let Some(factors) = finish.factors {
+            if let Some(factors) = share.and_then(|share| share.factors).or(finish.factors) {
                 lanes.multiply(&factors[columns.clone()]);
             }
-            if let Some(bias) = finish.bias {
+            let wide_bias = share.and_then(|share| share.wide_bias).or(finish.wide_bias);
+            if let Some(bias) = finish.bias.filter(|_| wide_bias.is_none()) {
                 lanes.add(&bias[columns.clone()]);
             }
-            if let Some(bias) = finish.wide_bias {
+            if let Some(bias) = wide_bias {
                 lanes.add(&bias[columns.clone()]);
+            }
+            if let Some(share) = share {
+                for (left, right) in &share.low_rank {
+                    for (j, factor) in left.row(row - share.rows.start).iter().enumerate() {
+                        lanes.add_product(fused, *factor, &right.row(j)[columns.clone()]);
+                    }
+                }
             }
             if let Some((left, right)) = finish.low_rank {
                 for (j, factor) in left.row(row).iter().enumerate() {
@@ -132,7 +160,7 @@ impl Lanes {
     }
 
     #[inline(always)]
-    fn add_product(&mut self, fused: bool, factor: f32, values: &[f32]) {
+    fn add_product<E: Element>(&mut self, fused: bool, factor: f32, values: &[E]) {
         for (lane, value) in self.0.iter_mut().zip(Self::of(values).0) {
             *lane = if fused { factor.mul_add(value, *lane) } else { factor * value + *lane };
         }
@@ -167,14 +195,24 @@ mod tests {
         unsafe { write(level, 0..m, columns.clone(), finish, &sums, &places, None) };
         for (row, column) in (0..m).flat_map(|row| columns.clone().map(move |column| (row, column))) {
             let place = &mut slow[row * stride + column];
+            let share = finish.shares.iter().find(|share| share.rows.contains(&row));
             let mut value = sums[row * BLOCK_COLUMNS + column - columns.start] * finish.factor;
-            value *= finish.factors.map_or(1.0, |factors| factors[column]);
-            value += finish.bias.map_or(0.0, |bias| bias[column].widen());
-            value += finish.wide_bias.map_or(0.0, |bias| bias[column]);
+            value *= share.and_then(|s| s.factors).or(finish.factors).map_or(1.0, |factors| factors[column]);
+            match share.and_then(|share| share.wide_bias).or(finish.wide_bias) {
+                Some(bias) => value += bias[column],
+                None => value += finish.bias.map_or(0.0, |bias| bias[column].widen()),
+            }
+            let product = |value: f32, factor: f32, other: f32| {
+                if level == Level::Plain { factor * other + value } else { factor.mul_add(other, value) }
+            };
+            for (left, right) in share.iter().flat_map(|share| &share.low_rank) {
+                for (j, factor) in left.row(row - share.unwrap().rows.start).iter().enumerate() {
+                    value = product(value, *factor, right.row(j)[column].widen());
+                }
+            }
             if let Some((left, right)) = finish.low_rank {
                 for (j, factor) in left.row(row).iter().enumerate() {
-                    let other = right.row(j)[column];
-                    value = if level == Level::Plain { factor * other + value } else { factor.mul_add(other, value) };
+                    value = product(value, *factor, right.row(j)[column]);
                 }
             }
             value += finish.wide_add.map_or(0.0, |add| add.row(row)[column]);
@@ -198,7 +236,17 @@ mod tests {
             let wide_add = values::<f32>(m * (n + 5), 11);
             let wide_add = Some(Rows::dense(&wide_add, m, n + 5));
             let (factors, wide_bias) = (Some(factors.as_slice()), Some(wide.as_slice()));
+            // Two runs of rows, the second with a bias and two pairs.
+            let (own_left, own_right) = (values::<f32>((m - 2) * 4, 12), values::<E>(4 * (n + 5), 13));
+            let (own_left, own_right) = (Rows::dense(&own_left, m - 2, 4), Rows::dense(&own_right, 4, n + 5));
+            let pairs = vec![(own_left, own_right), (own_left.part(0..m - 2, 0..3), own_right.part(1..4, 0..n + 5))];
+            let shares = [
+                Share { rows: 0..2, factors, wide_bias: None, low_rank: Vec::new() },
+                Share { rows: 2..m, factors: None, wide_bias, low_rank: pairs },
+            ];
             for finish in [
+                Finish { shares: &shares, ..Finish::default() },
+                Finish { shares: &shares, bias, add, wide_add, ..Finish::default() },
                 Finish { factors, ..Finish::default() },
                 Finish { wide_bias, ..Finish::default() },
                 Finish { wide_add, ..Finish::default() },

@@ -55,7 +55,7 @@ pub(crate) mod vector;
 pub(crate) mod winograd;
 
 pub(crate) use element::Element;
-pub(crate) use finish::Finish;
+pub(crate) use finish::{Finish, Share};
 pub use level::prefers_f32;
 pub(crate) use matrix::Matrix;
 pub use matrix::free_spares;

@@ -241,6 +241,16 @@ impl<'a, E: Element, O: Element> Prepared<'a, E, O> {
         for columns in [finish.factors, finish.wide_bias].into_iter().flatten() {
             assert_eq!(columns.len(), n, "factors or bias of another length");
         }
+        assert!(finish.shares.last().is_none_or(|share| share.rows.end == m), "shares of other rows");
+        for share in finish.shares {
+            for columns in [share.factors, share.wide_bias].into_iter().flatten() {
+                assert_eq!(columns.len(), n, "factors or bias of another length");
+            }
+            for (left, right) in &share.low_rank {
+                let fits = left.count == share.rows.len() && right.width == n && left.width == right.count;
+                assert!(fits, "low-rank factors do not fit");
+            }
+        }
         if let Some((left, right)) = finish.low_rank {
             assert!(left.count == m && right.width == n && left.width == right.count, "low-rank factors do not fit");
         }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 
 use crate::checkpoint::{EMBED_TOKENS, LM_HEAD, WeightSource};
 use crate::error::{ModelError, Result};
@@ -37,13 +37,22 @@ impl<'a> Loader<'a> {
 
     /// The parameter of a native name; a tied head is the embedding table itself.
     pub(crate) fn parameter(&mut self, name: &str, dtype: DType) -> Result<Arc<Parameter>> {
+        self.parameter_as(name, dtype, Parameter::new)
+    }
+
+    /// The parameter of a native name, in which rows may differ by their routes.
+    pub(crate) fn routed_parameter(&mut self, name: &str, dtype: DType) -> Result<Arc<Parameter>> {
+        self.parameter_as(name, dtype, Parameter::routed)
+    }
+
+    fn parameter_as(&mut self, name: &str, dtype: DType, of: fn(&str, Tensor) -> Parameter) -> Result<Arc<Parameter>> {
         let name = if name == LM_HEAD && self.weights.is_tied() { EMBED_TOKENS } else { name };
         if let Some(parameter) = self.parameters.get(name) {
             return Ok(parameter.clone());
         }
         let value = self.weights.read(name, dtype)?.to_device(&self.device)?;
         (self.progress)((value.elem_count() * dtype.size_in_bytes()) as u64);
-        let parameter = Arc::new(Parameter::new(name, value));
+        let parameter = Arc::new(of(name, value));
         self.parameters.insert(parameter.clone());
         Ok(parameter)
     }

@@ -13,6 +13,7 @@ mod loader;
 mod norm;
 mod projector;
 mod slice;
+mod slots;
 pub mod vision;
 pub mod vq;
 
@@ -27,6 +28,7 @@ use crate::pass::Pass;
 use crate::site::Projections;
 
 pub use self::slice::Slice;
+pub use self::slots::SlotContents;
 
 use self::decoder::Decoder;
 use self::generation::Generation;

@@ -9,7 +9,7 @@ use super::prefill::{following, prefill};
 use crate::error::Result;
 use crate::model::Janus;
 use crate::model::decoder::Placement;
-use crate::pass::Pass;
+use crate::pass::{Part, Pass};
 
 /// How codes are drawn.
 #[derive(Debug, Clone)]
@@ -62,8 +62,8 @@ pub struct PromptImages {
 
 /// Codes of one image per prompt; `observe` is told each step's logits.
 ///
-/// The decoder's table of `pass` is that of the prompts' tokens, and each row goes on with the requests of its last one;
-/// the generation side's is that of one code a row. The unconditional rows, where there are any, stand behind the others.
+/// The decoder's routes of `pass`, where it has some, are those of the prompts' tokens, `[rows · sequence]`. Each row goes on as
+/// its last token, in the decoder and on the generation side, and its unconditional twin as the row itself.
 ///
 /// # Errors
 /// An id beyond the vocabulary, or a part that was not loaded.
@@ -108,11 +108,14 @@ pub fn generate_first_codes(
         }
         None => decoder.embed(pass, conditional, batch)?,
     };
+    let mut twice = pass.clone();
     if guided {
+        let tokens = conditional.len();
+        twice = pass.picked(Part::Decoder, (0..2 * tokens).map(|row| row % tokens))?;
         embeds = Tensor::cat(&[embeds, decoder.embed(pass, unconditional, batch)?], 0)?;
     }
-    let (mut last, mut cache) = prefill(decoder, pass, &embeds, &mask, sequence + count)?;
-    let pass = &following(pass, rows, sequence);
+    let (mut last, mut cache) = prefill(decoder, &twice, &embeds, &mask, sequence + count)?;
+    let pass = &following(&twice, rows, sequence)?;
     for step in 0..count {
         let logits = generation.logits(pass, &last)?.to_dtype(DType::F32)?;
         let cond = logits.narrow(0, 0, batch)?;

@@ -2,9 +2,8 @@
 //!
 //! Rows that are equal as a whole are computed once. Of the others the first columns are computed for one row of each
 //! beginning, and its keys and values are copied to the rows that share it, which the remaining columns then continue; a
-//! row that has nothing but padding there takes none. Rows are equal where no bit of their tokens' embeddings and no
-//! request they are routed to differs: a token is the same text, the same patch of the same image, with the same
-//! corrections.
+//! row that has nothing but padding there takes none. Rows are equal where no bit of their tokens' embeddings and nothing
+//! of their routes differs: a token is the same text, the same patch of the same image, with the same corrections.
 //!
 //! Each row's sums are made in the order they are made alone, so the results have the same bits, except where a product has
 //! at most sixteen rows on one way and more on the other and is made by another kernel, or by candle's own: there they
@@ -20,7 +19,7 @@ use half::bf16;
 use crate::error::{ModelError, Result};
 use crate::model::decoder::{Cache, Decoder, Held, Placement};
 use crate::ops::values::Stored;
-use crate::pass::{Part, Pass};
+use crate::pass::{Mixture, Part, Pass};
 
 /// Tokens whose computation takes about as long as a second pass reads the weights: less is not worth one.
 const PASS_TOKENS: usize = 16;
@@ -39,11 +38,10 @@ pub(super) fn prefill(
 ) -> Result<(Tensor, Cache)> {
     let (batch, sequence, _) = embeds.dims3()?;
     let tokens = batch * sequence;
-    let beyond = |range: &Range<usize>| range.start > range.end || range.end > tokens;
-    if let Some(route) = pass.routes(Part::Decoder).iter().find(|route| beyond(&route.tokens)) {
-        let (expected, got) =
-            (format!("token ranges within {tokens} rows"), vec![route.tokens.start, route.tokens.end]);
-        return Err(ModelError::Shape { what: "routes", expected, got }.into());
+    if let Some(routing) = pass.routing(Part::Decoder)
+        && routing.rows() != tokens
+    {
+        return Err(ModelError::Unrouted { rows: tokens, routed: routing.rows() }.into());
     }
     let Some(sharing) = prompts(pass, embeds, mask)?.and_then(|prompts| Sharing::of(&prompts, sequence)) else {
         let mut cache = decoder.cache(capacity);
@@ -55,7 +53,7 @@ pub(super) fn prefill(
         let part = select(&embeds.narrow(1, columns.start, columns.len())?, rows)?;
         let mask: Vec<Vec<bool>> = rows.iter().map(|row| mask[*row][..columns.end].to_vec()).collect();
         let tokens = rows.iter().flat_map(|row| columns.clone().map(move |column| row * sequence + column));
-        let pass = pass.picked(Part::Decoder, tokens);
+        let pass = pass.picked(Part::Decoder, tokens)?;
         decoder.forward_last(&pass, &part, &Placement::continued(&mask, columns.len()), cache)
     };
     let repeated = distinct.len() < batch;
@@ -75,9 +73,13 @@ pub(super) fn prefill(
     Ok((select(&last, &row_of)?, cache.picked(&rows, sequence, capacity)?))
 }
 
-/// The pass of what follows the prompts, one token a row: each has the requests of its prompt's last token.
-pub(super) fn following(pass: &Pass, batch: usize, sequence: usize) -> Pass {
-    pass.picked(Part::Decoder, (1..=batch).map(|row| (row * sequence).saturating_sub(1)))
+/// The pass of what follows the prompts, one token a row: each is routed as its prompt's last token, on the generation side, too.
+///
+/// # Errors
+/// A row beyond the routes.
+pub(super) fn following(pass: &Pass, batch: usize, sequence: usize) -> Result<Pass> {
+    let last = (1..=batch).map(|row| (row * sequence).saturating_sub(1));
+    Ok(pass.picked(Part::Decoder, last)?.alike(Part::Generation, Part::Decoder))
 }
 
 /// Some rows of a tensor's first dimension.
@@ -114,24 +116,24 @@ fn prompts(pass: &Pass, embeds: &Tensor, mask: &[Vec<bool>]) -> Result<Option<Ve
 }
 
 fn numbered<E: Stored>(pass: &Pass, embeds: &Tensor, pads: &[usize]) -> Result<Vec<Prompt>> {
-    let (batch, sequence, hidden) = embeds.dims3()?;
+    let (_, sequence, hidden) = embeds.dims3()?;
     let values = embeds.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<E>()?;
-    let mut requests = vec![BTreeSet::new(); batch * sequence];
-    for route in pass.routes(Part::Decoder) {
-        requests[route.tokens.clone()].iter_mut().for_each(|own| {
-            own.insert(route.request);
-        });
-    }
+    let base = Mixture::base();
+    let mixture = |place: usize| match pass.routing(Part::Decoder) {
+        Some(routing) => routing.of_row(place),
+        None => Ok(&base),
+    };
     let mut numbers = HashMap::new();
     let mut prompt = |(row, pad): (usize, &usize)| {
         let token = |place: usize| {
             let next = numbers.len() as u32;
             let values = Bits(&values[place * hidden..(place + 1) * hidden]);
-            *numbers.entry((values, &requests[place])).or_insert(next)
+            Ok(*numbers.entry((values, mixture(place)?)).or_insert(next))
         };
-        Prompt { pad: *pad, tokens: (row * sequence + pad..(row + 1) * sequence).map(token).collect() }
+        let tokens = (row * sequence + pad..(row + 1) * sequence).map(token).collect::<Result<_>>()?;
+        Ok(Prompt { pad: *pad, tokens })
     };
-    Ok(pads.iter().enumerate().map(&mut prompt).collect())
+    pads.iter().enumerate().map(&mut prompt).collect()
 }
 
 /// Values that are equal where no bit of them differs.

@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex};
 use candle_core::Tensor;
 
 use super::*;
-use crate::model::Janus;
+use crate::model::{Janus, SlotContents};
 use crate::ops::{check, with_composed};
-use crate::pass::Route;
+use crate::pass::{Route, Slot};
 use crate::processing::left_pad;
 use crate::sample::{CodeOptions, CodePrompts, TextOptions, generate_codes, generate_text};
-use crate::site::{BaseView, Intercept, LowRank, Site, SiteKind};
+use crate::site::{BaseView, Correction, Intercept, LowRank, Site, SiteKind, Term};
 use crate::testing::{named_tensor, of_low_rank, tiny, tiny_in};
 
 const PAD: u32 = 258;
@@ -58,7 +58,7 @@ fn states(
     let embeds = decoder.embed(pass, &batch.ids, batch.rows).unwrap();
     let (last, mut cache) = begin(&embeds, &batch.mask).unwrap();
     assert_eq!(cache.len(), batch.length);
-    let pass = following(pass, batch.rows, batch.length);
+    let pass = following(pass, batch.rows, batch.length).unwrap();
     let mask: Vec<_> = batch.mask.iter().map(|row| [row.as_slice(), &[true]].concat()).collect();
     let ids: Vec<u32> = (0..batch.rows as u32).map(|row| 7 + 11 * row).collect();
     let next = decoder.embed(&pass, &ids, batch.rows).unwrap();
@@ -179,38 +179,47 @@ fn masks_with_holes_share_nothing() {
 }
 
 /// Factors whose product is of the size of the weight.
-fn term(site: &Site, request: Option<u32>) -> LowRank {
+fn term(site: &Site, slot: u32) -> LowRank {
     let rank = 3;
-    let name = format!("{} {request:?}", site.path);
+    let name = format!("{} {slot}", site.path);
     let tensor = |what: &str, shape: [usize; 2]| named_tensor(&format!("{name} {what}"), &shape);
-    LowRank {
-        a: tensor("a", [rank, site.input]),
-        b: tensor("b", [site.output, rank]),
-        scale: 0.3,
-        dropout: 0.0,
-        request,
-    }
+    LowRank { a: tensor("a", [rank, site.input]), b: tensor("b", [site.output, rank]), scale: 0.3, dropout: 0.0 }
 }
 
-/// Attaches terms of these requests to every linear site of the decoder and of the generation side's head.
-fn attach(model: &Janus, requests: &[Option<u32>]) {
-    for projection in model.projections().iter() {
+/// Every linear site of the decoder and of the generation side's head.
+fn corrected_sites(model: &Janus) -> impl Iterator<Item = &Arc<crate::site::Projection>> {
+    model.projections().iter().filter(|projection| {
         let site = projection.site();
-        if site.kind == SiteKind::Linear && matches!(site.part, Part::Decoder | Part::Generation) {
-            let terms: Vec<LowRank> = requests.iter().map(|request| term(site, *request)).collect();
-            projection.attach(of_low_rank(terms)).unwrap();
-        }
+        site.kind == SiteKind::Linear && matches!(site.part, Part::Decoder | Part::Generation)
+    })
+}
+
+/// Attaches the term of a slot to these sites, or takes it away.
+fn attach(model: &Janus, slot: Option<u32>) {
+    for projection in corrected_sites(model) {
+        projection.attach(slot.and_then(|slot| of_low_rank([term(projection.site(), slot)]))).unwrap();
     }
 }
 
-/// The table of rows of `length` tokens, each of one request.
-fn table(part: Part, requests: &[u32], length: usize) -> Pass {
-    extended(Pass::inference(), part, requests, length)
+/// Holds terms at these sites in each of the slots.
+fn hold(model: &Janus, slots: &[u32]) {
+    for slot in slots {
+        let corrections = corrected_sites(model).map(|projection| {
+            let term = Term::LowRank(term(projection.site(), *slot));
+            (projection.site().path.to_string(), Correction::of_terms([term]))
+        });
+        let corrections = corrections.collect();
+        model.hold(Slot(*slot), &SlotContents { corrections, ..SlotContents::default() }).unwrap();
+    }
 }
 
-fn extended(pass: Pass, part: Part, requests: &[u32], length: usize) -> Pass {
-    let route = |(row, request): (usize, &u32)| Route { tokens: row * length..(row + 1) * length, request: *request };
-    pass.with_routes(part, requests.iter().enumerate().map(route).collect())
+/// The routes of rows of `length` tokens, each of one slot.
+fn table(slots: &[u32], length: usize) -> Pass {
+    let route = |(row, slot): (usize, &u32)| {
+        let mixture = Mixture::of(Slot(*slot));
+        Route { tokens: row * length..(row + 1) * length, mixture }
+    };
+    Pass::inference().with_routes(Part::Decoder, slots.iter().enumerate().map(route).collect()).unwrap()
 }
 
 #[test]
@@ -218,7 +227,7 @@ fn corrections_of_all_rows_change_nothing_of_the_sharing() {
     let (model, pass) = (tiny(), Pass::inference());
     let batch = batch(&questions(20));
     let plain = whole(&model, &pass, &batch);
-    attach(&model, &[None]);
+    attach(&model, Some(1));
     let (shared, whole) = (shared(&model, &pass, &batch), whole(&model, &pass, &batch));
     for ((shared, whole), plain) in shared.iter().zip(&whole).zip(&plain) {
         assert_eq!(values(shared), values(whole));
@@ -227,44 +236,48 @@ fn corrections_of_all_rows_change_nothing_of_the_sharing() {
 }
 
 #[test]
-fn rows_of_other_requests_share_nothing() {
+fn rows_of_other_slots_share_nothing() {
     let model = tiny();
+    hold(&model, &[1, 2, 3]);
     let prompts = questions(0);
     // The first, second and fourth row share an image; the first and the fourth are equal.
     // The last one has nothing but padding in the columns up to 35.
     let cases =
         [([1, 1, 1, 1, 1], 2 * 36 + 4 * 9), ([1, 1, 2, 2, 2], 3 * 36 + 5 * 9), ([1, 2, 1, 3, 1], 4 * 36 + 5 * 9)];
-    for (requests, count) in cases {
-        attach(&model, &[Some(1), Some(2), Some(3)]);
+    for (slots, count) in cases {
         let batch = batch(&prompts);
-        let pass = table(Part::Decoder, &requests, batch.length);
-        assert_eq!(computed(&model, &pass, &batch), count, "{requests:?}");
+        let pass = table(&slots, batch.length);
+        assert_eq!(computed(&model, &pass, &batch), count, "{slots:?}");
         let (shared, whole) = (shared(&model, &pass, &batch), whole(&model, &pass, &batch));
         for (shared, whole) in shared.iter().zip(&whole) {
             check::close(shared, whole, 1e-4);
         }
-        for (row, (prompt, request)) in prompts.iter().zip(requests).enumerate() {
-            // Alone, with the correction for all tokens and no table. The next token is that of row 0.
-            attach(&model, &[Some(request)]);
+        for (row, (prompt, slot)) in prompts.iter().zip(slots).enumerate() {
+            // Alone, with the correction attached and no routes.
+            attach(&model, Some(slot));
             let alone = self::batch(std::slice::from_ref(prompt));
-            let alone = self::whole(&model, &table(Part::Decoder, &[request], alone.length), &alone);
+            let alone = self::whole(&model, &Pass::inference(), &alone);
+            attach(&model, None);
             check::close(&shared[0].narrow(0, row, 1).unwrap(), &alone[0], 1e-4);
         }
-        if requests[0] != requests[3] {
+        if slots[0] != slots[3] {
             assert_ne!(values(&shared[0].get(0).unwrap()), values(&shared[0].get(3).unwrap()));
         }
     }
 }
 
 #[test]
-fn requests_may_change_within_a_row_and_a_token_may_have_several() {
+fn slots_may_change_within_a_row_and_a_token_may_have_several() {
     let model = tiny();
-    attach(&model, &[Some(1), Some(2)]);
+    hold(&model, &[1, 2]);
     let batch = batch(&vec![text(7, 40); 3]);
-    let route = |tokens, request| Route { tokens, request };
+    let both = Mixture::new([(Slot(1), 1.0), (Slot(2), 0.5)]);
+    let route = |tokens, mixture| Route { tokens, mixture };
     // Row 0: all of 1. Row 1: 2 from place 30 on as well. Row 2: as row 1.
-    let routes = vec![route(0..120, 1), route(70..80, 2), route(110..120, 2)];
-    let pass = Pass::inference().with_routes(Part::Decoder, routes);
+    let one = || Mixture::of(Slot(1));
+    let routes =
+        vec![route(0..70, one()), route(70..80, both.clone()), route(80..110, one()), route(110..120, both.clone())];
+    let pass = Pass::inference().with_routes(Part::Decoder, routes).unwrap();
     assert_eq!(computed(&model, &pass, &batch), 30 + 2 * 10);
     for (shared, whole) in shared(&model, &pass, &batch).iter().zip(&whole(&model, &pass, &batch)) {
         check::close(shared, whole, 1e-4);
@@ -274,45 +287,45 @@ fn requests_may_change_within_a_row_and_a_token_may_have_several() {
 }
 
 #[test]
-fn a_route_beyond_the_prompts_is_an_error() {
+fn routes_of_other_rows_than_the_prompts_are_an_error() {
     let model = tiny();
+    hold(&model, &[1]);
     let batch = batch(&vec![text(7, 20); 2]);
     let embeds = model.decoder().embed(&Pass::inference(), &batch.ids, 2).unwrap();
-    for tokens in [0..41, 50..60, Range { start: 5, end: 2 }] {
-        let pass = Pass::inference().with_routes(Part::Decoder, vec![Route { tokens, request: 1 }]);
-        let error = prefill(model.decoder(), &pass, &embeds, &batch.mask, 40).unwrap_err();
-        assert!(matches!(error, crate::Error::Model(ModelError::Shape { what: "routes", .. })), "{error}");
+    for rows in [2, 39, 41, 80] {
+        let error = prefill(model.decoder(), &table(&[1], rows), &embeds, &batch.mask, 40).unwrap_err();
+        assert!(matches!(error, crate::Error::Model(ModelError::Unrouted { .. })), "{rows}: {error}");
     }
 }
 
 #[test]
-fn answers_of_several_requests_are_those_of_each_alone() {
+fn answers_of_several_slots_are_those_of_each_alone() {
     let model = tiny();
+    hold(&model, &[1, 2]);
     let options =
         TextOptions { max_new_tokens: 5, temperature: 0.0, seed: 0, stop: Vec::new(), pad: PAD, vocabulary: 400 };
-    let answers = |prompts: &[Vec<u32>], requests: &[u32]| {
-        attach(&model, &[Some(1), Some(2)]);
+    let answers = |prompts: &[Vec<u32>], slots: &[u32]| {
         let batch = batch(prompts);
-        let pass = table(Part::Decoder, requests, batch.length);
+        let pass = table(slots, batch.length);
         let embeds = model.decoder().embed(&pass, &batch.ids, batch.rows).unwrap();
         generate_text(&model, &pass, &embeds, &batch.mask.concat(), &options, &mut |_| {}).unwrap()
     };
-    let (prompts, requests) = (questions(0), [1, 2, 2, 2, 1]);
-    let together = answers(&prompts, &requests);
+    let (prompts, slots) = (questions(0), [1, 2, 2, 2, 1]);
+    let together = answers(&prompts, &slots);
     for (row, prompt) in prompts.iter().enumerate() {
-        assert_eq!(together[row], answers(std::slice::from_ref(prompt), &requests[row..=row])[0], "row {row}");
+        assert_eq!(together[row], answers(std::slice::from_ref(prompt), &slots[row..=row])[0], "row {row}");
     }
-    assert_ne!(together[0], together[3], "the requests tell nothing apart");
+    assert_ne!(together[0], together[3], "the slots tell nothing apart");
 }
 
 #[test]
 fn pictures_of_one_prompt_are_those_of_each_alone() {
     let model = tiny();
-    attach(&model, &[Some(1), Some(2)]);
+    hold(&model, &[1, 2]);
     let (prompt, length) = (text(7, 24), 24);
     let nothing = [&prompt[..1], &[PAD; 22], &prompt[23..]].concat();
-    let drawn = |requests: &[u32], seed| {
-        let rows = requests.len();
+    let drawn = |slots: &[u32], seed| {
+        let rows = slots.len();
         let prompts = CodePrompts {
             conditional: prompt.repeat(rows),
             unconditional: nothing.repeat(rows),
@@ -320,17 +333,16 @@ fn pictures_of_one_prompt_are_those_of_each_alone() {
             rows,
             images: None,
         };
-        let both = [requests, requests].concat();
-        let pass = extended(table(Part::Decoder, &both, length), Part::Generation, &both, 1);
+        let pass = table(slots, length);
         let options = CodeOptions { guidance: 3.0, temperature: 1.0, seed };
         generate_codes(&model, &pass, &prompts, &options, &mut |_| {}).unwrap()
     };
-    let requests = [1, 2, 1];
-    let together = drawn(&requests, 5);
+    let slots = [1, 2, 1];
+    let together = drawn(&slots, 5);
     for (row, codes) in together.iter().enumerate() {
-        assert_eq!(*codes, drawn(&requests[row..=row], 5 + row as u64)[0], "row {row}");
+        assert_eq!(*codes, drawn(&slots[row..=row], 5 + row as u64)[0], "row {row}");
     }
-    assert_ne!(together[0], drawn(&[2], 5)[0], "the requests tell nothing apart");
+    assert_ne!(together[0], drawn(&[2], 5)[0], "the slots tell nothing apart");
 }
 
 /// Rows of random prompts made of a few beginnings and ends.

@@ -29,7 +29,7 @@ pub struct TextOptions {
 /// Continues left-padded prompts. `embeds: [batch, sequence, hidden]`, `mask: [batch · sequence]` (true = a token).
 /// Returns one row of ids per prompt, up to and with its stop token; `on_token` is told each step's ids.
 ///
-/// The decoder's table of `pass` is that of the prompts' tokens; each row goes on with the requests of its last one.
+/// The decoder's routes of `pass`, where it has some, are those of the prompts' tokens; each row goes on as its last one.
 ///
 /// # Errors
 /// Shapes that do not fit.
@@ -51,7 +51,7 @@ pub fn generate_text(
         return Ok(answers);
     }
     let (mut last, mut cache) = prefill(decoder, pass, embeds, &mask, sequence + options.max_new_tokens)?;
-    let pass = &following(pass, batch, sequence);
+    let pass = &following(pass, batch, sequence)?;
     for step in 1..=options.max_new_tokens {
         let mut logits = decoder.text_logits(pass, &last)?.to_dtype(DType::F32)?;
         if options.temperature > 0.0 && options.vocabulary < logits.dim(1)? {

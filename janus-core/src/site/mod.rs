@@ -10,9 +10,13 @@
 //! | `correction` | a correction, its fold into weights, sums of several |
 //! | `term` | what a correction adds: low-rank pairs and Kronecker products |
 //! | `projection` | a site of a loaded model, and what it computes |
+//! | `held` | corrections made ready in slots, and what a mixture of slots makes of a site |
+//! | `routed` | a site in a pass whose rows have routes |
 
 mod correction;
+mod held;
 mod projection;
+mod routed;
 mod term;
 
 use std::sync::Arc;
@@ -22,6 +26,7 @@ use crate::config::JanusConfig;
 use crate::pass::Part;
 
 pub use correction::{Base, Correction};
+pub(crate) use held::Blend;
 pub use projection::{BaseView, Frozen, Intercept, Projection, Projections};
 pub use term::{Kronecker, LowRank, Term};
 

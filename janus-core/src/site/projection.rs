@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use candle_core::{DType, Tensor};
 
 use super::correction::squares;
+use super::held::Held;
 use super::term::{Kronecker, LowRank, Term};
 use super::{Base, Correction, Site, SiteKind};
 use crate::block::{SiteForm, corrected_linear};
@@ -16,7 +17,7 @@ use crate::ops::channels_last;
 use crate::ops::conv2d::Around;
 use crate::ops::{self, HeadLoss};
 use crate::parameter::Parameter;
-use crate::pass::Pass;
+use crate::pass::{Pass, Slot};
 
 /// Stands between a site and whoever asks it: sees the input and gives the output. For probes and for faults on purpose;
 /// what changes a model is a [`Correction`].
@@ -50,10 +51,12 @@ impl BaseView<'_> {
 /// A site of a loaded model: its frozen parameters and its correction.
 #[derive(Debug)]
 pub struct Projection {
-    site: Site,
-    weight: Arc<Parameter>,
-    bias: Option<Arc<Parameter>>,
+    pub(super) site: Site,
+    pub(super) weight: Arc<Parameter>,
+    pub(super) bias: Option<Arc<Parameter>>,
     correction: RwLock<Option<Arc<Correction>>>,
+    /// What each slot of the model has here, if anything.
+    pub(super) slots: RwLock<BTreeMap<Slot, Option<Arc<Held>>>>,
     intercept: RwLock<Option<Arc<dyn Intercept>>>,
     /// Squares of the frozen weight, once they were asked for.
     squares: OnceLock<Tensor>,
@@ -91,8 +94,8 @@ impl Base for Frozen<'_> {
 
 impl Projection {
     pub(crate) fn new(site: Site, weight: Arc<Parameter>, bias: Option<Arc<Parameter>>) -> Self {
-        let (correction, intercept) = (RwLock::new(None), RwLock::new(None));
-        Self { site, weight, bias, correction, intercept, squares: OnceLock::new() }
+        let (correction, slots, intercept) = (RwLock::default(), RwLock::default(), RwLock::default());
+        Self { site, weight, bias, correction, slots, intercept, squares: OnceLock::new() }
     }
 
     /// The frozen parameters, for corrections that depend on them.
@@ -128,6 +131,11 @@ impl Projection {
         *self.intercept.write().unwrap_or_else(PoisonError::into_inner) = intercept;
     }
 
+    /// Whether something stands before the site.
+    pub(crate) fn is_intercepted(&self) -> bool {
+        self.interceptor().is_some()
+    }
+
     fn interceptor(&self) -> Option<Arc<dyn Intercept>> {
         self.intercept.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -143,13 +151,13 @@ impl Projection {
     }
 
     /// Whether the site computes what the base does.
-    pub(crate) fn is_plain(&self) -> bool {
-        self.correction().is_none() && self.interceptor().is_none()
+    pub(crate) fn is_plain(&self, pass: &Pass) -> bool {
+        !self.is_intercepted() && self.correction().is_none() && self.is_base_alone(pass)
     }
 
     /// The site's correction as a block takes it; `None` where only the operation by operation path will do.
     pub(crate) fn fusable(&self, pass: &Pass) -> Option<SiteForm> {
-        if self.interceptor().is_some() {
+        if self.is_intercepted() {
             return None;
         }
         match self.correction() {
@@ -162,7 +170,7 @@ impl Projection {
         SiteForm { input_width: self.site.input, output_width: self.site.output, ..SiteForm::default() }
     }
 
-    /// `None` where a term is for some tokens only, or a Kronecker product stands beside factors on the output.
+    /// `None` where a Kronecker product stands beside factors on the output.
     fn form(&self, pass: &Pass, correction: &Correction) -> Option<SiteForm> {
         let mut form = SiteForm {
             input: correction.input.clone(),
@@ -172,13 +180,11 @@ impl Projection {
         };
         for (number, term) in correction.terms.iter().enumerate() {
             match term {
-                Term::LowRank(term) if term.request.is_none() => {
-                    form.terms.push((term.clone(), self.dropout_key(pass, number)));
-                }
+                Term::LowRank(term) => form.terms.push((term.clone(), self.dropout_key(pass, number))),
                 Term::Kronecker(product) if correction.output.is_none() && product.right.rank() == 2 => {
                     form.products.push(product.clone());
                 }
-                Term::LowRank(_) | Term::Kronecker(_) => return None,
+                Term::Kronecker(_) => return None,
             }
         }
         Some(form)
@@ -212,6 +218,9 @@ impl Projection {
         if let Some(intercept) = self.interceptor() {
             return intercept.apply(pass, x, &BaseView(self));
         }
+        if let Some(routing) = pass.routing(self.site.part) {
+            return self.routed(pass, x, routing);
+        }
         match self.correction() {
             Some(correction) => self.corrected(pass, x, &correction),
             None => self.base(x, self.bias.as_deref()),
@@ -224,7 +233,7 @@ impl Projection {
     /// Shapes that do not fit.
     pub(crate) fn forward_within(&self, pass: &Pass, x: &Tensor, around: &Around<'_>) -> Result<Tensor> {
         match self.site.kind {
-            SiteKind::Conv2d { stride, padding, .. } if self.is_plain() => {
+            SiteKind::Conv2d { stride, padding, .. } if self.is_plain(pass) => {
                 let bias = self.bias.as_ref().map(|bias| bias.value());
                 Ok(ops::conv2d::conv2d_within(x, &self.weight.value(), bias.as_ref(), stride, padding, around)?)
             }
@@ -241,13 +250,13 @@ impl Projection {
     pub(crate) fn loss(&self, pass: &Pass, x: &Tensor, labels: &[u32]) -> Result<HeadLoss> {
         let (weight, bias) = (self.weight.value(), self.bias.as_ref().map(|bias| bias.value()));
         let trainable = weight.track_op() || bias.as_ref().is_some_and(Tensor::track_op);
-        if trainable || !self.is_plain() {
+        if trainable || !self.is_plain(pass) {
             return Ok(HeadLoss::of_logits(&self.forward(pass, x)?, labels)?);
         }
         Ok(ops::head_loss(x, &weight, bias.as_ref(), labels)?)
     }
 
-    fn base(&self, x: &Tensor, bias: Option<&Parameter>) -> Result<Tensor> {
+    pub(super) fn base(&self, x: &Tensor, bias: Option<&Parameter>) -> Result<Tensor> {
         self.with_weight(x, &self.weight.value(), bias.map(Parameter::value).as_ref())
     }
 
@@ -272,7 +281,7 @@ impl Projection {
     }
 
     /// The output under a correction.
-    fn corrected(&self, pass: &Pass, x: &Tensor, correction: &Correction) -> Result<Tensor> {
+    pub(super) fn corrected(&self, pass: &Pass, x: &Tensor, correction: &Correction) -> Result<Tensor> {
         if let Some(y) = self.fused(pass, x, correction)? {
             return Ok(y);
         }
@@ -320,15 +329,14 @@ impl Projection {
         })
     }
 
-    /// What the terms add to the output, f32; `None` where no token of this pass has one.
+    /// What the terms add to the output, f32; `None` without any.
     fn terms(&self, pass: &Pass, x: &Tensor, terms: &[Term]) -> Result<Option<Tensor>> {
         let mut sum: Option<Tensor> = None;
         for (number, term) in terms.iter().enumerate() {
             let shift = match term {
                 Term::LowRank(term) => self.low_rank(pass, x, number, term)?,
-                Term::Kronecker(term) => Some(self.kronecker(x, term)?),
+                Term::Kronecker(term) => self.kronecker(x, term)?,
             };
-            let Some(shift) = shift else { continue };
             sum = Some(match sum {
                 Some(sum) => (sum + shift)?,
                 None => shift,
@@ -372,73 +380,31 @@ impl Projection {
         })
     }
 
-    /// A low-rank term's share of the output in f32; `None` where no token of this pass is its own.
-    ///
-    /// A term for one request computes with that request's rows alone, so that nothing in its factors, not even what is
-    /// no number, can reach the rows of others.
-    fn low_rank(&self, pass: &Pass, x: &Tensor, number: usize, term: &LowRank) -> Result<Option<Tensor>> {
-        let dropped = |x: Tensor| -> Result<Tensor> {
+    /// A low-rank term's share of the output in f32.
+    fn low_rank(&self, pass: &Pass, x: &Tensor, number: usize, term: &LowRank) -> Result<Tensor> {
+        let dropped = |x: &Tensor| -> Result<Tensor> {
+            let x = x.to_dtype(DType::F32)?;
             match self.dropout_key(pass, number) {
                 Some(key) => Ok(ops::dropout(&x, term.dropout, key)?),
                 None => Ok(x),
             }
         };
-        let (hidden, own, mut dims) = match self.site.kind {
+        let (hidden, mut dims) = match self.site.kind {
             SiteKind::Linear => {
-                let rows = dropped(x.to_dtype(DType::F32)?)?.reshape(((), self.site.input))?;
-                let own = self.own_rows(pass, term, rows.dim(0)?)?;
-                let rows = match &own {
-                    Some(own) if own.is_empty() => return Ok(None),
-                    Some(own) => ops::select_rows(&rows, own)?,
-                    None => rows,
-                };
-                (rows.matmul(&term.a.t()?)?, own, x.dims()[..x.rank() - 1].to_vec())
+                let rows = dropped(x)?.reshape(((), self.site.input))?;
+                (rows.matmul(&term.a.t()?)?, x.dims()[..x.rank() - 1].to_vec())
             }
             SiteKind::Embedding => {
-                let mut ids = x.flatten_all()?.to_vec1::<u32>()?;
-                let own = self.own_rows(pass, term, ids.len())?;
-                match &own {
-                    Some(own) if own.is_empty() => return Ok(None),
-                    Some(own) => ids = own.iter().map(|row| ids[*row as usize]).collect(),
-                    None => {}
-                }
-                (ops::select_rows(&term.a.t()?.contiguous()?, &ids)?, own, x.dims().to_vec())
+                let ids = x.flatten_all()?.to_vec1::<u32>()?;
+                (ops::select_rows(&term.a.t()?.contiguous()?, &ids)?, x.dims().to_vec())
             }
             SiteKind::Conv2d { stride, padding, .. } => {
-                if term.request.is_some() {
-                    let path = self.site.path.to_string();
-                    return Err(ModelError::RoutedConvolution { path }.into());
-                }
-                let x = dropped(x.to_dtype(DType::F32)?)?;
-                let hidden = ops::conv2d::conv2d(&x, &term.a, None, stride, padding)?;
-                return Ok(Some(ops::conv2d::conv2d(&hidden, &(&term.b * term.scale)?, None, 1, 0)?));
+                let hidden = ops::conv2d::conv2d(&dropped(x)?, &term.a, None, stride, padding)?;
+                return Ok(ops::conv2d::conv2d(&hidden, &(&term.b * term.scale)?, None, 1, 0)?);
             }
         };
-        let mut delta = (hidden.matmul(&term.b.t()?)? * term.scale)?;
-        let rows: usize = dims.iter().product();
         dims.push(self.site.output);
-        if let Some(own) = own {
-            // Adding minus zero leaves every bit of the other rows as it is; zero would turn minus zero over.
-            let elsewhere = Tensor::full(-0f32, (rows, self.site.output), delta.device())?;
-            let own = Tensor::from_vec(own, delta.dim(0)?, delta.device())?;
-            delta = elsewhere.index_add(&own, &delta, 0)?;
-        }
-        Ok(Some(delta.reshape(dims)?))
-    }
-
-    /// The rows of this pass that a term serves, in order; `None`: all of `rows`.
-    fn own_rows(&self, pass: &Pass, term: &LowRank, rows: usize) -> Result<Option<Vec<u32>>> {
-        let Some(request) = term.request else { return Ok(None) };
-        let mut own = vec![false; rows];
-        for route in pass.routes(self.site.part).iter().filter(|route| route.request == request) {
-            let Some(tokens) = own.get_mut(route.tokens.clone()) else {
-                let expected = format!("token ranges within the {rows} rows of `{}`", self.site.path);
-                let got = vec![route.tokens.start, route.tokens.end];
-                return Err(ModelError::Shape { what: "routes", expected, got }.into());
-            };
-            tokens.fill(true);
-        }
-        Ok(Some((0u32..).zip(own).filter_map(|(row, own)| own.then_some(row)).collect()))
+        Ok((hidden.matmul(&term.b.t()?)? * term.scale)?.reshape(dims)?)
     }
 }
 

@@ -24,8 +24,6 @@ pub struct LowRank {
     pub scale: f64,
     /// Share of the input's values that training zeroes before A; embeddings have none.
     pub dropout: f64,
-    /// Request whose tokens the term serves; absent: all tokens.
-    pub request: Option<u32>,
 }
 
 /// Factors that shift the weight of a linear map or a convolution by `scale · left ⊗ right`: the weight's cell of output

@@ -71,10 +71,10 @@ pub enum AdapterError {
         /// The site.
         path: String,
     },
-    /// Copies of a table from one adapter under factors of another.
-    #[error("one adapter has a copy of the table `{path}`, another one factors on it")]
+    /// A copy of a parameter from one adapter, and what another makes of the base's value.
+    #[error("one adapter has a copy of `{path}`, another one factors or a bias of its own there")]
     CopyUnderFactors {
-        /// The table.
+        /// The parameter or the table.
         path: String,
     },
     /// A file that every adapter folder holds is not there.

@@ -14,6 +14,7 @@
 //! | `note` | `janus_adapter.json`: base, recipe, metrics |
 //! | `pieces` | what an adapter makes of a site and of whole parameters, from the base's values there |
 //! | `place` | adapters in a model: the one way, for training, loading and checks |
+//! | `bank` | many adapters in slots of one model, chosen row by row |
 //! | `argument` | `DIR:scale` of the command line |
 //! | `locate` | from what an argument names to an adapter folder, of a hub, too |
 //!
@@ -21,6 +22,7 @@
 //! [`place()`]. Paths and parameter names are the native ones, without PEFT's [`KEY_PREFIX`].
 
 mod argument;
+mod bank;
 mod error;
 mod extras;
 mod file;
@@ -46,6 +48,7 @@ use janus_core::config::JanusConfig;
 use janus_core::site::{Site, sites};
 
 pub use argument::parse_argument;
+pub use bank::{Bank, Group};
 pub use error::{AdapterError, Mismatch, Misshapen};
 pub(crate) use extras::EXTRAS_FILE;
 pub use file::WEIGHTS_FILE;

@@ -11,6 +11,7 @@ use candle_core::{Device, Tensor};
 use janus_core::Janus;
 use janus_core::checkpoint::{EMBED_TOKENS, LM_HEAD};
 use janus_core::model::vision::Vision;
+use janus_core::site::{Correction, Projection};
 
 use super::Adapter;
 use super::error::AdapterError;
@@ -63,28 +64,46 @@ pub fn attach(model: &Janus, adapters: &[(&Adapter, f64)]) -> Result<(), Adapter
 /// # Errors
 /// A site or parameter the model lacks or has in another shape, or several adapters with copies; the model is as it was then.
 pub fn place(model: &Janus, adapters: &[Placed<'_>]) -> Result<(), AdapterError> {
-    require_known(model, adapters)?;
-    let together = Together::of(adapters, model.config())?;
-    let mut copies = Vec::new();
-    for name in together.parameters() {
-        let Some(parameter) = model.parameters().get(&name) else { continue };
-        if let Some(copy) = together.parameter(&name, &|| Ok(parameter.frozen().clone()))? {
-            copies.push((name, copy));
-        }
-    }
-    let mut corrections = Vec::new();
-    for projection in together.sites().into_iter().filter_map(|path| model.projections().get(path)) {
-        let correction = together.correction(projection.site(), &projection.frozen())?;
-        corrections.push((projection, Arc::new(correction)));
-    }
+    let Worked { corrections, parameters } = Worked::of(model, adapters)?;
     detach(model);
     for (projection, correction) in corrections {
-        projection.attach(Some(correction))?;
+        projection.attach(Some(Arc::new(correction)))?;
     }
-    for (name, copy) in copies {
-        model.parameters().substitute(&name, Some(copy))?;
+    for (name, value) in parameters {
+        model.parameters().substitute(&name, Some(value))?;
     }
     Ok(())
+}
+
+/// What adapters make of a model, worked out and checked, not yet in its place.
+pub(super) struct Worked<'m> {
+    /// The corrections of sites.
+    pub(super) corrections: Vec<(&'m Projection, Correction)>,
+    /// What stands in for parameters, by native name.
+    pub(super) parameters: Vec<(String, Tensor)>,
+}
+
+impl<'m> Worked<'m> {
+    /// Of what belongs to a part of the model that was loaded.
+    ///
+    /// # Errors
+    /// As [`place`].
+    pub(super) fn of(model: &'m Janus, adapters: &[Placed<'_>]) -> Result<Self, AdapterError> {
+        require_known(model, adapters)?;
+        let together = Together::of(adapters, model.config())?;
+        let mut parameters = Vec::new();
+        for name in together.parameters() {
+            let Some(parameter) = model.parameters().get(&name) else { continue };
+            if let Some(value) = together.parameter(&name, &|| Ok(parameter.frozen().clone()))? {
+                parameters.push((name, value));
+            }
+        }
+        let mut corrections = Vec::new();
+        for projection in together.sites().into_iter().filter_map(|path| model.projections().get(path)) {
+            corrections.push((&**projection, together.correction(projection.site(), &projection.frozen())?));
+        }
+        Ok(Self { corrections, parameters })
+    }
 }
 
 /// Refuses adapters for another model.
@@ -147,9 +166,9 @@ fn require_known(model: &Janus, adapters: &[Placed<'_>]) -> Result<(), AdapterEr
 pub fn heads(adapters: &[(&Adapter, f64)], device: &Device) -> Result<Heads, AdapterError> {
     let mut all = Heads::new();
     for (number, (adapter, _)) in adapters.iter().enumerate() {
-        for (name, head) in &adapter.heads {
-            if all.insert(name.clone(), head.to_device(device)?).is_some() {
-                let first = adapters.iter().position(|(adapter, _)| adapter.heads.contains_key(name));
+        for (name, head) in heads_of(adapter, device)? {
+            if all.insert(name.clone(), head).is_some() {
+                let first = adapters.iter().position(|(adapter, _)| adapter.heads.contains_key(&name));
                 let (first, second) = (first.unwrap_or(0) + 1, number + 1);
                 return Err(AdapterError::HeadsClash { name: name.to_string(), first, second });
             }
@@ -158,7 +177,12 @@ pub fn heads(adapters: &[(&Adapter, f64)], device: &Device) -> Result<Heads, Ada
     Ok(all)
 }
 
-/// Empties every slot and takes back every copy: the base again.
+/// The heads of one adapter, on a device.
+pub(super) fn heads_of(adapter: &Adapter, device: &Device) -> Result<Heads, AdapterError> {
+    adapter.heads.iter().map(|(name, head)| Ok((name.clone(), head.to_device(device)?))).collect()
+}
+
+/// Takes every correction out and every copy back: the base again. Slots are left alone.
 pub fn detach(model: &Janus) {
     for projection in model.projections().iter() {
         projection.attach(None).expect("no correction fits every site");

@@ -50,14 +50,16 @@ pub(super) fn parameter(name: &str) -> janus_core::Result<Tensor> {
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }
 
+/// Values of a tensor's shape, drawn from a name.
+pub(super) fn drawn(tensor: &Tensor, name: &str) -> Tensor {
+    let key = noise::key_of(name);
+    let values: Vec<f32> = (0..tensor.elem_count()).map(|i| noise::normal(key, i as u64) as f32).collect();
+    Tensor::from_vec(values, tensor.dims(), &Device::Cpu).unwrap()
+}
+
 /// An adapter all of whose values differ from zero and from one another.
 pub(super) fn trained(spec: &AdapterSpec) -> Adapter {
     let mut adapter = Adapter::new(&base(), false, spec, 7, &parameter).unwrap();
-    let drawn = |tensor: &Tensor, name: &str| {
-        let key = noise::key_of(name);
-        let values: Vec<f32> = (0..tensor.elem_count()).map(|i| noise::normal(key, i as u64) as f32).collect();
-        Tensor::from_vec(values, tensor.dims(), &Device::Cpu).unwrap()
-    };
     for (path, site) in &mut adapter.sites {
         let [a, b] = site.pair_mut().unwrap();
         *a = drawn(a, &format!("{path} a"));

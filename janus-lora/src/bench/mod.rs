@@ -5,6 +5,7 @@
 //! | `train` | one optimiser step of a LoRA adapter |
 //! | `understand` | an answer: time to its first token, then tokens per second |
 //! | `generate` | the codes of one image with guidance, and its decoding |
+//! | `bank` | rows of many adapters in one pass |
 //! | `switch` | from one modality to the other with a dynamic visual encoder |
 //! | `bandwidth` | how fast memory can be read, the limit of drawing tokens one by one |
 //! | `inputs` | the prompts, pictures and batches that are fed in |
@@ -12,6 +13,7 @@
 //! What is measured is what `janus train`, `understand` and `generate` run: only weights and inputs are made up.
 
 mod bandwidth;
+mod bank;
 mod generate;
 mod inputs;
 mod switch;
@@ -26,6 +28,7 @@ use janus_core::config::JanusConfig;
 use janus_core::{Janus, Parts};
 use serde::Serialize;
 
+pub use bank::{BankOptions, BankReport, bank};
 pub use generate::{GenerateOptions, GenerateReport, generate};
 pub use switch::{SwitchOptions, SwitchReport, switch};
 pub use train::{TrainOptions, TrainReport, train};

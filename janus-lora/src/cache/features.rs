@@ -29,7 +29,7 @@ pub fn highest_point(model: &Janus) -> Option<VisionPoint> {
 /// Aligned features of images in order, `[images, patches, hidden]`; `None` without images.
 ///
 /// Up to the highest point each image is computed alone, or read; from there on, and where there is no such point, all
-/// together. An image that comes several times is computed once, unless each time has noise or requests of its own.
+/// together. An image that comes several times is computed once, unless each time has noise or routes of its own.
 ///
 /// # Errors
 /// Images that cannot be decoded or do not fit the model.
@@ -37,7 +37,7 @@ pub fn features(model: &Janus, pass: &Pass, images: &[Image]) -> Result<Option<T
     if images.is_empty() {
         return Ok(None);
     }
-    if pass.train || !pass.routes(Part::Vision).is_empty() {
+    if pass.train || pass.is_routed(Part::Vision) {
         return each_of(model, pass, images).map(Some);
     }
     let mut distinct: Vec<Image> = Vec::new();
@@ -59,7 +59,7 @@ pub fn features(model: &Janus, pass: &Pass, images: &[Image]) -> Result<Option<T
 
 fn each_of(model: &Janus, pass: &Pass, images: &[Image]) -> Result<Tensor> {
     let vision = model.vision()?;
-    let Some(point) = highest_point(model) else {
+    let Some(point) = highest_point(model).filter(|_| !pass.is_routed(Part::Vision)) else {
         let pixels = images.iter().map(Image::pixels).collect::<Result<Vec<_>>>()?;
         let pixels = Tensor::stack(&pixels, 0)?.to_device(model.device())?;
         return Ok(vision.forward(pass, &pixels)?);
@@ -75,7 +75,7 @@ fn each_of(model: &Janus, pass: &Pass, images: &[Image]) -> Result<Tensor> {
 /// Images that cannot be decoded or do not fit the model.
 pub fn low_and_mid_features(model: &Janus, pass: &Pass, images: &[Image]) -> Result<(Tensor, Tensor)> {
     let low = VisionPoint::low(model.config().vision.num_hidden_layers);
-    if highest_point(model).is_some_and(|point| point.covers(low)) {
+    if !pass.is_routed(Part::Vision) && highest_point(model).is_some_and(|point| point.covers(low)) {
         let each = images.iter().map(|image| image.hidden(model, pass, low)).collect::<Result<Vec<_>>>()?;
         return Ok((Tensor::cat(&each, 0)?, each_of(model, pass, images)?));
     }

@@ -11,7 +11,9 @@ use super::report;
 use super::sandbox::Writes;
 use super::status::Terminal;
 use crate::base::shape_hint;
-use crate::bench::{self, Figures, GenerateOptions, Model, SwitchOptions, TrainOptions, UnderstandOptions};
+use crate::bench::{
+    self, BankOptions, Figures, GenerateOptions, Model, SwitchOptions, TrainOptions, UnderstandOptions,
+};
 use crate::error::{Error, Result};
 use crate::nearest::nearest;
 use crate::recipe::Task;
@@ -76,6 +78,29 @@ pub(super) enum BenchCommand {
         /// Codes to draw; without it all codes of an image
         #[arg(long, value_parser = clap::value_parser!(u32).range(2..=MAX_COUNT))]
         tokens: Option<u32>,
+    },
+    /// Many adapters over one base: rows of different ones in one pass against rows of the same one
+    #[command(after_help = "Examples:
+  janus bench bank --shape janus-pro-1b --dtype bf16 --json
+  janus bench bank --shape janus-small --adapters 4 --rank 16 --rows 8")]
+    Bank {
+        #[command(flatten)]
+        model: ModelArguments,
+        /// Adapters that are held
+        #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=MAX_BATCH))]
+        adapters: u32,
+        /// Rank of each
+        #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=MAX_BATCH))]
+        rank: u32,
+        /// Presets (decoder) or path patterns, with commas between them
+        #[arg(long, value_delimiter = ',', default_value = "decoder")]
+        targets: Vec<String>,
+        /// Rows of a pass, one token each
+        #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=MAX_BATCH))]
+        rows: u32,
+        /// Passes of each kind; the first is left out
+        #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(2..=MAX_COUNT))]
+        rounds: u32,
     },
     /// What it costs to turn from one modality to the other with a dynamic visual encoder
     #[command(after_help = "Examples:
@@ -167,6 +192,7 @@ impl BenchCommand {
         let (BenchCommand::Train { model, .. }
         | BenchCommand::Understand { model, .. }
         | BenchCommand::Generate { model, .. }
+        | BenchCommand::Bank { model, .. }
         | BenchCommand::Switch { model, .. }) = self;
         Writes { on_device: model.device.may_be_gpu(), ..Writes::nothing() }
     }
@@ -210,6 +236,27 @@ impl BenchCommand {
                     rows.push(("share of it", format!("{:.1} %", 100.0 * share)));
                 }
                 model.tell(&report, figures, rows);
+            }
+            BenchCommand::Bank { model, adapters, rank, targets, rows, rounds } => {
+                let [adapters, rank, rows, rounds] = [adapters, rank, rows, rounds].map(|count| count as usize);
+                let options = BankOptions { adapters, rank, targets, rows, rounds };
+                let report = bench::bank(&model.model()?, &options, &Terminal)?;
+                let different = format!(
+                    "{} ({:.3} times the same one)",
+                    seconds(report.different_seconds),
+                    report.different_to_same
+                );
+                let rows = vec![
+                    ("adapters", format!("{} of rank {}", report.adapters, report.rank)),
+                    ("one of them", report::bytes(report.adapter_bytes as u64)),
+                    ("making one ready", seconds(report.insert_seconds)),
+                    ("choosing for all rows", seconds(report.choose_seconds)),
+                    ("rows of a pass", report.rows.to_string()),
+                    ("the base alone", seconds(report.base_seconds)),
+                    ("the same adapter", seconds(report.same_seconds)),
+                    ("different adapters", different),
+                ];
+                model.tell(&report, &report.figures, rows);
             }
             BenchCommand::Switch { model, rounds } => {
                 let options = SwitchOptions { rounds: rounds as usize };

@@ -48,7 +48,7 @@ fn place(model: &Janus, factors: &Factors) {
         Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
     };
     let (a, b) = (drawn("a", &[2, projection.site().input]), drawn("b", &[projection.site().output, 2]));
-    let term = LowRank { a, b, scale: 0.1, dropout: 0.0, request: None };
+    let term = LowRank { a, b, scale: 0.1, dropout: 0.0 };
     let correction = Correction::of_terms([Term::LowRank(term)]);
     let behind = factors.generation.as_ref().unwrap();
     let correction = correction.behind(behind, projection.site(), &projection.frozen()).unwrap();

@@ -37,7 +37,7 @@ fn term(site: &Site, rank: usize, scale: f64) -> LowRank {
         _ => (vec![rank, site.input], vec![site.output, rank]),
     };
     let name = |factor: &str| format!("{} {rank} {factor}", site.path);
-    LowRank { a: drawn(&name("a"), &a), b: drawn(&name("b"), &b), scale, dropout: 0.0, request: None }
+    LowRank { a: drawn(&name("a"), &a), b: drawn(&name("b"), &b), scale, dropout: 0.0 }
 }
 
 fn correction(terms: &[LowRank]) -> Correction {

@@ -51,7 +51,7 @@ fn all_gradients_agree_with_differences() {
             for (projection, factors) in projections.iter().zip(tensors[1..factors].chunks(2)) {
                 let [a, b] = factors else { unreachable!() };
                 let (a, b) = ((a * 0.5)?, (b * 0.5)?);
-                let term = LowRank { a, b, scale: 0.6, dropout, request: None };
+                let term = LowRank { a, b, scale: 0.6, dropout };
                 projection.attach(of_low_rank(vec![term])).unwrap();
             }
             Ok(case.fused())

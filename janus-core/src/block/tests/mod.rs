@@ -10,6 +10,7 @@ mod differences;
 mod kept;
 mod levels;
 mod linear;
+mod routes;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -121,7 +122,7 @@ fn attach(model: &Janus, path: &str, forms: &[Form], vars: &mut Vars) {
             vars[&name].as_tensor().clone()
         };
         let (a, b) = (factor("A", [*rank, input]), factor("B", [output, *rank]));
-        terms.push(LowRank { a, b, scale: *scale, dropout: *dropout, request: None });
+        terms.push(LowRank { a, b, scale: *scale, dropout: *dropout });
     }
     projection.attach(of_low_rank(terms)).unwrap();
 }

@@ -109,7 +109,7 @@ impl DecoderLayer {
         let (x, attended, pass) = match &kept {
             Some(kept) => {
                 let some = |t: &Tensor| ops::select_rows(&t.flatten_to(1)?, kept);
-                kept_pass = pass.picked(Part::Decoder, kept.iter().map(|token| *token as usize));
+                kept_pass = pass.picked(Part::Decoder, kept.iter().map(|token| *token as usize))?;
                 (some(x)?, some(&attended)?, &kept_pass)
             }
             None => (x.clone(), attended, pass),

@@ -58,7 +58,7 @@ impl VisionLayer {
             return Ok(block.forward(x, Extent { rotary: None, mask, kept: None, recompute })?);
         }
         let (images, patches, width) = x.dims3()?;
-        let normed = self.layer_norm1.forward(x)?;
+        let normed = self.layer_norm1.forward(pass, x)?;
         let split = |projection: &Projection| -> Result<Tensor> {
             Ok(projection.forward(pass, &normed)?.reshape((images, patches, self.heads, width / self.heads))?)
         };
@@ -66,7 +66,7 @@ impl VisionLayer {
         let attended = ops::attention(&q, &k, &v, &AttentionMask::full())?.reshape((images, patches, width))?;
         let x = (x + self.projection_layer.forward(pass, &attended)?)?;
 
-        let inner = self.fc1.forward(pass, &self.layer_norm2.forward(&x)?)?;
+        let inner = self.fc1.forward(pass, &self.layer_norm2.forward(pass, &x)?)?;
         Ok((&x + self.fc2.forward(pass, &ops::activation::gelu(&inner)?)?)?)
     }
 

@@ -133,10 +133,10 @@ impl Vision {
             }
             match point {
                 VisionPoint::Blocks(_) => Ok(x),
-                VisionPoint::Tower => self.ends()?.post_layernorm.forward(&x),
+                VisionPoint::Tower => self.ends()?.post_layernorm.forward(pass, &x),
                 VisionPoint::Aligner => {
                     let ends = self.ends()?;
-                    ends.aligner.forward(pass, &ends.post_layernorm.forward(&x)?)
+                    ends.aligner.forward(pass, &ends.post_layernorm.forward(pass, &x)?)
                 }
             }
         })
@@ -154,7 +154,7 @@ impl Vision {
                 for layer in self.layers.iter().skip(count) {
                     x = layer.forward(pass, &x)?;
                 }
-                x = self.ends()?.post_layernorm.forward(&x)?;
+                x = self.ends()?.post_layernorm.forward(pass, &x)?;
             }
             if point != VisionPoint::Aligner {
                 x = self.ends()?.aligner.forward(pass, &x)?;

@@ -78,7 +78,7 @@ impl ResidualBlock {
     }
 
     pub(super) fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
-        if let Some(block) = self.under_training(x)? {
+        if let Some(block) = self.under_training(pass, x)? {
             return Ok(block.forward(x)?);
         }
         let h = self.norm1.forward_into(pass, &self.conv1, x, None)?;
@@ -90,9 +90,9 @@ impl ResidualBlock {
     }
 
     /// The block as one node of the tape, where something in it or before it is trained and nothing corrects it.
-    fn under_training(&self, x: &Tensor) -> Result<Option<Residual>> {
+    fn under_training(&self, pass: &Pass, x: &Tensor) -> Result<Option<Residual>> {
         let convolutions = [Some(&self.conv1), Some(&self.conv2), self.nin_shortcut.as_ref()];
-        if !convolutions.into_iter().flatten().all(|projection| projection.is_plain()) {
+        if !convolutions.into_iter().flatten().all(|projection| projection.is_plain(pass)) {
             return Ok(None);
         }
         let biased = |projection: &Projection| {

@@ -61,7 +61,7 @@ fn what_is_kept_is_scaled_up_and_the_base_drops_nothing() {
     let weight = Tensor::zeros((40, 40), DType::F32, &Device::Cpu).unwrap();
     let projection = projection_of(&site, weight);
     let eye = Tensor::eye(40, DType::F32, &Device::Cpu).unwrap();
-    let term = LowRank { a: eye.clone(), b: eye, scale: 3.0, dropout: 0.2, request: None };
+    let term = LowRank { a: eye.clone(), b: eye, scale: 3.0, dropout: 0.2 };
     let x = Tensor::ones((25, 40), DType::F32, &Device::Cpu).unwrap();
     let base = projection.forward(&Pass::inference(), &x).unwrap();
     let delta = (with_terms(&projection, &Pass::training(KEY), &x, &[term]) - base).unwrap();

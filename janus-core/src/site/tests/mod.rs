@@ -77,13 +77,7 @@ fn input(site: &Site) -> Tensor {
 /// A term whose A and B are not zero.
 fn term(site: &Site, rank: usize, scale: f64, seed: u64) -> LowRank {
     let (a, b) = factor_shapes(site, rank);
-    LowRank {
-        a: check::tensor(&a, 10 * seed + 4),
-        b: check::tensor(&b, 10 * seed + 5),
-        scale,
-        dropout: 0.0,
-        request: None,
-    }
+    LowRank { a: check::tensor(&a, 10 * seed + 4), b: check::tensor(&b, 10 * seed + 5), scale, dropout: 0.0 }
 }
 
 /// What `projection` gives for `x` with these terms in its slot.

@@ -6,9 +6,10 @@ use candle_core::{Var, backprop::GradStore};
 
 use super::*;
 use crate::config::JanusConfig;
-use crate::model::Janus;
 use crate::model::decoder::Placement;
-use crate::pass::Route;
+use crate::model::{Janus, SlotContents};
+use crate::ops::with_composed;
+use crate::pass::{Mixture, Route, Slot};
 use crate::testing::{largest_difference, named_tensor, same_bits, tied_tiny, tiny};
 
 /// What the model gives on fixed inputs: text logits of a prompt with a picture, logits over codes, latents, pixels.
@@ -72,7 +73,7 @@ pub(super) fn term_of(site: &Site) -> LowRank {
     let (a, b) = factor_shapes(site, 2);
     let (a, b) = (named_tensor(&format!("{}.a", site.path), &a), named_tensor(&format!("{}.b", site.path), &b));
     let fan_in: usize = if site.kind == SiteKind::Embedding { 1 } else { a.dims()[1..].iter().product() };
-    LowRank { a, b, scale: 0.5 / (fan_in as f64).sqrt(), dropout: 0.0, request: None }
+    LowRank { a, b, scale: 0.5 / (fan_in as f64).sqrt(), dropout: 0.0 }
 }
 
 #[test]
@@ -177,51 +178,94 @@ fn corrections_at_all_sites_compute_what_folded_weights_compute() {
     }
 }
 
-/// Hidden states of two rows of three tokens, and features of two pictures, under terms of two requests at every decoder
-/// and vision site.
-#[test]
-fn two_requests_in_one_pass_through_the_model_equal_two_passes() {
-    let model = tiny();
-    let routed = |site: &Site, request: u32| {
-        let term = term_of(site);
-        LowRank { scale: if request == 1 { term.scale } else { -term.scale }, request: Some(request), ..term }
+/// Holds in a slot a term at every site, and values of the vision tower's norms.
+fn hold(model: &Janus, slot: u32, factor: f64) {
+    let site = |projection: &Arc<Projection>| {
+        let term = term_of(projection.site());
+        let term = LowRank { scale: factor * term.scale, ..term };
+        (projection.site().path.to_string(), Correction::of_terms([Term::LowRank(term)]))
     };
-    for projection in model.projections().iter() {
-        let site = projection.site();
-        if site.part != Part::Generation && !matches!(site.kind, SiteKind::Conv2d { .. }) {
-            projection.attach(of_low_rank(vec![routed(site, 1), routed(site, 2)])).unwrap();
-        }
-    }
-    let pass = |part, tokens: usize, requests: &[u32]| {
-        let route =
-            |(row, request): (usize, &u32)| Route { tokens: row * tokens..(row + 1) * tokens, request: *request };
-        Pass::inference().with_routes(part, requests.iter().enumerate().map(route).collect())
+    let norms = model.parameters().iter().filter(|p| p.name().contains("vision_model") && p.name().contains("norm"));
+    let norm = |parameter: &Arc<Parameter>| {
+        let shift = (named_tensor(parameter.name(), parameter.frozen().dims()) * (0.3 * factor)).unwrap();
+        (parameter.name().to_string(), (parameter.frozen() + shift).unwrap())
+    };
+    let (corrections, norms) = (model.projections().iter().map(site).collect(), norms.map(norm).collect());
+    assert!(model.hold(Slot(slot), &SlotContents { corrections, norms }).unwrap() > 10_000);
+}
+
+/// Hidden states of two rows of three tokens, and features of two pictures, each row with the slot of its own.
+#[test]
+fn rows_of_two_slots_in_one_pass_through_the_model_equal_two_passes() {
+    let model = tiny();
+    hold(&model, 1, 1.0);
+    hold(&model, 2, -1.0);
+    let pass = |part, tokens: usize, slots: &[u32]| {
+        let route = |(row, slot): (usize, &u32)| {
+            let mixture = Mixture::of(Slot(*slot));
+            Route { tokens: row * tokens..(row + 1) * tokens, mixture }
+        };
+        Pass::inference().with_routes(part, slots.iter().enumerate().map(route).collect()).unwrap()
     };
 
     let ids = [4u32, 5, 6, 4, 5, 6];
     let decoder = model.decoder();
-    let logits = |ids: &[u32], requests: &[u32]| {
-        let pass = pass(Part::Decoder, 3, requests);
-        let embeds = decoder.embed(&pass, ids, requests.len()).unwrap();
-        let hidden = decoder.forward(&pass, &embeds, &Placement::plain(requests.len(), 0, 3), None).unwrap();
+    let logits = |ids: &[u32], slots: &[u32]| {
+        let pass = pass(Part::Decoder, 3, slots);
+        let embeds = decoder.embed(&pass, ids, slots.len()).unwrap();
+        let hidden = decoder.forward(&pass, &embeds, &Placement::plain(slots.len(), 0, 3), None).unwrap();
         decoder.text_logits(&pass, &hidden).unwrap()
     };
     let picture = named_tensor("picture", &[1, 3, 32, 32]);
-    let features = |pictures: &Tensor, requests: &[u32]| {
-        let pass = pass(Part::Vision, model.config().vision.num_patches(), requests);
+    let features = |pictures: &Tensor, slots: &[u32]| {
+        let pass = pass(Part::Vision, model.config().vision.num_patches(), slots);
         model.vision().unwrap().forward(&pass, pictures).unwrap()
     };
-    let together = [logits(&ids, &[1, 2]), features(&Tensor::cat(&[&picture, &picture], 0).unwrap(), &[1, 2])];
-    for (row, request) in [(0, 1), (1, 2)] {
-        let alone = [logits(&ids[..3], &[request]), features(&picture, &[request])];
-        for (together, alone) in together.iter().zip(&alone) {
-            check::close(&together.narrow(0, row, 1).unwrap(), alone, 1e-5);
+    let codes: Vec<u32> = (0..model.codes_per_image() as u32).collect();
+    let pixels = |slots: &[u32]| {
+        let pass = pass(Part::Generation, codes.len(), slots);
+        model.image_tokenizer().unwrap().decode(&pass, &vec![codes.clone(); slots.len()]).unwrap()
+    };
+    let all = |rows: usize, slots: &[u32]| {
+        let pictures = Tensor::cat(&vec![&picture; rows], 0).unwrap();
+        [logits(&ids[..3 * rows], slots), features(&pictures, slots), pixels(slots)]
+    };
+    let together = all(2, &[1, 2]);
+    let composed = with_composed(|| all(2, &[1, 2]));
+    for (row, slot) in [(0, 1), (1, 2)] {
+        for ((together, composed), alone) in together.iter().zip(&composed).zip(&all(1, &[slot])) {
+            check::close(&together.narrow(0, row, 1).unwrap(), alone, 2e-5);
+            check::close(&composed.narrow(0, row, 1).unwrap(), alone, 2e-5);
         }
     }
     for together in &together {
         let (first, second) = (together.get(0).unwrap(), together.get(1).unwrap());
-        assert!(largest_difference(&first, &second) > 0.1, "both requests give the same");
+        assert!(largest_difference(&first, &second) > 0.1, "both slots give the same");
     }
+    // Emptied, the one is unknown and the other as it was.
+    model.release(Slot(1));
+    assert!(decoder.embed(&pass(Part::Decoder, 3, &[1]), &ids[..3], 1).is_err());
+    same_bits(&all(1, &[2])[0], &all(1, &[2])[0]);
+}
+
+#[test]
+fn what_a_model_cannot_hold_is_an_error_and_changes_nothing() {
+    let model = tiny();
+    hold(&model, 1, 1.0);
+    let vector = named_tensor("a norm", &[48]);
+    for norm in ["model.language_model.norm.weight", "model.no_such.weight", "model.vision_model.post_layernorm.bias"] {
+        let contents = SlotContents { norms: [(norm.to_owned(), vector.clone())].into(), ..SlotContents::default() };
+        assert!(model.hold(Slot(1), &contents).is_err(), "{norm}");
+    }
+    let site = model.projections().get("lm_head").unwrap().site().clone();
+    for path in ["lm_head.none", "model.aligner.fc1"] {
+        let corrections = [(path.to_owned(), Correction::of_terms([Term::LowRank(term_of(&site))]))].into();
+        assert!(model.hold(Slot(1), &SlotContents { corrections, ..SlotContents::default() }).is_err(), "{path}");
+    }
+    let route = Route { tokens: 0..3, mixture: Mixture::of(Slot(1)) };
+    let pass = Pass::inference().with_routes(Part::Decoder, vec![route]).unwrap();
+    let embeds = model.decoder().embed(&pass, &[4, 5, 6], 1).unwrap();
+    assert!(largest_difference(&embeds, &model.decoder().embed(&Pass::inference(), &[4, 5, 6], 1).unwrap()) > 0.01);
 }
 
 /// `Σ logits·g + Σ image logits·g`, `g` fixed and uneven.

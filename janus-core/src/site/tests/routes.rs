@@ -1,121 +1,195 @@
-//! Terms for single requests: a table says which token rows are whose.
+//! Slots and routes: each row as it is alone under its own correction.
+
+use std::ops::Range;
+use std::sync::Arc;
 
 use super::*;
 use crate::error::Error;
-use crate::pass::Route;
+use crate::ops::with_composed;
+use crate::pass::{Mixture, Route, Slot};
 use crate::testing::{largest_difference, same_bits};
 
-fn routed(site: &Site, request: u32) -> LowRank {
-    LowRank { request: Some(request), ..term(site, 2, 0.7, u64::from(request)) }
+/// Corrections of every form that a site takes.
+fn forms(site: &Site) -> Vec<Correction> {
+    let vector =
+        |length: usize, seed: u64, offset: f64| Some(check::tensor(&[length], seed).affine(0.4, offset).unwrap());
+    let pair = |rank, seed| Term::LowRank(term(site, rank, 0.7, seed));
+    let output = vector(site.output, 21, 1.0);
+    let mut forms = vec![Correction::of_terms([pair(2, 1)]), Correction::of_terms([pair(3, 2), pair(1, 3)])];
+    forms.push(Correction { output: output.clone(), ..Correction::of_terms([pair(2, 4)]) });
+    if site.kind == SiteKind::Embedding {
+        return forms;
+    }
+    let input = vector(site.input, 22, 1.0);
+    forms.push(Correction { input: input.clone(), ..Correction::default() });
+    forms.push(Correction { bias: vector(site.output, 23, 0.0), ..Correction::of_terms([pair(1, 5)]) });
+    // Every size here is odd: one factor is a single value.
+    let mut right = site.weight_shape();
+    let product = |left: [usize; 2], right: &[usize]| {
+        let (left, right) = (check::tensor(&left, 24), check::tensor(right, 25));
+        Term::Kronecker(Kronecker { left, right, scale: 0.6 })
+    };
+    let mut whole = vec![product([1, 1], &right)];
+    right[0] = 1;
+    whole.push(product([site.output, 1], &right));
+    forms.push(Correction::of_terms(whole));
+    let bias = vector(site.output, 26, 0.0);
+    forms.push(Correction { input, output, bias, ..Correction::of_terms([pair(2, 6)]) });
+    forms
 }
 
-fn pass(part: Part, routes: &[(std::ops::Range<usize>, u32)]) -> Pass {
-    let routes = routes.iter().map(|(tokens, request)| Route { tokens: tokens.clone(), request: *request }).collect();
-    Pass::inference().with_routes(part, routes)
+/// The projection of a site that holds a correction in each slot, counted from 1.
+fn holding(site: &Site, forms: &[Correction]) -> Projection {
+    let projection = projection(site);
+    for (slot, form) in (1..).zip(forms) {
+        let ready = projection.ready(Some(form)).unwrap();
+        projection.hold(Slot(slot), ready);
+    }
+    projection
 }
 
-/// Rows `[rows, output]` of the eight tokens.
-fn rows(y: &Tensor) -> Tensor {
-    y.reshape((8, ())).unwrap()
+fn pass(part: Part, routes: impl IntoIterator<Item = (Range<usize>, Mixture)>) -> Pass {
+    let routes = routes.into_iter().map(|(tokens, mixture)| Route { tokens, mixture });
+    Pass::inference().with_routes(part, routes.collect()).unwrap()
 }
 
-fn token_sites() -> [Site; 2] {
-    [linear(), embedding()]
+/// Values `[9, input]`, pictures `[9, input, 9, 11]` or nine ids.
+fn nine(site: &Site) -> Tensor {
+    match site.kind {
+        SiteKind::Linear => check::tensor(&[9, site.input], 3),
+        SiteKind::Conv2d { .. } => check::tensor(&[9, site.input, 9, 11], 3),
+        SiteKind::Embedding => Tensor::from_slice(&[10u32, 0, 3, 3, 7, 1, 0, 9, 3], 9, &Device::Cpu).unwrap(),
+    }
 }
 
-/// Ranges that cross the batch's rows; tokens 0, 4 and 5 belong to a request without a term.
-const ROUTES: [(std::ops::Range<usize>, u32); 4] = [(1..3, 1), (3..4, 2), (4..6, 9), (6..8, 1)];
+/// What a projection that holds nothing gives for `x` under an attached correction.
+fn alone(site: &Site, x: &Tensor, correction: Option<Correction>) -> Tensor {
+    let projection = projection(site);
+    projection.attach(correction.map(Arc::new)).unwrap();
+    projection.forward(&Pass::inference(), x).unwrap()
+}
 
 #[test]
-fn rows_of_other_requests_keep_every_bit() {
-    for site in token_sites() {
-        let (projection, x) = (projection(&site), input(&site));
-        let base = rows(&projection.forward(&Pass::inference(), &x).unwrap());
-        let terms = [routed(&site, 1), routed(&site, 2)];
-        let y = rows(&with_terms(&projection, &pass(Part::Decoder, &ROUTES), &x, &terms));
-        let by_row = |t: &Tensor, row: usize| t.get(row).unwrap();
-        for row in [0, 4, 5] {
-            same_bits(&by_row(&y, row), &by_row(&base, row));
-        }
-        for (row, term) in [(1, &terms[0]), (2, &terms[0]), (3, &terms[1]), (6, &terms[0]), (7, &terms[0])] {
-            let term = LowRank { request: None, ..term.clone() };
-            let alone = rows(&with_terms(&projection, &Pass::inference(), &x, &[term]));
-            check::close(&by_row(&y, row), &by_row(&alone, row), 1e-6);
-            assert!(largest_difference(&by_row(&y, row), &by_row(&base, row)) > 0.05, "row {row}");
+fn each_row_is_what_it_is_alone_under_its_own_correction() {
+    for site in cases() {
+        let (forms, x) = (forms(&site), nine(&site));
+        let projection = holding(&site, &forms);
+        // Rows 0 and 8 of the base, each form once at least, one of them twice and apart.
+        let slot_of = |row: usize| if row % 8 == 0 { None } else { Some((row - 1) % forms.len()) };
+        let routes = (0..9).map(|row| {
+            let mixture = slot_of(row).map_or_else(Mixture::base, |form| Mixture::of(Slot(form as u32 + 1)));
+            (row..row + 1, mixture)
+        });
+        let pass = pass(site.part, routes);
+        let y = projection.forward(&pass, &x).unwrap();
+        let composed = with_composed(|| projection.forward(&pass, &x).unwrap());
+        check::close(&composed, &y, 1e-5);
+        let base = alone(&site, &x, None);
+        for row in 0..9 {
+            let own = x.narrow(0, row, 1).unwrap();
+            let expected = alone(&site, &own, slot_of(row).map(|form| forms[form].clone()));
+            let got = y.narrow(0, row, 1).unwrap();
+            check::close(&got, &expected, 2e-5);
+            let moved = largest_difference(&got, &base.narrow(0, row, 1).unwrap());
+            assert_eq!(moved > 0.01, slot_of(row).is_some(), "{site:?}, row {row}: {moved}");
         }
     }
 }
 
 #[test]
-fn two_requests_in_one_pass_equal_two_passes() {
-    for site in token_sites() {
-        let (projection, x) = (projection(&site), input(&site));
-        let terms = [routed(&site, 1), routed(&site, 2), term(&site, 3, -0.4, 3)];
-        let together = with_terms(&projection, &pass(Part::Decoder, &[(0..4, 1), (4..8, 2)]), &x, &terms);
-        for (row, request) in [(0, 1), (1, 2)] {
-            let x = x.narrow(0, row, 1).unwrap();
-            let alone = with_terms(&projection, &pass(Part::Decoder, &[(0..4, request)]), &x, &terms);
-            same_bits(&together.narrow(0, row, 1).unwrap(), &alone);
+fn a_mixture_is_the_sum_of_the_shifts_times_their_factors() {
+    for site in cases() {
+        let (forms, x) = (forms(&site), nine(&site));
+        let projection = holding(&site, &forms);
+        let all: Vec<usize> = (0..forms.len()).collect();
+        // One with another factor, two with factors on one side only, and all of them: in and out meet there.
+        for chosen in [&all[..1], &all[1..3], &all[..]] {
+            let factor = |form: usize| [0.5, -1.5, 2.0, 1.0][form % 4];
+            let parts = chosen.iter().map(|form| (Slot(*form as u32 + 1), factor(*form)));
+            let routes = [(0..3, Mixture::base()), (3..9, Mixture::new(parts))];
+            let y = projection.forward(&pass(site.part, routes), &x).unwrap();
+            let parts: Vec<(&Correction, f64)> = chosen.iter().map(|form| (&forms[*form], factor(*form))).collect();
+            let sum = Correction::sum(&site, &projection.frozen(), &parts).unwrap();
+            check::close(&y.narrow(0, 3, 6).unwrap(), &alone(&site, &x.narrow(0, 3, 6).unwrap(), Some(sum)), 5e-5);
         }
     }
 }
 
 #[test]
-fn a_term_that_is_no_number_reaches_its_own_rows_only() {
-    for site in token_sites() {
-        let (projection, x) = (projection(&site), input(&site));
-        let base = rows(&projection.forward(&Pass::inference(), &x).unwrap());
-        let whole = routed(&site, 1);
+fn what_is_no_number_reaches_its_own_rows_only() {
+    for site in cases() {
+        let x = nine(&site);
+        let whole = term(&site, 2, 0.7, 1);
         let nan = |t: &Tensor| Tensor::full(f32::NAN, t.dims(), &Device::Cpu).unwrap();
+        let sound = Correction::of_terms([Term::LowRank(whole.clone())]);
         for broken in [LowRank { a: nan(&whole.a), ..whole.clone() }, LowRank { b: nan(&whole.b), ..whole.clone() }] {
-            let y = rows(&with_terms(&projection, &pass(Part::Decoder, &[(2..5, 1)]), &x, &[broken]));
-            for row in [0, 1, 5, 6, 7] {
-                same_bits(&y.get(row).unwrap(), &base.get(row).unwrap());
+            let routes = || [(0..2, Mixture::of(Slot(1))), (2..5, Mixture::of(Slot(2))), (5..9, Mixture::base())];
+            let run = |second: Correction| {
+                let projection = holding(&site, &[sound.clone(), second]);
+                projection.forward(&pass(site.part, routes()), &x).unwrap()
+            };
+            let (y, without) = (run(Correction::of_terms([Term::LowRank(broken)])), run(sound.clone()));
+            for row in [0, 1, 5, 6, 7, 8] {
+                same_bits(&y.get(row).unwrap(), &without.get(row).unwrap());
             }
             let own: Vec<f32> = y.narrow(0, 2, 3).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-            assert!(own.iter().all(|v| v.is_nan()), "{own:?}");
+            assert!(own.iter().all(|v| v.is_nan()), "{site:?}");
         }
     }
 }
 
 #[test]
-fn the_sign_of_zero_survives_in_other_rows() {
-    let site = embedding();
-    let negative_zero = Tensor::full(-0f32, site.weight_shape(), &Device::Cpu).unwrap();
-    let projection = projection_of(&site, negative_zero);
-    let terms = [routed(&site, 1), routed(&site, 2)];
-    let y = rows(&with_terms(&projection, &pass(Part::Decoder, &[(0..1, 1), (1..2, 2)]), &input(&site), &terms));
-    let untouched: Vec<f32> = y.narrow(0, 2, 6).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-    assert!(untouched.iter().all(|v| v.to_bits() == (-0f32).to_bits()), "{untouched:?}");
-}
-
-#[test]
-fn a_table_of_another_part_routes_nothing_here() {
-    for site in token_sites() {
-        let (projection, x) = (projection(&site), input(&site));
-        let base = projection.forward(&Pass::inference(), &x).unwrap();
-        let term = [routed(&site, 1)];
-        same_bits(&with_terms(&projection, &pass(Part::Vision, &[(0..8, 1)]), &x, &term), &base);
-        same_bits(&with_terms(&projection, &Pass::inference(), &x, &term), &base);
+fn rows_of_the_base_keep_every_bit() {
+    for site in cases() {
+        let (forms, x) = (forms(&site), nine(&site));
+        let base = projection(&site).forward(&Pass::inference(), &x).unwrap();
+        let projection = holding(&site, &forms);
+        let all = pass(site.part, [(0..9, Mixture::base())]);
+        same_bits(&projection.forward(&all, &x).unwrap(), &base);
+        // What a slot holds elsewhere only, or routes of another part.
+        let ready = projection.ready(None).unwrap();
+        projection.hold(Slot(1), ready);
+        let empty = pass(site.part, [(0..9, Mixture::of(Slot(1)))]);
+        same_bits(&projection.forward(&empty, &x).unwrap(), &base);
+        let other = pass(Part::Vision, [(0..9, Mixture::of(Slot(2)))]);
+        same_bits(&projection.forward(&other, &x).unwrap(), &base);
     }
 }
 
 #[test]
-fn a_range_beyond_the_rows_is_an_error() {
-    for site in token_sites() {
-        let projection = projection(&site);
-        projection.attach(of_low_rank(vec![routed(&site, 1)])).unwrap();
-        let error = projection.forward(&pass(Part::Decoder, &[(0..9, 1)]), &input(&site)).unwrap_err();
-        assert!(matches!(error, Error::Model(ModelError::Shape { what: "routes", .. })), "{error}");
+fn the_gradient_of_the_input_goes_through_routes() {
+    for site in cases().into_iter().filter(|site| site.kind != SiteKind::Embedding) {
+        let (forms, x) = (forms(&site), nine(&site));
+        let projection = holding(&site, &forms);
+        let routes = [(0..4, Mixture::of(Slot(1))), (4..5, Mixture::base()), (5..9, Mixture::of(Slot(3)))];
+        let pass = pass(site.part, routes);
+        check::gradients(&[x.dims()], |t| Ok(projection.forward(&pass, &t[0]).unwrap()));
     }
 }
 
 #[test]
-fn a_convolution_refuses_a_term_of_one_request() {
-    let site = conv(3, 1, 1);
-    let projection = projection(&site);
-    projection.attach(of_low_rank(vec![routed(&site, 1)])).unwrap();
-    let error = projection.forward(&Pass::inference(), &input(&site)).unwrap_err();
-    assert!(matches!(error, Error::Model(ModelError::RoutedConvolution { .. })), "{error}");
-    assert!(error.to_string().contains("a.convolution"), "{error}");
+fn what_routes_and_slots_do_not_say_is_an_error() {
+    for site in cases() {
+        let (forms, x) = (forms(&site), nine(&site));
+        let projection = holding(&site, &forms);
+        let refused = |pass: Pass, fits: fn(&ModelError) -> bool| {
+            let error = projection.forward(&pass, &x).unwrap_err();
+            assert!(matches!(&error, Error::Model(error) if fits(error)), "{site:?}: {error}");
+        };
+        let unknown = pass(site.part, [(0..8, Mixture::base()), (8..9, Mixture::of(Slot(99)))]);
+        refused(unknown, |error| matches!(error, ModelError::UnknownSlot { slot: 99 }));
+        for rows in [8, 10] {
+            let pass = pass(site.part, [(0..rows, Mixture::of(Slot(1)))]);
+            refused(pass, |error| matches!(error, ModelError::Unrouted { rows: 9, .. }));
+        }
+        let known = || pass(site.part, [(0..9, Mixture::of(Slot(1)))]);
+        projection.attach(Some(Arc::new(forms[0].clone()))).unwrap();
+        refused(known(), |error| matches!(error, ModelError::AttachedBesideRoutes { .. }));
+        projection.attach(None).unwrap();
+        projection.release(Slot(1));
+        refused(known(), |error| matches!(error, ModelError::UnknownSlot { slot: 1 }));
+        let other = linear();
+        let foreign = Correction::of_terms([Term::LowRank(term(&Site { input: 6, ..other }, 2, 1.0, 1))]);
+        assert!(projection.ready(Some(&foreign)).is_err(), "{site:?}");
+    }
 }

@@ -68,7 +68,7 @@ impl Form for Loha {
                 ),
                 SiteKind::Linear | SiteKind::Embedding => (a, b),
             };
-            Term::LowRank(LowRank { a, b, scale: own.scale, dropout: 0.0, request: None })
+            Term::LowRank(LowRank { a, b, scale: own.scale, dropout: 0.0 })
         };
         Ok(Correction::of_terms([term]))
     }

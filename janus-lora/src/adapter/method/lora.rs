@@ -47,7 +47,7 @@ pub(super) fn first(at: At<'_>, ending: &str, beginning: &Beginning<'_>) -> Resu
 /// The low-rank term of a site's A and B.
 pub(super) fn term(own: &Own<'_>) -> LowRank {
     let [a, b] = endings(own.at.site.kind).map(own.value);
-    LowRank { a, b, scale: own.scale, dropout: own.dropout, request: None }
+    LowRank { a, b, scale: own.scale, dropout: own.dropout }
 }
 
 impl Form for Lora {

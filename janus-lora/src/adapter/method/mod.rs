@@ -315,4 +315,4 @@ impl Base for Read<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

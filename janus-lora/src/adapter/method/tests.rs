@@ -27,16 +27,16 @@ const ALIGNER: &str = "model.aligner.fc1";
 const PATCH: &str = "model.vision_model.embeddings.patch_embedding";
 const TOKENS: &str = "model.language_model.embed_tokens";
 
-fn config() -> JanusConfig {
+pub(in crate::adapter) fn config() -> JanusConfig {
     JanusConfig::shape("janus-tiny").unwrap()
 }
 
-fn model(dtype: DType) -> Janus {
+pub(in crate::adapter) fn model(dtype: DType) -> Janus {
     Janus::open(&RandomWeights::new(&config(), 3), dtype, &Device::Cpu, Parts::all(), &mut |_| ()).unwrap()
 }
 
 /// Every method and form of one, each at sites of every kind that it takes.
-fn methods() -> Vec<AdapterSpec> {
+pub(in crate::adapter) fn methods() -> Vec<AdapterSpec> {
     let linear = [QUERY, KEY, OUT, UP, DOWN, FC1, FC2, ALIGNER];
     let with = |more: &[&str]| linear.iter().chain(more).map(|path| Arc::from(*path)).collect::<Vec<Arc<str>>>();
     let spec = |method, more: &[&str]| AdapterSpec {
@@ -72,7 +72,7 @@ fn fresh(spec: &AdapterSpec) -> Adapter {
 }
 
 /// The same, every value moved from where it began.
-fn trained(spec: &AdapterSpec) -> Adapter {
+pub(in crate::adapter) fn trained(spec: &AdapterSpec) -> Adapter {
     let mut adapter = fresh(spec);
     for site in adapter.sites.values_mut() {
         let keys: Vec<String> = site.values.keys().map(|ending| site.key(ending)).collect();

@@ -39,7 +39,7 @@ impl Form for Vera {
         let b = (own.shared)(SHARED_B).narrow(0, 0, site.output)?.contiguous()?;
         let a = a.broadcast_mul(&(own.value)(D).unsqueeze(1)?)?;
         let b = b.broadcast_mul(&(own.value)(B).unsqueeze(1)?)?;
-        let term = LowRank { a, b, scale: own.scale, dropout: own.dropout, request: None };
+        let term = LowRank { a, b, scale: own.scale, dropout: own.dropout };
         Ok(Correction::of_terms([Term::LowRank(term)]))
     }
 }

@@ -1,0 +1,142 @@
+//! A correction that a slot holds: made ready for passes once, when it comes.
+
+use candle_core::{DType, Device, Tensor};
+
+use super::correction::Correction;
+use super::term::{Kronecker, LowRank, Term};
+use super::{Site, SiteKind};
+use crate::error::Result;
+
+/// A correction made ready: its low-rank terms in one pair of the type that is computed in, B turned and times its scale.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pair: Option<Pair>,
+    products: Vec<Kronecker>,
+    input: Option<Tensor>,
+    output: Option<Tensor>,
+    bias: Option<Tensor>,
+}
+
+/// All low-rank terms of a correction.
+#[derive(Debug, Clone)]
+pub(crate) struct Pair {
+    /// `[rank, input]`, a convolution's `[rank, input, kernel, kernel]`, a table's the other way: `[rows, rank]`.
+    pub(crate) a: Tensor,
+    /// `[rank, output]`, each term's times its scale.
+    pub(crate) b: Tensor,
+}
+
+impl Held {
+    /// The correction on a device, factors of its pairs rounded to `dtype`, everything else f32.
+    ///
+    /// # Errors
+    /// A correction that does not fit the site.
+    pub(super) fn of(site: &Site, correction: &Correction, dtype: DType, device: &Device) -> Result<Self> {
+        correction.check(site)?;
+        let ready = |tensor: &Tensor, dtype| tensor.detach().to_device(device)?.to_dtype(dtype)?.contiguous();
+        let (mut a, mut b, mut products) = (Vec::new(), Vec::new(), Vec::new());
+        for term in &correction.terms {
+            match term {
+                Term::LowRank(LowRank { a: own_a, b: own_b, scale, .. }) => {
+                    a.push(own_a.to_dtype(DType::F32)?);
+                    b.push((own_b.to_dtype(DType::F32)?.flatten_from(1)?.t()? * *scale)?);
+                }
+                Term::Kronecker(Kronecker { left, right, scale }) => {
+                    let (left, right) = (ready(left, DType::F32)?, ready(right, DType::F32)?);
+                    products.push(Kronecker { left, right, scale: *scale });
+                }
+            }
+        }
+        let pair = match a.is_empty() {
+            true => None,
+            false => {
+                let a = Tensor::cat(&a, 0)?;
+                let a = if site.kind == SiteKind::Embedding { a.t()? } else { a };
+                Some(Pair { a: ready(&a, dtype)?, b: ready(&Tensor::cat(&b, 0)?, dtype)? })
+            }
+        };
+        let vector = |vector: &Option<Tensor>| vector.as_ref().map(|vector| ready(vector, DType::F32)).transpose();
+        let (input, output) = (vector(&correction.input)?, vector(&correction.output)?);
+        Ok(Self { pair, products, input, output, bias: vector(&correction.bias)? })
+    }
+
+    /// The correction again, its factors as they were rounded.
+    pub(super) fn correction(&self, site: &Site) -> candle_core::Result<Correction> {
+        let mut terms: Vec<Term> = self.products.iter().cloned().map(Term::Kronecker).collect();
+        if let Some(Pair { a, b }) = &self.pair {
+            let (rank, output) = b.dims2()?;
+            let mut b = b.to_dtype(DType::F32)?.t()?.contiguous()?;
+            if matches!(site.kind, SiteKind::Conv2d { .. }) {
+                b = b.reshape((output, rank, 1, 1))?;
+            }
+            let a = a.to_dtype(DType::F32)?;
+            let a = if site.kind == SiteKind::Embedding { a.t()?.contiguous()? } else { a };
+            terms.push(Term::LowRank(LowRank { a, b, scale: 1.0, dropout: 0.0 }));
+        }
+        Ok(Correction { input: self.input.clone(), output: self.output.clone(), bias: self.bias.clone(), terms })
+    }
+
+    /// Whether it has a bias in the place of the base's.
+    pub(super) fn has_bias(&self) -> bool {
+        self.bias.is_some()
+    }
+
+    /// Bytes of its tensors.
+    pub(super) fn bytes(&self) -> usize {
+        let pair = self.pair.iter().flat_map(|pair| [&pair.a, &pair.b]);
+        let products = self.products.iter().flat_map(|product| [&product.left, &product.right]);
+        let vectors = [&self.input, &self.output, &self.bias].into_iter().flatten();
+        pair.chain(products).chain(vectors).map(|t| t.elem_count() * t.dtype().size_in_bytes()).sum()
+    }
+}
+
+/// What a mixture makes of a linear map: sums of shifts, none of them worked out against the base.
+#[derive(Debug, Default)]
+pub(crate) struct Blend {
+    /// Pairs, each with a factor.
+    pub(crate) pairs: Vec<(Pair, f32)>,
+    /// Kronecker products.
+    pub(crate) products: Vec<Kronecker>,
+    /// Factors on the input, `[input]`, f32.
+    pub(crate) input: Option<Tensor>,
+    /// Factors on what the weight gives, `[output]`, f32.
+    pub(crate) output: Option<Tensor>,
+    /// In the place of the site's own bias, `[output]`, f32.
+    pub(crate) bias: Option<Tensor>,
+}
+
+impl Blend {
+    /// The sum of what slots hold, each times its factor; `own` is the base's bias. `None` where factors on the input and on the
+    /// output of several meet: their sum is no longer of this form.
+    pub(super) fn of(parts: &[(&Held, f64)], own: Option<&Tensor>) -> candle_core::Result<Option<Self>> {
+        let with = |vector: fn(&Held) -> &Option<Tensor>| parts.iter().any(|(held, _)| vector(held).is_some());
+        let alone = matches!(parts, [(_, 1.0)]);
+        if with(|held| &held.input) && with(|held| &held.output) && !alone {
+            return Ok(None);
+        }
+        let mut blend = Self::default();
+        for (held, factor) in parts {
+            blend.pairs.extend(held.pair.clone().map(|pair| (pair, *factor as f32)));
+            let scaled = |product: &Kronecker| Kronecker { scale: product.scale * factor, ..product.clone() };
+            blend.products.extend(held.products.iter().map(scaled));
+            for (sum, vector) in [(&mut blend.input, &held.input), (&mut blend.output, &held.output)] {
+                *sum = match (sum.take(), vector) {
+                    (sum, None) => sum,
+                    (None, Some(vector)) if *factor == 1.0 => Some(vector.clone()),
+                    (None, Some(vector)) => Some((((vector - 1.0)? * *factor)? + 1.0)?),
+                    (Some(sum), Some(vector)) => Some((sum + ((vector - 1.0)? * *factor)?)?),
+                };
+            }
+            if let Some(bias) = &held.bias {
+                blend.bias = Some(match (blend.bias.take(), own) {
+                    (None, _) if *factor == 1.0 => bias.clone(),
+                    (None, Some(own)) => (own + ((bias - own)? * *factor)?)?,
+                    (None, None) => (bias * *factor)?,
+                    (Some(sum), Some(own)) => (sum + ((bias - own)? * *factor)?)?,
+                    (Some(sum), None) => (sum + (bias * *factor)?)?,
+                });
+            }
+        }
+        Ok(Some(blend))
+    }
+}

@@ -1,0 +1,188 @@
+//! Many adapters over one base: what it costs to hold them, to choose one, and to compute rows of different ones in one pass.
+//!
+//! Passes of one token a row with the same adapter for all rows, with a different one for each, and with none alternate in one
+//! run over the same keys and values.
+
+use std::time::Instant;
+
+use candle_core::Tensor;
+use janus_core::model::decoder::{Cache, Placement};
+use janus_core::pass::{Mixture, Part, Pass, Route};
+use janus_core::site::sites;
+use janus_core::{Janus, Parts};
+use serde::Serialize;
+
+use super::{Figures, Model, SEED, inputs, median};
+use crate::adapter::{Adapter, AdapterSpec, Bank};
+use crate::error::Result;
+use crate::status::Status;
+use crate::target;
+
+/// Tokens of each row before the first measured one.
+const PROMPT_TOKENS: usize = 32;
+
+/// What is held, and how many rows meet it.
+#[derive(Debug, Clone)]
+pub struct BankOptions {
+    /// Adapters in slots.
+    pub adapters: usize,
+    /// Rank of each.
+    pub rank: usize,
+    /// Presets or patterns.
+    pub targets: Vec<String>,
+    /// Rows of a pass, one token each.
+    pub rows: usize,
+    /// Passes of each kind; the first is left out.
+    pub rounds: usize,
+}
+
+/// What a bank costs.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BankReport {
+    /// What every measurement tells; a step is a pass in which every row has another adapter.
+    #[serde(flatten)]
+    pub figures: Figures,
+    /// Adapters in slots.
+    pub adapters: usize,
+    /// Rank of each.
+    pub rank: usize,
+    /// Presets or patterns.
+    pub targets: Vec<String>,
+    /// Rows of a pass.
+    pub rows: usize,
+    /// Passes of each kind, the first included.
+    pub rounds: usize,
+    /// Bytes that one adapter takes in its slot.
+    pub adapter_bytes: usize,
+    /// Time in which an adapter is worked out and made ready, median.
+    pub insert_seconds: f64,
+    /// Time in which every row of a pass is told its adapter, median.
+    pub choose_seconds: f64,
+    /// A pass of the base alone, median.
+    pub base_seconds: f64,
+    /// A pass with the same adapter for all rows, median.
+    pub same_seconds: f64,
+    /// A pass with another adapter for each row, as far as there are so many, median.
+    pub different_seconds: f64,
+    /// Median over the rounds of the ratio of the two.
+    pub different_to_same: f64,
+}
+
+/// Measures a bank over the decoder and the text head.
+///
+/// # Errors
+/// Targets that match nothing.
+pub fn bank(model: &Model, options: &BankOptions, status: &dyn Status) -> Result<BankReport> {
+    let parts = Parts { text_head: true, ..Parts::default() };
+    let all = sites(&model.config);
+    let chosen = target::select(&options.targets, all.iter().map(|site| site.path.as_ref()))?.sites;
+    let chosen = chosen.iter().map(|site| site.path.as_str().into()).collect();
+    let (janus, opening_seconds) = model.open(parts, status)?;
+    let spec = AdapterSpec { rank: options.rank, alpha: options.rank as f64, sites: chosen, ..AdapterSpec::default() };
+
+    let mut bank = Bank::new(&janus);
+    let bar = status.items("holding adapters", options.adapters as u64);
+    let (mut slots, mut inserts) = (Vec::with_capacity(options.adapters), Vec::with_capacity(options.adapters));
+    for number in 0..options.adapters {
+        let adapter = made_up(model, &janus, &spec, number as u64)?;
+        let clock = Instant::now();
+        slots.push(bank.insert(&adapter)?);
+        inserts.push(clock.elapsed().as_secs_f64());
+        bar.advance(1);
+    }
+    bar.finish();
+    let adapter_bytes = slots.first().and_then(|slot| bank.bytes(*slot)).unwrap_or(0);
+
+    let mut decoding = Decoding::begin(model, &janus, options)?;
+    let (mut base, mut same, mut different, mut choices) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let bar = status.items("passes", options.rounds as u64);
+    for round in 0..options.rounds {
+        let clock = Instant::now();
+        let of_all = routed(options.rows, |row| Mixture::of(slots[row % slots.len()]))?;
+        let chosen = clock.elapsed().as_secs_f64();
+        let of_one = routed(options.rows, |_| Mixture::of(slots[0]))?;
+        let of_none = routed(options.rows, |_| Mixture::base())?;
+        // Each is the first of a round in turn.
+        let mut seconds = [0.0; 3];
+        for place in 0..3 {
+            let which = (round + place) % 3;
+            seconds[which] = decoding.step([&of_all, &of_one, &of_none][which])?;
+        }
+        if round > 0 {
+            let [of_all, of_one, of_none] = seconds;
+            different.push(of_all);
+            same.push(of_one);
+            base.push(of_none);
+            choices.push(chosen);
+        }
+        bar.advance(1);
+    }
+    bar.finish();
+    let ratios: Vec<f64> = different.iter().zip(&same).map(|(different, same)| different / same).collect();
+    Ok(BankReport {
+        figures: Figures::new(model, options.rows, &different, opening_seconds),
+        adapters: options.adapters,
+        rank: options.rank,
+        targets: options.targets.clone(),
+        rows: options.rows,
+        rounds: options.rounds,
+        adapter_bytes,
+        insert_seconds: median(&inserts),
+        choose_seconds: median(&choices),
+        base_seconds: median(&base),
+        same_seconds: median(&same),
+        different_seconds: median(&different),
+        different_to_same: median(&ratios),
+    })
+}
+
+/// An adapter whose B is not zero.
+fn made_up(model: &Model, janus: &Janus, spec: &AdapterSpec, seed: u64) -> Result<Adapter> {
+    let no_copies = |name: &str| Err(janus_core::ModelError::UnknownParameter { name: name.into() }.into());
+    let mut adapter = Adapter::new(&model.config, janus.is_tied(), spec, SEED + seed, &no_copies)?;
+    for site in adapter.sites.values_mut() {
+        if let Some([_, b]) = site.pair_mut() {
+            *b = b.affine(1.0, 1e-3)?;
+        }
+    }
+    Ok(adapter)
+}
+
+/// A pass of one token a row.
+fn routed(rows: usize, mixture: impl Fn(usize) -> Mixture) -> Result<Pass> {
+    let routes = (0..rows).map(|row| Route { tokens: row..row + 1, mixture: mixture(row) });
+    Ok(Pass::inference().with_routes(Part::Decoder, routes.collect())?)
+}
+
+/// Rows in the middle of their answers.
+struct Decoding<'m> {
+    janus: &'m Janus,
+    cache: Cache,
+    mask: Vec<Vec<bool>>,
+    ids: Vec<u32>,
+}
+
+impl<'m> Decoding<'m> {
+    fn begin(model: &Model, janus: &'m Janus, options: &BankOptions) -> Result<Self> {
+        let (rows, decoder) = (options.rows, janus.decoder());
+        let mut cache = decoder.cache(PROMPT_TOKENS + 3 * options.rounds);
+        let ids = inputs::text_ids(&model.config, "prompts", rows * PROMPT_TOKENS);
+        let mask = vec![vec![true; PROMPT_TOKENS]; rows];
+        let pass = Pass::inference();
+        let embeds = decoder.embed(&pass, &ids, rows)?;
+        decoder.forward_last(&pass, &embeds, &Placement::continued(&mask, PROMPT_TOKENS), &mut cache)?;
+        Ok(Self { janus, cache, mask, ids: inputs::text_ids(&model.config, "tokens", rows) })
+    }
+
+    /// Seconds in which every row's next token is computed up to its logits.
+    fn step(&mut self, pass: &Pass) -> Result<f64> {
+        let decoder = self.janus.decoder();
+        self.mask.iter_mut().for_each(|row| row.push(true));
+        let clock = Instant::now();
+        let embeds = decoder.embed(pass, &self.ids, self.ids.len())?;
+        let hidden = decoder.forward_last(pass, &embeds, &Placement::continued(&self.mask, 1), &mut self.cache)?;
+        let logits: Tensor = decoder.text_logits(pass, &hidden)?;
+        logits.device().synchronize()?;
+        Ok(clock.elapsed().as_secs_f64())
+    }
+}
