@@ -106,9 +106,12 @@ dir = "run"
 RECIPES = {
     "lora": [],
     "rslora": ["adapter.rslora=true", "adapter.init=gaussian"],
+    "pissa": ["adapter.init=pissa", "adapter.rank=4"],
+    "olora-rslora": ["adapter.init=olora", "adapter.rank=4", "adapter.rslora=true", "adapter.rank_pattern={ down_proj = 3 }"],
     "dora": ["adapter.method=dora"],
     "dora-rslora": ["adapter.method=dora", "adapter.rslora=true", "adapter.rank_pattern={ down_proj = 3 }"],
     "lora-bias": ["adapter.bias=true"],
+    "lora-bias-gaussian": ["adapter.bias=true", "adapter.init=gaussian"],
     "loha": ["adapter.method=loha", "adapter.rank=3"],
     "lokr": ["adapter.method=lokr", "adapter.rank=2"],
     "lokr-both": ["adapter.method=lokr", "adapter.rank=1", "adapter.decompose_both=true", "adapter.decompose_factor=4"],

@@ -42,6 +42,7 @@ pub mod recipe;
 pub mod report;
 pub mod status;
 pub mod survey;
+mod svd;
 pub mod target;
 pub mod tasks;
 pub mod train;

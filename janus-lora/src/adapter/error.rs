@@ -59,6 +59,26 @@ pub enum AdapterError {
         /// The method.
         method: &'static str,
     },
+    /// A site at which a pair has no such beginning.
+    #[error("`{path}` is no place for pairs that begin with `{init}`")]
+    NotForBeginning {
+        /// The site.
+        path: String,
+        /// How they were to begin.
+        init: &'static str,
+    },
+    /// A pair of a rank that the weight has not.
+    #[error("a pair of rank {rank} at `{path}` was to begin with `{init}`, and the weight has {most} directions")]
+    TooFewDirections {
+        /// The site.
+        path: String,
+        /// How it was to begin.
+        init: &'static str,
+        /// The pair's rank.
+        rank: usize,
+        /// Rows or columns of the weight, whichever are fewer.
+        most: usize,
+    },
     /// A bias for a pair where the base has none.
     #[error("`{path}` has no bias in the base, and its pair was to have one")]
     NoBias {
@@ -433,6 +453,14 @@ impl Diagnose for AdapterError {
             }
             AdapterError::NotForSite { .. } => {
                 "embeddings take `lora` and `dora`, convolutions all methods but `vera`, linear maps all"
+            }
+            AdapterError::NotForBeginning { .. } => {
+                "a linear map's weight has such a beginning: leave the site out with `exclude`, or take `init = \"kaiming\"`"
+            }
+            AdapterError::TooFewDirections { path, most, .. } => {
+                return vec![format!(
+                    "give it a smaller rank, `rank_pattern = {{ \"{path}\" = {most} }}`, leave it out with `exclude`, or take `init = \"kaiming\"`"
+                )];
             }
             AdapterError::NoBias { .. } => {
                 "leave `bias` out, or target sites that have one: those of the vision tower do"

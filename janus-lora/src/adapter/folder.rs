@@ -12,7 +12,7 @@ use janus_core::input;
 use super::error::{AdapterError, Mismatch, Misshapen};
 use super::extras::{self, Extras};
 use super::file::{WEIGHTS_FILE, WeightsFile, is_read, read_json_text, write_text, write_weights};
-use super::method::{At, Method};
+use super::method::{At, Method, residual};
 use super::note::{NOTE_FILE, Note};
 use super::peft_config::{CONFIG_FILE, PeftConfig};
 use super::select::{SelectedSite, Selection, select};
@@ -77,6 +77,7 @@ impl Adapter {
 
     /// Writes the files of an adapter into an existing folder: `adapter_config.json`, `adapter_model.safetensors`,
     /// `janus_extras.safetensors` where there is a dynamic encoder or a head, and `janus_adapter.json` where there is a note.
+    /// Pairs that began as a part of the weight are written as plain ones ([`Adapter::plain`]).
     /// Copies of the base's embedding are not written: PEFT loads without.
     /// The weights come last: a folder that has them has everything.
     ///
@@ -84,6 +85,9 @@ impl Adapter {
     /// The system's.
     pub fn write<'a>(&self, into: impl Into<Folder<'a>>) -> Result<(), AdapterError> {
         let into = into.into();
+        if self.config.method == Method::Residual {
+            return self.plain()?.write(into);
+        }
         let into = &into.make().map_err(|source| AdapterError::Io { path: into.path().to_path_buf(), source })?;
         let mut config = self.config.clone();
         config.record_extras(extras::parts(self.dynamic.as_ref(), &self.heads));
@@ -108,7 +112,9 @@ impl Adapter {
         let of_site =
             |site: &AdaptedSite| site.values.keys().any(|ending| site.is_fixed(ending) && site.key(ending) == name);
         let is_shared = name.strip_prefix(SHARED_PREFIX).is_some_and(|name| self.shared.contains_key(name));
-        is_shared || (self.config.method == Method::Lora { bias: true } && self.sites.values().any(of_site))
+        is_shared
+            || (self.config.method == Method::Residual && residual::is_start(name))
+            || (self.config.method == Method::Lora { bias: true } && self.sites.values().any(of_site))
     }
 
     /// All tensors of the weights file, by their names there, in order.

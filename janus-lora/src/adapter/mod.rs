@@ -4,6 +4,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `method` | the methods of PEFT, a file each: their tensors, how these begin, what they make of a site |
+//! | `init` | how low-rank pairs begin |
 //! | `site` | what an adapter has at one site |
 //! | `peft_config` | `adapter_config.json`; what it asks for beyond the methods here is refused by name |
 //! | `pattern` | Python's regular expressions |
@@ -27,6 +28,7 @@ mod error;
 mod extras;
 mod file;
 mod folder;
+mod init;
 mod locate;
 pub(crate) mod method;
 mod note;
@@ -42,7 +44,7 @@ mod testing;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use janus_core::checkpoint::expected_tensors;
 use janus_core::config::JanusConfig;
 use janus_core::site::{Site, sites};
@@ -54,8 +56,9 @@ pub(crate) use extras::EXTRAS_FILE;
 pub use file::WEIGHTS_FILE;
 pub(crate) use file::{WeightsFile, is_read, read_json_text, write_text, write_weights};
 pub(crate) use folder::{CONFIG_LIMIT_BYTES, canonical, first_not_finite, is_original_layout};
+pub use init::Init;
 pub use locate::{as_argument, base_names, locate};
-pub use method::{Init, Method, OnBias};
+pub use method::{Method, OnBias};
 pub use note::{BaseNote, FingerprintVerdict, NOTE_FILE, NOTE_VERSION, Note, check_fingerprint};
 pub use peft_config::{CONFIG_FILE, ModuleNames, PeftConfig};
 pub use pieces::{Together, scaled_copy};
@@ -67,7 +70,7 @@ pub use site::{AdaptedSite, KEY_PREFIX, key, trained_values};
 use crate::dynamic::{Dynamic, Paths};
 use crate::heads::{Head, HeadKind, Heads};
 use crate::mifs;
-use method::{At, Read, first_values};
+use method::{At, Read, blank_values, first_values};
 pub(crate) use peft_config::{NewConfig, is_inactive};
 
 /// Rows of a copied embedding that are compared at a time.
@@ -173,25 +176,54 @@ impl Adapter {
         seed: u64,
         read: &dyn Fn(&str) -> janus_core::Result<Tensor>,
     ) -> Result<Self, AdapterError> {
+        Self::made(base, tied, spec, seed, Some(read))
+    }
+
+    /// An adapter with the tensors of a new one, all zero where a new one's values are its own: for their names, shapes and number.
+    ///
+    /// # Errors
+    /// As [`Adapter::new`].
+    pub fn blank(base: &JanusConfig, tied: bool, spec: &AdapterSpec) -> Result<Self, AdapterError> {
+        Self::made(base, tied, spec, 0, None)
+    }
+
+    fn made(
+        base: &JanusConfig,
+        tied: bool,
+        spec: &AdapterSpec,
+        seed: u64,
+        read: Option<&dyn Fn(&str) -> janus_core::Result<Tensor>>,
+    ) -> Result<Self, AdapterError> {
         let config = new_config(base, spec)?;
         let selection = select(&config, base, tied)?;
         selection.require_some(&config, spec.dynamic.is_some() || !spec.heads.is_empty())?;
         let mut sites = BTreeMap::new();
         for SelectedSite { site, rank, alpha, is_feedforward } in selection.sites {
             let at = At { site: &site, rank, is_feedforward };
-            let own = Read { site: &site, read, dtype: spec.dtype, has_bias: has_bias(base, &site.path) };
-            let values = first_values(&config.method, at, spec.init, seed, &own)?;
-            let scale = config.scaling(rank, alpha);
-            let has_bias = own.has_bias;
+            spec.init.require(&site, rank)?;
+            let (scale, has_bias) = (config.scaling(rank, alpha), has_bias(base, &site.path));
+            let values = match read {
+                Some(read) => {
+                    let own = Read { site: &site, read, dtype: spec.dtype, has_bias };
+                    first_values(&config.method, at, scale, spec.init, seed, &own)?
+                }
+                None => blank_values(&config.method, at)?,
+            };
             sites.insert(site.path.clone(), AdaptedSite { site, rank, alpha, scale, is_feedforward, has_bias, values });
         }
         let places: Vec<At<'_>> = sites.values().map(AdaptedSite::at).collect();
         let shared = config.method.shared(&places).into_iter();
-        let shared = shared.map(|(name, shape)| Ok((name, config.method.first_shared(name, &shape)?)));
+        let shared = shared.map(|(name, shape)| match read {
+            Some(_) => Ok((name, config.method.first_shared(name, &shape)?)),
+            None => Ok((name, Tensor::zeros(shape, DType::F32, &Device::Cpu)?)),
+        });
         let shared = shared.collect::<Result<_, AdapterError>>()?;
         let mut saved = BTreeMap::new();
         for parameter in selection.saved {
-            let value = read(&parameter.name)?.to_dtype(DType::F32)?;
+            let value = match read {
+                Some(read) => read(&parameter.name)?.to_dtype(DType::F32)?,
+                None => Tensor::zeros(parameter.shape.as_slice(), DType::F32, &Device::Cpu)?,
+            };
             if value.dims() != parameter.shape {
                 let (expected, got) = (parameter.shape, value.dims().to_vec());
                 return Err(AdapterError::Shape { path: parameter.name, tensor: "copy", expected, got });
@@ -339,7 +371,11 @@ fn new_config(base: &JanusConfig, spec: &AdapterSpec) -> Result<PeftConfig, Adap
     }
     let ranks: Vec<(String, usize)> = spec.ranks.iter().map(|(path, rank)| (path.to_string(), *rank)).collect();
     let alphas: Vec<(String, f64)> = spec.alphas.iter().map(|(path, alpha)| (path.to_string(), *alpha)).collect();
-    PeftConfig::new(&NewConfig {
+    let is_plain = spec.method == Method::Lora { bias: false };
+    if spec.init.is_of_weight() && !is_plain {
+        return setting("init", spec.init.name().to_owned(), "`kaiming` or `gaussian` with this method");
+    }
+    let mut config = PeftConfig::new(&NewConfig {
         method: &spec.method,
         rank: spec.rank,
         alpha: spec.alpha,
@@ -351,7 +387,11 @@ fn new_config(base: &JanusConfig, spec: &AdapterSpec) -> Result<PeftConfig, Adap
         alphas: &alphas,
         modules_to_save: &modules_to_save,
         base_name: spec.base_name.as_deref(),
-    })
+    })?;
+    if spec.init.is_of_weight() {
+        config.method = Method::Residual;
+    }
+    Ok(config)
 }
 
 /// Beyond it the sizes of tensors could overflow.
@@ -365,7 +405,7 @@ fn same_values(a: &Tensor, b: &Tensor) -> Result<bool, AdapterError> {
     let rows = a.dim(0)?;
     let values = |tensor: &Tensor, from: usize| -> Result<Vec<f32>, AdapterError> {
         let piece = tensor.narrow(0, from, COMPARED_ROWS.min(rows - from))?;
-        Ok(piece.to_device(&candle_core::Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+        Ok(piece.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
     };
     for from in (0..rows).step_by(COMPARED_ROWS) {
         if values(a, from)? != values(b, from)? {

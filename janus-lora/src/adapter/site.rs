@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 use janus_core::site::Site;
 
-use super::method::{At, Method, lora};
+use super::method::{At, Method, lora, residual};
 use super::peft_config::ModuleNames;
 
 /// What PEFT puts before a native name in its files.
@@ -44,10 +44,10 @@ impl AdaptedSite {
         self.values.iter().map(|(ending, value)| (self.key(ending), value))
     }
 
-    /// Whether training leaves the tensor of an ending alone: the bias of a pair where the base has none, which nothing could take
-    /// up in a merge. It is zero, and in the file since PEFT has one at every site.
+    /// Whether training leaves the tensor of an ending alone: what a pair began with, and the bias of a pair where the base has
+    /// none, which nothing could take up in a merge. It is zero, and in the file since PEFT has one at every site.
     pub fn is_fixed(&self, ending: &str) -> bool {
-        ending == lora::BIAS && !self.has_bias
+        residual::is_start(ending) || (ending == lora::BIAS && !self.has_bias)
     }
 
     /// A and B of a method with low-rank pairs.

@@ -12,10 +12,10 @@ use super::error::AlgebraError;
 use super::factors::{Factors, Product, Rest, check_rank};
 use super::folder::{AdapterFolder, NewAdapter};
 use super::rules::{MajoritySign, Prune, Rule};
-use super::svd::{Svd, svd_of_matrix, svd_of_product};
 use crate::adapter::{ModuleNames, Note};
 use crate::error::Result;
 use crate::status::Bar;
+use crate::svd::{Svd, svd_of_matrix, svd_of_product};
 
 /// How adapters are combined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

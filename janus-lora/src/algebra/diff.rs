@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use super::error::AlgebraError;
 use super::factors::{Factors, Product};
 use super::folder::AdapterFolder;
-use super::svd::norm_of_product;
 use crate::adapter::is_inactive;
 use crate::error::Result;
 use crate::jacobi::dot;
+use crate::svd::norm_of_product;
 
 /// Two adapters beside each other.
 #[derive(Debug, Clone, Serialize)]

@@ -12,10 +12,10 @@ use serde_json::{Map, Value, json};
 use super::error::AlgebraError;
 use super::factors::{Factors, Kind, Rest, check_rank};
 use super::folder::NewAdapter;
-use super::svd::svd_of_matrix;
 use crate::adapter::{BaseNote, Init, Method, NewConfig, Note, PeftConfig};
 use crate::error::Result;
 use crate::status::Status;
+use crate::svd::svd_of_matrix;
 use crate::target;
 
 /// Tensors of other shapes that are named; the others are counted.

@@ -4,8 +4,8 @@ use candle_core::Tensor;
 use janus_core::noise;
 
 use super::error::AlgebraError;
-use super::svd::{Lines, Svd, lines_of, tensor_of};
 use crate::adapter::KEY_PREFIX;
+use crate::svd::{Lines, Svd, lines_of, tensor_of};
 
 /// What the factors belong to, as far as shapes and names show it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

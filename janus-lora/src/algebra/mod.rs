@@ -5,7 +5,6 @@
 //! | --- | --- |
 //! | `folder` | adapter folders read without a base, and new ones written |
 //! | `factors` | the factors of one site |
-//! | `svd` | singular values of products of thin factors, and of whole matrices |
 //! | `rules` | sums, pruning, majority of signs |
 //! | `combine` | one adapter out of several, as PEFT's `add_weighted_adapter` |
 //! | `resize` | another rank |
@@ -24,9 +23,8 @@ mod picture;
 mod resize;
 mod rules;
 mod spectrum;
-mod svd;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use combine::{CombineOptions, Method, combine};
 pub use diff::{Difference, Norms, SiteDifference, TensorDifference, diff};

@@ -9,9 +9,9 @@ use serde_json::json;
 use super::error::AlgebraError;
 use super::factors::{Factors, Product, Rest, check_rank};
 use super::folder::{AdapterFolder, NewAdapter};
-use super::svd::{Svd, svd_of_product};
 use crate::error::Result;
 use crate::status::Bar;
+use crate::svd::{Svd, svd_of_product};
 
 /// How large the new factors are.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use serde::Serialize;
 
 use super::factors::Product;
-use super::svd::svd_of_product;
+use crate::svd::svd_of_product;
 
 /// Singular values of a shift and what follows from them.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -10,18 +10,18 @@ use serde_json::{Map, Value, json};
 
 use super::factors::{Factors, Kind};
 use super::folder::{AdapterFolder, NewAdapter};
-use super::svd::Lines;
 use crate::adapter::Note;
+use crate::svd::Lines;
 
 /// Normal values.
-pub(super) fn normal(shape: &[usize], seed: u64) -> Tensor {
+pub(crate) fn normal(shape: &[usize], seed: u64) -> Tensor {
     let count = shape.iter().product::<usize>() as u64;
     let values: Vec<f32> = (0..count).map(|index| noise::normal(seed, index) as f32).collect();
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 
 /// Normal lines.
-pub(super) fn lines(count: usize, length: usize, seed: u64) -> Lines {
+pub(crate) fn lines(count: usize, length: usize, seed: u64) -> Lines {
     let line = |line: usize| (0..length).map(|place| noise::normal(seed, (line * length + place) as u64)).collect();
     (0..count).map(line).collect()
 }

@@ -29,8 +29,12 @@ choice! {
         Kaiming = "kaiming",
         /// A drawn from a normal distribution with deviation 1/rank, B zero.
         Gaussian = "gaussian",
+        /// A and B from the greatest singular values of the weight, which are taken away from it; with `lora` at linear maps.
+        Pissa = "pissa",
+        /// A and B from the QR decomposition of the weight, taken away from it likewise.
+        Olora = "olora",
     }
-    later ["pissa", "olora", "eva"]
+    later ["eva"]
 }
 
 /// A table from patterns over checkpoint paths to numbers, in the recipe's order: the first that matches counts.
@@ -113,6 +117,16 @@ impl AdapterMethod {
 }
 
 impl AdapterSection {
+    /// What keeps pairs from beginning as `init` says, in words.
+    pub(super) fn refused_init(&self) -> Option<&'static str> {
+        match (self.init, self.method, self.bias) {
+            (AdapterInit::Kaiming | AdapterInit::Gaussian, ..) => None,
+            (_, AdapterMethod::Lora, false) => None,
+            (_, AdapterMethod::Lora, true) => Some("its pairs have a bias"),
+            _ => Some("the method is another one"),
+        }
+    }
+
     /// What alpha is divided by.
     fn divisor(&self) -> f64 {
         let rank = self.rank as f64;

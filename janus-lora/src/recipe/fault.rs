@@ -154,6 +154,14 @@ pub enum Problem {
         /// Methods that it does say something of.
         takers: Vec<&'static str>,
     },
+    /// A beginning that goes with plain pairs alone.
+    #[error("`adapter.init` = `{init}` is for the pairs of the method `lora` without a bias, and {why}")]
+    NotWithInit {
+        /// The beginning.
+        init: &'static str,
+        /// What is in its way.
+        why: &'static str,
+    },
     /// Two data tables of one name.
     #[error("the name `{name}` is taken by `{first}`")]
     DuplicateName {
@@ -302,6 +310,9 @@ impl Problem {
             )),
             Problem::NotForMethod { key, takers, .. } => {
                 Some(format!("leave `{key}` out, or set `adapter.method` to {}", quoted_list(takers)))
+            }
+            Problem::NotWithInit { .. } => {
+                Some("leave `adapter.init` out, or take `adapter.method` = `lora` without `adapter.bias`".into())
             }
             Problem::DuplicateName { .. } => Some("give each [[data]] table a `name` of its own".into()),
             Problem::UnknownScheme { .. } => Some(

@@ -187,6 +187,12 @@ pub(super) fn read_adapter(root: &Table, faults: &mut Faults) -> Option<AdapterS
             reader.faults.push(Some(entry.key_place.clone()), problem);
         }
     }
+    if let (Some(why), Some(entry)) = (adapter.refused_init(), reader.entry("init"))
+        && adapter.method.takes("init")
+    {
+        let problem = Problem::NotWithInit { init: adapter.init.name(), why };
+        reader.faults.push(Some(entry.node.place.clone()), problem);
+    }
     if adapter.scale.is_none() && adapter.alpha.is_none() {
         adapter.scale = Some(DEFAULT_SCALE);
     }

@@ -27,7 +27,7 @@ use super::identity::RunIdentity;
 use super::moments;
 use super::step::Stepper;
 use super::{TrainError, signals};
-use crate::adapter::{Adapter, WEIGHTS_FILE};
+use crate::adapter::{Adapter, AdapterError, AdapterSpec, WEIGHTS_FILE};
 use crate::base::Base;
 use crate::error::Result;
 use crate::status::Status;
@@ -306,13 +306,25 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 }
 
 impl Checkpoint {
+    /// The adapter in the form that a run of `spec` trains it in.
+    ///
+    /// # Errors
+    /// [`TrainError::Checkpoint`]: it is not of this run.
+    pub fn adapter(&self, spec: &AdapterSpec, base: &Base) -> Result<Adapter> {
+        let (config, tied) = (base.config(), base.checkpoint().is_tied());
+        let read = || -> Result<Adapter, AdapterError> {
+            Adapter::read(&self.folder, config, tied)?.in_form_of(&Adapter::blank(config, tied, spec)?)
+        };
+        read().map_err(|error| self.unusable(error.to_string()))
+    }
+
     /// Puts the adapter's values back into the tensors under training.
     ///
     /// # Errors
     /// [`TrainError::Checkpoint`]: its tensors are not those of this run.
     pub fn restore_adapter(&self, stepper: &Stepper, base: &Base) -> Result<()> {
         let adapter = Adapter::read(&self.folder, base.config(), base.checkpoint().is_tied())?;
-        stepper.trainables.set(&adapter).map_err(|problem| self.unusable(problem))
+        stepper.trainables.set(adapter).map_err(|problem| self.unusable(problem))
     }
 
     /// Puts adapter and moments back.

@@ -208,6 +208,8 @@ impl Plan {
         }
         let rank_at = |path: &str| ranks.get(path).copied().unwrap_or(recipe.adapter.rank as usize);
         let rank = chosen.iter().map(|path| method.held_rank(rank_at(path))).max().unwrap_or(0) as u64;
+        // What pairs began with stands beside them.
+        let rank = if sites::init(&recipe.adapter).is_of_weight() { 2 * rank } else { rank };
         let shape_of = expected_tensors(config, !base.checkpoint().is_tied());
         let elements = |shape: &[usize]| shape.iter().map(|n| *n as u64).product::<u64>();
         let of_site = |site: &Site| {
@@ -354,8 +356,7 @@ impl Plan {
             return Ok(whole);
         }
         let spec = stages::whole_spec(recipe, base, stages);
-        let read = |name: &str| Ok(base.checkpoint().read(name, DType::F32)?);
-        let adapter = Adapter::new(base.config(), base.checkpoint().is_tied(), &spec, recipe.train.seed, &read)?;
+        let adapter = Adapter::blank(base.config(), base.checkpoint().is_tied(), &spec)?;
         let values = |kept: &dyn Fn(&str) -> bool| -> u64 {
             let extras = adapter.extras();
             extras.iter().filter(|(name, _)| kept(name)).map(|(_, value)| value.elem_count() as u64).sum()

@@ -18,7 +18,7 @@ use super::step::TableBatch;
 use super::tables::{RecipeTable, SampleStream};
 use super::trainable::Trainables;
 use super::workload::{TableLoad, step_operations};
-use crate::adapter::{Adapter, AdapterSpec};
+use crate::adapter::{Adapter, AdapterSpec, Init};
 use crate::base::Base;
 use crate::cache::Image;
 use crate::error::Result;
@@ -103,7 +103,9 @@ fn shallow(spec: AdapterSpec, config: &JanusConfig) -> Option<AdapterSpec> {
     let is_there = |module: &String| saved_parameters(config, std::slice::from_ref(module)).is_ok();
     let modules_to_save: Vec<String> = spec.modules_to_save.iter().filter(|module| is_there(module)).cloned().collect();
     let is_empty = sites.is_empty() && modules_to_save.is_empty() && spec.dynamic.is_none() && spec.heads.is_empty();
-    (!is_empty).then_some(AdapterSpec { sites, modules_to_save, ..spec })
+    // Random weights need no beginning of their own, which could take longer than all steps.
+    let init = if spec.init.is_of_weight() { Init::Kaiming } else { spec.init };
+    (!is_empty).then_some(AdapterSpec { sites, modules_to_save, init, ..spec })
 }
 
 /// A site's path with the number of its block counted modulo the blocks that there are.

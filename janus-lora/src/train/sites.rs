@@ -82,6 +82,10 @@ pub(super) fn choose(
             chosen.alphas.insert(site.path.clone(), section.effective_scale() * divisor);
         }
     }
+    for site in &chosen.sites {
+        let rank = chosen.ranks.get(&site.path).copied().unwrap_or(section.rank as usize);
+        init(section).require(site, rank)?;
+    }
     Ok(chosen)
 }
 
@@ -120,6 +124,8 @@ pub(super) fn init(section: &AdapterSection) -> Init {
     match section.init {
         AdapterInit::Kaiming => Init::Kaiming,
         AdapterInit::Gaussian => Init::Gaussian,
+        AdapterInit::Pissa => Init::Pissa,
+        AdapterInit::Olora => Init::Olora,
     }
 }
 

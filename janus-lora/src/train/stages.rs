@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use janus_core::checkpoint::tensor_digest;
 use janus_core::{Janus, Parts};
 use sha2::{Digest, Sha256};
@@ -190,9 +190,8 @@ impl Stage {
         status: &dyn Status,
     ) -> Result<Opened> {
         let model = base.model(compute_type(&self.recipe), device, parts(&self.recipe, &self.tables), status)?;
-        let read = |name: &str| Ok(base.checkpoint().read(name, DType::F32)?);
         let spec = self.plan.adapter_spec(&self.recipe, &base);
-        let own = Adapter::new(base.config(), base.checkpoint().is_tied(), &spec, self.recipe.train.seed, &read)?;
+        let own = Adapter::blank(base.config(), base.checkpoint().is_tied(), &spec)?;
         let names: BTreeSet<String> = own.tensors().into_iter().chain(own.extras()).map(|(name, _)| name).collect();
         let trainables = Trainables::attach_some(&model, adapter, &|name| names.contains(name))?;
         base.cache().move_with(trainables.moving(&model));

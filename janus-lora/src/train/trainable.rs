@@ -246,11 +246,12 @@ impl Trainables {
         outcome
     }
 
-    /// Gives every variable the value that it has in `adapter`.
+    /// Gives every variable the value that it has in `adapter`, which may come from files.
     ///
     /// # Errors
     /// What does not fit; nothing has changed then.
-    pub fn set(&self, adapter: &Adapter) -> std::result::Result<(), String> {
+    pub fn set(&self, adapter: Adapter) -> std::result::Result<(), String> {
+        let adapter = adapter.in_form_of(&self.adapter).map_err(|error| error.to_string())?;
         let values: BTreeMap<String, Tensor> = adapter.tensors().into_iter().chain(adapter.extras()).collect();
         if values.len() != self.vars.len() {
             return Err(format!("its adapter has {} tensors, expected {}", values.len(), self.vars.len()));

@@ -7,8 +7,8 @@ use janus_core::site::{Base, Correction, LowRank, SiteKind, Term};
 use super::{At, Beginning, Form, Init, Own, Values, is_all};
 use crate::adapter::error::AdapterError;
 
-pub(super) const A: &str = "lora_A.weight";
-pub(super) const B: &str = "lora_B.weight";
+pub(in crate::adapter) const A: &str = "lora_A.weight";
+pub(in crate::adapter) const B: &str = "lora_B.weight";
 pub(super) const EMBEDDING_A: &str = "lora_embedding_A";
 pub(super) const EMBEDDING_B: &str = "lora_embedding_B";
 pub(in crate::adapter) const BIAS: &str = "lora_B.bias";

@@ -9,6 +9,7 @@
 //! | `loha` | LoHa (Hyeon-Woo et al., arXiv:2108.06098) | the product, cell by cell, of two low-rank products |
 //! | `lokr` | LoKr (Yeh et al., arXiv:2309.14859) | a Kronecker product |
 //! | `vera` | VeRA (Kopiczko et al., arXiv:2310.11454) | two vectors around random matrices that all sites share |
+//! | `residual` | PiSSA and OLoRA under training | a low-rank pair, and what it began with taken away |
 //! | `ia3` | (IA)³ (Liu et al., arXiv:2205.05638) | a factor on each output, or on each input |
 
 mod dora;
@@ -16,6 +17,7 @@ mod ia3;
 mod loha;
 mod lokr;
 pub(super) mod lora;
+pub(super) mod residual;
 mod vera;
 
 use std::collections::BTreeMap;
@@ -26,6 +28,7 @@ use janus_core::noise;
 use janus_core::site::{Base, Correction, Site, SiteKind};
 
 use super::error::AdapterError;
+use super::init::{Init, of_weight};
 use super::peft_config::ModuleNames;
 use super::site::AdaptedSite;
 use crate::drawn::drawn;
@@ -38,6 +41,8 @@ pub enum Method {
         /// Whether each pair has a bias (`lora_bias`).
         bias: bool,
     },
+    /// Low-rank pairs under training that began as a part of the weight (`Init::is_of_weight`); LoRA in files.
+    Residual,
     /// Low-rank pairs and magnitudes.
     Dora,
     /// Hadamard products of low-rank products.
@@ -72,7 +77,7 @@ impl Method {
     /// As recipes call it.
     pub fn name(&self) -> &'static str {
         match self {
-            Method::Lora { .. } => "lora",
+            Method::Lora { .. } | Method::Residual => "lora",
             Method::Dora => "dora",
             Method::Loha { .. } => "loha",
             Method::Lokr { .. } => "lokr",
@@ -88,7 +93,7 @@ impl Method {
 
     /// Whether a rank beyond the longest side of a matrix is of no use.
     pub(super) fn is_limited_by_sides(&self) -> bool {
-        matches!(self, Method::Lora { .. } | Method::Dora)
+        matches!(self, Method::Lora { .. } | Method::Residual | Method::Dora)
     }
 
     /// The same method at the sites of both, which are of one recipe.
@@ -108,7 +113,7 @@ impl Method {
 
     /// Whether a site computes with the tensors themselves, so that a step that moves them is seen at once.
     pub(crate) fn is_direct(&self) -> bool {
-        matches!(self, Method::Lora { bias: false })
+        matches!(self, Method::Lora { bias: false } | Method::Residual)
     }
 
     /// Values that are held of each token at a site, for factors of a rank: of LoHa's, whose pair has the squared rank, more.
@@ -134,13 +139,14 @@ impl Method {
         match kind {
             SiteKind::Linear => true,
             SiteKind::Conv2d { .. } => !matches!(self, Method::Vera { .. }),
-            SiteKind::Embedding => matches!(self, Method::Lora { .. } | Method::Dora),
+            SiteKind::Embedding => matches!(self, Method::Lora { .. } | Method::Residual | Method::Dora),
         }
     }
 
     pub(super) fn form(&self) -> Box<dyn Form> {
         match self {
             Method::Lora { bias } => Box::new(lora::Lora { bias: *bias }),
+            Method::Residual => Box::new(residual::Residual),
             Method::Dora => Box::new(dora::Dora),
             Method::Loha { effective } => Box::new(loha::Loha { effective: *effective }),
             Method::Lokr { decompose_both, decompose_factor, effective } => Box::new(lokr::Lokr {
@@ -197,16 +203,6 @@ pub(super) struct At<'a> {
     pub(super) rank: usize,
     /// Whether (IA)³ has its factors on the input here.
     pub(super) is_feedforward: bool,
-}
-
-/// How the first values of low-rank pairs are drawn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Init {
-    /// A from U(±1/√fan_in), B = 0; embeddings: A = 0, B from N(0, 1).
-    #[default]
-    Kaiming,
-    /// A from N(0, 1/rank²), B = 0; embeddings as with `kaiming`.
-    Gaussian,
 }
 
 /// What first values are made from.
@@ -278,10 +274,16 @@ pub(super) trait Form {
 pub(super) fn first_values(
     method: &Method,
     at: At<'_>,
+    scale: f64,
     init: Init,
     seed: u64,
     base: &dyn Base,
 ) -> Result<BTreeMap<&'static str, Tensor>, AdapterError> {
+    if *method == Method::Residual {
+        let [a, b] = of_weight(init, &base.weight()?, at.rank, scale, &super::site::key(at.site, lora::A))?;
+        let starts = [(residual::START_A, a.clone()), (residual::START_B, b.clone())];
+        return Ok([(lora::A, a), (lora::B, b)].into_iter().chain(starts).collect());
+    }
     let form = method.form();
     let first = |(ending, shape): (&'static str, Vec<usize>)| {
         let key = super::site::key(at.site, ending);
@@ -289,6 +291,13 @@ pub(super) fn first_values(
         Ok((ending, form.first(at, ending, &beginning)?))
     };
     form.tensors(at).into_iter().map(first).collect()
+}
+
+/// Zeros in the shapes of everything that a method has at a site, by ending.
+pub(super) fn blank_values(method: &Method, at: At<'_>) -> Result<BTreeMap<&'static str, Tensor>, AdapterError> {
+    let zeros =
+        |(ending, shape): (&'static str, Vec<usize>)| Ok((ending, Tensor::zeros(shape, DType::F32, &Device::Cpu)?));
+    method.form().tensors(at).into_iter().map(zeros).collect()
 }
 
 /// The base's weight of one in `read`, rounded to `dtype`, which it is computed in.

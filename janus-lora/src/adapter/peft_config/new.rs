@@ -4,7 +4,8 @@ use serde_json::{Map, Value, json};
 
 use super::{Fields, ModuleNames, NO_TARGETS, PeftConfig};
 use crate::adapter::error::AdapterError;
-use crate::adapter::method::{Init, Method};
+use crate::adapter::init::Init;
+use crate::adapter::method::Method;
 
 /// What a new configuration is made from.
 pub(crate) struct NewConfig<'a> {
@@ -33,7 +34,7 @@ impl PeftConfig {
     pub(crate) fn new(new: &NewConfig<'_>) -> Result<Self, AdapterError> {
         let mut json = common(new);
         let own = match new.method {
-            Method::Lora { .. } | Method::Dora => lora(new),
+            Method::Lora { .. } | Method::Residual | Method::Dora => lora(new),
             Method::Loha { effective } => lycoris(new, "LOHA", *effective),
             Method::Lokr { decompose_both, decompose_factor, effective } => {
                 let mut own = lycoris(new, "LOKR", *effective);
@@ -84,8 +85,10 @@ fn sorted(names: &[String]) -> Value {
 
 fn lora(new: &NewConfig<'_>) -> Value {
     let init = match new.init {
-        Init::Kaiming => json!(true),
-        Init::Gaussian => json!("gaussian"),
+        // PEFT takes no other word beside a bias.
+        Init::Gaussian if *new.method != (Method::Lora { bias: true }) => json!("gaussian"),
+        // In files a pair is a plain one, however it began.
+        Init::Kaiming | Init::Gaussian | Init::Pissa | Init::Olora => json!(true),
     };
     json!({
         "alora_invocation_tokens": null,

@@ -1,5 +1,5 @@
 use super::*;
-use crate::adapter::method::Init;
+use crate::adapter::init::Init;
 
 /// `fields` over a minimal configuration.
 fn config(fields: Value) -> Result<PeftConfig, AdapterError> {
@@ -180,6 +180,31 @@ fn writing_keeps_what_was_read_and_sorts_the_keys() {
     let again = PeftConfig::from_json(&written).unwrap();
     assert_eq!(again.rank_patterns, read.rank_patterns, "patterns keep their order, which counts");
     assert_eq!(again.to_json(), written);
+}
+
+/// PEFT refuses any other word beside a bias.
+#[test]
+fn pairs_with_a_bias_say_no_word_of_their_beginning() {
+    let names = ["model.vision_model.encoder.layers.0.mlp.fc1".to_string()];
+    let written = |bias| {
+        PeftConfig::new(&NewConfig {
+            method: &Method::Lora { bias },
+            rank: 4,
+            alpha: 4.0,
+            rslora: false,
+            dropout: 0.0,
+            init: Init::Gaussian,
+            targets: &names,
+            ranks: &[],
+            alphas: &[],
+            modules_to_save: &[],
+            base_name: None,
+        })
+        .unwrap()
+        .to_json()
+    };
+    assert!(written(true).contains("\"init_lora_weights\": true"));
+    assert!(written(false).contains("\"init_lora_weights\": \"gaussian\""));
 }
 
 #[test]

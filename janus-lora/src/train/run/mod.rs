@@ -4,6 +4,7 @@
 //! with starts at that same place: an evaluation that was due and not done is done first. The last step always leaves a
 //! checkpoint, before the final evaluation and the files of the adapter ([`kept`]).
 
+mod beginning;
 mod kept;
 mod outcome;
 mod prepared;
@@ -12,7 +13,7 @@ mod watched;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use candle_core::{DType, Device};
+use candle_core::Device;
 use serde_json::json;
 
 use super::checkpoint::{self, Checkpoint, State};
@@ -33,7 +34,7 @@ use super::step::{StepReport, Stepper, TableLoss};
 use super::tables::RecipeTable;
 use super::trainable::Trainables;
 use super::{TrainError, signals};
-use crate::adapter::{Adapter, Note};
+use crate::adapter::Note;
 use crate::allocator;
 use crate::cache::CacheSettings;
 use crate::error::{Error, Result};
@@ -119,9 +120,11 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
     if cache_settings.is_on() && uses_images {
         base.cache().keep(fingerprint.wait(status)?, &cache_settings);
     }
-    let read = |name: &str| Ok(base.checkpoint().read(name, DType::F32)?);
     let spec = stages::whole_spec(recipe, base, stages);
-    let mut adapter = Adapter::new(base.config(), base.checkpoint().is_tied(), &spec, recipe.train.seed, &read)?;
+    let mut adapter = match &resumed {
+        Some(checkpoint) => checkpoint.adapter(&spec, base)?,
+        None => beginning::begin(&spec, base, recipe.train.seed, status)?,
+    };
     let mut note = Note::new();
     note.recipe = Some(to_toml(recipe));
     adapter.note = Some(note);
@@ -132,12 +135,6 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
     for (number, stage) in stages.iter().enumerate().filter(|(other, _)| *other != number && step == 0) {
         let opened = stage.open(number, base.clone(), adapter.clone(), device, status)?;
         check_coverage(stage, &opened, status)?;
-    }
-    if let Some(checkpoint) = &resumed {
-        let note = adapter.note.take();
-        adapter = Adapter::read(&checkpoint.folder, base.config(), base.checkpoint().is_tied())
-            .map_err(|error| checkpoint.unusable(error.to_string()))?;
-        adapter.note = note;
     }
     let known = if stages.len() > 1 { fingerprint.wait(status)? } else { "" };
     let stage_base = stages::with_copies(base, known, &adapter, &cache_settings)?;

@@ -9,10 +9,10 @@ use janus_core::noise;
 use crate::jacobi::{dot, orthogonalise};
 
 /// Rows of values.
-pub(super) type Lines = Vec<Vec<f64>>;
+pub(crate) type Lines = Vec<Vec<f64>>;
 
 /// The shorter side up to which a matrix is decomposed exactly.
-pub(super) const EXACT_SIDE: usize = 256;
+pub(crate) const EXACT_SIDE: usize = 256;
 
 /// Directions that are followed beside the wanted ones, at least.
 const SPARE_DIRECTIONS: usize = 24;
@@ -27,17 +27,17 @@ const SEED: u64 = 0;
 
 /// Triples of singular value, left and right vector, the greatest value first; those of the value 0 are not in it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Svd {
-    pub(super) values: Vec<f64>,
+pub(crate) struct Svd {
+    pub(crate) values: Vec<f64>,
     /// `[values, rows of the matrix]`
-    pub(super) left: Lines,
+    pub(crate) left: Lines,
     /// `[values, columns of the matrix]`
-    pub(super) right: Lines,
+    pub(crate) right: Lines,
 }
 
 impl Svd {
     /// Sum of the squares of the first `rank` values.
-    pub(super) fn energy(&self, rank: usize) -> f64 {
+    pub(crate) fn energy(&self, rank: usize) -> f64 {
         self.values.iter().take(rank).map(|value| value * value).sum()
     }
 
@@ -88,7 +88,7 @@ fn add(sum: &mut [f64], weight: f64, line: &[f64]) {
 
 /// R and Q with `lines` = R · Q: lines of Q are orthonormal or zero, R is `[lines, lines]` and zero above its diagonal. By
 /// Gram and Schmidt, twice.
-pub(super) fn lq(mut lines: Lines) -> (Lines, Lines) {
+pub(crate) fn lq(mut lines: Lines) -> (Lines, Lines) {
     let count = lines.len();
     let mut triangle = vec![vec![0.0; count]; count];
     for current in 0..count {
@@ -143,14 +143,14 @@ fn identity(count: usize) -> Lines {
 }
 
 /// Of leftᵀ · right, with `left` `[rank, rows]` and `right` `[rank, columns]`: exact, and as cheap as the factors are thin.
-pub(super) fn svd_of_product(left: Lines, right: Lines) -> Svd {
+pub(crate) fn svd_of_product(left: Lines, right: Lines) -> Svd {
     let (left, right) = no_thicker_than_long(left, right);
     let ((left_part, left), (right_part, right)) = (lq(left), lq(right));
     Svd::between(&left, crossed(&left_part, &right_part), &right)
 }
 
 /// |leftᵀ · right|, its Frobenius norm.
-pub(super) fn norm_of_product(left: Lines, right: Lines) -> f64 {
+pub(crate) fn norm_of_product(left: Lines, right: Lines) -> f64 {
     let (left, right) = no_thicker_than_long(left, right);
     let core = crossed(&lq(left).0, &lq(right).0);
     core.iter().map(|line| dot(line, line)).sum::<f64>().sqrt()
@@ -159,7 +159,7 @@ pub(super) fn norm_of_product(left: Lines, right: Lines) -> f64 {
 /// The first `rank` triples of a matrix, `[rows, columns]`, f32: exact where a side is at most [`EXACT_SIDE`] long, otherwise by
 /// subspace iteration (Halko, Martinsson and Tropp, SIAM Review 53(2), 2011) until another round raises what they hold of the
 /// matrix' energy by less than a billionth.
-pub(super) fn svd_of_matrix(matrix: &Tensor, rank: usize) -> candle_core::Result<Svd> {
+pub(crate) fn svd_of_matrix(matrix: &Tensor, rank: usize) -> candle_core::Result<Svd> {
     let (rows, columns) = matrix.dims2()?;
     if rows.min(columns) <= EXACT_SIDE {
         return exact(matrix, rank);
@@ -198,13 +198,13 @@ fn exact(matrix: &Tensor, rank: usize) -> candle_core::Result<Svd> {
 }
 
 /// The rows of a matrix.
-pub(super) fn lines_of(matrix: &Tensor) -> candle_core::Result<Lines> {
+pub(crate) fn lines_of(matrix: &Tensor) -> candle_core::Result<Lines> {
     let rows: Vec<Vec<f32>> = matrix.to_vec2()?;
     Ok(rows.into_iter().map(|row| row.into_iter().map(f64::from).collect()).collect())
 }
 
 /// Lines of this length as an f32 matrix.
-pub(super) fn tensor_of(lines: &Lines, length: usize) -> candle_core::Result<Tensor> {
+pub(crate) fn tensor_of(lines: &Lines, length: usize) -> candle_core::Result<Tensor> {
     let values: Vec<f32> = lines.iter().flatten().map(|value| *value as f32).collect();
     Tensor::from_vec(values, (lines.len(), length), &Device::Cpu)
 }

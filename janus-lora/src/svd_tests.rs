@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
-use super::super::testing::{lines, normal};
 use super::*;
+use crate::algebra::testing::{lines, normal};
 
 fn product(left: &Lines, right: &Lines) -> Vec<f64> {
     crossed(left, right).concat()

@@ -1,0 +1,67 @@
+//! How low-rank pairs begin.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `weight` | pairs that begin as a part of the weight they stand at |
+//! | `plain` | what such a pair was trained to, as the plain pair of files, and back |
+//!
+//! Pairs that are drawn ([`Init::Kaiming`], [`Init::Gaussian`]) are methods' own.
+
+mod plain;
+mod weight;
+
+use janus_core::site::{Site, SiteKind};
+
+use super::error::AdapterError;
+pub(super) use weight::of_weight;
+
+/// How the first values of low-rank pairs come about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Init {
+    /// A from U(±1/√fan_in), B = 0; embeddings: A = 0, B from N(0, 1).
+    #[default]
+    Kaiming,
+    /// A from N(0, 1/rank²), B = 0; embeddings as with `kaiming`.
+    Gaussian,
+    /// The greatest singular values and vectors of the weight (PiSSA; Meng et al., arXiv:2404.02948), half of each value on
+    /// either side.
+    Pissa,
+    /// The first columns of Q and rows of R of the weight (OLoRA; Büyükakyüz, arXiv:2406.01775).
+    Olora,
+}
+
+impl Init {
+    /// As recipes call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Init::Kaiming => "kaiming",
+            Init::Gaussian => "gaussian",
+            Init::Pissa => "pissa",
+            Init::Olora => "olora",
+        }
+    }
+
+    /// Whether a pair begins as a part of the weight, which then is taken away from it: what is trained is W + s·(B·A − B₀·A₀).
+    pub fn is_of_weight(self) -> bool {
+        matches!(self, Init::Pissa | Init::Olora)
+    }
+
+    /// Refuses a site or a rank for which there is no such beginning.
+    ///
+    /// # Errors
+    /// [`AdapterError::NotForBeginning`] and [`AdapterError::TooFewDirections`].
+    pub fn require(self, site: &Site, rank: usize) -> Result<(), AdapterError> {
+        if !self.is_of_weight() {
+            return Ok(());
+        }
+        let path = site.path.to_string();
+        if site.kind != SiteKind::Linear {
+            return Err(AdapterError::NotForBeginning { path, init: self.name() });
+        }
+        let most = site.input.min(site.output);
+        if rank > most {
+            return Err(AdapterError::TooFewDirections { path, init: self.name(), rank, most });
+        }
+        Ok(())
+    }
+}
