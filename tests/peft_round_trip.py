@@ -108,6 +108,8 @@ RECIPES = {
     "rslora": ["adapter.rslora=true", "adapter.init=gaussian"],
     "pissa": ["adapter.init=pissa", "adapter.rank=4"],
     "olora-rslora": ["adapter.init=olora", "adapter.rank=4", "adapter.rslora=true", "adapter.rank_pattern={ down_proj = 3 }"],
+    "eva": ["adapter.init=eva", "adapter.rank=4", "adapter.eva_rho=2.0"],
+    "eva-rslora": ["adapter.init=eva", "adapter.rank=4", "adapter.eva_rho=2.0", "adapter.rslora=true"],
     "dora": ["adapter.method=dora"],
     "dora-rslora": ["adapter.method=dora", "adapter.rslora=true", "adapter.rank_pattern={ down_proj = 3 }"],
     "lora-bias": ["adapter.bias=true"],

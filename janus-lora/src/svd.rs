@@ -164,7 +164,26 @@ pub(crate) fn svd_of_matrix(matrix: &Tensor, rank: usize) -> candle_core::Result
     if rows.min(columns) <= EXACT_SIDE {
         return exact(matrix, rank);
     }
-    let directions = (rank + rank.max(SPARE_DIRECTIONS)).min(rows.min(columns));
+    iterated(matrix, rank, [rows, columns])
+}
+
+/// The same by subspace iteration wherever that follows few of all directions: for many matrices of which the first triples
+/// alone are asked.
+pub(crate) fn leading(matrix: &Tensor, rank: usize) -> candle_core::Result<Svd> {
+    let (rows, columns) = matrix.dims2()?;
+    if 2 * followed(rank) >= rows.min(columns) {
+        return exact(matrix, rank);
+    }
+    iterated(matrix, rank, [rows, columns])
+}
+
+/// Directions that are followed for so many wanted ones.
+fn followed(rank: usize) -> usize {
+    rank + rank.max(SPARE_DIRECTIONS)
+}
+
+fn iterated(matrix: &Tensor, rank: usize, [rows, columns]: [usize; 2]) -> candle_core::Result<Svd> {
+    let directions = followed(rank).min(rows.min(columns));
     let key = noise::combine(SEED, noise::key_of("first directions"));
     let draw = |index: usize| noise::normal(key, index as u64);
     let drawn = |line: usize| (0..columns).map(|column| draw(line * columns + column)).collect();

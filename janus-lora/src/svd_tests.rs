@@ -108,3 +108,21 @@ fn large_matrices_give_what_exact_decomposition_gives() {
     assert!(found.values[1] > 1.0 && found.values.get(2).is_none_or(|value| *value < 1e-3), "{:?}", found.values);
     assert!(svd_of_matrix(&low.zeros_like().unwrap(), rank).unwrap().values.is_empty());
 }
+
+#[test]
+fn the_leading_triples_are_those_of_all() {
+    // Both ways: few of many directions are iterated, others decomposed.
+    for (rank, rows, columns) in [(4, 200, 120), (40, 60, 90)] {
+        let (left, right) = (lq(lines(20, rows, 7)).1, lq(lines(20, columns, 8)).1);
+        let values: Vec<f64> = (0..20).map(|place| 0.7f64.powi(place)).collect();
+        let scaled: Lines =
+            left.iter().zip(&values).map(|(line, value)| line.iter().map(|part| part * value).collect()).collect();
+        let cells: Vec<f32> = product(&scaled, &right).iter().map(|value| *value as f32).collect();
+        let matrix = Tensor::from_vec(cells, (rows, columns), &Device::Cpu).unwrap();
+        let found = leading(&matrix, rank).unwrap();
+        for (place, value) in values.iter().take(rank).enumerate() {
+            assert!((found.values[place] - value).abs() < 1e-5, "{place}: {} {value}", found.values[place]);
+            assert!(dot(&found.right[place], &right[place]).abs() > 0.9999);
+        }
+    }
+}

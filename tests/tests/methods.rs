@@ -6,7 +6,7 @@ use janus_tests::tiny::Workplace;
 use serde_json::Value;
 
 /// What a recipe says of each, and a key of a tensor that it leaves.
-const METHODS: [(&str, &[&str], &str); 11] = [
+const METHODS: [(&str, &[&str], &str); 12] = [
     ("lora", &["adapter.rank=4", "adapter.init=gaussian", "train.lora_plus_ratio=4.0"], "lora_B.weight"),
     ("rslora", &["adapter.rank=4", "adapter.rslora=true", "adapter.rank_pattern={ down_proj = 2 }"], "lora_A.weight"),
     ("bias", &["adapter.rank=4", "adapter.bias=true"], "lora_B.bias"),
@@ -16,6 +16,7 @@ const METHODS: [(&str, &[&str], &str); 11] = [
         &["adapter.rank=4", "adapter.init=olora", "adapter.rslora=true", "adapter.rank_pattern={ down_proj = 2 }"],
         "lora_B.weight",
     ),
+    ("eva", &["adapter.rank=4", "adapter.init=eva"], "lora_A.weight"),
     ("dora", &["adapter.method=dora", "adapter.rank=4"], "lora_magnitude_vector"),
     ("loha", &["adapter.method=loha", "adapter.rank=2"], "hada_w1_a"),
     ("lokr", &["adapter.method=lokr", "adapter.rank=2"], "lokr_w1"),
@@ -92,10 +93,58 @@ fn a_plan_counts_what_a_run_trains() {
     }
 }
 
+/// Ranks go where a site's inputs take more directions, and all scales stay.
+#[test]
+fn ranks_follow_what_sites_see() {
+    let place = place();
+    let keys = ["adapter.rank=4", "adapter.init=eva", "adapter.eva_rho=2.0", "adapter.rslora=true", "train.steps=3"];
+    let folder = "output.dir=spread";
+    let arguments: Vec<&str> = ["train", "recipe.toml", folder].iter().chain(&keys).copied().collect();
+    let told = place.janus(&arguments).expect_success().stderr;
+    assert!(told.contains("by what sites see, their ranks are from"), "{told}");
+    let config: Value = serde_json::from_slice(&place.read("spread/adapter_config.json")).unwrap();
+    assert_eq!((&config["init_lora_weights"], &config["eva_config"]["rho"]), (&"eva".into(), &2.0.into()));
+    let bytes = place.read("spread/adapter_model.safetensors");
+    let tensors = candle_core::safetensors::load_buffer(&bytes, &candle_core::Device::Cpu).unwrap();
+    let ranks: Vec<usize> = tensors
+        .iter()
+        .filter(|(key, _)| key.ends_with("lora_A.weight"))
+        .map(|(_, value)| value.dim(0).unwrap())
+        .collect();
+    assert!(ranks.iter().all(|rank| (1..=8).contains(rank)) && ranks.iter().any(|rank| *rank > 4), "{ranks:?}");
+    assert_eq!(ranks.iter().sum::<usize>() % 4, 0, "as many as without: {ranks:?}");
+    // alpha · rank / 4 over √rank, whatever the rank.
+    for (path, alpha) in config["alpha_pattern"].as_object().unwrap() {
+        let rank = config["rank_pattern"][path].as_f64().unwrap();
+        assert!((alpha.as_f64().unwrap() - 4.0 * rank / 4.0).abs() < 1e-9, "{path}: {alpha} {rank}");
+    }
+    // Directions are orthonormal at first.
+    train(&place, "still", &[&keys[..4], &["train.steps=1", "train.learning_rate=1e-30"]].concat());
+    let bytes = place.read("still/adapter_model.safetensors");
+    for (key, value) in candle_core::safetensors::load_buffer(&bytes, &candle_core::Device::Cpu).unwrap() {
+        if key.ends_with("lora_A.weight") {
+            let square = value.matmul(&value.t().unwrap()).unwrap();
+            let one = candle_core::Tensor::eye(value.dim(0).unwrap(), value.dtype(), value.device()).unwrap();
+            let apart = (square - one).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+            let apart = apart.to_scalar::<f32>().unwrap();
+            assert!(apart < 1e-4, "{key}: {apart}");
+        }
+    }
+    // A run that goes on does not look again.
+    let on: Vec<&str> = ["train", "recipe.toml", folder, "--resume"].iter().chain(&keys[..4]).copied().collect();
+    let told = place.janus(&on).expect_success().stderr;
+    assert!(!told.contains("by what sites see"), "{told}");
+    // All steps at once: the same bytes.
+    let once: Vec<&str> = ["train", "recipe.toml", "output.dir=once"].iter().chain(&keys[..4]).copied().collect();
+    place.janus(&once).expect_success();
+    let read = |run: &str| place.read(&format!("{run}/adapter_model.safetensors"));
+    assert!(read("once") == read("spread"));
+}
+
 #[test]
 fn adapters_of_different_methods_add_up() {
     let place = place();
-    for (name, keys, _) in [METHODS[5], METHODS[7], METHODS[10]] {
+    for (name, keys, _) in [METHODS[6], METHODS[8], METHODS[11]] {
         train(&place, name, keys);
     }
     let adapters = ["--adapter", "dora:0.5", "--adapter", "lokr:-1.5", "--adapter", "ia3:2"];
@@ -129,6 +178,10 @@ fn what_does_not_go_together_is_refused() {
             "`adapter.init` = `pissa` is for the pairs of the method `lora`",
         ),
         (&["adapter.bias=true", "adapter.init=olora"], "its pairs have a bias"),
+        (&["adapter.method=dora", "adapter.init=eva"], "`adapter.init` = `eva` is for the pairs of the method `lora`"),
+        (&["adapter.eva_rho=2.0"], "`adapter.eva_rho` says nothing of `adapter.init` = `kaiming`"),
+        (&["adapter.init=eva", "adapter.eva_rho=0.5"], "`adapter.eva_rho` must be a finite number, 1 or more"),
+        (&["adapter.init=eva", "adapter.targets=[\"embed_tokens\"]"], "is no place for pairs that begin with `eva`"),
         (
             &["adapter.init=pissa", "adapter.targets=[\"patch_embedding\"]"],
             "is no place for pairs that begin with `pissa`",

@@ -67,8 +67,8 @@ pub enum AdapterError {
         /// How they were to begin.
         init: &'static str,
     },
-    /// A pair of a rank that the weight has not.
-    #[error("a pair of rank {rank} at `{path}` was to begin with `{init}`, and the weight has {most} directions")]
+    /// A pair of a greater rank than there are directions to begin with.
+    #[error("a pair of rank {rank} at `{path}` was to begin with `{init}`, and there are {most} directions")]
     TooFewDirections {
         /// The site.
         path: String,
@@ -76,7 +76,7 @@ pub enum AdapterError {
         init: &'static str,
         /// The pair's rank.
         rank: usize,
-        /// Rows or columns of the weight, whichever are fewer.
+        /// Of the weight, or of the site's input.
         most: usize,
     },
     /// A bias for a pair where the base has none.

@@ -28,7 +28,7 @@ mod error;
 mod extras;
 mod file;
 mod folder;
-mod init;
+pub(crate) mod init;
 mod locate;
 pub(crate) mod method;
 mod note;
@@ -372,7 +372,7 @@ fn new_config(base: &JanusConfig, spec: &AdapterSpec) -> Result<PeftConfig, Adap
     let ranks: Vec<(String, usize)> = spec.ranks.iter().map(|(path, rank)| (path.to_string(), *rank)).collect();
     let alphas: Vec<(String, f64)> = spec.alphas.iter().map(|(path, alpha)| (path.to_string(), *alpha)).collect();
     let is_plain = spec.method == Method::Lora { bias: false };
-    if spec.init.is_of_weight() && !is_plain {
+    if spec.init.is_of_plain_pairs() && !is_plain {
         return setting("init", spec.init.name().to_owned(), "`kaiming` or `gaussian` with this method");
     }
     let mut config = PeftConfig::new(&NewConfig {

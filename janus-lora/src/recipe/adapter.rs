@@ -33,8 +33,10 @@ choice! {
         Pissa = "pissa",
         /// A and B from the QR decomposition of the weight, taken away from it likewise.
         Olora = "olora",
+        /// A from what the site sees over the run's own rows, B zero; with `lora` at linear maps.
+        Eva = "eva",
     }
-    later ["eva"]
+    later []
 }
 
 /// A table from patterns over checkpoint paths to numbers, in the recipe's order: the first that matches counts.
@@ -62,6 +64,8 @@ section! {
         pub rslora: bool, Rule::Boolean, default(false);
         /// How pairs begin. With `lora` and `dora`.
         pub init: AdapterInit, Rule::Choice(&AdapterInit::CHOICES), default(AdapterInit::Kaiming);
+        /// A site may get so many times its rank where its inputs take more directions than others'. With `init = "eva"`.
+        pub eva_rho: f64, Rule::Number(NumberRange::AtLeastOne), default(1.0);
         /// Whether each pair has a bias that is trained, where the base has one. With `lora`.
         pub bias: bool, Rule::Boolean, default(false);
         /// Sites that are scaled on their input instead of their output: patterns. With `ia3`.
@@ -99,7 +103,7 @@ impl AdapterMethod {
             "rank" => &[Lora, Dora, Loha, Lokr, Vera],
             "scale" | "alpha" | "rank_pattern" | "alpha_pattern" => &[Lora, Dora, Loha, Lokr],
             "rslora" | "init" => &[Lora, Dora],
-            "bias" => &[Lora],
+            "bias" | "eva_rho" => &[Lora],
             "feedforward" => &[Ia3],
             "d_initial" | "projection_seed" => &[Vera],
             "decompose_factor" | "decompose_both" => &[Lokr],
@@ -117,6 +121,11 @@ impl AdapterMethod {
 }
 
 impl AdapterSection {
+    /// Whether a key says something of it.
+    pub(super) fn takes(&self, key: &str) -> bool {
+        self.method.takes(key) && (key != "eva_rho" || self.init == AdapterInit::Eva)
+    }
+
     /// What keeps pairs from beginning as `init` says, in words.
     pub(super) fn refused_init(&self) -> Option<&'static str> {
         match (self.init, self.method, self.bias) {
@@ -151,7 +160,7 @@ impl AdapterSection {
     pub(super) fn write_own(&self, out: &mut String) {
         let mut all = String::new();
         self.write(&mut all);
-        let is_own = |line: &&str| line.split_once(" = ").is_none_or(|(key, _)| self.method.takes(key));
+        let is_own = |line: &&str| line.split_once(" = ").is_none_or(|(key, _)| self.takes(key));
         all.lines().filter(is_own).for_each(|line| {
             out.push_str(line);
             out.push('\n');

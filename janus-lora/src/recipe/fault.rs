@@ -162,6 +162,14 @@ pub enum Problem {
         /// What is in its way.
         why: &'static str,
     },
+    /// A key of pairs that begin with what their sites see.
+    #[error("`{key}` says nothing of `adapter.init` = `{init}`")]
+    OnlyWithEva {
+        /// The key.
+        key: String,
+        /// The beginning.
+        init: &'static str,
+    },
     /// Two data tables of one name.
     #[error("the name `{name}` is taken by `{first}`")]
     DuplicateName {
@@ -314,6 +322,7 @@ impl Problem {
             Problem::NotWithInit { .. } => {
                 Some("leave `adapter.init` out, or take `adapter.method` = `lora` without `adapter.bias`".into())
             }
+            Problem::OnlyWithEva { key, .. } => Some(format!("leave `{key}` out, or set `adapter.init` to `eva`")),
             Problem::DuplicateName { .. } => Some("give each [[data]] table a `name` of its own".into()),
             Problem::UnknownScheme { .. } => Some(
                 "a source is a path, a glob, a folder, `hf://datasets/owner/name/...` or `synth:name?rows=512&seed=1`"

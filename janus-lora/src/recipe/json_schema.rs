@@ -101,6 +101,7 @@ fn number_schema(range: NumberRange) -> Value {
         NumberRange::NotZero => json!({ "type": "number", "not": { "const": 0 } }),
         NumberRange::Positive => json!({ "type": "number", "exclusiveMinimum": 0 }),
         NumberRange::NotNegative => json!({ "type": "number", "minimum": 0 }),
+        NumberRange::AtLeastOne => json!({ "type": "number", "minimum": 1 }),
         NumberRange::Share => json!({ "type": "number", "minimum": 0, "maximum": 1 }),
         NumberRange::BelowOne => json!({ "type": "number", "minimum": 0, "exclusiveMaximum": 1 }),
     }

@@ -185,6 +185,9 @@ pub(super) fn read_adapter(root: &Table, faults: &mut Faults) -> Option<AdapterS
             let (key, takers) = (format!("adapter.{}", field.name), AdapterMethod::takers(field.name));
             let problem = Problem::NotForMethod { key, method: adapter.method.name(), takers };
             reader.faults.push(Some(entry.key_place.clone()), problem);
+        } else if !adapter.takes(field.name) {
+            let problem = Problem::OnlyWithEva { key: format!("adapter.{}", field.name), init: adapter.init.name() };
+            reader.faults.push(Some(entry.key_place.clone()), problem);
         }
     }
     if let (Some(why), Some(entry)) = (adapter.refused_init(), reader.entry("init"))

@@ -21,6 +21,8 @@ pub enum NumberRange {
     Positive,
     /// 0 or more.
     NotNegative,
+    /// 1 or more.
+    AtLeastOne,
     /// From 0 to 1.
     Share,
     /// From 0 up to, not including, 1.
@@ -35,6 +37,7 @@ impl NumberRange {
                 NumberRange::NotZero => number != 0.0,
                 NumberRange::Positive => number > 0.0,
                 NumberRange::NotNegative => number >= 0.0,
+                NumberRange::AtLeastOne => number >= 1.0,
                 NumberRange::Share => (0.0..=1.0).contains(&number),
                 NumberRange::BelowOne => (0.0..1.0).contains(&number),
             }
@@ -47,6 +50,7 @@ impl fmt::Display for NumberRange {
             NumberRange::NotZero => "a finite number other than 0",
             NumberRange::Positive => "a finite number above 0",
             NumberRange::NotNegative => "a finite number, 0 or more",
+            NumberRange::AtLeastOne => "a finite number, 1 or more",
             NumberRange::Share => "a number from 0 to 1",
             NumberRange::BelowOne => "a number from 0 up to, not including, 1",
         })

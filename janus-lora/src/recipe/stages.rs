@@ -129,6 +129,7 @@ fn refuse_other_pairs(items: &[Node], stages: &[Stage], faults: &mut Faults) {
             ("adapter.rank", was.rank.to_string(), is.rank.to_string()),
             ("adapter.rslora", was.rslora.to_string(), is.rslora.to_string()),
             ("adapter.init", was.init.to_string(), is.init.to_string()),
+            ("adapter.eva_rho", was.eva_rho.to_string(), is.eva_rho.to_string()),
             ("adapter.bias", was.bias.to_string(), is.bias.to_string()),
             ("adapter.feedforward", was.feedforward.join(", "), is.feedforward.join(", ")),
             ("adapter.d_initial", was.d_initial.to_string(), is.d_initial.to_string()),

@@ -104,7 +104,7 @@ fn shallow(spec: AdapterSpec, config: &JanusConfig) -> Option<AdapterSpec> {
     let modules_to_save: Vec<String> = spec.modules_to_save.iter().filter(|module| is_there(module)).cloned().collect();
     let is_empty = sites.is_empty() && modules_to_save.is_empty() && spec.dynamic.is_none() && spec.heads.is_empty();
     // Random weights need no beginning of their own, which could take longer than all steps.
-    let init = if spec.init.is_of_weight() { Init::Kaiming } else { spec.init };
+    let init = if spec.init.is_of_plain_pairs() { Init::Kaiming } else { spec.init };
     (!is_empty).then_some(AdapterSpec { sites, modules_to_save, init, ..spec })
 }
 

@@ -126,6 +126,7 @@ pub(super) fn init(section: &AdapterSection) -> Init {
         AdapterInit::Gaussian => Init::Gaussian,
         AdapterInit::Pissa => Init::Pissa,
         AdapterInit::Olora => Init::Olora,
+        AdapterInit::Eva => Init::Eva { rho: section.eva_rho },
     }
 }
 

@@ -3,10 +3,12 @@
 //! | file | what |
 //! | --- | --- |
 //! | `weight` | pairs that begin as a part of the weight they stand at |
+//! | `eva` | pairs that begin with what their sites see |
 //! | `plain` | what such a pair was trained to, as the plain pair of files, and back |
 //!
 //! Pairs that are drawn ([`Init::Kaiming`], [`Init::Gaussian`]) are methods' own.
 
+pub(crate) mod eva;
 mod plain;
 mod weight;
 
@@ -16,7 +18,7 @@ use super::error::AdapterError;
 pub(super) use weight::of_weight;
 
 /// How the first values of low-rank pairs come about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub enum Init {
     /// A from U(±1/√fan_in), B = 0; embeddings: A = 0, B from N(0, 1).
     #[default]
@@ -28,6 +30,11 @@ pub enum Init {
     Pissa,
     /// The first columns of Q and rows of R of the weight (OLoRA; Büyükakyüz, arXiv:2406.01775).
     Olora,
+    /// A from the inputs of the site over rows of the run (EVA), B = 0. Whoever has no such rows draws it as with `kaiming`.
+    Eva {
+        /// A site may get so many times its rank, where its inputs take more directions than others'.
+        rho: f64,
+    },
 }
 
 impl Init {
@@ -38,6 +45,7 @@ impl Init {
             Init::Gaussian => "gaussian",
             Init::Pissa => "pissa",
             Init::Olora => "olora",
+            Init::Eva { .. } => "eva",
         }
     }
 
@@ -46,19 +54,32 @@ impl Init {
         matches!(self, Init::Pissa | Init::Olora)
     }
 
+    /// Whether it is for plain pairs alone, without magnitudes and biases.
+    pub fn is_of_plain_pairs(self) -> bool {
+        !matches!(self, Init::Kaiming | Init::Gaussian)
+    }
+
+    /// The most that a site may get instead of a rank.
+    pub fn most_of(self, rank: usize) -> usize {
+        match self {
+            Init::Eva { rho } => (rank as f64 * rho).round() as usize,
+            _ => rank,
+        }
+    }
+
     /// Refuses a site or a rank for which there is no such beginning.
     ///
     /// # Errors
     /// [`AdapterError::NotForBeginning`] and [`AdapterError::TooFewDirections`].
     pub fn require(self, site: &Site, rank: usize) -> Result<(), AdapterError> {
-        if !self.is_of_weight() {
+        if !self.is_of_plain_pairs() {
             return Ok(());
         }
         let path = site.path.to_string();
         if site.kind != SiteKind::Linear {
             return Err(AdapterError::NotForBeginning { path, init: self.name() });
         }
-        let most = site.input.min(site.output);
+        let most = if self.is_of_weight() { site.input.min(site.output) } else { site.input };
         if rank > most {
             return Err(AdapterError::TooFewDirections { path, init: self.name(), rank, most });
         }

@@ -37,7 +37,7 @@ pub(super) fn pair(At { site, rank, .. }: At<'_>) -> Vec<(&'static str, Vec<usiz
 /// First values of A or B.
 pub(super) fn first(at: At<'_>, ending: &str, beginning: &Beginning<'_>) -> Result<Tensor, AdapterError> {
     match (ending, beginning.init) {
-        (A, Init::Kaiming) => beginning.kaiming(),
+        (A, Init::Kaiming | Init::Eva { .. }) => beginning.kaiming(),
         (A, Init::Gaussian) => beginning.normal(1.0 / at.rank as f64),
         (EMBEDDING_B, _) => beginning.normal(1.0),
         _ => beginning.full(0.0),

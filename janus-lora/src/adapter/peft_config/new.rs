@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use super::{Fields, ModuleNames, NO_TARGETS, PeftConfig};
 use crate::adapter::error::AdapterError;
 use crate::adapter::init::Init;
+use crate::adapter::init::eva::FOUND;
 use crate::adapter::method::Method;
 
 /// What a new configuration is made from.
@@ -89,6 +90,18 @@ fn lora(new: &NewConfig<'_>) -> Value {
         Init::Gaussian if *new.method != (Method::Lora { bias: true }) => json!("gaussian"),
         // In files a pair is a plain one, however it began.
         Init::Kaiming | Init::Gaussian | Init::Pissa | Init::Olora => json!(true),
+        Init::Eva { .. } => json!("eva"),
+    };
+    let eva = match new.init {
+        Init::Eva { rho } => json!({
+            "adjust_scaling_factors": true,
+            "label_mask_value": -100,
+            "rho": rho,
+            "tau": FOUND,
+            "use_label_mask": false,
+            "whiten": false,
+        }),
+        _ => Value::Null,
     };
     json!({
         "alora_invocation_tokens": null,
@@ -97,7 +110,7 @@ fn lora(new: &NewConfig<'_>) -> Value {
         "bias": "none",
         "corda_config": null,
         "ensure_weight_tying": false,
-        "eva_config": null,
+        "eva_config": eva,
         "fan_in_fan_out": false,
         "init_lora_weights": init,
         "kasa_config": null,

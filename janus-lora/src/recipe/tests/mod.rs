@@ -467,6 +467,9 @@ fn every_key_is_documented_and_its_default_is_legal() {
             if section.name == "adapter" && !AdapterMethod::Lora.takes(field.name) {
                 header.push_str(&format!("method = \"{}\"\n", AdapterMethod::takers(field.name)[0]));
             }
+            if field.name == "eva_rho" {
+                header.push_str("init = \"eva\"\n");
+            }
             let text = LEAST.replace("[output]", &format!("{header}{} = {default}\n[output]", field.name));
             assert!(load_text(&text, &[]).is_ok() || section.name == "base", "{} = {default}", field.name);
         }
@@ -580,5 +583,11 @@ fn recipes_of_every_method_are_written_and_read_back() {
         let text = to_toml(&recipe);
         assert_eq!(good(&text, &[]), recipe, "{text}");
         assert_eq!(text.contains("\nrank = "), *method != "ia3", "{text}");
+    }
+    for init in AdapterInit::CHOICES.names {
+        let recipe = good(&format!("{LEAST}[adapter]\ninit = \"{init}\"\n"), &[]);
+        let text = to_toml(&recipe);
+        assert_eq!(good(&text, &[]), recipe, "{text}");
+        assert_eq!(text.contains("\neva_rho = "), *init == "eva", "{text}");
     }
 }

@@ -2,33 +2,52 @@
 
 use std::cell::Cell;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
-use crate::adapter::{Adapter, AdapterSpec};
-use crate::base::Base;
+use super::directions::directions;
+use super::{Prepared, stages};
+use crate::adapter::{Adapter, AdapterSpec, Init};
 use crate::error::Result;
 use crate::status::Status;
 
-/// A new adapter. Where it begins from the weights themselves, that is shown: over a large base it takes minutes.
+/// A new adapter. Where it begins from the weights themselves or from what sites see, that is shown: over a large base it takes
+/// minutes.
 ///
 /// # Errors
-/// As [`Adapter::new`].
-pub(super) fn begin(spec: &AdapterSpec, base: &Base, seed: u64, status: &dyn Status) -> Result<Adapter> {
-    let (config, tied) = (base.config(), base.checkpoint().is_tied());
-    let read = |name: &str| Ok(base.checkpoint().read(name, DType::F32)?);
-    if !spec.init.is_of_weight() {
-        return Ok(Adapter::new(config, tied, spec, seed, &read)?);
-    }
-    let count = spec.sites.len() as u64;
-    let bar = status.items("decomposing weights", count);
-    let begun = Cell::new(0);
-    let shown = |name: &str| -> janus_core::Result<Tensor> {
-        // One weight is read for each site, before it is decomposed.
-        bar.set(begun.replace((begun.get() + 1).min(count)), count);
-        read(name)
+/// As [`Adapter::new`], and rows that cannot be read.
+pub(super) fn begin(prepared: &Prepared, device: &Device, status: &dyn Status) -> Result<Adapter> {
+    let Prepared { recipe, base, stages, .. } = prepared;
+    let spec = stages::whole_spec(recipe, base, stages);
+    let make = |spec: &AdapterSpec, read: &dyn Fn(&str) -> janus_core::Result<Tensor>| {
+        Adapter::new(base.config(), base.checkpoint().is_tied(), spec, recipe.train.seed, read)
     };
-    let adapter = Adapter::new(config, tied, spec, seed, &shown);
-    bar.set(count, count);
-    bar.finish();
-    Ok(adapter?)
+    let read = |name: &str| Ok(base.checkpoint().read(name, DType::F32)?);
+    Ok(match spec.init {
+        Init::Kaiming | Init::Gaussian => make(&spec, &read)?,
+        Init::Pissa | Init::Olora => {
+            let count = spec.sites.len() as u64;
+            let bar = status.items("decomposing weights", count);
+            let begun = Cell::new(0);
+            let shown = |name: &str| -> janus_core::Result<Tensor> {
+                // One weight is read for each site, before it is decomposed.
+                bar.set(begun.replace((begun.get() + 1).min(count)), count);
+                read(name)
+            };
+            let adapter = make(&spec, &shown);
+            bar.set(count, count);
+            bar.finish();
+            adapter?
+        }
+        Init::Eva { .. } => {
+            let drawn = make(&spec, &read)?;
+            let (spec, found) = directions(prepared, spec, &drawn, device, status)?;
+            let mut adapter = make(&spec, &read)?;
+            for (path, directions) in found {
+                if let Some([a, _]) = adapter.sites.get_mut(&path).and_then(|site| site.pair_mut()) {
+                    *a = directions.as_a(a)?;
+                }
+            }
+            adapter
+        }
+    })
 }

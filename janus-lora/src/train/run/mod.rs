@@ -5,6 +5,7 @@
 //! checkpoint, before the final evaluation and the files of the adapter ([`kept`]).
 
 mod beginning;
+mod directions;
 mod kept;
 mod outcome;
 mod prepared;
@@ -120,10 +121,9 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
     if cache_settings.is_on() && uses_images {
         base.cache().keep(fingerprint.wait(status)?, &cache_settings);
     }
-    let spec = stages::whole_spec(recipe, base, stages);
     let mut adapter = match &resumed {
-        Some(checkpoint) => checkpoint.adapter(&spec, base)?,
-        None => beginning::begin(&spec, base, recipe.train.seed, status)?,
+        Some(checkpoint) => checkpoint.adapter(&stages::whole_spec(recipe, base, stages), base)?,
+        None => beginning::begin(prepared, device, status)?,
     };
     let mut note = Note::new();
     note.recipe = Some(to_toml(recipe));
