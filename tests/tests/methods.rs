@@ -1,6 +1,9 @@
 //! Every method of PEFT from a recipe to an adapter, and from there into weights and answers.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
+
+use janus_tests::fixtures;
 use janus_tests::rows::{images, picture, texts, write_table};
 use janus_tests::tiny::Workplace;
 use serde_json::Value;
@@ -139,6 +142,138 @@ fn ranks_follow_what_sites_see() {
     place.janus(&once).expect_success();
     let read = |run: &str| place.read(&format!("{run}/adapter_model.safetensors"));
     assert!(read("once") == read("spread"));
+}
+
+/// The largest difference of two adapters' tensors, which have the same names.
+fn apart(place: &Workplace, one: &str, other: &str) -> f32 {
+    let read = |run: &str| {
+        let bytes = place.read(&format!("{run}/adapter_model.safetensors"));
+        candle_core::safetensors::load_buffer(&bytes, &candle_core::Device::Cpu).unwrap()
+    };
+    let (one, other) = (read(one), read(other));
+    assert_eq!(one.len(), other.len());
+    let largest = |(name, value): (&String, &candle_core::Tensor)| -> f32 {
+        let difference = (value - &other[name]).unwrap().abs().unwrap().flatten_all().unwrap();
+        difference.max(0).unwrap().to_scalar().unwrap()
+    };
+    one.iter().map(largest).fold(0.0, f32::max)
+}
+
+#[test]
+fn a_run_begins_from_an_adapter_once() {
+    let place = place();
+    // What hardly moves is what it began with.
+    let still = ["train.learning_rate=1e-30", "train.steps=2"];
+    for (name, keys, _) in [METHODS[1], METHODS[3], METHODS[6], METHODS[8], METHODS[10], METHODS[11]] {
+        train(&place, name, keys);
+        let from = format!("adapter.start_from={name}");
+        let plain: Vec<&str> = keys.iter().copied().filter(|key| !key.starts_with("adapter.init")).collect();
+        // What began as a part of the weight is saved with twice the rank.
+        let doubled = ["adapter.rank=8"];
+        let plain = if name == "pissa" { [&doubled[..], &plain[1..]].concat() } else { plain };
+        let next = format!("{name}-next");
+        train(&place, &next, &[&plain[..], &still, &[&from]].concat());
+        let moved = apart(&place, name, &next);
+        assert!(moved < 1e-20, "{name}: {moved:e}");
+    }
+
+    // Cut off, the run goes on from its own checkpoint: DIR may be another one, or gone.
+    let keys = ["adapter.rank=4", "adapter.rslora=true", "adapter.rank_pattern={ down_proj = 2 }"];
+    let keys = [&keys[..], &["adapter.start_from=rslora"]].concat();
+    train(&place, "whole", &keys);
+    for run in ["cut", "gone"] {
+        train(&place, run, &[&keys[..], &["train.steps=3"]].concat());
+    }
+    train(&place, "other", &["adapter.rank=4"]);
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs_err::copy(place.path(&format!("other/{file}")), place.path(&format!("rslora/{file}"))).unwrap();
+    }
+    let resume = |run: &str| {
+        let folder = format!("output.dir={run}");
+        let arguments = [&["train", "recipe.toml", &folder, "--resume"], &keys[..]].concat();
+        place.janus(&arguments).expect_success().stderr
+    };
+    let told = resume("cut");
+    assert!(told.contains("holds another adapter than when the run began"), "{told}");
+    fs_err::remove_dir_all(place.path("rslora")).unwrap();
+    assert!(!resume("gone").contains("holds another adapter"));
+    let weights = |run: &str| place.read(&format!("{run}/adapter_model.safetensors"));
+    assert!(weights("cut") == weights("whole") && weights("gone") == weights("whole"));
+}
+
+#[test]
+fn an_adapter_of_another_form_is_no_beginning() {
+    let place = place();
+    train(&place, "first", &["adapter.rank=4", "train.steps=1"]);
+    let config = place.read("first/adapter_config.json");
+    for (keys, said) in [
+        (&["adapter.method=dora", "adapter.rank=4"][..], "`peft_type`: expected `dora`, got `lora`"),
+        (&[], ": expected rank 8, got rank 4"),
+        (&["adapter.rank=4", "adapter.scale=1.5"], ": expected scale 1.5, got scale 2"),
+        (&["adapter.rank=4", "adapter.bias=true"], "`lora_B.bias` of"),
+        (&["adapter.rank=4", "adapter.exclude=[\"q_proj\"]"], "q_proj`: expected nothing, got rank 4"),
+        (
+            &["adapter.rank=4", "adapter.modules_to_save=[\"language_model.norm\"]"],
+            "norm.weight`: expected a copy, got none",
+        ),
+        (&["adapter.rank=4", "adapter.start_from=recipe.toml"], "recipe.toml` is a file, and an adapter is a folder"),
+        (&["adapter.rank=4", "adapter.start_from=./nothing"], "is not a folder"),
+    ] {
+        let first = &["train", "recipe.toml", "adapter.start_from=first"][..];
+        let own = keys.iter().any(|key| key.starts_with("adapter.start_from"));
+        let arguments = [if own { &first[..2] } else { first }, keys].concat();
+        place.refuses(&arguments, &[said]);
+        assert!(!place.path("run").exists(), "{keys:?}");
+    }
+    // A look tells as much.
+    place.refuses(
+        &["train", "recipe.toml", "adapter.start_from=first", "--dry-run"],
+        &[": expected rank 8, got rank 4"],
+    );
+    // Another base.
+    place
+        .janus(&["base", "init", "--shape", "janus-tiny", "--seed", "4", "--dtype", "f32", "--out", "another"])
+        .expect_success();
+    let arguments = ["train", "recipe.toml", "adapter.start_from=first", "adapter.rank=4", "base.path=another"];
+    place.refuses(&arguments, &["the adapter was made for base"]);
+    // Weights that are cut off.
+    fs_err::create_dir(place.path("broken")).unwrap();
+    fs_err::write(place.path("broken/adapter_config.json"), config).unwrap();
+    fs_err::write(place.path("broken/adapter_model.safetensors"), b"nothing").unwrap();
+    place.refuses(
+        &["train", "recipe.toml", "adapter.start_from=broken", "adapter.rank=4"],
+        &["adapter_model.safetensors"],
+    );
+}
+
+/// A folder as PEFT wrote it.
+#[test]
+fn a_run_begins_from_an_adapter_of_peft() {
+    let Some(fixtures) = fixtures() else { return };
+    let place = place();
+    let folder = |name: &str| fixtures.join(name).to_string_lossy().into_owned();
+    let (base, start) =
+        (format!("base.path={}", folder("hf")), format!("adapter.start_from={}", folder("peft/rslora")));
+    let keys = [
+        base.as_str(),
+        &start,
+        "adapter.targets=[\"q_proj\", \"v_proj\"]",
+        "adapter.rank=4",
+        "adapter.alpha=6",
+        "adapter.rslora=true",
+        "train.learning_rate=1e-30",
+        "train.steps=1",
+    ];
+    train(&place, "next", &keys);
+    let read = |bytes: &[u8]| candle_core::safetensors::load_buffer(bytes, &candle_core::Device::Cpu).unwrap();
+    let theirs = read(&fs_err::read(fixtures.join("peft/rslora/adapter_model.safetensors")).unwrap());
+    let ours = read(&place.read("next/adapter_model.safetensors"));
+    assert_eq!(ours.keys().collect::<BTreeSet<_>>(), theirs.keys().collect::<BTreeSet<_>>());
+    for (name, value) in &ours {
+        let difference = (value - &theirs[name]).unwrap().abs().unwrap().flatten_all().unwrap();
+        let difference: f32 = difference.max(0).unwrap().to_scalar().unwrap();
+        assert!(difference < 1e-20, "{name}: {difference:e}");
+    }
 }
 
 #[test]

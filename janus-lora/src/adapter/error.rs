@@ -79,6 +79,16 @@ pub enum AdapterError {
         /// Of the weight, or of the site's input.
         most: usize,
     },
+    /// An adapter to begin from that has another form than the new one.
+    #[error("the adapter to begin from does not fit: `{path}`: expected {expected}, got {got}")]
+    OtherStart {
+        /// The site, parameter, head or field.
+        path: String,
+        /// What the new adapter has there.
+        expected: String,
+        /// What the other one has.
+        got: String,
+    },
     /// A bias for a pair where the base has none.
     #[error("`{path}` has no bias in the base, and its pair was to have one")]
     NoBias {
@@ -461,6 +471,9 @@ impl Diagnose for AdapterError {
                 return vec![format!(
                     "give it a smaller rank, `rank_pattern = {{ \"{path}\" = {most} }}`, leave it out with `exclude`, or take `init = \"kaiming\"`"
                 )];
+            }
+            AdapterError::OtherStart { .. } => {
+                "write method, targets, ranks and scale of that adapter into `[adapter]`; `janus adapter inspect` tells them"
             }
             AdapterError::NoBias { .. } => {
                 "leave `bias` out, or target sites that have one: those of the vision tower do"

@@ -16,6 +16,7 @@
 //! | `pieces` | what an adapter makes of a site and of whole parameters, from the base's values there |
 //! | `place` | adapters in a model: the one way, for training, loading and checks |
 //! | `bank` | many adapters in slots of one model, chosen row by row |
+//! | `of_base` | an adapter read for a base that it must belong to |
 //! | `argument` | `DIR:scale` of the command line |
 //! | `locate` | from what an argument names to an adapter folder, of a hub, too |
 //!
@@ -32,6 +33,7 @@ pub(crate) mod init;
 mod locate;
 pub(crate) mod method;
 mod note;
+mod of_base;
 mod pattern;
 mod peft_config;
 mod pieces;

@@ -102,17 +102,7 @@ pub(super) fn read_adapter(text: &str, base: &Base, status: &dyn Status) -> Resu
 /// Reads an adapter and checks that it belongs to the base; warns where files ask for something in vain, and where nothing of
 /// it, with this factor, changes what the base computes.
 pub(super) fn read_adapter_folder(folder: &Path, factor: f64, base: &Base, status: &dyn Status) -> Result<Adapter> {
-    let adapter = Adapter::read(folder, base.config(), base.checkpoint().is_tied())?;
-    for remark in &adapter.remarks {
-        status.warn(&format!("`{}`: {remark}", folder.display()));
-    }
-    adapter.check_base_copies(&|name| Ok(base.checkpoint().read(name, DType::F32)?))?;
-    if adapter.note.as_ref().is_some_and(|note| note.base.is_some()) {
-        adapter::check_fingerprint(adapter.note.as_ref(), &base.fingerprint(status)?)?;
-    } else {
-        let folder = folder.display();
-        status.warn(&format!("`{folder}` does not say which base it was trained on: it is taken to be this one"));
-    }
+    let adapter = Adapter::read_for(base, folder, status)?;
     if !adapter.changes(factor, &|name| Ok(base.checkpoint().read(name, DType::F32)?))? {
         let why = match factor {
             0.0 => "its factor is 0",

@@ -92,6 +92,8 @@ section! {
         pub alpha_pattern: Patterns<f64>, Rule::Alphas, default(Patterns::default());
         /// Modules of which a full copy is trained and saved beside the adapter's own tensors.
         pub modules_to_save: Vec<String>, Rule::TextList, default(Vec::new());
+        /// An adapter folder or hub id to begin from, of the same form; without it, from nothing.
+        pub start_from: Option<String>, Rule::Text, default(None);
     }
 }
 
@@ -124,6 +126,11 @@ impl AdapterSection {
     /// Whether a key says something of it.
     pub(super) fn takes(&self, key: &str) -> bool {
         self.method.takes(key) && (key != "eva_rho" || self.init == AdapterInit::Eva)
+    }
+
+    /// Whether it is to begin in two ways at once.
+    pub(super) fn refused_start(&self) -> bool {
+        self.start_from.is_some() && !matches!(self.init, AdapterInit::Kaiming | AdapterInit::Gaussian)
     }
 
     /// What keeps pairs from beginning as `init` says, in words.

@@ -22,7 +22,7 @@ pub(crate) fn read_recipe(root: &Table, folders: &Folders, faults: &mut Faults) 
         check_section(entry, faults);
     }
     let base = read_base(root, folders, faults);
-    let adapter = read_adapter(root, faults);
+    let adapter = read_adapter(root, faults).and_then(|adapter| with_start(adapter, root, folders, faults));
     let (dynamic, mifs) = read_visual(root, faults);
     let data = read_data(root, folders, faults);
     let data_limits = DataLimits::read(&mut reader(root, DataLimits::SECTION, faults));
@@ -190,6 +190,12 @@ pub(super) fn read_adapter(root: &Table, faults: &mut Faults) -> Option<AdapterS
             reader.faults.push(Some(entry.key_place.clone()), problem);
         }
     }
+    if adapter.refused_start()
+        && let Some(entry) = reader.entry("init")
+    {
+        let (first, second) = ("adapter.start_from".to_owned(), "adapter.init".to_owned());
+        reader.faults.push(Some(entry.key_place.clone()), Problem::Conflict { first, second });
+    }
     if let (Some(why), Some(entry)) = (adapter.refused_init(), reader.entry("init"))
         && adapter.method.takes("init")
     {
@@ -217,6 +223,28 @@ pub(super) fn read_adapter(root: &Table, faults: &mut Faults) -> Option<AdapterS
         reader.faults.push(place, Problem::NothingToTrain);
     }
     Some(adapter)
+}
+
+/// The same with the place of the adapter that it begins from, as a base's is found.
+fn with_start(
+    mut adapter: AdapterSection,
+    root: &Table,
+    folders: &Folders,
+    faults: &mut Faults,
+) -> Option<AdapterSection> {
+    let Some(text) = &adapter.start_from else { return Some(adapter) };
+    let reader = reader(root, AdapterSection::SECTION, faults);
+    let place = reader.entry("start_from").map(|entry| entry.node.place.clone());
+    match folders.base(text, place.as_ref().is_some_and(Place::is_override)) {
+        Ok(path) => {
+            adapter.start_from = Some(path);
+            Some(adapter)
+        }
+        Err(problem) => {
+            faults.push(place, problem("adapter.start_from"));
+            None
+        }
+    }
 }
 
 /// The tasks of all tables, as far as they can be read.

@@ -64,9 +64,17 @@ fn read_stage(root: &Table, recipe: &Recipe, index: usize, node: &Node, faults: 
         if field.name == "train" {
             refuse_lengths(&format!("stage.{index}.train"), keys, faults);
         }
+        if let Some(own) = keys.get("start_from") {
+            let (stage, got) = (format!("stage.{index}"), "given".to_owned());
+            let problem = Problem::OtherPairs { key: "adapter.start_from", stage, got, expected: "not".to_owned() };
+            faults.push(Some(own.key_place.clone()), problem);
+        }
         set_keys(&mut merged, entry, keys);
     }
-    let adapter = read_adapter(&merged, faults);
+    let adapter = read_adapter(&merged, faults).map(|mut adapter| {
+        adapter.start_from.clone_from(&recipe.adapter.start_from);
+        adapter
+    });
     let train = read_train(&merged, faults);
     let (dynamic, mifs) = read_visual(&merged, faults);
     let section = section?;

@@ -56,7 +56,8 @@ fn write_stage(stage: &Stage, out: &mut String) {
         write(out);
     };
     section("[[stage]]", &|out| own.write(out));
-    section("[stage.adapter]", &|out| recipe.adapter.write_own(out));
+    let adapter = AdapterSection { start_from: None, ..recipe.adapter.clone() };
+    section("[stage.adapter]", &|out| adapter.write_own(out));
     let train = TrainSection { steps: None, epochs: None, ..recipe.train.clone() };
     section("[stage.train]", &|out| train.write(out));
     if let Some(dynamic) = &recipe.dynamic {

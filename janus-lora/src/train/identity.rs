@@ -20,6 +20,7 @@ use crate::recipe::{Recipe, Schedule, to_toml};
 /// written, or how the same bits are computed. Files and base are compared by what is in them, epochs and steps by the steps
 /// they come to. `docs/guide/tune.md` has the same list.
 pub const FREE_KEYS: &[&str] = &[
+    "adapter.start_from",
     "base.path",
     "data_limits.max_bad_rows",
     "data_limits.max_download_bytes",
@@ -61,6 +62,9 @@ pub struct RunIdentity {
     pub base: String,
     /// The tables.
     pub tables: Vec<TableIdentity>,
+    /// SHA-256 of the adapter that it began from; absent where it began from nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<String>,
 }
 
 /// What the files of a table are known by.
@@ -139,7 +143,7 @@ impl RunIdentity {
             Ok(TableIdentity { name: table.section.name.clone(), train: source_identity(&table.train)?, eval })
         };
         let tables = tables.iter().map(table).collect::<Result<_>>()?;
-        Ok(Self { recipe: to_toml(recipe), steps: plan.steps, base: String::new(), tables })
+        Ok(Self { recipe: to_toml(recipe), steps: plan.steps, base: String::new(), tables, start: None })
     }
 
     /// How many rows of the same files are good and bad now, where that differs, if `self` is of a version before.
@@ -351,7 +355,8 @@ fn footer(path: &Path) -> std::io::Result<(u64, String)> {
     Ok((bytes, hex(&hasher.finalize())))
 }
 
-struct HashWriter<'a>(&'a mut Sha256);
+/// Hashes what is written to it.
+pub(super) struct HashWriter<'a>(pub(super) &'a mut Sha256);
 
 impl std::io::Write for HashWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -370,7 +375,7 @@ mod tests {
     use crate::train::readings::is_of_stored_pictures;
 
     fn identity(recipe: &str, steps: u64) -> RunIdentity {
-        RunIdentity { recipe: recipe.into(), steps, base: "ab".into(), tables: Vec::new() }
+        RunIdentity { recipe: recipe.into(), steps, base: "ab".into(), tables: Vec::new(), start: None }
     }
 
     #[test]
@@ -400,8 +405,8 @@ mod tests {
         for key in keys.chain(FREE_TABLE_KEYS.iter().map(|key| format!("`data.N.{key}`"))) {
             assert!(list.contains(&key), "no {key} in: {list}");
         }
-        // `base.path` and `output.dir` aside, and nothing besides.
-        let listed = list.matches("`train.").count() + list.matches("`data").count() + 2;
+        // `adapter.start_from`, `base.path` and `output.dir` aside, and nothing besides.
+        let listed = list.matches("`train.").count() + list.matches("`data").count() + 3;
         assert_eq!(listed, FREE_KEYS.len() + FREE_TABLE_KEYS.len());
     }
 

@@ -5,11 +5,13 @@
 //! | `weight` | pairs that begin as a part of the weight they stand at |
 //! | `eva` | pairs that begin with what their sites see |
 //! | `plain` | what such a pair was trained to, as the plain pair of files, and back |
+//! | `start` | all that an adapter has, from another one |
 //!
 //! Pairs that are drawn ([`Init::Kaiming`], [`Init::Gaussian`]) are methods' own.
 
 pub(crate) mod eva;
 mod plain;
+mod start;
 mod weight;
 
 use janus_core::site::{Site, SiteKind};

@@ -44,7 +44,7 @@ command line, column 1
         error.hints(),
         [
             "`base.dtype` is one of `f32`, `bf16`",
-            "[adapter] takes `method`, `rank`, `scale`, `alpha`, `rslora`, `init`, `eva_rho`, `bias`, `feedforward`, `d_initial`, `projection_seed`, `decompose_factor`, `decompose_both`, `dropout`, `targets`, `exclude`, `layers`, `rank_pattern`, `alpha_pattern`, `modules_to_save`",
+            "[adapter] takes `method`, `rank`, `scale`, `alpha`, `rslora`, `init`, `eva_rho`, `bias`, `feedforward`, `d_initial`, `projection_seed`, `decompose_factor`, `decompose_both`, `dropout`, `targets`, `exclude`, `layers`, `rank_pattern`, `alpha_pattern`, `modules_to_save`, `start_from`",
             "set `adapter.scale` to a finite number other than 0, or leave it out for its default",
             "task `understand` reads `image`, `images`, `question`, `answer`, `messages`",
             "set `train.batch_size` to an integer from 1 to 1000000, or leave it out for its default",

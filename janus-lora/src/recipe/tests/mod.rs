@@ -590,4 +590,20 @@ fn recipes_of_every_method_are_written_and_read_back() {
         assert_eq!(good(&text, &[]), recipe, "{text}");
         assert_eq!(text.contains("\neva_rho = "), *init == "eva", "{text}");
     }
+    let start = good(&format!("{LEAST}[adapter]\nstart_from = \"owner/name\"\n"), &[]);
+    assert_eq!(start.adapter.start_from.as_deref(), Some("owner/name"));
+    assert_eq!(good(&to_toml(&start), &[]), start);
+    // One for all stages.
+    let staged = STAGED.replace("scale = 0.5", "scale = 0.5\nstart_from = \"owner/name\"");
+    let staged = good(&staged, &[]);
+    assert!(staged.stages.iter().all(|stage| stage.recipe.adapter.start_from == start.adapter.start_from));
+    assert_eq!(good(&to_toml(&staged), &[]), staged, "{}", to_toml(&staged));
+    let own = STAGED.replace("alpha = 4", "alpha = 4, start_from = \"owner/name\"");
+    let said = problems(&own, &[]);
+    assert!(said.len() == 1 && said[0].contains("adapter.start_from"), "{said:?}");
+    for init in ["pissa", "olora", "eva"] {
+        let both = format!("{LEAST}[adapter]\nstart_from = \"owner/name\"\ninit = \"{init}\"\n");
+        let expected = "`adapter.init` cannot stand beside `adapter.start_from`: give one of them";
+        assert_eq!(problems(&both, &[]), [expected]);
+    }
 }

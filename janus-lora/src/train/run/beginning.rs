@@ -5,24 +5,28 @@ use std::cell::Cell;
 use candle_core::{DType, Device, Tensor};
 
 use super::directions::directions;
-use super::{Prepared, stages};
+use super::{Prepared, stages, start};
 use crate::adapter::{Adapter, AdapterSpec, Init};
 use crate::error::Result;
 use crate::status::Status;
 
-/// A new adapter. Where it begins from the weights themselves or from what sites see, that is shown: over a large base it takes
-/// minutes.
+/// A new adapter, and the digest of the one that it begins from, where it does. Where it begins from the weights themselves or
+/// from what sites see, that is shown: over a large base it takes minutes.
 ///
 /// # Errors
 /// As [`Adapter::new`], and rows that cannot be read.
-pub(super) fn begin(prepared: &Prepared, device: &Device, status: &dyn Status) -> Result<Adapter> {
+pub(super) fn begin(prepared: &Prepared, device: &Device, status: &dyn Status) -> Result<(Adapter, Option<String>)> {
     let Prepared { recipe, base, stages, .. } = prepared;
     let spec = stages::whole_spec(recipe, base, stages);
     let make = |spec: &AdapterSpec, read: &dyn Fn(&str) -> janus_core::Result<Tensor>| {
         Adapter::new(base.config(), base.checkpoint().is_tied(), spec, recipe.train.seed, read)
     };
     let read = |name: &str| Ok(base.checkpoint().read(name, DType::F32)?);
-    Ok(match spec.init {
+    if let Some(from) = &recipe.adapter.start_from {
+        let (start, digest) = start::read(from, base, status)?;
+        return Ok((make(&spec, &read)?.starting_from(start)?, Some(digest)));
+    }
+    let adapter = match spec.init {
         Init::Kaiming | Init::Gaussian => make(&spec, &read)?,
         Init::Pissa | Init::Olora => {
             let count = spec.sites.len() as u64;
@@ -49,5 +53,6 @@ pub(super) fn begin(prepared: &Prepared, device: &Device, status: &dyn Status) -
             }
             adapter
         }
-    })
+    };
+    Ok((adapter, None))
 }

@@ -9,6 +9,7 @@ mod directions;
 mod kept;
 mod outcome;
 mod prepared;
+mod start;
 mod watched;
 
 use std::path::PathBuf;
@@ -101,6 +102,10 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
     };
     if let Some(checkpoint) = &resumed {
         identity.base = fingerprint.wait(status)?.to_owned();
+        identity.start.clone_from(&checkpoint.state.identity.start);
+        if let (Some(from), Some(was)) = (&recipe.adapter.start_from, &identity.start) {
+            start::tell_changed(from, was, status);
+        }
         require_same(checkpoint, &identity, prepared, &folder)?;
         let unknown = checkpoint.state.identity.unknown_rows();
         if !unknown.is_empty() {
@@ -123,7 +128,11 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
     }
     let mut adapter = match &resumed {
         Some(checkpoint) => checkpoint.adapter(&stages::whole_spec(recipe, base, stages), base)?,
-        None => beginning::begin(prepared, device, status)?,
+        None => {
+            let (adapter, start) = beginning::begin(prepared, device, status)?;
+            identity.start = start;
+            adapter
+        }
     };
     let mut note = Note::new();
     note.recipe = Some(to_toml(recipe));

@@ -11,6 +11,7 @@ use super::super::identity::is_of_before;
 use super::super::plan::Plan;
 use super::super::stages::{self, Stage};
 use super::super::tables::{RecipeTable, open_tables};
+use super::start;
 use crate::base::Base;
 use crate::data::DataError;
 use crate::error::{Error, Result};
@@ -52,7 +53,9 @@ pub fn prepare(recipe: Recipe, device: &Device, status: &dyn Status) -> Result<P
 pub fn look(recipe: Recipe, device: &Device, status: &dyn Status) -> Result<Prepared> {
     let started = Instant::now();
     let base = Base::outline(&recipe.base.path, status)?;
-    prepare_over(base, recipe, device, status, started)
+    let prepared = prepare_over(base, recipe, device, status, started)?;
+    start::check(&prepared.recipe, &prepared.base, &prepared.stages)?;
+    Ok(prepared)
 }
 
 /// The error of a run that cannot be prepared; where its rows are refused and `kept` is the recipe of an earlier version's run
