@@ -36,6 +36,27 @@ fn a_training_step_is_measured() {
     }
 }
 
+/// Every method has the values that it has over the targets in a run.
+#[test]
+fn a_training_step_of_every_method_is_measured() {
+    let values = |method: &str| {
+        let report = report(&["train", "--steps", "2", "--method", method]);
+        assert_eq!(report["method"], method);
+        assert!(report["loss"].as_f64().unwrap().is_finite(), "{report}");
+        report["trainable_parameters"].as_u64().unwrap()
+    };
+    let outputs = 2 * (5 * 48 + 2 * 80);
+    let lora = values("lora");
+    assert_eq!(values("dora"), lora + outputs);
+    assert_eq!(values("loha"), 2 * lora);
+    assert_eq!(values("vera"), outputs + 2 * 7 * 8);
+    // On the input of `down_proj`, on the output elsewhere.
+    assert_eq!(values("ia3"), 2 * (4 * 48 + 3 * 80));
+    assert!(values("lokr") < lora);
+    Workplace::empty()
+        .refuses(&["bench", "train", "--shape", "janus-tiny", "--method", "oft"], &["there is no method `oft`"]);
+}
+
 #[test]
 fn a_switch_between_modalities_is_measured() {
     let report = report(&["switch", "--dtype", "f32", "--rounds", "9"]);

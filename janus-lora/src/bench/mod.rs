@@ -2,7 +2,7 @@
 //!
 //! | file | what is measured |
 //! | --- | --- |
-//! | `train` | one optimiser step of a LoRA adapter |
+//! | `train` | one optimiser step of an adapter, by any method |
 //! | `understand` | an answer: time to its first token, then tokens per second |
 //! | `generate` | the codes of one image with guidance, and its decoding |
 //! | `bank` | rows of many adapters in one pass |

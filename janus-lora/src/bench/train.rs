@@ -1,4 +1,4 @@
-//! One optimiser step of a LoRA adapter: the very step of `janus train`, on a batch that is made up.
+//! One optimiser step of an adapter: the very step of `janus train`, on a batch that is made up.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,10 +10,10 @@ use serde::Serialize;
 
 use super::inputs;
 use super::{Figures, Model, SEED};
-use crate::adapter::{Adapter, AdapterSpec};
+use crate::adapter::{Adapter, AdapterSpec, Method, ModuleNames};
 use crate::cache::Image;
 use crate::error::{Error, Result};
-use crate::recipe::{Accumulation, DataLimits, DataSection, Task as TaskName};
+use crate::recipe::{Accumulation, AdapterMethod, DataLimits, DataSection, Task as TaskName};
 use crate::status::Status;
 use crate::target;
 use crate::tasks::{self, Batch, Task};
@@ -35,6 +35,8 @@ const CLIP_NORM: f64 = 1.0;
 pub struct TrainOptions {
     /// What a row teaches.
     pub task: TaskName,
+    /// How the adapter corrects a product, each with its settings as a recipe has them by default.
+    pub method: AdapterMethod,
     /// Presets or patterns, as in a recipe.
     pub targets: Vec<String>,
     /// Optimiser steps, the first of which is left out; at least 2.
@@ -59,6 +61,8 @@ pub struct TrainReport {
     pub steps: usize,
     /// What a row teaches.
     pub task: String,
+    /// How the adapter corrects a product.
+    pub method: &'static str,
     /// Presets or patterns.
     pub targets: Vec<String>,
     /// Whether image features were computed once, before the first step.
@@ -89,20 +93,13 @@ pub fn train(model: &Model, options: &TrainOptions, status: &dyn Status) -> Resu
     let batch = if options.cached_features { with_features(&janus, batch)? } else { batch };
     let supervised_tokens = batch.supervised();
 
-    let spec = AdapterSpec {
-        rank: RANK,
-        alpha: ALPHA,
-        dropout: 0.0,
-        sites,
-        modules_to_save: Vec::new(),
-        dynamic: None,
-        heads: Vec::new(),
-        aligns: false,
-        base_name: None,
-        ..AdapterSpec::default()
+    let method = with_defaults(options.method);
+    let spec = AdapterSpec { method, rank: RANK, alpha: ALPHA, dtype: model.dtype, sites, ..AdapterSpec::default() };
+    let weights = |name: &str| match janus.parameters().get(name) {
+        Some(parameter) => Ok(parameter.frozen().clone()),
+        None => Err(janus_core::ModelError::UnknownParameter { name: name.into() }.into()),
     };
-    let no_copies = |name: &str| Err(janus_core::ModelError::UnknownParameter { name: name.into() }.into());
-    let adapter = Adapter::new(&model.config, janus.is_tied(), &spec, SEED, &no_copies)?;
+    let adapter = Adapter::new(&model.config, janus.is_tied(), &spec, SEED, &weights)?;
     let trainable_parameters = adapter.parameter_count();
     let trainables = Trainables::attach(&janus, adapter)?;
     let tables = vec![TableLoss { name: options.task.to_string(), loss_weight: 1.0 }];
@@ -125,6 +122,7 @@ pub fn train(model: &Model, options: &TrainOptions, status: &dyn Status) -> Resu
         first_step_seconds: seconds.first().copied().unwrap_or_default(),
         steps: options.steps,
         task: options.task.to_string(),
+        method: options.method.name(),
         targets: options.targets.clone(),
         cached_features: options.cached_features,
         recompute: options.recompute,
@@ -134,6 +132,20 @@ pub fn train(model: &Model, options: &TrainOptions, status: &dyn Status) -> Resu
         trainable_parameters,
         loss: last.map_or(0.0, |report| report.loss),
     })
+}
+
+/// A method with its settings as recipes have them by default.
+fn with_defaults(method: AdapterMethod) -> Method {
+    match method {
+        AdapterMethod::Lora => Method::Lora { bias: false },
+        AdapterMethod::Dora => Method::Dora,
+        AdapterMethod::Loha => Method::Loha { effective: false },
+        AdapterMethod::Lokr => Method::Lokr { decompose_both: false, decompose_factor: -1, effective: false },
+        AdapterMethod::Vera => Method::Vera { d_initial: 0.1, projection_seed: 0 },
+        AdapterMethod::Ia3 => {
+            Method::Ia3 { feedforward: ModuleNames::Suffixes(["down_proj", "fc2"].map(String::from).to_vec()) }
+        }
+    }
 }
 
 /// The task of a table whose columns nobody reads.

@@ -16,7 +16,7 @@ use crate::bench::{
 };
 use crate::error::{Error, Result};
 use crate::nearest::nearest;
-use crate::recipe::Task;
+use crate::recipe::{AdapterMethod, Task};
 use crate::status::{Status, duration};
 
 /// Rows of one step at most: each keeps its activations.
@@ -26,10 +26,11 @@ const MAX_COUNT: i64 = 16_384;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum BenchCommand {
-    /// Optimiser steps of a LoRA adapter of rank 8: one image and 64 text tokens, 32 of them supervised
+    /// Optimiser steps of an adapter, LoRA of rank 8 by default: one image and 64 text tokens, 32 of them supervised
     #[command(after_help = "Examples:
   janus bench train --shape janus-pro-1b --dtype bf16 --json
   janus bench train --shape janus-pro-1b --targets decoder,vision,aligner
+  janus bench train --shape janus-pro-1b --method dora
   janus bench train --shape janus-pro-1b --cached-features --steps 8
   janus bench train --shape janus-small --dtype f32 --task generate --batch 4")]
     Train {
@@ -38,6 +39,9 @@ pub(super) enum BenchCommand {
         /// What a row teaches: understand, generate (a prompt of 32 tokens and an image's codes) or text
         #[arg(long, default_value = "understand")]
         task: String,
+        /// Method of the adapter: lora, dora, loha, lokr, vera or ia3, of rank 8 where it has one
+        #[arg(long, default_value = "lora")]
+        method: String,
         /// Presets (decoder, vision, aligner, generation, all) or path patterns, with commas between them
         #[arg(long, value_delimiter = ',', default_value = "decoder")]
         targets: Vec<String>,
@@ -199,15 +203,18 @@ impl BenchCommand {
 
     pub(super) fn run(self) -> Result<()> {
         match self {
-            BenchCommand::Train { model, task, targets, steps, batch, cached_features, recompute } => {
+            BenchCommand::Train { model, task, method, targets, steps, batch, cached_features, recompute } => {
                 let task = Task::from_name(&task).ok_or_else(|| unknown("task", &task, Task::CHOICES.names))?;
+                let method = AdapterMethod::from_name(&method)
+                    .ok_or_else(|| unknown("method", &method, AdapterMethod::CHOICES.names))?;
                 let (steps, batch) = (steps as usize, batch as usize);
-                let options = TrainOptions { task, targets, steps, batch, cached_features, recompute };
+                let options = TrainOptions { task, method, targets, steps, batch, cached_features, recompute };
                 let report = bench::train(&model.model()?, &options, &Terminal)?;
                 let tokens = format!("{}, {} supervised", report.tokens, report.supervised_tokens);
                 let figures = &report.figures;
                 let rows = vec![
                     ("task", report.task.clone()),
+                    ("method", report.method.to_owned()),
                     ("targets", report.targets.join(", ")),
                     ("trainable values", report::count(report.trainable_parameters as u64)),
                     ("tokens of a step", tokens),
