@@ -162,6 +162,9 @@ impl Default for AdapterSpec {
     }
 }
 
+/// Reads a weight of the base by its native name.
+type ReadWeight<'a> = &'a dyn Fn(&str) -> janus_core::Result<Tensor>;
+
 impl Adapter {
     /// A new adapter that changes nothing yet: no site shifts its weight and every copy equals the base's parameter.
     ///
@@ -194,7 +197,7 @@ impl Adapter {
         tied: bool,
         spec: &AdapterSpec,
         seed: u64,
-        read: Option<&dyn Fn(&str) -> janus_core::Result<Tensor>>,
+        read: Option<ReadWeight<'_>>,
     ) -> Result<Self, AdapterError> {
         let config = new_config(base, spec)?;
         let selection = select(&config, base, tied)?;
