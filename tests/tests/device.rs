@@ -5,7 +5,7 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 use janus_core::noise;
 use janus_core::ops::rotary::Rotary;
-use janus_core::ops::{self, AttentionMask, GroupNorm, activation, conv2d, linear};
+use janus_core::ops::{self, AttentionMask, GroupNorm, activation, conv2d, linear, thin};
 use janus_tests::base::device;
 
 /// An operation of some inputs.
@@ -54,6 +54,12 @@ fn cases() -> Vec<Case> {
         case("cross-entropy", &[&[5, 77]], 1, |t| ops::cross_entropy(&t[0], &[76, 0, 5, 5, 33])),
         case("loss of a head", &[&[5, 9], &[77, 9], &[77]], 1, |t| {
             Ok(ops::head_loss(&t[0], &t[1], Some(&t[2]), &[76, 0, 5, 5, 33])?.sum)
+        }),
+        case("products of rows", &[&[9, 37], &[3, 37]], 0, |t| {
+            thin::products_of_rows(&t[0], &t[1].to_dtype(DType::F32)?)
+        }),
+        case("products of columns", &[&[37, 9], &[3, 37]], 0, |t| {
+            thin::products_of_columns(&t[0], &t[1].to_dtype(DType::F32)?)
         }),
         case("rotary", &[&[2, 5, 3, 8]], 1, |t| {
             Rotary::new(&[0, 1, 2, 3, 4, 7, 8, 9, 2, 1], 2, 8, 10_000.0).apply(&t[0])

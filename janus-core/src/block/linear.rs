@@ -115,7 +115,7 @@ impl CorrectedLinear {
             with_slices::<E, _>(&[x], |x| {
                 let width = view.linears[0].weight.width();
                 let x = Rows::dense(x[0], x[0].len() / width.max(1), width);
-                routed.with_view(None, None, |routed| {
+                routed.with_view(None, view, |routed| {
                     let [y] = routed.sites(view, 0, x, None);
                     Ok(y.to_dense())
                 })

@@ -273,7 +273,7 @@ impl Block {
                 }
                 Some(routed) => {
                     let kept = plan.kept.map(|kept| routed.picked(kept));
-                    routed.with_view(kept.as_deref(), view.norms.as_ref(), |routed| {
+                    routed.with_view(kept.as_deref(), view, |routed| {
                         Ok(forward(view, Corrections::Routed(routed), plan, x, cache)?.0)
                     })?
                 }

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::kronecker::Product;
 use super::rows;
 use super::view::{BlockView, NormView, O};
-use crate::kernel::{Element, Finish, Job, Matrix, Rows, Share, Term, products};
+use crate::kernel::{Blocks, Element, Finish, Job, Matrix, Rows, Share, Term, products};
 use crate::ops::values::{Stored, with_slices};
 use crate::pass::Span;
 use crate::site::Blend;
@@ -41,12 +41,12 @@ struct BlendView<'a, E> {
     bias: Option<&'a [f32]>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct PairView<'a, E> {
     /// `[rank, input]`.
-    a: Rows<'a, E>,
+    a: Blocks<'a, E>,
     /// `[rank, output]`.
-    b: Rows<'a, E>,
+    b: Blocks<'a, E>,
     factor: f32,
 }
 
@@ -75,12 +75,12 @@ impl Routed {
         picked
     }
 
-    /// Calls `f` with everything as slices; `kept` are the runs of the rows that leave the attention, all where absent. `norms`
-    /// are the block's own.
+    /// Calls `f` with everything as slices; `kept` are the runs of the rows that leave the attention, all where absent; `own`
+    /// is the block.
     pub(super) fn with_view<E: Stored, T>(
         &self,
         kept: Option<&[Span]>,
-        norms: Option<&[NormView<'_>; 2]>,
+        own: &BlockView<'_, E>,
         f: impl FnOnce(&RoutedView<'_, E>) -> Result<T>,
     ) -> Result<T> {
         let blends = || self.sites.iter().flatten();
@@ -95,15 +95,16 @@ impl Routed {
             with_slices::<f32, _>(&wide, |wide| {
                 let (mut factors, mut wide) = (factors.iter().copied(), wide.iter().copied());
                 let mut sites = Vec::with_capacity(self.sites.len());
-                for site in &self.sites {
-                    let views = site.iter().map(|blend| BlendView::of(blend, &mut factors, &mut wide));
+                for (site, linear) in self.sites.iter().zip(&own.linears) {
+                    let size = [linear.weight.count(), linear.weight.width()];
+                    let views = site.iter().map(|blend| BlendView::of(blend, size, &mut factors, &mut wide));
                     sites.push(views.collect::<Result<Vec<_>>>()?);
                 }
                 let mut of_norm = |which: usize| {
                     let own = self.norms[which].iter().map(|parameters| {
                         parameters.as_ref().map(|_| {
                             let (weight, bias) = (next(&mut wide), next(&mut wide));
-                            let own = norms.expect("a block has norms")[which];
+                            let own = own.norms.expect("a block has norms")[which];
                             NormView { weight, bias: own.bias.map(|_| bias), ..own }
                         })
                     });
@@ -121,15 +122,17 @@ fn next<'a, E>(slices: &mut impl Iterator<Item = &'a [E]>) -> &'a [E] {
 }
 
 impl<'a, E: Element> BlendView<'a, E> {
+    /// Of a map of `[output, input]`.
     fn of(
         blend: &Blend,
+        [output, input]: [usize; 2],
         factors: &mut impl Iterator<Item = &'a [E]>,
         wide: &mut impl Iterator<Item = &'a [f32]>,
     ) -> Result<Self> {
         let mut pairs = Vec::with_capacity(blend.pairs.len());
         for (pair, factor) in &blend.pairs {
-            let ((rank, input), (_, output)) = (pair.a.dims2()?, pair.b.dims2()?);
-            let (a, b) = (Rows::dense(next(factors), rank, input), Rows::dense(next(factors), rank, output));
+            let rank = pair.a.dims3()?.1;
+            let (a, b) = (Blocks::new(next(factors), rank, input), Blocks::new(next(factors), rank, output));
             pairs.push(PairView { a, b, factor: *factor });
         }
         let mut products = Vec::with_capacity(blend.products.len());
@@ -143,6 +146,9 @@ impl<'a, E: Element> BlendView<'a, E> {
         Ok(Self { pairs, products, input, output, bias: vector(&blend.bias) })
     }
 }
+
+/// Rows that one thread takes through A at a time.
+const ROWS_OF_A_PART: usize = 16;
 
 /// A span's rows through A, times the factor, of one pair of one site.
 struct Hidden {
@@ -197,19 +203,25 @@ impl<E: Element> RoutedView<'_, E> {
         for site in sites {
             for (number, span) in spans.iter().enumerate() {
                 for (pair, view) in self.sites[site][span.mixture].pairs.iter().enumerate() {
-                    let values = vec![0f32; span.rows.len() * view.a.count()];
+                    let values = vec![0f32; span.rows.len() * view.a.rank()];
                     hidden.push(Hidden { site, span: number, pair, values });
                 }
             }
         }
         let of = |site: usize, span: usize, pair: usize| &self.sites[site][spans[span].mixture].pairs[pair];
-        let jobs = hidden.iter_mut().map(|Hidden { site, span, pair, values }| {
-            let a = of(*site, *span, *pair).a;
-            let x = x.part(spans[*span].rows.clone(), 0..x.width());
-            let finish = Finish { factor: of(*site, *span, *pair).factor, ..Finish::default() };
-            Job { terms: vec![Term::transposed(x, a)], finish, out: values, out_stride: a.count(), kept: None }
-        });
-        products(jobs.collect());
+        let of_rows: Vec<(PairView<'_, E>, Rows<'_, E>, &mut [f32])> = hidden
+            .iter_mut()
+            .flat_map(|Hidden { site, span, pair, values }| {
+                let (own, rows) = (of(*site, *span, *pair), spans[*span].rows.clone());
+                let parts = values.chunks_mut((ROWS_OF_A_PART * own.a.rank()).max(1)).enumerate();
+                parts.map(move |(number, out)| {
+                    let start = rows.start + number * ROWS_OF_A_PART;
+                    let part = start..(start + ROWS_OF_A_PART).min(rows.end);
+                    (*own, x.part(part, 0..x.width()), out)
+                })
+            })
+            .collect();
+        of_rows.into_par_iter().for_each(|(pair, x, out)| pair.a.down(x, pair.factor, out));
         hidden
     }
 
@@ -220,7 +232,7 @@ impl<E: Element> RoutedView<'_, E> {
             let mut low_rank = Vec::with_capacity(blend.pairs.len());
             while let Some(hidden) = own.next_if(|hidden| hidden.span == number) {
                 let b = blend.pairs[hidden.pair].b;
-                low_rank.push((Rows::dense(&hidden.values, span.rows.len(), b.count()), b));
+                low_rank.push((Rows::dense(&hidden.values, span.rows.len(), b.rank()), b));
             }
             Share { rows: span.rows.clone(), factors: blend.output, wide_bias: blend.bias, low_rank }
         };

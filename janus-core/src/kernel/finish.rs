@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::blocks::Blocks;
 use super::element::Element;
 use super::level::Level;
 use super::product::BLOCK_COLUMNS;
@@ -40,7 +41,7 @@ pub(crate) struct Share<'a, E> {
     /// `[n]`, added in the place of the bias.
     pub(crate) wide_bias: Option<&'a [f32]>,
     /// `left: [rows, rank]` times `right: [rank, n]`, added.
-    pub(crate) low_rank: Vec<(Rows<'a, f32>, Rows<'a, E>)>,
+    pub(crate) low_rank: Vec<(Rows<'a, f32>, Blocks<'a, E>)>,
 }
 
 impl<E> Default for Finish<'_, E> {
@@ -103,8 +104,8 @@ pub(super) unsafe fn write<E: Element, O: Element>(
             }
             if let Some(share) = share {
                 for (left, right) in &share.low_rank {
-                    for (j, factor) in left.row(row - share.rows.start).iter().enumerate() {
-                        lanes.add_product(fused, *factor, &right.row(j)[columns.clone()]);
+                    for (factor, values) in left.row(row - share.rows.start).iter().zip(right.at(columns.start)) {
+                        lanes.add_product(fused, *factor, values);
                     }
                 }
             }
@@ -184,13 +185,16 @@ mod tests {
     use crate::kernel::level::levels;
     use crate::kernel::testing::values;
 
+    /// Columns of a block before those that are written.
+    const BEFORE: usize = BLOCK_COLUMNS;
+
     /// Written by a level, and value by value with the product that the level has.
     fn both<E: Element, O: Element>(level: Level, m: usize, n: usize, finish: &Finish<'_, E>) -> [Vec<O>; 2] {
         let sums: Vec<f32> = values(m * BLOCK_COLUMNS, 7);
-        let (stride, columns) = (n + 9, 3..3 + n);
+        let (stride, columns) = (BEFORE + n + 9, BEFORE..BEFORE + n);
         let mut out: Vec<O> = values(m * stride, 8);
         let mut slow = out.clone();
-        let places = SharedRows::new(&mut out, m, n + 5, stride);
+        let places = SharedRows::new(&mut out, m, BEFORE + n + 5, stride);
         // SAFETY: one thread writes.
         unsafe { write(level, 0..m, columns.clone(), finish, &sums, &places, None) };
         for (row, column) in (0..m).flat_map(|row| columns.clone().map(move |column| (row, column))) {
@@ -207,7 +211,7 @@ mod tests {
             };
             for (left, right) in share.iter().flat_map(|share| &share.low_rank) {
                 for (j, factor) in left.row(row - share.unwrap().rows.start).iter().enumerate() {
-                    value = product(value, *factor, right.row(j)[column].widen());
+                    value = product(value, *factor, right.at(BEFORE).nth(j).unwrap()[column - BEFORE].widen());
                 }
             }
             if let Some((left, right)) = finish.low_rank {
@@ -227,19 +231,24 @@ mod tests {
         // Whole rows of a block and parts of one.
         for (level, (m, n)) in levels().into_iter().flat_map(|l| [(11, 64), (4, 64), (3, 64), (6, 23)].map(|s| (l, s)))
         {
-            let (bias, add) = (values::<E>(n + 5, 3), values::<E>(m * (n + 7), 4));
-            let (left, right) = (values::<f32>(m * 5, 5), values::<f32>(5 * (n + 6), 6));
-            let low_rank = Some((Rows::dense(&left, m, 5), Rows::new(&right, 5, n + 5, n + 6)));
-            let add = Some(Rows::new(&add, m, n + 5, n + 7));
+            let width = BEFORE + n + 5;
+            let blocks = width.next_multiple_of(BLOCK_COLUMNS);
+            let (bias, add) = (values::<E>(width, 3), values::<E>(m * (width + 2), 4));
+            let (left, right) = (values::<f32>(m * 5, 5), values::<f32>(5 * (width + 1), 6));
+            let low_rank = Some((Rows::dense(&left, m, 5), Rows::new(&right, 5, width, width + 1)));
+            let add = Some(Rows::new(&add, m, width, width + 2));
             let bias = Some(bias.as_slice());
-            let (factors, wide) = (values::<f32>(n + 5, 9), values::<f32>(n + 5, 10));
-            let wide_add = values::<f32>(m * (n + 5), 11);
-            let wide_add = Some(Rows::dense(&wide_add, m, n + 5));
+            let (factors, wide) = (values::<f32>(width, 9), values::<f32>(width, 10));
+            let wide_add = values::<f32>(m * width, 11);
+            let wide_add = Some(Rows::dense(&wide_add, m, width));
             let (factors, wide_bias) = (Some(factors.as_slice()), Some(wide.as_slice()));
             // Two runs of rows, the second with a bias and two pairs.
-            let (own_left, own_right) = (values::<f32>((m - 2) * 4, 12), values::<E>(4 * (n + 5), 13));
-            let (own_left, own_right) = (Rows::dense(&own_left, m - 2, 4), Rows::dense(&own_right, 4, n + 5));
-            let pairs = vec![(own_left, own_right), (own_left.part(0..m - 2, 0..3), own_right.part(1..4, 0..n + 5))];
+            let (own_left, own_right) = (values::<f32>((m - 2) * 4, 12), values::<E>(4 * blocks, 13));
+            let own_left = Rows::dense(&own_left, m - 2, 4);
+            let pairs = vec![
+                (own_left, Blocks::new(&own_right, 4, width)),
+                (own_left.part(0..m - 2, 0..3), Blocks::new(&own_right[..3 * blocks], 3, width)),
+            ];
             let shares = [
                 Share { rows: 0..2, factors, wide_bias: None, low_rank: Vec::new() },
                 Share { rows: 2..m, factors: None, wide_bias, low_rank: pairs },

@@ -19,6 +19,7 @@
 //! | `prefetch` | lines asked for ahead |
 //! | [`finish`] | what is added to a product's sums, and their rounding |
 //! | [`few_rows`] | few rows: the matrix read once where it lies, at memory speed |
+//! | [`blocks`] | thin factors in blocks of columns, as slots hold them |
 //! | [`picture`] | pictures with their channels side by side, group norm |
 //! | [`winograd`] | 3 x 3 convolutions |
 //! | [`low_rank`] | products with thin f32 factors |
@@ -34,6 +35,7 @@ pub(crate) mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub(crate) mod blocks;
 mod chunk;
 pub(crate) mod element;
 mod few_rows;
@@ -54,6 +56,7 @@ mod tile;
 pub(crate) mod vector;
 pub(crate) mod winograd;
 
+pub(crate) use blocks::Blocks;
 pub(crate) use element::Element;
 pub(crate) use finish::{Finish, Share};
 pub use level::prefers_f32;

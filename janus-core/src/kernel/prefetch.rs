@@ -18,6 +18,14 @@ pub(super) fn bring<E: Element>(matrix: Rows<'_, E>, rows: Range<usize>, columns
     }
 }
 
+/// Asks for some values from `first` on, as far as there are any.
+pub(super) fn bring_run<E: Element>(values: &[E], first: usize, count: usize) {
+    for at in (first..(first + count).min(values.len())).step_by(64 / size_of::<E>()) {
+        // SAFETY: a prefetch touches nothing, whatever its address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().wrapping_add(at).cast()) };
+    }
+}
+
 /// Asks for sums that are about to be added to: a block's are met once a chunk, and pushed out in between.
 pub(super) fn bring_sums(sums: &[f32], first: usize, count: usize) {
     for at in (first..first + count).step_by(16) {

@@ -247,7 +247,7 @@ impl<'a, E: Element, O: Element> Prepared<'a, E, O> {
                 assert_eq!(columns.len(), n, "factors or bias of another length");
             }
             for (left, right) in &share.low_rank {
-                let fits = left.count == share.rows.len() && right.width == n && left.width == right.count;
+                let fits = left.count == share.rows.len() && right.width() == n && left.width == right.rank();
                 assert!(fits, "low-rank factors do not fit");
             }
         }

@@ -6,6 +6,7 @@ use super::correction::Correction;
 use super::term::{Kronecker, LowRank, Term};
 use super::{Site, SiteKind};
 use crate::error::Result;
+use crate::kernel::blocks::{from_blocks, in_blocks};
 
 /// A correction made ready: its low-rank terms in one pair of the type that is computed in, B turned and times its scale.
 #[derive(Debug)]
@@ -17,13 +18,19 @@ pub(crate) struct Held {
     bias: Option<Tensor>,
 }
 
-/// All low-rank terms of a correction.
+/// All low-rank terms of a correction. Both factors of a linear map on the processor are in blocks of their columns, as
+/// [`in_blocks`] lays them out.
 #[derive(Debug, Clone)]
 pub(crate) struct Pair {
     /// `[rank, input]`, a convolution's `[rank, input, kernel, kernel]`, a table's the other way: `[rows, rank]`.
     pub(crate) a: Tensor,
     /// `[rank, output]`, each term's times its scale.
     pub(crate) b: Tensor,
+}
+
+/// Whether the pairs of a site are held in blocks.
+fn is_in_blocks(site: &Site, device: &Device) -> bool {
+    site.kind == SiteKind::Linear && device.is_cpu()
 }
 
 impl Held {
@@ -52,7 +59,11 @@ impl Held {
             false => {
                 let a = Tensor::cat(&a, 0)?;
                 let a = if site.kind == SiteKind::Embedding { a.t()? } else { a };
-                Some(Pair { a: ready(&a, dtype)?, b: ready(&Tensor::cat(&b, 0)?, dtype)? })
+                let (a, b) = (ready(&a, dtype)?, ready(&Tensor::cat(&b, 0)?, dtype)?);
+                Some(match is_in_blocks(site, device) {
+                    true => Pair { a: in_blocks(&a)?, b: in_blocks(&b)? },
+                    false => Pair { a, b },
+                })
             }
         };
         let vector = |vector: &Option<Tensor>| vector.as_ref().map(|vector| ready(vector, DType::F32)).transpose();
@@ -64,6 +75,10 @@ impl Held {
     pub(super) fn correction(&self, site: &Site) -> candle_core::Result<Correction> {
         let mut terms: Vec<Term> = self.products.iter().cloned().map(Term::Kronecker).collect();
         if let Some(Pair { a, b }) = &self.pair {
+            let (a, b) = match is_in_blocks(site, a.device()) {
+                true => (from_blocks(a, site.input)?, from_blocks(b, site.output)?),
+                false => (a.clone(), b.clone()),
+            };
             let (rank, output) = b.dims2()?;
             let mut b = b.to_dtype(DType::F32)?.t()?.contiguous()?;
             if matches!(site.kind, SiteKind::Conv2d { .. }) {

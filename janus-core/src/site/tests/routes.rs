@@ -75,7 +75,7 @@ fn each_row_is_what_it_is_alone_under_its_own_correction() {
         let (forms, x) = (forms(&site), nine(&site));
         let projection = holding(&site, &forms);
         // Rows 0 and 8 of the base, each form once at least, one of them twice and apart.
-        let slot_of = |row: usize| if row % 8 == 0 { None } else { Some((row - 1) % forms.len()) };
+        let slot_of = |row: usize| if row.is_multiple_of(8) { None } else { Some((row - 1) % forms.len()) };
         let routes = (0..9).map(|row| {
             let mixture = slot_of(row).map_or_else(Mixture::base, |form| Mixture::of(Slot(form as u32 + 1)));
             (row..row + 1, mixture)
