@@ -139,7 +139,7 @@ fn usage() {
 #[test]
 fn help_of_every_command() {
     let place = Workplace::empty();
-    let commands: [&[&str]; 38] = [
+    let commands: [&[&str]; 39] = [
         &[],
         &["train"],
         &["eval"],
@@ -166,6 +166,7 @@ fn help_of_every_command() {
         &["data", "synth"],
         &["bench"],
         &["bench", "train"],
+        &["bench", "bank"],
         &["bench", "understand"],
         &["bench", "generate"],
         &["bench", "switch"],
