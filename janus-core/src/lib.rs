@@ -39,6 +39,7 @@ pub mod noise;
 pub mod ops;
 pub mod output;
 pub mod ownership;
+mod pages;
 pub mod parameter;
 pub mod pass;
 pub mod processing;

@@ -67,11 +67,11 @@ pub(crate) fn tied_tiny() -> Janus {
 /// A model of another shape without its image tokenizer, whose weights are the same in f32 and in bf16.
 pub(crate) fn shaped(config: &JanusConfig, dtype: DType) -> Janus {
     let parts = Parts { image_tokenizer: false, ..Parts::all() };
-    Janus::open(&Rounded(config.clone()), dtype, &Device::Cpu, parts, &mut |_| {}).unwrap()
+    Janus::open(&Rounded(config.clone(), DType::BF16), dtype, &Device::Cpu, parts, &mut |_| {}).unwrap()
 }
 
-/// The values of [`weight`], rounded to bf16.
-struct Rounded(JanusConfig);
+/// The values of [`weight`], rounded to bf16, as if stored in a type.
+pub(crate) struct Rounded(pub(crate) JanusConfig, pub(crate) DType);
 
 impl WeightSource for Rounded {
     fn config(&self) -> &JanusConfig {
@@ -80,6 +80,10 @@ impl WeightSource for Rounded {
 
     fn is_tied(&self) -> bool {
         self.0.tie_word_embeddings
+    }
+
+    fn exact_dtype(&self, _native_name: &str) -> DType {
+        self.1
     }
 
     fn read(&self, native_name: &str, dtype: DType) -> crate::Result<Tensor> {

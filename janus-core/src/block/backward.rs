@@ -118,11 +118,11 @@ impl<E: Element> Sites<'_, E> {
             };
             let linear = &self.view.linears[self.first + place];
             let z_of = |column: usize| {
-                let weights = linear.weight.row(column);
+                let weights = linear.weight.wide_row(column);
                 let z = |row: usize| {
-                    let products = x.row(row).iter().zip(weights).enumerate();
-                    let scaled = |(at, (x, w)): (usize, (&E, &E))| {
-                        x.widen() * w.widen() * thin.input.map_or(1.0, |factors| factors[at])
+                    let products = x.row(row).iter().zip(&*weights).enumerate();
+                    let scaled = |(at, (x, w)): (usize, (&E, &f32))| {
+                        x.widen() * w * thin.input.map_or(1.0, |factors| factors[at])
                     };
                     products.map(scaled).sum()
                 };

@@ -10,11 +10,11 @@ use super::thin::{self, SiteForm, ThinPlan};
 use super::view::{BlockView, LinearView};
 use crate::kernel::Rows;
 use crate::ops::is_composed;
-use crate::ops::values::{Stored, with_slices};
+use crate::ops::values::{Stored, takes_weight, with_slices, with_weights};
 use crate::pass::Span;
 use crate::site::Blend;
 
-/// `x·Wᵀ + b` under a correction, `x: [.., input]` and the weight `[output, input]` of one type. `None` where only the
+/// `x·Wᵀ + b` under a correction, `x: [.., input]` and the weight `[output, input]` of one type, or bf16 under f32. `None` where only the
 /// operation by operation path will do.
 ///
 /// # Errors
@@ -66,7 +66,7 @@ pub(crate) fn routed_linear(
 /// Whether values and parameters are such as a fused site takes.
 fn is_fused(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> bool {
     let dtype = x.dtype();
-    let fits = weight.dtype() == dtype && bias.is_none_or(|bias| bias.dtype() == dtype);
+    let fits = takes_weight(dtype, weight.dtype()) && bias.is_none_or(|bias| bias.dtype() == dtype);
     fits && !is_composed(x.device()) && matches!(dtype, DType::F32 | DType::BF16)
 }
 
@@ -88,12 +88,12 @@ struct CorrectedLinear {
 impl CorrectedLinear {
     /// Calls `f` with the site as a block of one map.
     fn with_view<E: Stored, T>(&self, f: impl FnOnce(&BlockView<'_, E>) -> Result<T>) -> Result<T> {
-        let (output, input) = self.weight.dims2()?;
-        let mut parameters = vec![&self.weight];
-        parameters.extend(&self.bias);
-        with_slices::<E, _>(&parameters, |slices| {
-            let weight = Rows::dense(slices[0], output, input);
-            f(&BlockView { norms: None, linears: vec![LinearView { weight, bias: slices.get(1).copied() }] })
+        let bias: Vec<&Tensor> = self.bias.iter().collect();
+        with_weights::<E, _>(&[&self.weight], |weights| {
+            with_slices::<E, _>(&bias, |bias| {
+                let linear = LinearView { weight: weights[0], bias: bias.first().copied() };
+                f(&BlockView { norms: None, linears: vec![linear] })
+            })
         })
     }
 

@@ -15,7 +15,7 @@ use crate::kernel::attention::{Heads, KeyValues, Segment};
 use crate::kernel::{Matrix, Rows};
 use crate::model::decoder::{Cached, HeadMajor, LayerCache};
 use crate::ops::rotary::Rotary;
-use crate::ops::values::{Stored, with_slices};
+use crate::ops::values::{Stored, takes_weight, with_slices, with_weights};
 use crate::ops::{AttentionMask, is_composed};
 use crate::parameter::Parameter;
 use crate::pass::{Mixture, Pass, Routing};
@@ -163,9 +163,9 @@ impl Block {
         if is_composed(x.device()) || !matches!(dtype, DType::F32 | DType::BF16) {
             return Ok(None);
         }
-        let frozen = |parameter: &Parameter| parameter.as_loaded().filter(|value| value.dtype() == dtype);
+        let frozen = |weight: &Parameter| weight.as_loaded().filter(|value| takes_weight(dtype, value.dtype()));
         let frozen_bias = |bias: Option<&Parameter>| match bias {
-            Some(bias) => frozen(bias).map(Some),
+            Some(bias) => bias.as_loaded().filter(|value| value.dtype() == dtype).map(Some),
             None => Some(None),
         };
         let maps = || attention.iter().chain(mlp.maps()).copied();
@@ -288,24 +288,21 @@ impl Block {
 
     /// Calls `f` with the block's parameters.
     fn with_parameters<E: Stored, T>(&self, f: impl FnOnce(&BlockView<'_, E>) -> Result<T>) -> Result<T> {
-        let mut tensors = Vec::with_capacity(14);
-        for (weight, bias) in &self.linears {
-            tensors.extend([weight].into_iter().chain(bias));
-        }
+        let weights: Vec<&Tensor> = self.linears.iter().map(|(weight, _)| weight).collect();
+        let biases: Vec<&Tensor> = self.linears.iter().filter_map(|(_, bias)| bias.as_ref()).collect();
         let norms: Vec<&Tensor> = self.norms.iter().flat_map(|norm| &norm.parameters).collect();
-        with_slices::<E, _>(&tensors, |slices| {
-            let mut slices = slices.iter().copied();
-            let mut next = || slices.next().expect("one slice for every tensor");
-            let mut linears = Vec::with_capacity(self.linears.len());
-            for (weight, bias) in &self.linears {
-                let (output, input) = weight.dims2()?;
-                let weight = Rows::dense(next(), output, input);
-                linears.push(LinearView { weight, bias: bias.as_ref().map(|_| next()) });
-            }
-            with_slices::<f32, _>(&norms, |slices| {
-                let (first, second) = slices.split_at(self.norms[0].parameters.len());
-                let norms = [self.norms[0].view(first), self.norms[1].view(second)];
-                f(&BlockView { norms: Some(norms), linears })
+        with_weights::<E, _>(&weights, |weights| {
+            with_slices::<E, _>(&biases, |biases| {
+                let mut biases = biases.iter().copied();
+                let mut of = |bias: &Option<Tensor>| bias.as_ref().and_then(|_| biases.next());
+                let linears = self.linears.iter().zip(weights);
+                let linears =
+                    linears.map(|((_, bias), weight)| LinearView { weight: *weight, bias: of(bias) }).collect();
+                with_slices::<f32, _>(&norms, |slices| {
+                    let (first, second) = slices.split_at(self.norms[0].parameters.len());
+                    let norms = [self.norms[0].view(first), self.norms[1].view(second)];
+                    f(&BlockView { norms: Some(norms), linears })
+                })
             })
         })
     }

@@ -1,6 +1,6 @@
 //! A block's parameters as slices.
 
-use crate::kernel::Rows;
+use crate::kernel::Weights;
 
 /// A norm: root-mean-square without bias, layer norm with one. Its parameters are few, so that they are widened once.
 #[derive(Debug, Clone, Copy)]
@@ -23,7 +23,7 @@ impl NormView<'_> {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LinearView<'a, E> {
     /// `[output, input]`.
-    pub(super) weight: Rows<'a, E>,
+    pub(super) weight: Weights<'a, E>,
     /// `[output]`.
     pub(super) bias: Option<&'a [E]>,
 }

@@ -11,7 +11,6 @@ mod init;
 mod known;
 mod layout;
 mod names;
-mod pages;
 mod pickle;
 mod random;
 mod safetensors;
@@ -237,6 +236,12 @@ impl Checkpoint {
     pub fn stored_dtype(&self) -> DType {
         let sum = |dtype| self.tensors().filter(|t| t.dtype == dtype).map(|t| t.bytes).sum::<u64>();
         [DType::F32, DType::F16, DType::BF16].into_iter().max_by_key(|dtype| sum(*dtype)).unwrap_or(DType::BF16)
+    }
+
+    /// The type that holds a tensor of native name exactly and in the fewest bytes: bf16 where it is stored in that, or f32.
+    pub fn exact_dtype(&self, native_name: &str) -> DType {
+        let info = self.tensor(native_name).filter(|info| !self.replaced.contains_key(&info.name));
+        info.map_or(DType::F32, |info| if info.dtype == DType::BF16 { DType::BF16 } else { DType::F32 })
     }
 
     /// Whether the head is the embedding table: no `lm_head.weight` is stored, and the configuration ties it.

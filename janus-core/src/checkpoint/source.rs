@@ -14,6 +14,9 @@ pub trait WeightSource {
     /// Whether the head is the embedding table.
     fn is_tied(&self) -> bool;
 
+    /// The type that holds a tensor of native name exactly and in the fewest bytes: what it is stored in, or f32.
+    fn exact_dtype(&self, native_name: &str) -> DType;
+
     /// A tensor of native name and shape on the CPU, as `dtype`.
     ///
     /// # Errors
@@ -30,6 +33,10 @@ impl WeightSource for Checkpoint {
         self.is_tied()
     }
 
+    fn exact_dtype(&self, native_name: &str) -> DType {
+        self.exact_dtype(native_name)
+    }
+
     fn read(&self, native_name: &str, dtype: DType) -> Result<Tensor> {
         Ok(self.read(native_name, dtype)?)
     }
@@ -42,6 +49,10 @@ impl WeightSource for RandomWeights {
 
     fn is_tied(&self) -> bool {
         self.is_tied()
+    }
+
+    fn exact_dtype(&self, _native_name: &str) -> DType {
+        DType::F32
     }
 
     fn read(&self, native_name: &str, dtype: DType) -> Result<Tensor> {

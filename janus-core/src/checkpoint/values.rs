@@ -7,8 +7,8 @@ use half::vec::HalfBitsVecExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::CheckpointError;
 use super::file::WeightsFile;
-use super::{CheckpointError, pages};
 
 /// Bytes read or converted at once: small enough for the cache of a core, large enough to hide the calls.
 const CHUNK_BYTES: usize = if cfg!(miri) { 1 << 9 } else { 1 << 18 };
@@ -40,7 +40,7 @@ macro_rules! value {
 
             fn zeros(count: usize) -> Vec<Self> {
                 let zeros: Vec<Self> = $zeros(count);
-                pages::ask_for_large(&zeros);
+                crate::pages::ask_for_large(&zeros);
                 zeros
             }
 

@@ -259,19 +259,19 @@ const GROUP: usize = 3;
 /// Weight rows met at a time.
 const TOGETHER: usize = 4;
 
-/// Sixteen values as f32 in two registers: as they lie, or, of bf16 values, those at even places and those at odd ones, which
-/// takes no shuffle.
+/// Sixteen values as f32 in two registers: as they lie, or, of bf16 values that meet bf16 values (`X`), those at even places and
+/// those at odd ones, which takes no shuffle.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn split<E: Element>(from: *const E) -> [__m256; 2] {
+unsafe fn split<E: Element, X: Element>(from: *const E) -> [__m256; 2] {
     // SAFETY: the caller vouches for sixteen values.
     unsafe {
-        if E::PAIRED {
+        if E::PAIRED && X::PAIRED {
             let pairs = _mm256_loadu_si256(from.cast());
             let odd = _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32 as i32));
             [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)), _mm256_castsi256_ps(odd)]
         } else {
-            [_mm256_loadu_ps(from.cast()), _mm256_loadu_ps(from.add(8).cast())]
+            [load(from), load(from.add(8))]
         }
     }
 }
@@ -288,10 +288,10 @@ fn padded<E: Element>(values: &[E]) -> [E; STEP] {
 /// # Safety
 /// The processor has AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn dots<E: Element>(
+pub(super) unsafe fn dots<E: Element, W: Element>(
     x: Rows<'_, E>,
     rows: Range<usize>,
-    weight: Rows<'_, E>,
+    weight: Rows<'_, W>,
     columns: Range<usize>,
     sums: &mut [f32],
     stride: usize,
@@ -305,7 +305,7 @@ pub(super) unsafe fn dots<E: Element>(
         for (values, wide) in x.row(row).chunks(STEP).zip(wide.chunks_exact_mut(STEP)) {
             // SAFETY: `padded` has sixteen values, and so has `wide`.
             unsafe {
-                for (part, values) in split(padded(values).as_ptr()).into_iter().enumerate() {
+                for (part, values) in split::<E, E>(padded(values).as_ptr()).into_iter().enumerate() {
                     _mm256_storeu_ps(wide.as_mut_ptr().add(part * 8), values);
                 }
             }
@@ -314,7 +314,7 @@ pub(super) unsafe fn dots<E: Element>(
     let x = |row: usize| &wide[row * width..][..width];
     for first in columns.clone().step_by(TOGETHER) {
         // The last weight row stands in for those that are not there; their dot products are dropped.
-        let weights: [&[E]; TOGETHER] = std::array::from_fn(|r| weight.row((first + r).min(columns.end - 1)));
+        let weights: [&[W]; TOGETHER] = std::array::from_fn(|r| weight.row((first + r).min(columns.end - 1)));
         let ahead = weight.row((first + TOGETHER).min(columns.end - 1)).as_ptr();
         let sums = &mut sums[first - columns.start..];
         let kept = TOGETHER.min(columns.end - first);
@@ -326,7 +326,7 @@ pub(super) unsafe fn dots<E: Element>(
                         $($count => {
                             let x: [&[f32]; $count] = std::array::from_fn(|i| x(start + i));
                             // SAFETY: weight rows have one length, and rows of x that length made a multiple of `STEP`.
-                            let dots = unsafe { block(&x, &weights, ahead, weight.stride()) };
+                            let dots = unsafe { block::<E, W, $count>(&x, &weights, ahead, weight.stride()) };
                             for (i, dots) in dots.iter().enumerate() {
                                 for (sum, dot) in sums[i * stride..].iter_mut().zip(&dots[..kept]) {
                                     *sum = if add { *sum + dot } else { *dot };
@@ -346,19 +346,19 @@ pub(super) unsafe fn dots<E: Element>(
 /// Weight rows are of one length, rows of x at least as long with zeros up to a multiple of [`STEP`].
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn block<E: Element, const M: usize>(
+unsafe fn block<E: Element, W: Element, const M: usize>(
     x: &[&[f32]; M],
-    weight: &[&[E]; TOGETHER],
-    ahead: *const E,
+    weight: &[&[W]; TOGETHER],
+    ahead: *const W,
     ahead_stride: usize,
 ) -> [[f32; TOGETHER]; M] {
     let length = weight[0].len();
     let mut sums = [[_mm256_setzero_ps(); TOGETHER]; M];
-    let mut step = |k: usize, weight: [*const E; TOGETHER]| {
+    let mut step = |k: usize, weight: [*const W; TOGETHER]| {
         for (r, weight) in weight.into_iter().enumerate() {
             // SAFETY: callers of this closure give sixteen values of each row from `k` on.
             unsafe {
-                let weight = split(weight);
+                let weight = split::<W, E>(weight);
                 for (x, sums) in x.iter().zip(&mut sums) {
                     for (part, weight) in weight.into_iter().enumerate() {
                         let x = _mm256_loadu_ps(x.as_ptr().add(k + part * 8));
@@ -370,7 +370,7 @@ unsafe fn block<E: Element, const M: usize>(
     };
     let whole = length - length % STEP;
     for k in (0..whole).step_by(STEP) {
-        if (k * size_of::<E>()).is_multiple_of(64) {
+        if (k * size_of::<W>()).is_multiple_of(64) {
             for r in 0..TOGETHER {
                 // A weight row is often one page, where the hardware's own prefetching ends.
                 _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(r * ahead_stride + k).cast());
@@ -379,7 +379,7 @@ unsafe fn block<E: Element, const M: usize>(
         step(k, std::array::from_fn(|r| weight[r][k..].as_ptr()));
     }
     if whole < length {
-        let last: [[E; STEP]; TOGETHER] = std::array::from_fn(|r| padded(&weight[r][whole..]));
+        let last: [[W; STEP]; TOGETHER] = std::array::from_fn(|r| padded(&weight[r][whole..]));
         step(whole, std::array::from_fn(|r| last[r].as_ptr()));
     }
     sums.map(|sums| sums.map(|sum| total(sum)))

@@ -69,6 +69,13 @@ impl<'a, E: Element> Blocks<'a, E> {
         self.values[column / BLOCK_COLUMNS * size..][..size].chunks_exact(BLOCK_COLUMNS)
     }
 
+    /// Asks for what [`Blocks::at`] gives of a column.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn bring(&self, column: usize) {
+        let size = self.rank * BLOCK_COLUMNS;
+        prefetch::bring_run::<E, { prefetch::OUTER }>(self.values, column / BLOCK_COLUMNS * size, size);
+    }
+
     /// `factor · x·Aᵀ` of `x: [m, width]` on the calling thread, to `out: [m, rank]`.
     pub(crate) fn down(&self, x: Rows<'_, E>, factor: f32, out: &mut [f32]) {
         self.down_at(level(), x, factor, out);
@@ -99,7 +106,10 @@ impl<'a, E: Element> Blocks<'a, E> {
         let size = self.rank * BLOCK_COLUMNS;
         for (number, block) in self.values.chunks_exact(size).enumerate() {
             #[cfg(target_arch = "x86_64")]
-            prefetch::bring_run(self.values, (number + AHEAD) * size + first * BLOCK_COLUMNS, R * BLOCK_COLUMNS);
+            {
+                let ahead = (number + AHEAD) * size + first * BLOCK_COLUMNS;
+                prefetch::bring_run::<E, { prefetch::INNER }>(self.values, ahead, R * BLOCK_COLUMNS);
+            }
             let x = widened(&x[number * BLOCK_COLUMNS..]);
             let rows = block[first * BLOCK_COLUMNS..].chunks_exact(BLOCK_COLUMNS);
             for (sums, row) in sums.iter_mut().zip(rows) {
@@ -116,7 +126,7 @@ impl<'a, E: Element> Blocks<'a, E> {
 
 /// Blocks that are asked for ahead.
 #[cfg(target_arch = "x86_64")]
-const AHEAD: usize = 2;
+const AHEAD: usize = 4;
 
 #[inline(always)]
 fn put<const R: usize>(dots: [f32; R], factor: f32, out: &mut [f32]) -> usize {

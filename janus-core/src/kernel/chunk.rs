@@ -6,6 +6,9 @@ use super::element::Element;
 use super::level::Level;
 use super::panel::{self, LANES, LINES, Layout, Line, Panel, Side};
 use super::product::Term;
+use super::weights::Weights;
+#[cfg(target_arch = "x86_64")]
+use super::weights::of_rows;
 
 /// Bytes of one panel's chunk: those of two fillings and a block of sums share a core's second-level cache, which is 1 MiB or
 /// more with AVX-512 and may be half of that without.
@@ -112,7 +115,7 @@ impl<'c, 'a, E: Element> Filling<'c, 'a, E> {
         #[cfg(target_arch = "x86_64")]
         for unit in asked..self.asked {
             let (rows, columns) = self.chunk.term.area(self.chunk.unit(self.level, unit), self.chunk.columns.clone());
-            super::prefetch::bring(self.chunk.term.matrix, rows, columns);
+            of_rows!(self.chunk.term.matrix, |matrix| super::prefetch::bring(matrix, rows, columns));
         }
     }
 
@@ -141,8 +144,13 @@ impl<'c, 'a, E: Element> Filling<'c, 'a, E> {
         for (number, lines) in self.lines.chunks_exact_mut(panel_lines).take(self.chunk.panels()).enumerate() {
             let start = self.chunk.columns.start + number * LANES;
             let columns = start..(start + LANES).min(self.chunk.columns.end);
-            let Term { matrix, side, .. } = self.chunk.term;
-            panel::pack(self.level, matrix, side, inner.clone(), columns, &mut lines[first * layout.step..], layout);
+            let (Term { matrix, side, .. }, lines) = (self.chunk.term, &mut lines[first * layout.step..]);
+            match matrix {
+                Weights::Own(matrix) => panel::pack(self.level, matrix, side, inner.clone(), columns, lines, layout),
+                Weights::Half(matrix) => {
+                    panel::pack_wide(self.level, matrix, side, inner.clone(), columns, lines, layout);
+                }
+            }
         }
     }
 }

@@ -7,33 +7,52 @@ use super::element::Element;
 use super::level::Level;
 use super::rows::Rows;
 use super::vector::by_level;
+use super::weights::{Weights, of_rows};
 
 /// `sums[i][j] (+)= x[rows.start + i] · weight[columns.start + j]`, rows of `sums` being `stride` apart.
 pub(super) fn dots<E: Element>(
     level: Level,
     x: Rows<'_, E>,
     rows: Range<usize>,
-    weight: Rows<'_, E>,
+    weight: Weights<'_, E>,
+    columns: Range<usize>,
+    sums: &mut [f32],
+    stride: usize,
+    add: bool,
+) {
+    match weight {
+        Weights::Own(weight) => {
+            #[cfg(target_arch = "x86_64")]
+            if E::PAIRED && level == Level::Avx512Bf16 {
+                // SAFETY: the processor has AVX512-BF16.
+                return unsafe { super::avx512::dots(x, rows, weight, columns, sums, stride, add) };
+            }
+            wide_dots(level, x, rows, weight, columns, sums, stride, add);
+        }
+        Weights::Half(weight) => wide_dots(level, x, rows, weight, columns, sums, stride, add),
+    }
+}
+
+/// The same in f32, whatever the types.
+fn wide_dots<E: Element, W: Element>(
+    level: Level,
+    x: Rows<'_, E>,
+    rows: Range<usize>,
+    weight: Rows<'_, W>,
     columns: Range<usize>,
     sums: &mut [f32],
     stride: usize,
     add: bool,
 ) {
     #[cfg(target_arch = "x86_64")]
-    {
-        if E::PAIRED && level == Level::Avx512Bf16 {
-            // SAFETY: the processor has AVX512-BF16.
-            return unsafe { super::avx512::dots(x, rows, weight, columns, sums, stride, add) };
-        }
-        if level >= Level::Avx2 {
-            // SAFETY: the processor has AVX2 and FMA.
-            return unsafe { super::avx2::dots(x, rows, weight, columns, sums, stride, add) };
-        }
+    if level >= Level::Avx2 {
+        // SAFETY: the processor has AVX2 and FMA.
+        return unsafe { super::avx2::dots(x, rows, weight, columns, sums, stride, add) };
     }
-    by_level!(level, |fused| fn<E>(
+    by_level!(level, |fused| fn<E, W>(
         x: Rows<'_, E>,
         rows: Range<usize>,
-        weight: Rows<'_, E>,
+        weight: Rows<'_, W>,
         columns: Range<usize>,
         sums: &mut [f32],
         stride: usize,
@@ -58,16 +77,30 @@ pub(super) fn row_sums<E: Element>(
     level: Level,
     x: Rows<'_, E>,
     rows: Range<usize>,
-    matrix: Rows<'_, E>,
+    matrix: Weights<'_, E>,
     columns: Range<usize>,
     sums: &mut [f32],
     stride: usize,
     add: bool,
 ) {
-    by_level!(level, |fused| fn<E>(
+    of_rows!(matrix, |matrix| wide_row_sums(level, x, rows, matrix, columns, sums, stride, add));
+}
+
+/// The same, whatever the types.
+fn wide_row_sums<E: Element, W: Element>(
+    level: Level,
+    x: Rows<'_, E>,
+    rows: Range<usize>,
+    matrix: Rows<'_, W>,
+    columns: Range<usize>,
+    sums: &mut [f32],
+    stride: usize,
+    add: bool,
+) {
+    by_level!(level, |fused| fn<E, W>(
         x: Rows<'_, E>,
         rows: Range<usize>,
-        matrix: Rows<'_, E>,
+        matrix: Rows<'_, W>,
         columns: Range<usize>,
         sums: &mut [f32],
         stride: usize,
@@ -83,7 +116,7 @@ pub(super) fn row_sums<E: Element>(
                 }
                 for (k, factor) in x.row(row).iter().enumerate() {
                     let (factor, values) = (factor.widen(), &matrix.row(k)[start..start + count]);
-                    if let Ok(values) = <&[E; LANES]>::try_from(values) {
+                    if let Ok(values) = <&[W; LANES]>::try_from(values) {
                         weighted(fused, factor, values, &mut lanes);
                     } else {
                         weighted(fused, factor, values, &mut lanes[..count]);
@@ -106,7 +139,7 @@ fn weighted<E: Element>(fused: bool, factor: f32, values: &[E], sums: &mut [f32]
 
 /// Sum of products over 64 running sums, which the compiler keeps in vector registers.
 #[inline(always)]
-fn dot<E: Element>(fused: bool, x: &[E], weight: &[E]) -> f32 {
+fn dot<E: Element, W: Element>(fused: bool, x: &[E], weight: &[W]) -> f32 {
     let mut sums = [0f32; LANES];
     let (x_blocks, weight_blocks) = (x.chunks_exact(LANES), weight.chunks_exact(LANES));
     let mut total: f32 =

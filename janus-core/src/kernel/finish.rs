@@ -60,6 +60,15 @@ impl<E> Default for Finish<'_, E> {
     }
 }
 
+impl<E: Element> Finish<'_, E> {
+    /// Asks for the factors of the shares' pairs at a block of columns: sixteen rows may have sixteen of them.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn bring(&self, rows: &Range<usize>, column: usize) {
+        let own = self.shares.iter().filter(|share| share.rows.start < rows.end && rows.start < share.rows.end);
+        own.flat_map(|share| &share.low_rank).for_each(|(_, right)| right.bring(column));
+    }
+}
+
 /// Finishes the sums of some rows of a block, [`BLOCK_COLUMNS`] a row, and writes them, rounded; to `kept` what they are before
 /// anything of the result's own shape is added.
 ///

@@ -10,6 +10,7 @@
 //! | [`level`] | what the processor can do, asked once |
 //! | [`element`] | f32 and bf16 values |
 //! | [`rows`] | matrices as rows inside a slice |
+//! | [`weights`] | the matrix of a product, of the values' type or bf16 under f32 values |
 //! | [`product`] | the driver: blocks, panels, threads, what is added before rounding |
 //! | [`chunk`] | what one filling of the panels holds, and how it gets there |
 //! | [`panel`] | a block of a weight as panels |
@@ -54,6 +55,7 @@ mod rows;
 pub(crate) mod testing;
 mod tile;
 pub(crate) mod vector;
+mod weights;
 pub(crate) mod winograd;
 
 pub(crate) use blocks::Blocks;
@@ -64,3 +66,4 @@ pub(crate) use matrix::Matrix;
 pub use matrix::free_spares;
 pub(crate) use product::{Job, Term, product, products};
 pub(crate) use rows::Rows;
+pub(crate) use weights::Weights;

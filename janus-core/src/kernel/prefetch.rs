@@ -18,11 +18,18 @@ pub(super) fn bring<E: Element>(matrix: Rows<'_, E>, rows: Range<usize>, columns
     }
 }
 
+/// To the first-level cache.
+pub(super) const INNER: i32 = _MM_HINT_T0;
+
+/// To the second-level cache.
+pub(super) const OUTER: i32 = _MM_HINT_T1;
+
 /// Asks for some values from `first` on, as far as there are any.
-pub(super) fn bring_run<E: Element>(values: &[E], first: usize, count: usize) {
+#[inline(always)]
+pub(super) fn bring_run<E: Element, const HINT: i32>(values: &[E], first: usize, count: usize) {
     for at in (first..(first + count).min(values.len())).step_by(64 / size_of::<E>()) {
         // SAFETY: a prefetch touches nothing, whatever its address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().wrapping_add(at).cast()) };
+        unsafe { _mm_prefetch::<HINT>(values.as_ptr().wrapping_add(at).cast()) };
     }
 }
 

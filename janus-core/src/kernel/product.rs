@@ -14,6 +14,7 @@ use super::matrix::Matrix;
 use super::panel::{LANES, Line, Panel, Side};
 use super::rows::{Rows, SharedRows};
 use super::tile::MAX_ROWS;
+use super::weights::Weights;
 use super::{few_rows, tile};
 
 /// Result columns of a block: two panels.
@@ -34,27 +35,29 @@ pub(crate) struct Term<'a, E> {
     pub(super) x: Rows<'a, E>,
     /// `x` in f32, for levels that have no tiles for values as they are stored.
     wide: Option<Rows<'a, f32>>,
-    pub(super) matrix: Rows<'a, E>,
+    pub(super) matrix: Weights<'a, E>,
     pub(super) side: Side,
 }
 
 impl<'a, E: Element> Term<'a, E> {
     /// `x·Wᵀ` with `x: [m, inner]` and `weight: [n, inner]`.
-    pub(crate) fn transposed(x: Rows<'a, E>, weight: Rows<'a, E>) -> Self {
-        assert_eq!(x.width, weight.width, "inner sizes differ");
-        Self { x, wide: None, matrix: weight, side: Side::Transposed }
+    pub(crate) fn transposed(x: Rows<'a, E>, weight: impl Into<Weights<'a, E>>) -> Self {
+        let matrix = weight.into();
+        assert_eq!(x.width, matrix.width(), "inner sizes differ");
+        Self { x, wide: None, matrix, side: Side::Transposed }
     }
 
     /// `x·W` with `x: [m, inner]` and `weight: [inner, n]`.
-    pub(crate) fn plain(x: Rows<'a, E>, weight: Rows<'a, E>) -> Self {
-        assert_eq!(x.width, weight.count, "inner sizes differ");
-        Self { x, wide: None, matrix: weight, side: Side::Plain }
+    pub(crate) fn plain(x: Rows<'a, E>, weight: impl Into<Weights<'a, E>>) -> Self {
+        let matrix = weight.into();
+        assert_eq!(x.width, matrix.count(), "inner sizes differ");
+        Self { x, wide: None, matrix, side: Side::Plain }
     }
 
     fn columns(&self) -> usize {
         match self.side {
-            Side::Transposed => self.matrix.count,
-            Side::Plain => self.matrix.width,
+            Side::Transposed => self.matrix.count(),
+            Side::Plain => self.matrix.width(),
         }
     }
 
@@ -170,6 +173,8 @@ fn products_at<E: Element, O: Element>(level: Level, parallel: bool, mut jobs: V
                 let next = claim(count.saturating_sub(workers));
                 let ahead = next.as_ref().filter(|_| fills_under_tiles(level));
                 let ahead = ahead.and_then(|(job, block)| block.chunks(level, &job.terms).next());
+                #[cfg(target_arch = "x86_64")]
+                job.finish.bring(&block.rows, block.columns.start);
                 is_ready = block.sum(level, &job.terms, is_ready, ahead.as_ref(), scratch);
                 // SAFETY: each block, claimed once, has a place of its own.
                 unsafe {

@@ -174,3 +174,30 @@ fn nothing_times_anything_is_zero() {
     product(&[Term::plain(Rows::new(&empty, 0, 4, 4), Rows::dense(&[1.0; 12], 4, 3))], Finish::default(), &mut out, 3);
     assert_eq!(out, [0.0; 6]);
 }
+
+#[test]
+fn a_weight_in_bf16_under_f32_values_is_the_same_weight_in_f32() {
+    for (level, (m, inner, n)) in levels().into_iter().flat_map(|level| SHAPES.map(|shape| (level, shape))) {
+        let x: Vec<f32> = values(m * (inner + 3), 1);
+        let x = Rows::new(&x, m, inner, inner + 3);
+        let (weight, plain): (Vec<bf16>, Vec<bf16>) = (values(n * (inner + 1), 2), values(inner * (n + 2), 3));
+        let wide = |values: &[bf16]| values.iter().map(|value| value.widen()).collect::<Vec<f32>>();
+        let (wide_weight, wide_plain) = (wide(&weight), wide(&plain));
+        let narrow = [
+            Term::transposed(x, Weights::half(Rows::new(&weight, n, inner, inner + 1))),
+            Term::plain(x, Weights::half(Rows::new(&plain, inner, n, n + 2))),
+        ];
+        let wide = [
+            Term::transposed(x, Rows::new(&wide_weight, n, inner, inner + 1)),
+            Term::plain(x, Rows::new(&wide_plain, inner, n, n + 2)),
+        ];
+        for (narrow, wide) in narrow.into_iter().zip(wide) {
+            let [narrow, wide] = [narrow, wide].map(|term| {
+                let mut out = vec![0f32; m * n];
+                run_at(level, true, &[term], Finish::default(), &mut out, n);
+                out.iter().map(|value| value.to_bits()).collect::<Vec<_>>()
+            });
+            assert!(narrow == wide, "{level:?} {m} {inner} {n}");
+        }
+    }
+}

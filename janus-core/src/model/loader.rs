@@ -7,8 +7,17 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::checkpoint::{EMBED_TOKENS, LM_HEAD, WeightSource};
 use crate::error::{ModelError, Result};
+use crate::ops::values::takes_weight;
 use crate::parameter::{Parameter, Parameters};
-use crate::site::{Projection, Projections, Site, sites};
+use crate::site::{Projection, Projections, Site, SiteKind, sites};
+
+/// The type that a site's weight is held in for values of a type: on the processor, products of f32 values take bf16 weights as
+/// they are stored, in half the memory and to the same bits.
+pub fn held_dtype(weights: &dyn WeightSource, site: &Site, dtype: DType, device: &Device) -> DType {
+    let is_product = !matches!(site.kind, SiteKind::Conv2d { .. });
+    let exact = weights.exact_dtype(&format!("{}.weight", site.path));
+    if is_product && device.is_cpu() && takes_weight(dtype, exact) { exact } else { dtype }
+}
 
 /// What has been loaded so far.
 pub(crate) struct Loader<'a> {
@@ -51,7 +60,7 @@ impl<'a> Loader<'a> {
             return Ok(parameter.clone());
         }
         let value = self.weights.read(name, dtype)?.to_device(&self.device)?;
-        (self.progress)((value.elem_count() * dtype.size_in_bytes()) as u64);
+        (self.progress)((value.elem_count() * value.dtype().size_in_bytes()) as u64);
         let parameter = Arc::new(of(name, value));
         self.parameters.insert(parameter.clone());
         Ok(parameter)
@@ -60,10 +69,57 @@ impl<'a> Loader<'a> {
     /// The projection at a native path.
     pub(crate) fn projection(&mut self, path: &str, bias: bool, dtype: DType) -> Result<Arc<Projection>> {
         let site = self.sites.get(path).cloned().ok_or_else(|| ModelError::UnknownParameter { name: path.into() })?;
-        let weight = self.parameter(&format!("{path}.weight"), dtype)?;
+        let held = held_dtype(self.weights, &site, dtype, &self.device);
+        let weight = self.parameter(&format!("{path}.weight"), held)?;
         let bias = if bias { Some(self.parameter(&format!("{path}.bias"), dtype)?) } else { None };
-        let projection = Arc::new(Projection::new(site, weight, bias));
+        let projection = Arc::new(Projection::new(site, weight, bias).computing_in(dtype));
         self.projections.insert(projection.clone());
         Ok(projection)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Tensor;
+
+    use super::*;
+    use crate::config::JanusConfig;
+    use crate::model::decoder::Placement;
+    use crate::pass::Pass;
+    use crate::testing::Rounded;
+    use crate::{Janus, Parts};
+
+    #[test]
+    fn f32_values_meet_bf16_weights_as_they_are_stored_and_to_the_same_bits() {
+        let config = JanusConfig::shape("janus-tiny").unwrap();
+        let open = |stored: DType| {
+            let parts = Parts::all();
+            Janus::open(&Rounded(config.clone(), stored), DType::F32, &Device::Cpu, parts, &mut |_| {}).unwrap()
+        };
+        let (narrow, wide) = (open(DType::BF16), open(DType::F32));
+        for (projection, other) in narrow.projections().iter().zip(wide.projections().iter()) {
+            let is_product = !matches!(projection.site().kind, SiteKind::Conv2d { .. });
+            let held = projection.weight().frozen();
+            assert_eq!(held.dtype(), if is_product { DType::BF16 } else { DType::F32 }, "{}", projection.site().path);
+            assert_eq!(other.weight().frozen().dtype(), DType::F32);
+            assert!(projection.bias().is_none_or(|bias| bias.frozen().dtype() == DType::F32));
+        }
+        // One row, few rows and many.
+        for (rows, tokens) in [(1, 1), (3, 2), (2, 19)] {
+            let bits = |model: &Janus| {
+                let (pass, decoder) = (Pass::inference(), model.decoder());
+                let ids: Vec<u32> = (0..(rows * tokens) as u32).map(|id| id * 7 % 300).collect();
+                let embeds = decoder.embed(&pass, &ids, rows).unwrap();
+                assert_eq!(embeds.dtype(), DType::F32);
+                let mask = vec![vec![true; tokens]; rows];
+                let mut cache = decoder.cache(tokens);
+                let placement = Placement::continued(&mask, tokens);
+                let hidden = decoder.forward_last(&pass, &embeds, &placement, &mut cache).unwrap();
+                let logits: Tensor = decoder.text_logits(&pass, &hidden).unwrap();
+                let logits: Vec<f32> = logits.flatten_all().unwrap().to_vec1().unwrap();
+                logits.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            assert!(bits(&narrow) == bits(&wide), "{rows} rows of {tokens}");
+        }
     }
 }

@@ -27,6 +27,7 @@ use crate::parameter::Parameters;
 use crate::pass::Pass;
 use crate::site::Projections;
 
+pub use self::loader::held_dtype;
 pub use self::slice::Slice;
 pub use self::slots::SlotContents;
 

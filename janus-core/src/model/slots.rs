@@ -9,7 +9,7 @@ use super::Janus;
 use crate::error::{ModelError, Result};
 use crate::parameter::Parameter;
 use crate::pass::Slot;
-use crate::site::{Correction, Projection};
+use crate::site::{Correction, Projection, gather};
 
 /// What a slot is to hold.
 #[derive(Debug, Clone, Default)]
@@ -43,6 +43,7 @@ impl Janus {
         for projection in self.projections.iter() {
             ready.push((projection, projection.ready(corrections.get(&*projection.site().path))?));
         }
+        gather(ready.iter_mut().map(|(_, ready)| ready))?;
         let of_norms: usize = values.values().map(|value| value.elem_count() * size_of::<f32>()).sum();
         let bytes = of_norms + ready.iter().map(|(_, ready)| ready.bytes()).sum::<usize>();
         for (projection, ready) in ready {

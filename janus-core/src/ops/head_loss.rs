@@ -5,10 +5,10 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::composed::is_composed;
-use super::values::{Stored, with_slices};
+use super::values::{Stored, takes_weight, with_slices, with_weights};
 use super::{cross_entropy, linear};
 use crate::kernel::vector::{exp, sum, vectorized};
-use crate::kernel::{Finish, Rows, Term, product};
+use crate::kernel::{Finish, Rows, Term, Weights, product};
 
 /// Classes whose logits are formed at a time: 1024 rows of 2048 in bf16 are 4 MiB, which the outer caches keep for the way back.
 const PANEL_CLASSES: usize = 1024;
@@ -68,7 +68,10 @@ pub fn head_loss(hidden: &Tensor, weight: &Tensor, bias: Option<&Tensor>, labels
     let parts = if is_composed(hidden.device()) {
         composed(&detached, &weight, bias.as_ref(), labels, hidden.track_op())?
     } else {
-        let weight = weight.to_dtype(detached.dtype())?;
+        let weight = match takes_weight(detached.dtype(), weight.dtype()) {
+            true => weight,
+            false => weight.to_dtype(detached.dtype())?,
+        };
         let tracked = hidden.track_op();
         match detached.dtype() {
             DType::F32 => panels::<f32>(&detached, &weight, bias.as_ref(), labels, tracked)?,
@@ -126,8 +129,9 @@ fn panels<E: Stored>(
     let mut pulled = vec![0f32; if tracked { rows * width } else { 0 }];
     let mut logits = vec![0f32; CHUNK_ROWS.min(rows) * PANEL_CLASSES.min(classes)];
     let mut shares = E::zeros(logits.len());
-    with_slices::<E, _>(&[&hidden.contiguous()?, &weight.contiguous()?], |slices| {
-        let (hidden, weight) = (Rows::dense(slices[0], rows, width), Rows::dense(slices[1], classes, width));
+    let (hidden, weight) = (hidden.contiguous()?, weight.contiguous()?);
+    let mut walk = |hidden: &[E], weight: Weights<'_, E>| {
+        let hidden = Rows::dense(hidden, rows, width);
         for first in (0..classes).step_by(PANEL_CLASSES) {
             let count = PANEL_CLASSES.min(classes - first);
             let panel = weight.part(first..first + count, 0..width);
@@ -162,11 +166,16 @@ fn panels<E: Stored>(
         if tracked {
             let rows = pulled.par_chunks_mut(width.max(1)).zip(&running).zip(labels);
             rows.for_each(|((row, running), label)| {
-                let label = weight.row(*label as usize);
-                row.iter_mut().zip(label).for_each(|(value, w)| *value = *value / running.sum - w.widen());
+                let label = weight.wide_row(*label as usize);
+                row.iter_mut().zip(&*label).for_each(|(value, w)| *value = *value / running.sum - w);
             });
         }
-        Ok(())
+    };
+    with_slices::<E, _>(&[&hidden], |hidden| {
+        with_weights::<E, _>(&[&weight], |weight| {
+            walk(hidden[0], weight[0]);
+            Ok(())
+        })
     })?;
     let losses = running.iter().map(|r| f64::from(r.largest) + f64::from(r.sum).ln() - f64::from(r.label));
     let correct = running.iter().zip(labels).filter(|(r, label)| r.best == **label as usize).count();

@@ -8,7 +8,7 @@ use half::bf16;
 use super::composed::is_composed;
 use super::input_gradient;
 use super::tracked_linear::tracked_linear;
-use super::values::{Stored, with_slices};
+use super::values::{Stored, takes_weight, with_slices, with_weights};
 use crate::kernel::{Finish, Rows, Term, product};
 
 /// `x·Wᵀ + b` with `x: [.., in]`, `weight: [out, in]`, `bias: [out]`; returns `[.., out]` in `x`'s type.
@@ -20,7 +20,7 @@ use crate::kernel::{Finish, Rows, Term, product};
 pub fn frozen_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let weight = weight.detach().contiguous()?;
     let bias = bias.map(Tensor::detach);
-    if is_composed(x.device()) || weight.dtype() != x.dtype() {
+    if is_composed(x.device()) || !takes_weight(x.dtype(), weight.dtype()) {
         return composed(x, &weight, bias.as_ref(), input_gradient::product);
     }
     let bias = bias.map(|bias| bias.to_dtype(x.dtype())).transpose()?;
@@ -92,14 +92,14 @@ impl CustomOp1 for FrozenLinear {
     }
 }
 
-/// `dy·W` with `dy: [.., out]` and `weight: [out, in]` of one type; returns `[rows, in]`: the gradient of the product's input.
+/// `dy·W` with `dy: [.., out]` and `weight: [out, in]` of one type, or bf16 under f32; returns `[rows, in]`: the gradient of the product's input.
 ///
 /// # Errors
 /// Shapes that do not fit, types that differ, or other types than f32 and bf16.
 pub fn frozen_linear_gradient(dy: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let (dy, weight) = (dy.detach().contiguous()?, weight.detach().contiguous()?);
     match (dy.dtype(), weight.dtype()) {
-        (DType::F32, DType::F32) => gradient_in::<f32>(&dy, &weight),
+        (DType::F32, DType::F32 | DType::BF16) => gradient_in::<f32>(&dy, &weight),
         (DType::BF16, DType::BF16) => gradient_in::<bf16>(&dy, &weight),
         (dy, weight) => {
             bail!("a gradient of type {dy:?} and a weight of type {weight:?}: one of f32 and bf16 is wanted")
@@ -114,10 +114,12 @@ fn gradient_in<E: Stored>(dy: &Tensor, weight: &Tensor) -> Result<Tensor> {
         bail!("a gradient of shape {:?} does not fit a weight of shape [{out}, {input}]", dy.dims());
     }
     let mut dx = E::zeros(rows * input);
-    with_slices::<E, _>(&[dy, weight], |slices| {
-        let term = Term::plain(Rows::dense(slices[0], rows, out), Rows::dense(slices[1], out, input));
-        product(&[term], Finish::default(), &mut dx, input);
-        Ok(())
+    with_slices::<E, _>(&[dy], |slices| {
+        with_weights::<E, _>(&[weight], |weights| {
+            let term = Term::plain(Rows::dense(slices[0], rows, out), weights[0]);
+            product(&[term], Finish::default(), &mut dx, input);
+            Ok(())
+        })
     })?;
     Tensor::from_vec(dx, (rows, input), dy.device())
 }
@@ -132,13 +134,13 @@ impl FrozenLinear {
         };
         let rows = layout.shape().elem_count() / input.max(1);
         let mut y = E::zeros(rows * out);
-        let mut parameters = vec![&self.weight];
-        parameters.extend(&self.bias);
-        with_slices::<E, _>(&parameters, |parameters| {
-            let term =
-                Term::transposed(Rows::dense(&x[start..end], rows, input), Rows::dense(parameters[0], out, input));
-            product(&[term], Finish { bias: parameters.get(1).copied(), ..Finish::default() }, &mut y, out);
-            Ok(())
+        let bias: Vec<&Tensor> = self.bias.iter().collect();
+        with_weights::<E, _>(&[&self.weight], |weights| {
+            with_slices::<E, _>(&bias, |bias| {
+                let term = Term::transposed(Rows::dense(&x[start..end], rows, input), weights[0]);
+                product(&[term], Finish { bias: bias.first().copied(), ..Finish::default() }, &mut y, out);
+                Ok(())
+            })
         })?;
         if let Some(last) = dims.last_mut() {
             *last = out;

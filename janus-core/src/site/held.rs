@@ -96,6 +96,11 @@ impl Held {
         self.bias.is_some()
     }
 
+    /// Its pair, to be put elsewhere.
+    pub(super) fn pair_mut(&mut self) -> Option<&mut Pair> {
+        self.pair.as_mut()
+    }
+
     /// Bytes of its tensors.
     pub(super) fn bytes(&self) -> usize {
         let pair = self.pair.iter().flat_map(|pair| [&pair.a, &pair.b]);

@@ -11,11 +11,13 @@
 //! | `term` | what a correction adds: low-rank pairs and Kronecker products |
 //! | `projection` | a site of a loaded model, and what it computes |
 //! | `held` | corrections made ready in slots, and what a mixture of slots makes of a site |
+//! | `region` | the factors of a slot side by side in memory |
 //! | `routed` | a site in a pass whose rows have routes |
 
 mod correction;
 mod held;
 mod projection;
+mod region;
 mod routed;
 mod term;
 
@@ -28,6 +30,7 @@ use crate::pass::Part;
 pub use correction::{Base, Correction};
 pub(crate) use held::Blend;
 pub use projection::{BaseView, Frozen, Intercept, Projection, Projections};
+pub(crate) use region::gather;
 pub use term::{Kronecker, LowRank, Term};
 
 /// What a site computes.

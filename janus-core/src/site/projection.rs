@@ -54,6 +54,8 @@ pub struct Projection {
     pub(super) site: Site,
     pub(super) weight: Arc<Parameter>,
     pub(super) bias: Option<Arc<Parameter>>,
+    /// The type of what comes out, and of the values that the weight meets: it may be held in a narrower one.
+    pub(super) dtype: DType,
     correction: RwLock<Option<Arc<Correction>>>,
     /// What each slot of the model has here, if anything.
     pub(super) slots: RwLock<BTreeMap<Slot, Option<Arc<Held>>>>,
@@ -61,6 +63,9 @@ pub struct Projection {
     /// Squares of the frozen weight, once they were asked for.
     squares: OnceLock<Tensor>,
 }
+
+/// Rows of a weight that are widened at a time: some megabytes.
+const WIDENED_ROWS: usize = 512;
 
 /// The frozen parameters of a site, whatever stands in for them.
 #[derive(Debug)]
@@ -85,8 +90,18 @@ impl Base for Frozen<'_> {
 
     fn products(&self, site: &Site, a: &Tensor) -> Result<Tensor> {
         let weight = self.0.weight.frozen().flatten_from(1)?;
+        // Beside bf16 values `a` would lose digits that f32 values have.
+        let rounds = weight.dtype() != self.0.dtype;
         Ok(match site.kind {
+            SiteKind::Embedding if rounds => ops::thin::products_of_columns(&weight.to_dtype(self.0.dtype)?, a)?,
             SiteKind::Embedding => ops::thin::products_of_columns(&weight, a)?,
+            SiteKind::Linear | SiteKind::Conv2d { .. } if rounds => {
+                let parts = (0..weight.dim(0)?).step_by(WIDENED_ROWS).map(|first| {
+                    let rows = weight.narrow(0, first, WIDENED_ROWS.min(weight.dim(0)? - first))?;
+                    ops::thin::products_of_rows(&rows.to_dtype(self.0.dtype)?, a)
+                });
+                Tensor::cat(&parts.collect::<candle_core::Result<Vec<_>>>()?, 0)?
+            }
             SiteKind::Linear | SiteKind::Conv2d { .. } => ops::thin::products_of_rows(&weight, a)?,
         })
     }
@@ -95,7 +110,13 @@ impl Base for Frozen<'_> {
 impl Projection {
     pub(crate) fn new(site: Site, weight: Arc<Parameter>, bias: Option<Arc<Parameter>>) -> Self {
         let (correction, slots, intercept) = (RwLock::default(), RwLock::default(), RwLock::default());
-        Self { site, weight, bias, correction, slots, intercept, squares: OnceLock::new() }
+        let dtype = weight.frozen().dtype();
+        Self { site, weight, bias, dtype, correction, slots, intercept, squares: OnceLock::new() }
+    }
+
+    /// The same for values of a type, which may be wider than the weight's.
+    pub(crate) fn computing_in(self, dtype: DType) -> Self {
+        Self { dtype, ..self }
     }
 
     /// The frozen parameters, for corrections that depend on them.
@@ -275,7 +296,7 @@ impl Projection {
                 let rows = ops::select_rows(weight, &x.flatten_all()?.to_vec1::<u32>()?)?;
                 let mut dims = x.dims().to_vec();
                 dims.push(self.site.output);
-                rows.to_dtype(self.weight.frozen().dtype())?.reshape(dims)?
+                rows.to_dtype(self.dtype)?.reshape(dims)?
             }
         })
     }
@@ -302,7 +323,6 @@ impl Projection {
             };
         }
         // Rounded once and behind the bias, as where nothing corrects the site; on other devices before it, too.
-        let dtype = self.weight.frozen().dtype();
         let mut y = if self.site.kind == SiteKind::Embedding || ops::is_composed(x.device()) {
             self.base(given, None)?.to_dtype(DType::F32)?
         } else {
@@ -318,7 +338,7 @@ impl Projection {
         if let Some(bias) = correction.bias.as_ref().or(own.as_ref()) {
             y = y.broadcast_add(&self.along_features(bias)?)?;
         }
-        Ok(y.to_dtype(dtype)?)
+        Ok(y.to_dtype(self.dtype)?)
     }
 
     /// A vector that goes along the features of rows or the channels of pictures.

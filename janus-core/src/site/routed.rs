@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use candle_core::{DType, Tensor};
 
 use super::correction::Correction;
-use super::held::{Blend, Held};
+use super::held::{Blend, Held, Pair};
 use super::projection::Projection;
 use super::{Base, SiteKind};
 use crate::block::routed_linear;
@@ -18,6 +18,11 @@ use crate::pass::{Mixture, Pass, Routing, Slot, Span};
 pub(crate) struct Ready(Option<Held>);
 
 impl Ready {
+    /// Its pair, to be put elsewhere.
+    pub(super) fn pair_mut(&mut self) -> Option<&mut Pair> {
+        self.0.as_mut().and_then(Held::pair_mut)
+    }
+
     /// Bytes of its tensors.
     pub(crate) fn bytes(&self) -> usize {
         self.0.as_ref().map_or(0, Held::bytes)
@@ -31,7 +36,7 @@ impl Projection {
     /// A correction that does not fit the site.
     pub(crate) fn ready(&self, correction: Option<&Correction>) -> Result<Ready> {
         let weight = self.weight.frozen();
-        let held = |correction| Held::of(&self.site, correction, weight.dtype(), weight.device());
+        let held = |correction| Held::of(&self.site, correction, self.dtype, weight.device());
         Ok(Ready(correction.filter(|correction| !correction.is_empty()).map(held).transpose()?))
     }
 
