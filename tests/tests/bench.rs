@@ -80,6 +80,8 @@ fn rows_of_many_adapters_are_measured() {
         }
         assert_eq!((&report["adapters"], &report["rows"], &report["rank"]), (&3.into(), &5.into(), &2.into()));
     }
+    // Rows of the decoder meet nothing of the tower.
+    Workplace::empty().refuses(&["bench", "bank", "--shape", "janus-tiny", "--targets", "vision"], &["vision"]);
 }
 
 #[test]

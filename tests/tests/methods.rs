@@ -184,6 +184,18 @@ fn a_run_begins_from_an_adapter_once() {
     for run in ["cut", "gone"] {
         train(&place, run, &[&keys[..], &["train.steps=3"]].concat());
     }
+    let from_nothing = [&["train", "recipe.toml", "output.dir=cut", "--resume"], &keys[..3]].concat();
+    place.refuses(&from_nothing, &["`adapter.start_from`: it began from an adapter and now would from nothing"]);
+    // What a run's figures begin with is the base's, whatever it begins from.
+    let before = |run: &str, keys: &[&str]| {
+        let folder = format!("output.dir={run}");
+        let arguments =
+            [&["train", "recipe.toml", &folder, "data.0.eval=rows.parquet", "train.steps=1"], keys].concat();
+        place.janus(&arguments).expect_success();
+        place.metrics(run)[0]["eval"]["before"].clone()
+    };
+    let (of_start, of_nothing) = (before("from-start", &keys), before("from-nothing", &keys[..3]));
+    assert!(of_nothing["questions"]["loss"].is_f64() && of_start == of_nothing, "{of_start} {of_nothing}");
     train(&place, "other", &["adapter.rank=4"]);
     for file in ["adapter_config.json", "adapter_model.safetensors"] {
         fs_err::copy(place.path(&format!("other/{file}")), place.path(&format!("rslora/{file}"))).unwrap();
@@ -230,6 +242,8 @@ fn an_adapter_of_another_form_is_no_beginning() {
         &["train", "recipe.toml", "adapter.start_from=first", "--dry-run"],
         &[": expected rank 8, got rank 4"],
     );
+    let look = ["train", "recipe.toml", "adapter.rank=4", "adapter.start_from=./nothing", "--dry-run"];
+    place.refuses(&look, &["is not a folder"]);
     // Another base.
     place
         .janus(&["base", "init", "--shape", "janus-tiny", "--seed", "4", "--dtype", "f32", "--out", "another"])
@@ -274,6 +288,18 @@ fn a_run_begins_from_an_adapter_of_peft() {
         let difference: f32 = difference.max(0).unwrap().to_scalar().unwrap();
         assert!(difference < 1e-20, "{name}: {difference:e}");
     }
+}
+
+#[test]
+fn stages_give_a_site_one_form() {
+    let place = place();
+    let recipe = String::from_utf8(place.read("recipe.toml")).unwrap().replace("steps = 6\n", "");
+    let stages = "[[stage]]\nname = \"first\"\nsteps = 2\n[[stage]]\nname = \"second\"\nsteps = 2\n";
+    place.write("stages.toml", format!("{recipe}{stages}adapter = {{ rank_pattern = {{ q_proj = 3 }} }}\n"));
+    place.refuses(
+        &["train", "stages.toml", "adapter.rank_pattern={ q_proj = 5 }"],
+        &["the stage `second` gives `", "rank 3 and alpha", "a stage before it rank 5", "for all stages"],
+    );
 }
 
 #[test]

@@ -473,7 +473,7 @@ impl Diagnose for AdapterError {
                 )];
             }
             AdapterError::OtherStart { .. } => {
-                "write method, targets, ranks and scale of that adapter into `[adapter]`; `janus adapter inspect` tells them"
+                "give the recipe what that adapter has: `janus adapter inspect` tells its method, targets, ranks and scale, what it has copies of, and its heads"
             }
             AdapterError::NoBias { .. } => {
                 "leave `bias` out, or target sites that have one: those of the vision tower do"

@@ -42,6 +42,11 @@ pub fn locate(path: &Path, progress: &dyn Progress) -> Result<PathBuf, AdapterEr
     })
 }
 
+/// Whether a path means a repository of a hub.
+pub(crate) fn is_of_hub(path: &Path) -> bool {
+    hub_id(path).is_some()
+}
+
 /// The hub id that a path is where nothing of that name is there, nor the folder it would lie in.
 pub(super) fn hub_id(path: &Path) -> Option<RepoId> {
     let has_parent = path.parent().is_some_and(|parent| parent.is_dir() && !parent.as_os_str().is_empty());

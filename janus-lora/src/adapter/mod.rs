@@ -59,6 +59,7 @@ pub use file::WEIGHTS_FILE;
 pub(crate) use file::{WeightsFile, is_read, read_json_text, write_text, write_weights};
 pub(crate) use folder::{CONFIG_LIMIT_BYTES, canonical, first_not_finite, is_original_layout};
 pub use init::Init;
+pub(crate) use locate::is_of_hub;
 pub use locate::{as_argument, base_names, locate};
 pub use method::{Method, OnBias};
 pub use note::{BaseNote, FingerprintVerdict, NOTE_FILE, NOTE_VERSION, Note, check_fingerprint};

@@ -5,19 +5,22 @@ mod published;
 mod random;
 mod site;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use janus_core::checkpoint::{Checkpoint, KnownFingerprints};
+use janus_core::checkpoint::{Checkpoint, KnownFingerprints, TensorInfo};
 use janus_core::config::JanusConfig;
 use janus_core::home;
 use janus_core::hub::{self, HubError, Progress};
+use janus_core::model::held_dtype;
 use janus_core::output::OutputError;
 use janus_core::ownership::other_owner;
 use janus_core::processing::{GenerationConfig, ImageProcessor, JanusTokenizer, PromptBuilder};
 use janus_core::sample::CodeOptions;
+use janus_core::site::{Site, sites};
 use janus_core::{Diagnose, Fault, Janus, Parts};
 use sha2::{Digest, Sha256};
 
@@ -335,13 +338,22 @@ impl Base {
         self.tokenizer().vocabulary()
     }
 
+    /// Weights by name that a model in `dtype` holds in bf16, as they are stored, under wider values.
+    pub fn narrow_weights(&self, dtype: DType, device: &Device) -> BTreeSet<String> {
+        let is_narrow = |site: &Site| held_dtype(self.checkpoint(), site, dtype, device) != dtype;
+        let narrow = sites(self.config()).into_iter().filter(is_narrow);
+        narrow.map(|site| format!("{}.weight", site.path)).collect()
+    }
+
     /// Loads the parts of the model onto a device.
     ///
     /// # Errors
     /// A file that cannot be read.
     pub fn model(&self, dtype: DType, device: &Device, parts: Parts, status: &dyn Status) -> Result<Janus> {
-        let total: u64 = self.checkpoint.tensors().map(|t| t.shape.iter().product::<usize>() as u64).sum();
-        let bar = status.bytes("loading weights", total * dtype.size_in_bytes() as u64);
+        let narrow = self.narrow_weights(dtype, device);
+        let size = |name: &str| if narrow.contains(name) { DType::BF16 } else { dtype }.size_in_bytes();
+        let bytes = |t: &TensorInfo| (t.shape.iter().product::<usize>() * size(&t.name)) as u64;
+        let bar = status.bytes("loading weights", self.checkpoint.tensors().map(bytes).sum());
         let model = Janus::open(self.checkpoint(), dtype, device, parts, &mut |bytes| bar.advance(bytes))?;
         bar.finish();
         Ok(model)

@@ -74,7 +74,8 @@ pub struct BankReport {
 /// Targets that match nothing.
 pub fn bank(model: &Model, options: &BankOptions, status: &dyn Status) -> Result<BankReport> {
     let parts = Parts { text_head: true, ..Parts::default() };
-    let all = sites(&model.config);
+    let mut all = sites(&model.config);
+    all.retain(|site| site.part == Part::Decoder);
     let chosen = target::select(&options.targets, all.iter().map(|site| site.path.as_ref()))?.sites;
     let chosen = chosen.iter().map(|site| site.path.as_str().into()).collect();
     let (janus, opening_seconds) = model.open(parts, status)?;

@@ -130,8 +130,11 @@ impl Train {
             (false, true) => Some(RunFolder::resume(&recipe.output.dir)?),
         };
         let device = self.device.open()?;
-        let prepare = if self.dry_run { run::look } else { run::prepare };
-        let mut prepared = prepare(recipe, &device, &Terminal).map_err(|error| match &was {
+        let prepared = match self.dry_run {
+            true => run::look(recipe, &device, self.resume, &Terminal),
+            false => run::prepare(recipe, &device, &Terminal),
+        };
+        let mut prepared = prepared.map_err(|error| match &was {
             Some(was) => run::refused_now(error, &dir, was),
             None => error,
         })?;

@@ -19,7 +19,7 @@ choice! {
         /// (IA)³: a trained factor on each output, or on each input.
         Ia3 = "ia3",
     }
-    later ["rslora", "oft", "boft"]
+    later ["oft", "boft"]
 }
 
 choice! {

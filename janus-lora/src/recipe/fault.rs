@@ -292,6 +292,9 @@ impl Problem {
     pub fn hint(&self) -> Option<String> {
         match self {
             Problem::UnknownKey { table, legal, .. } => Some(format!("{table} takes {}", quoted_list(legal))),
+            Problem::UnknownValue { key, got, .. } if key == "adapter.method" && key_of_method(got).is_some() => {
+                Some(format!("set {} with `adapter.method = \"lora\"`", key_of_method(got)?))
+            }
             Problem::UnknownValue { key, legal, .. } => Some(format!("`{key}` is one of {}", quoted_list(legal))),
             Problem::UnknownRole { task, legal, .. } => Some(format!("task `{task}` reads {}", quoted_list(legal))),
             Problem::WrongType { key, taken_as_text: true, .. } => Some(format!(
@@ -451,4 +454,16 @@ pub(crate) fn parse_file(text: &str, faults: &mut Faults) -> Table {
 /// A name or value from the file, fit to be quoted in a message.
 pub(crate) fn quotable(text: &str) -> String {
     one_line(&beginning(text, MAX_QUOTED_CHARS)).into_owned()
+}
+
+/// The key that a method which is `lora` with a key of its own is asked for by.
+fn key_of_method(word: &str) -> Option<&'static str> {
+    Some(match word.to_ascii_lowercase().as_str() {
+        "rslora" => "`adapter.rslora = true`",
+        "pissa" => "`adapter.init = \"pissa\"`",
+        "olora" => "`adapter.init = \"olora\"`",
+        "eva" => "`adapter.init = \"eva\"`",
+        "lora+" | "loraplus" => "`train.lora_plus_ratio`",
+        _ => return None,
+    })
 }

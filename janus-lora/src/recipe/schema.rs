@@ -34,7 +34,8 @@ impl NumberRange {
     pub fn contains(self, number: f64) -> bool {
         number.abs() <= f64::from(f32::MAX)
             && match self {
-                NumberRange::NotZero => number != 0.0,
+                // In f32, which computes.
+                NumberRange::NotZero => number as f32 != 0.0,
                 NumberRange::Positive => number > 0.0,
                 NumberRange::NotNegative => number >= 0.0,
                 NumberRange::AtLeastOne => number >= 1.0,

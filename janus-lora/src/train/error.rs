@@ -75,6 +75,20 @@ pub enum TrainError {
         /// The first such site or parameter.
         name: String,
     },
+    /// A site that two stages give different forms.
+    #[error(
+        "the stage `{stage}` gives `{path}` rank {} and alpha {}, a stage before it rank {} and alpha {}", now.0, now.1, was.0, was.1
+    )]
+    OtherForm {
+        /// The site.
+        path: String,
+        /// The later stage.
+        stage: String,
+        /// Rank and alpha of the earlier stage.
+        was: (usize, f64),
+        /// Those of the later one.
+        now: (usize, f64),
+    },
     /// A learning rate for what is not there.
     #[error("`train.rates` names `{module}`, of which nothing is trained")]
     UnusedRate {
@@ -385,6 +399,9 @@ impl Diagnose for TrainError {
             TrainError::UnusedRate { .. } => {
                 vec!["name whole segments of a checkpoint path, such as `vision_model` or `language_model.layers.0`".into()]
             }
+            TrainError::OtherForm { .. } => {
+                vec!["all stages train one adapter: give `rank_pattern` and `alpha_pattern` in `[adapter]`, for all stages".into()]
+            }
             TrainError::MovingCodes { .. } => {
                 vec!["train the image tokenizer in a `[[stage]]` of its own, before the tables that learn its codes".into()]
             }
@@ -409,6 +426,9 @@ impl Diagnose for TrainError {
             }
             TrainError::MemoryLimit { .. } => {
                 vec!["for example 8000000000; without the variable the machine is asked".into()]
+            }
+            TrainError::NotFinite { step: u64::MAX, .. } => {
+                vec!["lower `adapter.scale`, or take another `adapter.init`; without either, look at the base and the rows".into()]
             }
             TrainError::NotFinite { .. } => vec!["lower `train.learning_rate`, or set `train.clip_norm`".into()],
             TrainError::TooManySkipped { .. } => vec![

@@ -5,6 +5,9 @@
 //! most that was in use, and the matrices of the blocks (`Matrix` of `janus-core`'s kernel room) are given back between steps and
 //! evaluations, so that the larger of the two counts.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use janus_core::Parts;
 use janus_core::checkpoint::expected_tensors;
 use janus_core::config::JanusConfig;
@@ -29,6 +32,7 @@ const STORE_BYTES: u64 = 1 << 30;
 /// Rows and classes whose logits a frozen head forms at a time (`ops/head_loss.rs`).
 const HEAD_CHUNK: (u64, u64) = (256, 1024);
 const F32_BYTES: u64 = 4;
+const BF16_BYTES: u64 = 2;
 /// Tokens an answer may have beyond the expected one's (`eval/mod.rs`).
 const SPARE_TOKENS: u64 = 8;
 /// Pictures that are drawn of a table's rows, each with and without its prompt (`report/samples.rs`).
@@ -86,8 +90,12 @@ pub(super) struct Memory<'a> {
     pub(super) parts: Parts,
     /// Bytes of a value of the base as it is computed.
     pub(super) value_bytes: u64,
+    /// Weights that are held in bf16 under wider values.
+    pub(super) narrow: Arc<BTreeSet<String>>,
     /// Values that training moves.
     pub(super) trainable: u64,
+    /// Values of pairs that stand beside trained ones and are not moved.
+    pub(super) beside: u64,
     /// Rank of the low-rank pairs.
     pub(super) rank: u64,
     /// Sites of a decoder block that have one.
@@ -159,7 +167,8 @@ impl Memory<'_> {
         let mut predicted = PredictedMemory {
             program: self.program_bytes + LATER_CODE_BYTES + HOLES_BYTES,
             base: self.base_bytes(),
-            adapters: self.trainable * F32_BYTES * copies,
+            // Those that are not moved have initial values and the blocks' copies.
+            adapters: (self.trainable * copies + self.beside * 2) * F32_BYTES,
             moments: self.trainable * F32_BYTES * 2,
             activations,
             rows: made_ready + rows,
@@ -223,7 +232,8 @@ impl Memory<'_> {
         // No part of the model: opened for codes that the cache does not have, and to draw pictures.
         let parts = Parts { image_tokenizer: self.parts.image_tokenizer || self.parts.generation, ..self.parts };
         let expected = expected_tensors(self.config, true);
-        expected.iter().map(|tensor| loaded_bytes(&tensor.name, &tensor.shape, parts, self.value_bytes)).sum()
+        let bytes = |name: &str| if self.narrow.contains(name) { BF16_BYTES } else { self.value_bytes };
+        expected.iter().map(|tensor| loaded_bytes(&tensor.name, &tensor.shape, parts, bytes(&tensor.name))).sum()
     }
 
     /// What a decoder block keeps of `tokens` tokens of which `kept` leave it (`Saved` of the block room): queries, keys,
@@ -442,7 +452,9 @@ mod tests {
             planned_peak_bytes: 0,
             parts: Parts { text_head: true, vision: true, ..Parts::default() },
             value_bytes: 4,
+            narrow: Arc::default(),
             trainable: 1000,
+            beside: 0,
             rank: 5,
             sites_per_block: 7,
             vision_blocks: 0,
@@ -510,6 +522,7 @@ mod tests {
         assert!((3_900_000_000..3_960_000_000).contains(&told.base), "{told:?}");
         let of = |memory: Memory<'_>| memory.predicted();
         assert_eq!(of(Memory { accumulates: true, ..base.clone() }).adapters, 5 * 4 * 1000);
+        assert_eq!(of(Memory { beside: 700, ..base.clone() }).adapters, 4 * (4 * 1000 + 2 * 700));
         assert_eq!(of(Memory { value_bytes: 4, ..base.clone() }).base, 2 * told.base);
         let beside = of(Memory { accumulates: true, side_by_side: true, ..base.clone() });
         assert_eq!((beside.activations, beside.adapters), (2 * told.activations, 7 * 4 * 1000));

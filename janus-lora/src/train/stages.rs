@@ -11,6 +11,7 @@ use janus_core::checkpoint::tensor_digest;
 use janus_core::{Janus, Parts};
 use sha2::{Digest, Sha256};
 
+use super::TrainError;
 use super::checkpoint::hex;
 use super::plan::{Plan, compute_type, parts};
 use super::run::stepper;
@@ -82,7 +83,26 @@ pub(super) fn stages(recipe: &Recipe, base: &Base, tables: &[RecipeTable], devic
         first_step = stage.end();
         stages.push(stage);
     }
+    require_one_form(base, &stages)?;
     Ok(stages)
+}
+
+/// Refuses a site that stages give different ranks or scales: it has one pair in the adapter.
+fn require_one_form(base: &Base, stages: &[Stage]) -> Result<()> {
+    let mut forms: BTreeMap<Arc<str>, (usize, f64)> = BTreeMap::new();
+    for stage in stages {
+        let spec = stage.plan.adapter_spec(&stage.recipe, base);
+        for site in &spec.sites {
+            let rank = spec.ranks.get(site).copied().unwrap_or(spec.rank);
+            let now = (rank, spec.alphas.get(site).copied().unwrap_or(spec.alpha));
+            let was = *forms.entry(site.clone()).or_insert(now);
+            if was != now {
+                let (path, stage) = (site.to_string(), stage.name.clone().unwrap_or_default());
+                return Err(TrainError::OtherForm { path, stage, was, now }.into());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What the adapter of all stages is made of.

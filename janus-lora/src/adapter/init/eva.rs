@@ -117,16 +117,21 @@ pub(crate) struct Candidate {
 }
 
 /// The ranks of all sites: as many directions as their ranks add up to, those first that explain the greatest share at their site.
+/// Sites that saw no input keep theirs.
 pub(crate) fn ranks(candidates: &[Candidate]) -> BTreeMap<Arc<str>, usize> {
-    let budget: usize = candidates.iter().map(|candidate| candidate.rank).sum();
-    let of_site = |candidate: &Candidate| -> Vec<(f64, Arc<str>)> {
-        // What has not been seen explains nothing, and comes last.
+    let (seen, unseen): (Vec<&Candidate>, Vec<&Candidate>) =
+        candidates.iter().partition(|candidate| !candidate.explained.is_empty());
+    let budget: usize = seen.iter().map(|candidate| candidate.rank).sum();
+    let of_site = |candidate: &&Candidate| -> Vec<(f64, Arc<str>)> {
+        // Directions that the inputs do not take explain nothing, and come last.
         let shares = candidate.explained.iter().copied().chain(std::iter::repeat(0.0)).take(candidate.most);
         shares.map(|share| (share, candidate.path.clone())).collect()
     };
-    let mut all: Vec<(f64, Arc<str>)> = candidates.iter().flat_map(of_site).collect();
+    let mut all: Vec<(f64, Arc<str>)> = seen.iter().flat_map(of_site).collect();
     all.sort_by(|one, other| other.0.total_cmp(&one.0));
-    let mut ranks: BTreeMap<Arc<str>, usize> = candidates.iter().map(|candidate| (candidate.path.clone(), 0)).collect();
+    let kept = |candidate: &&Candidate| (candidate.path.clone(), candidate.rank);
+    let mut ranks: BTreeMap<Arc<str>, usize> = unseen.iter().map(kept).collect();
+    ranks.extend(seen.iter().map(|candidate| (candidate.path.clone(), 0)));
     for (_, path) in all.into_iter().take(budget) {
         *ranks.entry(path).or_default() += 1;
     }

@@ -2,7 +2,10 @@
 
 use candle_core::Tensor;
 
+use super::super::method::Method;
 use super::super::{Adapter, AdapterError};
+use crate::dynamic::Paths;
+use crate::heads::HeadKind;
 
 impl Adapter {
     /// This adapter with the values of another one of its form: all that it has at sites and of copies, and what the other has of
@@ -18,6 +21,12 @@ impl Adapter {
         if self.config.method.name() != start.config.method.name() {
             let word = |adapter: &Self| format!("`{}`", adapter.config.method.name());
             return other("peft_type", word(&self), word(&start));
+        }
+        if let (Method::Vera { projection_seed: own, .. }, Method::Vera { projection_seed: theirs, .. }) =
+            (&self.config.method, &start.config.method)
+            && own != theirs
+        {
+            return other("projection_prng_key", own.to_string(), theirs.to_string());
         }
         for (path, site) in &start.sites {
             if !self.sites.contains_key(path) {
@@ -63,18 +72,36 @@ impl Adapter {
             (_, None) => {}
             (Some(own), Some(other)) if own.paths() == other.paths() => self.dynamic = Some(other),
             (own, Some(start)) => {
-                let expected = own.as_ref().map_or_else(|| "none".into(), |own| format!("{:?}", own.paths()));
-                return other("dynamic encoder", expected, format!("{:?}", start.paths()));
+                let expected = own.as_ref().map_or_else(|| "none".into(), |own| places(own.paths()));
+                return other("dynamic encoder", expected, places(start.paths()));
             }
         }
         for (name, head) in start.heads {
             match self.heads.get(&name) {
                 Some(own) if own.kind == head.kind => drop(self.heads.insert(name, head)),
-                Some(own) => return other(&name, format!("{:?}", own.kind), format!("{:?}", head.kind)),
+                Some(own) => return other(&name, kind(&own.kind), kind(&head.kind)),
                 None => return other(&name, "no head".into(), "a head".into()),
             }
         }
         Ok(self)
+    }
+}
+
+fn places(paths: Paths) -> String {
+    match (paths.vision, paths.generation) {
+        (true, true) => "one of vision and generation",
+        (true, false) => "one of vision",
+        _ => "one of generation",
+    }
+    .into()
+}
+
+fn kind(kind: &HeadKind) -> String {
+    match kind {
+        HeadKind::Classify { labels } | HeadKind::Locate { labels } => {
+            format!("a head of `{}` with the labels `{}`", kind.task(), labels.join("`, `"))
+        }
+        HeadKind::Segment {} | HeadKind::Retrieve {} => format!("a head of `{}`", kind.task()),
     }
 }
 

@@ -186,10 +186,6 @@ fn what_later_versions_read_is_refused_by_name() {
             "`adapter.method = \"oft\"` is not supported by this version yet",
         ),
         (
-            format!("{LEAST}[adapter]\nmethod = \"rslora\"\n"),
-            "`adapter.method = \"rslora\"` is not supported by this version yet",
-        ),
-        (
             LEAST.replace("\"tiny\"", "\"tiny\"\ndtype = \"q4_k\""),
             "`base.dtype = \"q4_k\"` is not supported by this version yet",
         ),
@@ -199,6 +195,25 @@ fn what_later_versions_read_is_refused_by_name() {
         ),
     ] {
         assert_eq!(problems(&text, &[]), [expected], "{text}");
+    }
+}
+
+#[test]
+fn a_scale_that_is_nothing_in_f32_is_none() {
+    let expected = "`adapter.scale` must be a finite number other than 0, got 1e-300";
+    assert_eq!(problems(LEAST, &["adapter.scale=1e-300"]), [expected]);
+}
+
+#[test]
+fn methods_that_are_keys_of_lora_lead_there() {
+    for (word, expected) in [
+        ("rslora", "set `adapter.rslora = true` with `adapter.method = \"lora\"`"),
+        ("PiSSA", "set `adapter.init = \"pissa\"` with `adapter.method = \"lora\"`"),
+        ("lora+", "set `train.lora_plus_ratio` with `adapter.method = \"lora\"`"),
+        ("lor", "`adapter.method` is one of `lora`, `dora`, `loha`, `lokr`, `vera`, `ia3`"),
+    ] {
+        let error = error(&format!("{LEAST}[adapter]\nmethod = \"{word}\"\n"), &[]);
+        assert_eq!(error.hints(), [expected], "{error}");
     }
 }
 

@@ -90,6 +90,10 @@ impl Watch {
         ranks
     }
 
+    fn has_seen(&self, path: &Arc<str>) -> bool {
+        self.leaders.get(path).is_some_and(|leader| self.directions.contains_key(leader))
+    }
+
     fn settled_sites(&self, sites: &[Arc<str>]) -> usize {
         let is_settled = |path: &&Arc<str>| self.leaders.get(*path).is_some_and(|leader| self.settled.contains(leader));
         sites.iter().filter(is_settled).count()
@@ -151,6 +155,13 @@ pub(super) fn directions(
         all_ranks.extend(ranks);
         drop(opened);
         allocator::give_back();
+    }
+    // A stage of which no site came first would train nothing: its sites keep their ranks.
+    for stage in &prepared.stages {
+        let sites = &stage.plan.sites;
+        if sites.iter().all(|path| all_ranks.get(path) == Some(&0)) {
+            all_ranks.extend(sites.iter().filter_map(|path| Some((path.clone(), drawn.sites.get(path)?.rank))));
+        }
     }
     for (path, rank) in &all_ranks {
         let Some(site) = drawn.sites.get(path) else { continue };
@@ -216,11 +227,18 @@ fn watched(
                 break;
             }
             if step == MOST_STEPS {
-                let turning = sites.len() - settled;
-                status.warn(&format!(
-                    "after the batches of {MOST_STEPS} steps the directions of {turning} of {} sites still turn: they begin as they are",
-                    sites.len()
-                ));
+                let (all, unseen) = (sites.len(), sites.iter().filter(|path| !watch.has_seen(path)).count());
+                let turning = all - settled - unseen;
+                let batches = format!("after the batches of {MOST_STEPS} steps");
+                if turning > 0 {
+                    status.warn(&format!(
+                        "{batches} the directions of {turning} of {all} sites still turn: they begin as they are"
+                    ));
+                }
+                if unseen > 0 {
+                    status
+                        .warn(&format!("{batches} {unseen} of {all} sites saw no input: they begin as with `kaiming`"));
+                }
             }
         }
         Ok(())

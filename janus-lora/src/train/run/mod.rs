@@ -167,7 +167,8 @@ pub fn train(prepared: &Prepared, mut folder: RunFolder, device: &Device, status
         }
         None => {
             let before = match stages.len() {
-                1 => evaluation(prepared, &stages[0], &opened, status)?,
+                // Any other adapter is the base at first.
+                1 if recipe.adapter.start_from.is_none() => evaluation(prepared, &stages[0], &opened, status)?,
                 _ => whole_evaluation(prepared, device, status)?,
             };
             if let Some(rule) = &recipe.train.early_stopping {
@@ -229,6 +230,11 @@ fn require_same(
     if is_of_before(&was.recipe) {
         let read = tables.iter().filter_map(|table| Some((table, table.task.read_otherwise_before()?)));
         rows.extend(read.map(|(table, what)| format!("`{}`: {what}", table.section.name)));
+    }
+    let began = |start: bool| if start { "from an adapter" } else { "from nothing" };
+    if was.start.is_some() != recipe.adapter.start_from.is_some() {
+        let (then, now) = (began(was.start.is_some()), began(recipe.adapter.start_from.is_some()));
+        differences.push(format!("`adapter.start_from`: it began {then} and now would {now}"));
     }
     if !rows.is_empty() {
         let folder = folder.path().to_path_buf();

@@ -46,15 +46,17 @@ pub fn prepare(recipe: Recipe, device: &Device, status: &dyn Status) -> Result<P
 }
 
 /// As [`prepare`], for a look: what is not here is neither made nor fetched, a hub's small files aside. What comes of it cannot
-/// be trained.
+/// be trained. A run that `resumes` does not look at the adapter that it began from.
 ///
 /// # Errors
 /// As [`prepare`].
-pub fn look(recipe: Recipe, device: &Device, status: &dyn Status) -> Result<Prepared> {
+pub fn look(recipe: Recipe, device: &Device, resumes: bool, status: &dyn Status) -> Result<Prepared> {
     let started = Instant::now();
     let base = Base::outline(&recipe.base.path, status)?;
     let prepared = prepare_over(base, recipe, device, status, started)?;
-    start::check(&prepared.recipe, &prepared.base, &prepared.stages)?;
+    if !resumes {
+        start::check(&prepared.recipe, &prepared.base, &prepared.stages)?;
+    }
     Ok(prepared)
 }
 

@@ -32,7 +32,8 @@ pub(super) fn read(from: &str, base: &Base, status: &dyn Status) -> Result<(Adap
 /// # Errors
 /// What keeps it from being read, or an adapter of another form.
 pub(super) fn check(recipe: &Recipe, base: &Base, stages: &[Stage]) -> Result<()> {
-    let Some(folder) = recipe.adapter.start_from.as_deref().map(Path::new).filter(|folder| folder.is_dir()) else {
+    let Some(folder) = recipe.adapter.start_from.as_deref().map(Path::new).filter(|path| !adapter::is_of_hub(path))
+    else {
         return Ok(());
     };
     let (config, tied) = (base.config(), base.checkpoint().is_tied());
