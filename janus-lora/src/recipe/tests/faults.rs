@@ -200,7 +200,7 @@ fn what_later_versions_read_is_refused_by_name() {
 
 #[test]
 fn a_scale_that_is_nothing_in_f32_is_none() {
-    let expected = "`adapter.scale` must be a finite number other than 0, got 1e-300";
+    let expected = "`adapter.scale` must be a finite number other than 0, got `1e-300`";
     assert_eq!(problems(LEAST, &["adapter.scale=1e-300"]), [expected]);
 }
 
