@@ -10,7 +10,7 @@
 //! The base never changes. [`site`] is the seam through which others change what it computes: every linear map,
 //! convolution and embedding table takes a [`site::Correction`], attached for all rows or held in a slot
 //! ([`Janus::hold`]) for rows with a route to it; [`parameter`] hands out trainable copies of any parameter by name;
-//! [`pass`] says what one forward pass is told. [`noise`] holds the random numbers that can be
+//! [`pass`] holds the options of one forward pass: training or not, noise, routes. [`noise`] holds the random numbers that can be
 //! drawn again, [`directory`] holds folders open, [`output`] writes files that are whole or absent and [`temporary`] clears up
 //! after those that were killed, [`input`] reads those of strangers, [`home`] knows the home folder in a path, [`ownership`] whose a folder is, [`guard`] catches what other people's decoders throw, [`device`] opens a GPU or tells why there is none.
 //!

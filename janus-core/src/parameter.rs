@@ -73,14 +73,7 @@ impl Parameter {
         for (slot, factor) in mixture.parts() {
             let held = slots.get(slot).ok_or(ModelError::UnknownSlot { slot: slot.0 })?;
             let Some(value) = held else { continue };
-            sum = Some(match sum {
-                None if *factor == 1.0 => value.clone(),
-                sum => {
-                    let own = self.frozen.to_dtype(DType::F32)?;
-                    let shift = ((value - &own)? * *factor)?;
-                    (sum.unwrap_or(own) + shift)?
-                }
-            });
+            sum = Some(add_shift(sum, value, *factor, || Ok(self.frozen.to_dtype(DType::F32)?))?);
         }
         Ok(sum)
     }
@@ -109,6 +102,25 @@ impl Parameter {
     pub fn value(&self) -> Tensor {
         self.copy().unwrap_or_else(|| self.frozen.clone())
     }
+}
+
+/// `sum`, or the base's `own` value without one, and the shift of `value` from `own` times a factor. A first value of factor 1 is
+/// taken as it is, to the bit.
+///
+/// # Errors
+/// Those of `own`, and shapes that do not fit.
+pub(crate) fn add_shift(
+    sum: Option<Tensor>,
+    value: &Tensor,
+    factor: f64,
+    own: impl FnOnce() -> Result<Tensor>,
+) -> Result<Tensor> {
+    if sum.is_none() && factor == 1.0 {
+        return Ok(value.clone());
+    }
+    let own = own()?;
+    let shift = ((value - &own)? * factor)?;
+    Ok((sum.unwrap_or(own) + shift)?)
 }
 
 /// All parameters that were loaded, in the order of their names.

@@ -43,21 +43,13 @@ pub(super) struct Saved<E: Element> {
 }
 
 /// What corrects a block's sites in one pass.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) enum Corrections<'c, 'a, E> {
     /// The same for all rows, of each site where there is one.
     Thin(&'c [Option<Thin<'a>>]),
     /// Row by row; nothing follows backward.
     Routed(&'c RoutedView<'a, E>),
 }
-
-impl<E> Clone for Corrections<'_, '_, E> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<E> Copy for Corrections<'_, '_, E> {}
 
 impl<E: Element> Corrections<'_, '_, E> {
     /// Sites that share their input, with what corrects them; as [`sites`], whose `x·Aᵀ` are there where a backward may follow.

@@ -53,14 +53,41 @@ pub(crate) fn routed_linear(
         return Ok(None);
     }
     let output = width_of(x, weight)?;
-    let site = CorrectedLinear { weight: weight.contiguous()?, bias: bias.cloned(), thin: ThinPlan::of(&[], &[])?.0 };
-    let (x, routed) = (x.contiguous()?, Routed::of_site(spans.to_vec(), blends));
+    let (x, weight, routed) = (x.contiguous()?, weight.contiguous()?, Routed::of_site(spans.to_vec(), blends));
     let mut dims = x.dims().to_vec();
     dims.iter_mut().last().into_iter().for_each(|last| *last = output);
     Ok(Some(match x.dtype() {
-        DType::F32 => Tensor::from_vec(site.routed::<f32>(&x, &routed)?, dims, x.device())?,
-        _ => Tensor::from_vec(site.routed::<bf16>(&x, &routed)?, dims, x.device())?,
+        DType::F32 => Tensor::from_vec(routed_rows::<f32>(&x, &weight, bias, &routed)?, dims, x.device())?,
+        _ => Tensor::from_vec(routed_rows::<bf16>(&x, &weight, bias, &routed)?, dims, x.device())?,
     }))
+}
+
+fn routed_rows<E: Stored>(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, routed: &Routed) -> Result<Vec<E>> {
+    with_view::<E, _>(weight, bias, |view| {
+        with_slices::<E, _>(&[x], |x| {
+            let width = view.linears[0].weight.width();
+            let x = Rows::dense(x[0], x[0].len() / width.max(1), width);
+            routed.with_view(None, view, |routed| {
+                let [y] = routed.sites(view, 0, x, None);
+                Ok(y.to_dense())
+            })
+        })
+    })
+}
+
+/// Calls `f` with a site as a block of one map.
+fn with_view<E: Stored, T>(
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    f: impl FnOnce(&BlockView<'_, E>) -> Result<T>,
+) -> Result<T> {
+    let bias: Vec<&Tensor> = bias.into_iter().collect();
+    with_weights::<E, _>(&[weight], |weights| {
+        with_slices::<E, _>(&bias, |bias| {
+            let linear = LinearView { weight: weights[0], bias: bias.first().copied() };
+            f(&BlockView { norms: None, linears: vec![linear] })
+        })
+    })
 }
 
 /// Whether values and parameters are such as a fused site takes.
@@ -86,19 +113,8 @@ struct CorrectedLinear {
 }
 
 impl CorrectedLinear {
-    /// Calls `f` with the site as a block of one map.
-    fn with_view<E: Stored, T>(&self, f: impl FnOnce(&BlockView<'_, E>) -> Result<T>) -> Result<T> {
-        let bias: Vec<&Tensor> = self.bias.iter().collect();
-        with_weights::<E, _>(&[&self.weight], |weights| {
-            with_slices::<E, _>(&bias, |bias| {
-                let linear = LinearView { weight: weights[0], bias: bias.first().copied() };
-                f(&BlockView { norms: None, linears: vec![linear] })
-            })
-        })
-    }
-
     fn forward<E: Stored>(&self, x: &[E], flat: &[f32], dims: &[usize]) -> Result<(CpuStorage, Shape)> {
-        self.with_view::<E, _>(|view| {
+        with_view::<E, _>(&self.weight, self.bias.as_ref(), |view| {
             let weight = view.linears[0].weight;
             let x = Rows::dense(x, x.len() / weight.width().max(1), weight.width());
             let ([y], _) = sites(view, &self.thin.read(flat), 0, x, None);
@@ -107,19 +123,6 @@ impl CorrectedLinear {
                 *last = weight.count();
             }
             Ok((E::storage(y.to_dense()), Shape::from(dims)))
-        })
-    }
-
-    fn routed<E: Stored>(&self, x: &Tensor, routed: &Routed) -> Result<Vec<E>> {
-        self.with_view::<E, _>(|view| {
-            with_slices::<E, _>(&[x], |x| {
-                let width = view.linears[0].weight.width();
-                let x = Rows::dense(x[0], x[0].len() / width.max(1), width);
-                routed.with_view(None, view, |routed| {
-                    let [y] = routed.sites(view, 0, x, None);
-                    Ok(y.to_dense())
-                })
-            })
         })
     }
 
@@ -132,7 +135,7 @@ impl CorrectedLinear {
     ) -> Result<(Option<Tensor>, Vec<f32>)> {
         let dy = dy.contiguous()?;
         let mut gradients = vec![0f32; self.thin.len()];
-        let dx = self.with_view::<E, _>(|view| {
+        let dx = with_view::<E, _>(&self.weight, self.bias.as_ref(), |view| {
             with_slices::<E, _>(&[x, &dy, y], |slices| {
                 with_slices::<f32, _>(&[flat], |flat| {
                     let weight = view.linears[0].weight;

@@ -11,6 +11,9 @@ use crate::ops::values::{Stored, with_slices};
 use crate::pass::Span;
 use crate::site::Blend;
 
+/// Spans were laid over all rows of the block.
+const ROUTED: &str = "every row of a routed block has a span";
+
 /// What a pass with routes computes with in a block.
 #[derive(Debug)]
 pub(crate) struct Routed {
@@ -63,16 +66,7 @@ impl Routed {
 
     /// The runs of some rows.
     pub(super) fn picked(&self, rows: &[u32]) -> Vec<Span> {
-        let mut picked: Vec<Span> = Vec::new();
-        for (place, row) in rows.iter().enumerate() {
-            let at = self.spans.partition_point(|span| span.rows.end <= *row as usize);
-            let mixture = self.spans[at].mixture;
-            match picked.last_mut() {
-                Some(last) if last.mixture == mixture => last.rows.end = place + 1,
-                _ => picked.push(Span { rows: place..place + 1, mixture }),
-            }
-        }
-        picked
+        Span::picked(&self.spans, rows.iter().map(|row| *row as usize)).expect(ROUTED)
     }
 
     /// Calls `f` with everything as slices; `kept` are the runs of the rows that leave the attention, all where absent; `own`
@@ -246,7 +240,7 @@ impl<E: Element> RoutedView<'_, E> {
         let mut scaled = Matrix::new(x.count(), x.width());
         let (stride, width) = (scaled.stride().max(1), x.width());
         scaled.values_mut().par_chunks_mut(stride).enumerate().for_each(|(row, target)| {
-            let span = &spans[spans.partition_point(|span| span.rows.end <= row)];
+            let span = Span::of_row(spans, row).expect(ROUTED);
             let target = &mut target[..width];
             match factors(span) {
                 Some(factors) => {
@@ -282,7 +276,7 @@ impl<E: Element> RoutedView<'_, E> {
             return rows::norm(x, own);
         }
         rows::norm_by_row(x, |row| {
-            let span = &spans[spans.partition_point(|span| span.rows.end <= row)];
+            let span = Span::of_row(spans, row).expect(ROUTED);
             norms[span.mixture].as_ref().unwrap_or(own)
         })
     }

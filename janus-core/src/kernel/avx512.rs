@@ -330,25 +330,25 @@ fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
 /// Dot products of bf16 rows with weight rows.
 ///
 /// # Safety
-/// The processor has AVX512-BF16; `E` is bf16.
+/// The processor has AVX512-BF16; both types are bf16.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-pub(super) unsafe fn dots<E: Element>(
+pub(super) unsafe fn dots<E: Element, W: Element>(
     x: Rows<'_, E>,
     rows: Range<usize>,
-    weight: Rows<'_, E>,
+    weight: Rows<'_, W>,
     columns: Range<usize>,
     sums: &mut [f32],
     stride: usize,
     add: bool,
 ) {
-    assert!(x.width() == weight.width() && size_of::<E>() == size_of::<bf16>());
+    assert!(x.width() == weight.width() && size_of::<E>() == size_of::<bf16>() && E::PAIRED == W::PAIRED);
     for start in rows.clone().step_by(GROUP) {
         let sums = &mut sums[(start - rows.start) * stride..];
         macro_rules! of {
             ($($count:literal)*) => {
                 match GROUP.min(rows.end - start) {
                     // SAFETY: as this function's own.
-                    $($count => unsafe { rows_of::<E, $count>(x, start, weight, columns.clone(), sums, stride, add) },)*
+                    $($count => unsafe { rows_of::<E, W, $count>(x, start, weight, columns.clone(), sums, stride, add) },)*
                     _ => unreachable!("a group has 1 to 6 rows"),
                 }
             };
@@ -368,10 +368,10 @@ const TOGETHER: usize = 4;
 /// # Safety
 /// As [`dots`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn rows_of<E: Element, const M: usize>(
+unsafe fn rows_of<E: Element, W: Element, const M: usize>(
     x: Rows<'_, E>,
     start: usize,
-    weight: Rows<'_, E>,
+    weight: Rows<'_, W>,
     columns: Range<usize>,
     sums: &mut [f32],
     stride: usize,
@@ -384,7 +384,7 @@ unsafe fn rows_of<E: Element, const M: usize>(
     let (length, apart) = (x.width(), weight.stride());
     let mut column = columns.start;
     while column < columns.end {
-        let (first, sums) = (weight.row(column).as_ptr(), &mut sums[column - columns.start..]);
+        let (first, sums) = (weight.row(column).as_ptr().cast::<E>(), &mut sums[column - columns.start..]);
         if columns.end - column >= TOGETHER {
             assert!(column + TOGETHER <= weight.count());
             // SAFETY: the rows of x and so many of the weight have `length` values.

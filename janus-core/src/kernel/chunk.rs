@@ -6,7 +6,6 @@ use super::element::Element;
 use super::level::Level;
 use super::panel::{self, LANES, LINES, Layout, Line, Panel, Side};
 use super::product::Term;
-use super::weights::Weights;
 #[cfg(target_arch = "x86_64")]
 use super::weights::of_rows;
 
@@ -145,12 +144,9 @@ impl<'c, 'a, E: Element> Filling<'c, 'a, E> {
             let start = self.chunk.columns.start + number * LANES;
             let columns = start..(start + LANES).min(self.chunk.columns.end);
             let (Term { matrix, side, .. }, lines) = (self.chunk.term, &mut lines[first * layout.step..]);
-            match matrix {
-                Weights::Own(matrix) => panel::pack(self.level, matrix, side, inner.clone(), columns, lines, layout),
-                Weights::Half(matrix) => {
-                    panel::pack_wide(self.level, matrix, side, inner.clone(), columns, lines, layout);
-                }
-            }
+            of_rows!(matrix, |matrix| {
+                panel::pack::<E, _>(self.level, matrix, side, inner.clone(), columns, lines, layout);
+            });
         }
     }
 }

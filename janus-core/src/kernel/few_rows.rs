@@ -7,34 +7,9 @@ use super::element::Element;
 use super::level::Level;
 use super::rows::Rows;
 use super::vector::by_level;
-use super::weights::{Weights, of_rows};
 
 /// `sums[i][j] (+)= x[rows.start + i] · weight[columns.start + j]`, rows of `sums` being `stride` apart.
-pub(super) fn dots<E: Element>(
-    level: Level,
-    x: Rows<'_, E>,
-    rows: Range<usize>,
-    weight: Weights<'_, E>,
-    columns: Range<usize>,
-    sums: &mut [f32],
-    stride: usize,
-    add: bool,
-) {
-    match weight {
-        Weights::Own(weight) => {
-            #[cfg(target_arch = "x86_64")]
-            if E::PAIRED && level == Level::Avx512Bf16 {
-                // SAFETY: the processor has AVX512-BF16.
-                return unsafe { super::avx512::dots(x, rows, weight, columns, sums, stride, add) };
-            }
-            wide_dots(level, x, rows, weight, columns, sums, stride, add);
-        }
-        Weights::Half(weight) => wide_dots(level, x, rows, weight, columns, sums, stride, add),
-    }
-}
-
-/// The same in f32, whatever the types.
-fn wide_dots<E: Element, W: Element>(
+pub(super) fn dots<E: Element, W: Element>(
     level: Level,
     x: Rows<'_, E>,
     rows: Range<usize>,
@@ -45,9 +20,15 @@ fn wide_dots<E: Element, W: Element>(
     add: bool,
 ) {
     #[cfg(target_arch = "x86_64")]
-    if level >= Level::Avx2 {
-        // SAFETY: the processor has AVX2 and FMA.
-        return unsafe { super::avx2::dots(x, rows, weight, columns, sums, stride, add) };
+    {
+        if E::PAIRED && W::PAIRED && level == Level::Avx512Bf16 {
+            // SAFETY: the processor has AVX512-BF16.
+            return unsafe { super::avx512::dots(x, rows, weight, columns, sums, stride, add) };
+        }
+        if level >= Level::Avx2 {
+            // SAFETY: the processor has AVX2 and FMA.
+            return unsafe { super::avx2::dots(x, rows, weight, columns, sums, stride, add) };
+        }
     }
     by_level!(level, |fused| fn<E, W>(
         x: Rows<'_, E>,
@@ -73,21 +54,7 @@ fn wide_dots<E: Element, W: Element>(
 const LANES: usize = 64;
 
 /// `sums[i][j] (+)= Σ_k x[rows.start + i][k] · matrix[k][columns.start + j]`, rows of `sums` being `stride` apart.
-pub(super) fn row_sums<E: Element>(
-    level: Level,
-    x: Rows<'_, E>,
-    rows: Range<usize>,
-    matrix: Weights<'_, E>,
-    columns: Range<usize>,
-    sums: &mut [f32],
-    stride: usize,
-    add: bool,
-) {
-    of_rows!(matrix, |matrix| wide_row_sums(level, x, rows, matrix, columns, sums, stride, add));
-}
-
-/// The same, whatever the types.
-fn wide_row_sums<E: Element, W: Element>(
+pub(super) fn row_sums<E: Element, W: Element>(
     level: Level,
     x: Rows<'_, E>,
     rows: Range<usize>,

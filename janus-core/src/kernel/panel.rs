@@ -70,33 +70,11 @@ pub(crate) enum Side {
     Plain,
 }
 
-/// Lays out inner steps `inner` and result columns `columns` (at most [`LANES`]) of a matrix by the best way of `level`; `lines`
-/// begin at the first of the steps.
-pub(super) fn pack<E: Element>(
+/// Lays out inner steps `inner` and result columns `columns` (at most [`LANES`]) of a matrix by the best way of `level`, for
+/// values of type `E`; `lines` begin at the first of the steps.
+pub(super) fn pack<E: Element, W: Element>(
     level: Level,
-    matrix: Rows<'_, E>,
-    side: Side,
-    inner: Range<usize>,
-    columns: Range<usize>,
-    lines: &mut [Line],
-    layout: Layout,
-) {
-    #[cfg(target_arch = "x86_64")]
-    if level.has_tiles::<E>() {
-        let steps = if E::PAIRED { inner.len().div_ceil(2) } else { inner.len() };
-        assert_fits(matrix, side, &inner, &columns, lines.len(), steps, layout);
-        assert_eq!(layout, Layout::TOGETHER);
-        // SAFETY: the processor has the instructions of `level`, the block lies inside the matrix, and the lines hold it.
-        unsafe { super::avx512::pack(matrix.values, matrix.stride, side, inner, columns, lines) };
-        return;
-    }
-    pack_wide(level, matrix, side, inner, columns, lines, layout);
-}
-
-/// As [`pack`], always as an f32 panel.
-pub(super) fn pack_wide<E: Element>(
-    level: Level,
-    matrix: Rows<'_, E>,
+    matrix: Rows<'_, W>,
     side: Side,
     inner: Range<usize>,
     columns: Range<usize>,
@@ -105,34 +83,30 @@ pub(super) fn pack_wide<E: Element>(
 ) {
     #[cfg(target_arch = "x86_64")]
     if level >= Level::Avx2 {
-        assert_fits(matrix, side, &inner, &columns, lines.len(), inner.len(), layout);
-        // SAFETY: the processor has AVX2 and FMA, the block lies inside the matrix, and the lines hold it.
-        unsafe { super::avx2::pack(matrix.values, matrix.stride, side, inner, columns, lines, layout) };
+        let whole = match side {
+            Side::Transposed => columns.end <= matrix.count && inner.end <= matrix.width,
+            Side::Plain => columns.end <= matrix.width && inner.end <= matrix.count,
+        };
+        let as_stored = level.has_tiles::<E>() && E::PAIRED == W::PAIRED;
+        let steps = if as_stored && E::PAIRED { inner.len().div_ceil(2) } else { inner.len() };
+        let end = steps.saturating_sub(1) * layout.step + layout.half + 1;
+        assert!(whole && lines.len() >= end && columns.len() <= LANES);
+        assert!(layout == Layout::TOGETHER || !level.has_tiles::<E>());
+        let (values, stride) = (matrix.values, matrix.stride);
+        // SAFETY: the processor has the instructions of `level`, the block lies inside the matrix, and the lines hold it.
+        unsafe {
+            if as_stored {
+                super::avx512::pack(values, stride, side, inner, columns, lines);
+            } else {
+                super::avx2::pack(values, stride, side, inner, columns, lines, layout);
+            }
+        }
         return;
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = level;
     assert_eq!(layout, Layout::TOGETHER);
     wide(matrix, side, inner, columns, lines);
-}
-
-/// The block lies inside the matrix, and so many lines hold so many steps of it.
-#[cfg(target_arch = "x86_64")]
-fn assert_fits<E>(
-    matrix: Rows<'_, E>,
-    side: Side,
-    inner: &Range<usize>,
-    columns: &Range<usize>,
-    lines: usize,
-    steps: usize,
-    layout: Layout,
-) {
-    let whole = match side {
-        Side::Transposed => columns.end <= matrix.count && inner.end <= matrix.width,
-        Side::Plain => columns.end <= matrix.width && inner.end <= matrix.count,
-    };
-    let end = steps.saturating_sub(1) * layout.step + layout.half + 1;
-    assert!(whole && lines >= end && columns.len() <= LANES);
 }
 
 /// Lays out inner steps `inner` and result columns `columns` (at most [`LANES`]) of a matrix as an f32 panel; missing

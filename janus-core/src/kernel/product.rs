@@ -14,7 +14,7 @@ use super::matrix::Matrix;
 use super::panel::{LANES, Line, Panel, Side};
 use super::rows::{Rows, SharedRows};
 use super::tile::MAX_ROWS;
-use super::weights::Weights;
+use super::weights::{Weights, of_rows};
 use super::{few_rows, tile};
 
 /// Result columns of a block: two panels.
@@ -343,11 +343,13 @@ impl Block {
         let mut add = false;
         for term in terms.iter().filter(|term| term.is_few_rows()) {
             let sums = &mut scratch.sums;
-            let few = match term.side {
-                Side::Transposed => few_rows::dots,
-                Side::Plain => few_rows::row_sums,
-            };
-            few(level, term.x, self.rows.clone(), term.matrix, self.columns.clone(), sums, BLOCK_COLUMNS, add);
+            of_rows!(term.matrix, |matrix| {
+                let few = match term.side {
+                    Side::Transposed => few_rows::dots,
+                    Side::Plain => few_rows::row_sums,
+                };
+                few(level, term.x, self.rows.clone(), matrix, self.columns.clone(), sums, BLOCK_COLUMNS, add);
+            });
             add = true;
         }
         let mut chunks = self.chunks(level, terms).peekable();

@@ -60,7 +60,7 @@ impl Kernel {
                 let channels = first..(first + TURNED).min(input);
                 let taps = &mut taps[..channels.len() * 9 * LINES];
                 let inner = channels.start * 9..channels.end * 9;
-                pack(level, rows, Side::Transposed, inner, columns.clone(), taps, Layout::TOGETHER);
+                pack::<f32, _>(level, rows, Side::Transposed, inner, columns.clone(), taps, Layout::TOGETHER);
                 turn_kernel::<f32>(taps, channels, input, doubled, panels);
             }
         });

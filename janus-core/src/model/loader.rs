@@ -60,7 +60,7 @@ impl<'a> Loader<'a> {
             return Ok(parameter.clone());
         }
         let value = self.weights.read(name, dtype)?.to_device(&self.device)?;
-        (self.progress)((value.elem_count() * value.dtype().size_in_bytes()) as u64);
+        (self.progress)((value.elem_count() * dtype.size_in_bytes()) as u64);
         let parameter = Arc::new(of(name, value));
         self.parameters.insert(parameter.clone());
         Ok(parameter)

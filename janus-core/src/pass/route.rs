@@ -70,6 +70,30 @@ pub(crate) struct Span {
     pub(crate) mixture: usize,
 }
 
+impl Span {
+    /// The span of a row.
+    pub(crate) fn of_row(spans: &[Self], row: usize) -> Option<&Self> {
+        spans.get(spans.partition_point(|span| span.rows.end <= row))
+    }
+
+    /// Spans of some rows, in their order; `None` where one has no span.
+    pub(crate) fn picked(spans: &[Self], rows: impl IntoIterator<Item = usize>) -> Option<Vec<Self>> {
+        let mut picked = Vec::new();
+        for (place, row) in rows.into_iter().enumerate() {
+            Self::append(&mut picked, place..place + 1, Self::of_row(spans, row)?.mixture);
+        }
+        Some(picked)
+    }
+
+    /// Adds rows behind the last ones.
+    fn append(spans: &mut Vec<Self>, rows: Range<usize>, mixture: usize) {
+        match spans.last_mut() {
+            Some(last) if last.mixture == mixture => last.rows.end = rows.end,
+            _ => spans.push(Self { rows, mixture }),
+        }
+    }
+}
+
 /// The routes of all rows of a part: every row has one.
 #[derive(Debug)]
 pub(crate) struct Routing {
@@ -95,7 +119,7 @@ impl Routing {
                 mixtures.len() - 1
             });
             end = tokens.end;
-            append(&mut spans, tokens, place);
+            Span::append(&mut spans, tokens, place);
         }
         Ok(Self { mixtures: mixtures.into(), spans })
     }
@@ -115,22 +139,19 @@ impl Routing {
     /// # Errors
     /// A row beyond the routes.
     pub(crate) fn of_row(&self, row: usize) -> Result<&Mixture> {
-        Ok(&self.mixtures[self.place_of(row)?])
+        let span = Span::of_row(&self.spans, row).ok_or_else(|| self.beyond(row))?;
+        Ok(&self.mixtures[span.mixture])
     }
 
-    fn place_of(&self, row: usize) -> Result<usize> {
-        let place = self.spans.partition_point(|span| span.rows.end <= row);
-        match self.spans.get(place) {
-            Some(span) => Ok(span.mixture),
-            None => Err(ModelError::Unrouted { rows: row + 1, routed: self.rows() }.into()),
-        }
+    fn beyond(&self, row: usize) -> ModelError {
+        ModelError::Unrouted { rows: row + 1, routed: self.rows() }
     }
 
     pub(super) fn picked(&self, rows: impl IntoIterator<Item = usize>) -> Result<Self> {
-        let mut spans = Vec::new();
-        for (place, row) in rows.into_iter().enumerate() {
-            append(&mut spans, place..place + 1, self.place_of(row)?);
-        }
+        let mut last = 0;
+        let rows = rows.into_iter().inspect(|row| last = *row);
+        let spans = Span::picked(&self.spans, rows);
+        let spans = spans.ok_or_else(|| self.beyond(last))?;
         Ok(Self { mixtures: self.mixtures.clone(), spans })
     }
 
@@ -154,14 +175,6 @@ impl Routing {
             whole.then(|| Span { rows: start / size..end / size, ..*span })
         };
         Ok(self.spans.iter().map(shared).collect::<Option<Vec<_>>>().ok_or_else(unfit)?)
-    }
-}
-
-/// Adds rows behind the last ones.
-fn append(spans: &mut Vec<Span>, rows: Range<usize>, mixture: usize) {
-    match spans.last_mut() {
-        Some(last) if last.mixture == mixture => last.rows.end = rows.end,
-        _ => spans.push(Span { rows, mixture }),
     }
 }
 

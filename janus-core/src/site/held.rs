@@ -1,5 +1,7 @@
 //! A correction that a slot holds: made ready for passes once, when it comes.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Tensor};
 
 use super::correction::Correction;
@@ -7,6 +9,7 @@ use super::term::{Kronecker, LowRank, Term};
 use super::{Site, SiteKind};
 use crate::error::Result;
 use crate::kernel::blocks::{from_blocks, in_blocks};
+use crate::parameter::add_shift;
 
 /// A correction made ready: its low-rank terms in one pair of the type that is computed in, B turned and times its scale.
 #[derive(Debug)]
@@ -91,11 +94,6 @@ impl Held {
         Ok(Correction { input: self.input.clone(), output: self.output.clone(), bias: self.bias.clone(), terms })
     }
 
-    /// Whether it has a bias in the place of the base's.
-    pub(super) fn has_bias(&self) -> bool {
-        self.bias.is_some()
-    }
-
     /// Its pair, to be put elsewhere.
     pub(super) fn pair_mut(&mut self) -> Option<&mut Pair> {
         self.pair.as_mut()
@@ -126,9 +124,12 @@ pub(crate) struct Blend {
 }
 
 impl Blend {
-    /// The sum of what slots hold, each times its factor; `own` is the base's bias. `None` where factors on the input and on the
+    /// The sum of what slots hold, each times its factor; `own_bias` is the base's. `None` where factors on the input and on the
     /// output of several meet: their sum is no longer of this form.
-    pub(super) fn of(parts: &[(&Held, f64)], own: Option<&Tensor>) -> candle_core::Result<Option<Self>> {
+    pub(super) fn of(
+        parts: &[(Arc<Held>, f64)],
+        own_bias: &dyn Fn() -> Result<Option<Tensor>>,
+    ) -> Result<Option<Self>> {
         let with = |vector: fn(&Held) -> &Option<Tensor>| parts.iter().any(|(held, _)| vector(held).is_some());
         let alone = matches!(parts, [(_, 1.0)]);
         if with(|held| &held.input) && with(|held| &held.output) && !alone {
@@ -140,23 +141,21 @@ impl Blend {
             let scaled = |product: &Kronecker| Kronecker { scale: product.scale * factor, ..product.clone() };
             blend.products.extend(held.products.iter().map(scaled));
             for (sum, vector) in [(&mut blend.input, &held.input), (&mut blend.output, &held.output)] {
-                *sum = match (sum.take(), vector) {
-                    (sum, None) => sum,
-                    (None, Some(vector)) if *factor == 1.0 => Some(vector.clone()),
-                    (None, Some(vector)) => Some((((vector - 1.0)? * *factor)? + 1.0)?),
-                    (Some(sum), Some(vector)) => Some((sum + ((vector - 1.0)? * *factor)?)?),
-                };
+                if let Some(vector) = vector {
+                    *sum = Some(add_shift(sum.take(), vector, *factor, || Ok(vector.ones_like()?))?);
+                }
             }
             if let Some(bias) = &held.bias {
-                blend.bias = Some(match (blend.bias.take(), own) {
-                    (None, _) if *factor == 1.0 => bias.clone(),
-                    (None, Some(own)) => (own + ((bias - own)? * *factor)?)?,
-                    (None, None) => (bias * *factor)?,
-                    (Some(sum), Some(own)) => (sum + ((bias - own)? * *factor)?)?,
-                    (Some(sum), None) => (sum + (bias * *factor)?)?,
-                });
+                let own = || Ok(own_bias()?.map_or_else(|| bias.zeros_like(), Ok)?);
+                blend.bias = Some(add_shift(blend.bias.take(), bias, *factor, own)?);
             }
         }
         Ok(Some(blend))
+    }
+
+    /// Whether it leaves the site as the base has it.
+    pub(super) fn is_nothing(&self) -> bool {
+        let vectors = [&self.input, &self.output, &self.bias];
+        self.pairs.is_empty() && self.products.is_empty() && vectors.into_iter().all(Option::is_none)
     }
 }

@@ -90,19 +90,21 @@ impl Base for Frozen<'_> {
 
     fn products(&self, site: &Site, a: &Tensor) -> Result<Tensor> {
         let weight = self.0.weight.frozen().flatten_from(1)?;
-        // Beside bf16 values `a` would lose digits that f32 values have.
-        let rounds = weight.dtype() != self.0.dtype;
+        // In the type that is computed in: beside bf16 values `a` would lose digits that f32 values have.
+        let wide = |rows: &Tensor| rows.to_dtype(self.0.dtype);
         Ok(match site.kind {
-            SiteKind::Embedding if rounds => ops::thin::products_of_columns(&weight.to_dtype(self.0.dtype)?, a)?,
-            SiteKind::Embedding => ops::thin::products_of_columns(&weight, a)?,
-            SiteKind::Linear | SiteKind::Conv2d { .. } if rounds => {
-                let parts = (0..weight.dim(0)?).step_by(WIDENED_ROWS).map(|first| {
-                    let rows = weight.narrow(0, first, WIDENED_ROWS.min(weight.dim(0)? - first))?;
-                    ops::thin::products_of_rows(&rows.to_dtype(self.0.dtype)?, a)
+            SiteKind::Embedding => ops::thin::products_of_columns(&wide(&weight)?, a)?,
+            SiteKind::Linear | SiteKind::Conv2d { .. } if weight.dtype() == self.0.dtype => {
+                ops::thin::products_of_rows(&weight, a)?
+            }
+            SiteKind::Linear | SiteKind::Conv2d { .. } => {
+                let count = weight.dim(0)?;
+                let parts = (0..count).step_by(WIDENED_ROWS).map(|first| {
+                    let rows = weight.narrow(0, first, WIDENED_ROWS.min(count - first))?;
+                    ops::thin::products_of_rows(&wide(&rows)?, a)
                 });
                 Tensor::cat(&parts.collect::<candle_core::Result<Vec<_>>>()?, 0)?
             }
-            SiteKind::Linear | SiteKind::Conv2d { .. } => ops::thin::products_of_rows(&weight, a)?,
         })
     }
 }

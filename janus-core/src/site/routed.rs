@@ -78,11 +78,10 @@ impl Projection {
         }
         let mut blends = Vec::with_capacity(mixtures.len());
         for mixture in mixtures {
-            let held = self.held(mixture)?;
-            let own = if held.iter().any(|(held, _)| held.has_bias()) { self.frozen().bias()? } else { None };
-            let parts: Vec<(&Held, f64)> = held.iter().map(|(held, factor)| (&**held, *factor)).collect();
-            let Some(blend) = Blend::of(&parts, own.as_ref())? else { return Ok(None) };
-            blends.push(blend);
+            match Blend::of(&self.held(mixture)?, &|| self.frozen().bias())? {
+                Some(blend) => blends.push(blend),
+                None => return Ok(None),
+            }
         }
         Ok(Some(blends))
     }
@@ -96,7 +95,7 @@ impl Projection {
             SiteKind::Conv2d { .. } => x.dim(0)?,
         };
         let spans = routing.over(rows)?;
-        if self.is_base_alone(pass) {
+        if blends.as_ref().is_some_and(|blends| blends.iter().all(Blend::is_nothing)) {
             return self.base(x, self.bias.as_deref());
         }
         match (blends, self.site.kind) {

@@ -83,12 +83,18 @@ fn row_agrees(together: &[Tensor], row: usize, alone: &[Tensor], what: &str) {
     }
 }
 
+/// A bank with all of some adapters, and their slots.
+fn holding<'m>(model: &'m Janus, adapters: &[Adapter]) -> (Bank<'m>, Vec<Slot>) {
+    let mut bank = Bank::new(model);
+    let slots = adapters.iter().map(|adapter| bank.insert(adapter).unwrap()).collect();
+    (bank, slots)
+}
+
 #[test]
 fn each_row_of_a_pass_is_the_row_alone_with_its_adapter_attached() {
     let model = model(DType::F32);
     let adapters = adapters();
-    let mut bank = Bank::new(&model);
-    let slots: Vec<Slot> = adapters.iter().map(|adapter| bank.insert(adapter).unwrap()).collect();
+    let (bank, slots) = holding(&model, &adapters);
     assert!(slots.iter().all(|slot| bank.bytes(*slot).unwrap() > 500));
     let rows = adapters.len() + 1;
     let mixtures: Vec<Mixture> = slots.iter().map(|slot| Mixture::of(*slot)).chain([Mixture::base()]).collect();
@@ -111,8 +117,7 @@ fn each_row_of_a_pass_is_the_row_alone_with_its_adapter_attached() {
 fn a_mixture_is_the_adapters_attached_together() {
     let model = model(DType::F32);
     let adapters = adapters();
-    let mut bank = Bank::new(&model);
-    let slots: Vec<Slot> = adapters.iter().map(|adapter| bank.insert(adapter).unwrap()).collect();
+    let (_bank, slots) = holding(&model, &adapters);
     let last = adapters.len() - 1;
     // One with another factor; pairs, factors on the output and products; those and factors on the input; the encoder halved.
     let chosen: [&[(usize, f64)]; 4] = [

@@ -209,7 +209,8 @@ impl Plan {
         let rank_at = |path: &str| ranks.get(path).copied().unwrap_or(recipe.adapter.rank as usize);
         let rank = chosen.iter().map(|path| method.held_rank(rank_at(path))).max().unwrap_or(0) as u64;
         // What pairs began with stands beside them.
-        let rank = if sites::init(&recipe.adapter).is_of_weight() { 2 * rank } else { rank };
+        let begins_with_weight = sites::init(&recipe.adapter).is_of_weight();
+        let rank = if begins_with_weight { 2 * rank } else { rank };
         let shape_of = expected_tensors(config, !base.checkpoint().is_tied());
         let elements = |shape: &[usize]| shape.iter().map(|n| *n as u64).product::<u64>();
         let of_site = |site: &Site| {
@@ -269,7 +270,7 @@ impl Plan {
             value_bytes: compute_type(recipe).size_in_bytes() as u64,
             narrow: Arc::new(base.narrow_weights(compute_type(recipe), device)),
             trainable: trainable_parameters,
-            beside: if sites::init(&recipe.adapter).is_of_weight() { pair_values } else { 0 },
+            beside: if begins_with_weight { pair_values } else { 0 },
             rank,
             sites_per_block: in_blocks.div_ceil(config.text.num_hidden_layers.max(1)) as u64,
             vision_blocks,
