@@ -76,13 +76,16 @@ impl Span {
         spans.get(spans.partition_point(|span| span.rows.end <= row))
     }
 
-    /// Spans of some rows, in their order; `None` where one has no span.
-    pub(crate) fn picked(spans: &[Self], rows: impl IntoIterator<Item = usize>) -> Option<Vec<Self>> {
+    /// Spans of some rows, in their order.
+    ///
+    /// # Errors
+    /// The first row that has no span.
+    pub(crate) fn picked(spans: &[Self], rows: impl IntoIterator<Item = usize>) -> Result<Vec<Self>, usize> {
         let mut picked = Vec::new();
         for (place, row) in rows.into_iter().enumerate() {
-            Self::append(&mut picked, place..place + 1, Self::of_row(spans, row)?.mixture);
+            Self::append(&mut picked, place..place + 1, Self::of_row(spans, row).ok_or(row)?.mixture);
         }
-        Some(picked)
+        Ok(picked)
     }
 
     /// Adds rows behind the last ones.
@@ -148,10 +151,7 @@ impl Routing {
     }
 
     pub(super) fn picked(&self, rows: impl IntoIterator<Item = usize>) -> Result<Self> {
-        let mut last = 0;
-        let rows = rows.into_iter().inspect(|row| last = *row);
-        let spans = Span::picked(&self.spans, rows);
-        let spans = spans.ok_or_else(|| self.beyond(last))?;
+        let spans = Span::picked(&self.spans, rows).map_err(|row| self.beyond(row))?;
         Ok(Self { mixtures: self.mixtures.clone(), spans })
     }
 
