@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use criterion::{Criterion, Throughput};
 use janus_core::noise;
-use janus_core::ops::linear::{frozen_linear, frozen_linear_gradient};
+use janus_core::ops::Weight;
 use janus_core::ops::{AttentionMask, attention};
 
 /// Rows of the input, its width, and the width of the result: `x[rows, input] · W[output, input]ᵀ`.
@@ -160,14 +160,18 @@ fn tensor(seed: u64, shape: &[usize], dtype: DType) -> Result<Tensor> {
     Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)
 }
 
+fn frozen(values: &Tensor) -> Weight {
+    values.clone().into()
+}
+
 fn products(criterion: &mut Criterion, rates: &Rates, dtype: DType) {
     for &[rows, input, output] in PRODUCTS {
         let flop = 2 * (rows * input * output) as u64;
         let name = |direction: &str| format!("{}/{direction}/{rows}x{input}x{output}", dtype.as_str());
         let forward = || Ok((tensor(1, &[rows, input], dtype)?, tensor(2, &[output, input], dtype)?));
-        rates.measure(criterion, &name("forward"), flop, forward, |(x, weight)| frozen_linear(x, weight, None));
+        rates.measure(criterion, &name("forward"), flop, forward, |(x, weight)| frozen(weight).product(x, None));
         let backward = || Ok((tensor(1, &[rows, output], dtype)?, tensor(2, &[output, input], dtype)?));
-        rates.measure(criterion, &name("backward"), flop, backward, |(dy, weight)| frozen_linear_gradient(dy, weight));
+        rates.measure(criterion, &name("backward"), flop, backward, |(dy, weight)| frozen(weight).input_gradient(dy));
     }
 }
 

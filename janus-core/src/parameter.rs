@@ -9,13 +9,14 @@ use std::sync::{Arc, PoisonError, RwLock};
 use candle_core::{DType, Tensor};
 
 use crate::error::{ModelError, Result};
+use crate::ops::Weight;
 use crate::pass::{Mixture, Slot};
 
 /// A named parameter: the base's value, and perhaps a copy that stands in for it.
 #[derive(Debug)]
 pub struct Parameter {
     name: Arc<str>,
-    frozen: Tensor,
+    frozen: Weight,
     copy: RwLock<Option<Tensor>>,
     /// What each slot of the model has in its place, f32, if anything; absent where rows cannot differ in it.
     slots: Option<RwLock<BTreeMap<Slot, Option<Tensor>>>>,
@@ -23,12 +24,12 @@ pub struct Parameter {
 
 impl Parameter {
     /// A frozen parameter.
-    pub(crate) fn new(name: &str, frozen: Tensor) -> Self {
-        Self { name: name.into(), frozen, copy: RwLock::new(None), slots: None }
+    pub(crate) fn new(name: &str, frozen: impl Into<Weight>) -> Self {
+        Self { name: name.into(), frozen: frozen.into(), copy: RwLock::new(None), slots: None }
     }
 
     /// A frozen parameter in which rows may differ by their routes.
-    pub(crate) fn routed(name: &str, frozen: Tensor) -> Self {
+    pub(crate) fn routed(name: &str, frozen: impl Into<Weight>) -> Self {
         Self { slots: Some(RwLock::default()), ..Self::new(name, frozen) }
     }
 
@@ -84,7 +85,7 @@ impl Parameter {
     }
 
     /// The base's value, whatever stands in for it.
-    pub fn frozen(&self) -> &Tensor {
+    pub fn frozen(&self) -> &Weight {
         &self.frozen
     }
 
@@ -94,13 +95,18 @@ impl Parameter {
     }
 
     /// The base's value, unless a copy stands in for it or it carries a graph of its own.
-    pub(crate) fn as_loaded(&self) -> Option<Tensor> {
-        (self.copy().is_none() && !self.frozen.track_op()).then(|| self.frozen.clone())
+    pub(crate) fn as_loaded(&self) -> Option<&Weight> {
+        (self.copy().is_none() && !self.frozen.is_tracked()).then_some(&self.frozen)
     }
 
-    /// The value layers compute with.
+    /// What layers compute with: the copy, or the base's.
+    pub(crate) fn current(&self) -> Weight {
+        self.copy().map_or_else(|| self.frozen.clone(), Weight::from)
+    }
+
+    /// The values that layers compute with, in the type that they are held in.
     pub fn value(&self) -> Tensor {
-        self.copy().unwrap_or_else(|| self.frozen.clone())
+        self.current().values()
     }
 }
 

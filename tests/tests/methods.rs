@@ -93,6 +93,15 @@ fn a_plan_counts_what_a_run_trains() {
         // What a pair began with is saved beside it.
         let kept = if ["pissa", "olora"].contains(&name) { 2 } else { 1 };
         assert_eq!(told["parameters"].as_u64().unwrap(), kept * planned, "{name}");
+        // Whatever the form of a shift, its singular values add up to its norm.
+        for site in told["sites"].as_array().unwrap() {
+            let values = site["spectrum"].as_array().unwrap_or_else(|| panic!("{name}: {site}"));
+            let energy: f64 = values.iter().map(|value| value.as_f64().unwrap().powi(2)).sum();
+            let norm = site["norm"].as_f64().unwrap();
+            assert!((energy.sqrt() - norm).abs() <= 1e-4 * norm, "{name}: {site}");
+            let effective = site["effective_rank"].as_f64().unwrap();
+            assert!(norm == 0.0 || (effective > 0.99 && effective < values.len() as f64 + 0.01), "{name}: {site}");
+        }
     }
 }
 
@@ -230,9 +239,15 @@ fn an_adapter_of_another_form_is_no_beginning() {
         ),
         (&["adapter.rank=4", "adapter.start_from=recipe.toml"], "recipe.toml` is a file, and an adapter is a folder"),
         (&["adapter.rank=4", "adapter.start_from=./nothing"], "is not a folder"),
+        (&["adapter.rank=4", "adapter.start_from=first:0.5"], "`first` with a factor of 0.5, and a run begins"),
+        (&["adapter.rank=4", "adapter.start_from=hf://owner/name"], "`hf://owner/name` is an address"),
+        (
+            &["adapter.rank=4", "adapter.init=olora", "adapter.scale=1e6"],
+            "under a scale of 1000000, expected at most 100",
+        ),
     ] {
         let first = &["train", "recipe.toml", "adapter.start_from=first"][..];
-        let own = keys.iter().any(|key| key.starts_with("adapter.start_from"));
+        let own = keys.iter().any(|key| key.starts_with("adapter.start_from") || key.starts_with("adapter.init"));
         let arguments = [if own { &first[..2] } else { first }, keys].concat();
         place.refuses(&arguments, &[said]);
         assert!(!place.path("run").exists(), "{keys:?}");

@@ -9,8 +9,9 @@ use super::routed::Routed;
 use super::thin::{self, SiteForm, ThinPlan};
 use super::view::{BlockView, LinearView};
 use crate::kernel::Rows;
-use crate::ops::is_composed;
-use crate::ops::values::{Stored, takes_weight, with_slices, with_weights};
+use crate::ops::values::{Stored, with_slices};
+use crate::ops::weight::with_weights;
+use crate::ops::{Weight, is_composed};
 use crate::pass::Span;
 use crate::site::Blend;
 
@@ -21,7 +22,7 @@ use crate::site::Blend;
 /// Shapes that do not fit.
 pub(crate) fn corrected_linear(
     x: &Tensor,
-    weight: &Tensor,
+    weight: &Weight,
     bias: Option<&Tensor>,
     form: SiteForm,
 ) -> Result<Option<Tensor>> {
@@ -31,7 +32,7 @@ pub(crate) fn corrected_linear(
     width_of(x, weight)?;
     let (thin, flat) = ThinPlan::of(&[form], &[])?;
     let Some(flat) = flat else { return Ok(None) };
-    let node = CorrectedLinear { weight: weight.contiguous()?, bias: bias.cloned(), thin };
+    let node = CorrectedLinear { weight: weight.prepared()?, bias: bias.cloned(), thin };
     let x = x.contiguous()?;
     let tracked = x.track_op() || flat.track_op();
     Ok(Some(if tracked { x.apply_op2(&flat, node)? } else { x.apply_op2_no_bwd(&flat, &node)? }))
@@ -44,7 +45,7 @@ pub(crate) fn corrected_linear(
 /// Shapes that do not fit.
 pub(crate) fn routed_linear(
     x: &Tensor,
-    weight: &Tensor,
+    weight: &Weight,
     bias: Option<&Tensor>,
     spans: &[Span],
     blends: Vec<Blend>,
@@ -53,7 +54,7 @@ pub(crate) fn routed_linear(
         return Ok(None);
     }
     let output = width_of(x, weight)?;
-    let (x, weight, routed) = (x.contiguous()?, weight.contiguous()?, Routed::of_site(spans.to_vec(), blends));
+    let (x, weight, routed) = (x.contiguous()?, weight.prepared()?, Routed::of_site(spans.to_vec(), blends));
     let mut dims = x.dims().to_vec();
     dims.iter_mut().last().into_iter().for_each(|last| *last = output);
     Ok(Some(match x.dtype() {
@@ -62,7 +63,7 @@ pub(crate) fn routed_linear(
     }))
 }
 
-fn routed_rows<E: Stored>(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, routed: &Routed) -> Result<Vec<E>> {
+fn routed_rows<E: Stored>(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, routed: &Routed) -> Result<Vec<E>> {
     with_view::<E, _>(weight, bias, |view| {
         with_slices::<E, _>(&[x], |x| {
             let width = view.linears[0].weight.width();
@@ -77,7 +78,7 @@ fn routed_rows<E: Stored>(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, ro
 
 /// Calls `f` with a site as a block of one map.
 fn with_view<E: Stored, T>(
-    weight: &Tensor,
+    weight: &Weight,
     bias: Option<&Tensor>,
     f: impl FnOnce(&BlockView<'_, E>) -> Result<T>,
 ) -> Result<T> {
@@ -91,14 +92,14 @@ fn with_view<E: Stored, T>(
 }
 
 /// Whether values and parameters are such as a fused site takes.
-fn is_fused(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> bool {
+fn is_fused(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> bool {
     let dtype = x.dtype();
-    let fits = takes_weight(dtype, weight.dtype()) && bias.is_none_or(|bias| bias.dtype() == dtype);
+    let fits = weight.meets(dtype) && bias.is_none_or(|bias| bias.dtype() == dtype);
     fits && !is_composed(x.device()) && matches!(dtype, DType::F32 | DType::BF16)
 }
 
 /// The outputs of a weight that takes `x`.
-fn width_of(x: &Tensor, weight: &Tensor) -> Result<usize> {
+fn width_of(x: &Tensor, weight: &Weight) -> Result<usize> {
     let (output, input) = weight.dims2()?;
     if x.dims().last() != Some(&input) {
         bail!("input of shape {:?} does not fit a weight of shape [{output}, {input}]", x.dims());
@@ -107,7 +108,7 @@ fn width_of(x: &Tensor, weight: &Tensor) -> Result<usize> {
 }
 
 struct CorrectedLinear {
-    weight: Tensor,
+    weight: Weight,
     bias: Option<Tensor>,
     thin: ThinPlan,
 }

@@ -15,8 +15,9 @@ use crate::kernel::attention::{Heads, KeyValues, Segment};
 use crate::kernel::{Matrix, Rows};
 use crate::model::decoder::{Cached, HeadMajor, LayerCache};
 use crate::ops::rotary::Rotary;
-use crate::ops::values::{Stored, takes_weight, with_slices, with_weights};
-use crate::ops::{AttentionMask, is_composed};
+use crate::ops::values::{Stored, with_slices};
+use crate::ops::weight::with_weights;
+use crate::ops::{AttentionMask, Weight, is_composed};
 use crate::parameter::Parameter;
 use crate::pass::{Mixture, Pass, Routing};
 use crate::site::Projection;
@@ -90,7 +91,7 @@ struct Norm {
 pub(crate) struct Block {
     norms: [Norm; 2],
     /// Weight and perhaps bias of q, k, v, o and the MLP's maps.
-    linears: Vec<(Tensor, Option<Tensor>)>,
+    linears: Vec<(Weight, Option<Tensor>)>,
     thin: ThinPlan,
     factors: Option<Tensor>,
     /// What a pass with routes computes with instead of the above.
@@ -163,9 +164,9 @@ impl Block {
         if is_composed(x.device()) || !matches!(dtype, DType::F32 | DType::BF16) {
             return Ok(None);
         }
-        let frozen = |weight: &Parameter| weight.as_loaded().filter(|value| takes_weight(dtype, value.dtype()));
+        let frozen = |weight: &Parameter| weight.as_loaded().filter(|value| value.meets(dtype)).cloned();
         let frozen_bias = |bias: Option<&Parameter>| match bias {
-            Some(bias) => bias.as_loaded().filter(|value| value.dtype() == dtype).map(Some),
+            Some(bias) => bias.as_loaded().filter(|value| value.dtype() == dtype).map(|value| Some(value.values())),
             None => Some(None),
         };
         let maps = || attention.iter().chain(mlp.maps()).copied();
@@ -288,7 +289,7 @@ impl Block {
 
     /// Calls `f` with the block's parameters.
     fn with_parameters<E: Stored, T>(&self, f: impl FnOnce(&BlockView<'_, E>) -> Result<T>) -> Result<T> {
-        let weights: Vec<&Tensor> = self.linears.iter().map(|(weight, _)| weight).collect();
+        let weights: Vec<&Weight> = self.linears.iter().map(|(weight, _)| weight).collect();
         let biases: Vec<&Tensor> = self.linears.iter().filter_map(|(_, bias)| bias.as_ref()).collect();
         let norms: Vec<&Tensor> = self.norms.iter().flat_map(|norm| &norm.parameters).collect();
         with_weights::<E, _>(&weights, |weights| {

@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 
 use crate::checkpoint::{EMBED_TOKENS, LM_HEAD, WeightSource};
 use crate::error::{ModelError, Result};
-use crate::ops::values::takes_weight;
+use crate::ops::Weight;
+use crate::ops::weight::meets;
 use crate::parameter::{Parameter, Parameters};
 use crate::site::{Projection, Projections, Site, SiteKind, sites};
 
@@ -16,7 +17,7 @@ use crate::site::{Projection, Projections, Site, SiteKind, sites};
 pub fn held_dtype(weights: &dyn WeightSource, site: &Site, dtype: DType, device: &Device) -> DType {
     let is_product = !matches!(site.kind, SiteKind::Conv2d { .. });
     let exact = weights.exact_dtype(&format!("{}.weight", site.path));
-    if is_product && device.is_cpu() && takes_weight(dtype, exact) { exact } else { dtype }
+    if is_product && device.is_cpu() && meets(dtype, exact) { exact } else { dtype }
 }
 
 /// What has been loaded so far.
@@ -54,13 +55,13 @@ impl<'a> Loader<'a> {
         self.parameter_as(name, dtype, Parameter::routed)
     }
 
-    fn parameter_as(&mut self, name: &str, dtype: DType, of: fn(&str, Tensor) -> Parameter) -> Result<Arc<Parameter>> {
+    fn parameter_as(&mut self, name: &str, dtype: DType, of: fn(&str, Weight) -> Parameter) -> Result<Arc<Parameter>> {
         let name = if name == LM_HEAD && self.weights.is_tied() { EMBED_TOKENS } else { name };
         if let Some(parameter) = self.parameters.get(name) {
             return Ok(parameter.clone());
         }
-        let value = self.weights.read(name, dtype)?.to_device(&self.device)?;
-        (self.progress)((value.elem_count() * dtype.size_in_bytes()) as u64);
+        let value = Weight::from(self.weights.read(name, dtype)?.to_device(&self.device)?);
+        (self.progress)(value.bytes() as u64);
         let parameter = Arc::new(of(name, value));
         self.parameters.insert(parameter.clone());
         Ok(parameter)

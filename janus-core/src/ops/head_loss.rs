@@ -5,7 +5,8 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::composed::is_composed;
-use super::values::{Stored, takes_weight, with_slices, with_weights};
+use super::values::{Stored, with_slices};
+use super::weight::{Weight, with_weights};
 use super::{cross_entropy, linear};
 use crate::kernel::vector::{exp, sum, vectorized};
 use crate::kernel::{Finish, Rows, Term, Weights, product};
@@ -51,7 +52,7 @@ impl HeadLoss {
 ///
 /// # Errors
 /// Shapes that do not fit, another number of labels than rows, or a label beyond the classes.
-pub fn head_loss(hidden: &Tensor, weight: &Tensor, bias: Option<&Tensor>, labels: &[u32]) -> Result<HeadLoss> {
+pub fn head_loss(hidden: &Tensor, weight: &Weight, bias: Option<&Tensor>, labels: &[u32]) -> Result<HeadLoss> {
     let (rows, width) = hidden.dims2()?;
     let (classes, input) = weight.dims2()?;
     let bias_dims = bias.map(Tensor::dims);
@@ -64,14 +65,11 @@ pub fn head_loss(hidden: &Tensor, weight: &Tensor, bias: Option<&Tensor>, labels
     if let Some(label) = labels.iter().find(|l| **l as usize >= classes) {
         bail!("label {label} is outside {classes} classes");
     }
-    let (detached, weight, bias) = (hidden.detach(), weight.detach(), bias.map(Tensor::detach));
+    let (detached, weight, bias) = (hidden.detach(), weight.prepared()?, bias.map(Tensor::detach));
     let parts = if is_composed(hidden.device()) {
         composed(&detached, &weight, bias.as_ref(), labels, hidden.track_op())?
     } else {
-        let weight = match takes_weight(detached.dtype(), weight.dtype()) {
-            true => weight,
-            false => weight.to_dtype(detached.dtype())?,
-        };
+        let weight = weight.meeting(detached.dtype())?;
         let tracked = hidden.track_op();
         match detached.dtype() {
             DType::F32 => panels::<f32>(&detached, &weight, bias.as_ref(), labels, tracked)?,
@@ -115,7 +113,7 @@ struct Running {
 /// Panels of classes outside, chunks of rows inside, so that each weight is read once.
 fn panels<E: Stored>(
     hidden: &Tensor,
-    weight: &Tensor,
+    weight: &Weight,
     bias: Option<&Tensor>,
     labels: &[u32],
     tracked: bool,
@@ -129,7 +127,7 @@ fn panels<E: Stored>(
     let mut pulled = vec![0f32; if tracked { rows * width } else { 0 }];
     let mut logits = vec![0f32; CHUNK_ROWS.min(rows) * PANEL_CLASSES.min(classes)];
     let mut shares = E::zeros(logits.len());
-    let (hidden, weight) = (hidden.contiguous()?, weight.contiguous()?);
+    let hidden = hidden.contiguous()?;
     let mut walk = |hidden: &[E], weight: Weights<'_, E>| {
         let hidden = Rows::dense(hidden, rows, width);
         for first in (0..classes).step_by(PANEL_CLASSES) {
@@ -172,7 +170,7 @@ fn panels<E: Stored>(
         }
     };
     with_slices::<E, _>(&[&hidden], |hidden| {
-        with_weights::<E, _>(&[&weight], |weight| {
+        with_weights::<E, _>(&[weight], |weight| {
             walk(hidden[0], weight[0]);
             Ok(())
         })
@@ -225,7 +223,8 @@ impl Running {
 }
 
 /// The same by candle's operations, a chunk of rows at a time: the path of other devices.
-fn composed(hidden: &Tensor, weight: &Tensor, bias: Option<&Tensor>, labels: &[u32], tracked: bool) -> Result<Parts> {
+fn composed(hidden: &Tensor, weight: &Weight, bias: Option<&Tensor>, labels: &[u32], tracked: bool) -> Result<Parts> {
+    let weight = &weight.to_dtype(hidden.dtype())?;
     let (sum, correct) = (Tensor::new(0f32, hidden.device())?, Tensor::new(0u32, hidden.device())?);
     let mut parts = Parts { sum, correct, gradient: None };
     let mut gradients = Vec::new();
@@ -264,7 +263,7 @@ mod tests {
 
     struct Case {
         hidden: Var,
-        weight: Tensor,
+        weight: Weight,
         bias: Option<Tensor>,
         labels: Vec<u32>,
     }
@@ -278,7 +277,7 @@ mod tests {
         let best: Vec<u32> = logits.argmax(D::Minus1)?.to_vec1()?;
         let label = |(row, best): (usize, &u32)| if row % 3 == 0 { *best } else { (row * 7919 % classes) as u32 };
         let labels = best.iter().enumerate().map(label).collect();
-        Ok(Case { hidden: Var::from_tensor(&hidden)?, weight, bias, labels })
+        Ok(Case { hidden: Var::from_tensor(&hidden)?, weight: weight.into(), bias, labels })
     }
 
     /// Loss, gradient times 0.3 and count by whole logits in f32.
@@ -286,7 +285,7 @@ mod tests {
         let wide = |t: &Tensor| t.detach().to_dtype(DType::F32);
         let hidden = Var::from_tensor(&wide(&case.hidden)?)?;
         let bias = case.bias.as_ref().map(wide).transpose()?;
-        let logits = linear::linear(&hidden, &wide(&case.weight)?, bias.as_ref())?;
+        let logits = linear::linear(&hidden, &case.weight.to_dtype(DType::F32)?, bias.as_ref())?;
         let loss = HeadLoss::of_logits(&logits, &case.labels)?;
         let gradients = (&loss.sum * 0.3)?.backward()?;
         Ok((loss, gradients.get(&hidden).unwrap().clone()))
@@ -340,7 +339,7 @@ mod tests {
     fn of_equal_logits_the_first_is_named() -> Result<()> {
         let (hidden, weight) =
             (check::tensor(&[3, 4], 1), Tensor::zeros((1030, 4), DType::F32, &candle_core::Device::Cpu)?);
-        let loss = head_loss(&hidden, &weight, None, &[0, 1, 1029])?;
+        let loss = head_loss(&hidden, &weight.clone().into(), None, &[0, 1, 1029])?;
         let whole = HeadLoss::of_logits(&linear::linear(&hidden, &weight, None)?, &[0, 1, 1029])?;
         assert_eq!((count(&loss.correct)?, count(&whole.correct)?), (1, 1));
         let (got, expected) = (loss.sum.to_scalar::<f32>()?, 3.0 * 1030f32.ln());
@@ -351,18 +350,18 @@ mod tests {
     #[test]
     fn no_rows_have_no_loss() -> Result<()> {
         let hidden = Var::zeros((0, 4), DType::F32, &candle_core::Device::Cpu)?;
-        let loss = head_loss(&hidden, &check::tensor(&[5, 4], 1), None, &[])?;
+        let loss = head_loss(&hidden, &check::tensor(&[5, 4], 1).into(), None, &[])?;
         assert_eq!((loss.sum.to_scalar::<f32>()?, count(&loss.correct)?), (0.0, 0));
         Ok(())
     }
 
     #[test]
     fn a_misfit_is_an_error() {
-        let (hidden, weight) = (check::tensor(&[2, 4], 1), check::tensor(&[5, 4], 2));
+        let (hidden, weight) = (check::tensor(&[2, 4], 1), Weight::from(check::tensor(&[5, 4], 2)));
         assert!(head_loss(&hidden, &weight, None, &[4, 0]).is_ok());
         assert!(head_loss(&hidden, &weight, None, &[5, 0]).is_err(), "a label beyond the classes");
         assert!(head_loss(&hidden, &weight, None, &[0]).is_err(), "too few labels");
-        assert!(head_loss(&hidden, &check::tensor(&[5, 3], 2), None, &[4, 0]).is_err(), "another width");
+        assert!(head_loss(&hidden, &check::tensor(&[5, 3], 2).into(), None, &[4, 0]).is_err(), "another width");
         assert!(head_loss(&hidden, &weight, Some(&check::tensor(&[4], 3)), &[4, 0]).is_err(), "another bias");
     }
 }

@@ -8,25 +8,42 @@ use half::bf16;
 use super::composed::is_composed;
 use super::input_gradient;
 use super::tracked_linear::tracked_linear;
-use super::values::{Stored, takes_weight, with_slices, with_weights};
+use super::values::{Stored, with_slices};
+use super::weight::{Weight, with_weights};
 use crate::kernel::{Finish, Rows, Term, product};
 
-/// `x·Wᵀ + b` with `x: [.., in]`, `weight: [out, in]`, `bias: [out]`; returns `[.., out]` in `x`'s type.
-///
-/// The gradient flows to `x` only, even where `weight` or `bias` are variables.
-///
-/// # Errors
-/// Shapes that do not fit, or types other than f32 and bf16.
-pub fn frozen_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let weight = weight.detach().contiguous()?;
-    let bias = bias.map(Tensor::detach);
-    if is_composed(x.device()) || !takes_weight(x.dtype(), weight.dtype()) {
-        return composed(x, &weight, bias.as_ref(), input_gradient::product);
+impl Weight {
+    /// `x·Wᵀ + b` with `x: [.., in]`, this weight `[out, in]` and `bias: [out]`; returns `[.., out]` in `x`'s type.
+    ///
+    /// The gradient flows to `x` only, even where the weight's values or `bias` are variables.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or types other than f32 and bf16.
+    pub fn product(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        let weight = self.prepared()?;
+        let bias = bias.map(Tensor::detach);
+        if is_composed(x.device()) || !weight.meets(x.dtype()) {
+            return composed(x, &weight.to_dtype(x.dtype())?, bias.as_ref(), input_gradient::product);
+        }
+        let bias = bias.map(|bias| bias.to_dtype(x.dtype())).transpose()?;
+        let x = &x.contiguous()?;
+        let operation = FrozenLinear { weight, bias };
+        if x.track_op() { x.apply_op1(operation) } else { x.apply_op1_no_bwd(&operation) }
     }
-    let bias = bias.map(|bias| bias.to_dtype(x.dtype())).transpose()?;
-    let x = &x.contiguous()?;
-    let operation = FrozenLinear { weight, bias };
-    if x.track_op() { x.apply_op1(operation) } else { x.apply_op1_no_bwd(&operation) }
+
+    /// `dy·W` with `dy: [.., out]` and this weight `[out, in]`; returns `[rows, in]` in `dy`'s type: the gradient of the
+    /// product's input.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, types other than f32 and bf16, or a weight held in a type that `dy`'s does not meet.
+    pub fn input_gradient(&self, dy: &Tensor) -> Result<Tensor> {
+        let (dy, weight) = (dy.detach().contiguous()?, self.prepared()?);
+        match dy.dtype() {
+            DType::F32 if weight.meets(DType::F32) => gradient_in::<f32>(&dy, &weight),
+            DType::BF16 if weight.meets(DType::BF16) => gradient_in::<bf16>(&dy, &weight),
+            other => bail!("a gradient of type {other:?} does not meet a weight held in {:?}", weight.dtype()),
+        }
+    }
 }
 
 /// The same product with gradients for all three: for trainable weights.
@@ -70,7 +87,7 @@ fn composed(
 
 #[derive(Debug)]
 struct FrozenLinear {
-    weight: Tensor,
+    weight: Weight,
     bias: Option<Tensor>,
 }
 
@@ -88,26 +105,11 @@ impl CustomOp1 for FrozenLinear {
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(frozen_linear_gradient(gradient, &self.weight)?.reshape(x.shape())?))
+        Ok(Some(self.weight.input_gradient(gradient)?.reshape(x.shape())?))
     }
 }
 
-/// `dy·W` with `dy: [.., out]` and `weight: [out, in]` of one type, or bf16 under f32; returns `[rows, in]`: the gradient of the product's input.
-///
-/// # Errors
-/// Shapes that do not fit, types that differ, or other types than f32 and bf16.
-pub fn frozen_linear_gradient(dy: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    let (dy, weight) = (dy.detach().contiguous()?, weight.detach().contiguous()?);
-    match (dy.dtype(), weight.dtype()) {
-        (DType::F32, DType::F32 | DType::BF16) => gradient_in::<f32>(&dy, &weight),
-        (DType::BF16, DType::BF16) => gradient_in::<bf16>(&dy, &weight),
-        (dy, weight) => {
-            bail!("a gradient of type {dy:?} and a weight of type {weight:?}: one of f32 and bf16 is wanted")
-        }
-    }
-}
-
-fn gradient_in<E: Stored>(dy: &Tensor, weight: &Tensor) -> Result<Tensor> {
+fn gradient_in<E: Stored>(dy: &Tensor, weight: &Weight) -> Result<Tensor> {
     let (out, input) = weight.dims2()?;
     let rows = dy.elem_count() / out.max(1);
     if dy.dims().last() != Some(&out) {
@@ -168,7 +170,7 @@ mod tests {
                 let weight = check::tensor(&[out, input], 2).to_dtype(dtype)?;
                 let bias = check::tensor(&[out], 3).to_dtype(dtype)?;
                 let g = check::tensor(&[rows, out], 4);
-                let fast = frozen_linear(&x, &weight, Some(&bias))?;
+                let fast = Weight::from(weight.clone()).product(&x, Some(&bias))?;
                 let wide = Var::from_tensor(&x.as_detached_tensor().to_dtype(DType::F32)?)?;
                 let slow = linear(&wide, &weight.to_dtype(DType::F32)?, Some(&bias.to_dtype(DType::F32)?))?;
                 let bound = if dtype == DType::F32 { 2e-5 } else { 6e-2 };
@@ -186,7 +188,7 @@ mod tests {
     fn a_frozen_weight_gets_no_gradient() -> Result<()> {
         let x = Var::from_tensor(&check::tensor(&[5, 7], 1))?;
         let weight = Var::from_tensor(&check::tensor(&[3, 7], 2))?;
-        let gradients = frozen_linear(&x, weight.as_tensor(), None)?.sum_all()?.backward()?;
+        let gradients = Weight::from(weight.as_tensor().clone()).product(&x, None)?.sum_all()?.backward()?;
         assert!(gradients.get(&weight).is_none());
         assert!(gradients.get(&x).is_some());
         Ok(())
@@ -196,8 +198,10 @@ mod tests {
     fn a_misfit_is_an_error() {
         let x = Tensor::zeros((2, 5), DType::F32, &Device::Cpu).unwrap();
         let weight = Tensor::zeros((3, 7), DType::F32, &Device::Cpu).unwrap();
-        assert!(frozen_linear(&x, &weight, None).is_err());
-        assert!(frozen_linear_gradient(&x, &weight).is_err());
-        assert!(frozen_linear_gradient(&x, &weight.to_dtype(DType::BF16).unwrap()).is_err());
+        for dtype in [DType::F32, DType::BF16] {
+            let weight = Weight::from(weight.to_dtype(dtype).unwrap());
+            assert!(weight.product(&x, None).is_err());
+            assert!(weight.input_gradient(&x).is_err());
+        }
     }
 }

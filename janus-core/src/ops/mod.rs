@@ -6,6 +6,7 @@
 //!
 //! | operation | file |
 //! | --- | --- |
+//! | a frozen weight and its rows | [`Weight`] |
 //! | product with a frozen weight, and with one under training | [`linear`], `tracked_linear` |
 //! | convolution | [`conv2d`] |
 //! | normalisation | [`rms_norm`](mod@rms_norm), [`layer_norm`](mod@layer_norm), [`group_norm`](mod@group_norm) |
@@ -44,6 +45,7 @@ mod tracked_group_norm;
 mod tracked_linear;
 mod unrolled;
 pub(crate) mod values;
+pub(crate) mod weight;
 
 pub use attention::{AttentionMask, attention};
 pub use composed::{is_composed, on_pool, with_composed};
@@ -54,6 +56,7 @@ pub use head_loss::{HeadLoss, head_loss};
 pub use layer_norm::layer_norm;
 pub use rms_norm::rms_norm;
 pub use select_rows::select_rows;
+pub use weight::Weight;
 
 #[cfg(test)]
 pub(crate) mod check;

@@ -7,7 +7,7 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
-use crate::kernel::{Element, Rows, Weights};
+use crate::kernel::Element;
 
 use super::composed::require_fast;
 
@@ -65,34 +65,6 @@ pub(crate) fn with_slices<E: Stored, T>(tensors: &[&Tensor], f: impl FnOnce(&[&[
         slices.push(&values[start..end]);
     }
     f(&slices)
-}
-
-/// Whether products of values of a type take a weight of another one as it is held.
-pub(crate) fn takes_weight(values: DType, weight: DType) -> bool {
-    values == weight || (values, weight) == (DType::F32, DType::BF16)
-}
-
-/// Calls `f` with contiguous matrices on the processor, in order: of type `E`, or bf16 that f32 values meet.
-///
-/// # Errors
-/// As [`with_slices`].
-pub(crate) fn with_weights<E: Stored, T>(
-    tensors: &[&Tensor],
-    f: impl FnOnce(&[Weights<'_, E>]) -> Result<T>,
-) -> Result<T> {
-    require_fast()?;
-    let held: Vec<_> = tensors.iter().map(|tensor| tensor.storage_and_layout()).collect();
-    let mut weights = Vec::with_capacity(held.len());
-    for (storage, layout) in &held {
-        let Storage::Cpu(storage) = &**storage else { bail!("expected values on the processor") };
-        let (count, width) = layout.shape().dims2()?;
-        weights.push(match (E::values(storage), bf16::values(storage), layout.contiguous_offsets()) {
-            (Some(values), _, Some((start, end))) => Rows::dense(&values[start..end], count, width).into(),
-            (None, Some(values), Some((start, end))) => Weights::half(Rows::dense(&values[start..end], count, width)),
-            _ => bail!("expected contiguous {:?} values of shape {:?}", E::DTYPE, layout.dims()),
-        });
-    }
-    f(&weights)
 }
 
 /// Widens bf16 values to f32, exactly.

@@ -57,9 +57,9 @@ pub trait Base {
     }
 }
 
-/// The sum of squares of each output's weights, f32, of a weight in its own shape and any type.
+/// The sum of squares of each output's weights, of a weight in its own shape; f32 both.
 pub(super) fn squares(site: &Site, weight: &Tensor) -> candle_core::Result<Tensor> {
-    let squares = weight.to_dtype(DType::F32)?.flatten_from(1)?.sqr()?;
+    let squares = weight.flatten_from(1)?.sqr()?;
     squares.sum(if site.kind == SiteKind::Embedding { 0 } else { 1 })
 }
 

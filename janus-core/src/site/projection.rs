@@ -15,7 +15,7 @@ use crate::error::{ModelError, Result};
 use crate::noise;
 use crate::ops::channels_last;
 use crate::ops::conv2d::Around;
-use crate::ops::{self, HeadLoss};
+use crate::ops::{self, HeadLoss, Weight};
 use crate::parameter::Parameter;
 use crate::pass::{Pass, Slot};
 
@@ -64,9 +64,6 @@ pub struct Projection {
     squares: OnceLock<Tensor>,
 }
 
-/// Rows of a weight that are widened at a time: some megabytes.
-const WIDENED_ROWS: usize = 512;
-
 /// The frozen parameters of a site, whatever stands in for them.
 #[derive(Debug)]
 pub struct Frozen<'a>(&'a Projection);
@@ -84,27 +81,15 @@ impl Base for Frozen<'_> {
         if let Some(known) = self.0.squares.get() {
             return Ok(known.clone());
         }
-        let squares = squares(site, self.0.weight.frozen())?;
+        let squares = squares(site, &self.0.weight.frozen().to_dtype(DType::F32)?)?;
         Ok(self.0.squares.get_or_init(|| squares).clone())
     }
 
     fn products(&self, site: &Site, a: &Tensor) -> Result<Tensor> {
-        let weight = self.0.weight.frozen().flatten_from(1)?;
-        // In the type that is computed in: beside bf16 values `a` would lose digits that f32 values have.
-        let wide = |rows: &Tensor| rows.to_dtype(self.0.dtype);
+        let weight = self.0.weight.frozen().as_matrix()?;
         Ok(match site.kind {
-            SiteKind::Embedding => ops::thin::products_of_columns(&wide(&weight)?, a)?,
-            SiteKind::Linear | SiteKind::Conv2d { .. } if weight.dtype() == self.0.dtype => {
-                ops::thin::products_of_rows(&weight, a)?
-            }
-            SiteKind::Linear | SiteKind::Conv2d { .. } => {
-                let count = weight.dim(0)?;
-                let parts = (0..count).step_by(WIDENED_ROWS).map(|first| {
-                    let rows = weight.narrow(0, first, WIDENED_ROWS.min(count - first))?;
-                    ops::thin::products_of_rows(&wide(&rows)?, a)
-                });
-                Tensor::cat(&parts.collect::<candle_core::Result<Vec<_>>>()?, 0)?
-            }
+            SiteKind::Embedding => weight.products_of_columns(a, self.0.dtype)?,
+            SiteKind::Linear | SiteKind::Conv2d { .. } => weight.products_of_rows(a, self.0.dtype)?,
         })
     }
 }
@@ -216,14 +201,14 @@ impl Projection {
     /// A linear map and its correction in one piece, where the parameters stand as loaded and a block would take it.
     fn fused(&self, pass: &Pass, x: &Tensor, correction: &Correction) -> Result<Option<Tensor>> {
         let linear = self.site.kind == SiteKind::Linear;
-        let bias = self.bias.as_ref().map(|bias| bias.as_loaded());
+        let bias = self.bias.as_ref().map(|bias| bias.as_loaded().map(Weight::values));
         let (true, Some(weight), Some(form)) = (linear, self.weight.as_loaded(), self.form(pass, correction)) else {
             return Ok(None);
         };
         match bias {
             Some(None) => Ok(None),
-            Some(Some(bias)) => Ok(corrected_linear(x, &weight, Some(&bias), form)?),
-            None => Ok(corrected_linear(x, &weight, None, form)?),
+            Some(Some(bias)) => Ok(corrected_linear(x, weight, Some(&bias), form)?),
+            None => Ok(corrected_linear(x, weight, None, form)?),
         }
     }
 
@@ -271,8 +256,8 @@ impl Projection {
     /// # Errors
     /// Shapes that do not fit, or a label beyond the outputs.
     pub(crate) fn loss(&self, pass: &Pass, x: &Tensor, labels: &[u32]) -> Result<HeadLoss> {
-        let (weight, bias) = (self.weight.value(), self.bias.as_ref().map(|bias| bias.value()));
-        let trainable = weight.track_op() || bias.as_ref().is_some_and(Tensor::track_op);
+        let (weight, bias) = (self.weight.current(), self.bias.as_ref().map(|bias| bias.value()));
+        let trainable = weight.is_tracked() || bias.as_ref().is_some_and(Tensor::track_op);
         if trainable || !self.is_plain(pass) {
             return Ok(HeadLoss::of_logits(&self.forward(pass, x)?, labels)?);
         }
@@ -280,22 +265,20 @@ impl Projection {
     }
 
     pub(super) fn base(&self, x: &Tensor, bias: Option<&Parameter>) -> Result<Tensor> {
-        self.with_weight(x, &self.weight.value(), bias.map(Parameter::value).as_ref())
+        self.with_weight(x, &self.weight.current(), bias.map(Parameter::value).as_ref())
     }
 
-    fn with_weight(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    fn with_weight(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
         Ok(match self.site.kind {
             SiteKind::Linear => {
-                let trainable = weight.track_op() || bias.is_some_and(Tensor::track_op);
-                if trainable {
-                    ops::linear::linear(x, weight, bias)?
-                } else {
-                    ops::linear::frozen_linear(x, weight, bias)?
-                }
+                let trainable = weight.is_tracked() || bias.is_some_and(Tensor::track_op);
+                if trainable { ops::linear::linear(x, &weight.values(), bias)? } else { weight.product(x, bias)? }
             }
-            SiteKind::Conv2d { stride, padding, .. } => ops::conv2d::conv2d(x, weight, bias, stride, padding)?,
+            SiteKind::Conv2d { stride, padding, .. } => {
+                ops::conv2d::conv2d(x, &weight.to_dtype(x.dtype())?, bias, stride, padding)?
+            }
             SiteKind::Embedding => {
-                let rows = ops::select_rows(weight, &x.flatten_all()?.to_vec1::<u32>()?)?;
+                let rows = weight.rows(&x.flatten_all()?.to_vec1::<u32>()?)?;
                 let mut dims = x.dims().to_vec();
                 dims.push(self.site.output);
                 rows.to_dtype(self.dtype)?.reshape(dims)?
@@ -328,7 +311,7 @@ impl Projection {
         let mut y = if self.site.kind == SiteKind::Embedding || ops::is_composed(x.device()) {
             self.base(given, None)?.to_dtype(DType::F32)?
         } else {
-            self.with_weight(&given.to_dtype(DType::F32)?, &self.weight.value().to_dtype(DType::F32)?, None)?
+            self.with_weight(&given.to_dtype(DType::F32)?, &self.weight.current(), None)?
         };
         if let Some(factors) = &correction.output {
             y = y.broadcast_mul(&self.along_features(factors)?)?;

@@ -113,12 +113,12 @@ impl Projection {
         let Some(weight) = self.weight.as_loaded() else { return Ok(None) };
         let bias = match &self.bias {
             Some(bias) => match bias.as_loaded() {
-                Some(bias) => Some(bias),
+                Some(bias) => Some(bias.values()),
                 None => return Ok(None),
             },
             None => None,
         };
-        Ok(routed_linear(x, &weight, bias.as_ref(), spans, blends)?)
+        Ok(routed_linear(x, weight, bias.as_ref(), spans, blends)?)
     }
 
     /// Rows of a table: all of the base at once, and what the slots add to them.

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use janus_core::Janus;
 use janus_core::model::SlotContents;
 use janus_core::pass::{Mixture, Slot};
@@ -124,7 +124,10 @@ impl<'m> Bank<'m> {
         let entries = group.0.parts().iter().filter_map(|(slot, factor)| Some((self.held.get(slot)?, *factor)));
         for (name, copy, factor) in entries.flat_map(|(entry, f)| entry.copies.iter().map(move |(n, c)| (n, c, f))) {
             let Some(parameter) = self.model.parameters().get(name) else { continue };
-            let copy = if factor == 1.0 { copy.clone() } else { scaled_copy(parameter.frozen(), copy, factor)? };
+            let copy = match factor {
+                1.0 => copy.clone(),
+                _ => scaled_copy(&parameter.frozen().to_dtype(DType::F32)?, copy, factor)?,
+            };
             self.model.parameters().substitute(name, Some(copy))?;
             self.entered.push(name.clone());
         }

@@ -79,6 +79,20 @@ pub enum AdapterError {
         /// Of the weight, or of the site's input.
         most: usize,
     },
+    /// A pair as large as the weight, times a scale under which the rounding of what is taken away again outgrows the base's digits.
+    #[error(
+        "the pair at `{path}` was to begin with `{init}` under a scale of {scale}, expected at most {most}: rounding would take the base's digits"
+    )]
+    ScaleOfBeginning {
+        /// The site.
+        path: String,
+        /// How it was to begin.
+        init: &'static str,
+        /// The pair's scale.
+        scale: f64,
+        /// The greatest.
+        most: f64,
+    },
     /// An adapter to begin from that has another form than the new one.
     #[error("the adapter to begin from does not fit: `{path}`: expected {expected}, got {got}")]
     OtherStart {
@@ -227,8 +241,10 @@ pub enum AdapterError {
         expected: &'static str,
     },
     /// A weights file whose header is broken or lies.
-    #[error("`adapter_model.safetensors` is not a sound safetensors file: {problem}")]
+    #[error("`{file}` is not a sound safetensors file: {problem}")]
     Safetensors {
+        /// Its name.
+        file: String,
         /// What is wrong.
         problem: String,
     },
@@ -471,6 +487,9 @@ impl Diagnose for AdapterError {
                 return vec![format!(
                     "give it a smaller rank, `rank_pattern = {{ \"{path}\" = {most} }}`, leave it out with `exclude`, or take `init = \"kaiming\"`"
                 )];
+            }
+            AdapterError::ScaleOfBeginning { .. } => {
+                "lower `adapter.scale`, or take `init = \"pissa\"`, which divides its pairs by the scale"
             }
             AdapterError::OtherStart { .. } => {
                 "give the recipe what that adapter has: `janus adapter inspect` tells its method, targets, ranks and scale, what it has copies of, and its heads"

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
@@ -46,8 +46,9 @@ pub(crate) struct WeightsFile {
     tensors: Vec<(String, TensorInfo)>,
 }
 
-fn unsound(problem: impl ToString) -> AdapterError {
-    AdapterError::Safetensors { problem: problem.to_string() }
+fn unsound(path: &Path, problem: impl ToString) -> AdapterError {
+    let file = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+    AdapterError::Safetensors { file, problem: problem.to_string() }
 }
 
 impl WeightsFile {
@@ -58,7 +59,7 @@ impl WeightsFile {
         let mut length = [0; 8];
         match file.read_exact(&mut length) {
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
-                return Err(unsound(format!("it is {file_bytes} bytes long, shorter than a header")));
+                return Err(unsound(&path, format!("it is {file_bytes} bytes long, shorter than a header")));
             }
             read => read.map_err(failed)?,
         }
@@ -66,18 +67,18 @@ impl WeightsFile {
         let room_bytes = file_bytes.saturating_sub(8);
         if header_bytes > room_bytes.min(HEADER_LIMIT_BYTES) {
             let problem = format!("its header claims {header_bytes} bytes, the file has room for {room_bytes}");
-            return Err(unsound(problem));
+            return Err(unsound(&path, problem));
         }
         let mut header = vec![0; header_bytes as usize];
         file.read_exact(&mut header).map_err(failed)?;
-        require_unique_names(&header).map_err(unsound)?;
+        require_unique_names(&header).map_err(|problem| unsound(&path, problem))?;
         // Checks that types, shapes and offsets agree and that tensors follow one another without gap or overlap.
-        let metadata: Metadata = serde_json::from_slice(&header).map_err(unsound)?;
+        let metadata: Metadata = serde_json::from_slice(&header).map_err(|problem| unsound(&path, problem))?;
         let value_bytes = room_bytes - header_bytes;
         if metadata.data_len() as u64 != value_bytes {
             let expected = metadata.data_len();
             let problem = format!("its tensors take {expected} bytes, the file has {value_bytes} for them");
-            return Err(unsound(problem));
+            return Err(unsound(&path, problem));
         }
         let mut tensors: Vec<_> = metadata.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
         tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
@@ -107,7 +108,9 @@ impl WeightsFile {
             Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
             Dtype::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
             Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            other => return Err(unsound(format!("a tensor is `{other:?}`, expected `F32`, `BF16` or `F16`"))),
+            other => {
+                return Err(unsound(&self.path, format!("a tensor is `{other:?}`, expected `F32`, `BF16` or `F16`")));
+            }
         };
         Ok(Tensor::from_vec(values, info.shape.as_slice(), &Device::Cpu)?)
     }
@@ -136,13 +139,14 @@ pub(crate) fn write_weights(
     }
     let format = HashMap::from([("format".to_string(), "pt".to_string())]);
     let texts = format.into_iter().chain(more.map(|(key, text)| (key.to_owned(), text)));
-    let metadata = Metadata::new(Some(texts.collect()), infos).map_err(unsound)?;
-    let mut header = serde_json::to_value(&metadata).map_err(unsound)?;
+    let unsound = |problem: &dyn std::fmt::Display| unsound(Path::new(name), problem);
+    let metadata = Metadata::new(Some(texts.collect()), infos).map_err(|problem| unsound(&problem))?;
+    let mut header = serde_json::to_value(&metadata).map_err(|problem| unsound(&problem))?;
     if let Some(texts) = header.get_mut("__metadata__").and_then(serde_json::Value::as_object_mut) {
         // The format's own map has them in no order.
         texts.sort_keys();
     }
-    let mut header = serde_json::to_vec(&header).map_err(unsound)?;
+    let mut header = serde_json::to_vec(&header).map_err(|problem| unsound(&problem))?;
     // The format asks for values aligned to 8 bytes, padded with spaces.
     header.resize(header.len().next_multiple_of(8), b' ');
 

@@ -12,7 +12,7 @@ fn problem(header: &str, values: usize, length: Option<u64>) -> String {
     bytes.resize(bytes.len() + values, 0);
     std::fs::write(folder.path().join(WEIGHTS_FILE), bytes).unwrap();
     match refusal(folder.path()) {
-        AdapterError::Safetensors { problem } => problem,
+        AdapterError::Safetensors { file, problem } if file == WEIGHTS_FILE => problem,
         other => panic!("{other}"),
     }
 }

@@ -206,8 +206,8 @@ impl Adapter {
         let mut sites = BTreeMap::new();
         for SelectedSite { site, rank, alpha, is_feedforward } in selection.sites {
             let at = At { site: &site, rank, is_feedforward };
-            spec.init.require(&site, rank)?;
             let (scale, has_bias) = (config.scaling(rank, alpha), has_bias(base, &site.path));
+            spec.init.require(&site, rank, scale)?;
             let values = match read {
                 Some(read) => {
                     let own = Read { site: &site, read, dtype: spec.dtype, has_bias };

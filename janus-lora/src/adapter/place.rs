@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use janus_core::Janus;
 use janus_core::checkpoint::{EMBED_TOKENS, LM_HEAD};
 use janus_core::model::vision::Vision;
@@ -94,7 +94,7 @@ impl<'m> Worked<'m> {
         let mut parameters = Vec::new();
         for name in together.parameters() {
             let Some(parameter) = model.parameters().get(&name) else { continue };
-            if let Some(value) = together.parameter(&name, &|| Ok(parameter.frozen().clone()))? {
+            if let Some(value) = together.parameter(&name, &|| Ok(parameter.frozen().to_dtype(DType::F32)?))? {
                 parameters.push((name, value));
             }
         }

@@ -78,7 +78,7 @@ fn an_attached_adapter_computes_with_the_shifted_weight() {
     let mut shifted = Vec::new();
     for (path, site) in &adapter.sites {
         let projection = model.projections().get(path).unwrap();
-        let weight = model.parameters().get(&format!("{path}.weight")).unwrap().frozen().clone();
+        let weight = model.parameters().get(&format!("{path}.weight")).unwrap().frozen().values();
         let correction = projection.correction().unwrap();
         assert_eq!(scales(&correction), [0.75], "1.5 of the adapter, halved");
         assert_eq!(site.scale, 1.5);
@@ -89,7 +89,7 @@ fn an_attached_adapter_computes_with_the_shifted_weight() {
         model.parameters().substitute(&format!("{path}.weight"), Some(weight)).unwrap();
     }
     for (name, copy) in &adapter.saved {
-        let base = model.parameters().get(name).unwrap().frozen().clone();
+        let base = model.parameters().get(name).unwrap().frozen().values();
         model.parameters().substitute(name, Some(((base + copy).unwrap() / 2.0).unwrap())).unwrap();
     }
     let folded = outputs(&model);
@@ -119,7 +119,8 @@ fn a_factor_is_for_the_whole_adapter() {
                 let values = |tensor: &Tensor| -> Vec<f32> {
                     tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
                 };
-                let (base, copy, got) = (values(parameter.frozen()), values(copy), values(&parameter.copy().unwrap()));
+                let (base, copy, got) =
+                    (values(&parameter.frozen().values()), values(copy), values(&parameter.copy().unwrap()));
                 for ((base, copy), got) in base.iter().zip(&copy).zip(&got) {
                     let expected = f64::from(*base) + factor * (f64::from(*copy) - f64::from(*base));
                     assert!((f64::from(*got) - expected).abs() < 1e-5, "{name}: {got}, expected {expected}");
@@ -141,7 +142,7 @@ fn several_adapters_add_up() {
     let sum = outputs(&model);
     attach(&model, &[(&one, 1.0)]).unwrap();
     for name in other.saved.keys() {
-        let base = model.parameters().get(name).unwrap().frozen().clone();
+        let base = model.parameters().get(name).unwrap().frozen().values();
         let mirrored = ((base * 2.0).unwrap() - &other.saved[name]).unwrap();
         model.parameters().substitute(name, Some(mirrored)).unwrap();
     }
@@ -203,7 +204,7 @@ fn an_adapter_for_another_model_is_refused_and_changes_nothing() {
     let error = attach(&model, &[(&wide, 1.0)]).unwrap_err().to_string();
     assert!(error.contains("[3], expected [48]"), "{error}");
     assert!(model.projections().iter().all(|projection| projection.correction().is_none()));
-    assert!(bits(model.parameters().get("lm_head.weight").unwrap().frozen()).iter().any(|b| *b != 0));
+    assert!(bits(&model.parameters().get("lm_head.weight").unwrap().frozen().values()).iter().any(|b| *b != 0));
 }
 
 #[test]

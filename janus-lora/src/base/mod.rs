@@ -18,6 +18,7 @@ use janus_core::hub::{self, HubError, Progress};
 use janus_core::model::held_dtype;
 use janus_core::output::OutputError;
 use janus_core::ownership::other_owner;
+use janus_core::parameter::Parameter;
 use janus_core::processing::{GenerationConfig, ImageProcessor, JanusTokenizer, PromptBuilder};
 use janus_core::sample::CodeOptions;
 use janus_core::site::{Site, sites};
@@ -394,10 +395,10 @@ impl Base {
     /// # Errors
     /// [`BaseError::Changed`], [`BaseError::Rewritten`], or a file that cannot be read any more.
     pub fn verify(&self, model: &Janus, status: &dyn Status) -> Result<()> {
-        let bytes = |tensor: &Tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64;
-        let bar = status.bytes("comparing the base", model.parameters().iter().map(|p| bytes(p.frozen())).sum());
+        let bytes = |parameter: &Parameter| parameter.frozen().bytes() as u64;
+        let bar = status.bytes("comparing the base", model.parameters().iter().map(|p| bytes(p)).sum());
         for parameter in model.parameters().iter() {
-            let matches = self.checkpoint.matches(parameter.name(), parameter.frozen());
+            let matches = self.checkpoint.matches(parameter.name(), &parameter.frozen().values());
             if !matches!(matches, Ok(true))
                 && let Some(file) = self.checkpoint.rewritten_file()
             {
@@ -406,7 +407,7 @@ impl Base {
             if !matches? {
                 return Err(BaseError::Changed { name: parameter.name().to_string() }.into());
             }
-            bar.advance(bytes(parameter.frozen()));
+            bar.advance(bytes(parameter));
         }
         bar.finish();
         Ok(())
@@ -546,7 +547,7 @@ mod tests {
             base.verify(&open(), &Silent).unwrap();
             for name in ["lm_head.weight", "model.vqmodel.quantize.embedding.weight"] {
                 let model = open();
-                let frozen = model.parameters().get(name).unwrap().frozen().clone();
+                let frozen = model.parameters().get(name).unwrap().frozen().values();
                 let (rows, columns) = frozen.dims2().unwrap();
                 let last = frozen.narrow(0, rows - 1, 1).unwrap();
                 let moved = (last.to_dtype(DType::F32).unwrap() + 1.0).unwrap().to_dtype(frozen.dtype()).unwrap();

@@ -96,7 +96,7 @@ pub fn train(model: &Model, options: &TrainOptions, status: &dyn Status) -> Resu
     let method = with_defaults(options.method);
     let spec = AdapterSpec { method, rank: RANK, alpha: ALPHA, dtype: model.dtype, sites, ..AdapterSpec::default() };
     let weights = |name: &str| match janus.parameters().get(name) {
-        Some(parameter) => Ok(parameter.frozen().clone()),
+        Some(parameter) => Ok(parameter.frozen().values()),
         None => Err(janus_core::ModelError::UnknownParameter { name: name.into() }.into()),
     };
     let adapter = Adapter::new(&model.config, janus.is_tied(), &spec, SEED, &weights)?;

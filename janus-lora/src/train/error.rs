@@ -31,6 +31,14 @@ pub enum TrainError {
         /// Tasks of the recipe.
         tasks: Vec<String>,
     },
+    /// A factor behind the adapter that a run is to begin from.
+    #[error("`adapter.start_from` names `{path}` with a factor of {factor}, and a run begins from an adapter as it is")]
+    StartFactor {
+        /// The adapter.
+        path: String,
+        /// On all that it shifts.
+        factor: f64,
+    },
     /// A pattern of a recipe's table that is of no site.
     #[error("`{pattern}` in `{key}` matches none of the adapter's sites")]
     IdlePattern {
@@ -408,6 +416,13 @@ impl Diagnose for TrainError {
             TrainError::TooFewToAlign | TrainError::NothingToHoldAgainst { .. } => {
                 vec!["set `train.batch_size` higher, or `train.mixture = \"each\"`".into()]
             }
+            TrainError::StartFactor { path, factor } => vec![
+                "leave the factor out, or write the adapter with it first".into(),
+                format!(
+                    "`janus adapter combine {}:{factor} --method cat --out FOLDER` does that; its scale is 1, as `adapter.scale` is to be then",
+                    shell_word(Path::new(path))
+                ),
+            ],
             TrainError::IdlePattern { .. } => {
                 vec!["a pattern matches trailing whole segments of a path; `janus train RECIPE --dry-run` lists the sites".into()]
             }

@@ -84,7 +84,9 @@ pub(super) fn choose(
     }
     for site in &chosen.sites {
         let rank = chosen.ranks.get(&site.path).copied().unwrap_or(section.rank as usize);
-        init(section).require(site, rank)?;
+        let divisor = if section.rslora { (rank as f64).sqrt() } else { rank as f64 };
+        let alpha = chosen.alphas.get(&site.path).copied().unwrap_or(section.effective_alpha());
+        init(section).require(site, rank, alpha / divisor)?;
     }
     Ok(chosen)
 }

@@ -168,7 +168,7 @@ mod tests {
 
     /// A variable in the place of a parameter.
     fn variable(model: &Janus, name: &str) -> Var {
-        let var = Var::from_tensor(model.parameters().get(name).unwrap().frozen()).unwrap();
+        let var = Var::from_tensor(&model.parameters().get(name).unwrap().frozen().values()).unwrap();
         model.parameters().substitute(name, Some(var.as_tensor().clone())).unwrap();
         var
     }

@@ -61,7 +61,7 @@ fn with(projection: &Projection, x: &Tensor, correction: &Correction) -> Tensor 
 fn folded(site: &Site, correction: &Correction) -> Projection {
     let parameter = |name: &str, value| Arc::new(Parameter::new(name, value));
     let weight = correction.fold(site, weight(site)).unwrap();
-    let own = projection(site).bias().map(|bias| bias.frozen().clone());
+    let own = projection(site).bias().map(|bias| bias.frozen().values());
     let bias = correction.bias.clone().or(own).map(|bias| parameter("bias", bias));
     Projection::new(site.clone(), parameter("weight", weight), bias)
 }
@@ -155,7 +155,7 @@ impl Base for Own {
     }
 
     fn bias(&self) -> Result<Option<Tensor>> {
-        Ok(projection(&self.0).bias().map(|bias| bias.frozen().clone()))
+        Ok(projection(&self.0).bias().map(|bias| bias.frozen().values()))
     }
 }
 
@@ -195,7 +195,7 @@ fn factors_of_one_and_the_base_s_bias_change_no_bit() {
     for dtype in [DType::F32, DType::BF16] {
         for site in cases() {
             let stored = |name: &str, value: &Tensor| Arc::new(Parameter::new(name, value.to_dtype(dtype).unwrap()));
-            let bias = projection(&site).bias().map(|bias| stored("bias", bias.frozen()));
+            let bias = projection(&site).bias().map(|bias| stored("bias", &bias.frozen().values()));
             let projection = Projection::new(site.clone(), stored("weight", &weight(&site)), bias);
             let x = match site.kind {
                 SiteKind::Embedding => input(&site),

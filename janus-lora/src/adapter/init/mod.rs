@@ -39,6 +39,10 @@ pub enum Init {
     },
 }
 
+/// Greatest scale of a pair that begins as part of the weight undivided: what is added is taken away again, each rounded to a
+/// share of 2⁻²⁴, and beyond it the base would be off by more than 1e-5 of itself.
+const OLORA_SCALE: f64 = 100.0;
+
 impl Init {
     /// As recipes call it.
     pub fn name(self) -> &'static str {
@@ -69,11 +73,11 @@ impl Init {
         }
     }
 
-    /// Refuses a site or a rank for which there is no such beginning.
+    /// Refuses a site, a rank or a scale for which there is no such beginning.
     ///
     /// # Errors
-    /// [`AdapterError::NotForBeginning`] and [`AdapterError::TooFewDirections`].
-    pub fn require(self, site: &Site, rank: usize) -> Result<(), AdapterError> {
+    /// [`AdapterError::NotForBeginning`], [`AdapterError::TooFewDirections`] and [`AdapterError::ScaleOfBeginning`].
+    pub fn require(self, site: &Site, rank: usize, scale: f64) -> Result<(), AdapterError> {
         if !self.is_of_plain_pairs() {
             return Ok(());
         }
@@ -84,6 +88,9 @@ impl Init {
         let most = if self.is_of_weight() { site.input.min(site.output) } else { site.input };
         if rank > most {
             return Err(AdapterError::TooFewDirections { path, init: self.name(), rank, most });
+        }
+        if self == Init::Olora && scale.abs() > OLORA_SCALE {
+            return Err(AdapterError::ScaleOfBeginning { path, init: self.name(), scale, most: OLORA_SCALE });
         }
         Ok(())
     }

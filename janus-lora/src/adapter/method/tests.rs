@@ -248,7 +248,7 @@ fn rows_under_dora_have_the_magnitudes_as_lengths() {
         attach(&model, &[(&adapter, 1.0)]).unwrap();
         for site in adapter.sites.values() {
             let projection = model.projections().get(&site.site.path).unwrap();
-            let weight = projection.weight().frozen().clone();
+            let weight = projection.weight().frozen().values();
             let folded = projection.correction().unwrap().fold(&site.site, weight).unwrap().flatten_from(1).unwrap();
             let folded = if site.site.kind == SiteKind::Embedding { folded.t().unwrap() } else { folded };
             let lengths = values(&folded.sqr().unwrap().sum(1).unwrap().sqrt().unwrap());
@@ -307,6 +307,16 @@ fn a_pair_begins_as_a_part_of_the_weight_where_it_can_only() {
         let error = begin(plain(), init, most + 1, UP).unwrap_err();
         assert!(matches!(error, AdapterError::TooFewDirections { most: told, .. } if told == most), "{error}");
         begin(plain(), init, most, UP).unwrap();
+    }
+    for (init, scale, holds) in [(Init::Olora, 100.0, true), (Init::Olora, -101.0, false), (Init::Pissa, 1e6, true)] {
+        let spec =
+            AdapterSpec { init, rank: 3, alpha: 3.0 * scale, sites: vec![Arc::from(UP)], ..AdapterSpec::default() };
+        let weights = RandomWeights::new(&config(), 3);
+        let begun = Adapter::new(&config(), false, &spec, 7, &|name| weights.read(name, DType::F32));
+        match begun {
+            Err(AdapterError::ScaleOfBeginning { scale: told, .. }) => assert!(!holds && told == scale),
+            begun => assert!(begun.is_ok() && holds, "{init:?} {scale}"),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use candle_core::{Device, Tensor};
 use clap::Args;
 use janus_core::output::{require_file, write_file};
-use janus_core::site::{Base as _, Correction, LowRank, Term};
+use janus_core::site::{Base as _, Correction, Kronecker, LowRank, Term};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
@@ -26,8 +26,8 @@ use crate::visible::one_line;
 #[derive(Debug, Args)]
 #[command(
     after_help = "The shift of a site is what it adds to the weight, scale · B·A of a low-rank pair; its norm is the root of the
-sum of its squared values. Of shifts that are low-rank pairs the singular values are told, too; the
-effective rank is exp(-sum p ln p) with p the share of each squared singular value: as many
+sum of its squared values. Singular values are told of low-rank pairs, Kronecker products and all other
+shifts up to 256 outputs or inputs; the effective rank is exp(-sum p ln p) with p the share of each squared singular value: as many
 equal ones would be as spread.
 
 Examples:
@@ -59,7 +59,7 @@ struct Told {
     norms: Option<[f32; 2]>,
     /// Of the weight's shift.
     norm: f64,
-    /// Where the shift is one low-rank pair.
+    /// Of the shift, where it is not too large to be decomposed.
     spectrum: Option<Spectrum>,
 }
 
@@ -70,13 +70,17 @@ impl Told {
         let is_plain = correction.input.is_none() && correction.output.is_none();
         let spectrum = match correction.terms.as_slice() {
             [Term::LowRank(LowRank { a, b, scale, .. })] if is_plain => Some(Spectrum::of(a, b, *scale)?),
+            [Term::Kronecker(Kronecker { left, right, scale })] if is_plain => {
+                Spectrum::of_kronecker(left, right, *scale)?
+            }
             _ => None,
         };
-        let norm = match &spectrum {
-            Some(spectrum) => spectrum.norm,
+        let (norm, spectrum) = match spectrum {
+            Some(spectrum) => (spectrum.norm, Some(spectrum)),
             None => {
                 let weight = base.weight()?;
-                f64::from(norm(&(correction.fold(base.site, weight.clone())? - weight)?)?)
+                let shift = (correction.fold(base.site, weight.clone())? - weight)?;
+                (f64::from(norm(&shift)?), Spectrum::of_shift(&shift)?)
             }
         };
         let (path, rank, scale) = (own.site.path.to_string(), own.rank, own.scale);
@@ -116,7 +120,7 @@ impl Inspect {
                 .filter_map(|site| Some(SiteSpectrum { path: site.path.clone(), spectrum: site.spectrum.clone()? }))
                 .collect();
             if spectra.is_empty() {
-                let message = format!("`{}` has no low-rank pair to draw", folder.display());
+                let message = format!("`{}` has no shift that is drawn", folder.display());
                 return Err(Error::Usage { message, hint: "leave `--picture` out".into() });
             }
             let bytes = picture(&spectra)?;

@@ -4,6 +4,7 @@ use std::cell::Cell;
 
 use candle_core::{DType, Device, Tensor};
 
+use super::super::signals;
 use super::directions::directions;
 use super::{Prepared, stages, start};
 use crate::adapter::{Adapter, AdapterSpec, Init};
@@ -33,11 +34,15 @@ pub(super) fn begin(prepared: &Prepared, device: &Device, status: &dyn Status) -
             let bar = status.items("decomposing weights", count);
             let begun = Cell::new(0);
             let shown = |name: &str| -> janus_core::Result<Tensor> {
-                // One weight is read for each site, before it is decomposed.
+                // One weight is read for each site, before it is decomposed: a place where the run can be left.
+                if signals::received().is_some() {
+                    return Err(candle_core::Error::msg("the run is left").into());
+                }
                 bar.set(begun.replace((begun.get() + 1).min(count)), count);
                 read(name)
             };
             let adapter = make(&spec, &shown);
+            signals::check()?;
             bar.set(count, count);
             bar.finish();
             adapter?

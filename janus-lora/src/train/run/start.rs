@@ -1,6 +1,6 @@
 //! The adapter that a run begins from: where it is, and whether it is still what it was.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use janus_core::hub::Silent;
 use janus_core::input::{self, Opened};
@@ -21,7 +21,7 @@ use crate::status::Status;
 /// # Errors
 /// What keeps it from being read, or an adapter of another base.
 pub(super) fn read(from: &str, base: &Base, status: &dyn Status) -> Result<(Adapter, String)> {
-    let folder = adapter::locate(Path::new(from), status.download().as_ref())?;
+    let folder = adapter::locate(&place(from)?, status.download().as_ref())?;
     let adapter = Adapter::read_for(base, &folder, status)?;
     Ok((adapter, digest(&folder)?))
 }
@@ -32,14 +32,23 @@ pub(super) fn read(from: &str, base: &Base, status: &dyn Status) -> Result<(Adap
 /// # Errors
 /// What keeps it from being read, or an adapter of another form.
 pub(super) fn check(recipe: &Recipe, base: &Base, stages: &[Stage]) -> Result<()> {
-    let Some(folder) = recipe.adapter.start_from.as_deref().map(Path::new).filter(|path| !adapter::is_of_hub(path))
-    else {
+    let Some(folder) = recipe.adapter.start_from.as_deref().map(place).transpose()? else { return Ok(()) };
+    if adapter::is_of_hub(&folder) {
         return Ok(());
-    };
+    }
     let (config, tied) = (base.config(), base.checkpoint().is_tied());
-    let start = Adapter::read(&adapter::locate(folder, &Silent)?, config, tied)?;
+    let start = Adapter::read(&adapter::locate(&folder, &Silent)?, config, tied)?;
     Adapter::blank(config, tied, &stages::whole_spec(recipe, base, stages))?.starting_from(start)?;
     Ok(())
+}
+
+/// What `from` names, a folder or a hub id: as arguments of the command line do, but without a factor.
+fn place(from: &str) -> Result<PathBuf> {
+    let (path, factor) = adapter::parse_argument(from)?;
+    match factor {
+        1.0 => Ok(path),
+        _ => Err(TrainError::StartFactor { path: path.display().to_string(), factor }.into()),
+    }
 }
 
 /// Warns where the folder that a run began from holds another adapter by now; one that is gone is no longer needed.
