@@ -166,6 +166,14 @@ pub enum ModelError {
         /// Rows with a route.
         routed: usize,
     },
+    /// Rows that a session could not hold even if it held no others.
+    #[error("the rows need keys and values of {tokens} tokens, and there is room for {budget} in all")]
+    NoRoom {
+        /// Tokens of the prompts and of the longest answers.
+        tokens: usize,
+        /// Tokens that there is room for.
+        budget: usize,
+    },
     /// A route to a slot that the model does not hold.
     #[error("the model holds nothing in slot {slot}")]
     UnknownSlot {
@@ -205,6 +213,7 @@ impl Diagnose for ModelError {
             }
             ModelError::Shape { .. } => "give tensors of the shapes that the base's `config.json` asks for",
             ModelError::UnknownParameter { .. } => "`janus base inspect` lists the names",
+            ModelError::NoRoom { .. } => "ask for a shorter answer, or for fewer at once",
             ModelError::AttachedBesideRoutes { .. } => "take it out, and give the model what it held as a slot",
             ModelError::NotLoaded { .. }
             | ModelError::Routes { .. }

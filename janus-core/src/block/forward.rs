@@ -128,7 +128,7 @@ fn sites_kept<E: Element, const N: usize>(
     add: Option<Rows<'_, E>>,
     keeps: bool,
 ) -> ([Matrix<E>; N], [Option<Vec<f32>>; N], [Option<Matrix<E>>; N]) {
-    let mut own = thin::hidden(&thin[first..first + N], x).into_iter();
+    let mut own = thin::hidden(&thin[first..first + N], x, view.order).into_iter();
     let hidden: [Option<Vec<f32>>; N] = std::array::from_fn(|_| own.next().flatten());
     let mut outputs: [Matrix<E>; N] =
         std::array::from_fn(|i| Matrix::new(x.count(), view.linears[first + i].weight.count()));
@@ -141,7 +141,7 @@ fn sites_kept<E: Element, const N: usize>(
         factors.map(|factors| thin::scaled(x, factors))
     });
     let through: [Option<Vec<f32>>; N] =
-        std::array::from_fn(|i| thin[first + i].as_ref().and_then(|thin| thin.products_of(x)));
+        std::array::from_fn(|i| thin[first + i].as_ref().and_then(|thin| thin.products_of(x, view.order)));
     let jobs = outputs.iter_mut().zip(&mut kept).enumerate().map(|(i, (y, kept))| {
         let (linear, thin) = (&view.linears[first + i], thin[first + i].as_ref());
         let low_rank = match (&hidden[i], thin) {
@@ -151,7 +151,9 @@ fn sites_kept<E: Element, const N: usize>(
         let wide_bias = thin.and_then(|thin| thin.bias);
         let out_stride = y.stride();
         Job {
-            terms: vec![Term::transposed(inputs[i].as_ref().map_or(x, Matrix::view), linear.weight)],
+            terms: vec![
+                Term::transposed(inputs[i].as_ref().map_or(x, Matrix::view), linear.weight).in_order(view.order),
+            ],
             finish: Finish {
                 factors: thin.and_then(|thin| thin.output),
                 bias: linear.bias.filter(|_| wide_bias.is_none()),
@@ -175,8 +177,9 @@ pub(super) trait Keep<E: Element> {
     /// `keys` and `values`: `[tokens, kv_width]`, rotated.
     fn keep(&mut self, keys: &Matrix<E>, values: &Matrix<E>) -> Result<()>;
 
-    /// All keys and values so far, and which of them each query sees; absent: those of this block alone.
-    fn all(&self) -> Option<(KeyValues<'_, E>, Vec<Segment>)>;
+    /// All keys and values so far, one for all segments or one for each, and which of them each query sees; absent: those of this
+    /// block alone.
+    fn all(&self) -> Option<(Vec<KeyValues<'_, E>>, Vec<Segment>)>;
 }
 
 /// Nothing is kept.
@@ -185,7 +188,7 @@ impl<E: Element> Keep<E> for () {
         Ok(())
     }
 
-    fn all(&self) -> Option<(KeyValues<'_, E>, Vec<Segment>)> {
+    fn all(&self) -> Option<(Vec<KeyValues<'_, E>>, Vec<Segment>)> {
         None
     }
 }
@@ -208,8 +211,10 @@ pub(super) fn forward<E: Element>(
     }
     cache.keep(&k, &v)?;
     let attended = match cache.all() {
-        Some((all, segments)) => attention::forward(q.view(), all, plan.heads, &segments),
-        None => attention::forward(q.view(), KeyValues::of(k.view(), v.view()), plan.heads, plan.segments),
+        Some((all, segments)) => attention::forward(q.view(), &all, plan.heads, &segments, view.order),
+        None => {
+            attention::forward(q.view(), &[KeyValues::of(k.view(), v.view())], plan.heads, plan.segments, view.order)
+        }
     };
     let (middle, hidden_o, before_o) = match plan.kept {
         Some(kept) => {

@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 use crate::kernel::low_rank::{down, outer};
-use crate::kernel::{Element, Finish, Rows, Term, product};
+use crate::kernel::{Element, Finish, Rows, SumOrder, Term, product};
 
 /// The factors of one product.
 #[derive(Debug, Clone, Copy)]
@@ -38,16 +38,16 @@ impl<E: Element> Pieces<E> {
 
 impl Product<'_> {
     /// The right factor on the pieces, `[m · I₁, O₂]`.
-    fn through_right<E: Element>(&self, pieces: &Pieces<E>) -> Vec<f32> {
-        down(&[(pieces.rows(), vec![self.right])]).concat()
+    fn through_right<E: Element>(&self, pieces: &Pieces<E>, order: SumOrder) -> Vec<f32> {
+        down(&[(pieces.rows(), vec![self.right])], order).concat()
     }
 
     /// Adds what the product gives of `x: [m, I₁ · I₂]` to `y: [m, O₁ · O₂]`.
-    pub(super) fn add_to<E: Element>(&self, x: Rows<'_, E>, y: &mut [f32]) {
+    pub(super) fn add_to<E: Element>(&self, x: Rows<'_, E>, order: SumOrder, y: &mut [f32]) {
         if y.is_empty() || x.width() == 0 {
             return;
         }
-        let between = self.through_right(&Pieces::of(x, self.right.width()));
+        let between = self.through_right(&Pieces::of(x, self.right.width()), order);
         let (o1, i1, o2) = (self.left.count(), self.left.width(), self.right.count());
         y.par_chunks_mut(o1 * o2).zip(between.par_chunks(i1 * o2)).for_each(|(y, between)| {
             for (o, y) in y.chunks_exact_mut(o2).enumerate() {
@@ -73,7 +73,7 @@ impl Product<'_> {
             return;
         }
         let pieces = Pieces::of(x, i2);
-        let between = self.through_right(&pieces);
+        let between = self.through_right(&pieces, SumOrder::ByCount);
         self.left_gradient(dy, &between, d_left);
         // The gradient of what the right factor gives: the left factor the other way.
         let mut d_between = vec![0f32; x.count() * i1 * o2];

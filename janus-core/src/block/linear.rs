@@ -8,7 +8,7 @@ use super::forward::sites;
 use super::routed::Routed;
 use super::thin::{self, SiteForm, ThinPlan};
 use super::view::{BlockView, LinearView};
-use crate::kernel::Rows;
+use crate::kernel::{Rows, SumOrder};
 use crate::ops::values::{Stored, with_slices};
 use crate::ops::weight::with_weights;
 use crate::ops::{Weight, is_composed};
@@ -16,7 +16,7 @@ use crate::pass::Span;
 use crate::site::Blend;
 
 /// `x·Wᵀ + b` under a correction, `x: [.., input]` and the weight `[output, input]` of one type, or bf16 under f32. `None` where only the
-/// operation by operation path will do.
+/// operation by operation path will do. Sums are made in an order.
 ///
 /// # Errors
 /// Shapes that do not fit.
@@ -25,6 +25,7 @@ pub(crate) fn corrected_linear(
     weight: &Weight,
     bias: Option<&Tensor>,
     form: SiteForm,
+    order: SumOrder,
 ) -> Result<Option<Tensor>> {
     if !is_fused(x, weight, bias) {
         return Ok(None);
@@ -32,7 +33,7 @@ pub(crate) fn corrected_linear(
     width_of(x, weight)?;
     let (thin, flat) = ThinPlan::of(&[form], &[])?;
     let Some(flat) = flat else { return Ok(None) };
-    let node = CorrectedLinear { weight: weight.prepared()?, bias: bias.cloned(), thin };
+    let node = CorrectedLinear { weight: weight.prepared()?, bias: bias.cloned(), thin, order };
     let x = x.contiguous()?;
     let tracked = x.track_op() || flat.track_op();
     Ok(Some(if tracked { x.apply_op2(&flat, node)? } else { x.apply_op2_no_bwd(&flat, &node)? }))
@@ -49,6 +50,7 @@ pub(crate) fn routed_linear(
     bias: Option<&Tensor>,
     spans: &[Span],
     blends: Vec<Blend>,
+    order: SumOrder,
 ) -> Result<Option<Tensor>> {
     if !is_fused(x, weight, bias) || x.track_op() {
         return Ok(None);
@@ -58,13 +60,19 @@ pub(crate) fn routed_linear(
     let mut dims = x.dims().to_vec();
     dims.iter_mut().last().into_iter().for_each(|last| *last = output);
     Ok(Some(match x.dtype() {
-        DType::F32 => Tensor::from_vec(routed_rows::<f32>(&x, &weight, bias, &routed)?, dims, x.device())?,
-        _ => Tensor::from_vec(routed_rows::<bf16>(&x, &weight, bias, &routed)?, dims, x.device())?,
+        DType::F32 => Tensor::from_vec(routed_rows::<f32>(&x, &weight, bias, &routed, order)?, dims, x.device())?,
+        _ => Tensor::from_vec(routed_rows::<bf16>(&x, &weight, bias, &routed, order)?, dims, x.device())?,
     }))
 }
 
-fn routed_rows<E: Stored>(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, routed: &Routed) -> Result<Vec<E>> {
-    with_view::<E, _>(weight, bias, |view| {
+fn routed_rows<E: Stored>(
+    x: &Tensor,
+    weight: &Weight,
+    bias: Option<&Tensor>,
+    routed: &Routed,
+    order: SumOrder,
+) -> Result<Vec<E>> {
+    with_view::<E, _>(weight, bias, order, |view| {
         with_slices::<E, _>(&[x], |x| {
             let width = view.linears[0].weight.width();
             let x = Rows::dense(x[0], x[0].len() / width.max(1), width);
@@ -80,13 +88,14 @@ fn routed_rows<E: Stored>(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, ro
 fn with_view<E: Stored, T>(
     weight: &Weight,
     bias: Option<&Tensor>,
+    order: SumOrder,
     f: impl FnOnce(&BlockView<'_, E>) -> Result<T>,
 ) -> Result<T> {
     let bias: Vec<&Tensor> = bias.into_iter().collect();
     with_weights::<E, _>(&[weight], |weights| {
         with_slices::<E, _>(&bias, |bias| {
             let linear = LinearView { weight: weights[0], bias: bias.first().copied() };
-            f(&BlockView { norms: None, linears: vec![linear] })
+            f(&BlockView { norms: None, linears: vec![linear], order })
         })
     })
 }
@@ -111,11 +120,12 @@ struct CorrectedLinear {
     weight: Weight,
     bias: Option<Tensor>,
     thin: ThinPlan,
+    order: SumOrder,
 }
 
 impl CorrectedLinear {
     fn forward<E: Stored>(&self, x: &[E], flat: &[f32], dims: &[usize]) -> Result<(CpuStorage, Shape)> {
-        with_view::<E, _>(&self.weight, self.bias.as_ref(), |view| {
+        with_view::<E, _>(&self.weight, self.bias.as_ref(), self.order, |view| {
             let weight = view.linears[0].weight;
             let x = Rows::dense(x, x.len() / weight.width().max(1), weight.width());
             let ([y], _) = sites(view, &self.thin.read(flat), 0, x, None);
@@ -136,7 +146,7 @@ impl CorrectedLinear {
     ) -> Result<(Option<Tensor>, Vec<f32>)> {
         let dy = dy.contiguous()?;
         let mut gradients = vec![0f32; self.thin.len()];
-        let dx = with_view::<E, _>(&self.weight, self.bias.as_ref(), |view| {
+        let dx = with_view::<E, _>(&self.weight, self.bias.as_ref(), self.order, |view| {
             with_slices::<E, _>(&[x, &dy, y], |slices| {
                 with_slices::<f32, _>(&[flat], |flat| {
                     let weight = view.linears[0].weight;
@@ -144,7 +154,7 @@ impl CorrectedLinear {
                     let x_rows = Rows::dense(slices[0], rows, weight.width());
                     let dy = Rows::dense(slices[1], rows, weight.count());
                     let thin = self.thin.read(flat[0]);
-                    let hidden = thin::hidden(&thin, x_rows);
+                    let hidden = thin::hidden(&thin, x_rows, view.order);
                     let outputs = [Some(Rows::dense(slices[2], rows, weight.count()))];
                     let sites = Sites { view, thin: &thin, hidden: &hidden, first: 0, outputs: &outputs };
                     Ok(sites.backward(&[dy], || Input::Held(x_rows), &mut gradients, x.track_op()))

@@ -14,6 +14,7 @@
 //! | [`routed`] | sites and norms whose rows have routes |
 //! | [`rows`] | norms, activations and rotation, row by row |
 //! | [`forward`], [`backward`] | the block |
+//! | [`sink`] | where keys and values go, and what attention then reads |
 //! | [`node`] | the block as an operation on the tape |
 //! | [`linear`] | a single site likewise, for those outside of blocks |
 
@@ -26,6 +27,7 @@ mod linear;
 mod node;
 mod routed;
 mod rows;
+mod sink;
 mod thin;
 mod view;
 

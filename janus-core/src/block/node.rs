@@ -9,11 +9,12 @@ use half::bf16;
 use super::backward::backward;
 use super::forward::{Angles, Corrections, Keep, Plan, Saved, forward};
 use super::routed::Routed;
+use super::sink::{Sink, Sinks};
 use super::thin::{SiteForm, ThinPlan};
 use super::view::{BlockView, LinearView, NormView};
-use crate::kernel::attention::{Heads, KeyValues, Segment};
-use crate::kernel::{Matrix, Rows};
-use crate::model::decoder::{Cached, HeadMajor, LayerCache};
+use crate::kernel::attention::{Heads, Segment};
+use crate::kernel::{Rows, SumOrder};
+use crate::model::decoder::{Cached, LayerCache};
 use crate::ops::rotary::Rotary;
 use crate::ops::values::{Stored, with_slices};
 use crate::ops::weight::with_weights;
@@ -98,6 +99,7 @@ pub(crate) struct Block {
     routed: Option<Routed>,
     heads: Heads,
     dtype: DType,
+    order: SumOrder,
 }
 
 impl BlockNorm<'_> {
@@ -148,7 +150,7 @@ impl Norm {
 impl Block {
     /// The block, or `None` where only the operation by operation path will do: another device or a composed pass, a
     /// trainable copy of a map's parameter, a Kronecker product beside factors on the output, or routes that a gradient would
-    /// have to go through or whose sums have to be worked out against the base.
+    /// have to go through.
     ///
     /// # Errors
     /// Factors that cannot be laid out.
@@ -194,7 +196,7 @@ impl Block {
         for place in norms.iter_mut().flat_map(|norm| norm.gradients.iter_mut().flatten()) {
             *place += thin.beside();
         }
-        Ok(Some(Self { norms, linears, thin, factors, routed, heads, dtype }))
+        Ok(Some(Self { norms, linears, thin, factors, routed, heads, dtype, order: pass.order }))
     }
 
     /// `x: [batch, sequence, hidden]` to `[batch, sequence, hidden]`, or to `[kept, hidden]`.
@@ -256,6 +258,29 @@ impl Block {
         self.at_once::<E>(x, &self.plan(&[], extent), &mut Sink { store, sequence, spans })
     }
 
+    /// As [`Block::forward_cached`] of one token a row, `x: [rows, 1, hidden]`, each of which continues a cache of its own.
+    ///
+    /// # Errors
+    /// An input or rotary tables that do not fit, or a cache of another batch than one row or of another type.
+    pub(crate) fn forward_each(&self, x: &Tensor, rotary: &Rotary, caches: Vec<&mut LayerCache>) -> Result<Tensor> {
+        match self.dtype {
+            DType::F32 => self.each_typed::<f32>(x, rotary, caches),
+            _ => self.each_typed::<bf16>(x, rotary, caches),
+        }
+    }
+
+    fn each_typed<E: Cached>(&self, x: &Tensor, rotary: &Rotary, caches: Vec<&mut LayerCache>) -> Result<Tensor> {
+        let (rows, sequence, _) = self.fit(x, Some(rotary))?;
+        if (rows, sequence) != (caches.len(), 1) {
+            bail!("{rows} rows of {sequence} tokens do not continue {} caches by one token each", caches.len());
+        }
+        let stores = caches.into_iter().map(|cache| E::store(cache, 1, self.heads.kv_heads, self.heads.head_dim));
+        let mut sinks = Sinks(stores.collect::<Result<_>>()?);
+        let (mask, rotary) = (AttentionMask::causal(), Some(rotary.clone()));
+        let extent = Extent { rotary, mask, kept: None, recompute: false };
+        self.at_once::<E>(x, &self.plan(&[], &extent), &mut sinks)
+    }
+
     fn plan<'a>(&'a self, segments: &'a [Segment], extent: &'a Extent) -> Plan<'a> {
         Plan { heads: &self.heads, segments, angles: extent.angles(), kept: extent.kept.as_deref() }
     }
@@ -302,7 +327,7 @@ impl Block {
                 with_slices::<f32, _>(&norms, |slices| {
                     let (first, second) = slices.split_at(self.norms[0].parameters.len());
                     let norms = [self.norms[0].view(first), self.norms[1].view(second)];
-                    f(&BlockView { norms: Some(norms), linears })
+                    f(&BlockView { norms: Some(norms), linears, order: self.order })
                 })
             })
         })
@@ -335,43 +360,16 @@ fn routed<'a>(
     let mut sites = Vec::with_capacity(7);
     for projection in maps {
         let blends = projection.blends(routing.mixtures())?;
-        match blends.filter(|_| !x.track_op() && !projection.is_intercepted()) {
-            Some(blends) => sites.push(blends),
-            None => return Ok(None),
+        if x.track_op() || projection.is_intercepted() {
+            return Ok(None);
         }
+        sites.push(blends);
     }
     let of_norm = |norm: BlockNorm<'_>| -> crate::error::Result<Vec<Option<[Tensor; 2]>>> {
         routing.mixtures().iter().map(|mixture| norm.blended(mixture)).collect()
     };
     let [first, second] = norms.map(of_norm);
     Ok(Some(Routed::of(spans, sites, [first?, second?])))
-}
-
-/// Puts keys and values into a cache and reads all of them back.
-struct Sink<'a, E> {
-    store: &'a mut HeadMajor<E>,
-    /// Tokens of each row that are new.
-    sequence: usize,
-    /// Who sees whom, keys being rows of `batch · tokens so far`.
-    spans: Vec<Segment>,
-}
-
-impl<E: Stored> Keep<E> for Sink<'_, E> {
-    fn keep(&mut self, keys: &Matrix<E>, values: &Matrix<E>) -> Result<()> {
-        self.store.append(keys.view(), values.view(), self.sequence)
-    }
-
-    fn all(&self) -> Option<(KeyValues<'_, E>, Vec<Segment>)> {
-        let (keys, values, capacity) = self.store.matrices();
-        let total = self.store.len().max(1);
-        // Rows lie as far apart as there is room for, not as there are tokens.
-        let moved = |span: &Segment| {
-            let shift = span.keys.start / total * (capacity - total);
-            Segment { keys: span.keys.start + shift..span.keys.end + shift, ..span.clone() }
-        };
-        let segments = self.spans.iter().map(moved).collect();
-        Some((KeyValues::head_major(keys, values, capacity), segments))
-    }
 }
 
 /// A block met by a batch.

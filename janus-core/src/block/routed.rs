@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::kronecker::Product;
 use super::rows;
 use super::view::{BlockView, NormView, O};
-use crate::kernel::{Blocks, Element, Finish, Job, Matrix, Rows, Share, Term, products};
+use crate::kernel::{Blocks, Element, Finish, Job, Matrix, Rows, Share, SumOrder, Term, products};
 use crate::ops::values::{Stored, with_slices};
 use crate::pass::Span;
 use crate::site::Blend;
@@ -172,15 +172,18 @@ impl<E: Element> RoutedView<'_, E> {
         let mut outputs: [Matrix<E>; N] =
             std::array::from_fn(|i| Matrix::new(x.count(), view.linears[first + i].weight.count()));
         let inputs: [Option<Matrix<E>>; N] = std::array::from_fn(|i| self.scaled(spans, first + i, x));
-        let through: [Option<Vec<f32>>; N] =
-            std::array::from_fn(|i| self.through(spans, first + i, x, view.linears[first + i].weight.count()));
+        let through: [Option<Vec<f32>>; N] = std::array::from_fn(|i| {
+            self.through(spans, first + i, x, view.linears[first + i].weight.count(), view.order)
+        });
         let shares: [Vec<Share<'_, E>>; N] = std::array::from_fn(|i| self.shares(spans, first + i, &hidden));
         let jobs = outputs.iter_mut().enumerate().map(|(i, y)| {
             let linear = &view.linears[first + i];
             let out_stride = y.stride();
             let wide_add = through[i].as_ref().map(|own| Rows::dense(own, x.count(), linear.weight.count()));
             Job {
-                terms: vec![Term::transposed(inputs[i].as_ref().map_or(x, Matrix::view), linear.weight)],
+                terms: vec![
+                    Term::transposed(inputs[i].as_ref().map_or(x, Matrix::view), linear.weight).in_order(view.order),
+                ],
                 finish: Finish { bias: linear.bias, wide_add, shares: &shares[i], add, ..Finish::default() },
                 out: y.values_mut(),
                 out_stride,
@@ -255,7 +258,7 @@ impl<E: Element> RoutedView<'_, E> {
     }
 
     /// What Kronecker products give of the rows that have some, `[m, output]`; `None` without any.
-    fn through(&self, spans: &[Span], site: usize, x: Rows<'_, E>, output: usize) -> Option<Vec<f32>> {
+    fn through(&self, spans: &[Span], site: usize, x: Rows<'_, E>, output: usize, order: SumOrder) -> Option<Vec<f32>> {
         let of = |span: &Span| &self.sites[site][span.mixture].products;
         if spans.iter().all(|span| of(span).is_empty()) {
             return None;
@@ -264,7 +267,7 @@ impl<E: Element> RoutedView<'_, E> {
         for span in spans {
             let own = x.part(span.rows.clone(), 0..x.width());
             let y = &mut y[span.rows.start * output..span.rows.end * output];
-            of(span).iter().for_each(|product| product.add_to(own, y));
+            of(span).iter().for_each(|product| product.add_to(own, order, y));
         }
         Some(y)
     }

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::kronecker::Product;
 use crate::kernel::low_rank::{down, outer};
-use crate::kernel::{Element, Matrix, Rows};
+use crate::kernel::{Element, Matrix, Rows, SumOrder};
 use crate::noise;
 use crate::site::{Kronecker, LowRank};
 
@@ -295,7 +295,8 @@ impl<'a> Thin<'a> {
     fn masked_hidden<E: Element>(&self, x: Rows<'_, E>) -> Vec<f32> {
         let mut hidden = vec![0f32; x.count() * self.rank()];
         self.each_input(x, |ranks, x, factor| {
-            let own = down(&[(x, vec![self.a.part(ranks.clone(), 0..self.plan.input)])]).concat();
+            let factors = vec![self.a.part(ranks.clone(), 0..self.plan.input)];
+            let own = down(&[(x, factors)], SumOrder::ByCount).concat();
             for (row, own) in hidden.chunks_exact_mut(self.rank().max(1)).zip(own.chunks_exact(ranks.len().max(1))) {
                 row[ranks.clone()].iter_mut().zip(own).for_each(|(h, o)| *h = o * factor);
             }
@@ -329,12 +330,12 @@ impl<'a> Thin<'a> {
     }
 
     /// What the Kronecker products give of `x`, `[m, output]`; `None` without any.
-    pub(super) fn products_of<E: Element>(&self, x: Rows<'_, E>) -> Option<Vec<f32>> {
+    pub(super) fn products_of<E: Element>(&self, x: Rows<'_, E>, order: SumOrder) -> Option<Vec<f32>> {
         if self.products.is_empty() {
             return None;
         }
         let mut y = vec![0f32; x.count() * self.plan.output];
-        self.products.iter().for_each(|product| product.add_to(x, &mut y));
+        self.products.iter().for_each(|product| product.add_to(x, order, &mut y));
         Some(y)
     }
 
@@ -509,10 +510,10 @@ impl Dropout {
 }
 
 /// `x·Aᵀ` behind the dropout, `[m, rank]`, of each of several sites that share their input.
-pub(super) fn hidden<E: Element>(sites: &[Option<Thin<'_>>], x: Rows<'_, E>) -> Vec<Option<Vec<f32>>> {
+pub(super) fn hidden<E: Element>(sites: &[Option<Thin<'_>>], x: Rows<'_, E>, order: SumOrder) -> Vec<Option<Vec<f32>>> {
     let plain = |thin: &&Thin<'_>| !thin.drops();
     let factors: Vec<Rows<'_, f32>> = sites.iter().flatten().filter(plain).map(|thin| thin.a).collect();
-    let mut own = if factors.is_empty() { Vec::new() } else { down(&[(x, factors)]) }.into_iter();
+    let mut own = if factors.is_empty() { Vec::new() } else { down(&[(x, factors)], order) }.into_iter();
     let mut of_site = |thin: &Thin<'_>| match thin.drops() {
         true => thin.masked_hidden(x),
         false => own.next().expect("a result for every factor"),
@@ -523,7 +524,7 @@ pub(super) fn hidden<E: Element>(sites: &[Option<Thin<'_>>], x: Rows<'_, E>) -> 
 /// Gradient of each site's [`hidden`] from that of its output, `[m, rank]`.
 pub(super) fn d_hidden<E: Element>(sites: &[Option<Thin<'_>>], dy: &[Rows<'_, E>]) -> Vec<Option<Vec<f32>>> {
     let factors = sites.iter().zip(dy).filter_map(|(thin, dy)| Some((*dy, vec![thin.as_ref()?.b()])));
-    let mut own = down(&factors.collect::<Vec<_>>()).into_iter();
+    let mut own = down(&factors.collect::<Vec<_>>(), SumOrder::ByCount).into_iter();
     let mut of_site = |_: &Thin<'_>| own.next().expect("a result for every factor");
     sites.iter().map(Option::as_ref).map(|thin| thin.map(&mut of_site)).collect()
 }

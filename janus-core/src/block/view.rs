@@ -1,6 +1,6 @@
 //! A block's parameters as slices.
 
-use crate::kernel::Weights;
+use crate::kernel::{SumOrder, Weights};
 
 /// A norm: root-mean-square without bias, layer norm with one. Its parameters are few, so that they are widened once.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +34,8 @@ pub(super) struct BlockView<'a, E> {
     /// A single site has none.
     pub(super) norms: Option<[NormView<'a>; 2]>,
     pub(super) linears: Vec<LinearView<'a, E>>,
+    /// That of the sums of every product forward.
+    pub(super) order: SumOrder,
 }
 
 impl<'a, E> BlockView<'a, E> {

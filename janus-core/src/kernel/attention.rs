@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::element::Element;
 use super::finish::Finish;
 use super::matrix::Matrix;
-use super::product::{Term, product_alone};
+use super::product::{SumOrder, Term, product_alone};
 use super::rows::{Rows, SharedRows};
 use super::vector::{exp, sum, vectorized};
 
@@ -119,18 +119,24 @@ pub(crate) struct Attended<E: Element> {
     pub(crate) log_partitions: Vec<f32>,
 }
 
-/// `softmax(q·kᵀ / sqrt(head_dim) + mask)·v` of `q: [tokens, heads · head_dim]`.
+/// `softmax(q·kᵀ / sqrt(head_dim) + mask)·v` of `q: [tokens, heads · head_dim]`, its products' sums made in an order. `all` are the
+/// keys and values of all segments, or of each segment its own.
 pub(crate) fn forward<E: Element>(
     q: Rows<'_, E>,
-    all: KeyValues<'_, E>,
+    all: &[KeyValues<'_, E>],
     heads: &Heads,
     segments: &[Segment],
+    order: SumOrder,
 ) -> Attended<E> {
     let tokens = q.count();
     assert!(are_apart(segments), "a query is in two segments");
-    let items: Vec<(&Segment, usize, Range<usize>)> = segments
+    assert!(all.len() == 1 || all.len() == segments.len(), "keys and values of other segments");
+    let own = |number: usize| if all.len() == 1 { &all[0] } else { &all[number] };
+    let items: Vec<(&Segment, &KeyValues<'_, E>, usize, Range<usize>)> = segments
         .iter()
-        .flat_map(|s| (0..heads.heads).flat_map(move |head| blocks(s.queries.len()).map(move |block| (s, head, block))))
+        .enumerate()
+        .flat_map(|(number, segment)| (0..heads.heads).map(move |head| (number, segment, head)))
+        .flat_map(|(number, s, head)| blocks(s.queries.len()).map(move |block| (s, own(number), head, block)))
         .collect();
     let (width, dim) = (heads.heads * heads.head_dim, heads.head_dim);
     let mut out = Matrix::new(tokens, width);
@@ -138,7 +144,7 @@ pub(crate) fn forward<E: Element>(
     let stride = out.stride();
     let shared_out = SharedRows::new(out.values_mut(), tokens, width, stride);
     let shared_partitions = SharedRows::new(&mut log_partitions, heads.heads, tokens, tokens);
-    items.par_iter().for_each_init(ForwardBuffers::default, |buffers, (segment, head, block)| {
+    items.par_iter().for_each_init(ForwardBuffers::default, |buffers, (segment, all, head, block)| {
         let ForwardBuffers { scores, probabilities, out } = buffers;
         let reach = segment.reach(heads.causal, block);
         let keys = segment.keys.start..segment.keys.start + reach;
@@ -149,7 +155,7 @@ pub(crate) fn forward<E: Element>(
         out.resize(out.len().max(block.len() * dim), E::default());
         let (scores, probabilities) = (&mut scores[..block.len() * reach], &mut probabilities[..block.len() * reach]);
         let finish = Finish { factor: heads.scale(), ..Finish::default() };
-        let product = Term::transposed(q.part(rows.clone(), heads.columns(*head)), keys);
+        let product = Term::transposed(q.part(rows.clone(), heads.columns(*head)), keys).in_order(order);
         product_alone(&[product], finish, scores, reach);
         // SAFETY: a query of a head is in one item only.
         let partitions = unsafe { shared_partitions.place(*head, rows.clone()) };
@@ -160,7 +166,7 @@ pub(crate) fn forward<E: Element>(
             probabilities[end..].fill(E::default());
         }
         let probabilities = Rows::dense(probabilities, block.len(), reach);
-        product_alone(&[Term::plain(probabilities, values)], Finish::default(), out, dim);
+        product_alone(&[Term::plain(probabilities, values).in_order(order)], Finish::default(), out, dim);
         for (row, out) in rows.zip(out.chunks_exact(dim.max(1))) {
             // SAFETY: as above.
             unsafe { shared_out.place(row, heads.columns(*head)) }.copy_from_slice(out);
@@ -447,7 +453,7 @@ mod tests {
         let d_out: Vec<E> = values(tokens * width, 4);
         let wide = |v: &[E]| -> Vec<f32> { v.iter().map(|v| v.widen()).collect() };
         let rows = [Rows::dense(&q, tokens, width), Rows::dense(&k, keys, kv_width), Rows::dense(&v, keys, kv_width)];
-        let attended = forward(rows[0], KeyValues::of(rows[1], rows[2]), heads, segments);
+        let attended = forward(rows[0], &[KeyValues::of(rows[1], rows[2])], heads, segments, SumOrder::ByCount);
         let gradients = backward(rows, &attended, Rows::dense(&d_out, tokens, width), heads, segments);
         let (out, truth) = truth([&wide(&q), &wide(&k), &wide(&v)], &wide(&d_out), heads, segments);
         let dense = |m: &Matrix<E>| -> Vec<f32> {

@@ -7,18 +7,18 @@
 
 use super::element::Element;
 use super::finish::Finish;
-use super::product::{Job, Term, products};
+use super::product::{Job, SumOrder, Term, products};
 use super::rows::Rows;
 use super::vector::vectorized;
 
 /// `x·Aᵀ` in f32 of each `x: [m, width]` and each of its `A: [rank, width]`, which may have different ranks; returns one
 /// `[m, rank]` for every factor, in their order.
-pub(crate) fn down<E: Element>(groups: &[(Rows<'_, E>, Vec<Rows<'_, f32>>)]) -> Vec<Vec<f32>> {
+pub(crate) fn down<E: Element>(groups: &[(Rows<'_, E>, Vec<Rows<'_, f32>>)], order: SumOrder) -> Vec<Vec<f32>> {
     let splits: Vec<Split<E>> = groups.iter().map(|(_, factors)| Split::of(factors)).collect();
     let mut outs: Vec<Vec<f32>> =
         groups.iter().zip(&splits).map(|((x, _), split)| vec![0f32; x.count() * split.count()]).collect();
     let jobs = groups.iter().zip(&splits).zip(&mut outs).map(|(((x, _), split), out)| Job {
-        terms: vec![Term::transposed(*x, split.rows())],
+        terms: vec![Term::transposed(*x, split.rows()).in_order(order)],
         finish: Finish::default(),
         out,
         out_stride: split.count(),
@@ -170,7 +170,7 @@ mod tests {
         // Whole, and as two factors of different ranks that share the values, beside other values of another size.
         let parts = vec![a.part(0..2, 0..width), a.part(2..rank, 0..width)];
         let (other, thinner) = (x.part(0..7, 0..13), a.part(0..3, 0..13));
-        let got = down(&[(x, vec![a]), (other, vec![thinner]), (x, parts)]);
+        let got = down(&[(x, vec![a]), (other, vec![thinner]), (x, parts)], SumOrder::ByCount);
         let expected = truth(&wide, &a_turned, m, rank, width);
         close(&got[0], &expected, bound);
         let columns = |of: std::ops::Range<usize>| -> Vec<f32> {
@@ -179,7 +179,7 @@ mod tests {
         close(&got[2], &columns(0..2), bound);
         close(&got[3], &columns(2..rank), bound);
         assert_eq!((got.len(), got[1].len()), (4, 7 * 3));
-        close(&got[1], &down(&[(other, vec![thinner])])[0], 0.0);
+        close(&got[1], &down(&[(other, vec![thinner])], SumOrder::ByCount)[0], 0.0);
         let u_turned = Rows::dense(&u, m, rank).turned();
         let u = Rows::dense(&u, m, rank);
         let parts = vec![u.part(0..m, 0..2), u.part(0..m, 2..rank)];

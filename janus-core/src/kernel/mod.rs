@@ -2,8 +2,8 @@
 //!
 //! A product is cut into blocks of 64 result columns. For each, the matching part of the weight is laid out as panels in
 //! the core's own cache and met by tiles of rows, so a weight stays in memory as the checkpoint has it, row by row, and
-//! serves both directions: `x·Wᵀ` forward and `dy·W` backward. Sums are f32 in the order of the inner index, whatever the
-//! number of threads or rows. Why weights are not packed at load: `docs/decisions/0007-row-major-weights.md`.
+//! serves both directions: `x·Wᵀ` forward and `dy·W` backward. Sums are f32 in an order that does not depend on the number of
+//! threads, nor, where [`SumOrder`] says so, on that of rows. Why weights are not packed at load: `docs/decisions/0007-row-major-weights.md`.
 //!
 //! | file | holds |
 //! | --- | --- |
@@ -64,6 +64,7 @@ pub(crate) use finish::{Finish, Share};
 pub use level::prefers_f32;
 pub(crate) use matrix::Matrix;
 pub use matrix::free_spares;
+pub use product::SumOrder;
 pub(crate) use product::{Job, Term, product, products};
 pub(crate) use rows::Rows;
 pub(crate) use weights::Weights;

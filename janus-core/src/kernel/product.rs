@@ -29,6 +29,18 @@ pub(crate) const FEW_ROWS: usize = 16;
 /// The same where rows of the matrix are summed: more of them are better off with panels.
 const FEW_ROWS_PLAIN: usize = 4;
 
+/// In which order the sums of a product are made: the result's rounding, and nothing else, follows from it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SumOrder {
+    /// As is quickest for the number of rows, on which a row's sums then depend.
+    #[default]
+    ByCount,
+    /// That of many rows, whatever their number.
+    Many,
+    /// That of few rows, whatever their number.
+    Few,
+}
+
 /// One product of a sum: `x: [m, inner]` times a matrix walked one way or the other.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Term<'a, E> {
@@ -37,6 +49,7 @@ pub(crate) struct Term<'a, E> {
     wide: Option<Rows<'a, f32>>,
     pub(super) matrix: Weights<'a, E>,
     pub(super) side: Side,
+    order: SumOrder,
 }
 
 impl<'a, E: Element> Term<'a, E> {
@@ -44,14 +57,19 @@ impl<'a, E: Element> Term<'a, E> {
     pub(crate) fn transposed(x: Rows<'a, E>, weight: impl Into<Weights<'a, E>>) -> Self {
         let matrix = weight.into();
         assert_eq!(x.width, matrix.width(), "inner sizes differ");
-        Self { x, wide: None, matrix, side: Side::Transposed }
+        Self { x, wide: None, matrix, side: Side::Transposed, order: SumOrder::default() }
     }
 
     /// `x·W` with `x: [m, inner]` and `weight: [inner, n]`.
     pub(crate) fn plain(x: Rows<'a, E>, weight: impl Into<Weights<'a, E>>) -> Self {
         let matrix = weight.into();
         assert_eq!(x.width, matrix.count(), "inner sizes differ");
-        Self { x, wide: None, matrix, side: Side::Plain }
+        Self { x, wide: None, matrix, side: Side::Plain, order: SumOrder::default() }
+    }
+
+    /// The same, its sums made in an order.
+    pub(crate) fn in_order(self, order: SumOrder) -> Self {
+        Self { order, ..self }
     }
 
     fn columns(&self) -> usize {
@@ -93,9 +111,11 @@ impl<'a, E: Element> Term<'a, E> {
     /// Whether the matrix is read where it lies, by the whole product's rows, so that a row's sums do not depend on how rows
     /// were shared out.
     fn is_few_rows(&self) -> bool {
-        match self.side {
-            Side::Transposed => self.x.count <= FEW_ROWS,
-            Side::Plain => self.x.count <= FEW_ROWS_PLAIN,
+        match (self.order, self.side) {
+            (SumOrder::Few, _) => true,
+            (SumOrder::Many, _) => false,
+            (SumOrder::ByCount, Side::Transposed) => self.x.count <= FEW_ROWS,
+            (SumOrder::ByCount, Side::Plain) => self.x.count <= FEW_ROWS_PLAIN,
         }
     }
 }

@@ -13,7 +13,7 @@ use half::bf16;
 use super::composed::is_composed;
 use super::values::{Stored, with_slices};
 use crate::kernel::attention::{self as kernel, Attended, Heads, KeyValues, Segment};
-use crate::kernel::{Matrix, Rows};
+use crate::kernel::{Matrix, Rows, SumOrder};
 
 /// Which keys a query may see: those that each of the three fields allows.
 #[derive(Debug, Clone, Default)]
@@ -204,6 +204,14 @@ fn visible(causal: bool, all_queries: usize, queries: usize, keys: usize) -> boo
 /// # Errors
 /// Shapes that do not fit, or queries without any key.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: &AttentionMask) -> Result<Tensor> {
+    attention_in(q, k, v, mask, SumOrder::default())
+}
+
+/// The same, its products' sums made in an order on the processor.
+///
+/// # Errors
+/// As [`attention()`].
+pub fn attention_in(q: &Tensor, k: &Tensor, v: &Tensor, mask: &AttentionMask, order: SumOrder) -> Result<Tensor> {
     let shape = AttentionShape::of(q.dims(), k.dims(), v.dims(), mask)?;
     let one_type = k.dtype() == q.dtype() && v.dtype() == q.dtype();
     let spans = mask.spans(shape.batch, shape.queries, shape.keys);
@@ -212,7 +220,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: &AttentionMask) -> Re
     };
     let tracked = q.track_op() || k.track_op() || v.track_op();
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
-    let operation = Attention { shape, causal: mask.causal, spans, saved: tracked.then(Mutex::default) };
+    let operation = Attention { shape, causal: mask.causal, spans, order, saved: tracked.then(Mutex::default) };
     if tracked { q.apply_op3(&k, &v, operation) } else { q.apply_op3_no_bwd(&k, &v, &operation) }
 }
 
@@ -300,6 +308,7 @@ struct Attention {
     shape: AttentionShape,
     causal: bool,
     spans: Vec<Segment>,
+    order: SumOrder,
     /// What the forward left, an [`Attended`] of the values' type, where a backward may follow.
     saved: Option<Mutex<Option<Box<dyn Any + Send>>>>,
 }
@@ -320,7 +329,7 @@ impl Attention {
 
     fn attend<E: Stored>(&self, values: [&[E]; 3]) -> Attended<E> {
         let [q, k, v] = self.rows(values);
-        kernel::forward(q, KeyValues::of(k, v), &self.heads(), &self.spans)
+        kernel::forward(q, &[KeyValues::of(k, v)], &self.heads(), &self.spans, self.order)
     }
 
     fn forward<E: Stored>(&self, storages: [(&CpuStorage, &Layout); 3]) -> Result<(CpuStorage, Shape)> {

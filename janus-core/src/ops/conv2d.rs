@@ -14,7 +14,7 @@ use super::tracked_conv2d::tracked;
 use super::unrolled::Geometry;
 use super::values;
 use crate::kernel::picture::Picture;
-use crate::kernel::winograd;
+use crate::kernel::{SumOrder, winograd};
 
 /// Input channels from which transforming tiles pays.
 const LEAST_CHANNELS: usize = 16;
@@ -69,10 +69,11 @@ impl Around<'_> {
 /// # Errors
 /// Shapes that do not fit.
 pub fn conv2d(x: &Tensor, kernel: &Tensor, bias: Option<&Tensor>, stride: usize, padding: usize) -> Result<Tensor> {
-    conv2d_within(x, kernel, bias, stride, padding, &Around::default())
+    conv2d_within(x, kernel, bias, stride, padding, &Around::default(), SumOrder::default())
 }
 
-/// [`conv2d`] with what stands around it, `x: [batch, in, height, width]` before the pixels are doubled.
+/// [`conv2d`] with what stands around it, `x: [batch, in, height, width]` before the pixels are doubled. Where no gradient is
+/// wanted, sums are made in an order on the processor.
 ///
 /// # Errors
 /// Shapes that do not fit.
@@ -83,6 +84,7 @@ pub(crate) fn conv2d_within(
     stride: usize,
     padding: usize,
     around: &Around<'_>,
+    order: SumOrder,
 ) -> Result<Tensor> {
     let (batch, input, height, width) = x.dims4()?;
     let (out, kernel_input, kh, kw) = kernel.dims4()?;
@@ -120,7 +122,7 @@ pub(crate) fn conv2d_within(
                     return by_winograd(pixels, sizes, kernel, out, bias.as_deref(), around, add);
                 }
                 let size = [height * factor, width * factor];
-                let geometry = Geometry::new(input, size, [kh, kw], stride, padding);
+                let geometry = Geometry::new(input, size, [kh, kw], stride, padding).in_order(order);
                 Ok(geometry.run(batch, out, pixels, kernel, bias.as_deref(), add))
             };
             match around.add {
@@ -215,13 +217,25 @@ mod tests {
                 let (weight, shift) = (check::tensor(&[input], 4), check::tensor(&[input], 5));
                 let norm = GroupNorm { weight: &weight, bias: &shift, groups: 6, eps: 1e-6 };
                 let around = Around { norm: Some(norm), doubled, add: None };
-                let slow = with_composed(|| conv2d_within(&x, &kernel, Some(&bias), stride, padding, &around))?;
-                check::close(&conv2d_within(&x, &kernel, Some(&bias), stride, padding, &around)?, &slow, 2e-5);
+                let slow = with_composed(|| {
+                    conv2d_within(&x, &kernel, Some(&bias), stride, padding, &around, SumOrder::default())
+                })?;
+                check::close(
+                    &conv2d_within(&x, &kernel, Some(&bias), stride, padding, &around, SumOrder::default())?,
+                    &slow,
+                    2e-5,
+                );
                 let add = check::tensor(slow.dims(), 6);
                 for norm in [Some(norm), None] {
                     let around = Around { norm, doubled, add: Some(&add) };
-                    let slow = with_composed(|| conv2d_within(&x, &kernel, Some(&bias), stride, padding, &around))?;
-                    check::close(&conv2d_within(&x, &kernel, Some(&bias), stride, padding, &around)?, &slow, 2e-5);
+                    let slow = with_composed(|| {
+                        conv2d_within(&x, &kernel, Some(&bias), stride, padding, &around, SumOrder::default())
+                    })?;
+                    check::close(
+                        &conv2d_within(&x, &kernel, Some(&bias), stride, padding, &around, SumOrder::default())?,
+                        &slow,
+                        2e-5,
+                    );
                 }
             }
         }
@@ -259,7 +273,7 @@ mod tests {
         check::gradients(&[&[2, 4, 2, 3], &[3, 4, 3, 3], &[3], &[4], &[4], &[2, 3, 4, 6]], |t| {
             let norm = GroupNorm { weight: &t[3], bias: &t[4], groups: 2, eps: 1e-2 };
             let around = Around { norm: Some(norm), doubled: true, add: Some(&t[5]) };
-            conv2d_within(&t[0], &t[1], Some(&t[2]), 1, 1, &around)
+            conv2d_within(&t[0], &t[1], Some(&t[2]), 1, 1, &around, SumOrder::default())
         });
     }
 

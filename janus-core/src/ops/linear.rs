@@ -10,7 +10,7 @@ use super::input_gradient;
 use super::tracked_linear::tracked_linear;
 use super::values::{Stored, with_slices};
 use super::weight::{Weight, with_weights};
-use crate::kernel::{Finish, Rows, Term, product};
+use crate::kernel::{Finish, Rows, SumOrder, Term, product};
 
 impl Weight {
     /// `x·Wᵀ + b` with `x: [.., in]`, this weight `[out, in]` and `bias: [out]`; returns `[.., out]` in `x`'s type.
@@ -20,6 +20,14 @@ impl Weight {
     /// # Errors
     /// Shapes that do not fit, or types other than f32 and bf16.
     pub fn product(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        self.product_in(x, bias, SumOrder::default())
+    }
+
+    /// The same, its sums made in an order on the processor.
+    ///
+    /// # Errors
+    /// As [`Weight::product`].
+    pub fn product_in(&self, x: &Tensor, bias: Option<&Tensor>, order: SumOrder) -> Result<Tensor> {
         let weight = self.prepared()?;
         let bias = bias.map(Tensor::detach);
         if is_composed(x.device()) || !weight.meets(x.dtype()) {
@@ -27,7 +35,7 @@ impl Weight {
         }
         let bias = bias.map(|bias| bias.to_dtype(x.dtype())).transpose()?;
         let x = &x.contiguous()?;
-        let operation = FrozenLinear { weight, bias };
+        let operation = FrozenLinear { weight, bias, order };
         if x.track_op() { x.apply_op1(operation) } else { x.apply_op1_no_bwd(&operation) }
     }
 
@@ -89,6 +97,7 @@ fn composed(
 struct FrozenLinear {
     weight: Weight,
     bias: Option<Tensor>,
+    order: SumOrder,
 }
 
 impl CustomOp1 for FrozenLinear {
@@ -139,7 +148,7 @@ impl FrozenLinear {
         let bias: Vec<&Tensor> = self.bias.iter().collect();
         with_weights::<E, _>(&[&self.weight], |weights| {
             with_slices::<E, _>(&bias, |bias| {
-                let term = Term::transposed(Rows::dense(&x[start..end], rows, input), weights[0]);
+                let term = Term::transposed(Rows::dense(&x[start..end], rows, input), weights[0]).in_order(self.order);
                 product(&[term], Finish { bias: bias.first().copied(), ..Finish::default() }, &mut y, out);
                 Ok(())
             })

@@ -47,7 +47,8 @@ mod unrolled;
 pub(crate) mod values;
 pub(crate) mod weight;
 
-pub use attention::{AttentionMask, attention};
+pub use crate::kernel::SumOrder;
+pub use attention::{AttentionMask, attention, attention_in};
 pub use composed::{is_composed, on_pool, with_composed};
 pub use cross_entropy::cross_entropy;
 pub use dropout::dropout;

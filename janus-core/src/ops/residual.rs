@@ -301,6 +301,7 @@ mod tests {
     use candle_core::Var;
 
     use super::*;
+    use crate::kernel::SumOrder;
     use crate::ops::conv2d::{Around, conv2d_within};
     use crate::ops::{GroupNorm, check, with_composed};
 
@@ -329,11 +330,14 @@ mod tests {
         let half = |half: &NormedConvolution, x: &Tensor, add: Option<&Tensor>| {
             let NormedConvolution { norm_weight, norm_bias, kernel, bias } = half;
             let norm = GroupNorm { weight: norm_weight, bias: norm_bias, groups: block.groups, eps: block.eps };
-            conv2d_within(x, kernel, Some(bias), 1, 1, &Around { norm: Some(norm), doubled: false, add })
+            let around = Around { norm: Some(norm), doubled: false, add };
+            conv2d_within(x, kernel, Some(bias), 1, 1, &around, SumOrder::default())
         };
         let h = half(&block.first, x, None)?;
         let shortcut = match &block.shortcut {
-            Some((kernel, bias)) => conv2d_within(x, kernel, Some(bias), 1, 0, &Around::default())?,
+            Some((kernel, bias)) => {
+                conv2d_within(x, kernel, Some(bias), 1, 0, &Around::default(), SumOrder::default())?
+            }
             None => x.clone(),
         };
         half(&block.second, &h, Some(&shortcut))

@@ -6,8 +6,8 @@ use half::bf16;
 use super::composed::is_composed;
 use super::values::{Stored, with_slices};
 use super::weight::Weight;
-use crate::kernel::Rows;
 use crate::kernel::low_rank::{down, outer};
+use crate::kernel::{Rows, SumOrder};
 
 /// Rows of a weight that are widened at a time: some megabytes. The last piece has up to twice as many, so that none is of the
 /// few rows that are summed in another order.
@@ -69,7 +69,8 @@ fn by_rows<E: Stored>(weight: &Tensor, a: &Tensor) -> Result<Tensor> {
     let ((rows, width), rank) = (weight.dims2()?, a.dim(0)?);
     let made = with_slices::<E, _>(&[weight], |weight| {
         with_slices::<f32, _>(&[a], |a| {
-            Ok(down(&[(Rows::dense(weight[0], rows, width), vec![Rows::dense(a[0], rank, width)])]).concat())
+            Ok(down(&[(Rows::dense(weight[0], rows, width), vec![Rows::dense(a[0], rank, width)])], SumOrder::ByCount)
+                .concat())
         })
     })?;
     Tensor::from_vec(made, (rows, rank), weight.device())

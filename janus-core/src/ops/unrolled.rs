@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::kernel::{Finish, Rows, Term, product};
+use crate::kernel::{Finish, Rows, SumOrder, Term, product};
 
 /// Values of unrolled patches held at a time: 4 MiB.
 const BAND_VALUES: usize = 1 << 20;
@@ -22,6 +22,8 @@ pub(super) struct Geometry {
     padding: usize,
     out_height: usize,
     out_width: usize,
+    /// That of the sums of [`Geometry::run`].
+    order: SumOrder,
 }
 
 impl Geometry {
@@ -36,7 +38,13 @@ impl Geometry {
     ) -> Self {
         let out_height = (height + 2 * padding - kh) / stride + 1;
         let out_width = (width + 2 * padding - kw) / stride + 1;
-        Self { input, height, width, kh, kw, stride, padding, out_height, out_width }
+        let order = SumOrder::default();
+        Self { input, height, width, kh, kw, stride, padding, out_height, out_width, order }
+    }
+
+    /// The same with sums made in an order.
+    pub(super) fn in_order(self, order: SumOrder) -> Self {
+        Self { order, ..self }
     }
 
     /// Rows and columns of the result.
@@ -75,7 +83,7 @@ impl Geometry {
         let mut multiply = |rows: Rows<'_, f32>, kernel: &[f32], first: usize| {
             let places = first * out..(first + rows.count()) * out;
             let add = add.map(|add| Rows::dense(&add[places.clone()], rows.count(), out));
-            let term = Term::transposed(rows, Rows::dense(kernel, out, depth));
+            let term = Term::transposed(rows, Rows::dense(kernel, out, depth)).in_order(self.order);
             product(&[term], Finish { bias, add, ..Finish::default() }, &mut y[places], out);
         };
         if self.is_pointwise() {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::noise;
+use crate::ops::SumOrder;
 
 pub use route::{Mixture, Route, Slot};
 pub(crate) use route::{Routing, Span};
@@ -49,6 +50,8 @@ pub struct Pass {
     pub noise: NoiseKey,
     /// Whether blocks keep their input alone and compute the rest again in the backward.
     pub recompute: bool,
+    /// In which order products make their sums.
+    pub order: SumOrder,
     decoder: Option<Arc<Routing>>,
     vision: Option<Arc<Routing>>,
     generation: Option<Arc<Routing>>,
@@ -58,6 +61,17 @@ impl Pass {
     /// A pass without dropout, all tokens with what is attached to the model.
     pub fn inference() -> Self {
         Self::default()
+    }
+
+    /// A pass of prompts and pictures that are answered: as [`Pass::inference`], but no row's bits depend on how many others there
+    /// are.
+    pub fn answering() -> Self {
+        Self { order: SumOrder::Many, ..Self::default() }
+    }
+
+    /// The same pass with sums made in an order.
+    pub(crate) fn in_order(self, order: SumOrder) -> Self {
+        Self { order, ..self }
     }
 
     /// A pass with dropout.
@@ -93,12 +107,6 @@ impl Pass {
             *picked.place(part) = Some(Arc::new(routing.picked(rows)?));
         }
         Ok(picked)
-    }
-
-    /// The pass in which the rows of one part are routed as those of another.
-    pub(crate) fn alike(mut self, part: Part, other: Part) -> Self {
-        *self.place(part) = self.routing(other).cloned();
-        self
     }
 
     /// The routes of a part; `None` where its rows compute with what is attached.

@@ -2,13 +2,11 @@
 //! Source: `generation_inference.py` of deepseek-ai/Janus at `1daa72f`: `uncond + guidance · (cond - uncond)`, and both
 //! rows go on with the same code.
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
-use super::Sampler;
-use super::prefill::{following, prefill};
+use super::session::{Kind, RowOptions, Session, row_error};
 use crate::error::Result;
 use crate::model::Janus;
-use crate::model::decoder::Placement;
 use crate::pass::{Part, Pass};
 
 /// How codes are drawn.
@@ -91,13 +89,9 @@ pub fn generate_first_codes(
 ) -> Result<Vec<Vec<u32>>> {
     let CodePrompts { conditional, unconditional, mask, rows: batch, images: pictures } = prompts;
     let batch = *batch;
-    let (decoder, generation) = (model.decoder(), model.generation()?);
+    let decoder = model.decoder();
     let guided = options.guidance != 1.0;
-    let rows = if guided { 2 * batch } else { batch };
     let sequence = conditional.len() / batch.max(1);
-    let mut sampler = Sampler::new(batch, options.temperature, options.seed);
-    let doubled = |values: &[bool]| if guided { [values, values].concat() } else { values.to_vec() };
-    let mut mask: Vec<Vec<bool>> = doubled(mask).chunks_exact(sequence.max(1)).map(<[bool]>::to_vec).collect();
     let mut images = vec![Vec::with_capacity(count); batch];
     if count == 0 {
         return Ok(images);
@@ -108,34 +102,36 @@ pub fn generate_first_codes(
         }
         None => decoder.embed(pass, conditional, batch)?,
     };
+    let mut mask: Vec<Vec<bool>> = mask.chunks_exact(sequence.max(1)).map(<[bool]>::to_vec).collect();
     let mut twice = pass.clone();
     if guided {
         let tokens = conditional.len();
         twice = pass.picked(Part::Decoder, (0..2 * tokens).map(|row| row % tokens))?;
         embeds = Tensor::cat(&[embeds, decoder.embed(pass, unconditional, batch)?], 0)?;
+        mask.extend_from_within(..);
     }
-    let (mut last, mut cache) = prefill(decoder, &twice, &embeds, &mask, sequence + count)?;
-    let pass = &following(&twice, rows, sequence)?;
+    let row = |row: u64| RowOptions {
+        kind: Kind::Codes { guidance: options.guidance },
+        most: count,
+        temperature: options.temperature,
+        seed: options.seed.wrapping_add(row),
+    };
+    let mut session = Session::new(model, usize::MAX);
+    let rows = session.join(&twice, &embeds, &mask, (0..batch as u64).map(row).collect())?;
+    let rows = rows.expect("a session without bounds has room");
     for step in 0..count {
-        let logits = generation.logits(pass, &last)?.to_dtype(DType::F32)?;
-        let cond = logits.narrow(0, 0, batch)?;
-        let drawn = if guided {
-            let uncond = logits.narrow(0, batch, batch)?;
-            let mixed = (&uncond + ((&cond - &uncond)? * options.guidance)?)?;
-            observe(CodeStep { step, conditional: &cond, unconditional: Some(&uncond), guided: &mixed });
-            sampler.draw(&mixed)?
-        } else {
-            observe(CodeStep { step, conditional: &cond, unconditional: None, guided: &cond });
-            sampler.draw(&cond)?
-        };
-        for (image, code) in images.iter_mut().zip(&drawn) {
-            image.push(*code);
-        }
-        if step + 1 < count {
-            let next = if guided { [drawn.as_slice(), &drawn].concat() } else { drawn };
-            let input = generation.embed(pass, &next, rows)?;
-            mask.iter_mut().for_each(|row| row.push(true));
-            last = decoder.forward_last(pass, &input, &Placement::continued(&mask, 1), &mut cache)?;
+        let [mut given, mut not_given, mut drawn_from] = [Vec::new(), Vec::new(), Vec::new()];
+        let drawn = session.step(&mut |logits| {
+            given.push(logits.conditional.clone());
+            not_given.extend(logits.unconditional.cloned());
+            drawn_from.push(logits.guided.clone());
+        })?;
+        let (given, drawn_from) = (Tensor::stack(&given, 0)?, Tensor::stack(&drawn_from, 0)?);
+        let not_given = if guided { Some(Tensor::stack(&not_given, 0)?) } else { None };
+        observe(CodeStep { step, conditional: &given, unconditional: not_given.as_ref(), guided: &drawn_from });
+        for own in drawn {
+            let Ok(place) = rows.binary_search(&own.row) else { continue };
+            images[place].push(own.token.map_err(|error| row_error(error, place))?);
         }
     }
     Ok(images)

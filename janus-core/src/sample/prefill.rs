@@ -5,9 +5,8 @@
 //! row that has nothing but padding there takes none. Rows are equal where no bit of their tokens' embeddings and nothing
 //! of their routes differs: a token is the same text, the same patch of the same image, with the same corrections.
 //!
-//! Each row's sums are made in the order they are made alone, so the results have the same bits, except where a product has
-//! at most sixteen rows on one way and more on the other and is made by another kernel, or by candle's own: there they
-//! differ by the rounding of sums.
+//! Prompts make their sums in the order of many rows ([`SumOrder`]), whatever their number: a row's bits on the processor do not
+//! depend on its neighbours, on what it shared with them, or on their adapters.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{Hash, Hasher};
@@ -18,6 +17,7 @@ use half::bf16;
 
 use crate::error::{ModelError, Result};
 use crate::model::decoder::{Cache, Decoder, Held, Placement};
+use crate::ops::SumOrder;
 use crate::ops::values::Stored;
 use crate::pass::{Mixture, Part, Pass};
 
@@ -38,6 +38,7 @@ pub(super) fn prefill(
 ) -> Result<(Tensor, Cache)> {
     let (batch, sequence, _) = embeds.dims3()?;
     let tokens = batch * sequence;
+    let pass = &pass.clone().in_order(SumOrder::Many);
     if let Some(routing) = pass.routing(Part::Decoder)
         && routing.rows() != tokens
     {
@@ -71,15 +72,6 @@ pub(super) fn prefill(
     }
     let rows: Vec<Held> = row_of.iter().map(|row| Held { row: *row, tokens: 0..sequence }).collect();
     Ok((select(&last, &row_of)?, cache.picked(&rows, sequence, capacity)?))
-}
-
-/// The pass of what follows the prompts, one token a row: each is routed as its prompt's last token, on the generation side, too.
-///
-/// # Errors
-/// A row beyond the routes.
-pub(super) fn following(pass: &Pass, batch: usize, sequence: usize) -> Result<Pass> {
-    let last = (1..=batch).map(|row| (row * sequence).saturating_sub(1));
-    Ok(pass.picked(Part::Decoder, last)?.alike(Part::Generation, Part::Decoder))
 }
 
 /// Some rows of a tensor's first dimension.

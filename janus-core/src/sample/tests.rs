@@ -1,9 +1,10 @@
 //! Drawing, against the model's own forward pass on the whole sequence each time.
 
-use candle_core::{D, IndexOp};
+use candle_core::{D, Device, IndexOp, Tensor};
 
+use super::sampler::{Best, Sampler, draw};
 use super::*;
-use crate::error::Error;
+use crate::error::{Error, ModelError, Result};
 use crate::model::Janus;
 use crate::model::decoder::Placement;
 use crate::ops::with_composed;
@@ -221,6 +222,22 @@ fn an_id_beyond_the_vocabulary_is_an_error() {
     };
 }
 
+fn samplers(rows: u64, temperature: f64, seed: u64) -> Vec<Sampler> {
+    (0..rows).map(|row| Sampler::new(temperature, seed + row)).collect()
+}
+
+fn lent(samplers: &mut [Sampler]) -> Vec<(&mut Sampler, Option<usize>)> {
+    samplers.iter_mut().map(|sampler| (sampler, None)).collect()
+}
+
+fn all_of(drawn: Vec<Result<u32>>) -> Result<Vec<u32>> {
+    drawn.into_iter().collect()
+}
+
+fn drawn_of(samplers: &mut [Sampler], logits: &Tensor) -> Result<Vec<u32>> {
+    all_of(draw(&mut lent(samplers), logits, &mut Best::default())?)
+}
+
 #[test]
 fn nothing_is_drawn_from_values_that_are_not_finite() {
     for (values, expected) in [
@@ -231,7 +248,7 @@ fn nothing_is_drawn_from_values_that_are_not_finite() {
         for temperature in [0.0, 1.0, 1e-300] {
             let rows = [[0.0, 1.0, 2.0, 3.0, 4.0], values].concat();
             let logits = Tensor::from_vec(rows, (2, 5), &Device::Cpu).unwrap();
-            let error = Sampler::new(2, temperature, 0).draw(&logits).unwrap_err();
+            let error = drawn_of(&mut samplers(2, temperature, 0), &logits).unwrap_err();
             assert!(matches!(error, Error::Model(ModelError::NotFinite { row: 1, .. })), "{error}");
             assert!(error.to_string().contains(expected), "{error}");
         }
@@ -244,7 +261,7 @@ fn a_tiny_temperature_takes_the_best_token() {
         let logits =
             Tensor::new(&[[-2.0f32 * scale, 0.0, 3.0 * scale, 2.0 * scale, -3.0 * scale]], &Device::Cpu).unwrap();
         for temperature in [1e-2, 1e-10, 1e-29, 1e-31, 1e-38, 1e-300, f64::MIN_POSITIVE] {
-            assert_eq!(Sampler::new(1, temperature, 7).draw(&logits).unwrap(), [2], "{scale} {temperature}");
+            assert_eq!(drawn_of(&mut samplers(1, temperature, 7), &logits).unwrap(), [2], "{scale} {temperature}");
         }
     }
 }
@@ -253,17 +270,18 @@ fn a_tiny_temperature_takes_the_best_token() {
 fn the_best_is_found_where_the_logits_lie_as_on_the_processor() {
     let rows = [[0.5f32, 2.0, -1.0, 2.0, 1.0], [-3.0, -2.0, -2.5, -4.0, -2.0], [0.0; 5]];
     let logits = Tensor::new(&rows, &Device::Cpu).unwrap();
-    let mut sampler = Sampler::new(3, 0.0, 1);
-    let here = sampler.draw(&logits).unwrap();
+    let (mut samplers, mut best) = (samplers(3, 0.0, 1), Best::default());
+    let mut drawn = |logits: &Tensor| all_of(draw(&mut lent(&mut samplers), logits, &mut best).unwrap()).unwrap();
+    let here = drawn(&logits);
     assert_eq!(here, [1, 1, 0]);
     for _ in 0..2 {
-        assert_eq!(with_composed(|| sampler.draw(&logits)).unwrap(), here);
+        assert_eq!(with_composed(|| drawn(&logits)), here);
     }
     let fewer = logits.i((.., ..2)).unwrap();
-    assert_eq!(with_composed(|| sampler.draw(&fewer)).unwrap(), sampler.draw(&fewer).unwrap());
+    assert_eq!(with_composed(|| drawn(&fewer)), drawn(&fewer));
     for stray in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let logits = Tensor::new(&[[0.0, 1.0], [stray, 2.0]], &Device::Cpu).unwrap();
-        let refused = with_composed(|| Sampler::new(2, 0.0, 1).draw(&logits)).unwrap_err();
+        let refused = with_composed(|| drawn_of(&mut self::samplers(2, 0.0, 1), &logits)).unwrap_err();
         assert!(matches!(refused, Error::Model(ModelError::NotFinite { row: 1, .. })), "{refused:?}");
     }
 }

@@ -1,12 +1,10 @@
 //! Answers: prompt embeddings in, token ids out.
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
-use super::Sampler;
-use super::prefill::{following, prefill};
+use super::session::{Kind, RowOptions, Session, row_error};
 use crate::error::Result;
 use crate::model::Janus;
-use crate::model::decoder::Placement;
 use crate::pass::Pass;
 
 /// How answers are drawn.
@@ -42,37 +40,29 @@ pub fn generate_text(
     on_token: &mut dyn FnMut(&[u32]),
 ) -> Result<Vec<Vec<u32>>> {
     let (batch, sequence, _) = embeds.dims3()?;
-    let decoder = model.decoder();
-    let mut sampler = Sampler::new(batch, options.temperature, options.seed);
-    let mut mask: Vec<Vec<bool>> = mask.chunks_exact(sequence.max(1)).map(<[bool]>::to_vec).collect();
     let mut answers = vec![Vec::new(); batch];
-    let mut finished = vec![false; batch];
-    if options.max_new_tokens == 0 {
+    let TextOptions { max_new_tokens, temperature, seed, stop, pad, vocabulary } = options;
+    if *max_new_tokens == 0 {
         return Ok(answers);
     }
-    let (mut last, mut cache) = prefill(decoder, pass, embeds, &mask, sequence + options.max_new_tokens)?;
-    let pass = &following(pass, batch, sequence)?;
-    for step in 1..=options.max_new_tokens {
-        let mut logits = decoder.text_logits(pass, &last)?.to_dtype(DType::F32)?;
-        if options.temperature > 0.0 && options.vocabulary < logits.dim(1)? {
-            logits = logits.narrow(1, 0, options.vocabulary)?.contiguous()?;
+    let mask: Vec<Vec<bool>> = mask.chunks_exact(sequence.max(1)).map(<[bool]>::to_vec).collect();
+    let row = |row: u64| RowOptions {
+        kind: Kind::Text { stop: stop.clone(), vocabulary: *vocabulary },
+        most: *max_new_tokens,
+        temperature: *temperature,
+        seed: seed.wrapping_add(row),
+    };
+    let mut session = Session::new(model, usize::MAX);
+    let rows = session.join(pass, embeds, &mask, (0..batch as u64).map(row).collect())?;
+    let rows = rows.expect("a session without bounds has room");
+    while !session.is_idle() {
+        let mut ids = vec![*pad; batch];
+        for drawn in session.step(&mut |_| {})? {
+            let Ok(place) = rows.binary_search(&drawn.row) else { continue };
+            ids[place] = drawn.token.map_err(|error| row_error(error, place))?;
+            answers[place].push(ids[place]);
         }
-        let mut drawn = sampler.draw(&logits)?;
-        for (row, token) in drawn.iter_mut().enumerate() {
-            if finished[row] {
-                *token = options.pad;
-            } else {
-                answers[row].push(*token);
-                finished[row] = options.stop.contains(token);
-            }
-        }
-        on_token(&drawn);
-        if step == options.max_new_tokens || finished.iter().all(|f| *f) {
-            break;
-        }
-        mask.iter_mut().for_each(|row| row.push(true));
-        let input = decoder.embed(pass, &drawn, batch)?;
-        last = decoder.forward_last(pass, &input, &Placement::continued(&mask, 1), &mut cache)?;
+        on_token(&ids);
     }
     Ok(answers)
 }

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::correction::Correction;
 use super::term::{Kronecker, LowRank, Term};
-use super::{Site, SiteKind};
+use super::{Base, Site, SiteKind};
 use crate::error::Result;
 use crate::kernel::blocks::{from_blocks, in_blocks};
 use crate::parameter::add_shift;
@@ -108,7 +108,7 @@ impl Held {
     }
 }
 
-/// What a mixture makes of a linear map: sums of shifts, none of them worked out against the base.
+/// What a mixture makes of a site: sums of shifts.
 #[derive(Debug, Default)]
 pub(crate) struct Blend {
     /// Pairs, each with a factor.
@@ -124,33 +124,43 @@ pub(crate) struct Blend {
 }
 
 impl Blend {
-    /// The sum of what slots hold, each times its factor; `own_bias` is the base's. `None` where factors on the input and on the
-    /// output of several meet: their sum is no longer of this form.
-    pub(super) fn of(
-        parts: &[(Arc<Held>, f64)],
-        own_bias: &dyn Fn() -> Result<Option<Tensor>>,
-    ) -> Result<Option<Self>> {
+    /// The sum of what slots hold, each times its factor. Where factors on the input and on the output of several meet, their
+    /// shift of the base is worked out.
+    pub(super) fn of(site: &Site, base: &dyn Base, parts: &[(Arc<Held>, f64)]) -> Result<Self> {
         let with = |vector: fn(&Held) -> &Option<Tensor>| parts.iter().any(|(held, _)| vector(held).is_some());
         let alone = matches!(parts, [(_, 1.0)]);
-        if with(|held| &held.input) && with(|held| &held.output) && !alone {
-            return Ok(None);
-        }
+        let is_mixed = with(|held| &held.input) && with(|held| &held.output) && !alone;
         let mut blend = Self::default();
+        if is_mixed {
+            let factors = |held: &Held| Correction {
+                input: held.input.clone(),
+                output: held.output.clone(),
+                ..Correction::default()
+            };
+            let own: Vec<(Correction, f64)> = parts.iter().map(|(held, factor)| (factors(held), *factor)).collect();
+            let own: Vec<(&Correction, f64)> = own.iter().map(|(part, factor)| (part, *factor)).collect();
+            let Correction { output, terms, .. } = Correction::sum(site, base, &own)?;
+            blend.output = output;
+            blend.products.extend(terms.into_iter().filter_map(|term| match term {
+                Term::Kronecker(dense) => Some(dense),
+                Term::LowRank(_) => None,
+            }));
+        }
         for (held, factor) in parts {
             blend.pairs.extend(held.pair.clone().map(|pair| (pair, *factor as f32)));
             let scaled = |product: &Kronecker| Kronecker { scale: product.scale * factor, ..product.clone() };
             blend.products.extend(held.products.iter().map(scaled));
             for (sum, vector) in [(&mut blend.input, &held.input), (&mut blend.output, &held.output)] {
-                if let Some(vector) = vector {
+                if let Some(vector) = vector.as_ref().filter(|_| !is_mixed) {
                     *sum = Some(add_shift(sum.take(), vector, *factor, || Ok(vector.ones_like()?))?);
                 }
             }
             if let Some(bias) = &held.bias {
-                let own = || Ok(own_bias()?.map_or_else(|| bias.zeros_like(), Ok)?);
+                let own = || Ok(base.bias()?.map_or_else(|| bias.zeros_like(), Ok)?);
                 blend.bias = Some(add_shift(blend.bias.take(), bias, *factor, own)?);
             }
         }
-        Ok(Some(blend))
+        Ok(blend)
     }
 
     /// Whether it leaves the site as the base has it.

@@ -15,7 +15,7 @@ use crate::error::{ModelError, Result};
 use crate::noise;
 use crate::ops::channels_last;
 use crate::ops::conv2d::Around;
-use crate::ops::{self, HeadLoss, Weight};
+use crate::ops::{self, HeadLoss, SumOrder, Weight};
 use crate::parameter::Parameter;
 use crate::pass::{Pass, Slot};
 
@@ -31,7 +31,7 @@ pub trait Intercept: Debug + Send + Sync {
 
 /// What an [`Intercept`] may see of the site it stands before.
 #[derive(Debug)]
-pub struct BaseView<'a>(&'a Projection);
+pub struct BaseView<'a>(&'a Projection, SumOrder);
 
 impl BaseView<'_> {
     /// Where and what the map is.
@@ -44,7 +44,7 @@ impl BaseView<'_> {
     /// # Errors
     /// Whatever the computation reports.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.0.base(x, self.0.bias.as_deref())
+        self.0.base(x, self.0.bias.as_deref(), self.1)
     }
 }
 
@@ -207,8 +207,8 @@ impl Projection {
         };
         match bias {
             Some(None) => Ok(None),
-            Some(Some(bias)) => Ok(corrected_linear(x, weight, Some(&bias), form)?),
-            None => Ok(corrected_linear(x, weight, None, form)?),
+            Some(Some(bias)) => Ok(corrected_linear(x, weight, Some(&bias), form, pass.order)?),
+            None => Ok(corrected_linear(x, weight, None, form, pass.order)?),
         }
     }
 
@@ -224,14 +224,14 @@ impl Projection {
     /// Shapes that do not fit.
     pub(crate) fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
         if let Some(intercept) = self.interceptor() {
-            return intercept.apply(pass, x, &BaseView(self));
+            return intercept.apply(pass, x, &BaseView(self, pass.order));
         }
         if let Some(routing) = pass.routing(self.site.part) {
             return self.routed(pass, x, routing);
         }
         match self.correction() {
             Some(correction) => self.corrected(pass, x, &correction),
-            None => self.base(x, self.bias.as_deref()),
+            None => self.base(x, self.bias.as_deref(), pass.order),
         }
     }
 
@@ -243,7 +243,15 @@ impl Projection {
         match self.site.kind {
             SiteKind::Conv2d { stride, padding, .. } if self.is_plain(pass) => {
                 let bias = self.bias.as_ref().map(|bias| bias.value());
-                Ok(ops::conv2d::conv2d_within(x, &self.weight.value(), bias.as_ref(), stride, padding, around)?)
+                Ok(ops::conv2d::conv2d_within(
+                    x,
+                    &self.weight.value(),
+                    bias.as_ref(),
+                    stride,
+                    padding,
+                    around,
+                    pass.order,
+                )?)
             }
             _ => Ok(around.behind(self.forward(pass, &around.before(x)?)?)?),
         }
@@ -264,18 +272,22 @@ impl Projection {
         Ok(ops::head_loss(x, &weight, bias.as_ref(), labels)?)
     }
 
-    pub(super) fn base(&self, x: &Tensor, bias: Option<&Parameter>) -> Result<Tensor> {
-        self.with_weight(x, &self.weight.current(), bias.map(Parameter::value).as_ref())
+    pub(super) fn base(&self, x: &Tensor, bias: Option<&Parameter>, order: SumOrder) -> Result<Tensor> {
+        self.with_weight(x, &self.weight.current(), bias.map(Parameter::value).as_ref(), order)
     }
 
-    fn with_weight(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
+    fn with_weight(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, order: SumOrder) -> Result<Tensor> {
         Ok(match self.site.kind {
             SiteKind::Linear => {
                 let trainable = weight.is_tracked() || bias.is_some_and(Tensor::track_op);
-                if trainable { ops::linear::linear(x, &weight.values(), bias)? } else { weight.product(x, bias)? }
+                if trainable {
+                    ops::linear::linear(x, &weight.values(), bias)?
+                } else {
+                    weight.product_in(x, bias, order)?
+                }
             }
             SiteKind::Conv2d { stride, padding, .. } => {
-                ops::conv2d::conv2d(x, &weight.to_dtype(x.dtype())?, bias, stride, padding)?
+                convolved(x, &weight.to_dtype(x.dtype())?, bias, [stride, padding], order)?
             }
             SiteKind::Embedding => {
                 let rows = weight.rows(&x.flatten_all()?.to_vec1::<u32>()?)?;
@@ -301,7 +313,7 @@ impl Projection {
         let given = scaled.as_ref().unwrap_or(x);
         let shift = self.terms(pass, x, &correction.terms)?;
         if correction.output.is_none() && correction.bias.is_none() {
-            let y = self.base(given, self.bias.as_deref())?;
+            let y = self.base(given, self.bias.as_deref(), pass.order)?;
             return match shift {
                 Some(shift) => Ok(channels_last::sum(&y, &shift.to_dtype(y.dtype())?)?),
                 None => Ok(y),
@@ -309,9 +321,9 @@ impl Projection {
         }
         // Rounded once and behind the bias, as where nothing corrects the site; on other devices before it, too.
         let mut y = if self.site.kind == SiteKind::Embedding || ops::is_composed(x.device()) {
-            self.base(given, None)?.to_dtype(DType::F32)?
+            self.base(given, None, pass.order)?.to_dtype(DType::F32)?
         } else {
-            self.with_weight(&given.to_dtype(DType::F32)?, &self.weight.current(), None)?
+            self.with_weight(&given.to_dtype(DType::F32)?, &self.weight.current(), None, pass.order)?
         };
         if let Some(factors) = &correction.output {
             y = y.broadcast_mul(&self.along_features(factors)?)?;
@@ -340,7 +352,7 @@ impl Projection {
         for (number, term) in terms.iter().enumerate() {
             let shift = match term {
                 Term::LowRank(term) => self.low_rank(pass, x, number, term)?,
-                Term::Kronecker(term) => self.kronecker(x, term)?,
+                Term::Kronecker(term) => self.kronecker(x, term, pass.order)?,
             };
             sum = Some(match sum {
                 Some(sum) => (sum + shift)?,
@@ -351,18 +363,18 @@ impl Projection {
     }
 
     /// A Kronecker product's share of the output in f32: the right factor on pieces of the input, the left one across them.
-    fn kronecker(&self, x: &Tensor, Kronecker { left, right, scale }: &Kronecker) -> Result<Tensor> {
+    fn kronecker(&self, x: &Tensor, Kronecker { left, right, scale }: &Kronecker, order: SumOrder) -> Result<Tensor> {
         let (o1, i1) = left.dims2()?;
         let (o2, i2) = (right.dim(0)?, right.dim(1)?);
         let x = x.to_dtype(DType::F32)?;
-        let left = (left.t()? * *scale)?;
+        let left = (left * *scale)?;
         Ok(match self.site.kind {
             SiteKind::Linear => {
                 let mut dims = x.dims().to_vec();
                 let rows = x.elem_count() / self.site.input.max(1);
-                let pieces = x.reshape((rows * i1, i2))?.matmul(&right.t()?)?;
+                let pieces = times(&x.reshape((rows * i1, i2))?, right, order)?;
                 let pieces = pieces.reshape((rows, i1, o2))?.transpose(1, 2)?.contiguous()?;
-                let y = pieces.reshape((rows * o2, i1))?.matmul(&left)?.reshape((rows, o2, o1))?;
+                let y = times(&pieces.reshape((rows * o2, i1))?, &left, order)?.reshape((rows, o2, o1))?;
                 if let Some(last) = dims.last_mut() {
                     *last = o1 * o2;
                 }
@@ -371,11 +383,11 @@ impl Projection {
             SiteKind::Conv2d { stride, padding, .. } => {
                 let (batch, _, height, width) = x.dims4()?;
                 let pieces = x.contiguous()?.reshape((batch * i1, i2, height, width))?;
-                let pieces = ops::conv2d::conv2d(&pieces, right, None, stride, padding)?;
+                let pieces = convolved(&pieces, right, None, [stride, padding], order)?;
                 let (_, _, height, width) = pieces.dims4()?;
                 let area = o2 * height * width;
                 let pieces = pieces.contiguous()?.reshape((batch, i1, area))?.transpose(1, 2)?.contiguous()?;
-                let y = pieces.reshape((batch * area, i1))?.matmul(&left)?.reshape((batch, area, o1))?;
+                let y = times(&pieces.reshape((batch * area, i1))?, &left, order)?.reshape((batch, area, o1))?;
                 y.transpose(1, 2)?.contiguous()?.reshape((batch, o1 * o2, height, width))?
             }
             SiteKind::Embedding => {
@@ -397,20 +409,38 @@ impl Projection {
         let (hidden, mut dims) = match self.site.kind {
             SiteKind::Linear => {
                 let rows = dropped(x)?.reshape(((), self.site.input))?;
-                (rows.matmul(&term.a.t()?)?, x.dims()[..x.rank() - 1].to_vec())
+                (times(&rows, &term.a, pass.order)?, x.dims()[..x.rank() - 1].to_vec())
             }
             SiteKind::Embedding => {
                 let ids = x.flatten_all()?.to_vec1::<u32>()?;
                 (ops::select_rows(&term.a.t()?.contiguous()?, &ids)?, x.dims().to_vec())
             }
             SiteKind::Conv2d { stride, padding, .. } => {
-                let hidden = ops::conv2d::conv2d(&dropped(x)?, &term.a, None, stride, padding)?;
-                return Ok(ops::conv2d::conv2d(&hidden, &(&term.b * term.scale)?, None, 1, 0)?);
+                let hidden = convolved(&dropped(x)?, &term.a, None, [stride, padding], pass.order)?;
+                return convolved(&hidden, &(&term.b * term.scale)?, None, [1, 0], pass.order);
             }
         };
         dims.push(self.site.output);
-        Ok((hidden.matmul(&term.b.t()?)? * term.scale)?.reshape(dims)?)
+        Ok((times(&hidden, &term.b, pass.order)? * term.scale)?.reshape(dims)?)
     }
+}
+
+/// `x·Wᵀ` in f32 of a term's factor, by candle where a gradient has to go through it.
+pub(super) fn times(x: &Tensor, factor: &Tensor, order: SumOrder) -> Result<Tensor> {
+    if x.track_op() || factor.track_op() {
+        return Ok(x.matmul(&factor.t()?)?);
+    }
+    Ok(Weight::from(factor.clone()).product_in(x, None, order)?)
+}
+
+fn convolved(
+    x: &Tensor,
+    kernel: &Tensor,
+    bias: Option<&Tensor>,
+    [stride, padding]: [usize; 2],
+    order: SumOrder,
+) -> Result<Tensor> {
+    Ok(ops::conv2d::conv2d_within(x, kernel, bias, stride, padding, &Around::default(), order)?)
 }
 
 /// All projections of a loaded model by path.

@@ -5,10 +5,10 @@ use std::sync::{Arc, PoisonError};
 
 use candle_core::{DType, Tensor};
 
+use super::SiteKind;
 use super::correction::Correction;
 use super::held::{Blend, Held, Pair};
-use super::projection::Projection;
-use super::{Base, SiteKind};
+use super::projection::{Projection, times};
 use crate::block::routed_linear;
 use crate::error::{ModelError, Result};
 use crate::ops;
@@ -68,22 +68,15 @@ impl Projection {
         routing.mixtures().iter().all(|mixture| self.held(mixture).is_ok_and(|held| held.is_empty()))
     }
 
-    /// What each mixture makes of the site; `None` where only sums worked out against the base will do.
+    /// What each mixture makes of the site.
     ///
     /// # Errors
     /// A slot that the model does not hold, or a correction that is attached.
-    pub(crate) fn blends(&self, mixtures: &[Mixture]) -> Result<Option<Vec<Blend>>> {
+    pub(crate) fn blends(&self, mixtures: &[Mixture]) -> Result<Vec<Blend>> {
         if self.correction().is_some() {
             return Err(ModelError::AttachedBesideRoutes { path: self.site.path.to_string() }.into());
         }
-        let mut blends = Vec::with_capacity(mixtures.len());
-        for mixture in mixtures {
-            match Blend::of(&self.held(mixture)?, &|| self.frozen().bias())? {
-                Some(blend) => blends.push(blend),
-                None => return Ok(None),
-            }
-        }
-        Ok(Some(blends))
+        mixtures.iter().map(|mixture| Blend::of(&self.site, &self.frozen(), &self.held(mixture)?)).collect()
     }
 
     /// The output of `x`, its rows routed; shapes as of [`Projection::forward`].
@@ -95,21 +88,21 @@ impl Projection {
             SiteKind::Conv2d { .. } => x.dim(0)?,
         };
         let spans = routing.over(rows)?;
-        if blends.as_ref().is_some_and(|blends| blends.iter().all(Blend::is_nothing)) {
-            return self.base(x, self.bias.as_deref());
+        if blends.iter().all(Blend::is_nothing) {
+            return self.base(x, self.bias.as_deref(), pass.order);
         }
-        match (blends, self.site.kind) {
-            (Some(blends), SiteKind::Embedding) => self.routed_table(x, &spans, &blends),
-            (Some(blends), SiteKind::Linear) => match self.routed_in_one(x, &spans, blends)? {
+        match self.site.kind {
+            SiteKind::Embedding => self.routed_table(pass, x, &spans, &blends),
+            SiteKind::Linear => match self.routed_in_one(pass, x, &spans, blends)? {
                 Some(y) => Ok(y),
                 None => self.span_by_span(pass, x, &spans, routing.mixtures()),
             },
-            _ => self.span_by_span(pass, x, &spans, routing.mixtures()),
+            SiteKind::Conv2d { .. } => self.span_by_span(pass, x, &spans, routing.mixtures()),
         }
     }
 
     /// A linear map of all rows in one piece, its weight read once, where the parameters stand as loaded.
-    fn routed_in_one(&self, x: &Tensor, spans: &[Span], blends: Vec<Blend>) -> Result<Option<Tensor>> {
+    fn routed_in_one(&self, pass: &Pass, x: &Tensor, spans: &[Span], blends: Vec<Blend>) -> Result<Option<Tensor>> {
         let Some(weight) = self.weight.as_loaded() else { return Ok(None) };
         let bias = match &self.bias {
             Some(bias) => match bias.as_loaded() {
@@ -118,13 +111,13 @@ impl Projection {
             },
             None => None,
         };
-        Ok(routed_linear(x, weight, bias.as_ref(), spans, blends)?)
+        Ok(routed_linear(x, weight, bias.as_ref(), spans, blends, pass.order)?)
     }
 
     /// Rows of a table: all of the base at once, and what the slots add to them.
-    fn routed_table(&self, ids: &Tensor, spans: &[Span], blends: &[Blend]) -> Result<Tensor> {
+    fn routed_table(&self, pass: &Pass, ids: &Tensor, spans: &[Span], blends: &[Blend]) -> Result<Tensor> {
         let all = ids.flatten_all()?.to_vec1::<u32>()?;
-        let rows = self.base(&ids.flatten_all()?, None)?;
+        let rows = self.base(&ids.flatten_all()?, None, pass.order)?;
         let mut parts = Vec::with_capacity(spans.len());
         for Span { rows: own, mixture } in spans {
             let (y, blend) = (rows.narrow(0, own.start, own.len())?, &blends[*mixture]);
@@ -134,7 +127,8 @@ impl Projection {
             }
             for (pair, factor) in &blend.pairs {
                 let hidden = ops::select_rows(&pair.a, &all[own.clone()])?.to_dtype(DType::F32)?;
-                wide = (wide + (hidden.matmul(&pair.b.to_dtype(DType::F32)?)? * f64::from(*factor))?)?;
+                let shift = times(&hidden, &pair.b.to_dtype(DType::F32)?.t()?, pass.order)?;
+                wide = (wide + (shift * f64::from(*factor))?)?;
             }
             if let Some(bias) = &blend.bias {
                 wide = wide.broadcast_add(bias)?;
@@ -158,7 +152,7 @@ impl Projection {
             let own = rows.narrow(0, own.start, own.len())?;
             let correction = self.sum_of(&mixtures[*mixture])?;
             parts.push(match correction.is_empty() {
-                true => self.base(&own, self.bias.as_deref())?,
+                true => self.base(&own, self.bias.as_deref(), pass.order)?,
                 false => self.corrected(pass, &own, &correction)?,
             });
         }

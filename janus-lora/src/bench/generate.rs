@@ -72,7 +72,7 @@ pub fn generate(model: &Model, options: &GenerateOptions, status: &dyn Status) -
         images: None,
     };
     let drawing = CodeOptions { guidance: GUIDANCE, temperature: 0.0, seed: 0 };
-    let pass = Pass::inference();
+    let pass = Pass::answering();
     let bar = status.items("drawing", count as u64);
     let mut moments = vec![Instant::now()];
     let drawn = generate_first_codes(&janus, &pass, &prompts, &drawing, count, &mut |_| {

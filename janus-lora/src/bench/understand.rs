@@ -70,7 +70,7 @@ pub fn understand(model: &Model, options: &UnderstandOptions, status: &dyn Statu
         pad: 0,
         vocabulary: config.text.vocab_size,
     };
-    let pass = Pass::inference();
+    let pass = Pass::answering();
     let (mut first, mut vision, mut steps, mut drawn) = (Vec::new(), Vec::new(), Vec::new(), 0);
     let bar = status.items("answering", (options.rounds * (1 + options.tokens)) as u64);
     for round in 0..options.rounds {
@@ -120,7 +120,7 @@ fn bandwidth(
     pixels: &Tensor,
     text_options: &TextOptions,
 ) -> Result<(f64, f64)> {
-    let (pass, config, mask) = (Pass::inference(), &model.config, vec![true; ids.len()]);
+    let (pass, config, mask) = (Pass::answering(), &model.config, vec![true; ids.len()]);
     let weight_bytes_per_token = weight_bytes_per_token(model);
     let memory = Memory::new();
     let features = janus.vision()?.forward(&pass, pixels)?;

@@ -114,7 +114,7 @@ impl Generate {
         let mut options = base.drawing(self.seed);
         options.guidance = self.guidance.unwrap_or(options.guidance);
         options.temperature = self.temperature.unwrap_or(options.temperature);
-        let pass = Pass::inference();
+        let pass = Pass::answering();
         let prompts = code_prompts(&model, &base, &vec![(prompt.as_slice(), sources.as_slice()); count])?;
         let codes = generate_codes(&model, &pass, &prompts, &options, &mut |_| bar.advance(1));
         let codes = codes.map_err(|error| match &error {

@@ -179,7 +179,7 @@ pub fn answer(
     temperature: f64,
     seed: u64,
 ) -> Result<Vec<Answer>> {
-    let pass = Pass::inference();
+    let pass = Pass::answering();
     let special = base.tokenizer().special();
     let prompts: Vec<&[u32]> = questions.iter().map(|q| q.prompt.as_slice()).collect();
     // A longer prompt beside it leaves an answer as it is.

@@ -20,7 +20,7 @@ pub fn code_prompts(model: &Janus, base: &Base, prompts: &[(&[u32], &[Image])]) 
     let conditional = left_pad(&ids, special.pad);
     let unconditional: Vec<Vec<u32>> = ids.iter().map(|ids| base.prompts().unconditional(ids)).collect();
     let images: Vec<Image> = prompts.iter().flat_map(|(_, images)| images.iter().cloned()).collect();
-    let features = cache::features(model, &Pass::inference(), &images)?;
+    let features = cache::features(model, &Pass::answering(), &images)?;
     Ok(CodePrompts {
         conditional: conditional.ids,
         unconditional: left_pad(&unconditional, special.pad).ids,
@@ -46,7 +46,7 @@ pub fn pictures(model: &Janus, base: &Base, codes: &[Vec<u32>]) -> Result<Vec<Rg
     };
     let mut pictures = Vec::with_capacity(codes.len());
     for codes in codes {
-        let pixels = tokenizer.decode(&Pass::inference(), std::slice::from_ref(codes))?;
+        let pixels = tokenizer.decode(&Pass::answering(), std::slice::from_ref(codes))?;
         pictures.extend(pixels_to_images(&pixels)?);
     }
     Ok(pictures)

@@ -79,7 +79,7 @@ pub(super) fn evaluate(evaluation: &Evaluation<'_>, count: usize) -> Result<Opti
         let prompts = code_prompts(model, base, &prompts)?;
         let options = base.drawing((number * TOGETHER) as u64);
         let codes =
-            generate_codes(model, &Pass::inference(), &prompts, &options, &mut |_| bar.advance(chunk.len() as u64))?;
+            generate_codes(model, &Pass::answering(), &prompts, &options, &mut |_| bar.advance(chunk.len() as u64))?;
         drawn.extend(pictures(model, base, &codes)?);
     }
     bar.finish();

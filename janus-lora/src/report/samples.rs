@@ -257,7 +257,7 @@ impl TableRows {
         let prompts: Vec<_> = drawings.iter().map(|d| (d.prompt.as_slice(), d.images.as_slice())).collect();
         let prompts = code_prompts(model, base, &prompts)?;
         let options = base.drawing(seed);
-        let drawn = generate_codes(model, &Pass::inference(), &prompts, &options, &mut |_| {})?;
+        let drawn = generate_codes(model, &Pass::answering(), &prompts, &options, &mut |_| {})?;
         let mut samples = Vec::with_capacity(drawn.len());
         for (sample, picture) in asked.into_iter().zip(pictures(model, base, &drawn)?) {
             let name = write(sample.row, &picture)?;

@@ -115,8 +115,10 @@ fn an_attached_correction_is_the_same_as_one_in_a_slot() {
     }
 }
 
+/// A gradient goes through the operations; sums that are worked out against the base are not left to them, since the other rows
+/// of the pass would then compute in another order than alone.
 #[test]
-fn a_tracked_input_and_sums_against_the_base_go_through_the_operations() {
+fn a_tracked_input_goes_through_the_operations_and_a_sum_against_the_base_does_not() {
     for kind in [Decoder, Vision] {
         let case = Case { pass: routed(kind, 0..BATCH), ..holding(kind, DType::F32) };
         let tracked = Var::from_tensor(&case.x).unwrap();
@@ -129,7 +131,7 @@ fn a_tracked_input_and_sums_against_the_base_go_through_the_operations() {
         let route = Route { tokens: 0..BATCH * SEQUENCE, mixture: both };
         let pass = Pass::inference().with_routes(part, vec![route]).unwrap();
         let case = Case { pass, ..holding(kind, DType::F32) };
-        assert!(case.block().is_none());
+        assert!(case.block().is_some());
         agree_in("the sum", &with_composed(|| case.layer()), &case.layer(), 2e-5);
     }
 }

@@ -104,7 +104,7 @@ impl DecoderLayer {
             Some(cache) => cache.append(&k, &v)?,
             None => (k, v),
         };
-        let attended = ops::attention(&q, &k, &v, mask)?.reshape((batch, sequence, ()))?;
+        let attended = ops::attention_in(&q, &k, &v, mask, pass.order)?.reshape((batch, sequence, ()))?;
         let kept_pass;
         let (x, attended, pass) = match &kept {
             Some(kept) => {
@@ -114,13 +114,49 @@ impl DecoderLayer {
             }
             None => (x.clone(), attended, pass),
         };
-        let h = (x + self.o_proj.forward(pass, &attended)?)?;
+        self.behind_attention(pass, &x, &attended)
+    }
 
+    /// What follows the attention: `x` and `attended` of one shape.
+    fn behind_attention(&self, pass: &Pass, x: &Tensor, attended: &Tensor) -> Result<Tensor> {
+        let h = (x + self.o_proj.forward(pass, attended)?)?;
         let normed = self.post_attention_layernorm.forward(&h)?;
         let gate = self.gate_proj.forward(pass, &normed)?;
         let up = self.up_proj.forward(pass, &normed)?;
         let inner = ops::activation::silu_gate(&gate, &up)?;
         Ok((&h + self.down_proj.forward(pass, &inner)?)?)
+    }
+
+    /// One token of each row, `x: [rows, 1, hidden]`, each of which continues a cache of its own.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub(super) fn forward_each(
+        &self,
+        pass: &Pass,
+        x: &Tensor,
+        rotary: &Rotary,
+        caches: Vec<&mut LayerCache>,
+    ) -> Result<Tensor> {
+        let mask = AttentionMask::causal();
+        if let Some(block) = self.fused(pass, x, &mask, 0)? {
+            return Ok(block.forward_each(x, rotary, caches)?);
+        }
+        let normed = self.input_layernorm.forward(x)?;
+        let split = |projection: &Projection, heads: usize| -> Result<Tensor> {
+            Ok(projection.forward(pass, &normed)?.reshape(((), 1, heads, self.head_dim))?)
+        };
+        let q = rotary.apply(&split(&self.q_proj, self.heads)?)?;
+        let k = rotary.apply(&split(&self.k_proj, self.kv_heads)?)?;
+        let v = split(&self.v_proj, self.kv_heads)?;
+        let mut attended = Vec::with_capacity(caches.len());
+        for (row, cache) in caches.into_iter().enumerate() {
+            let own = |all: &Tensor| all.narrow(0, row, 1);
+            let (k, v) = cache.append(&own(&k)?, &own(&v)?)?;
+            attended.push(ops::attention_in(&own(&q)?, &k, &v, &mask, pass.order)?);
+        }
+        let attended = Tensor::cat(&attended, 0)?.reshape(((), 1, self.heads * self.head_dim))?;
+        self.behind_attention(pass, x, &attended)
     }
 
     /// The block in one piece, where nothing in it asks for the operation by operation path. `held` tokens of each row

@@ -216,6 +216,30 @@ impl Decoder {
         self.run(pass, embeds, placement, Some(cache), Some(last))
     }
 
+    /// One token of each row, `embeds: [rows, 1, hidden]`, each of which continues a cache of its own: `[rows, hidden]`, from which
+    /// the next one is drawn. Rows may be of different lengths.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, another number of caches than rows, or one of several rows.
+    pub(crate) fn forward_each(&self, pass: &Pass, embeds: &Tensor, caches: &mut [&mut Cache]) -> Result<Tensor> {
+        let positions: Vec<u32> = caches.iter().map(|cache| cache.len() as u32).collect();
+        let layers = || {
+            let rotary = self.rotary(&positions, positions.len());
+            let mut x = embeds.clone();
+            let mut of_rows: Vec<_> = caches.iter_mut().map(|cache| cache.layers().iter_mut()).collect();
+            for layer in &self.layers {
+                let own = of_rows.iter_mut().filter_map(Iterator::next).collect();
+                x = layer.forward_each(pass, &x, &rotary, own)?;
+            }
+            let x = x.squeeze(1)?;
+            match &self.norm {
+                Some(norm) => norm.forward(&x),
+                None => Ok(x),
+            }
+        };
+        on_pool(embeds.device(), layers)
+    }
+
     fn run(
         &self,
         pass: &Pass,

@@ -63,7 +63,8 @@ impl VisionLayer {
             Ok(projection.forward(pass, &normed)?.reshape((images, patches, self.heads, width / self.heads))?)
         };
         let (q, k, v) = (split(&self.q_proj)?, split(&self.k_proj)?, split(&self.v_proj)?);
-        let attended = ops::attention(&q, &k, &v, &AttentionMask::full())?.reshape((images, patches, width))?;
+        let attended =
+            ops::attention_in(&q, &k, &v, &AttentionMask::full(), pass.order)?.reshape((images, patches, width))?;
         let x = (x + self.projection_layer.forward(pass, &attended)?)?;
 
         let inner = self.fc1.forward(pass, &self.layer_norm2.forward(pass, &x)?)?;

@@ -144,7 +144,13 @@ impl AttentionBlock {
             let y = projection.forward(pass, &normed)?;
             Ok(y.permute((0, 2, 3, 1))?.reshape((images, height * width, 1, channels))?)
         };
-        let attended = ops::attention(&places(&self.q)?, &places(&self.k)?, &places(&self.v)?, &AttentionMask::full())?;
+        let attended = ops::attention_in(
+            &places(&self.q)?,
+            &places(&self.k)?,
+            &places(&self.v)?,
+            &AttentionMask::full(),
+            pass.order,
+        )?;
         let attended = attended.reshape((images, height, width, channels))?.permute((0, 3, 1, 2))?;
         self.proj_out.forward_within(pass, &attended, &Around { add: Some(x), ..Around::default() })
     }
