@@ -25,7 +25,8 @@ print(next(os.path.dirname(package['manifest_path']) for package in packages if 
 }
 put() { cmp -s "$1" "$2" || cp "$1" "$2"; }
 [ -d "$into/candle-core" ] || cp -r "$(folder_of candle-core)" "$into/candle-core"
-[ -e "$into/kernels.txt" ] || grep -ohE '\w+' "$(folder_of candle-kernels)"/src/*.cu | sort -u >"$into/kernels.txt"
+kernels=$(folder_of candle-kernels)
+grep -ohE '\w+' "$kernels"/src/*.cu | sort -u >"$into/kernels.txt"
 put "$into/kernels.txt" "$into/candle-core/src/kernels.txt"
 put tests/device/stand_in/device.rs "$into/candle-core/src/dummy_cuda_backend.rs"
 # Not on the command line: tests build the program by a cargo of their own.
@@ -35,6 +36,16 @@ put "$into/config.toml" "$source/.cargo/config.toml"
 
 [ -n "${JANUS_FIXTURES:-}" ] || [ ! -d ../shared/fixtures/tiny-janus ] ||
     export JANUS_FIXTURES=$root/../shared/fixtures/tiny-janus
-export RUSTFLAGS="--cfg janus_stand_in" CARGO_TARGET_DIR=$into/target
+# Of the crates of this repository alone: `RUSTFLAGS` would have all others compiled anew, which are taken over where there are some.
+printf '#!/bin/sh\nexec "$@" --cfg janus_stand_in\n' >"$into/wrapper.new"
+put "$into/wrapper.new" "$into/wrapper"
+chmod +x "$into/wrapper"
+export RUSTC_WORKSPACE_WRAPPER=$into/wrapper CARGO_TARGET_DIR=$into/target
+for profile in release debug; do
+    if [ -d "target/$profile/deps" ] && [ ! -e "$into/target/$profile" ]; then
+        mkdir -p "$into/target/$profile"
+        tar -C "target/$profile" -cf - --exclude '*janus*' .fingerprint build deps | tar -C "$into/target/$profile" -xf -
+    fi
+done
 cd "$source"
 exec cargo "$@"

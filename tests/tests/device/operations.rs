@@ -1,12 +1,11 @@
-//! Every operation on a device (`JANUS_TEST_DEVICE`) against the processor's own code, values and gradients, on odd shapes in f32
-//! and bf16. Without a device the composed operations, which are a device's, stand in its place.
-#![allow(clippy::unwrap_used)]
+//! Every operation, values and gradients, on odd shapes in f32 and bf16.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use janus_core::noise;
 use janus_core::ops::rotary::Rotary;
 use janus_core::ops::{self, AttentionMask, GroupNorm, Weight, activation, conv2d, linear};
 use janus_tests::base::device;
+
+use super::{as_on, drawn};
 
 /// An operation of some inputs.
 type Operation = Box<dyn Fn(&[Tensor]) -> Result<Tensor>>;
@@ -95,15 +94,10 @@ fn cases() -> Vec<Case> {
 
 /// The result, and the gradients of its sum with uneven weights, in f32 on the processor.
 fn outcome(case: &Case, dtype: DType, device: &Device) -> Result<Vec<Tensor>> {
-    let values = |shape: &[usize], seed: u64| -> Result<Tensor> {
-        let count: usize = shape.iter().product();
-        let values: Vec<f32> = (0..count as u64).map(|i| noise::normal(seed, i) as f32).collect();
-        Tensor::from_vec(values, shape, device)
-    };
     let mut inputs = Vec::new();
     let mut vars = Vec::new();
     for (number, shape) in case.shapes.iter().enumerate() {
-        let input = values(shape, 1 + number as u64)?.to_dtype(dtype)?;
+        let input = drawn(shape, 1 + number as u64, device).to_dtype(dtype)?;
         if number < case.moving {
             let var = Var::from_tensor(&input)?;
             inputs.push(var.as_tensor().clone());
@@ -113,7 +107,7 @@ fn outcome(case: &Case, dtype: DType, device: &Device) -> Result<Vec<Tensor>> {
         }
     }
     let result = (case.operation)(&inputs)?;
-    let weights = values(result.dims(), 99)?;
+    let weights = drawn(result.dims(), 99, device);
     let gradients = (result.to_dtype(DType::F32)? * weights)?.sum_all()?.backward()?;
     let mut all = vec![result.detach()];
     for var in &vars {
@@ -130,11 +124,7 @@ fn operations_on_a_device_agree_with_the_processor_s() {
         for case in cases() {
             let expected =
                 outcome(&case, dtype, &Device::Cpu).unwrap_or_else(|e| panic!("{} on the processor: {e}", case.name));
-            let got = if device.is_cpu() {
-                ops::with_composed(|| outcome(&case, dtype, &device))
-            } else {
-                outcome(&case, dtype, &device)
-            };
+            let got = as_on(&device, || outcome(&case, dtype, &device));
             let got = got.unwrap_or_else(|e| panic!("{} in {dtype:?}: {e}", case.name));
             for (number, (got, expected)) in got.iter().zip(&expected).enumerate() {
                 let largest = |t: &Tensor| t.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
