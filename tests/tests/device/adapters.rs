@@ -173,8 +173,7 @@ fn compare(what: &str, got: &Named, expected: &Named, bound: f64, failed: &mut V
     assert_eq!(got.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{what}");
     for (name, got) in got {
         let apart = apart(got, &expected[name]);
-        // NaN, too, is too far.
-        if !(apart <= bound) {
+        if apart.is_nan() || apart > bound {
             failed.push(format!("{what}, {name}: {apart:e}, bound {bound:e}"));
         }
     }
