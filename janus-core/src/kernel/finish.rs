@@ -238,8 +238,8 @@ mod tests {
 
     fn agree<E: Element, O: Element + PartialEq>() {
         // Whole rows of a block and parts of one.
-        for (level, (m, n)) in levels().into_iter().flat_map(|l| [(11, 64), (4, 64), (3, 64), (6, 23)].map(|s| (l, s)))
-        {
+        let shapes = if cfg!(miri) { [(5, 64), (3, 23)].as_slice() } else { &[(11, 64), (4, 64), (3, 64), (6, 23)] };
+        for (level, (m, n)) in levels().into_iter().flat_map(|level| shapes.iter().map(move |shape| (level, *shape))) {
             let width = BEFORE + n + 5;
             let blocks = width.next_multiple_of(BLOCK_COLUMNS);
             let (bias, add) = (values::<E>(width, 3), values::<E>(m * (width + 2), 4));

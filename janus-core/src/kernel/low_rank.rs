@@ -161,7 +161,7 @@ mod tests {
     }
 
     fn both<E: Element>(bound: f32) {
-        let (m, width, rank) = (29, 67, 5);
+        let (m, width, rank) = if cfg!(miri) { (11, 35, 5) } else { (29, 67, 5) };
         let x: Vec<E> = values(m * width, 1);
         let wide: Vec<f32> = x.iter().map(|v| v.widen()).collect();
         let (a, u) = (values::<f32>(rank * width, 2), values::<f32>(m * rank, 3));

@@ -453,9 +453,11 @@ mod tests {
 
     #[test]
     fn every_level_agrees_with_the_definition() {
-        for (height, width, input, output) in
-            [(1, 1, 1, 1), (5, 7, 3, 40), (6, 4, 33, 5), (2, 90, 16, 3), (11, 23, 48, 64)]
-        {
+        let shapes = match cfg!(miri) {
+            true => [(1, 1, 1, 1), (5, 7, 3, 40), (3, 4, 33, 5), (2, 34, 4, 3), (1, 2, 5, 64)],
+            false => [(1, 1, 1, 1), (5, 7, 3, 40), (6, 4, 33, 5), (2, 90, 16, 3), (11, 23, 48, 64)],
+        };
+        for (height, width, input, output) in shapes {
             for doubled in [false, true] {
                 let picture: Vec<f32> = values(height * width * input, 1);
                 let kernel: Vec<f32> = values(output * input * 9, 2);
@@ -476,7 +478,7 @@ mod tests {
 
     #[test]
     fn what_comes_before_and_behind_is_as_by_itself() {
-        let (height, width, input, output) = (9, 13, 20, 37);
+        let (height, width, input, output) = if cfg!(miri) { (3, 5, 10, 37) } else { (9, 13, 20, 37) };
         let picture: Vec<f32> = values(height * width * input, 1);
         let picture = Picture::new(&picture, height, width, input);
         let (weight, shift): (Vec<f32>, Vec<f32>) = (values(input, 3), values(input, 4));

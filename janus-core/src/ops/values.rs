@@ -181,3 +181,93 @@ pub(crate) fn column_sums(rows: &[f32], columns: usize) -> Vec<f32> {
 pub(crate) fn dtype_of(storage: &CpuStorage) -> DType {
     candle_core::backend::BackendStorage::dtype(storage)
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::kernel::testing::values;
+    use crate::ops::weight::with_weights;
+
+    /// Values of both types, in order, turned, and a part of each row: every way that a layout has.
+    #[test]
+    fn values_are_read_in_row_major_order_whatever_the_layout() {
+        let wide = values::<bf16>(5 * 7 * 3, 1);
+        let f32s: Vec<f32> = wide.iter().map(|value| value.to_f32()).collect();
+        let tensors = [
+            Tensor::from_vec(f32s, (5, 7, 3), &Device::Cpu).unwrap(),
+            Tensor::from_vec(wide, (5, 7, 3), &Device::Cpu).unwrap(),
+        ];
+        for tensor in tensors {
+            let views = [
+                tensor.clone(),
+                tensor.transpose(0, 1).unwrap(),
+                tensor.transpose(1, 2).unwrap(),
+                tensor.narrow(0, 1, 3).unwrap(),
+                tensor.narrow(1, 2, 4).unwrap(),
+                tensor.narrow(2, 1, 1).unwrap(),
+                tensor.narrow(1, 0, 1).unwrap().broadcast_as((5, 4, 3)).unwrap(),
+                tensor.narrow(1, 3, 0).unwrap(),
+            ];
+            for view in views {
+                let expected = view.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                with_values(&view, |got| {
+                    assert_eq!(got, expected, "{:?}", view.layout());
+                    Ok(())
+                })
+                .unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn more_values_than_a_piece_are_those_of_one_by_one() {
+        let count = CHUNK + 77;
+        let wide = values::<f32>(count, 2);
+        let narrowed = narrow(&wide);
+        assert!(narrowed.iter().zip(&wide).all(|(got, value)| *got == bf16::from_f32(*value)));
+        let mut back = vec![0f32; count];
+        widen(&narrowed, &mut back);
+        assert!(back.iter().zip(&narrowed).all(|(got, value)| *got == value.to_f32()));
+        let few = narrow(&wide[..100]);
+        assert_eq!(few, narrowed[..100]);
+    }
+
+    #[test]
+    fn slices_and_weights_are_parts_of_what_is_held() {
+        let held = Tensor::from_vec(values::<bf16>(6 * 5, 3), (6, 5), &Device::Cpu).unwrap();
+        let part = held.narrow(0, 2, 3).unwrap();
+        let expected = part.flatten_all().unwrap().to_vec1::<bf16>().unwrap();
+        with_slices::<bf16, _>(&[&held, &part], |slices| {
+            assert_eq!((slices[0].len(), slices[1]), (30, expected.as_slice()));
+            Ok(())
+        })
+        .unwrap();
+        let wide = part.to_dtype(DType::F32).unwrap();
+        with_weights::<f32, _>(&[&part.into(), &wide.into()], |weights| {
+            assert_eq!(weights.len(), 2);
+            Ok(())
+        })
+        .unwrap();
+        for refused in [held.t().unwrap(), held.narrow(1, 1, 2).unwrap(), held.to_dtype(DType::F64).unwrap()] {
+            assert!(with_slices::<bf16, _>(&[&refused], |_| Ok(())).is_err());
+            assert!(with_weights::<f32, _>(&[&refused.into()], |_| Ok(())).is_err());
+        }
+    }
+
+    #[test]
+    fn what_is_stored_has_the_type_asked_for() {
+        let wide = vec![0.5f32, -1.25, 3.0];
+        for dtype in [DType::F32, DType::BF16] {
+            let storage = store(wide.clone(), dtype).unwrap();
+            assert_eq!(dtype_of(&storage), dtype);
+            assert_eq!(*read(&storage, &Layout::contiguous(3)).unwrap(), wide);
+            let like = Tensor::zeros(1, dtype, &Device::Cpu).unwrap();
+            assert_eq!(tensor(wide.clone(), 3, &like).unwrap().dtype(), dtype);
+        }
+        assert!(store(wide, DType::F64).is_err());
+        assert_eq!(column_sums(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3), [5.0, 7.0, 9.0]);
+        assert_eq!(column_sums(&[], 0), [0f32; 0]);
+    }
+}

@@ -17,6 +17,13 @@ use crate::error::Result;
 use crate::status::Bar;
 use crate::svd::{Svd, svd_of_matrix, svd_of_product};
 
+/// Values of a result that no configuration has to account for: 256 MB.
+const FREE_VALUES: usize = 1 << 26;
+/// How many times more values than the adapters together a result may have beyond those, at a rank that their configurations name.
+const MOST_GROWTH: usize = 64;
+/// Values of a shift that is formed whole: twice the largest weight of a Janus.
+const MOST_SHIFT_VALUES: usize = 1 << 30;
+
 /// How adapters are combined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
@@ -133,6 +140,7 @@ pub fn combine(adapters: &[(AdapterFolder, f64)], options: &CombineOptions, bar:
         check_rank(rank, adapters.iter().flat_map(|(adapter, _)| adapter.sites.values()).map(Factors::sides))?;
     }
     let rank = rank_of_result(adapters, method, options.rank)?;
+    check_room(adapters, method, rank, options.rank.is_some())?;
     let paths: BTreeSet<&String> = adapters.iter().flat_map(|(adapter, _)| adapter.sites.keys()).collect();
     let one = |path: &String| -> Result<(String, Factors)> {
         let there: Vec<(&Factors, f64)> =
@@ -270,6 +278,34 @@ fn rank_of_result(adapters: &[(AdapterFolder, f64)], method: Method, asked: Opti
         }
     }
     Ok(largest)
+}
+
+/// Refuses what small files ask much room for: a rank that a configuration names and no site has, and sides whose product is no
+/// weight of a model.
+fn check_room(adapters: &[(AdapterFolder, f64)], method: Method, rank: usize, is_asked: bool) -> Result<()> {
+    let all = || adapters.iter().flat_map(|(adapter, _)| &adapter.sites);
+    if method.truncates() && method != Method::Svd {
+        for (site, factors) in all() {
+            let (rows, columns) = factors.sides();
+            if rows.saturating_mul(columns) > MOST_SHIFT_VALUES {
+                let (method, site) = (method.name(), site.clone());
+                return Err(AlgebraError::WholeShift { method, site, rows, columns }.into());
+            }
+        }
+    }
+    if is_asked || !(method == Method::Cat || method.truncates()) {
+        return Ok(());
+    }
+    let side = |factors: &Factors| factors.sides().0.saturating_add(factors.sides().1);
+    let given = all().map(|(_, factors)| factors.a.elem_count().saturating_add(factors.b.elem_count()));
+    let given = given.fold(0, usize::saturating_add);
+    // A site of several adapters is as large in each.
+    let sides = all().map(|(site, factors)| (site, side(factors))).collect::<BTreeMap<_, _>>();
+    let values = sides.into_values().fold(0, usize::saturating_add).saturating_mul(rank);
+    if values > given.saturating_mul(MOST_GROWTH).max(FREE_VALUES) {
+        return Err(AlgebraError::ClaimedRank { rank, values, given }.into());
+    }
+    Ok(())
 }
 
 /// A rule over A and over B, with the root of the weight on each and its sign on A.

@@ -3,6 +3,7 @@
 use super::super::factors::Kind;
 use super::super::testing::{apart, factors, read, shift};
 use super::*;
+use crate::error::Error;
 use crate::status::Silent;
 
 const KINDS: [(&str, Kind, [usize; 2]); 3] = [
@@ -149,4 +150,24 @@ fn a_single_adapter_is_scaled_and_nothing_else() {
     let [first, _] = two([2, 2]);
     let refused = combine(&[first], &CombineOptions { rank: Some(1), ..options(Method::Svd) }, &Silent).unwrap_err();
     assert!(refused.to_string().contains("`--rank 1`"), "{refused}");
+}
+
+/// Sixteen values whose configuration names a rank that would make a hundred million of them; and sides whose product is no weight.
+#[test]
+fn neither_a_claimed_rank_nor_long_sides_make_room_for_more_than_there_is() {
+    let mut adapters = two([2, 3]);
+    adapters[0].0.config.rank_patterns.push(("no_such_site".into(), 1 << 20));
+    for method in [Method::Cat, Method::Svd, Method::TiesSvd] {
+        let density = method.prunes().then_some(0.5);
+        let error = combine(&adapters, &CombineOptions { density, ..options(method) }, &Silent).unwrap_err();
+        assert!(matches!(error, Error::Algebra(AlgebraError::ClaimedRank { rank: 1_048_576.., .. })), "{error}");
+    }
+    // Where a rank is asked for, no claim counts.
+    let asked = CombineOptions { rank: Some(2), ..options(Method::Svd) };
+    assert!(combine(&adapters, &asked, &Silent).unwrap().sites.values().all(|factors| factors.rank() == 2));
+
+    let long = || read(&[("m.q_proj", factors(Kind::Linear, [1 << 16, 1 << 15], 1, 1.0, 1))]);
+    let asked = CombineOptions { density: Some(0.5), ..options(Method::TiesSvd) };
+    let error = combine(&[(long(), 1.0), (long(), 1.0)], &asked, &Silent).unwrap_err();
+    assert!(matches!(error, Error::Algebra(AlgebraError::WholeShift { rows: 65_536, columns: 32_768, .. })), "{error}");
 }

@@ -132,6 +132,30 @@ pub enum AlgebraError {
         /// What was expected, in words.
         expected: &'static str,
     },
+    /// A rank out of the configurations that the factors have no use for.
+    #[error(
+        "at rank {rank}, which `r` and `rank_pattern` in `adapter_config.json` name, the result would have {values} values, of {given} in the adapters"
+    )]
+    ClaimedRank {
+        /// The rank of the result.
+        rank: usize,
+        /// Values it would have.
+        values: usize,
+        /// Values of all factors that there are.
+        given: usize,
+    },
+    /// A shift that is too large to be formed.
+    #[error("`--method {method}` forms the shift of `{site}`, {rows} x {columns}: no weight is as large")]
+    WholeShift {
+        /// The method.
+        method: &'static str,
+        /// The site.
+        site: String,
+        /// Rows of the shift.
+        rows: usize,
+        /// Columns of the shift.
+        columns: usize,
+    },
     /// A result that f32 does not hold.
     #[error("`{what}` is not finite: {why}")]
     NotFinite {
@@ -207,6 +231,10 @@ impl Diagnose for AlgebraError {
                 "leave it out, or take a method that prunes: `ties`, `dare_linear`, `dare_ties`, `magnitude_prune`, and with `_svd`"
             }
             AlgebraError::RankOfOne { .. } => "`janus adapter resize DIR --rank R` gives it another rank",
+            AlgebraError::ClaimedRank { .. } => {
+                "no site has such a rank: lower it in `adapter_config.json`, or give `--rank` with a method whose name ends in `svd`"
+            }
+            AlgebraError::WholeShift { .. } => "`--method svd` and `--method cat` work on the factors alone",
             AlgebraError::Range { .. } => "give a number in that range",
             AlgebraError::NotFinite { .. } => {
                 "see `janus adapter inspect` of what goes into it, and give smaller weights"
