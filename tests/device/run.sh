@@ -94,7 +94,7 @@ machine() {
     echo "libraries: $place"
     nproc
     free -g | head -2
-    python3 -c 'import torch; print("torch", torch.__version__, torch.version.cuda)' || true
+    python3 -c 'import torch; print("torch", torch.__version__, torch.version.cuda)' 2>/dev/null || echo "no torch"
     local gpu="the processor"
     if [ "$device" != cpu ]; then
         gpu=$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader) || return 1
@@ -106,9 +106,9 @@ machine() {
 
 # A test program: its figures are how many passed.
 tests() {
-    "$here/bin/$1" --test-threads 4 "${@:2}" >"$work/tests" 2>&1
-    local rc=$?
-    cat "$work/tests"
+    "$here/bin/$1" --test-threads 4 "${@:2}" 2>&1 | tee "$work/tests"
+    local rc=${PIPESTATUS[0]}
+    grep -q '^test result: .* [1-9][0-9]* passed' "$work/tests" || rc=1
     sed -n 's/^test result: [^.]*\. \([0-9]* passed; [0-9]* failed\).*/\1/p' "$work/tests" >"$work/told"
     printf '"%s"' "$(cat "$work/told")" >"$work/figures"
     return $rc
@@ -137,14 +137,15 @@ runs() {
     echo "two runs of 10 steps: equal bytes" >"$work/told"
 }
 
-# On the processor, too, and how far apart the last losses are.
+# On the processor, too, and how far apart the losses are at the last step that both came to.
 against_processor() {
+    [ -s "$work/one/metrics.jsonl" ] || { echo "no run to compare with" >"$work/told"; return 77; }
     train processor cpu || return
-    local last
-    last() { grep '"grad_norm"' "$1/metrics.jsonl" | tail -1 | grep -o '"loss":[0-9.e-]*' | cut -d: -f2; }
-    last=$(awk -v a="$(last "$work/one")" -v b="$(last "$work/processor")" 'BEGIN { d = a - b; print (d < 0 ? -d : d) / b }')
-    echo "losses of step 10: $(last "$work/one"), on the processor $(last "$work/processor"), $last apart" >"$work/told"
-    awk -v d="$last" 'BEGIN { exit !(d < 0.01) }'
+    local loss='s/.*"step":\([0-9]*\),.*"loss":\([0-9.e+-]*\),"lr".*/\1 \2/p'
+    join <(sed -n "$loss" "$work/one/metrics.jsonl" | sort) <(sed -n "$loss" "$work/processor/metrics.jsonl" | sort) | sort -n >"$work/losses"
+    tail -1 "$work/losses" | awk '{ d = $2 - $3; d = (d < 0 ? -d : d) / $3
+        print "losses of step " $1 ": " $2 ", on the processor " $3 ", " d " apart"
+        exit !(d < 0.01) } END { if (!NR) { print "no step that both came to"; exit 1 } }' >"$work/told"
 }
 
 # A benchmark, beside which the device's memory is looked at.
@@ -193,6 +194,7 @@ kernels() {
     [ "$device" != cpu ] || { echo "no kernels on the processor" >"$work/told"; return 77; }
     JANUS_KERNELS=$into/kernels.txt LD_PRELOAD=$here/bin/kernels.so \
         "$here/bin/janus" bench train --shape "$shape" --device "$device" --steps 4 --json || return
+    [ -s "$into/kernels.txt" ] || { echo "no kernel was seen" >"$work/told"; return 1; }
     sed -n '2,4p' "$into/kernels.txt" | awk '{ $1 = $1; print }' | tr '\n' ';' >"$work/told"
 }
 
