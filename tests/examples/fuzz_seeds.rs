@@ -138,16 +138,20 @@ fn header(path: &Path) -> String {
 fn adapters(into: &Path) {
     let base = JanusConfig::shape("janus-tiny").unwrap();
     let read = |_: &str| Ok(Tensor::zeros(base.text.hidden_size, DType::F32, &Device::Cpu)?);
-    for (name, saved) in [("pairs", &[][..]), ("saved", &["language_model.norm".to_owned()][..])] {
+    let saved = ["language_model.norm".to_owned()];
+    for (name, saved, has_extras) in [("pairs", &[][..], true), ("saved", &saved[..], true), ("plain", &[][..], false)]
+    {
         let sites = ["model.language_model.layers.0.self_attn.q_proj", "model.vision_model.embeddings.patch_embedding"];
+        let labels = vec!["pit".into(), "scratch".into()];
+        let heads = [("defects".to_owned(), HeadKind::Classify { labels })];
         let spec = AdapterSpec {
             rank: 2,
             alpha: 4.0,
             dropout: 0.0,
             sites: sites.map(Arc::from).to_vec(),
             modules_to_save: saved.to_vec(),
-            dynamic: Some(Paths { vision: true, generation: true }),
-            heads: vec![("defects".to_owned(), HeadKind::Classify { labels: vec!["pit".into(), "scratch".into()] })],
+            dynamic: has_extras.then_some(Paths { vision: true, generation: true }),
+            heads: heads.into_iter().filter(|_| has_extras).collect(),
             aligns: false,
             base_name: None,
             ..AdapterSpec::default()
@@ -162,6 +166,12 @@ fn adapters(into: &Path) {
         let weights = folder.path().join("adapter_model.safetensors");
         let before = [text("adapter_config.json"), text("janus_adapter.json"), String::new()].join(BETWEEN);
         write(into, name, format!("{before}{}", header(&weights)));
+        if !has_extras {
+            // A rank that no site has.
+            let claimed = before.replacen(r#""rank_pattern": {}"#, r#""rank_pattern": {"nowhere": 1048576}"#, 1);
+            write(into, "plain-claimed", format!("{claimed}{}", header(&weights)));
+            continue;
+        }
         let extras = header(&folder.path().join("janus_extras.safetensors"));
         write(into, &format!("{name}-extras"), format!("{before}{}{BETWEEN}{extras}", header(&weights)));
         let cut = &fs_err::read(&weights).unwrap()[..2048];
