@@ -6,7 +6,7 @@
 //! of their routes differs: a token is the same text, the same patch of the same image, with the same corrections.
 //!
 //! Prompts make their sums in the order of many rows ([`SumOrder`]), whatever their number: a row's bits on the processor do not
-//! depend on its neighbours, on what it shared with them, or on their adapters.
+//! depend on its neighbours, on what it shared with them, or on their corrections.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{Hash, Hasher};
