@@ -40,11 +40,10 @@ pub(super) struct Sinks<'a, E>(pub(super) Vec<&'a mut HeadMajor<E>>);
 
 impl<E: Stored> Keep<E> for Sinks<'_, E> {
     fn keep(&mut self, keys: &Matrix<E>, values: &Matrix<E>) -> Result<()> {
+        let (keys, values) = (keys.view(), values.view());
         for (row, store) in self.0.iter_mut().enumerate() {
-            let (keys, values) = (keys.view(), values.view());
-            let (keys, values) =
-                (keys.part(row..row + 1, 0..keys.width()), values.part(row..row + 1, 0..values.width()));
-            store.append(keys, values, 1)?;
+            let key = keys.part(row..row + 1, 0..keys.width());
+            store.append(key, values.part(row..row + 1, 0..values.width()), 1)?;
         }
         Ok(())
     }

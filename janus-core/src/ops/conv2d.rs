@@ -217,25 +217,16 @@ mod tests {
                 let (weight, shift) = (check::tensor(&[input], 4), check::tensor(&[input], 5));
                 let norm = GroupNorm { weight: &weight, bias: &shift, groups: 6, eps: 1e-6 };
                 let around = Around { norm: Some(norm), doubled, add: None };
-                let slow = with_composed(|| {
-                    conv2d_within(&x, &kernel, Some(&bias), stride, padding, &around, SumOrder::default())
-                })?;
-                check::close(
-                    &conv2d_within(&x, &kernel, Some(&bias), stride, padding, &around, SumOrder::default())?,
-                    &slow,
-                    2e-5,
-                );
+                let run = |around: &Around<'_>| {
+                    conv2d_within(&x, &kernel, Some(&bias), stride, padding, around, SumOrder::default())
+                };
+                let slow = with_composed(|| run(&around))?;
+                check::close(&run(&around)?, &slow, 2e-5);
                 let add = check::tensor(slow.dims(), 6);
                 for norm in [Some(norm), None] {
                     let around = Around { norm, doubled, add: Some(&add) };
-                    let slow = with_composed(|| {
-                        conv2d_within(&x, &kernel, Some(&bias), stride, padding, &around, SumOrder::default())
-                    })?;
-                    check::close(
-                        &conv2d_within(&x, &kernel, Some(&bias), stride, padding, &around, SumOrder::default())?,
-                        &slow,
-                        2e-5,
-                    );
+                    let slow = with_composed(|| run(&around))?;
+                    check::close(&run(&around)?, &slow, 2e-5);
                 }
             }
         }

@@ -90,6 +90,11 @@ struct Prompt {
     tokens: Vec<u32>,
 }
 
+/// Columns before the first token of a left-padded row; `None` of a row that is no such.
+pub(super) fn pad_of(row: &[bool]) -> Option<usize> {
+    row.iter().position(|token| *token).filter(|pad| !row[*pad..].contains(&false))
+}
+
 /// The rows as prompts; `None` where they are to be computed as they are.
 fn prompts(pass: &Pass, embeds: &Tensor, mask: &[Vec<bool>]) -> Result<Option<Vec<Prompt>>> {
     let (batch, sequence, _) = embeds.dims3()?;
@@ -98,8 +103,7 @@ fn prompts(pass: &Pass, embeds: &Tensor, mask: &[Vec<bool>]) -> Result<Option<Ve
     if batch < 2 || sequence == 0 || !fits || pass.train {
         return Ok(None);
     }
-    let pads = mask.iter().map(|row| row.iter().position(|token| *token).filter(|pad| !row[*pad..].contains(&false)));
-    let Some(pads) = pads.collect::<Option<Vec<usize>>>() else { return Ok(None) };
+    let Some(pads) = mask.iter().map(|row| pad_of(row)).collect::<Option<Vec<usize>>>() else { return Ok(None) };
     Ok(match embeds.dtype() {
         DType::F32 => Some(numbered::<f32>(pass, embeds, &pads)?),
         DType::BF16 => Some(numbered::<bf16>(pass, embeds, &pads)?),

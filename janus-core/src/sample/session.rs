@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Tensor};
 
-use super::prefill::prefill;
+use super::prefill::{pad_of, prefill};
 use super::sampler::{Best, Sampler, draw};
 use crate::error::{Error, ModelError, Result};
 use crate::model::Janus;
@@ -102,6 +102,13 @@ struct Row {
     drawn: Vec<u32>,
     reserved_tokens: usize,
     is_over: bool,
+}
+
+impl Row {
+    /// What each of its branches computes with.
+    fn mixtures(&self) -> impl Iterator<Item = &Option<Mixture>> {
+        std::iter::repeat_n(&self.mixture, self.branches.len())
+    }
 }
 
 /// Rows that answer side by side.
@@ -201,7 +208,7 @@ impl<'m> Session<'m> {
         self.rows.remove(&row).map(|row| row.drawn)
     }
 
-    /// Draws a token for every row that is not over, and computes what follows from it. `observe` is told what each is drawn from.
+    /// Draws one token for every unfinished row and computes the row's next hidden state. `observe` sees the logits of every draw.
     ///
     /// # Errors
     /// Those of the model; a row of which nothing can be drawn is over and tells so by itself.
@@ -254,9 +261,7 @@ impl<'m> Session<'m> {
         if rows.is_empty() {
             return Ok(Vec::new());
         }
-        let branches = |row: &Row| row.branches.len();
-        let of_branches = rows.iter().flat_map(|(_, row)| std::iter::repeat_n(&row.mixture, branches(row)));
-        let pass = pass_of(Part::Generation, of_branches)?;
+        let pass = pass_of(Part::Generation, rows.iter().flat_map(|(_, row)| row.mixtures()))?;
         let last: Vec<&Tensor> =
             rows.iter().flat_map(|(_, row)| row.branches.iter().map(|branch| &branch.last)).collect();
         let logits = self.model.generation()?.logits(&pass, &Tensor::cat(&last, 0)?)?.to_dtype(DType::F32)?;
@@ -264,8 +269,8 @@ impl<'m> Session<'m> {
         let (mut guided, mut ids) = (Vec::with_capacity(rows.len()), Vec::with_capacity(rows.len()));
         for (id, row) in &rows {
             let conditional = logits.get(place)?;
-            let unconditional = if branches(row) == 2 { Some(logits.get(place + 1)?) } else { None };
-            place += branches(row);
+            let unconditional = if row.branches.len() == 2 { Some(logits.get(place + 1)?) } else { None };
+            place += row.branches.len();
             let mixed = match (&unconditional, &row.options.kind) {
                 (Some(other), Kind::Codes { guidance }) => (other + ((&conditional - other)? * *guidance)?)?,
                 _ => conditional.clone(),
@@ -294,18 +299,16 @@ impl<'m> Session<'m> {
             let ids: Vec<u32> = of_text.iter().map(last).collect();
             embeds.push(model.decoder().embed(&pass, &ids, ids.len())?);
         }
-        let twice = |row: &&mut Row| row.branches.len();
         if !of_codes.is_empty() {
-            let mixtures = of_codes.iter().flat_map(|row| std::iter::repeat_n(&row.mixture, twice(row)));
-            let pass = pass_of(Part::Generation, mixtures)?;
-            let codes: Vec<u32> = of_codes.iter().flat_map(|row| std::iter::repeat_n(last(row), twice(row))).collect();
+            let pass = pass_of(Part::Generation, of_codes.iter().flat_map(|row| row.mixtures()))?;
+            let of_row = |row: &&mut Row| std::iter::repeat_n(last(row), row.branches.len());
+            let codes: Vec<u32> = of_codes.iter().flat_map(of_row).collect();
             embeds.push(model.generation()?.embed(&pass, &codes, codes.len())?);
         }
         if embeds.is_empty() {
             return Ok(());
         }
-        let all = || of_text.iter().chain(&of_codes);
-        let pass = pass_of(Part::Decoder, all().flat_map(|row| std::iter::repeat_n(&row.mixture, twice(row))))?;
+        let pass = pass_of(Part::Decoder, of_text.iter().chain(&of_codes).flat_map(|row| row.mixtures()))?;
         let mut branches: Vec<&mut Branch> =
             of_text.iter_mut().chain(&mut of_codes).flat_map(|row| row.branches.iter_mut()).collect();
         let mut caches: Vec<&mut Cache> = branches.iter_mut().map(|branch| &mut branch.cache).collect();
@@ -330,10 +333,7 @@ fn places(rows: &[RowOptions]) -> Vec<Vec<usize>> {
 
 /// Tokens of each left-padded row.
 fn lengths(mask: &[Vec<bool>], sequence: usize) -> Result<Vec<usize>> {
-    let length = |row: &Vec<bool>| {
-        let pad = row.iter().position(|token| *token)?;
-        (row.len() == sequence && !row[pad..].contains(&false)).then(|| sequence - pad)
-    };
+    let length = |row: &Vec<bool>| pad_of(row).filter(|_| row.len() == sequence).map(|pad| sequence - pad);
     let found: Option<Vec<usize>> = mask.iter().map(length).collect();
     found.ok_or_else(|| {
         let expected = format!("left-padded rows of {sequence} places, each with a token");

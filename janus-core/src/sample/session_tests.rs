@@ -128,7 +128,7 @@ fn bits(logits: &Tensor) -> Vec<u32> {
     logits.to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
 }
 
-/// One step; what rows drew is added to what is told of them. Gives the rows that are over.
+/// Runs one step, records what each row drew, and returns the rows that have finished.
 fn step(session: &mut Session<'_>, told: &mut BTreeMap<RowId, Told>) -> Vec<RowId> {
     let mut seen = Vec::new();
     let drawn = session.step(&mut |logits| {

@@ -387,10 +387,10 @@ fn what_an_adapter_says_it_has_beyond_pefts_files_must_be_there() {
         });
         assert!(told.starts_with("`janus_extras.safetensors` is another adapter's: "), "{told}");
     }
-    // A broken one is told by its own name.
+    // The error of a broken file names that file.
     let broken = folder_of(&adapter);
     std::fs::write(broken.path().join(EXTRAS_FILE), b"nothing").unwrap();
-    let AdapterError::File { source, .. } = refusal(broken.path()) else { panic!("no file is told") };
+    let AdapterError::File { source, .. } = refusal(broken.path()) else { panic!("the error names no file") };
     assert!(source.to_string().starts_with("`janus_extras.safetensors` is not a sound"), "{source}");
     // Nothing is asked of an adapter that has nothing, nor of one that has lost it by being written again.
     let mut plain = Adapter::read(folder_of(&adapter).path(), &base(), false).unwrap();

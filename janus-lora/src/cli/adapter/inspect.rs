@@ -26,9 +26,9 @@ use crate::visible::one_line;
 #[derive(Debug, Args)]
 #[command(
     after_help = "The shift of a site is what it adds to the weight, scale · B·A of a low-rank pair; its norm is the root of the
-sum of its squared values. Singular values are told of low-rank pairs, Kronecker products and all other
-shifts up to 256 outputs or inputs; the effective rank is exp(-sum p ln p) with p the share of each squared singular value: as many
-equal ones would be as spread.
+sum of its squared values. Singular values are shown for low-rank pairs and Kronecker products, and for
+other shifts with at most 256 outputs or inputs; the effective rank is exp(-sum p ln p) with p the
+share of each squared singular value: as many equal ones would be as spread.
 
 Examples:
   janus adapter inspect runs/inspection
