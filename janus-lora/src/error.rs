@@ -9,7 +9,9 @@ use janus_core::{DeviceError, Diagnose, Fault, ModelError};
 
 use crate::adapter::AdapterError;
 use crate::algebra::AlgebraError;
+use crate::available_memory::MemoryLimitError;
 use crate::base::BaseError;
+use crate::batch::BatchError;
 use crate::cache::CacheError;
 use crate::culprit::Culprit;
 use crate::data::DataError;
@@ -33,6 +35,9 @@ pub enum Error {
     /// A base that cannot be used.
     #[error(transparent)]
     Base(#[from] BaseError),
+    /// A table that cannot be answered.
+    #[error(transparent)]
+    Batch(#[from] BatchError),
     /// Settings of the cache that cannot be used.
     #[error(transparent)]
     Cache(#[from] CacheError),
@@ -72,6 +77,9 @@ pub enum Error {
     /// A report that cannot be made.
     #[error(transparent)]
     Report(#[from] ReportError),
+    /// A limit on memory that is none.
+    #[error(transparent)]
+    MemoryLimit(#[from] MemoryLimitError),
     /// A model whose values are not finite.
     #[error("{culprit}")]
     NotFinite {
@@ -95,6 +103,7 @@ impl Diagnose for Error {
         match self {
             Error::Core(e) => e.fault(),
             Error::Base(e) => e.fault(),
+            Error::Batch(e) => e.fault(),
             Error::Cache(e) => e.fault(),
             Error::Data(e) => e.fault(),
             Error::Recipe(e) => e.fault(),
@@ -108,7 +117,7 @@ impl Diagnose for Error {
             Error::Network(e) => e.fault(),
             Error::Survey(e) => e.fault(),
             Error::Report(e) => e.fault(),
-            Error::NotFinite { .. } | Error::Usage { .. } => Fault::Input,
+            Error::MemoryLimit(_) | Error::NotFinite { .. } | Error::Usage { .. } => Fault::Input,
         }
     }
 
@@ -116,6 +125,7 @@ impl Diagnose for Error {
         match self {
             Error::Core(e) => e.hints(),
             Error::Base(e) => e.hints(),
+            Error::Batch(e) => e.hints(),
             Error::Cache(e) => e.hints(),
             Error::Data(e) => e.hints(),
             Error::Recipe(e) => e.hints(),
@@ -129,6 +139,7 @@ impl Diagnose for Error {
             Error::Network(e) => e.hints(),
             Error::Survey(e) => e.hints(),
             Error::Report(e) => e.hints(),
+            Error::MemoryLimit(_) => vec!["for example 8000000000; without the variable the machine is asked".into()],
             Error::NotFinite { culprit, .. } => vec![culprit.hint()],
             Error::Usage { hint, .. } => vec![hint.clone()],
         }

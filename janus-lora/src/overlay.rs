@@ -4,7 +4,7 @@ use image::{Rgb, RgbImage, imageops};
 use plotters::prelude::*;
 use plotters::style::register_font;
 
-use crate::heads::locate::Found;
+use crate::detection::Detection;
 
 const FONT: &str = "monospace";
 const FONT_SIZE: u32 = 13;
@@ -22,7 +22,7 @@ const TINT: f32 = 0.45;
 pub(crate) const SHOWN_SCORE: f32 = 0.3;
 
 /// What was found, in words.
-pub fn words(found: &[Found], labels: &[String]) -> String {
+pub fn words(found: &[Detection], labels: &[String]) -> String {
     let shown = found.iter().filter(|found| found.score >= SHOWN_SCORE);
     let all: Vec<String> = shown
         .map(|found| {
@@ -33,7 +33,7 @@ pub fn words(found: &[Found], labels: &[String]) -> String {
     if all.is_empty() { "nothing found".to_owned() } else { all.join("; ") }
 }
 
-fn label_of<'a>(found: &Found, labels: &'a [String]) -> &'a str {
+fn label_of<'a>(found: &Detection, labels: &'a [String]) -> &'a str {
     labels.get(found.label as usize).map_or("", String::as_str)
 }
 
@@ -86,7 +86,7 @@ impl Overlay {
     ///
     /// # Errors
     /// Why the words cannot be drawn.
-    pub fn boxes(mut self, found: &[Found], labels: &[String]) -> Result<Self, String> {
+    pub fn boxes(mut self, found: &[Detection], labels: &[String]) -> Result<Self, String> {
         // The surest last, over the others.
         for found in found.iter().rev().filter(|found| found.score >= SHOWN_SCORE) {
             let words = format!("{} {:.2}", label_of(found, labels), found.score);

@@ -12,7 +12,8 @@ use janus_core::processing::{Decoding, Orientation};
 use janus_lora::base::Base;
 use janus_lora::data::synth::SynthSpec;
 use janus_lora::data::{ColumnKind, ColumnRequest, EncodedImage, ImageChecks, RowStream, ScanOptions, Table};
-use janus_lora::eval::answer;
+use janus_lora::heads::Heads;
+use janus_lora::infer::{Answer, Engine, Kind, Limits, Request, TextRequest};
 use janus_lora::recipe;
 use janus_lora::status::Silent;
 use janus_lora::tasks::Question;
@@ -104,8 +105,8 @@ fn questions_are_answered_alike_whichever_way_up_a_picture_is_stored() {
     let parts = Parts { text_head: true, vision: true, ..Parts::default() };
     let model = base.model(DType::F32, &Device::Cpu, parts, &Silent).unwrap();
     let ask = |picture: &dyn Fn(&RgbImage) -> Vec<u8>, orientation| -> Vec<String> {
-        let question =
-            |(image, question): &(RgbImage, String)| Question {
+        let request = |(image, question): &(RgbImage, String)| {
+            let question = Question {
                 prompt: base.prompts().understanding_prompt(question, 1, true).unwrap(),
                 images: vec![base.image(&EncodedImage {
                     bytes: picture(image),
@@ -113,8 +114,12 @@ fn questions_are_answered_alike_whichever_way_up_a_picture_is_stored() {
                 })],
                 answer: String::new(),
             };
-        let questions: Vec<Question> = drawn.iter().map(question).collect();
-        answer(&model, &base, &questions, 16, 0.0, 0).unwrap().into_iter().map(|answer| answer.text).collect()
+            Request::plain(Kind::Text(TextRequest::greedy(&question, 16)))
+        };
+        let heads = Heads::new();
+        let mut engine = Engine::new(&model, &base, &heads, Limits::of(&model).unwrap());
+        let answers = engine.answer_all(drawn.iter().map(request), &mut |_| {}).unwrap();
+        answers.into_iter().filter_map(Answer::into_text).map(|answer| answer.text).collect()
     };
     let png = |image: &RgbImage| encoded(&image.clone().into(), ImageFormat::Png);
     let upright = ask(&png, Orientation::Upright);

@@ -10,7 +10,7 @@ use crate::model::Janus;
 use crate::pass::{Part, Pass};
 
 /// How codes are drawn.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct CodeOptions {
     /// Strength of the prompt; 1 leaves out the unconditional rows.
     pub guidance: f64,

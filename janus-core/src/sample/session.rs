@@ -33,16 +33,6 @@ pub enum Kind {
     },
 }
 
-impl Kind {
-    /// Branches of the decoder that a row takes.
-    fn branches(&self) -> usize {
-        match self {
-            Kind::Codes { guidance } if *guidance != 1.0 => 2,
-            Kind::Text { .. } | Kind::Codes { .. } => 1,
-        }
-    }
-}
-
 /// How one row answers.
 #[derive(Debug, Clone)]
 pub struct RowOptions {
@@ -54,6 +44,28 @@ pub struct RowOptions {
     pub temperature: f64,
     /// Seed of its draws.
     pub seed: u64,
+}
+
+impl RowOptions {
+    /// Branches of the decoder that the row takes.
+    pub fn branches(&self) -> usize {
+        if self.is_guided() { 2 } else { 1 }
+    }
+
+    /// Whether it has an unconditional branch beside the one of its prompt.
+    pub fn is_guided(&self) -> bool {
+        matches!(self.kind, Kind::Codes { guidance } if guidance != 1.0)
+    }
+
+    /// Tokens whose keys and values a branch holds behind a prompt of so many: the last token that is drawn is not computed with.
+    fn branch_tokens(&self, prompt: usize) -> usize {
+        prompt.saturating_add(self.most.saturating_sub(1))
+    }
+
+    /// Tokens whose keys and values the row holds behind a prompt of so many.
+    pub fn cache_tokens(&self, prompt: usize) -> usize {
+        self.branch_tokens(prompt).saturating_mul(self.branches())
+    }
 }
 
 /// Names a row of a session, in the order in which rows joined.
@@ -159,14 +171,10 @@ impl<'m> Session<'m> {
             let expected = format!("[branches of {} rows, sequence, hidden]", rows.len());
             return Err(ModelError::Shape { what: "prompts", expected, got: embeds.dims().to_vec() }.into());
         }
-        // The last token that is drawn is not computed with.
-        let capacity = |place: usize, most: usize| lengths[place] + most.saturating_sub(1);
-        let needed: Vec<usize> = rows
-            .iter()
-            .zip(&places)
-            .map(|(row, places)| places.iter().map(|place| capacity(*place, row.most)).sum())
-            .collect();
-        let all: usize = needed.iter().sum();
+        // Both branches of a row have as many tokens.
+        let needed: Vec<usize> =
+            rows.iter().zip(&places).map(|(row, places)| row.cache_tokens(lengths[places[0]])).collect();
+        let all = needed.iter().fold(0usize, |all, own| all.saturating_add(*own));
         if all > self.budget_tokens {
             return Err(ModelError::NoRoom { tokens: all, budget: self.budget_tokens }.into());
         }
@@ -183,7 +191,7 @@ impl<'m> Session<'m> {
         for ((options, places), reserved_tokens) in rows.into_iter().zip(places).zip(needed) {
             let branch = |place: &usize| -> Result<Branch> {
                 let held = Held { row: *place, tokens: sequence - lengths[*place]..sequence };
-                let cache = cache.picked(&[held], lengths[*place], capacity(*place, options.most))?;
+                let cache = cache.picked(&[held], lengths[*place], options.branch_tokens(lengths[*place]))?;
                 Ok(Branch { last: last.narrow(0, *place, 1)?, cache })
             };
             let id = RowId(self.joined);
@@ -192,7 +200,7 @@ impl<'m> Session<'m> {
                 sampler: Sampler::new(options.temperature, options.seed),
                 branches: places.iter().map(branch).collect::<Result<_>>()?,
                 mixture: mixture(places[0])?,
-                drawn: Vec::with_capacity(options.most),
+                drawn: Vec::new(),
                 reserved_tokens,
                 is_over: options.most == 0,
                 options,
@@ -324,7 +332,7 @@ impl<'m> Session<'m> {
 fn places(rows: &[RowOptions]) -> Vec<Vec<usize>> {
     let mut next = rows.len();
     let mut second = |row: &RowOptions| {
-        let is_there = row.kind.branches() == 2;
+        let is_there = row.is_guided();
         next += usize::from(is_there);
         is_there.then(|| next - 1)
     };

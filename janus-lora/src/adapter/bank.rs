@@ -17,7 +17,7 @@ use super::place::{Placed, Worked};
 use super::{Adapter, place::heads_of};
 use crate::heads::Heads;
 
-/// Adapters in the slots of a model.
+/// Adapters in the slots of a model, of which it has one bank at a time. A bank that is dropped leaves the model as it was.
 pub struct Bank<'m> {
     model: &'m Janus,
     held: BTreeMap<Slot, Entry>,
@@ -118,9 +118,7 @@ impl<'m> Bank<'m> {
     /// # Errors
     /// The tensor engine's.
     pub fn enter(&mut self, group: &Group) -> Result<(), AdapterError> {
-        for name in self.entered.drain(..) {
-            self.model.parameters().substitute(&name, None)?;
-        }
+        self.restore()?;
         let entries = group.0.parts().iter().filter_map(|(slot, factor)| Some((self.held.get(slot)?, *factor)));
         for (name, copy, factor) in entries.flat_map(|(entry, f)| entry.copies.iter().map(move |(n, c)| (n, c, f))) {
             let Some(parameter) = self.model.parameters().get(name) else { continue };
@@ -132,6 +130,27 @@ impl<'m> Bank<'m> {
             self.entered.push(name.clone());
         }
         Ok(())
+    }
+}
+
+impl Bank<'_> {
+    /// Takes the copies out that stand in for the model's parameters.
+    fn restore(&mut self) -> Result<(), AdapterError> {
+        for name in self.entered.drain(..) {
+            self.model.parameters().substitute(&name, None)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Bank<'_> {
+    /// Leaves the model as it was.
+    fn drop(&mut self) {
+        // Taking a copy out has nothing that could fail: it is one that was put in.
+        let _ = self.restore();
+        for slot in self.held.keys() {
+            self.model.release(*slot);
+        }
     }
 }
 

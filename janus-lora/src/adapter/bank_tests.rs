@@ -200,3 +200,27 @@ fn what_cannot_be_held_leaves_the_bank_as_it_was() {
     let error = model.decoder().embed(&pass, &[7], 1).unwrap_err();
     assert!(error.to_string().contains("slot"), "{error}");
 }
+
+#[test]
+fn a_bank_that_goes_leaves_the_model_as_it_was() {
+    let model = model(DType::F32);
+    let before = outputs(&model, 1, None);
+    let name = "model.language_model.norm.weight";
+    {
+        let spec = AdapterSpec { modules_to_save: vec!["language_model.norm".into()], ..methods().remove(0) };
+        let mut adapter = trained(&spec);
+        let copy = (&adapter.saved[name] * 2.0).unwrap();
+        adapter.saved.insert(name.into(), copy);
+        let (mut bank, slots) = holding(&model, &[adapter]);
+        let group = bank.group(&Mixture::of(slots[0])).unwrap();
+        bank.enter(&group).unwrap();
+        assert!(model.parameters().get(name).unwrap().copy().is_some());
+    }
+    assert!(model.parameters().get(name).unwrap().copy().is_none());
+    for (one, other) in before.iter().zip(outputs(&model, 1, None)) {
+        assert_eq!(testing::bits(one), testing::bits(&other));
+    }
+    let mixture = Mixture::of(Slot(0));
+    let pass = Pass::inference().with_routes(Part::Decoder, vec![Route { tokens: 0..1, mixture }]).unwrap();
+    assert!(model.decoder().embed(&pass, &[7], 1).is_err(), "its slots are empty");
+}

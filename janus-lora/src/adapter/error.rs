@@ -373,6 +373,9 @@ pub enum AdapterError {
         /// Those that there are.
         found: Vec<String>,
     },
+    /// A request that names adapters of an engine that answers with what is attached to its model.
+    #[error("requests cannot name adapters of their own here")]
+    NoBank,
     /// A head for another task than the table's.
     #[error("the head `{name}` is to {got}, the table's rows are to {expected}")]
     OtherTask {
@@ -524,6 +527,7 @@ impl Diagnose for AdapterError {
             AdapterError::OtherLabels { .. } | AdapterError::OtherTask { .. } => {
                 "evaluate with the recipe that trained the head"
             }
+            AdapterError::NoBank => "give the adapters with `--adapter`",
             AdapterError::NoHead { .. } => {
                 "heads come with the adapter of a recipe that trained them: give it with `--adapter`"
             }

@@ -50,6 +50,7 @@ use candle_core::{DType, Device, Tensor};
 use janus_core::checkpoint::expected_tensors;
 use janus_core::config::JanusConfig;
 use janus_core::site::{Site, sites};
+use sha2::{Digest as _, Sha256};
 
 pub use argument::parse_argument;
 pub use bank::{Bank, Group};
@@ -300,6 +301,37 @@ impl Adapter {
             }
         }
         Ok(false)
+    }
+
+    /// SHA-256 of its configuration and all its values, hexadecimal: adapters that answer differently have different ones.
+    ///
+    /// # Errors
+    /// The tensor engine's.
+    pub fn digest(&self) -> Result<String, AdapterError> {
+        let mut hasher = Sha256::new();
+        let mut add = |name: &str, value: &Tensor| -> Result<(), AdapterError> {
+            hasher.update((name.len() as u64).to_le_bytes());
+            hasher.update(name.as_bytes());
+            let value = value.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+            value.dims().iter().for_each(|side| hasher.update((*side as u64).to_le_bytes()));
+            value.flatten_all()?.to_vec1::<f32>()?.iter().for_each(|value| hasher.update(value.to_le_bytes()));
+            Ok(())
+        };
+        for (path, site) in &self.sites {
+            for (ending, value) in &site.values {
+                add(&format!("{path}.{ending}"), value)?;
+            }
+        }
+        let shared = self.shared.iter().map(|(name, value)| (*name, value));
+        let saved = self.saved.iter().map(|(name, value)| (&**name, value));
+        let dynamic = self.dynamic.iter().flat_map(|dynamic| dynamic.values()).map(|(name, value)| (&**name, value));
+        let heads = self.heads.values().flat_map(|head| head.values()).map(|(name, value)| (&**name, value));
+        for (name, value) in shared.chain(saved).chain(dynamic).chain(heads) {
+            add(name, value)?;
+        }
+        hasher.update(format!("{:?}", self.config));
+        self.heads.values().for_each(|head| hasher.update(format!("{:?}", head.kind)));
+        Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     /// Values that are trained: of all sites and copies, of the dynamic encoder and of heads.

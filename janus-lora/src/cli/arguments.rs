@@ -158,6 +158,29 @@ impl PictureArguments {
         self.orientation.map(|_| "--orientation").or(self.grey_bits.map(|_| "--grey-bits"))
     }
 
+    /// Settles how the pictures of a table are read, as [`PictureArguments::settle`] does of pictures at hand: 16-bit grey is scaled
+    /// as in the training of an adapter, where `--grey-bits` does not say otherwise and adapters agree.
+    pub(super) fn settle_decoding(
+        &self,
+        decoding: &mut Decoding,
+        adapters: &[(Adapter, f64)],
+        task: &str,
+        status: &dyn Status,
+    ) {
+        let readings: Vec<Reading> = adapters.iter().flat_map(|(adapter, _)| readings_of(adapter, &[task])).collect();
+        let bits: BTreeSet<u8> = readings.iter().filter_map(|reading| reading.grey_bits).collect();
+        if let (None, 1, Some(bits)) = (self.grey_bits, bits.len(), bits.first()) {
+            decoding.grey_bits = Some(*bits);
+            status.note(&format!("16-bit grey is scaled as in the training of an adapter (`--grey-bits {bits}`)"));
+        }
+        if self.orientation.is_none() && !readings.is_empty() && readings.iter().all(|reading| reading.is_stored) {
+            status.warn(
+                "pictures are turned upright as their EXIF says, and the adapter was trained on pictures as they are stored: \
+                 `--orientation stored` reads them so, `--orientation upright` says that this is meant",
+            );
+        }
+    }
+
     /// A picture file.
     pub(super) fn read(&self, path: &Path) -> Result<EncodedImage> {
         let bytes = read_named(path, MAX_PICTURE_BYTES).map_err(|e| Error::Usage {
@@ -180,13 +203,7 @@ impl PictureArguments {
         asked: &[&str],
         status: &dyn Status,
     ) {
-        let readings = |adapter: &Adapter| {
-            let recipe = adapter.note.as_ref().and_then(|note| note.recipe.as_deref()).unwrap_or_default();
-            let all = Reading::all(recipe);
-            let of_task: Vec<Reading> = all.iter().filter(|r| asked.contains(&&*r.task)).cloned().collect();
-            if of_task.is_empty() { all } else { of_task }
-        };
-        let readings: Vec<Vec<Reading>> = adapters.iter().map(|(adapter, _)| readings(adapter)).collect();
+        let readings: Vec<Vec<Reading>> = adapters.iter().map(|(adapter, _)| readings_of(adapter, asked)).collect();
         if self.grey_bits.is_none() {
             settle_grey(pictures, &readings.concat(), status);
         }
@@ -199,6 +216,14 @@ impl PictureArguments {
             );
         }
     }
+}
+
+/// How an adapter's tables of some tasks were read in training; of all its tables where it has none of these.
+fn readings_of(adapter: &Adapter, tasks: &[&str]) -> Vec<Reading> {
+    let recipe = adapter.note.as_ref().and_then(|note| note.recipe.as_deref()).unwrap_or_default();
+    let all = Reading::all(recipe);
+    let of_task: Vec<Reading> = all.iter().filter(|reading| tasks.contains(&&*reading.task)).cloned().collect();
+    if of_task.is_empty() { all } else { of_task }
 }
 
 /// Lets 16-bit grey be scaled by the bits that adapters were trained with, and says what becomes of such pictures.

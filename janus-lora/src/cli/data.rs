@@ -346,23 +346,11 @@ fn stats_of_table(
         TaskArgument::Retrieve => Task::Retrieve,
         TaskArgument::Edit => Task::Edit,
     };
-    let mut given = BTreeMap::new();
-    for column in columns {
-        let (role, name) =
-            column.split_once('=').ok_or_else(|| usage(format!("`{column}` is not of the form `ROLE=COLUMN`")))?;
-        if !task.roles().contains(&role) {
-            return Err(usage(format!("`{role}` is no role of {}: {}", task.name(), task.roles().join(", "))));
-        }
-        given.insert(role.to_owned(), name.to_owned());
-    }
-    let orientation = match decoding.orientation {
-        janus_core::processing::Orientation::Upright => Orientation::Upright,
-        janus_core::processing::Orientation::Stored => Orientation::Stored,
-    };
+    let given = named_columns(columns, task.name(), task.roles())?;
     let section = DataSection {
-        columns: Columns::new(given),
+        columns: given,
         image_root: image_root.map(home::expand_text).transpose().map_err(HubError::from)?,
-        orientation: Some(orientation),
+        orientation: Some(orientation_of(decoding)),
         grey_bits: decoding.grey_bits.map(u64::from),
         ..DataSection::new("rows", task, spec)
     };
@@ -384,6 +372,28 @@ fn stats_of_table(
         }
         Err(Error::Data(fault)) => Err(of_options(fault).into()),
         Err(other) => Err(other),
+    }
+}
+
+/// Columns by role, each given as `ROLE=COLUMN`.
+pub(super) fn named_columns(columns: &[String], task: &str, roles: &[&str]) -> Result<Columns> {
+    let mut given = BTreeMap::new();
+    for column in columns {
+        let (role, name) =
+            column.split_once('=').ok_or_else(|| usage(format!("`{column}` is not of the form `ROLE=COLUMN`")))?;
+        if !roles.contains(&role) {
+            return Err(usage(format!("`{role}` is no role of {task}: {}", roles.join(", "))));
+        }
+        given.insert(role.to_owned(), name.to_owned());
+    }
+    Ok(Columns::new(given))
+}
+
+/// Which way up a table's pictures are read, as a recipe says it.
+pub(super) fn orientation_of(decoding: Decoding) -> Orientation {
+    match decoding.orientation {
+        janus_core::processing::Orientation::Upright => Orientation::Upright,
+        janus_core::processing::Orientation::Stored => Orientation::Stored,
     }
 }
 

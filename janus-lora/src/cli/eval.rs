@@ -1,10 +1,12 @@
 //! `janus eval`.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use janus_core::ModelError;
+use janus_core::output::require_file;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -17,7 +19,8 @@ use crate::adapter::Adapter;
 use crate::cache::CacheSettings;
 use crate::culprit::explain;
 use crate::error::{Error, Result};
-use crate::eval::{Metrics, Networks, evaluate};
+use crate::eval::predictions::{self, Format};
+use crate::eval::{Metrics, Networks, Settings, evaluate};
 use crate::heads::Heads;
 use crate::recipe::Recipe;
 use crate::status::Status;
@@ -31,6 +34,7 @@ use crate::train::run;
   janus eval recipes/quickstart.toml
   janus eval recipes/quickstart.toml --adapter runs/quickstart --json
   janus eval both.toml --adapter runs/questions-alone
+  janus eval recipes/quickstart.toml --adapter runs/quickstart --predictions answers.jsonl
   janus eval recipes/creative.toml --adapter runs/creative --lpips lpips-vgg.pth --inception pt_inception-2015-12-05.pth")]
 pub(super) struct Eval {
     /// Recipe file
@@ -47,6 +51,9 @@ pub(super) struct Eval {
     /// Weights of the Inception-v3 that Fréchet distances are measured with, likewise
     #[arg(long, value_name = "FILE")]
     inception: Option<PathBuf>,
+    /// Where what is answered to each row goes, without and with the adapter: `.parquet` or `.jsonl`
+    #[arg(long, value_name = "FILE")]
+    predictions: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceArgument,
     /// Print one JSON object
@@ -57,7 +64,8 @@ pub(super) struct Eval {
 impl Eval {
     /// What the command means to write.
     pub(super) fn writes(&self) -> Writes {
-        Writes { on_device: self.device.may_be_gpu(), ..Writes::nothing() }
+        let outputs = self.predictions.clone().into_iter().collect();
+        Writes { on_device: self.device.may_be_gpu(), outputs }
     }
 
     pub(super) fn run(self) -> Result<()> {
@@ -66,6 +74,7 @@ impl Eval {
             let message = format!("`{}` names no rows to evaluate", self.recipe.display());
             return Err(Error::Usage { message, hint: "set `eval` in a `[[data]]` section".into() });
         }
+        let predictions_file = self.predictions.as_deref().map(predictions_file).transpose()?;
         let networks = Networks::open(self.lpips.as_deref(), self.inception.as_deref())?;
         let device = self.device.open()?;
         let run::Prepared { recipe, base, tables, .. } = run::prepare(recipe, &device, &Terminal)?;
@@ -79,17 +88,22 @@ impl Eval {
             base.cache().keep(&base.fingerprint(&Terminal)?, &settings);
         }
         let model = base.model(compute_type(&recipe), &device, parts, &Terminal)?;
-        let batch_size = recipe.train.batch_size as usize;
-        let before = evaluate(&model, &base, &Heads::new(), &tables, &networks, batch_size, &Terminal)?;
+        let (batch_size, answered) = (recipe.train.batch_size as usize, RefCell::default());
+        let settings = Settings { batch_size, networks, predictions: self.predictions.is_some().then_some(&answered) };
+        let before = evaluate(&model, &base, &Heads::new(), &tables, &settings, &Terminal)?;
+        let without = answered.take();
         let after = if adapters.is_empty() {
             Metrics::new()
         } else {
             let heads = attach(&model, &adapters)?;
-            evaluate(&model, &base, &heads, &tables, &networks, batch_size, &Terminal)?
+            evaluate(&model, &base, &heads, &tables, &settings, &Terminal)?
         };
         base.cache().tell(&Terminal);
         require_losses(&before).map_err(|error| explain(error, &base, &[]))?;
         require_losses(&after).map_err(|error| explain(error, &base, &adapters))?;
+        if let Some((path, format)) = &predictions_file {
+            predictions::write(path, *format, &without, &answered.take())?;
+        }
         let forgotten = forgetting(&adapters, &before, &after);
         if self.json {
             let mut result = json!({ "before": before });
@@ -107,6 +121,15 @@ impl Eval {
         }
         Ok(())
     }
+}
+
+/// Where answers go, and in which format.
+fn predictions_file(path: &Path) -> Result<(PathBuf, Format)> {
+    let Some(format) = Format::of(path) else {
+        let message = format!("`--predictions {}` is named neither `.parquet` nor `.jsonl`", path.display());
+        return Err(Error::Usage { message, hint: "the name says the format".into() });
+    };
+    Ok((require_file(path)?, format))
 }
 
 /// Tables whose pictures an adapter saw otherwise, with the key and both values.

@@ -4,9 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use janus_core::output::{require_file, write_file};
-use janus_core::pass::Pass;
-use janus_core::processing::pixels_to_images;
-use janus_core::sample::generate_codes;
+use janus_core::sample::CodeOptions;
 use janus_core::{ModelError, Parts};
 use serde_json::json;
 
@@ -16,9 +14,10 @@ use super::report;
 use super::sandbox::Writes;
 use super::status::Terminal;
 use super::understand::{check_temperature, placed, readable, without_pictures};
-use crate::culprit::{explain, finite};
+use crate::culprit::explain;
 use crate::error::{Error, Result};
-use crate::eval::code_prompts;
+use crate::heads::Heads;
+use crate::infer::{Answer, Engine, Event, Kind, Limits, PictureAnswer, PictureRequest, Request};
 use crate::status::Status;
 use crate::tasks::check_drawing_room;
 
@@ -69,6 +68,15 @@ pub(super) struct Generate {
     json: bool,
 }
 
+/// Refuses a strength of the prompt that is no number.
+pub(super) fn check_guidance(guidance: f64) -> Result<()> {
+    if guidance.is_finite() {
+        return Ok(());
+    }
+    let message = format!("`--guidance {guidance}` is no number");
+    Err(Error::Usage { message, hint: "5 is the usual strength".into() })
+}
+
 impl Generate {
     /// What the command means to write.
     pub(super) fn writes(&self) -> Writes {
@@ -79,9 +87,8 @@ impl Generate {
         if let Some(temperature) = self.temperature {
             check_temperature(temperature)?;
         }
-        if let Some(guidance) = self.guidance.filter(|guidance| !guidance.is_finite()) {
-            let message = format!("`--guidance {guidance}` is no number");
-            return Err(Error::Usage { message, hint: "5 is the usual strength".into() });
+        if let Some(guidance) = self.guidance {
+            check_guidance(guidance)?;
         }
         if self.sources.is_empty() {
             let hint = "leave it out: the prompt says what to draw; a picture to be changed is given with `--source`";
@@ -109,25 +116,31 @@ impl Generate {
         let sources = readable(&base, &self.sources, sources)?;
         let parts = Parts { generation: true, image_tokenizer: true, vision: !sources.is_empty(), ..Parts::default() };
         let (model, _) = self.dtype.model(&base, &adapters, &device, parts, &Terminal)?;
-        let count = self.count as usize;
-        let bar = Terminal.items("drawing", model.codes_per_image() as u64);
         let mut options = base.drawing(self.seed);
         options.guidance = self.guidance.unwrap_or(options.guidance);
         options.temperature = self.temperature.unwrap_or(options.temperature);
-        let pass = Pass::answering();
-        let prompts = code_prompts(&model, &base, &vec![(prompt.as_slice(), sources.as_slice()); count])?;
-        let codes = generate_codes(&model, &pass, &prompts, &options, &mut |_| bar.advance(1));
-        let codes = codes.map_err(|error| match &error {
-            janus_core::Error::Model(ModelError::NotFinite { .. }) if options.guidance.abs() > USUAL_GUIDANCE => {
+        let request = |number: u32| {
+            let options = CodeOptions { seed: self.seed.wrapping_add(u64::from(number)), ..options };
+            Request::plain(Kind::Picture(PictureRequest { prompt: prompt.clone(), images: sources.clone(), options }))
+        };
+        let bar = Terminal.items("drawing", model.codes_per_image() as u64 * u64::from(self.count));
+        let heads = Heads::new();
+        let mut engine = Engine::new(&model, &base, &heads, Limits::of(&model)?);
+        let answers = engine.answer_all((0..self.count).map(request), &mut |event| {
+            bar.advance(u64::from(matches!(event, Event::Drew { .. })));
+        });
+        let answers = answers.map_err(|error| match &error {
+            Error::Core(janus_core::Error::Model(ModelError::NotFinite { .. }))
+                if options.guidance.abs() > USUAL_GUIDANCE =>
+            {
                 let message = format!("{error} with `--guidance {:e}`", options.guidance);
                 Error::Usage { message, hint: "guidance is usually between 1 and 10".into() }
             }
-            _ => explain(error.into(), &base, &adapters),
+            _ => explain(error, &base, &adapters),
         })?;
         bar.finish();
-        let pixels = finite(model.image_tokenizer()?.decode(&pass, &codes)?, "pixels");
-        let pictures = pixels_to_images(&pixels.map_err(|error| explain(error, &base, &adapters))?)?;
-        for (picture, place) in pictures.iter().zip(&places) {
+        let drawn: Vec<PictureAnswer> = answers.into_iter().filter_map(Answer::into_picture).collect();
+        for (PictureAnswer { picture, .. }, place) in drawn.iter().zip(&places) {
             let mut bytes = std::io::Cursor::new(Vec::new());
             picture.write_to(&mut bytes, image::ImageFormat::Png).map_err(|e| Error::Usage {
                 message: format!("cannot encode the picture: {e}"),
@@ -136,6 +149,7 @@ impl Generate {
             write_file(place, |file| file.write_all(bytes.get_ref()))?;
         }
         if self.json {
+            let codes: Vec<&Vec<u32>> = drawn.iter().map(|answer| &answer.codes).collect();
             report::json(&json!({ "files": files, "codes": codes }));
         } else {
             files.iter().for_each(|file| done!("{}", file.display()));

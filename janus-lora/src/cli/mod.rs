@@ -6,6 +6,7 @@ mod adapter;
 mod arguments;
 mod ask;
 mod base;
+mod batch;
 mod bench;
 mod cache;
 mod closed;
@@ -70,6 +71,7 @@ enum Command {
     Report(run_report::RunReport),
     Understand(understand::Understand),
     Generate(generate::Generate),
+    Batch(batch::Batch),
     Merge(merge::Merge),
     Probe(probe::Probe),
     /// Look into adapters, and make ones out of others and out of checkpoints.
@@ -99,6 +101,7 @@ impl Command {
             Command::Eval(command) => command.run(),
             Command::Understand(command) => command.run(),
             Command::Generate(command) => command.run(),
+            Command::Batch(command) => command.run(),
             Command::Merge(command) => command.run(),
             Command::Probe(command) => command.run(),
             Command::Report(command) => command.run(),
@@ -118,6 +121,7 @@ impl Command {
             Command::Eval(command) => command.writes(),
             Command::Understand(command) => command.writes(),
             Command::Generate(command) => command.writes(),
+            Command::Batch(command) => command.writes(),
             Command::Merge(command) => command.writes(),
             Command::Probe(command) => command.writes(),
             Command::Report(command) => command.writes(),

@@ -7,6 +7,7 @@ use janus_core::{Diagnose, Fault};
 use serde::Serialize;
 
 use super::out;
+use crate::batch::BatchError;
 use crate::error::Error;
 use crate::train::TrainError;
 use crate::visible::{message, one_line};
@@ -19,7 +20,9 @@ pub(super) const INTERNAL: u8 = 1;
 /// Prints one error chain with its hints and gives the exit code.
 pub(super) fn failure(error: &Error) -> ExitCode {
     let stopped = match error {
-        Error::Train(TrainError::Stopped { signal, .. }) => Some(*signal),
+        Error::Train(TrainError::Stopped { signal, .. }) | Error::Batch(BatchError::Stopped { signal, .. }) => {
+            Some(*signal)
+        }
         _ => None,
     };
     let mut text = match stopped {

@@ -21,9 +21,10 @@ use crate::cache::Image;
 use crate::culprit::explain;
 use crate::data::EncodedImage;
 use crate::error::{Error, Result};
-use crate::eval::{Answer, answer};
+use crate::heads::Heads;
+use crate::infer::{Answer, Engine, Kind, Limits, Request, TextAnswer, TextRequest};
 use crate::status::Status;
-use crate::tasks::{Question, TaskError, answer_room, place};
+use crate::tasks::{TaskError, answer_room, place};
 use crate::visible::one_line;
 
 /// Answer questions about images.
@@ -191,11 +192,20 @@ impl Understand {
     }
 
     /// Answers to every question about these pictures together.
-    fn answers(&self, model: &Janus, base: &Base, prompts: &[Vec<u32>], images: &[Image]) -> Result<Vec<Answer>> {
-        let question =
-            |prompt: &Vec<u32>| Question { prompt: prompt.clone(), images: images.to_vec(), answer: String::new() };
-        let questions: Vec<Question> = prompts.iter().map(question).collect();
-        answer(model, base, &questions, self.max_new_tokens as usize, self.temperature, self.seed)
+    fn answers(&self, model: &Janus, base: &Base, prompts: &[Vec<u32>], images: &[Image]) -> Result<Vec<TextAnswer>> {
+        let request = |(place, prompt): (usize, &Vec<u32>)| {
+            Request::plain(Kind::Text(TextRequest {
+                prompt: prompt.clone(),
+                images: images.to_vec(),
+                max_new_tokens: self.max_new_tokens as usize,
+                temperature: self.temperature,
+                seed: self.seed.wrapping_add(place as u64),
+            }))
+        };
+        let heads = Heads::new();
+        let mut engine = Engine::new(model, base, &heads, Limits::of(model)?);
+        let answers = engine.answer_all(prompts.iter().enumerate().map(request), &mut |_| {})?;
+        Ok(answers.into_iter().filter_map(Answer::into_text).collect())
     }
 
     /// Every question about one picture after the other, as if each were the only one.
@@ -219,7 +229,7 @@ impl Understand {
             let answers =
                 self.answers(&model, base, prompts, &image).map_err(|error| explain(error, base, adapters))?;
             for (question, answer) in self.questions.iter().zip(answers) {
-                let Answer { text, token_ids } = answer;
+                let TextAnswer { text, token_ids, .. } = answer;
                 if self.json {
                     told.push(json!({ "image": path, "question": question, "text": text, "token_ids": token_ids }));
                 } else if self.questions.len() == 1 {

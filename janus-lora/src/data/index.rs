@@ -351,8 +351,13 @@ impl Table {
         Ok(Judged { bytes: row.size_bytes(), clipped_greys, pictures })
     }
 
+    /// The files.
+    pub(super) fn data_files(&self) -> &[DataFile] {
+        &self.files
+    }
+
     /// A row of a batch, its pictures with how they are read.
-    fn row(&self, batch: &Batch, i: usize) -> Result<Row, RowFault> {
+    pub(super) fn row(&self, batch: &Batch, i: usize) -> Result<Row, RowFault> {
         let mut row = batch.row(i)?;
         for (role, images) in &mut row.images {
             // What a mask holds are no shades.

@@ -53,12 +53,14 @@ pub mod stream;
 pub mod synth;
 #[cfg(test)]
 mod table_tests;
+pub(crate) mod table_writer;
 #[cfg(test)]
 pub(crate) mod testing;
 mod thrift;
 mod types;
 mod unpack;
 mod values;
+mod whole;
 mod written;
 
 pub use contents::Digest;

@@ -92,11 +92,13 @@ pub struct ReadOptions {
     pub image_root: Option<PathBuf>,
     /// Bytes that a page may unpack to (`data_limits.max_page_bytes`).
     pub max_page_bytes: u64,
+    /// Whether columns are read that nobody asked for, too ([`WholeBatch`]).
+    pub all_columns: bool,
 }
 
 impl Default for ReadOptions {
     fn default() -> Self {
-        Self { asker: Asker::default(), image_root: None, max_page_bytes: DEFAULT_PAGE_BYTES }
+        Self { asker: Asker::default(), image_root: None, max_page_bytes: DEFAULT_PAGE_BYTES, all_columns: false }
     }
 }
 
@@ -226,7 +228,7 @@ impl DataFile {
             hints: Vec::new(),
         })?;
         let as_packed = metadata.metadata().clone();
-        let metadata = guard::catch(|| with_columns_as_read(&metadata, &columns))
+        let metadata = guard::catch(|| with_columns_as_read(&metadata, &columns, options.all_columns))
             .map_err(unreadable)?
             .map_err(|e| unreadable(e.to_string()))?;
         let batch_rows = (0..metadata.metadata().num_row_groups()).map(|_| OnceLock::new()).collect();
@@ -292,6 +294,11 @@ impl DataFile {
         self.schema.fields().iter().map(|field| (field.name().as_str(), type_name(field.data_type())))
     }
 
+    /// The columns as they are read.
+    pub(super) fn read_schema(&self) -> &SchemaRef {
+        self.metadata.schema()
+    }
+
     /// Whether the file has the column of the request at this place in the list of requests.
     pub(crate) fn has(&self, request: usize) -> bool {
         self.columns.get(request).is_some_and(Option::is_some)
@@ -340,9 +347,12 @@ impl DataFile {
         Ok(Batches { file: self, row_group, roots, next_row: rows.start, reader: Some(reader) })
     }
 
-    /// The requested columns' places in the schema, ascending, and the mask that reads only them.
+    /// The places of the columns that are read in the schema, ascending, and the mask that reads only them.
     pub(super) fn projection(&self) -> (Vec<usize>, ProjectionMask) {
-        let mut roots: Vec<usize> = self.columns.iter().flatten().map(|place| place.root).collect();
+        let mut roots: Vec<usize> = match self.options.all_columns {
+            true => (0..self.schema.fields().len()).collect(),
+            false => self.columns.iter().flatten().map(|place| place.root).collect(),
+        };
         roots.sort_unstable();
         roots.dedup();
         let mask = ProjectionMask::roots(self.metadata.parquet_schema(), roots.iter().copied());
@@ -358,9 +368,10 @@ impl DataFile {
 fn with_columns_as_read(
     metadata: &ArrowReaderMetadata,
     columns: &[Option<Place>],
+    all: bool,
 ) -> parquet::errors::Result<ArrowReaderMetadata> {
     let schema = metadata.schema();
-    let is_read = |number| columns.iter().flatten().any(|place| place.root == number);
+    let is_read = |number| all || columns.iter().flatten().any(|place| place.root == number);
     let fields = schema.fields().iter().enumerate().map(|(number, field)| match is_read(number) {
         true => as_read(field),
         false => field.clone(),
@@ -402,14 +413,22 @@ pub(crate) struct Batches<'a> {
 impl Batches<'_> {
     /// The next batch; `None` at the end.
     pub(crate) fn next(&mut self, requests: &[ColumnRequest]) -> Result<Option<Batch>, DataError> {
+        Ok(self.next_whole(requests)?.map(|(batch, _)| batch))
+    }
+
+    /// The next batch with the columns that it is made of; `None` at the end.
+    pub(crate) fn next_whole(&mut self, requests: &[ColumnRequest]) -> Result<Option<(Batch, RecordBatch)>, DataError> {
         let Some(mut reader) = self.reader.take() else { return Ok(None) };
-        let read = guard::catch(|| reader.next().map(|batch| batch.and_then(|batch| self.unpack(&batch, requests))));
+        let read = guard::catch(|| {
+            let batch = reader.next()?;
+            Some(batch.and_then(|batch| Ok((self.unpack(&batch, requests)?, batch))))
+        });
         match read {
             Ok(None) => Ok(None),
-            Ok(Some(Ok(batch))) => {
+            Ok(Some(Ok(whole))) => {
                 self.reader = Some(reader);
-                self.next_row += batch.rows;
-                Ok(Some(batch))
+                self.next_row += whole.0.rows;
+                Ok(Some(whole))
             }
             Ok(Some(Err(e))) => Err(self.file.damaged(self.row_group, e.to_string())),
             Err(reason) => Err(self.file.damaged(self.row_group, reason)),

@@ -2,21 +2,19 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use janus_core::Janus;
 use janus_core::pass::Pass;
-use janus_core::processing::left_pad;
-use janus_core::sample::{TextOptions, generate_text};
 use serde::Serialize;
+use serde_json::json;
 
 use super::Evaluation;
-use super::bleu::Bleu;
 use super::drawn::{self, DrawnMetrics};
-use super::rouge::rouge_l;
 use crate::base::Base;
-use crate::cache::{self, Image};
 use crate::error::Result;
 use crate::heads::Heads;
-use crate::tasks::{Question, answer_room};
+use crate::infer::{Answer, Kind, Request, TextRequest};
+use crate::metrics::bleu::Bleu;
+use crate::metrics::rouge::rouge_l;
+use crate::tasks::Question;
 
 /// Tokens an answer may have beyond the expected one's.
 pub(super) const SPARE_TOKENS: usize = 8;
@@ -105,7 +103,7 @@ fn answer_metrics(pairs: &[(String, String)]) -> Option<AnswerMetrics> {
 /// Evaluates a table whose answers are texts or pictures.
 pub(super) fn evaluate(evaluation: &Evaluation<'_>) -> Result<TableMetrics> {
     let Evaluation { model, base, task, .. } = evaluation;
-    let pass = Pass::inference();
+    let (pass, mut engine) = (Pass::inference(), evaluation.engine());
     let (mut rows, mut tokens, mut correct, mut sum) = (0, 0, 0, 0f64);
     let mut counts: HashMap<u32, usize> = HashMap::new();
     let mut pairs = Vec::new();
@@ -117,7 +115,9 @@ pub(super) fn evaluate(evaluation: &Evaluation<'_>) -> Result<TableMetrics> {
         correct += loss.correct.to_scalar::<u32>()? as usize;
         let questions = chunk.iter().map(|row| task.question(base, row)).collect::<Result<Vec<_>>>()?;
         let questions: Vec<Question> = questions.into_iter().flatten().collect();
-        for (question, answer) in questions.iter().zip(answers(model, base, &questions)?) {
+        let answers = engine.answer_all(requests(base, &questions)?, &mut |_| {})?;
+        for (question, answer) in questions.iter().zip(answers.into_iter().filter_map(Answer::into_text)) {
+            evaluation.predicted(|| json!(question.answer), || json!(answer.text));
             pairs.push((question.answer.trim().to_owned(), answer.text.trim().to_owned()));
         }
         rows += chunk.len();
@@ -145,71 +145,14 @@ fn frequency_loss(counts: &HashMap<u32, usize>) -> f64 {
     counts.iter().map(|c| *c as f64 / total as f64).map(|p| -p * p.ln()).sum()
 }
 
-/// The best answers to questions whose answers are known, little longer than these.
-fn answers(model: &Janus, base: &Base, questions: &[Question]) -> Result<Vec<Answer>> {
-    if questions.is_empty() {
-        return Ok(Vec::new());
+/// Requests for the best answers to questions whose answers are known, little longer than the longest of these.
+pub(super) fn requests(base: &Base, questions: &[Question]) -> Result<Vec<Request>> {
+    let mut longest = 0;
+    for question in questions {
+        longest = longest.max(base.tokenizer().encode_plain(&question.answer, "answer")?.len());
     }
-    let longest = questions
-        .iter()
-        .map(|q| Ok(base.tokenizer().encode_plain(&q.answer, "answer")?.len()))
-        .collect::<Result<Vec<usize>>>()?;
-    let max_new_tokens = longest.into_iter().max().unwrap_or(0) + SPARE_TOKENS;
-    answer(model, base, questions, max_new_tokens, 0.0, 0)
-}
-
-/// A generated answer.
-#[derive(Debug, Clone)]
-pub struct Answer {
-    /// The text, without special tokens.
-    pub text: String,
-    /// The ids drawn, up to and with the end of the sentence.
-    pub token_ids: Vec<u32>,
-}
-
-/// Answers a batch of questions, each with `max_new_tokens` at most and as far as the base has positions behind its prompt.
-///
-/// # Errors
-/// Prompts or images that do not fit the model.
-pub fn answer(
-    model: &Janus,
-    base: &Base,
-    questions: &[Question],
-    max_new_tokens: usize,
-    temperature: f64,
-    seed: u64,
-) -> Result<Vec<Answer>> {
-    let pass = Pass::answering();
-    let special = base.tokenizer().special();
-    let prompts: Vec<&[u32]> = questions.iter().map(|q| q.prompt.as_slice()).collect();
-    // A longer prompt beside it leaves an answer as it is.
-    let room = |prompt: &&[u32]| answer_room(base, prompt, max_new_tokens);
-    let rooms = prompts.iter().map(room).collect::<std::result::Result<Vec<usize>, _>>()?;
-    let max_new_tokens = rooms.iter().copied().max().unwrap_or(0);
-    let padded = left_pad(&prompts, special.pad);
-    let images: Vec<Image> = questions.iter().flat_map(|q| q.images.iter().cloned()).collect();
-    let features = cache::features(model, &pass, &images)?;
-    let embeds =
-        model.embed_with_images(&pass, &padded.ids, padded.rows, special.image_placeholder, features.as_ref())?;
-    let mask: Vec<bool> = padded.mask.iter().map(|m| *m != 0).collect();
-    let options = TextOptions {
-        max_new_tokens,
-        temperature,
-        seed,
-        stop: vec![special.eos],
-        pad: special.eos,
-        vocabulary: base.vocabulary(),
-    };
-    let drawn = generate_text(model, &pass, &embeds, &mask, &options, &mut |_| {})?;
-    drawn
-        .into_iter()
-        .zip(rooms)
-        .map(|(mut token_ids, room)| {
-            token_ids.truncate(room);
-            let text = base.tokenizer().decode(&token_ids, true)?.trim().to_owned();
-            Ok(Answer { text, token_ids })
-        })
-        .collect()
+    let request = |question| Request::plain(Kind::Text(TextRequest::greedy(question, longest + SPARE_TOKENS)));
+    Ok(questions.iter().map(request).collect())
 }
 
 #[cfg(test)]

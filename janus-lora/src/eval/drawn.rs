@@ -9,20 +9,19 @@ use image::RgbImage;
 use janus_core::model::Slice;
 use janus_core::model::vision::VisionPoint;
 use janus_core::pass::Pass;
-use janus_core::sample::generate_codes;
 use janus_core::{Janus, Parts};
 use serde::Serialize;
 
 use super::Evaluation;
-use super::answers::{SPARE_TOKENS, answer};
-use super::drawings::{code_prompts, pictures};
-use super::frechet::frechet;
-use super::pictures::{psnr, ssim};
+use super::answers::SPARE_TOKENS;
 use super::rebuilt::MOST_DECIBELS;
-use super::rouge::rouge_l;
 use crate::cache::Image;
 use crate::data::Row;
 use crate::error::Result;
+use crate::infer::{Answer, Engine, Event, Kind, Limits, PictureRequest, Request, TextRequest};
+use crate::metrics::frechet::frechet;
+use crate::metrics::image_similarity::{psnr, ssim};
+use crate::metrics::rouge::rouge_l;
 use crate::tasks::{Drawing, Question};
 
 /// Pictures drawn side by side.
@@ -73,15 +72,15 @@ pub(super) fn evaluate(evaluation: &Evaluation<'_>, count: usize) -> Result<Opti
         return Ok(None);
     }
     let bar = status.items(&format!("drawing {}", evaluation.name), (asked.len() * model.codes_per_image()) as u64);
-    let mut drawn: Vec<RgbImage> = Vec::with_capacity(asked.len());
-    for (number, chunk) in asked.chunks(TOGETHER).enumerate() {
-        let prompts: Vec<_> = chunk.iter().map(|(_, d)| (d.prompt.as_slice(), d.images.as_slice())).collect();
-        let prompts = code_prompts(model, base, &prompts)?;
-        let options = base.drawing((number * TOGETHER) as u64);
-        let codes =
-            generate_codes(model, &Pass::answering(), &prompts, &options, &mut |_| bar.advance(chunk.len() as u64))?;
-        drawn.extend(pictures(model, base, &codes)?);
-    }
+    let request = |(number, (_, drawing)): (usize, &(Row, Drawing))| {
+        Request::plain(Kind::Picture(PictureRequest::of(base, drawing, number as u64)))
+    };
+    let mut engine = Engine::new(model, base, evaluation.heads, Limits { rows: TOGETHER, ..evaluation.limits });
+    let answers = engine.answer_all(asked.iter().enumerate().map(request), &mut |event| {
+        bar.advance(u64::from(matches!(event, Event::Drew { .. })));
+    })?;
+    let drawn: Vec<RgbImage> =
+        answers.into_iter().filter_map(Answer::into_picture).map(|answer| answer.picture).collect();
     bar.finish();
 
     let tower = tower(evaluation)?;
@@ -129,7 +128,7 @@ impl Measured {
         drawing: &Drawing,
         picture: &RgbImage,
     ) -> Result<Self> {
-        let Evaluation { model, base, networks, .. } = evaluation;
+        let Evaluation { model, base, settings, .. } = evaluation;
         let expected = square(&drawing.expected)?;
         let own = features(tower, &base.images().understanding(picture)?)?;
         let truth = features(tower, &base.images().understanding(&expected)?)?;
@@ -139,9 +138,9 @@ impl Measured {
             distance: patch_distance(&own, &truth)?,
             mean: mean(&own)?,
             expected_mean: mean(&truth)?,
-            lpips: networks.lpips(picture, &expected)?,
-            pooled: networks.inception(picture)?,
-            expected_pooled: networks.inception(&expected)?,
+            lpips: settings.networks.lpips(picture, &expected)?,
+            pooled: settings.networks.inception(picture)?,
+            expected_pooled: settings.networks.inception(&expected)?,
             psnr: psnr(picture.as_raw(), expected.as_raw()).min(MOST_DECIBELS),
             ssim: ssim(picture.as_raw(), expected.as_raw(), width, height),
             agreement: if is_described { Some(said(evaluation, row, picture)?) } else { None },
@@ -188,12 +187,13 @@ fn patch_distance(one: &Tensor, other: &Tensor) -> Result<f64> {
 
 /// ROUGE-L of a row's prompt and what the model says of the picture.
 fn said(evaluation: &Evaluation<'_>, row: &Row, picture: &RgbImage) -> Result<f64> {
-    let Evaluation { model, base, .. } = evaluation;
+    let base = evaluation.base;
     let asked = row.text("prompt").unwrap_or_default();
     let image = Image::from_pixels(base.images().understanding(picture)?);
     let prompt = base.prompts().understanding_prompt(QUESTION, 1, true)?;
     let question = Question { prompt, images: vec![image], answer: String::new() };
     let limit = base.tokenizer().encode_plain(asked, "prompt")?.len() + SPARE_TOKENS;
-    let answers = answer(model, base, std::slice::from_ref(&question), limit, 0.0, 0)?;
-    Ok(answers.first().map_or(0.0, |answer| rouge_l(asked, &answer.text)))
+    let request = Request::plain(Kind::Text(TextRequest::greedy(&question, limit)));
+    let answer = evaluation.engine().answer_all([request], &mut |_| {})?.into_iter().find_map(Answer::into_text);
+    Ok(answer.map_or(0.0, |answer| rouge_l(asked, &answer.text)))
 }

@@ -3,31 +3,23 @@
 //! | file | what |
 //! | --- | --- |
 //! | `answers` | generated answers and their figures |
-//! | `drawings`, `drawn` | pictures that a model draws, and their figures |
-//! | `pictures`, `frechet` | figures of two pictures, and of many |
+//! | `drawn` | pictures that a model draws, and their figures |
 //! | `given` | networks for such figures whose weights the user gives |
 //! | `rebuilt` | pictures that come back from their codes |
-//! | `told` | what heads tell of pictures |
-//! | `classes`, `boxes`, `masks`, `ranks` | figures of labels, boxes, masks and retrieval |
-//! | `bleu`, `rouge` | figures of texts |
+//! | `head_metrics` | what heads tell of pictures |
+//! | `predictions` | what was answered to each row |
 //!
 //! Figures are of what a model answers, never of what is given to it, but for loss, perplexity and token accuracy: those are
 //! of the given answers, each token seen after the right ones before it.
 
 mod answers;
-mod bleu;
-mod boxes;
-mod classes;
-mod drawings;
 mod drawn;
-mod frechet;
 mod given;
-mod masks;
-mod pictures;
-mod ranks;
+mod head_metrics;
+pub(crate) mod predictions;
 mod rebuilt;
-mod rouge;
-mod told;
+
+use std::cell::RefCell;
 
 use janus_core::Janus;
 
@@ -35,33 +27,15 @@ use crate::base::Base;
 use crate::data::Row;
 use crate::error::Result;
 use crate::heads::Heads;
-use crate::heads::locate::{Found, Marked};
+use crate::infer::{Engine, Limits};
 use crate::status::Status;
-use crate::tasks::{Batch, Context, Mask, Task};
+use crate::tasks::{Batch, Context, Task};
 use crate::train::signals;
 use crate::train::tables::{RecipeTable, Source};
 
-pub use answers::{Answer, TableMetrics, answer};
-pub use drawings::{code_prompts, pictures};
+pub use answers::TableMetrics;
 pub use given::{NetworkError, Networks};
-
-/// How far the best of a row's found boxes overlap its true ones as intersection over union, on average; of a row without true
-/// ones, whether nothing was found.
-pub(crate) fn row_iou(labels: usize, truth: &[Marked], found: &[Found]) -> f64 {
-    if truth.is_empty() {
-        return if found.is_empty() { 1.0 } else { 0.0 };
-    }
-    let mut detections = boxes::Detections::new(labels);
-    detections.add(truth, found);
-    detections.mean_iou()
-}
-
-/// How far a mask overlaps the row's, as Dice.
-pub(crate) fn row_dice(truth: &Mask, answered: &[bool]) -> Option<f64> {
-    let mut figures = masks::MaskFigures::new();
-    figures.add(truth.pixels.as_deref()?, answered, &truth.ignored);
-    Some(figures.metrics(0.0).dice)
-}
+pub use predictions::Prediction;
 
 /// Metrics of every table that has evaluation rows, by name.
 pub type Metrics = serde_json::Map<String, serde_json::Value>;
@@ -81,8 +55,18 @@ pub fn in_one_line(metrics: &Metrics) -> String {
     metrics.iter().map(of_table).collect::<Vec<_>>().join("; ")
 }
 
-/// Evaluates every table of a recipe that has evaluation rows; one whose head is not among `heads` has no figures. Drawn pictures
-/// are measured with those of the `networks` that were given, too.
+/// How tables are evaluated.
+#[derive(Default)]
+pub struct Settings<'a> {
+    /// Rows of a pass.
+    pub batch_size: usize,
+    /// Networks that drawn pictures are measured with beside the base's own tower.
+    pub networks: Networks,
+    /// Where what is answered to each row goes, if it is wanted.
+    pub predictions: Option<&'a RefCell<Vec<Prediction>>>,
+}
+
+/// Evaluates every table of a recipe that has evaluation rows; one whose head is not among `heads` has no figures.
 ///
 /// # Errors
 /// Rows that cannot be read, or a model that lacks a part.
@@ -91,18 +75,18 @@ pub fn evaluate(
     base: &Base,
     heads: &Heads,
     tables: &[RecipeTable],
-    networks: &Networks,
-    batch_size: usize,
+    settings: &Settings<'_>,
     status: &dyn Status,
 ) -> Result<Metrics> {
     let mut metrics = Metrics::new();
+    let limits = Limits::of(model)?;
     for table in tables {
         let Some(source) = &table.eval else { continue };
         let (task, name) = (table.task.as_ref(), table.section.name.as_str());
         let pictures = table.section.eval_pictures.unwrap_or(0) as usize;
-        let evaluation = Evaluation { model, base, heads, task, source, name, pictures, networks, batch_size, status };
+        let evaluation = Evaluation { model, base, heads, task, source, name, pictures, limits, settings, status };
         let value = match task.head() {
-            Some(kind) => told::evaluate(&evaluation, &kind)?,
+            Some(kind) => head_metrics::evaluate(&evaluation, &kind)?,
             None if task.rebuilds() => {
                 Some(serde_json::to_value(rebuilt::evaluate(&evaluation)?).expect("plain numbers are JSON"))
             }
@@ -125,19 +109,32 @@ struct Evaluation<'a> {
     name: &'a str,
     /// Pictures that are drawn of its first rows.
     pictures: usize,
-    networks: &'a Networks,
-    batch_size: usize,
+    limits: Limits,
+    settings: &'a Settings<'a>,
     status: &'a dyn Status,
 }
 
-impl Evaluation<'_> {
+impl<'a> Evaluation<'a> {
+    /// An engine over the model as it is.
+    fn engine(&self) -> Engine<'a> {
+        Engine::new(self.model, self.base, self.heads, self.limits)
+    }
+
+    /// Notes what was answered to the next row, where that is wanted.
+    fn predicted(&self, expected: impl FnOnce() -> serde_json::Value, answer: impl FnOnce() -> serde_json::Value) {
+        let Some(predictions) = self.settings.predictions else { return };
+        let mut predictions = predictions.borrow_mut();
+        let row = predictions.iter().rev().take_while(|other| other.table == self.name).count();
+        predictions.push(Prediction { table: self.name.to_owned(), row, expected: expected(), answer: answer() });
+    }
+
     /// Hands out all rows, batch by batch, with the batch that is made of them.
     fn each(&self, mut f: impl FnMut(&[Row], Batch) -> Result<()>) -> Result<()> {
         let bar = self.status.items(&format!("evaluating {}", self.name), self.source.index.accepted_rows() as u64);
         let context = Context { base: self.base, model: self.model, draw: None };
         let mut rows = self.source.rows()?;
         loop {
-            let chunk = rows.by_ref().take(self.batch_size.max(1)).collect::<Result<Vec<Row>>>()?;
+            let chunk = rows.by_ref().take(self.settings.batch_size.max(1)).collect::<Result<Vec<Row>>>()?;
             if chunk.is_empty() {
                 break;
             }
@@ -154,6 +151,8 @@ impl Evaluation<'_> {
 #[cfg(test)]
 mod tests {
     use serde::Serialize;
+
+    use crate::metrics::{boxes, classes, masks, ranks};
 
     use super::answers::AnswerMetrics;
     use super::drawn::DrawnMetrics;

@@ -7,8 +7,8 @@ use janus_core::processing::pixels_to_images;
 use serde::Serialize;
 
 use super::Evaluation;
-use super::pictures::{psnr, ssim};
 use crate::error::Result;
+use crate::metrics::image_similarity::{psnr, ssim};
 use crate::tasks::Batch;
 
 /// What equal pictures count as, in decibels: their ratio is infinite, and so would be any mean with it.

@@ -6,11 +6,18 @@
 //! to their farthest side, the coarsest also larger, the finest also smaller ones.
 
 use candle_core::{D, Device, Result, Tensor};
+use image::RgbImage;
 use janus_core::config::JanusConfig;
 use janus_core::ops::activation::sigmoid;
+use janus_core::processing::Frame;
+use serde_json::json;
 
 use super::layers::{channels, doubled, grid, normalised, softplus, with_neighbours};
-use super::{First, Head, Value};
+use super::{Description, Features, Figures, First, Head, HeadAnswer, HeadSample, Target, TaskHead, Value};
+use crate::detection::{Detection, LabelledBox};
+use crate::metrics::boxes::Detections;
+use crate::metrics::row_iou;
+use crate::overlay::{Overlay, SHOWN_SCORE, words};
 
 /// Width of the head over large bases.
 const MOST_CHANNELS: usize = 64;
@@ -27,26 +34,6 @@ const LEAST_SCORE: f32 = 0.05;
 const SAME_IOU: f32 = 0.6;
 const MOST_BOXES: usize = 100;
 
-/// A box and what is in it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Marked {
-    /// Left, top, right, bottom in pixels.
-    pub corners: [f32; 4],
-    /// The number of its label.
-    pub label: u32,
-}
-
-/// A box that was found.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Found {
-    /// Left, top, right, bottom in pixels.
-    pub corners: [f32; 4],
-    /// The number of its label.
-    pub label: u32,
-    /// From 0 to 1: `sqrt(class probability · centre-ness)`.
-    pub score: f32,
-}
-
 /// Places a side of each grid, the coarsest first.
 fn sides(config: &JanusConfig) -> Vec<usize> {
     let mut sides = vec![config.vision.num_patches().isqrt()];
@@ -56,40 +43,181 @@ fn sides(config: &JanusConfig) -> Vec<usize> {
     sides
 }
 
-/// `project` from the features, `up.N` to the next finer grid, `near` over each place's neighbourhood, and what a place tells:
-/// `class`, `side` and `centre`, with a factor on the sides for each grid.
-pub(super) fn values(config: &JanusConfig, labels: usize) -> Vec<Value> {
-    let (hidden, channels) = (config.vision.projection_dim, channels(config, MOST_CHANNELS));
-    let levels = sides(config).len();
-    let mut values = Value::affine("project", hidden, channels);
-    (1..levels).for_each(|level| values.extend(Value::affine(&format!("up.{level}"), channels, 4 * channels)));
-    values.extend(Value::affine("near", 9 * channels, channels));
-    for (name, outputs, bias) in [("class", labels, (PRIOR / (1.0 - PRIOR)).ln()), ("side", 4, 0.0), ("centre", 1, 0.0)]
-    {
-        values.push(Value::new(&format!("{name}.weight"), &[outputs, channels], First::Normal(0.01)));
-        values.push(Value::new(&format!("{name}.bias"), &[outputs], First::Constant(bias)));
-    }
-    values.push(Value::new("scale", &[levels], First::Constant(1.0)));
-    values
+/// Boxes with these labels.
+pub(super) struct Locate<'a> {
+    pub(super) labels: &'a [String],
 }
 
-/// Values of all grids with their gradients: each place's neighbourhood, as nine parts and together, what is made of it, and
-/// the four parts that the next finer grid is made of.
-pub(super) fn activation_values(config: &JanusConfig) -> usize {
-    let places: usize = sides(config).iter().map(|side| side * side).sum();
-    places * channels(config, MOST_CHANNELS) * (2 * (9 + 9 + 2 + 4) + 9)
+impl TaskHead for Locate<'_> {
+    fn task(&self) -> &'static str {
+        "locate"
+    }
+
+    fn least_labels(&self) -> usize {
+        1
+    }
+
+    /// `project` from the features, `up.N` to the next finer grid, `near` over each place's neighbourhood, and what a place tells:
+    /// `class`, `side` and `centre`, with a factor on the sides for each grid.
+    fn values(&self, config: &JanusConfig) -> Vec<Value> {
+        let (hidden, channels) = (config.vision.projection_dim, channels(config, MOST_CHANNELS));
+        let levels = sides(config).len();
+        let mut values = Value::affine("project", hidden, channels);
+        (1..levels).for_each(|level| values.extend(Value::affine(&format!("up.{level}"), channels, 4 * channels)));
+        values.extend(Value::affine("near", 9 * channels, channels));
+        let class_bias = (PRIOR / (1.0 - PRIOR)).ln();
+        for (name, outputs, bias) in [("class", self.labels.len(), class_bias), ("side", 4, 0.0), ("centre", 1, 0.0)] {
+            values.push(Value::new(&format!("{name}.weight"), &[outputs, channels], First::Normal(0.01)));
+            values.push(Value::new(&format!("{name}.bias"), &[outputs], First::Constant(bias)));
+        }
+        values.push(Value::new("scale", &[levels], First::Constant(1.0)));
+        values
+    }
+
+    /// Values of all grids with their gradients: each place's neighbourhood, as nine parts and together, what is made of it, and
+    /// the four parts that the next finer grid is made of.
+    fn activation_values(&self, config: &JanusConfig) -> usize {
+        let places: usize = sides(config).iter().map(|side| side * side).sum();
+        places * channels(config, MOST_CHANNELS) * (2 * (9 + 9 + 2 + 4) + 9)
+    }
+
+    /// The tensors of [`Places`].
+    fn output(
+        &self,
+        head: &Head,
+        config: &JanusConfig,
+        features: &Features,
+        _: Option<&Tensor>,
+    ) -> Result<Vec<Tensor>> {
+        let Places { classes, sides, centres, .. } = places(head, config, &features.mid)?;
+        Ok(vec![classes, sides, centres])
+    }
+
+    fn loss(
+        &self,
+        _: &Head,
+        config: &JanusConfig,
+        output: &[Tensor],
+        targets: &[Target],
+        frames: &[Frame],
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let in_square = |(target, frame): (&Target, &Frame)| {
+            let boxes = target.boxes().iter().map(|own| {
+                let [left, top, right, bottom] = own.corners;
+                let ((x1, y1), (x2, y2)) = (frame.to_square((left, top)), frame.to_square((right, bottom)));
+                LabelledBox { corners: [x1, y1, x2, y2], ..*own }
+            });
+            boxes.collect::<Vec<_>>()
+        };
+        let boxes: Vec<Vec<LabelledBox>> = targets.iter().zip(frames).map(in_square).collect();
+        Ok((loss(&Places::of(config, output), &boxes)?, None))
+    }
+
+    fn answer(&self, config: &JanusConfig, output: &[Tensor], frame: &Frame) -> Result<HeadAnswer> {
+        let mut boxes = found(&Places::of(config, output))?.concat();
+        let (width, height) = (frame.picture.0 as f32, frame.picture.1 as f32);
+        for own in &mut boxes {
+            let [left, top, right, bottom] = own.corners;
+            let ((x1, y1), (x2, y2)) = (frame.to_picture((left, top)), frame.to_picture((right, bottom)));
+            let inside = |at: f32, limit: f32| at.clamp(0.0, limit);
+            own.corners = [inside(x1, width), inside(y1, height), inside(x2, width), inside(y2, height)];
+        }
+        // What lay beside the picture has nothing left.
+        boxes.retain(|own| own.corners[0] < own.corners[2] && own.corners[1] < own.corners[3]);
+        Ok(HeadAnswer::Boxes(boxes))
+    }
+
+    fn truth(&self, target: &Target) -> serde_json::Value {
+        let all = target.boxes().iter().map(|own| json!({ "box": own.corners, "label": self.label(own.label) }));
+        json!(all.collect::<Vec<_>>())
+    }
+
+    fn description(&self, answer: &HeadAnswer, _: &[String]) -> Description {
+        let HeadAnswer::Boxes(boxes) = answer else { return Description::default() };
+        let all: Vec<serde_json::Value> = boxes
+            .iter()
+            .map(|own| json!({ "box": own.corners, "label": self.label(own.label), "score": own.score }))
+            .collect();
+        Description { text: words(boxes, self.labels), json: vec![("boxes".to_owned(), json!(all))] }
+    }
+
+    fn draws(&self) -> bool {
+        true
+    }
+
+    fn overlay(&self, answer: &HeadAnswer, picture: &RgbImage) -> std::result::Result<Option<RgbImage>, String> {
+        let HeadAnswer::Boxes(boxes) = answer else { return Ok(None) };
+        Ok(Some(Overlay::new(picture).boxes(boxes, self.labels)?.into_picture()))
+    }
+
+    fn sample(
+        &self,
+        answer: HeadAnswer,
+        target: &Target,
+        picture: &RgbImage,
+    ) -> std::result::Result<Option<HeadSample>, String> {
+        let HeadAnswer::Boxes(mut boxes) = answer else { return Ok(None) };
+        boxes.retain(|own| own.score >= SHOWN_SCORE);
+        let truth = target.boxes();
+        let mut true_ones = Overlay::new(picture);
+        for own in truth {
+            true_ones = true_ones.outlined(own.corners, own.label as usize, self.label(own.label))?;
+        }
+        let described = |own: &LabelledBox| {
+            format!("{} at {}", self.label(own.label), own.corners.map(|corner| format!("{corner:.1}")).join(", "))
+        };
+        let expected: Vec<String> = truth.iter().map(described).collect();
+        let (score, answer) = (row_iou(self.labels.len(), truth, &boxes), words(&boxes, self.labels));
+        Ok(Some(HeadSample {
+            expected: if expected.is_empty() { "nothing".to_owned() } else { expected.join("; ") },
+            answer,
+            overlay: self.overlay(&HeadAnswer::Boxes(boxes), picture)?,
+            truth: Some(true_ones.into_picture()),
+            score: Some(score),
+        }))
+    }
+
+    fn figures(&self) -> Box<dyn Figures + '_> {
+        Box::new(Boxes { labels: self.labels, detections: Detections::new(self.labels.len()) })
+    }
+}
+
+impl Locate<'_> {
+    fn label(&self, number: u32) -> &str {
+        self.labels.get(number as usize).map_or("", String::as_str)
+    }
+}
+
+/// True and detected boxes of a table.
+struct Boxes<'a> {
+    labels: &'a [String],
+    detections: Detections,
+}
+
+impl Figures for Boxes<'_> {
+    fn add(&mut self, target: &Target, _: &[Tensor], answer: &HeadAnswer) -> Result<()> {
+        if let HeadAnswer::Boxes(boxes) = answer {
+            self.detections.add(target.boxes(), boxes);
+        }
+        Ok(())
+    }
+
+    fn metrics(self: Box<Self>, loss_sum: f64) -> Result<serde_json::Value> {
+        Ok(json!(self.detections.metrics(self.labels, loss_sum)))
+    }
 }
 
 impl Places {
-    /// All that they say.
-    pub(crate) fn tensors(&self) -> [&Tensor; 3] {
-        [&self.classes, &self.sides, &self.centres]
+    /// Of a head's outputs.
+    fn of(config: &JanusConfig, output: &[Tensor]) -> Self {
+        let [classes, all_sides, centres] = [0, 1, 2].map(|number| output[number].clone());
+        Self { classes, sides: all_sides, centres, grids: sides(config), image_size: config.vision.image_size }
     }
 }
 
 /// What every place of every grid says.
 #[derive(Debug)]
-pub struct Places {
+struct Places {
     /// Logits of the classes, `[images, places, labels]`.
     classes: Tensor,
     /// Pixels of the square from the place to the left, top, right and bottom side, `[images, places, 4]`.
@@ -106,7 +234,7 @@ pub struct Places {
 ///
 /// # Errors
 /// Shapes that do not fit.
-pub fn places(head: &Head, config: &JanusConfig, features: &Tensor) -> Result<Places> {
+fn places(head: &Head, config: &JanusConfig, features: &Tensor) -> Result<Places> {
     let (grids, image_size) = (sides(config), config.vision.image_size);
     let linear = |x: &Tensor, name: &str| head.affine(x, name);
     let mut level = linear(&grid(&normalised(features)?)?, "project")?.relu()?;
@@ -164,7 +292,7 @@ fn area([left, top, right, bottom]: [f32; 4]) -> f32 {
 
 /// The goals of a picture's places; `boxes` in pixels of the square. Of several boxes a place belongs to the smallest. A box
 /// that no place belongs to has the place of its grid that is nearest to its centre.
-fn goals(grids: &[usize], image_size: usize, boxes: &[Marked]) -> Vec<Goal> {
+fn goals(grids: &[usize], image_size: usize, boxes: &[LabelledBox]) -> Vec<Goal> {
     let all: Vec<(f32, f32, f32)> = points(grids, image_size).collect();
     let finest = all.last().map_or(1.0, |(_, _, stride)| *stride);
     let coarsest = all.first().map_or(1.0, |(_, _, stride)| *stride);
@@ -176,7 +304,7 @@ fn goals(grids: &[usize], image_size: usize, boxes: &[Marked]) -> Vec<Goal> {
     let mut owned = vec![false; boxes.len()];
     for (place, point) in all.iter().enumerate() {
         let (x, y, stride) = *point;
-        let holds = |marked: &Marked| {
+        let holds = |marked: &LabelledBox| {
             let sides = sides_at(*point, marked.corners);
             let [left, top, right, bottom] = marked.corners;
             let from_centre = (x - (left + right) / 2.0).abs().max((y - (top + bottom) / 2.0).abs());
@@ -218,7 +346,7 @@ fn goals(grids: &[usize], image_size: usize, boxes: &[Marked]) -> Vec<Goal> {
 ///
 /// # Errors
 /// Another number of pictures, or a label that the head does not have.
-pub fn loss(places: &Places, boxes: &[Vec<Marked>]) -> Result<Tensor> {
+fn loss(places: &Places, boxes: &[Vec<LabelledBox>]) -> Result<Tensor> {
     let (images, count, labels) = places.classes.dims3()?;
     let device = places.classes.device();
     let mut is_class = vec![0f32; images * count * labels];
@@ -284,7 +412,7 @@ fn generalised_iou(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 ///
 /// # Errors
 /// The tensor engine's.
-pub fn found(places: &Places) -> Result<Vec<Vec<Found>>> {
+fn found(places: &Places) -> Result<Vec<Vec<Detection>>> {
     let (images, count, labels) = places.classes.dims3()?;
     let cpu = |tensor: &Tensor| tensor.detach().to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>();
     let (classes, centres) = (cpu(&sigmoid(&places.classes)?)?, cpu(&sigmoid(&places.centres)?)?);
@@ -302,11 +430,13 @@ pub fn found(places: &Places) -> Result<Vec<Vec<Found>>> {
                 continue;
             };
             let corners = [x - sides[0], y - sides[1], x + sides[2], y + sides[3]].map(|c| c.clamp(0.0, limit));
-            candidates.extend(classes.iter().enumerate().filter(|(_, p)| **p > LEAST_SCORE).map(|(label, p)| Found {
-                corners,
-                label: label as u32,
-                score: (p * centre).sqrt(),
-            }));
+            candidates.extend(
+                classes.iter().enumerate().filter(|(_, p)| **p > LEAST_SCORE).map(|(label, p)| Detection {
+                    corners,
+                    label: label as u32,
+                    score: (p * centre).sqrt(),
+                }),
+            );
         }
         pictures.push(suppressed(candidates));
     }
@@ -314,12 +444,12 @@ pub fn found(places: &Places) -> Result<Vec<Vec<Found>>> {
 }
 
 /// Without the boxes that a surer one of their class overlaps.
-fn suppressed(mut candidates: Vec<Found>) -> Vec<Found> {
+fn suppressed(mut candidates: Vec<Detection>) -> Vec<Detection> {
     candidates.sort_by(|a, b| b.score.total_cmp(&a.score));
-    let mut kept: Vec<Found> = Vec::new();
+    let mut kept: Vec<Detection> = Vec::new();
     for candidate in candidates {
         let is_same =
-            |other: &Found| other.label == candidate.label && overlap(other.corners, candidate.corners) > SAME_IOU;
+            |other: &Detection| other.label == candidate.label && overlap(other.corners, candidate.corners) > SAME_IOU;
         if !kept.iter().any(is_same) {
             kept.push(candidate);
         }

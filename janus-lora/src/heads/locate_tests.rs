@@ -27,12 +27,12 @@ fn features(images: usize) -> Tensor {
     drawn(&[images, config().vision.num_patches(), config().vision.projection_dim], "features", 0.5)
 }
 
-fn marked(corners: [f32; 4], label: u32) -> Marked {
-    Marked { corners, label }
+fn marked(corners: [f32; 4], label: u32) -> LabelledBox {
+    LabelledBox { corners, label }
 }
 
 /// The loss of one picture's places in f64, place by place.
-fn slow_loss(places: &Places, image: usize, boxes: &[Marked]) -> f64 {
+fn slow_loss(places: &Places, image: usize, boxes: &[LabelledBox]) -> f64 {
     let classes = places.classes.to_vec3::<f32>().unwrap().swap_remove(image);
     let sides = places.sides.to_vec3::<f32>().unwrap().swap_remove(image);
     let centres = places.centres.to_vec2::<f32>().unwrap().swap_remove(image);
@@ -114,7 +114,7 @@ fn places_belong_to_the_smallest_box_of_their_size() {
 
 #[test]
 fn the_surest_of_boxes_that_are_one_is_kept() {
-    let found = |corners, label, score| Found { corners, label, score };
+    let found = |corners, label, score| Detection { corners, label, score };
     let kept = suppressed(vec![
         found([0.0, 0.0, 10.0, 10.0], 0, 0.5),
         found([0.0, 0.0, 10.0, 9.0], 0, 0.9),

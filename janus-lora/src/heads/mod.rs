@@ -8,26 +8,38 @@
 //! | `retrieve` | pictures and captions as vectors that lie close where they belong together |
 //! | `contrast` | the loss of such vectors |
 //! | `layers` | what heads are built of |
+//! | `answer` | what heads tell of a picture |
+//! | `target` | what is true of a picture |
+//!
+//! What a kind of head is — its values, what it computes, its loss, what that tells, in words and over the picture, and its figures —
+//! stands in its file, behind [`TaskHead`].
 //!
 //! A head has the name of the table that it was trained on. Its values are in `janus_extras.safetensors` as
 //! `head.<name>.<value>`; what it is for is said there in the metadata, as JSON.
 
-pub mod classify;
+mod answer;
+mod classify;
 pub mod contrast;
 mod layers;
-pub mod locate;
-pub mod retrieve;
+mod locate;
+mod retrieve;
 pub mod segment;
+mod target;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
+use image::RgbImage;
 use janus_core::config::JanusConfig;
 use janus_core::noise;
+use janus_core::processing::Frame;
 use serde::{Deserialize, Serialize};
 
 use crate::drawn::drawn;
+
+pub use answer::{Description, Features, HeadAnswer, HeadSample};
+pub use target::{Mask, Target};
 
 /// How every name in a file begins.
 pub const PREFIX: &str = "head.";
@@ -52,15 +64,121 @@ pub enum HeadKind {
     Retrieve {},
 }
 
+/// What a kind of head is.
+pub(crate) trait TaskHead {
+    /// Its task's name.
+    fn task(&self) -> &'static str;
+
+    /// Labels that it has at least.
+    fn least_labels(&self) -> usize {
+        0
+    }
+
+    /// Its values.
+    fn values(&self, config: &JanusConfig) -> Vec<Value>;
+
+    /// Values in f32 that it makes of one picture's features, with their gradients, beside what all heads make of mid features.
+    fn activation_values(&self, _config: &JanusConfig) -> usize {
+        0
+    }
+
+    /// Whether its loss holds pairs against each other, of which there are to be two in a batch.
+    fn is_contrastive(&self) -> bool {
+        false
+    }
+
+    /// Whether it reads low features, too.
+    fn reads_low(&self) -> bool {
+        false
+    }
+
+    /// What it computes of pictures: tensors in f32 whose first dimension counts the pictures. `captions` are the normed hidden
+    /// states of the last token of each picture's caption, or of all captions of one picture, `[captions, hidden]`, for heads that
+    /// read captions.
+    fn output(
+        &self,
+        head: &Head,
+        config: &JanusConfig,
+        features: &Features,
+        captions: Option<&Tensor>,
+    ) -> Result<Vec<Tensor>>;
+
+    /// The loss of some pictures' outputs, summed over them, and how many were right, a scalar in u32, for heads that count it.
+    fn loss(
+        &self,
+        head: &Head,
+        config: &JanusConfig,
+        output: &[Tensor],
+        targets: &[Target],
+        frames: &[Frame],
+    ) -> Result<(Tensor, Option<Tensor>)>;
+
+    /// What the outputs of one picture tell.
+    fn answer(&self, config: &JanusConfig, output: &[Tensor], frame: &Frame) -> Result<HeadAnswer>;
+
+    /// What is true of a picture, as JSON.
+    fn truth(&self, target: &Target) -> serde_json::Value;
+
+    /// An answer in words and as JSON; `captions` are those that were held against the picture.
+    fn description(&self, answer: &HeadAnswer, captions: &[String]) -> Description;
+
+    /// An answer drawn over its picture; `None` of those that are words.
+    ///
+    /// # Errors
+    /// Why it cannot be drawn.
+    fn overlay(&self, _answer: &HeadAnswer, _picture: &RgbImage) -> std::result::Result<Option<RgbImage>, String> {
+        Ok(None)
+    }
+
+    /// Whether [`TaskHead::overlay`] draws.
+    fn draws(&self) -> bool {
+        false
+    }
+
+    /// An answer beside what is true, for people to look at; `None` where a single picture shows nothing.
+    ///
+    /// # Errors
+    /// Why it cannot be drawn.
+    fn sample(
+        &self,
+        answer: HeadAnswer,
+        target: &Target,
+        picture: &RgbImage,
+    ) -> std::result::Result<Option<HeadSample>, String>;
+
+    /// Figures of a table's answers.
+    fn figures(&self) -> Box<dyn Figures + '_>;
+}
+
+/// Figures of a table's answers, row by row.
+pub(crate) trait Figures {
+    /// Takes one row's: what is true, what the head computed, and what that told.
+    ///
+    /// # Errors
+    /// The tensor engine's.
+    fn add(&mut self, target: &Target, output: &[Tensor], answer: &HeadAnswer) -> Result<()>;
+
+    /// All figures; `loss_sum` is over all rows.
+    ///
+    /// # Errors
+    /// The tensor engine's.
+    fn metrics(self: Box<Self>, loss_sum: f64) -> Result<serde_json::Value>;
+}
+
 impl HeadKind {
+    /// What it is.
+    pub(crate) fn form(&self) -> Box<dyn TaskHead + '_> {
+        match self {
+            HeadKind::Classify { labels } => Box::new(classify::Classify { labels }),
+            HeadKind::Locate { labels } => Box::new(locate::Locate { labels }),
+            HeadKind::Segment {} => Box::new(segment::Segment),
+            HeadKind::Retrieve {} => Box::new(retrieve::Retrieve),
+        }
+    }
+
     /// Its task's name.
     pub fn task(&self) -> &'static str {
-        match self {
-            HeadKind::Classify { .. } => "classify",
-            HeadKind::Locate { .. } => "locate",
-            HeadKind::Segment {} => "segment",
-            HeadKind::Retrieve {} => "retrieve",
-        }
+        self.form().task()
     }
 
     /// What it tells apart, none where that is nothing named.
@@ -76,12 +194,7 @@ impl HeadKind {
     /// # Errors
     /// The reason.
     pub fn check(&self) -> std::result::Result<(), String> {
-        let least = match self {
-            HeadKind::Classify { .. } => 2,
-            HeadKind::Locate { .. } => 1,
-            HeadKind::Segment {} | HeadKind::Retrieve {} => 0,
-        };
-        let labels = self.labels();
+        let (labels, least) = (self.labels(), self.form().least_labels());
         if labels.len() < least {
             return Err(format!("it has {} labels, expected at least {least}", labels.len()));
         }
@@ -90,21 +203,11 @@ impl HeadKind {
             None => Ok(()),
         }
     }
-
-    /// Its values.
-    fn values(&self, config: &JanusConfig) -> Vec<Value> {
-        match self {
-            HeadKind::Classify { labels } => classify::values(config, labels.len()),
-            HeadKind::Locate { labels } => locate::values(config, labels.len()),
-            HeadKind::Segment {} => segment::values(config),
-            HeadKind::Retrieve {} => retrieve::values(config),
-        }
-    }
 }
 
 /// A value of a head before training.
 #[derive(Debug, Clone, PartialEq)]
-struct Value {
+pub(crate) struct Value {
     /// Its own name.
     name: String,
     shape: Vec<usize>,
@@ -149,7 +252,7 @@ impl Head {
     /// The tensor engine's.
     pub fn new(config: &JanusConfig, name: &str, kind: HeadKind, seed: u64) -> Result<Self> {
         let mut values = BTreeMap::new();
-        for Value { name: own, shape, first } in kind.values(config) {
+        for Value { name: own, shape, first } in kind.form().values(config) {
             let full = full_name(name, &own);
             let value = drawn(&shape, seed, &full, |key, index| match first {
                 First::Normal(deviation) => deviation * noise::normal(key, index),
@@ -174,6 +277,19 @@ impl Head {
     pub fn with_values(&self, value: impl Fn(&str) -> Tensor) -> Self {
         let values = self.values.keys().map(|name| (name.clone(), value(name))).collect();
         Self { values, ..self.clone() }
+    }
+
+    /// What it computes of pictures; see [`TaskHead::output`].
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub(crate) fn output(
+        &self,
+        config: &JanusConfig,
+        features: &Features,
+        captions: Option<&Tensor>,
+    ) -> Result<Vec<Tensor>> {
+        self.kind.form().output(self, config, features, captions)
     }
 
     /// On a device.
@@ -209,12 +325,12 @@ fn full_name(head: &str, own: &str) -> String {
 
 /// Names and shapes of all values of a head.
 pub fn shapes(config: &JanusConfig, name: &str, kind: &HeadKind) -> Vec<(String, Vec<usize>)> {
-    kind.values(config).into_iter().map(|value| (full_name(name, &value.name), value.shape)).collect()
+    kind.form().values(config).into_iter().map(|value| (full_name(name, &value.name), value.shape)).collect()
 }
 
 /// Values of a head.
 pub fn parameter_count(config: &JanusConfig, kind: &HeadKind) -> u64 {
-    kind.values(config).iter().map(|value| value.shape.iter().product::<usize>() as u64).sum()
+    kind.form().values(config).iter().map(|value| value.shape.iter().product::<usize>() as u64).sum()
 }
 
 /// Values in f32 that a head makes of one picture's features, with their gradients: what it holds in a step.
@@ -222,11 +338,7 @@ pub fn activation_values(config: &JanusConfig, kind: &HeadKind) -> u64 {
     let (vision, patches) = (&config.vision, config.vision.num_patches());
     // Four steps, each with its gradient, and six more on the way between them.
     let mid = NORMALISED * patches * vision.projection_dim;
-    let more = match kind {
-        HeadKind::Classify { .. } | HeadKind::Retrieve {} => 0,
-        HeadKind::Locate { .. } => locate::activation_values(config),
-        HeadKind::Segment {} => NORMALISED * patches * vision.hidden_size + segment::activation_values(config),
-    };
+    let more = kind.form().activation_values(config);
     (mid + more) as u64
 }
 

@@ -2,12 +2,17 @@
 //! small squares further.
 
 use candle_core::{D, Result, Tensor};
+use image::RgbImage;
 use janus_core::config::JanusConfig;
 use janus_core::ops::activation::sigmoid;
 use janus_core::processing::Frame;
+use serde_json::json;
 
 use super::layers::{channels, doubled, grid, normalised, softplus, with_neighbours};
-use super::{First, Head, Value};
+use super::{Description, Features, Figures, First, Head, HeadAnswer, HeadSample, NORMALISED, Target, TaskHead, Value};
+use crate::metrics::masks::MaskFigures;
+use crate::metrics::row_dice;
+use crate::overlay::Overlay;
 
 /// Width of the head over large bases.
 const MOST_CHANNELS: usize = 32;
@@ -32,30 +37,161 @@ pub fn side(config: &JanusConfig) -> usize {
     config.vision.num_patches().isqrt() << doublings(config)
 }
 
-/// `mid` and `low` from the features, `up.N` to the next finer grid, `near` over each place's neighbourhood, then `mask`.
-pub(super) fn values(config: &JanusConfig) -> Vec<Value> {
-    let channels = channels(config, MOST_CHANNELS);
-    let mut values = Value::affine("mid", config.vision.projection_dim, channels);
-    values.extend(Value::affine("low", config.vision.hidden_size, channels));
-    let ups = 1..=doublings(config);
-    ups.for_each(|level| values.extend(Value::affine(&format!("up.{level}"), channels, 4 * channels)));
-    values.extend(Value::affine("near", 9 * channels, channels));
-    values.push(Value::new("mask.weight", &[1, channels], First::Normal(0.01)));
-    values.push(Value::new("mask.bias", &[1], First::Constant(0.0)));
-    values
+/// A mask of what is looked for.
+pub(super) struct Segment;
+
+impl TaskHead for Segment {
+    fn task(&self) -> &'static str {
+        "segment"
+    }
+
+    /// `mid` and `low` from the features, `up.N` to the next finer grid, `near` over each place's neighbourhood, then `mask`.
+    fn values(&self, config: &JanusConfig) -> Vec<Value> {
+        let channels = channels(config, MOST_CHANNELS);
+        let mut values = Value::affine("mid", config.vision.projection_dim, channels);
+        values.extend(Value::affine("low", config.vision.hidden_size, channels));
+        let ups = 1..=doublings(config);
+        ups.for_each(|level| values.extend(Value::affine(&format!("up.{level}"), channels, 4 * channels)));
+        values.extend(Value::affine("near", 9 * channels, channels));
+        values.push(Value::new("mask.weight", &[1, channels], First::Normal(0.01)));
+        values.push(Value::new("mask.bias", &[1], First::Constant(0.0)));
+        values
+    }
+
+    /// Normalised low features, and values of the finest grid with their gradients: each place's neighbourhood, as nine parts and
+    /// together, what is made of it, and what it was made of.
+    fn activation_values(&self, config: &JanusConfig) -> usize {
+        let low = NORMALISED * config.vision.num_patches() * config.vision.hidden_size;
+        low + side(config) * side(config) * channels(config, MOST_CHANNELS) * (2 * (9 + 9 + 2 + 4) + 9)
+    }
+
+    fn reads_low(&self) -> bool {
+        true
+    }
+
+    /// Logits of the mask's places, `[images, side, side]`.
+    fn output(
+        &self,
+        head: &Head,
+        config: &JanusConfig,
+        features: &Features,
+        _: Option<&Tensor>,
+    ) -> Result<Vec<Tensor>> {
+        let low = features.low.as_ref().expect("a head that reads low features is given them");
+        Ok(vec![logits(head, config, low, &features.mid)?])
+    }
+
+    fn loss(
+        &self,
+        _: &Head,
+        _: &JanusConfig,
+        output: &[Tensor],
+        targets: &[Target],
+        _: &[Frame],
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let logits = &output[0];
+        let tensor = |values: Vec<f32>| Tensor::from_vec(values, logits.dims(), logits.device());
+        let masks = || targets.iter().filter_map(Target::mask);
+        let truth = tensor(masks().flat_map(|mask| mask.places.iter().copied()).collect())?;
+        let places = truth.elem_count() / targets.len().max(1);
+        let counted = match masks().any(|mask| mask.counted.is_some()) {
+            false => None,
+            true => {
+                let shares = masks().flat_map(|mask| mask.counted.clone().unwrap_or_else(|| vec![1.0; places]));
+                Some(tensor(shares.collect())?)
+            }
+        };
+        Ok((loss(logits, &truth, counted.as_ref())?, None))
+    }
+
+    fn answer(&self, config: &JanusConfig, output: &[Tensor], frame: &Frame) -> Result<HeadAnswer> {
+        let logits: Vec<f32> = output[0].flatten_all()?.to_vec1()?;
+        let inside = mask(&logits, side(config), config.vision.image_size, frame);
+        Ok(HeadAnswer::Mask { inside, size: frame.picture })
+    }
+
+    /// The runs of its mask at the picture's own size.
+    fn truth(&self, target: &Target) -> serde_json::Value {
+        json!(target.mask().and_then(|mask| mask.pixels.as_deref()).map(runs))
+    }
+
+    fn description(&self, answer: &HeadAnswer, _: &[String]) -> Description {
+        let HeadAnswer::Mask { inside, size } = answer else { return Description::default() };
+        let ((width, height), pixels) = (*size, inside.iter().filter(|inside| **inside).count());
+        let share = pixels as f64 / inside.len().max(1) as f64;
+        Description {
+            text: format!("{:.2} % of {width} x {height} pixels", 100.0 * share),
+            json: vec![
+                ("pixels".to_owned(), json!(pixels)),
+                ("share".to_owned(), json!(share)),
+                ("runs".to_owned(), json!(runs(inside))),
+                ("size".to_owned(), json!([width, height])),
+            ],
+        }
+    }
+
+    fn draws(&self) -> bool {
+        true
+    }
+
+    fn overlay(&self, answer: &HeadAnswer, picture: &RgbImage) -> std::result::Result<Option<RgbImage>, String> {
+        let HeadAnswer::Mask { inside, .. } = answer else { return Ok(None) };
+        Ok(Some(Overlay::new(picture).mask(inside, 0).into_picture()))
+    }
+
+    fn sample(
+        &self,
+        answer: HeadAnswer,
+        target: &Target,
+        picture: &RgbImage,
+    ) -> std::result::Result<Option<HeadSample>, String> {
+        let (Some(truth), HeadAnswer::Mask { inside, .. }) = (target.mask(), &answer) else { return Ok(None) };
+        let share = |mask: &[bool]| {
+            let pixels = mask.iter().filter(|inside| **inside).count();
+            format!("{:.2} % of the picture", 100.0 * pixels as f64 / mask.len().max(1) as f64)
+        };
+        let true_one = truth.pixels.as_deref();
+        Ok(Some(HeadSample {
+            expected: true_one.map(share).unwrap_or_default(),
+            answer: share(inside),
+            overlay: self.overlay(&answer, picture)?,
+            truth: true_one.map(|truth| Overlay::new(picture).mask(truth, 0).into_picture()),
+            score: true_one.map(|pixels| row_dice(pixels, inside, &truth.ignored)),
+        }))
+    }
+
+    fn figures(&self) -> Box<dyn Figures + '_> {
+        Box::new(MaskFigures::new())
+    }
 }
 
-/// Values of the finest grid with their gradients: each place's neighbourhood, as nine parts and together, what is made of
-/// it, and what it was made of.
-pub(super) fn activation_values(config: &JanusConfig) -> usize {
-    side(config) * side(config) * channels(config, MOST_CHANNELS) * (2 * (9 + 9 + 2 + 4) + 9)
+impl Figures for MaskFigures {
+    fn add(&mut self, target: &Target, _: &[Tensor], answer: &HeadAnswer) -> Result<()> {
+        if let (Some(mask), HeadAnswer::Mask { inside, .. }) = (target.mask(), answer)
+            && let Some(truth) = &mask.pixels
+        {
+            MaskFigures::add(self, truth, inside, &mask.ignored);
+        }
+        Ok(())
+    }
+
+    fn metrics(self: Box<Self>, loss_sum: f64) -> Result<serde_json::Value> {
+        Ok(json!(MaskFigures::metrics(*self, loss_sum)))
+    }
+}
+
+/// A mask as lengths of runs in turn outside and inside, row by row, the first outside: COCO's uncompressed form, but by rows.
+fn runs(mask: &[bool]) -> Vec<usize> {
+    let mut runs: Vec<usize> = if mask.first() == Some(&true) { vec![0] } else { Vec::new() };
+    runs.extend(mask.chunk_by(|a, b| a == b).map(<[bool]>::len));
+    runs
 }
 
 /// Low features, `[images, patches, width]`, and mid ones, `[images, patches, hidden]`, to logits, `[images, side, side]`.
 ///
 /// # Errors
 /// Shapes that do not fit.
-pub fn logits(head: &Head, config: &JanusConfig, low: &Tensor, mid: &Tensor) -> Result<Tensor> {
+fn logits(head: &Head, config: &JanusConfig, low: &Tensor, mid: &Tensor) -> Result<Tensor> {
     let projected = |features: &Tensor, name: &str| head.affine(&grid(&normalised(features)?)?, name);
     let mut x = (projected(mid, "mid")? + projected(low, "low")?)?.relu()?;
     for level in 1..=doublings(config) {
@@ -71,7 +207,7 @@ pub fn logits(head: &Head, config: &JanusConfig, low: &Tensor, mid: &Tensor) -> 
 ///
 /// # Errors
 /// Shapes that do not fit.
-pub fn loss(logits: &Tensor, truth: &Tensor, counted: Option<&Tensor>) -> Result<Tensor> {
+fn loss(logits: &Tensor, truth: &Tensor, counted: Option<&Tensor>) -> Result<Tensor> {
     let places = logits.flatten_from(1)?;
     let truth = truth.flatten_from(1)?;
     let counted = counted.map(|counted| counted.flatten_from(1)).transpose()?;
@@ -93,7 +229,7 @@ pub fn loss(logits: &Tensor, truth: &Tensor, counted: Option<&Tensor>) -> Result
 
 /// The mask of a picture at its own size, row by row: where the logits of the square's places, taken linearly between the
 /// middles of places, are above zero.
-pub fn mask(logits: &[f32], side: usize, image_size: usize, frame: &Frame) -> Vec<bool> {
+fn mask(logits: &[f32], side: usize, image_size: usize, frame: &Frame) -> Vec<bool> {
     let (width, height) = frame.picture;
     let scale = side as f32 / image_size.max(1) as f32;
     // Of a pixel: the two places beside its middle, and the share of the second.

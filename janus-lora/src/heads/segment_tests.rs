@@ -35,7 +35,7 @@ fn masks_are_a_quarter_of_the_square_or_finer() {
         let config = JanusConfig::shape(shape).unwrap();
         let size = config.vision.image_size;
         assert!(side(&config) * PLACE_PIXELS >= size && side(&config) <= size, "{shape}");
-        let values: usize = values(&config).iter().map(|value| value.shape.iter().product::<usize>()).sum();
+        let values: usize = Segment.values(&config).iter().map(|value| value.shape.iter().product::<usize>()).sum();
         assert_eq!(crate::heads::parameter_count(&config, &HeadKind::Segment {}), values as u64);
     }
 }
@@ -131,4 +131,11 @@ fn places_that_are_not_counted_have_no_say() {
     let ones = counted.ones_like().unwrap();
     let all = loss(logits.as_tensor(), &truth(2), Some(&ones)).unwrap().to_scalar::<f32>().unwrap();
     assert!((all - loss(logits.as_tensor(), &truth(2), None).unwrap().to_scalar::<f32>().unwrap()).abs() < 1e-5);
+}
+
+#[test]
+fn runs_begin_outside() {
+    assert_eq!(runs(&[false, false, true, false]), [2, 1, 1]);
+    assert_eq!(runs(&[true, true, false]), [0, 2, 1]);
+    assert_eq!(runs(&[]), [0usize; 0]);
 }

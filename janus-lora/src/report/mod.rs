@@ -16,6 +16,7 @@ pub mod expected;
 pub mod facts;
 mod figures;
 mod glossary;
+mod head_samples;
 mod held_out;
 pub mod page;
 mod picture;
@@ -24,7 +25,6 @@ pub mod samples;
 pub(crate) mod scale;
 mod shown;
 mod sight;
-mod told;
 
 pub use error::ReportError;
 pub use page::write_report;

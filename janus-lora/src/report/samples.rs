@@ -7,22 +7,20 @@ use image::RgbImage;
 use janus_core::Janus;
 use janus_core::directory::{About, Directory, Kind};
 use janus_core::output::{OutputError, write_below};
-use janus_core::pass::Pass;
 use janus_core::processing::{LOSSY_REACH, decode_mask};
-use janus_core::sample::generate_codes;
 use serde::{Deserialize, Serialize};
 
+use super::head_samples;
 use super::picture::{png, thumbnail};
-use super::told::told;
 use crate::base::Base;
 use crate::beginning::beginning;
 use crate::data::Row;
 use crate::error::Result;
-use crate::eval::{answer, code_prompts, pictures};
-use crate::heads::Heads;
+use crate::heads::{HeadSample, Heads};
+use crate::infer::{Answer, Engine, Kind as Asked, Limits, PictureAnswer, PictureRequest, Request, TextRequest};
 use crate::recipe::{DataSection, Task as TaskName};
 use crate::status::Status;
-use crate::tasks::{DEFAULT_QUESTION, Task};
+use crate::tasks::{DEFAULT_QUESTION, Drawing, Task};
 use crate::train::tables::RecipeTable;
 
 /// Rows that are looked through for some that differ.
@@ -154,15 +152,15 @@ impl Sampler {
         let mut samples = Vec::new();
         let bar = status.items("sampling", self.tables.len() as u64);
         for (number, table) in self.tables.iter().enumerate().filter(|(_, table)| is_wanted(&table.name)) {
-            samples.extend(table.answers(model, base)?);
+            samples.extend(table.answers(model, base, heads)?);
             let write = |row: usize, picture: &RgbImage| -> Result<String> {
                 let (name, bytes) = (format!("{FOLDER}/step-{step}/{number}-{row}.png"), png(picture)?);
                 write_below(folder, &name, |file| file.write_all(&bytes))?;
                 Ok(name)
             };
             let keep = |row: usize, picture: &RgbImage| keep_expected(folder, number, row, picture);
-            samples.extend(table.told(model, base, heads, write, keep)?);
-            samples.extend(table.pictures(model, base, self.seed, write)?);
+            samples.extend(table.of_head(model, base, heads, write, keep)?);
+            samples.extend(table.pictures(model, base, heads, self.seed, write)?);
             for sample in samples.iter_mut().filter(|sample| sample.table == table.name) {
                 sample.image = table.row_picture(sample.row, folder, number)?;
                 sample.source = table.source_picture(sample.row, folder, number)?;
@@ -188,7 +186,7 @@ impl TableRows {
         }
     }
 
-    fn answers(&self, model: &Janus, base: &Base) -> Result<Vec<Sample>> {
+    fn answers(&self, model: &Janus, base: &Base, heads: &Heads) -> Result<Vec<Sample>> {
         let (mut asked, mut questions) = (Vec::new(), Vec::new());
         for (number, row) in &self.rows {
             if let Some(question) = self.task.question(base, row)? {
@@ -204,8 +202,10 @@ impl TableRows {
             longest = longest.max(base.tokenizer().encode_plain(&question.answer, "answer")?.len());
         }
         let limit = (longest + SPARE_TOKENS).min(MAX_ANSWER_TOKENS);
-        let answers = answer(model, base, &questions, limit, 0.0, 0)?;
-        let made = asked.into_iter().zip(&questions).zip(answers);
+        let request = |question| Request::plain(Asked::Text(TextRequest::greedy(question, limit)));
+        let mut engine = Engine::new(model, base, heads, Limits::of(model)?);
+        let answers = engine.answer_all(questions.iter().map(request), &mut |_| {})?;
+        let made = asked.into_iter().zip(&questions).zip(answers.into_iter().filter_map(Answer::into_text));
         Ok(made
             .map(|((sample, question), answer)| Sample {
                 expected: Some(beginning(&question.answer, MAX_CHARACTERS)),
@@ -216,7 +216,7 @@ impl TableRows {
     }
 
     /// What the table's head tells of each row.
-    fn told(
+    fn of_head(
         &self,
         model: &Janus,
         base: &Base,
@@ -226,12 +226,12 @@ impl TableRows {
     ) -> Result<Vec<Sample>> {
         let mut samples = Vec::new();
         for (number, row) in &self.rows {
-            let Some(told) = told(self.task.as_ref(), &self.name, row, model, base, heads)? else { continue };
-            let picture = told.overlay.map(|overlay| write(*number, &overlay)).transpose()?;
+            let made = head_samples::sample(self.task.as_ref(), &self.name, row, model, base, heads)?;
+            let Some(HeadSample { expected, answer, overlay, truth, score }) = made else { continue };
+            let picture = overlay.map(|overlay| write(*number, &overlay)).transpose()?;
             let (expected, answer) =
-                (Some(beginning(&told.expected, MAX_CHARACTERS)), Some(beginning(&told.answer, MAX_CHARACTERS)));
-            let expected_picture = told.truth.map(|truth| keep(*number, &truth)).transpose()?;
-            let score = told.score;
+                (Some(beginning(&expected, MAX_CHARACTERS)), Some(beginning(&answer, MAX_CHARACTERS)));
+            let expected_picture = truth.map(|truth| keep(*number, &truth)).transpose()?;
             samples.push(Sample { expected, answer, picture, expected_picture, score, ..self.sample(*number, row) });
         }
         Ok(samples)
@@ -241,6 +241,7 @@ impl TableRows {
         &self,
         model: &Janus,
         base: &Base,
+        heads: &Heads,
         seed: u64,
         write: impl Fn(usize, &RgbImage) -> Result<String>,
     ) -> Result<Vec<Sample>> {
@@ -254,12 +255,14 @@ impl TableRows {
         if drawings.is_empty() {
             return Ok(Vec::new());
         }
-        let prompts: Vec<_> = drawings.iter().map(|d| (d.prompt.as_slice(), d.images.as_slice())).collect();
-        let prompts = code_prompts(model, base, &prompts)?;
-        let options = base.drawing(seed);
-        let drawn = generate_codes(model, &Pass::answering(), &prompts, &options, &mut |_| {})?;
-        let mut samples = Vec::with_capacity(drawn.len());
-        for (sample, picture) in asked.into_iter().zip(pictures(model, base, &drawn)?) {
+        let request = |(place, drawing): (usize, &Drawing)| {
+            Request::plain(Asked::Picture(PictureRequest::of(base, drawing, seed.wrapping_add(place as u64))))
+        };
+        let mut engine = Engine::new(model, base, heads, Limits::of(model)?);
+        let answers = engine.answer_all(drawings.iter().enumerate().map(request), &mut |_| {})?;
+        let drawn = answers.into_iter().filter_map(Answer::into_picture);
+        let mut samples = Vec::with_capacity(drawings.len());
+        for (sample, PictureAnswer { picture, .. }) in asked.into_iter().zip(drawn) {
             let name = write(sample.row, &picture)?;
             samples.push(Sample { picture: Some(name), ..sample });
         }

@@ -9,11 +9,12 @@ use super::SurveyError;
 use super::sheet::{Cell, Piece, Sheet};
 use crate::base::Base;
 use crate::cache::Image;
+use crate::detection::LabelledBox;
 use crate::error::Result;
-use crate::heads::locate::Marked;
+use crate::heads::Target;
 use crate::heads::segment;
 use crate::recipe::Recipe;
-use crate::tasks::{Draft, Pictured, Target, codes_per_image};
+use crate::tasks::{Draft, Pictured, codes_per_image};
 use crate::train::tables::{RecipeTable, SampleStream};
 
 /// Draws the first `rows` rows that a run of the recipe takes, the same number of each table.
@@ -69,7 +70,7 @@ fn shown(mut square: RgbImage, pictured: &Pictured, side: usize) -> RgbImage {
             }
         }
         Target::Boxes(boxes) => {
-            for Marked { corners: [left, top, right, bottom], .. } in boxes.iter() {
+            for LabelledBox { corners: [left, top, right, bottom], .. } in boxes.iter() {
                 let frame = &pictured.frame;
                 let ((x1, y1), (x2, y2)) = (frame.to_square((*left, *top)), frame.to_square((*right, *bottom)));
                 let last = |at: f32| (at.round() as u32).clamp(1, size) - 1;

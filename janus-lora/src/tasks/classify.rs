@@ -5,11 +5,11 @@ use std::sync::Arc;
 use janus_core::Parts;
 
 use super::target::pictured;
-use super::{Draft, PICTURE_PATHS, Question, Target, Task, image_column, label_number, unknown_label, within};
+use super::{Draft, PICTURE_PATHS, Question, Task, image_column, label_number, unknown_label, within};
 use crate::base::Base;
 use crate::data::{ColumnKind, ColumnRequest, Row};
 use crate::error::Result;
-use crate::heads::HeadKind;
+use crate::heads::{HeadKind, Target};
 use crate::recipe::Columns;
 
 #[derive(Debug)]

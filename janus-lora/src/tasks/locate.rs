@@ -7,12 +7,12 @@ use janus_core::Parts;
 use super::box_values::{BoxFacts, BoxReading};
 use super::error::TaskError;
 use super::target::pictured;
-use super::{Draft, PICTURE_PATHS, Question, Target, Task, image_column, label_number, unknown_label, within};
+use super::{Draft, PICTURE_PATHS, Question, Task, image_column, label_number, unknown_label, within};
 use crate::base::Base;
 use crate::data::{ColumnKind, ColumnRequest, Row, Split};
+use crate::detection::LabelledBox;
 use crate::error::Result;
-use crate::heads::HeadKind;
-use crate::heads::locate::Marked;
+use crate::heads::{HeadKind, Target};
 use crate::recipe::{Columns, DataSection};
 
 #[derive(Debug)]
@@ -42,7 +42,7 @@ impl Locate {
     }
 
     /// The row's boxes, or what is wrong with them.
-    fn marked(&self, row: &Row) -> std::result::Result<Vec<Marked>, String> {
+    fn marked(&self, row: &Row) -> std::result::Result<Vec<LabelledBox>, String> {
         let boxes = row.boxes.get("boxes").map_or(&[][..], Vec::as_slice);
         let labels = row.lists.get("labels").map_or(&[][..], Vec::as_slice);
         if boxes.len() != labels.len() {
@@ -54,7 +54,7 @@ impl Locate {
             let read = self.reading.read(*numbers, width, height);
             let corners = read.map_err(|reason| reason + image.turned_note())?;
             let label = label_number(&self.labels, label).ok_or_else(|| unknown_label(&self.labels, label))?;
-            Ok(Marked { corners, label })
+            Ok(LabelledBox { corners, label })
         };
         boxes.iter().zip(labels).map(marked).collect()
     }

@@ -44,13 +44,14 @@ pub(crate) use length::codes_per_image;
 use length::{Fitted, Length};
 pub use length::{answer_room, check_caption, check_drawing_room};
 pub use pictures::PictureBatch;
+pub(crate) use pictures::{features, last_hidden};
 use placed::Noticed;
 pub(crate) use placed::place;
 pub(crate) use reconstruct::CODE_PATHS;
 pub use reconstruct::PixelBatch;
 pub use retrieve::caption_ids;
 pub use sample::{Draft, Sample};
-pub use target::{Mask, Pictured, Target, frame};
+pub use target::{Pictured, frame};
 pub(crate) use understand::DEFAULT_QUESTION;
 
 /// What making a sample needs besides the row.

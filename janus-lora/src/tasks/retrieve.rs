@@ -5,11 +5,11 @@ use std::sync::Arc;
 use janus_core::Parts;
 
 use super::target::pictured;
-use super::{Draft, Length, Question, Target, Task, image_column, placed, within};
+use super::{Draft, Length, Question, Task, image_column, placed, within};
 use crate::base::Base;
 use crate::data::{ColumnKind, ColumnRequest, Row};
 use crate::error::Result;
-use crate::heads::HeadKind;
+use crate::heads::{HeadKind, Target};
 use crate::recipe::Columns;
 
 /// Native paths the loss depends on: the decoder up to its final norm, no text head.

@@ -8,12 +8,12 @@ use janus_core::{ModelError, Parts};
 
 use super::error::TaskError;
 use super::mask_values::{MaskFacts, MaskKeys, MaskRule};
-use super::target::pictured;
-use super::{Draft, Mask, PICTURE_PATHS, Question, Target, Task, image_column, unusable, within};
+use super::target::{mask_target, pictured};
+use super::{Draft, PICTURE_PATHS, Question, Task, image_column, unusable, within};
 use crate::base::Base;
 use crate::data::{ColumnKind, ColumnRequest, Row, Split};
 use crate::error::Result;
-use crate::heads::{HeadKind, segment};
+use crate::heads::{HeadKind, Target, segment};
 use crate::recipe::{Columns, DataSection};
 
 #[derive(Debug)]
@@ -135,7 +135,7 @@ impl Task for Segment {
             .classes(&mask)
             .map_err(|problem| unusable(format!("{problem}; in the rows looked at before {rule}")))?;
         let sides = (mask.width, mask.height);
-        let mask = Mask::new(base, sides, &classes, segment::side(base.config()), draw.is_none());
+        let mask = mask_target(base, sides, &classes, segment::side(base.config()), draw.is_none());
         Ok(Draft::Picture(pictured(&self.head, base, row, Target::Mask(mask.into()))?))
     }
 

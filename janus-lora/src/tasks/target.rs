@@ -11,7 +11,7 @@ use crate::base::Base;
 use crate::cache::Image;
 use crate::data::{EncodedImage, Row};
 use crate::error::Result;
-use crate::heads::locate::Marked;
+use crate::heads::{Mask, Target};
 
 /// A picture and what a head is to tell of it.
 #[derive(Debug, Clone)]
@@ -24,42 +24,6 @@ pub struct Pictured {
     pub frame: Frame,
     /// What is true of it.
     pub target: Target,
-}
-
-/// What is true of a picture.
-#[derive(Debug, Clone)]
-pub enum Target {
-    /// The number of its label.
-    Label(u32),
-    /// Boxes in the picture's pixels.
-    Boxes(Arc<[Marked]>),
-    /// What is looked for.
-    Mask(Arc<Mask>),
-    /// Ids of its caption.
-    Caption(Arc<[u32]>),
-}
-
-impl Target {
-    /// Ids of a caption, of anything else none.
-    pub fn caption(&self) -> &[u32] {
-        match self {
-            Target::Caption(ids) => ids,
-            Target::Label(_) | Target::Boxes(_) | Target::Mask(_) => &[],
-        }
-    }
-}
-
-/// A mask.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Mask {
-    /// Of each place of the square's grid the share that belongs to it, of what is counted of the place, `[side · side]`.
-    pub places: Vec<f32>,
-    /// The share of each place that is counted, `[side · side]`; `None` where all is.
-    pub counted: Option<Vec<f32>>,
-    /// The mask at the picture's own size, where it is measured: row by row.
-    pub pixels: Option<Vec<bool>>,
-    /// Pixels that are not counted in figures, at the picture's own size where it is measured; empty where all are.
-    pub ignored: Vec<bool>,
 }
 
 /// The row's picture for a head.
@@ -78,33 +42,31 @@ pub fn frame(base: &Base, image: &EncodedImage) -> Result<Frame> {
     Ok(base.images().frame(width, height))
 }
 
-impl Mask {
-    /// Of a mask's pixels, row by row; `side` places a side; `keep`: also at its own size.
-    pub(super) fn new(base: &Base, sides: (u32, u32), classes: &[Class], side: usize, keep: bool) -> Self {
-        let shares = |background: u8, holds: &dyn Fn(Class) -> bool| {
-            let mut black_and_white = RgbImage::new(sides.0, sides.1);
-            for (pixel, class) in black_and_white.pixels_mut().zip(classes) {
-                pixel.0 = [if holds(*class) { u8::MAX } else { 0 }; 3];
-            }
-            place_means(base, &black_and_white, background, side)
-        };
-        let mut places = shares(0, &|class| class == Class::Object);
-        let is_ignored = |class: &Class| *class == Class::Ignored;
-        let has_ignored = classes.iter().any(is_ignored);
-        // What lies beside the picture is ground, as far as it is counted.
-        let counted = has_ignored.then(|| shares(u8::MAX, &|class| class != Class::Ignored));
-        if let Some(counted) = &counted {
-            // Of what is counted of a place.
-            places.iter_mut().zip(counted).for_each(|(place, counted)| {
-                *place = if *counted > 0.0 { (*place / counted).min(1.0) } else { 0.0 };
-            });
+/// Of a mask's pixels, row by row; `side` places a side; `keep`: also at its own size.
+pub(super) fn mask_target(base: &Base, sides: (u32, u32), classes: &[Class], side: usize, keep: bool) -> Mask {
+    let shares = |background: u8, holds: &dyn Fn(Class) -> bool| {
+        let mut black_and_white = RgbImage::new(sides.0, sides.1);
+        for (pixel, class) in black_and_white.pixels_mut().zip(classes) {
+            pixel.0 = [if holds(*class) { u8::MAX } else { 0 }; 3];
         }
-        Self {
-            places,
-            counted,
-            pixels: keep.then(|| classes.iter().map(|class| *class == Class::Object).collect()),
-            ignored: if keep && has_ignored { classes.iter().map(is_ignored).collect() } else { Vec::new() },
-        }
+        place_means(base, &black_and_white, background, side)
+    };
+    let mut places = shares(0, &|class| class == Class::Object);
+    let is_ignored = |class: &Class| *class == Class::Ignored;
+    let has_ignored = classes.iter().any(is_ignored);
+    // What lies beside the picture is ground, as far as it is counted.
+    let counted = has_ignored.then(|| shares(u8::MAX, &|class| class != Class::Ignored));
+    if let Some(counted) = &counted {
+        // Of what is counted of a place.
+        places.iter_mut().zip(counted).for_each(|(place, counted)| {
+            *place = if *counted > 0.0 { (*place / counted).min(1.0) } else { 0.0 };
+        });
+    }
+    Mask {
+        places,
+        counted,
+        pixels: keep.then(|| classes.iter().map(|class| *class == Class::Object).collect()),
+        ignored: if keep && has_ignored { classes.iter().map(is_ignored).collect() } else { Vec::new() },
     }
 }
 

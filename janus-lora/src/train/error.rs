@@ -8,8 +8,8 @@ use janus_core::{Diagnose, Fault};
 
 use super::files::RECIPE_FILE;
 use super::identity::ChangedRows;
-use super::room::MEMORY_VARIABLE;
 use super::signals::StopSignal;
+use crate::available_memory::MEMORY_VARIABLE;
 use crate::data::RowId;
 use crate::data::index::FULL_DECODE_ROWS;
 
@@ -299,12 +299,6 @@ pub enum TrainError {
         /// What would make it fit.
         remedies: Vec<String>,
     },
-    /// A limit on memory that is no number.
-    #[error("the environment variable `{MEMORY_VARIABLE}` is `{value}`, expected a number of bytes")]
-    MemoryLimit {
-        /// What it is.
-        value: String,
-    },
     /// A plot that cannot be drawn.
     #[error("cannot draw the loss: {reason}")]
     Plot {
@@ -438,9 +432,6 @@ impl Diagnose for TrainError {
             TrainError::NoRoom { remedies, .. } => {
                 let limit = format!("`{MEMORY_VARIABLE}` says how many bytes to count on, whatever the machine tells");
                 remedies.iter().cloned().chain([limit]).collect()
-            }
-            TrainError::MemoryLimit { .. } => {
-                vec!["for example 8000000000; without the variable the machine is asked".into()]
             }
             TrainError::NotFinite { step: u64::MAX, .. } => {
                 vec!["lower `adapter.scale`, or take another `adapter.init`; without either, look at the base and the rows".into()]

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::TrainError;
 use super::guard::Spike;
-use super::room::told_bytes;
+use crate::available_memory::told_bytes;
 use crate::error::Result;
 
 /// A step that moved nothing.

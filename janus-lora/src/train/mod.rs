@@ -3,7 +3,7 @@
 //! The way of one step: [`mixture`] says from which table each row comes, [`tables`] hands out the rows, the tasks make
 //! samples and batches of them (`prefetch` reads and decodes ahead), [`step`] runs forward and backward (of small bases two
 //! batches `side_by_side`), clips and lets [`optimizer`] move the [`trainable`] tensors at the rate of [`schedule`]. [`plan`] is
-//! what is known before the first step ([`memory`] by `workload`, against the [`room`] there is, time by a `rehearsal`),
+//! what is known before the first step ([`memory`] by `workload`, against the memory there is, time by a `rehearsal`),
 //! [`stages`] are what it does one after the other, [`coverage`] the proof that every tensor learns, [`run`] the loop with its
 //! `files` in a [`folder`] of its own.
 //!
@@ -33,7 +33,6 @@ mod prefetch;
 mod prefetch_tests;
 pub mod readings;
 mod rehearsal;
-pub mod room;
 pub mod run;
 pub mod schedule;
 mod side_by_side;

@@ -17,13 +17,13 @@ use super::metrics::{peak_rss_bytes, rss_bytes};
 use super::mixture::Mixer;
 use super::prefetch::{row_threads, rows_ahead};
 use super::rehearsal::operations_per_second;
-use super::room::available_bytes;
 use super::sites::{self, ChosenSites};
 use super::stages::{self, Stage};
 use super::tables::RecipeTable;
 use super::workload::{TableLoad, encoder_operations, loads, step_operations};
 use crate::adapter::{Adapter, AdapterSpec, has_bias, trained_values};
 use crate::allocator;
+use crate::available_memory::available_bytes;
 use crate::base::Base;
 use crate::cache::CacheSettings;
 use crate::dynamic::{self, Paths};
@@ -244,7 +244,7 @@ impl Plan {
         let cached = if cache_is_on { cached(parts(recipe, tables), point) } else { Vec::new() };
         let loads = loads(recipe, base, tables, &rows_per_step, steps)?;
         for (table, load) in tables.iter().zip(&loads) {
-            if table.task.head() == Some(HeadKind::Retrieve {}) && load.rows < 2 {
+            if table.task.head().is_some_and(|kind| kind.form().is_contrastive()) && load.rows < 2 {
                 return Err(TrainError::NothingToHoldAgainst { table: table.section.name.clone() }.into());
             }
         }

@@ -99,7 +99,12 @@ impl<'a> Part<'a> {
     }
 
     /// The files; a drawn one is drawn first, and stays while this process lives.
-    fn files(&self, place: &Place, max_download_bytes: Option<u64>, status: &dyn Status) -> Result<Vec<FileSource>> {
+    pub(crate) fn files(
+        &self,
+        place: &Place,
+        max_download_bytes: Option<u64>,
+        status: &dyn Status,
+    ) -> Result<Vec<FileSource>> {
         let downloads = status.download();
         let in_folder = |folder: &Path| {
             let found = locate(self.spec(), Path::new("."), folder, self.split, max_download_bytes, downloads.as_ref());
@@ -136,9 +141,11 @@ impl<'a> Part<'a> {
         }
     }
 
-    fn read_options(&self, max_page_bytes: u64) -> ReadOptions {
+    /// How the files are read.
+    pub(crate) fn read_options(&self, max_page_bytes: u64) -> ReadOptions {
         let asker = if self.number.is_some() { Asker::Recipe } else { Asker::Command };
-        ReadOptions { asker, image_root: self.section.image_root.as_ref().map(PathBuf::from), max_page_bytes }
+        let image_root = self.section.image_root.as_ref().map(PathBuf::from);
+        ReadOptions { asker, image_root, max_page_bytes, ..ReadOptions::default() }
     }
 }
 

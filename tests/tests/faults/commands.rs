@@ -139,12 +139,13 @@ fn usage() {
 #[test]
 fn help_of_every_command() {
     let place = Workplace::empty();
-    let commands: [&[&str]; 39] = [
+    let commands: [&[&str]; 40] = [
         &[],
         &["train"],
         &["eval"],
         &["understand"],
         &["generate"],
+        &["batch"],
         &["merge"],
         &["probe"],
         &["adapter"],

@@ -97,11 +97,9 @@ fn places(paths: Paths) -> String {
 }
 
 fn kind(kind: &HeadKind) -> String {
-    match kind {
-        HeadKind::Classify { labels } | HeadKind::Locate { labels } => {
-            format!("a head of `{}` with the labels `{}`", kind.task(), labels.join("`, `"))
-        }
-        HeadKind::Segment {} | HeadKind::Retrieve {} => format!("a head of `{}`", kind.task()),
+    match kind.labels() {
+        [] => format!("a head of `{}`", kind.task()),
+        labels => format!("a head of `{}` with the labels `{}`", kind.task(), labels.join("`, `")),
     }
 }
 

@@ -1,8 +1,8 @@
 //! Drawn rows as a Parquet file in the Hugging Face image convention.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use arrow::array::{
     ArrayRef, BinaryArray, Float32Builder, ListBuilder, RecordBatch, StringArray, StringBuilder, StructArray,
@@ -10,65 +10,28 @@ use arrow::array::{
 };
 use arrow::datatypes::{DataType, Field, Fields, Schema};
 use janus_core::output::write_file;
-use parquet::arrow::ArrowWriter;
-use parquet::basic::Compression;
-use parquet::file::metadata::KeyValue;
-use parquet::file::properties::WriterProperties;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use super::{Cell, ColumnType, SynthSpec};
 use crate::data::error::DataError;
+use crate::data::table_writer::TableWriter;
 
 /// What `datasets` of the Hugging Face hub uses for tables with images.
 const ROW_GROUP_ROWS: u32 = 100;
 
-/// Where the encoder puts its bytes until they go to the file: it wants a writer that may change threads.
-#[derive(Clone, Default)]
-struct Outbox(Arc<Mutex<Vec<u8>>>);
-
-impl Outbox {
-    fn empty_into(&self, out: &mut dyn Write) -> io::Result<()> {
-        let bytes = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        out.write_all(&bytes)
-    }
-}
-
-impl Write for Outbox {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 pub(super) fn write(spec: &SynthSpec, path: &Path) -> Result<(), DataError> {
     write_file(path, |out| {
-        let outbox = Outbox::default();
         let columns = spec.domain.columns();
         let schema = Arc::new(schema(columns));
-        let features = schema.metadata().iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone())).collect();
-        let properties = WriterProperties::builder()
-            .set_compression(Compression::SNAPPY)
-            // The crate's default names its own version, and equal data should be equal bytes.
-            .set_created_by("janus-lora version 1.0.0".into())
-            .set_key_value_metadata(Some(features))
-            .build();
-        let mut writer =
-            ArrowWriter::try_new(outbox.clone(), schema.clone(), Some(properties)).map_err(io::Error::other)?;
+        let mut writer = TableWriter::new(&schema, out)?;
         for start in (0..spec.rows).step_by(ROW_GROUP_ROWS as usize) {
             let rows = start..spec.rows.min(start.saturating_add(ROW_GROUP_ROWS));
             let drawn: Vec<Vec<Cell>> =
                 rows.into_par_iter().map(|row| spec.draw(row)).collect::<Result<_, _>>().map_err(io::Error::other)?;
-            writer.write(&batch(&schema, columns, start, &drawn)?).map_err(io::Error::other)?;
-            writer.flush().map_err(io::Error::other)?;
-            outbox.empty_into(out)?;
+            writer.write(&batch(&schema, columns, start, &drawn)?)?;
         }
-        writer.close().map_err(io::Error::other)?;
-        outbox.empty_into(out)
+        writer.close()
     })?;
     Ok(())
 }

@@ -40,7 +40,7 @@ use crate::adapter::Note;
 use crate::allocator;
 use crate::cache::CacheSettings;
 use crate::error::{Error, Result};
-use crate::eval::{Metrics, Networks, evaluate};
+use crate::eval::{Metrics, Settings, evaluate};
 use crate::fingerprint::PendingFingerprint;
 use crate::heads::Heads;
 use crate::recipe::{Recipe, Schedule, to_toml};
@@ -522,10 +522,9 @@ fn evaluation(prepared: &Prepared, stage: &Stage, opened: &Opened, status: &dyn 
     let Opened { base, model, stepper } = opened;
     // After all stages, of all of them.
     let tables = if stepper.trainables.is_empty() { &prepared.tables } else { &stage.tables };
-    let batch_size = stage.recipe.train.batch_size as usize;
-    let evaluated = stepper
-        .trainables
-        .untracked(model, |heads| evaluate(model, base, heads, tables, &Networks::default(), batch_size, status));
+    let settings = Settings { batch_size: stage.recipe.train.batch_size as usize, ..Settings::default() };
+    let evaluated =
+        stepper.trainables.untracked(model, |heads| evaluate(model, base, heads, tables, &settings, status));
     // Matrices of an evaluation are of other sizes than those of a step.
     allocator::give_back();
     evaluated
@@ -537,7 +536,8 @@ fn whole_evaluation(prepared: &Prepared, device: &Device, status: &dyn Status) -
     allocator::give_back();
     let parts = stages::whole_parts(recipe, stages, tables);
     let model = base.model(compute_type(recipe), device, parts, status)?;
-    evaluate(&model, base, &Heads::new(), tables, &Networks::default(), recipe.train.batch_size as usize, status)
+    let settings = Settings { batch_size: recipe.train.batch_size as usize, ..Settings::default() };
+    evaluate(&model, base, &Heads::new(), tables, &settings, status)
 }
 
 /// What moves the tensors as the recipe says.

@@ -8,25 +8,25 @@ use serde::Serialize;
 
 /// Figures of one table.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(super) struct RankMetrics {
+pub(crate) struct RankMetrics {
     /// Rows.
-    pub(super) rows: usize,
+    pub(crate) rows: usize,
     /// Mean loss of the rows, in nats.
-    pub(super) loss: f64,
+    pub(crate) loss: f64,
     /// Share of pictures whose most similar caption is theirs.
-    pub(super) recall_at_1: f64,
+    pub(crate) recall_at_1: f64,
     /// Share of pictures that have their caption among the 5 most similar.
-    pub(super) recall_at_5: f64,
+    pub(crate) recall_at_5: f64,
     /// Share of pictures that have their caption among the 10 most similar.
-    pub(super) recall_at_10: f64,
+    pub(crate) recall_at_10: f64,
     /// Share of captions whose most similar picture is theirs.
-    pub(super) caption_recall_at_1: f64,
+    pub(crate) caption_recall_at_1: f64,
     /// Share of captions that have their picture among the 5 most similar.
-    pub(super) caption_recall_at_5: f64,
+    pub(crate) caption_recall_at_5: f64,
     /// Share of captions that have their picture among the 10 most similar.
-    pub(super) caption_recall_at_10: f64,
+    pub(crate) caption_recall_at_10: f64,
     /// What both have at 1 in a random order, on average.
-    pub(super) chance_recall_at_1: f64,
+    pub(crate) chance_recall_at_1: f64,
 }
 
 impl RankMetrics {
@@ -34,7 +34,7 @@ impl RankMetrics {
     ///
     /// `similarities` is `[rows, rows]`, a picture's in a line. `same` says whether a picture's own caption is the same as
     /// another: both numbers are those of rows. `loss_sum` is over all rows.
-    pub(super) fn new(similarities: &[f32], rows: usize, same: impl Fn(usize, usize) -> bool, loss_sum: f64) -> Self {
+    pub(crate) fn new(similarities: &[f32], rows: usize, same: impl Fn(usize, usize) -> bool, loss_sum: f64) -> Self {
         let by_caption: Vec<f32> =
             (0..rows).flat_map(|caption| similarities.iter().skip(caption).step_by(rows)).copied().collect();
         let of_pictures = ranks(similarities, rows, rows, &same);

@@ -16,7 +16,7 @@ const LUMINANCE: f64 = (0.01 * RANGE) * (0.01 * RANGE);
 const CONTRAST: f64 = (0.03 * RANGE) * (0.03 * RANGE);
 
 /// Peak signal-to-noise ratio in decibels of two pictures' values in the same order; infinite where they are equal.
-pub(super) fn psnr(one: &[u8], other: &[u8]) -> f64 {
+pub(crate) fn psnr(one: &[u8], other: &[u8]) -> f64 {
     let square = |(one, other): (&u8, &u8)| f64::from(one.abs_diff(*other)).powi(2);
     let squares: f64 = one.iter().zip(other).map(square).sum();
     if squares == 0.0 {
@@ -27,7 +27,7 @@ pub(super) fn psnr(one: &[u8], other: &[u8]) -> f64 {
 
 /// Mean over pixels and colours of the structural similarity of two pictures, `[height, width, 3]`; `None` of pictures of
 /// less than 11 pixels a side and of ones that do not have this shape.
-pub(super) fn ssim(one: &[u8], other: &[u8], width: usize, height: usize) -> Option<f64> {
+pub(crate) fn ssim(one: &[u8], other: &[u8], width: usize, height: usize) -> Option<f64> {
     let pixels = width.checked_mul(height)?;
     let values = pixels.checked_mul(CHANNELS)?;
     if width.min(height) < WINDOW || one.len() != values || other.len() != values {

@@ -10,7 +10,7 @@
 use crate::jacobi::{dot, orthogonalise};
 
 /// `None` of less than two vectors on a side, of vectors of different lengths and of ones that are not finite.
-pub(super) fn frechet(one: &[Vec<f64>], other: &[Vec<f64>]) -> Option<f64> {
+pub(crate) fn frechet(one: &[Vec<f64>], other: &[Vec<f64>]) -> Option<f64> {
     let dimensions = one.first()?.len();
     let all = || one.iter().chain(other);
     if one.len().min(other.len()) < 2

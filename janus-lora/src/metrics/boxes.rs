@@ -8,7 +8,7 @@ use std::cmp::Ordering;
 
 use serde::Serialize;
 
-use crate::heads::locate::{Found, Marked};
+use crate::detection::{Detection, LabelledBox};
 
 /// Boxes of a label that count, of each picture.
 const MOST_BOXES: usize = 100;
@@ -19,23 +19,23 @@ const OVERLAPS: usize = 10;
 
 /// Figures of one table.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(super) struct BoxMetrics {
+pub(crate) struct BoxMetrics {
     /// Rows.
-    pub(super) rows: usize,
+    pub(crate) rows: usize,
     /// Mean loss of the rows.
-    pub(super) loss: f64,
+    pub(crate) loss: f64,
     /// Mean average precision of boxes that overlap by half.
-    pub(super) map_50: f64,
+    pub(crate) map_50: f64,
     /// Mean average precision over overlaps from 0.5 to 0.95.
-    pub(super) map_50_95: f64,
+    pub(crate) map_50_95: f64,
     /// Mean over true boxes of the overlap with the best of the answer; see [`Detections::mean_iou`].
-    pub(super) mean_iou: f64,
+    pub(crate) mean_iou: f64,
     /// `map_50` of the mean true box with the most frequent label in every row: an answer without looking.
-    pub(super) mean_box_map_50: f64,
+    pub(crate) mean_box_map_50: f64,
     /// `mean_iou` of the same.
-    pub(super) mean_box_iou: f64,
+    pub(crate) mean_box_iou: f64,
     /// The labels.
-    pub(super) labels: Vec<String>,
+    pub(crate) labels: Vec<String>,
 }
 
 /// Intersection over union, from 0 to 1; 0 of boxes without area or with corners that are no numbers.
@@ -49,22 +49,22 @@ fn iou(one: [f32; 4], other: [f32; 4]) -> f64 {
 }
 
 /// The highest score first.
-fn by_score(one: &Found, other: &Found) -> Ordering {
+fn by_score(one: &Detection, other: &Detection) -> Ordering {
     other.score.total_cmp(&one.score)
 }
 
 /// True and found boxes of rows.
 #[derive(Debug, Clone)]
-pub(super) struct Detections {
+pub(crate) struct Detections {
     labels: usize,
-    rows: Vec<(Vec<Marked>, Vec<Found>)>,
+    rows: Vec<(Vec<LabelledBox>, Vec<Detection>)>,
 }
 
 /// One label's boxes of one row.
 struct Pair {
     row: usize,
     truth: Vec<[f32; 4]>,
-    found: Vec<Found>,
+    found: Vec<Detection>,
 }
 
 impl Pair {
@@ -93,12 +93,12 @@ fn of_row(pairs: &mut Vec<Pair>, row: usize) -> &mut Pair {
 
 impl Detections {
     /// Of so many labels.
-    pub(super) fn new(labels: usize) -> Self {
+    pub(crate) fn new(labels: usize) -> Self {
         Self { labels, rows: Vec::new() }
     }
 
     /// Takes one row's; boxes of other labels are left out.
-    pub(super) fn add(&mut self, truth: &[Marked], found: &[Found]) {
+    pub(crate) fn add(&mut self, truth: &[LabelledBox], found: &[Detection]) {
         let is_known = |label: u32| (label as usize) < self.labels;
         let truth = truth.iter().filter(|marked| is_known(marked.label)).copied().collect();
         let found = found.iter().filter(|found| is_known(found.label)).copied().collect();
@@ -130,12 +130,12 @@ impl Detections {
     }
 
     /// Mean average precision of boxes that overlap by half.
-    pub(super) fn map_50(&self) -> f64 {
+    pub(crate) fn map_50(&self) -> f64 {
         self.mean_average_precision(&[0.5])
     }
 
     /// Mean average precision over overlaps from 0.5 to 0.95.
-    pub(super) fn map_50_95(&self) -> f64 {
+    pub(crate) fn map_50_95(&self) -> f64 {
         // To the last bit as numpy has these: an overlap may be just as large.
         let step = (0.95 - 0.5) / (OVERLAPS - 1) as f64;
         let overlaps: Vec<f64> = (0..OVERLAPS).map(|number| (0.5 + number as f64 * step).min(0.95)).collect();
@@ -146,7 +146,7 @@ impl Detections {
     ///
     /// Of a row with `n` true boxes only the `n` found ones with the highest scores are looked at, so that many guesses are no
     /// help; one may be the best of several true ones.
-    pub(super) fn mean_iou(&self) -> f64 {
+    pub(crate) fn mean_iou(&self) -> f64 {
         let (mut sum, mut boxes) = (0.0, 0);
         for (truth, found) in &self.rows {
             let mut found = found.clone();
@@ -181,15 +181,15 @@ impl Detections {
     }
 
     /// The same rows, each answered with the mean true box and the most frequent label.
-    pub(super) fn baseline(&self) -> Detections {
+    pub(crate) fn baseline(&self) -> Detections {
         let label = self.most_frequent_label();
-        let answer = self.mean_box().map(|corners| Found { corners, label, score: 1.0 });
+        let answer = self.mean_box().map(|corners| Detection { corners, label, score: 1.0 });
         let rows = self.rows.iter().map(|(truth, _)| (truth.clone(), answer.into_iter().collect())).collect();
         Detections { labels: self.labels, rows }
     }
 
     /// All figures; `loss_sum` over all rows.
-    pub(super) fn metrics(self, labels: &[String], loss_sum: f64) -> BoxMetrics {
+    pub(crate) fn metrics(self, labels: &[String], loss_sum: f64) -> BoxMetrics {
         let baseline = self.baseline();
         BoxMetrics {
             rows: self.rows.len(),
@@ -213,14 +213,14 @@ fn average_precision(pairs: &[Pair], overlaps: &[f64]) -> Option<f64> {
     let shares: Vec<Vec<Vec<f64>>> = pairs
         .iter()
         .map(|pair| {
-            let line = |found: &Found| pair.truth.iter().map(|truth| iou(found.corners, *truth)).collect();
+            let line = |found: &Detection| pair.truth.iter().map(|truth| iou(found.corners, *truth)).collect();
             pair.found.iter().map(line).collect()
         })
         .collect();
     let mut sum = 0.0;
     for least in overlaps {
         let hits = pairs.iter().zip(&shares).flat_map(|(pair, shares)| pair.hits(shares, *least));
-        let mut all: Vec<(&Found, bool)> = pairs.iter().flat_map(|pair| &pair.found).zip(hits).collect();
+        let mut all: Vec<(&Detection, bool)> = pairs.iter().flat_map(|pair| &pair.found).zip(hits).collect();
         // Equal scores stay in the order of the rows.
         all.sort_by(|one, other| by_score(one.0, other.0));
         sum += area(all.into_iter().map(|(_, hit)| hit), boxes);
@@ -252,8 +252,8 @@ fn area(hits: impl Iterator<Item = bool>, boxes: usize) -> f64 {
 mod tests {
     use super::*;
 
-    fn found(corners: [f32; 4], label: u32, score: f32) -> Found {
-        Found { corners, label, score }
+    fn found(corners: [f32; 4], label: u32, score: f32) -> Detection {
+        Detection { corners, label, score }
     }
 
     /// Made by `tests/metrics_golden.py` with pycocotools.
@@ -268,8 +268,9 @@ mod tests {
             for image in case["images"].as_array().unwrap() {
                 let truth: Vec<(u32, [f32; 4])> = serde_json::from_value(image["truth"].clone()).unwrap();
                 let answer: Vec<(u32, [f32; 4], f32)> = serde_json::from_value(image["found"].clone()).unwrap();
-                let truth: Vec<Marked> = truth.iter().map(|(label, corners)| marked(*corners, *label)).collect();
-                let answer: Vec<Found> = answer.iter().map(|(label, at, score)| found(*at, *label, *score)).collect();
+                let truth: Vec<LabelledBox> = truth.iter().map(|(label, corners)| marked(*corners, *label)).collect();
+                let answer: Vec<Detection> =
+                    answer.iter().map(|(label, at, score)| found(*at, *label, *score)).collect();
                 detections.add(&truth, &answer);
             }
             let metrics = detections.metrics(&["a".into()], 2.0);
@@ -286,8 +287,8 @@ mod tests {
         }
     }
 
-    fn marked(corners: [f32; 4], label: u32) -> Marked {
-        Marked { corners, label }
+    fn marked(corners: [f32; 4], label: u32) -> LabelledBox {
+        LabelledBox { corners, label }
     }
 
     #[test]

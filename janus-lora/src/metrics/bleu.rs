@@ -14,7 +14,7 @@ const ORDERS: usize = 4;
 
 /// What is counted of answers that are to be the expected ones.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Bleu {
+pub(crate) struct Bleu {
     /// Tokens of the expected answers.
     expected_tokens: usize,
     /// Of one to four tokens in a row: how many were answered.
@@ -25,7 +25,7 @@ pub(super) struct Bleu {
 
 impl Bleu {
     /// Takes one row's.
-    pub(super) fn add(&mut self, expected: &str, answered: &str) {
+    pub(crate) fn add(&mut self, expected: &str, answered: &str) {
         let (expected, answered) = (tokens(expected), tokens(answered));
         self.expected_tokens += expected.len();
         for order in 1..=ORDERS {
@@ -38,7 +38,7 @@ impl Bleu {
     }
 
     /// From 0 to 1; 0 where no answer has so many tokens in a row as are compared.
-    pub(super) fn score(&self) -> f64 {
+    pub(crate) fn score(&self) -> f64 {
         if self.right.iter().all(|right| *right == 0) {
             return 0.0;
         }

@@ -1,24 +1,29 @@
-//! How much memory there is, and what to do where a run needs more.
+//! How much memory the program may count on.
 
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 
-use super::TrainError;
-use crate::error::Result;
+/// The environment variable that limits memory is no number.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the environment variable `{MEMORY_VARIABLE}` is `{value}`, expected a number of bytes")]
+pub struct MemoryLimitError {
+    /// What it says.
+    pub value: String,
+}
 
-/// Says how much memory a run may count on, in bytes, whatever the machine tells.
+/// Says how much memory may be counted on, in bytes, whatever the machine tells.
 pub const MEMORY_VARIABLE: &str = "JANUS_MEMORY_LIMIT_BYTES";
 
-/// Memory that a run started now may take: [`MEMORY_VARIABLE`], else the least of what the machine can give without
+/// Memory that may be taken from now on: [`MEMORY_VARIABLE`], else the least of what the machine can give without
 /// swapping (`MemAvailable` of proc(5)) and what is left of each control group's limit. `None` where nobody tells.
 ///
 /// # Errors
 /// A limit that is no number.
-pub fn available_bytes() -> Result<Option<u64>> {
+pub fn available_bytes() -> Result<Option<u64>, MemoryLimitError> {
     if let Some(value) = std::env::var_os(MEMORY_VARIABLE).filter(|value| !value.is_empty()) {
         let value = value.to_string_lossy();
-        let bytes = value.trim().parse().map_err(|_| TrainError::MemoryLimit { value: value.clone().into_owned() })?;
+        let bytes = value.trim().parse().map_err(|_| MemoryLimitError { value: value.clone().into_owned() })?;
         return Ok(Some(bytes));
     }
     let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|told| told_bytes(&told, "MemAvailable:"));
@@ -27,7 +32,7 @@ pub fn available_bytes() -> Result<Option<u64>> {
 }
 
 /// Bytes of the line of proc(5) that begins with `name` and tells kilobytes.
-pub(super) fn told_bytes(told: &str, name: &str) -> Option<u64> {
+pub(crate) fn told_bytes(told: &str, name: &str) -> Option<u64> {
     let line = told.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }

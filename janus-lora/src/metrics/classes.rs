@@ -10,39 +10,39 @@ const MAX_CONFUSION_LABELS: usize = 100;
 
 /// Figures of one table.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(super) struct ClassMetrics {
+pub(crate) struct ClassMetrics {
     /// Rows.
-    pub(super) rows: usize,
+    pub(crate) rows: usize,
     /// Mean cross-entropy of the labels, in nats.
-    pub(super) loss: f64,
+    pub(crate) loss: f64,
     /// Share of rows whose label was answered.
-    pub(super) accuracy: f64,
+    pub(crate) accuracy: f64,
     /// Mean over labels of F1.
-    pub(super) macro_f1: f64,
+    pub(crate) macro_f1: f64,
     /// Share of the rows that have the most frequent label: what the best answer without looking gets.
-    pub(super) majority_accuracy: f64,
+    pub(crate) majority_accuracy: f64,
     /// The labels.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(super) labels: Vec<String>,
+    pub(crate) labels: Vec<String>,
     /// Rows by expected (first index) and answered label; absent of more than 100 labels.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(super) confusion: Vec<Vec<usize>>,
+    pub(crate) confusion: Vec<Vec<usize>>,
 }
 
 /// Counts of expected and answered labels.
 #[derive(Debug, Clone)]
-pub(super) struct Confusion {
+pub(crate) struct Confusion {
     counts: Vec<Vec<usize>>,
 }
 
 impl Confusion {
     /// Of so many labels.
-    pub(super) fn new(labels: usize) -> Self {
+    pub(crate) fn new(labels: usize) -> Self {
         Self { counts: vec![vec![0; labels]; labels] }
     }
 
     /// Takes one row's.
-    pub(super) fn add(&mut self, expected: usize, answered: usize) {
+    pub(crate) fn add(&mut self, expected: usize, answered: usize) {
         if let Some(count) = self.counts.get_mut(expected).and_then(|row| row.get_mut(answered)) {
             *count += 1;
         }
@@ -53,13 +53,13 @@ impl Confusion {
     }
 
     /// Share of rows on the diagonal.
-    pub(super) fn accuracy(&self) -> f64 {
+    pub(crate) fn accuracy(&self) -> f64 {
         let right: usize = self.counts.iter().enumerate().map(|(label, row)| row[label]).sum();
         right as f64 / self.total().max(1) as f64
     }
 
     /// Mean of F1 over the labels that were expected or answered.
-    pub(super) fn macro_f1(&self) -> f64 {
+    pub(crate) fn macro_f1(&self) -> f64 {
         let f1 = |label: usize| -> Option<f64> {
             let right = self.counts[label][label];
             let expected: usize = self.counts[label].iter().sum();
@@ -71,13 +71,13 @@ impl Confusion {
     }
 
     /// Share of the most frequent expected label.
-    pub(super) fn majority(&self) -> f64 {
+    pub(crate) fn majority(&self) -> f64 {
         let most = self.counts.iter().map(|row| row.iter().sum::<usize>()).max().unwrap_or(0);
         most as f64 / self.total().max(1) as f64
     }
 
     /// All figures; `loss_sum` over all rows.
-    pub(super) fn metrics(self, labels: &[String], loss_sum: f64) -> ClassMetrics {
+    pub(crate) fn metrics(self, labels: &[String], loss_sum: f64) -> ClassMetrics {
         let rows = self.total();
         let shown = labels.len() <= MAX_CONFUSION_LABELS;
         ClassMetrics {

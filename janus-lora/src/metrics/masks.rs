@@ -9,24 +9,24 @@ use serde::Serialize;
 
 /// Figures of one table.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(super) struct MaskMetrics {
+pub(crate) struct MaskMetrics {
     /// Rows.
-    pub(super) rows: usize,
+    pub(crate) rows: usize,
     /// Mean loss of the rows.
-    pub(super) loss: f64,
+    pub(crate) loss: f64,
     /// Mean over rows of Dice.
-    pub(super) dice: f64,
+    pub(crate) dice: f64,
     /// Mean over rows of the intersection over union.
-    pub(super) iou: f64,
+    pub(crate) iou: f64,
     /// Dice of all rows' pixels together.
-    pub(super) pooled_dice: f64,
+    pub(crate) pooled_dice: f64,
     /// What empty masks would have as `dice`: the share of rows whose mask is empty.
-    pub(super) empty_mask_dice: f64,
+    pub(crate) empty_mask_dice: f64,
 }
 
 /// Sums over rows.
 #[derive(Debug, Clone, Default)]
-pub(super) struct MaskFigures {
+pub(crate) struct MaskFigures {
     rows: usize,
     dice: f64,
     iou: f64,
@@ -39,13 +39,13 @@ pub(super) struct MaskFigures {
 
 impl MaskFigures {
     /// Of no rows.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 
     /// Takes one row's, all `[height · width]` at the picture's own size; pixels that one lacks are not in its mask. Those that
     /// are `ignored` count in none.
-    pub(super) fn add(&mut self, truth: &[bool], answered: &[bool], ignored: &[bool]) {
+    pub(crate) fn add(&mut self, truth: &[bool], answered: &[bool], ignored: &[bool]) {
         let is_counted = |place: usize| !ignored.get(place).copied().unwrap_or(false);
         let count =
             |mask: &[bool]| mask.iter().enumerate().filter(|(place, pixel)| **pixel && is_counted(*place)).count();
@@ -61,7 +61,7 @@ impl MaskFigures {
     }
 
     /// All figures; `loss_sum` over all rows.
-    pub(super) fn metrics(self, loss_sum: f64) -> MaskMetrics {
+    pub(crate) fn metrics(self, loss_sum: f64) -> MaskMetrics {
         let rows = self.rows.max(1) as f64;
         MaskMetrics {
             rows: self.rows,

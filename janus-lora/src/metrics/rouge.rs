@@ -4,7 +4,7 @@
 //! `rouge/tokenize.py`).
 
 /// F1 of the longest common subsequence of tokens, from 0 to 1; 0 where either has none.
-pub(super) fn rouge_l(expected: &str, answered: &str) -> f64 {
+pub(crate) fn rouge_l(expected: &str, answered: &str) -> f64 {
     let (expected, answered) = (expected.to_lowercase(), answered.to_lowercase());
     let (expected, answered) = (tokens(&expected), tokens(&answered));
     let common = longest_common_subsequence(&expected, &answered);
