@@ -2,6 +2,9 @@
 
     python peer_inference.py understand --shape janus-pro-1b --dtype bf16
     python peer_inference.py generate --shape janus-pro-1b --dtype bf16 --tokens 32
+    python peer_inference.py batch --shape janus-pro-1b --dtype bf16 --rows 16
+
+`batch` answers so many rows in one call, as `janus batch` does.
 """
 
 import torch
@@ -69,6 +72,30 @@ def understand(model, options):
     )
 
 
+def batch(model, options):
+    """Rows of one image and 64 text tokens in one call; the first call is left out where there are several."""
+    ids = peer_model.question(model, options.rows)
+    pixels = peer_model.pixels(model, options.rows, options.dtype)
+    count = 1 + (options.tokens or 31)
+    seconds = []
+    for _ in range(options.rounds):
+        clock = peer_model.moment()
+        model.generate(
+            input_ids=ids,
+            pixel_values=pixels,
+            attention_mask=torch.ones_like(ids),
+            generation_mode="text",
+            do_sample=False,
+            min_new_tokens=count,
+            max_new_tokens=count,
+        )
+        seconds.append(peer_model.moment() - clock)
+    whole = peer_model.median(seconds[1:] or seconds)
+    return dict(
+        rows=options.rows, batch_seconds=whole, row_seconds=whole / options.rows, prompt_tokens=ids.shape[1], tokens=count
+    )
+
+
 def generate(model, options):
     """The codes of one image with guidance 5, and its decoding."""
     ids = peer_model.text_ids(model, 1, PROMPT_TOKENS)
@@ -113,8 +140,9 @@ def generate(model, options):
 
 def main():
     parser = peer_model.arguments(__doc__)
-    parser.add_argument("kind", choices=["understand", "generate"])
+    parser.add_argument("kind", choices=["understand", "generate", "batch"])
     parser.add_argument("--tokens", type=int, help="tokens after the first (32), or codes of the image (all)")
+    parser.add_argument("--rows", type=int, default=16, help="rows of a batch")
     parser.add_argument("--rounds", type=int, default=3, help="answers; the first is left out where there are several")
     options = parser.parse_args()
     if options.tokens is not None and options.tokens < 2 or options.rounds < 1:
@@ -124,7 +152,7 @@ def main():
     model = peer_model.build(options.shape, options.dtype).eval()
     opening_seconds = peer_model.moment() - clock
     with torch.inference_mode():
-        figures = understand(model, options) if options.kind == "understand" else generate(model, options)
+        figures = dict(understand=understand, generate=generate, batch=batch)[options.kind](model, options)
     peer_model.report(
         shape=options.shape, dtype=options.dtype, threads=options.threads, opening_seconds=opening_seconds, **figures
     )

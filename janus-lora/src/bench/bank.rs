@@ -1,13 +1,11 @@
 //! Many adapters over one base: what it costs to hold them, to choose one, and to compute rows of different ones in one pass.
 //!
-//! Passes of one token a row with the same adapter for all rows, with a different one for each, and with none alternate in one
-//! run over the same keys and values.
+//! Sessions whose rows have the same adapter, a different one each, and none take their steps in turn in one run, behind the same prompts.
 
 use std::time::Instant;
 
-use candle_core::Tensor;
-use janus_core::model::decoder::{Cache, Placement};
 use janus_core::pass::{Mixture, Part, Pass, Route};
+use janus_core::sample::{Kind, RowOptions, Session};
 use janus_core::site::sites;
 use janus_core::{Janus, Parts};
 use serde::Serialize;
@@ -18,9 +16,6 @@ use crate::error::Result;
 use crate::status::Status;
 use crate::target;
 
-/// Tokens of each row before the first measured one.
-const PROMPT_TOKENS: usize = 32;
-
 /// What is held, and how many rows meet it.
 #[derive(Debug, Clone)]
 pub struct BankOptions {
@@ -30,16 +25,18 @@ pub struct BankOptions {
     pub rank: usize,
     /// Presets or patterns.
     pub targets: Vec<String>,
-    /// Rows of a pass, one token each.
+    /// Rows that decode side by side.
     pub rows: usize,
-    /// Passes of each kind; the first is left out.
+    /// Tokens of each row before the first measured one.
+    pub prompt_tokens: usize,
+    /// Steps of each kind; the first is left out.
     pub rounds: usize,
 }
 
 /// What a bank costs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct BankReport {
-    /// What every measurement tells; a step is a pass in which every row has another adapter.
+    /// What every measurement tells; a step is one in which every row has another adapter.
     #[serde(flatten)]
     pub figures: Figures,
     /// Adapters in slots.
@@ -48,21 +45,23 @@ pub struct BankReport {
     pub rank: usize,
     /// Presets or patterns.
     pub targets: Vec<String>,
-    /// Rows of a pass.
+    /// Rows that decode side by side.
     pub rows: usize,
-    /// Passes of each kind, the first included.
+    /// Tokens of each row before the first measured one.
+    pub prompt_tokens: usize,
+    /// Steps of each kind, the first included.
     pub rounds: usize,
     /// Bytes that one adapter takes in its slot.
     pub adapter_bytes: usize,
     /// Time in which an adapter is worked out and made ready, median.
     pub insert_seconds: f64,
-    /// Time in which every row of a pass is told its adapter, median.
+    /// Time in which every row of a step is told its adapter, median.
     pub choose_seconds: f64,
-    /// A pass of the base alone, median.
+    /// A step of the base alone, median.
     pub base_seconds: f64,
-    /// A pass with the same adapter for all rows, median.
+    /// A step with the same adapter for all rows, median.
     pub same_seconds: f64,
-    /// A pass with another adapter for each row, as far as there are so many, median.
+    /// A step with another adapter for each row, as far as there are so many, median.
     pub different_seconds: f64,
     /// Median over the rounds of the ratio of the two.
     pub different_to_same: f64,
@@ -94,20 +93,24 @@ pub fn bank(model: &Model, options: &BankOptions, status: &dyn Status) -> Result
     bar.finish();
     let adapter_bytes = slots.first().and_then(|slot| bank.bytes(*slot)).unwrap_or(0);
 
-    let mut decoding = Decoding::begin(model, &janus, options)?;
+    let of = |mixture: &dyn Fn(usize) -> Mixture| -> Result<Session<'_>> {
+        decoding(model, &janus, options, &(0..options.rows).map(mixture).collect::<Vec<_>>())
+    };
+    let mut sessions =
+        [of(&|row| Mixture::of(slots[row % slots.len()]))?, of(&|_| Mixture::of(slots[0]))?, of(&|_| Mixture::base())?];
     let (mut base, mut same, mut different, mut choices) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let bar = status.items("passes", options.rounds as u64);
+    let bar = status.items("steps", options.rounds as u64);
     for round in 0..options.rounds {
         let clock = Instant::now();
-        let of_all = routed(options.rows, |row| Mixture::of(slots[row % slots.len()]))?;
+        routed(options.rows, 1, |row| Mixture::of(slots[row % slots.len()]))?;
         let chosen = clock.elapsed().as_secs_f64();
-        let of_one = routed(options.rows, |_| Mixture::of(slots[0]))?;
-        let of_none = routed(options.rows, |_| Mixture::base())?;
         // Each is the first of a round in turn.
         let mut seconds = [0.0; 3];
         for place in 0..3 {
             let which = (round + place) % 3;
-            seconds[which] = decoding.step([&of_all, &of_one, &of_none][which])?;
+            let clock = Instant::now();
+            sessions[which].step(&mut |_| {})?;
+            seconds[which] = clock.elapsed().as_secs_f64();
         }
         if round > 0 {
             let [of_all, of_one, of_none] = seconds;
@@ -126,6 +129,7 @@ pub fn bank(model: &Model, options: &BankOptions, status: &dyn Status) -> Result
         rank: options.rank,
         targets: options.targets.clone(),
         rows: options.rows,
+        prompt_tokens: options.prompt_tokens,
         rounds: options.rounds,
         adapter_bytes,
         insert_seconds: median(&inserts),
@@ -149,41 +153,21 @@ fn made_up(model: &Model, janus: &Janus, spec: &AdapterSpec, seed: u64) -> Resul
     Ok(adapter)
 }
 
-/// A pass of one token a row.
-fn routed(rows: usize, mixture: impl Fn(usize) -> Mixture) -> Result<Pass> {
-    let routes = (0..rows).map(|row| Route { tokens: row..row + 1, mixture: mixture(row) });
-    Ok(Pass::inference().with_routes(Part::Decoder, routes.collect())?)
+/// A pass of so many tokens a row.
+fn routed(rows: usize, tokens: usize, mixture: impl Fn(usize) -> Mixture) -> Result<Pass> {
+    let routes = (0..rows).map(|row| Route { tokens: row * tokens..(row + 1) * tokens, mixture: mixture(row) });
+    Ok(Pass::answering().with_routes(Part::Decoder, routes.collect())?)
 }
 
-/// Rows in the middle of their answers.
-struct Decoding<'m> {
-    janus: &'m Janus,
-    cache: Cache,
-    mask: Vec<Vec<bool>>,
-    ids: Vec<u32>,
-}
-
-impl<'m> Decoding<'m> {
-    fn begin(model: &Model, janus: &'m Janus, options: &BankOptions) -> Result<Self> {
-        let (rows, decoder) = (options.rows, janus.decoder());
-        let mut cache = decoder.cache(PROMPT_TOKENS + 3 * options.rounds);
-        let ids = inputs::text_ids(&model.config, "prompts", rows * PROMPT_TOKENS);
-        let mask = vec![vec![true; PROMPT_TOKENS]; rows];
-        let pass = Pass::inference();
-        let embeds = decoder.embed(&pass, &ids, rows)?;
-        decoder.forward_last(&pass, &embeds, &Placement::continued(&mask, PROMPT_TOKENS), &mut cache)?;
-        Ok(Self { janus, cache, mask, ids: inputs::text_ids(&model.config, "tokens", rows) })
-    }
-
-    /// Seconds in which every row's next token is computed up to its logits.
-    fn step(&mut self, pass: &Pass) -> Result<f64> {
-        let decoder = self.janus.decoder();
-        self.mask.iter_mut().for_each(|row| row.push(true));
-        let clock = Instant::now();
-        let embeds = decoder.embed(pass, &self.ids, self.ids.len())?;
-        let hidden = decoder.forward_last(pass, &embeds, &Placement::continued(&self.mask, 1), &mut self.cache)?;
-        let logits: Tensor = decoder.text_logits(pass, &hidden)?;
-        logits.device().synchronize()?;
-        Ok(clock.elapsed().as_secs_f64())
-    }
+/// Rows behind their prompts, which are all the same.
+fn decoding<'m>(model: &Model, janus: &'m Janus, options: &BankOptions, mixtures: &[Mixture]) -> Result<Session<'m>> {
+    let (rows, tokens) = (options.rows, options.prompt_tokens);
+    let mut session = Session::new(janus, usize::MAX);
+    let pass = routed(rows, tokens, |row| mixtures[row].clone())?;
+    let ids = inputs::text_ids(&model.config, "prompts", tokens).repeat(rows);
+    let embeds = janus.decoder().embed(&pass, &ids, rows)?;
+    let kind = Kind::Text { stop: Vec::new(), vocabulary: model.config.text.vocab_size };
+    let row = RowOptions { kind, most: options.rounds + 1, temperature: 0.0, seed: 0 };
+    session.join(&pass, &embeds, &vec![vec![true; tokens]; rows], vec![row; rows])?;
+    Ok(session)
 }

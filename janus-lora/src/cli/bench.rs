@@ -86,6 +86,7 @@ pub(super) enum BenchCommand {
     /// Many adapters over one base: rows of different ones in one pass against rows of the same one
     #[command(after_help = "Examples:
   janus bench bank --shape janus-pro-1b --dtype bf16 --json
+  janus bench bank --shape janus-pro-1b --dtype bf16 --prompt-tokens 640
   janus bench bank --shape janus-small --adapters 4 --rank 16 --rows 8")]
     Bank {
         #[command(flatten)]
@@ -102,7 +103,10 @@ pub(super) enum BenchCommand {
         /// Rows of a pass, one token each
         #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=MAX_BATCH))]
         rows: u32,
-        /// Passes of each kind; the first is left out
+        /// Tokens of each row before the first measured one
+        #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=MAX_COUNT))]
+        prompt_tokens: u32,
+        /// Steps of each kind; the first is left out
         #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(2..=MAX_COUNT))]
         rounds: u32,
     },
@@ -244,9 +248,10 @@ impl BenchCommand {
                 }
                 model.tell(&report, figures, rows);
             }
-            BenchCommand::Bank { model, adapters, rank, targets, rows, rounds } => {
-                let [adapters, rank, rows, rounds] = [adapters, rank, rows, rounds].map(|count| count as usize);
-                let options = BankOptions { adapters, rank, targets, rows, rounds };
+            BenchCommand::Bank { model, adapters, rank, targets, rows, prompt_tokens, rounds } => {
+                let counts = [adapters, rank, rows, prompt_tokens, rounds];
+                let [adapters, rank, rows, prompt_tokens, rounds] = counts.map(|count| count as usize);
+                let options = BankOptions { adapters, rank, targets, rows, prompt_tokens, rounds };
                 let report = bench::bank(&model.model()?, &options, &Terminal)?;
                 let different = format!(
                     "{} ({:.3} times the same one)",
