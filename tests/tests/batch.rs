@@ -1,14 +1,20 @@
 //! `janus batch`: whole tables through the engine.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow::array::RecordBatch;
+use arrow::array::{
+    Array, ArrayRef, DictionaryArray, Int32Array, LargeBinaryArray, LargeStringArray, RecordBatch,
+    TimestampMillisecondArray,
+};
+use arrow::datatypes::{Field, Int8Type, Schema};
 use janus_tests::program::command;
 use janus_tests::rows::{images, integers, optional_texts, picture, texts, write_table};
 use janus_tests::tiny::Workplace;
+use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::{Value, json};
 
@@ -113,6 +119,63 @@ fn a_table_comes_out_with_its_columns_and_its_answers() {
 }
 
 #[test]
+fn columns_keep_their_types_and_what_the_file_says_of_them() {
+    let place = Workplace::empty();
+    let words: DictionaryArray<Int8Type> = ["red", "blue", "red"].into_iter().collect();
+    let zoned = TimestampMillisecondArray::from(vec![Some(0), None, Some(i64::MAX)]).with_timezone("Europe/Berlin");
+    let long = LargeStringArray::from(vec!["a", "b", "c"]);
+    let bytes = LargeBinaryArray::from_vec(vec![b"\xff", b"", b"z"]);
+    let keys = Int32Array::from(vec![1, 2, 3]);
+    let arrays: Vec<(&str, ArrayRef, bool)> = vec![
+        ("question", texts(["What is it?", "Why?", "Is it whole?"]), false),
+        ("words", Arc::new(words), true),
+        ("zoned", Arc::new(zoned), true),
+        ("long", Arc::new(long), false),
+        ("bytes", Arc::new(bytes), true),
+        ("keys", Arc::new(keys), false),
+    ];
+    let of_keys = [("unit".to_owned(), "piece".to_owned())];
+    let field = |(name, array, is_nullable): &(&str, ArrayRef, bool)| {
+        let field = Field::new(*name, array.data_type().clone(), *is_nullable);
+        if *name == "keys" {
+            field.with_metadata(of_keys.clone().into_iter().collect::<HashMap<_, _>>())
+        } else {
+            field
+        }
+    };
+    let metadata: HashMap<String, String> = [("made".to_owned(), "here".to_owned())].into_iter().collect();
+    let schema = Arc::new(Schema::new_with_metadata(arrays.iter().map(field).collect::<Vec<_>>(), metadata));
+    let batch = RecordBatch::try_new(schema, arrays.into_iter().map(|(_, array, _)| array).collect()).unwrap();
+    let file = std::fs::File::create(place.path("rows.parquet")).unwrap();
+    let mut writer = ArrowWriter::try_new(file, batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+
+    place.janus(&[QUESTIONS, &["--out", "out.parquet"]].concat()).expect_success();
+    let out = table(&place.path("out.parquet"));
+    assert_eq!(out.len(), 1);
+    for (number, field) in batch.schema().fields().iter().enumerate() {
+        assert_eq!(out[0].schema().field(number), &**field);
+        assert_eq!(out[0].column(number), batch.column(number), "{}", field.name());
+    }
+    let file = std::fs::File::open(place.path("out.parquet")).unwrap();
+    let schema = ParquetRecordBatchReaderBuilder::try_new(file).unwrap().schema().clone();
+    assert_eq!(schema.metadata().get("made").map(String::as_str), Some("here"));
+    place.janus(&[QUESTIONS, &["--out", "out.jsonl"]].concat()).expect_success();
+    let rows = lines(&place, "out.jsonl");
+    assert_eq!(
+        (&rows[1]["words"], &rows[1]["zoned"], &rows[0]["bytes"]),
+        (&json!("blue"), &Value::Null, &json!("/w=="))
+    );
+    // One beyond the calendar is told as its number.
+    assert_eq!((&rows[0]["zoned"], &rows[2]["zoned"]), (&json!("1970-01-01T00:00:00Z"), &json!(i64::MAX.to_string())));
+
+    let twice = vec![("question", texts(["a"])), ("x", texts(["b"])), ("x", texts(["c"]))];
+    write_table(&place.path("rows.parquet"), twice, 1);
+    place.refuses(&[QUESTIONS, &["--out", "twice.parquet"]].concat(), &["several columns `x`"]);
+}
+
+#[test]
 fn a_batch_that_is_killed_goes_on_to_the_same_bytes() {
     let place = Workplace::empty();
     let bad = questions(&place, "rows.parquet", 1000);
@@ -141,11 +204,26 @@ fn a_batch_that_is_killed_goes_on_to_the_same_bytes() {
     assert!(lengths.windows(2).all(|pair| pair[0] < pair[1]), "{lengths:?}");
     place.refuses(&cut, &["has answers of a batch that was cut off", "--resume"]);
     let other = [&cut[..], &["--resume", "--question", "Why?"]].concat();
-    place.refuses(&other, &["answers of another batch", "question"]);
+    place.refuses(&other, &["answers of another batch", "not of the same question"]);
     let done = place.janus(&[&cut[..], &["--resume", "--json"]].concat()).expect_success().json();
     assert!(done["resumed"].as_u64().unwrap() > 0 && done["failed"] == 10, "{done}");
     assert!(place.read("cut.parquet") == place.read("whole.parquet"), "the bytes are others");
     assert!(!journal.exists());
+
+    // A picture in a file of its own that is another one now.
+    std::fs::write(place.path("one.png"), picture(24, 20, 1)).unwrap();
+    let paths: Vec<&str> = vec!["one.png"; 400];
+    write_table(&place.path("paths.parquet"), vec![("image", texts(&paths))], 50);
+    let by_path =
+        ["batch", "--base", "janus-nano", "--task", "understand", "--input", "paths.parquet", "--out", "p.jsonl"];
+    let mut child = command(place.folder(), &by_path).spawn().unwrap();
+    while std::fs::metadata(place.path("p.jsonl.answers")).map_or(0, |about| about.len()) < 2000 {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    std::fs::write(place.path("one.png"), picture(24, 20, 2)).unwrap();
+    place.refuses(&[&by_path[..], &["--resume"]].concat(), &["another batch", "pictures"]);
 
     // Another input of the same name.
     questions(&place, "rows.parquet", 900);
@@ -256,4 +334,11 @@ fn what_cannot_be_answered_is_refused_and_writes_nothing() {
         place.refuses(&arguments, said);
     }
     assert_eq!(place.read("there.jsonl"), b"mine");
+    // What lies where answers would be kept.
+    place.write("o.jsonl.answers", "my own notes");
+    let out = ["--task", "understand", "--out", "o.jsonl", "--resume"];
+    place.refuses(&with(&out), &["o.jsonl.answers", "no batch's"]);
+    let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/../recipes/quickstart.toml");
+    place.refuses(&["eval", recipe, "--predictions", "there.jsonl"], &["is there already"]);
+    place.refuses(&["eval", recipe, "--predictions", "new.csv"], &[".parquet", ".jsonl"]);
 }

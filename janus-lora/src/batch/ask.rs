@@ -1,5 +1,7 @@
 //! What is read of a row, and the request it becomes.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use crate::base::Base;
@@ -102,12 +104,21 @@ impl Asked {
         all
     }
 
-    /// What answers depend on.
-    pub(super) fn identity(&self) -> Value {
+    /// What answers depend on, by its name.
+    pub(super) fn identity(&self) -> BTreeMap<&'static str, Value> {
         let Options { max_new_tokens, temperature, seed, guidance } = self.options;
-        let columns: Vec<(&str, &str)> = self.columns.iter().collect();
-        let head = self.head.as_ref().map(|(name, _)| name);
-        json!([self.task.name(), columns, head, self.question, max_new_tokens, temperature, seed, guidance])
+        // A role whose column has its name is as if it were not named.
+        let columns: Vec<(&str, &str)> = self.columns.iter().filter(|(role, column)| role != column).collect();
+        BTreeMap::from([
+            ("task", json!(self.task.name())),
+            ("columns", json!(columns)),
+            ("head", json!(self.head.as_ref().map(|(name, _)| name))),
+            ("question", json!(self.question)),
+            ("length of answers", json!(max_new_tokens)),
+            ("temperature", json!(temperature)),
+            ("seed", json!(seed)),
+            ("guidance", json!(guidance)),
+        ])
     }
 
     /// The request of a row, which is the `number`th of its table.

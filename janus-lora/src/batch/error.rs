@@ -24,7 +24,7 @@ pub enum BatchError {
         path: PathBuf,
     },
     /// Answers of a batch that was asked otherwise.
-    #[error("`{}` has answers of another batch: its {what} was another one", path.display())]
+    #[error("`{}` has answers of another batch, not of the same {what}", path.display())]
     Another {
         /// Where they are.
         path: PathBuf,
@@ -71,8 +71,22 @@ pub enum BatchError {
         /// Another one.
         other: String,
     },
+    /// Two columns of one name.
+    #[error("`{}` has several columns `{column}`", path.display())]
+    Repeated {
+        /// The file.
+        path: PathBuf,
+        /// The name.
+        column: String,
+    },
+    /// A row that cannot be read.
+    #[error("{reason}")]
+    Row {
+        /// Why.
+        reason: String,
+    },
     /// A signal.
-    #[error("stopped by {signal} after {rows} rows, whose answers are kept")]
+    #[error("stopped by {signal} with the answers of {rows} rows, which are kept")]
     Stopped {
         /// Which.
         signal: StopSignal,
@@ -91,13 +105,17 @@ impl Diagnose for BatchError {
             | BatchError::NoJournal { .. }
             | BatchError::InUse { .. }
             | BatchError::Read { .. }
+            | BatchError::Repeated { .. }
+            | BatchError::Row { .. }
             | BatchError::Types { .. } => Fault::Input,
         }
     }
 
     fn hints(&self) -> Vec<String> {
         let hint = match self {
-            BatchError::OutputExists { resume: true, .. } => "that batch has ended: there is nothing to go on with",
+            BatchError::OutputExists { resume: true, .. } => {
+                "a batch that goes on writes it at its end: move it away, or if it is that batch's own, remove `OUT.answers`"
+            }
             BatchError::OutputExists { .. } => "name another file, or move this one away",
             BatchError::CutOff { .. } => {
                 "the same command with `--resume` goes on from there; remove the file to begin anew"
@@ -107,8 +125,12 @@ impl Diagnose for BatchError {
             BatchError::InUse { .. } => "wait until that has ended, or name another output",
             BatchError::Read { .. } => "see whether it is a file that this user may read",
             BatchError::Types { .. } => "give the files as tables of their own",
+            BatchError::Repeated { .. } => "give them names of their own: one of them would be lost",
             BatchError::Stopped { .. } => "the same command with `--resume` goes on from there",
-            BatchError::Write { .. } => return Vec::new(),
+            BatchError::Write { .. } => {
+                "see whether there is room and whether this user may write there; answers are kept in `OUT.answers` meanwhile"
+            }
+            BatchError::Row { .. } => return Vec::new(),
         };
         vec![hint.into()]
     }

@@ -25,9 +25,14 @@ struct Head {
 }
 
 /// What became of a row.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Line {
+    /// The row's number in its table.
+    pub(super) row: usize,
+    /// What its pictures are known by, where they may lie in files of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) pictures: Option<String>,
     /// Values of the columns that are added; none of a row that was not answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) values: Option<Map<String, Value>>,
@@ -54,11 +59,6 @@ fn beside(out: &Path) -> PathBuf {
 }
 
 impl Journal {
-    /// Whether there are answers for an output.
-    pub(super) fn is_there(out: &Path) -> bool {
-        beside(out).symlink_metadata().is_ok()
-    }
-
     /// Begins one, or goes on with the one that is there.
     ///
     /// # Errors
@@ -66,42 +66,42 @@ impl Journal {
     pub(super) fn open(out: &Path, identity: &BTreeMap<&'static str, Value>, resume: bool) -> Result<Self, BatchError> {
         let path = beside(out);
         let write = |source| BatchError::Write { path: path.clone(), source };
-        let is_there = Self::is_there(out);
-        if is_there && !resume {
-            return Err(BatchError::CutOff { path });
+        let found = path.symlink_metadata().ok();
+        if found.as_ref().is_some_and(|found| !found.is_file()) {
+            let reason = "it is no file of its own".to_owned();
+            return Err(BatchError::NoJournal { path, reason });
         }
-        if is_there {
-            // What is no file is refused here.
-            janus_core::input::open(&path).map_err(|source| BatchError::Read { path: path.clone(), source })?;
+        let is_there = found.is_some();
+        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            std::fs::create_dir_all(parent).map_err(write)?;
         }
-        let mut options = File::options();
-        options.read(true).write(true).create(!is_there).create_new(!is_there);
-        let mut file = options.open(&path).map_err(write)?;
+        let mut file = File::options().read(true).write(true).create_new(!is_there).open(&path).map_err(write)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(BatchError::InUse { path }),
             // A file system without locks.
             Err(TryLockError::Error(_)) => {}
         }
+        if is_there && !resume {
+            return Err(BatchError::CutOff { path });
+        }
         let identity: Identity = identity.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
-        let found = if is_there { read_whole_lines(&path, &mut file)? } else { Found::default() };
-        if let Some(head) = &found.head {
-            let different = identity.iter().find(|(name, value)| head.janus_batch.get(*name) != Some(value));
+        let mut head = serde_json::to_vec(&Head { janus_batch: identity.clone() }).expect("plain data is JSON");
+        head.push(b'\n');
+        let found = if is_there { read_whole_lines(&path, &mut file, &head)? } else { Found::default() };
+        if let Some(own) = &found.head {
+            let different = identity.iter().find(|(name, value)| own.janus_batch.get(*name) != Some(value));
             if let Some((what, _)) = different {
                 return Err(BatchError::Another { path, what: what.clone() });
             }
         }
-        let mut first_byte = found.first_byte;
         file.set_len(found.bytes).map_err(write)?;
         file.seek(SeekFrom::Start(found.bytes)).map_err(write)?;
         let mut file = BufWriter::new(file);
         if found.head.is_none() {
-            let mut text = serde_json::to_vec(&Head { janus_batch: identity }).expect("plain data is JSON");
-            text.push(b'\n');
-            first_byte = text.len() as u64;
-            file.write_all(&text).and_then(|()| file.flush()).map_err(write)?;
+            file.write_all(&head).and_then(|()| file.flush()).map_err(write)?;
         }
-        Ok(Self { file, first_byte, rows: found.rows, failed: found.failed, path })
+        Ok(Self { file, first_byte: head.len() as u64, rows: found.rows, failed: found.failed, path })
     }
 
     /// Rows that have a line.
@@ -112,6 +112,16 @@ impl Journal {
     /// Those of them that were not answered.
     pub(super) fn failed(&self) -> usize {
         self.failed
+    }
+
+    /// That these answers have more rows than the table, or other ones.
+    pub(super) fn refused(&self, reason: String) -> BatchError {
+        BatchError::NoJournal { path: self.path.clone(), reason }
+    }
+
+    /// That a row's pictures were others when it was answered.
+    pub(super) fn of_other_pictures(&self) -> BatchError {
+        BatchError::Another { path: self.path.clone(), what: "pictures".into() }
     }
 
     /// Adds the next row's line.
@@ -146,29 +156,35 @@ impl Journal {
 struct Found {
     /// `None` where not even the first line was finished.
     head: Option<Head>,
-    first_byte: u64,
     /// Of all whole lines.
     bytes: u64,
     rows: usize,
     failed: usize,
 }
 
-fn read_whole_lines(path: &Path, file: &mut File) -> Result<Found, BatchError> {
+/// The lines up to the last whole one. `head` is the line that this batch begins with: where not even it is whole, what is there
+/// has to be its beginning.
+fn read_whole_lines(path: &Path, file: &mut File, head: &[u8]) -> Result<Found, BatchError> {
     let read = |source| BatchError::Read { path: path.to_path_buf(), source };
+    let refused = |reason: String| BatchError::NoJournal { path: path.to_path_buf(), reason };
     let mut reader = BufReader::new(&*file);
     let (mut found, mut text) = (Found::default(), Vec::new());
     loop {
         text.clear();
         let length = reader.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut text).map_err(read)?;
         if text.last() != Some(&b'\n') {
-            return Ok(found);
+            return match &found.head {
+                None if !head.starts_with(&text) => Err(refused("its first line is no batch's".into())),
+                _ => Ok(found),
+            };
         }
-        let refused = |e: serde_json::Error| BatchError::NoJournal { path: path.to_path_buf(), reason: e.to_string() };
         if found.head.is_none() {
-            found.head = Some(serde_json::from_slice(&text).map_err(refused)?);
-            found.first_byte = length as u64;
+            found.head = Some(serde_json::from_slice(&text).map_err(|e| refused(e.to_string()))?);
         } else {
-            let line: Line = serde_json::from_slice(&text).map_err(refused)?;
+            let line: Line = serde_json::from_slice(&text).map_err(|e| refused(e.to_string()))?;
+            if line.row != found.rows {
+                return Err(refused(format!("row {} stands where row {} should", line.row, found.rows)));
+            }
             found.rows += 1;
             found.failed += usize::from(line.error.is_some());
         }
@@ -186,8 +202,11 @@ mod tests {
         BTreeMap::from([("question", json!(question))])
     }
 
-    fn line(text: &str) -> Line {
-        Line { values: Some([("answer".to_owned(), json!(text))].into_iter().collect()), error: None }
+    fn line(row: usize) -> Line {
+        match row {
+            0 => Line { values: Some([("answer".to_owned(), json!("one"))].into_iter().collect()), ..Line::default() },
+            _ => Line { row, error: Some("bad".into()), ..Line::default() },
+        }
     }
 
     #[test]
@@ -196,8 +215,7 @@ mod tests {
         let out = folder.path().join("out.jsonl");
         {
             let mut journal = Journal::open(&out, &identity("a"), false).unwrap();
-            journal.push(&line("one")).unwrap();
-            journal.push(&Line { values: None, error: Some("bad".into()) }).unwrap();
+            (0..2).for_each(|row| journal.push(&line(row)).unwrap());
         }
         let path = beside(&out);
         let whole = std::fs::read(&path).unwrap();
@@ -205,14 +223,21 @@ mod tests {
             std::fs::write(&path, &whole[..cut]).unwrap();
             let mut journal = Journal::open(&out, &identity("a"), true).unwrap();
             for row in journal.rows()..2 {
-                let next = [line("one"), Line { values: None, error: Some("bad".into()) }];
-                journal.push(&next[row]).unwrap();
+                journal.push(&line(row)).unwrap();
             }
             assert_eq!((journal.rows(), journal.failed()), (2, 1), "cut at {cut}");
             let lines: Vec<Line> = journal.lines().unwrap().map(Result::unwrap).collect();
-            assert_eq!(lines[0], line("one"));
+            assert_eq!(lines, [line(0), line(1)]);
             drop(journal);
             assert_eq!(std::fs::read(&path).unwrap(), whole, "cut at {cut}");
+        }
+        // A line that is gone or there twice.
+        let text = String::from_utf8(whole).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        for changed in [vec![lines[0], lines[2]], vec![lines[0], lines[1], lines[1], lines[2]]] {
+            std::fs::write(&path, changed.join("\n") + "\n").unwrap();
+            let refused = Journal::open(&out, &identity("a"), true).err().unwrap();
+            assert!(matches!(refused, BatchError::NoJournal { .. }), "{refused}");
         }
     }
 
@@ -222,14 +247,27 @@ mod tests {
         let out = folder.path().join("out.jsonl");
         let open = |question: &str, resume| Journal::open(&out, &identity(question), resume);
         let running = open("a", false).unwrap();
-        assert!(matches!(open("a", true).err().unwrap(), BatchError::InUse { .. }));
+        for resume in [false, true] {
+            assert!(matches!(open("a", resume).err().unwrap(), BatchError::InUse { .. }));
+        }
         drop(running);
         assert!(matches!(open("a", false).err().unwrap(), BatchError::CutOff { .. }));
         match open("b", true).err().unwrap() {
             BatchError::Another { what, .. } => assert_eq!(what, "question"),
             other => panic!("{other}"),
         }
-        std::fs::write(beside(&out), "{}\n").unwrap();
-        assert!(matches!(open("a", true).err().unwrap(), BatchError::NoJournal { .. }));
+        for text in ["{}\n", "my own notes", "my own notes\n"] {
+            std::fs::write(beside(&out), text).unwrap();
+            assert!(matches!(open("a", true).err().unwrap(), BatchError::NoJournal { .. }), "{text}");
+            assert_eq!(std::fs::read_to_string(beside(&out)).unwrap(), text);
+        }
+        #[cfg(unix)]
+        {
+            let notes = folder.path().join("notes");
+            std::fs::write(&notes, "").unwrap();
+            std::fs::remove_file(beside(&out)).unwrap();
+            std::os::unix::fs::symlink(&notes, beside(&out)).unwrap();
+            assert!(matches!(open("a", true).err().unwrap(), BatchError::NoJournal { .. }));
+        }
     }
 }

@@ -76,7 +76,7 @@ impl Job<'_> {
     /// Files without the task's columns or that are damaged; answers there of another batch; an output that is there; a model
     /// whose values are not finite; a signal.
     pub fn run(&self, out: &Path, format: Format, resume: bool, status: &dyn Status) -> Result<Done> {
-        if out.symlink_metadata().is_ok() && !(resume && Journal::is_there(out)) {
+        if out.symlink_metadata().is_ok() {
             return Err(BatchError::OutputExists { path: out.to_path_buf(), resume }.into());
         }
         let open = |all_columns: bool| -> Result<Table> {
@@ -87,7 +87,13 @@ impl Job<'_> {
         let output = output::Output::new(&open(true)?, self.asked)?;
         let mut journal = Journal::open(out, &self.identity(status)?, resume)?;
         let resumed = journal.rows();
-        work::answer(self, &table, &mut journal, status)?;
+        if let Err(error) = work::answer(self, &table, &mut journal, status) {
+            if journal.rows() == 0 {
+                // There is nothing to go on with.
+                journal.remove();
+            }
+            return Err(error);
+        }
         let (rows, failed) = (journal.rows(), journal.failed());
         output.write(&open(true)?, &mut journal, out, format)?;
         journal.remove();
@@ -104,14 +110,15 @@ impl Job<'_> {
             };
             Ok(json!(digest_of(&path)?))
         };
-        Ok(BTreeMap::from([
+        let mut identity = self.asked.identity();
+        identity.extend([
             ("base", json!(self.base.fingerprint(status)?)),
-            ("type that is computed in", json!(self.model.dtype().as_str())),
+            ("type of its values", json!(self.model.dtype().as_str())),
             ("adapters", Value::Array(adapters.collect::<Result<_>>()?)),
-            ("question", self.asked.identity()),
             ("input", Value::Array(self.files.iter().map(file).collect::<Result<_>>()?)),
-            ("way pictures are read", json!(format!("{:?}", self.decoding))),
-        ]))
+            ("way to read pictures", json!(format!("{:?}", self.decoding))),
+        ]);
+        Ok(identity)
     }
 }
 

@@ -1,116 +1,107 @@
 //! Rows go through the engine in their order.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::VecDeque;
 
 use janus_core::{Diagnose, Fault, ModelError};
 
 use super::journal::{Journal, Line};
 use super::{BatchError, Job};
-use crate::data::Table;
+use crate::data::{DataError, Row, RowFault, Table, WholeBatches, of_pictures};
 use crate::error::{Error, Result};
-use crate::infer::{Engine, Event, Limits, RequestId};
+use crate::infer::{Engine, Limits, Request};
 use crate::status::Status;
 use crate::train::signals;
 
-/// Rows that wait or go on for each that may go on, so that the engine never runs dry.
-const AHEAD: usize = 2;
-
-/// What a row came to.
-enum Outcome {
-    Waiting,
-    Known(Line),
-}
-
-/// Rows that are under way.
-struct Work<'j, 'm> {
-    job: &'j Job<'m>,
-    engine: Engine<'j>,
-    journal: &'j mut Journal,
-    /// By its number in the table: rows from the first on that has no line.
-    rows: BTreeMap<usize, Outcome>,
-    asked: BTreeMap<RequestId, usize>,
-}
+/// A row, or why it cannot be read, and what its pictures are known by where they may lie in files of their own.
+type Read = (Result<Row, String>, Option<String>);
 
 /// Answers the rows that have no line yet.
-pub(super) fn answer<'j>(job: &'j Job<'_>, table: &Table, journal: &'j mut Journal, status: &dyn Status) -> Result<()> {
-    let limits = Limits::of(job.model)?;
-    let engine = Engine::new(job.model, job.base, job.heads, limits);
-    let bar = status.items("answering", table.claimed_rows());
+pub(super) fn answer(job: &Job<'_>, table: &Table, journal: &mut Journal, status: &dyn Status) -> Result<()> {
+    let mut engine = Engine::new(job.model, job.base, job.heads, Limits::of(job.model)?);
     let done = journal.rows();
+    let mut unreadable = None;
+    let mut rows = Rows { batches: table.whole_batches(), rows: Vec::new().into_iter(), failed: &mut unreadable };
+    check_answered(&mut rows, journal)?;
+    let bar = status.items("answering", table.claimed_rows());
     bar.advance(done as u64);
-    let mut work = Work { job, engine, journal, rows: BTreeMap::new(), asked: BTreeMap::new() };
-    let (mut batches, mut number) = (table.whole_batches(), 0);
-    while let Some(batch) = batches.next()? {
-        for row in batch.rows {
-            if number >= done {
-                let request =
-                    row.map_err(|fault| fault.to_string()).map(|row| job.asked.request(job.base, &row, number));
-                match request {
-                    Err(fault) => work.failed(number, fault),
-                    Ok(Err(error)) => work.refused(number, error)?,
-                    Ok(Ok(request)) => match work.engine.submit(request) {
-                        Ok(id) => {
-                            work.rows.insert(number, Outcome::Waiting);
-                            work.asked.insert(id, number);
-                        }
-                        Err(error) => work.refused(number, error)?,
-                    },
-                }
-                while work.engine.pending() > AHEAD * limits.rows {
-                    work.step(&*bar)?;
-                }
-            }
-            number += 1;
+    let pictures = RefCell::new(VecDeque::new());
+    let request = |(place, (row, digest)): (usize, Read)| -> Result<Request> {
+        pictures.borrow_mut().push_back(digest);
+        let row = row.map_err(|reason| BatchError::Row { reason })?;
+        job.asked.request(job.base, &row, done + place)
+    };
+    engine.answer_each(rows.enumerate().map(request), &mut |place, answer| {
+        if let Some(signal) = signals::received() {
+            return Err(BatchError::Stopped { signal, rows: journal.rows() }.into());
+        }
+        let (row, pictures) = (done + place, pictures.borrow_mut().pop_front().flatten());
+        let line = match answer.and_then(|answer| job.asked.values(answer)) {
+            Ok(values) => Line { row, pictures, values: Some(values), error: None },
+            Err(error) => Line { row, pictures, values: None, error: Some(of_row(error)?) },
+        };
+        journal.push(&line)?;
+        bar.advance(1);
+        Ok(())
+    })?;
+    bar.finish();
+    match unreadable {
+        None => Ok(()),
+        Some(error) => Err(error.into()),
+    }
+}
+
+/// Passes over the rows that have a line, whose pictures are to be those that were answered.
+fn check_answered(rows: &mut Rows<'_>, journal: &mut Journal) -> Result<()> {
+    let unreadable = |journal: &Journal, error: std::io::Error| journal.refused(error.to_string());
+    for line in journal.lines().map_err(|error| unreadable(journal, error))? {
+        let line = line.map_err(|error| unreadable(journal, error))?;
+        match rows.next() {
+            None => return Err(journal.refused(format!("it has more than the {} rows of the table", line.row)).into()),
+            Some((_, digest)) if digest != line.pictures => return Err(journal.of_other_pictures().into()),
+            Some(_) => {}
         }
     }
-    while work.engine.pending() > 0 {
-        work.step(&*bar)?;
-    }
-    work.write(&*bar)?;
-    bar.finish();
     Ok(())
 }
 
-impl Work<'_, '_> {
-    fn failed(&mut self, number: usize, reason: String) {
-        self.rows.insert(number, Outcome::Known(Line { values: None, error: Some(reason) }));
-    }
+/// Why a row was not answered, unless what is wrong is wrong with more than the row.
+fn of_row(error: Error) -> Result<String> {
+    let is_of_model = matches!(&error, Error::Core(janus_core::Error::Model(ModelError::NotFinite { .. })));
+    if is_of_model || error.fault() == Fault::Internal { Err(error) } else { Ok(error.to_string()) }
+}
 
-    /// A row whose request or answer is not to be had; what is wrong with more than the row ends all.
-    fn refused(&mut self, number: usize, error: Error) -> Result<()> {
-        let is_of_model = matches!(&error, Error::Core(janus_core::Error::Model(ModelError::NotFinite { .. })));
-        if is_of_model || error.fault() == Fault::Internal {
-            return Err(error);
-        }
-        self.failed(number, error.to_string());
-        Ok(())
-    }
+/// The rows of a table; a file that cannot be read ends them, and is told in `failed`.
+struct Rows<'t> {
+    batches: WholeBatches<'t>,
+    rows: std::vec::IntoIter<Read>,
+    failed: &'t mut Option<DataError>,
+}
 
-    fn step(&mut self, bar: &dyn crate::status::Bar) -> Result<()> {
-        if let Some(signal) = signals::received() {
-            return Err(BatchError::Stopped { signal, rows: self.journal.rows() }.into());
-        }
-        for event in self.engine.step()? {
-            let Event::Ended { request, answer } = event else { continue };
-            let Some(number) = self.asked.remove(&request) else { continue };
-            match answer.and_then(|answer| self.job.asked.values(answer)) {
-                Ok(values) => {
-                    self.rows.insert(number, Outcome::Known(Line { values: Some(values), error: None }));
+impl Iterator for Rows<'_> {
+    type Item = Read;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(row) = self.rows.next() {
+                return Some(row);
+            }
+            match self.batches.next() {
+                Ok(Some(batch)) => {
+                    let digest = |row: &Result<Row, RowFault>| {
+                        let row = row.as_ref().ok().filter(|_| batch.names_files)?;
+                        Some(of_pictures(row).iter().map(|byte| format!("{byte:02x}")).collect())
+                    };
+                    let digests: Vec<Option<String>> = batch.rows.iter().map(digest).collect();
+                    let rows = batch.rows.into_iter().map(|row| row.map_err(|fault| fault.to_string()));
+                    self.rows = rows.zip(digests).collect::<Vec<_>>().into_iter();
                 }
-                Err(error) => self.refused(number, error)?,
+                Ok(None) => return None,
+                Err(error) => {
+                    *self.failed = Some(error);
+                    return None;
+                }
             }
         }
-        self.write(bar)
-    }
-
-    /// Writes the lines of the rows that are known, up to the first that is not.
-    fn write(&mut self, bar: &dyn crate::status::Bar) -> Result<()> {
-        while let Some(entry) = self.rows.first_entry() {
-            let Outcome::Known(line) = entry.get() else { break };
-            self.journal.push(line)?;
-            entry.remove();
-            bar.advance(1);
-        }
-        Ok(())
     }
 }

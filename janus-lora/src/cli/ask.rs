@@ -9,6 +9,7 @@ use janus_core::output::{require_file, write_file};
 use serde_json::{Map, Value, json};
 
 use super::arguments::TypeArgument;
+use super::generate::refuse_own_pictures;
 use super::out::result;
 use super::report;
 use super::status::Terminal;
@@ -75,8 +76,10 @@ impl Ask<'_> {
         let (name, head) = chosen_head(self.task.name(), self.head, adapters)?;
         let form = head.kind.form();
         if form.draws() {
-            for number in 0..pictures.len() {
-                require_file(&self.overlay_path(number))?;
+            let overlays: Vec<PathBuf> = (0..pictures.len()).map(|number| self.overlay_path(number)).collect();
+            refuse_own_pictures(self.images, &overlays)?;
+            for path in &overlays {
+                require_file(path)?;
             }
         }
         let images = readable(base, self.images, pictures.to_vec())?;

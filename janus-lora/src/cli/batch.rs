@@ -7,6 +7,7 @@ use janus_core::Parts;
 use janus_core::home;
 use janus_core::hub::HubError;
 use janus_core::output::require_file;
+use janus_core::processing::find_placeholders;
 use serde_json::json;
 
 use super::arguments::{BaseArguments, DeviceArgument, PictureArguments, TypeArgument};
@@ -153,6 +154,18 @@ impl Batch {
         }
         if let Some(question) = &self.question {
             check_question(question)?;
+            if question.trim().is_empty() {
+                return usage(
+                    "`--question` is empty".into(),
+                    "leave it out: rows without one are asked to describe the picture",
+                );
+            }
+            if let Some((spelling, _)) = find_placeholders(question).video {
+                return usage(
+                    format!("the question contains `{spelling}`, which stands for a video"),
+                    "rows have pictures alone",
+                );
+            }
         }
         let extension = self.out.extension().and_then(|name| name.to_str()).map(str::to_ascii_lowercase);
         match extension.as_deref() {
@@ -169,6 +182,15 @@ impl Batch {
         let format = self.check()?;
         let task = self.task.task();
         let columns = named_columns(&self.columns, task.name(), Asked::roles(task))?;
+        for (one, other) in [("image", "images"), ("question", "")] {
+            let is_other = if other.is_empty() { self.question.is_some() } else { columns.is_given(other) };
+            if columns.is_given(one) && is_other {
+                let other =
+                    if other.is_empty() { "`--question`".to_owned() } else { format!("`--column {other}=…`") };
+                let message = format!("`--column {one}=…` and {other} say the same thing twice");
+                return Err(Error::Usage { message, hint: "leave one of them out".into() });
+            }
+        }
         if self.out.symlink_metadata().is_err() {
             require_file(&self.out)?;
         }

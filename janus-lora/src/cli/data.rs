@@ -381,10 +381,17 @@ pub(super) fn named_columns(columns: &[String], task: &str, roles: &[&str]) -> R
     for column in columns {
         let (role, name) =
             column.split_once('=').ok_or_else(|| usage(format!("`{column}` is not of the form `ROLE=COLUMN`")))?;
-        if !roles.contains(&role) {
-            return Err(usage(format!("`{role}` is no role of {task}: {}", roles.join(", "))));
+        if !roles.contains(&role) || name.is_empty() {
+            let message = match roles.contains(&role) {
+                true => format!("`--column {column}` names no column"),
+                false => format!("`{role}` is no role of {task}"),
+            };
+            return Err(Error::Usage { message, hint: format!("give `ROLE=COLUMN`; roles are {}", roles.join(", ")) });
         }
-        given.insert(role.to_owned(), name.to_owned());
+        if given.insert(role.to_owned(), name.to_owned()).is_some() {
+            let message = format!("`--column` names a column for `{role}` twice");
+            return Err(Error::Usage { message, hint: "leave one of them out".into() });
+        }
     }
     Ok(Columns::new(given))
 }

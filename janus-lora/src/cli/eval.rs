@@ -129,6 +129,10 @@ fn predictions_file(path: &Path) -> Result<(PathBuf, Format)> {
         let message = format!("`--predictions {}` is named neither `.parquet` nor `.jsonl`", path.display());
         return Err(Error::Usage { message, hint: "the name says the format".into() });
     };
+    if path.symlink_metadata().is_ok() {
+        let message = format!("`{}` is there already", path.display());
+        return Err(Error::Usage { message, hint: "name another file, or move this one away".into() });
+    }
     Ok((require_file(path)?, format))
 }
 

@@ -68,6 +68,19 @@ pub(super) struct Generate {
     json: bool,
 }
 
+/// Refuses to write over a picture that is read.
+pub(super) fn refuse_own_pictures(read: &[PathBuf], written: &[PathBuf]) -> Result<()> {
+    let place = |path: &PathBuf| path.canonicalize().ok();
+    let read: Vec<PathBuf> = read.iter().filter_map(place).collect();
+    match written.iter().find(|path| place(path).is_some_and(|place| read.contains(&place))) {
+        None => Ok(()),
+        Some(path) => {
+            let message = format!("`{}` is a picture that is read, and would be written over", path.display());
+            Err(Error::Usage { message, hint: "name another file with `--out`".into() })
+        }
+    }
+}
+
 /// Refuses a strength of the prompt that is no number.
 pub(super) fn check_guidance(guidance: f64) -> Result<()> {
     if guidance.is_finite() {
@@ -103,6 +116,7 @@ impl Generate {
             _ => self.out.with_extension(format!("{number}.png")),
         };
         let files: Vec<PathBuf> = (1..=self.count).map(path).collect();
+        refuse_own_pictures(&self.sources, &files)?;
         let places = files.iter().map(|file| require_file(file)).collect::<std::result::Result<Vec<_>, _>>()?;
         let mut sources = self.sources.iter().map(|path| self.reading.read(path)).collect::<Result<Vec<_>>>()?;
         let device = self.device.open()?;

@@ -191,17 +191,20 @@ impl Understand {
         Ok(())
     }
 
+    /// The request of a question about these pictures together, in its place among the questions.
+    fn request(&self, place: usize, prompt: &[u32], images: &[Image]) -> Request {
+        Request::plain(Kind::Text(TextRequest {
+            prompt: prompt.to_vec(),
+            images: images.to_vec(),
+            max_new_tokens: self.max_new_tokens as usize,
+            temperature: self.temperature,
+            seed: self.seed.wrapping_add(place as u64),
+        }))
+    }
+
     /// Answers to every question about these pictures together.
     fn answers(&self, model: &Janus, base: &Base, prompts: &[Vec<u32>], images: &[Image]) -> Result<Vec<TextAnswer>> {
-        let request = |(place, prompt): (usize, &Vec<u32>)| {
-            Request::plain(Kind::Text(TextRequest {
-                prompt: prompt.clone(),
-                images: images.to_vec(),
-                max_new_tokens: self.max_new_tokens as usize,
-                temperature: self.temperature,
-                seed: self.seed.wrapping_add(place as u64),
-            }))
-        };
+        let request = |(place, prompt): (usize, &Vec<u32>)| self.request(place, prompt, images);
         let heads = Heads::new();
         let mut engine = Engine::new(model, base, &heads, Limits::of(model)?);
         let answers = engine.answer_all(prompts.iter().enumerate().map(request), &mut |_| {})?;
@@ -223,22 +226,33 @@ impl Understand {
         }
         let parts = Parts { text_head: true, vision: true, ..Parts::default() };
         let (model, _) = self.dtype.model(base, adapters, device, parts, &Terminal)?;
-        let mut told = Vec::new();
-        for (path, picture) in self.images.iter().zip(pictures) {
-            let image = readable(base, std::slice::from_ref(path), vec![picture.clone()])?;
-            let answers =
-                self.answers(&model, base, prompts, &image).map_err(|error| explain(error, base, adapters))?;
-            for (question, answer) in self.questions.iter().zip(answers) {
-                let TextAnswer { text, token_ids, .. } = answer;
-                if self.json {
-                    told.push(json!({ "image": path, "question": question, "text": text, "token_ids": token_ids }));
-                } else if self.questions.len() == 1 {
-                    result!("{}: {}", path.display(), one_line(&text));
-                } else {
-                    result!("{}: {question} {}", path.display(), one_line(&text));
-                }
+        let mut asked = self.images.iter().flat_map(|path| self.questions.iter().map(move |question| (path, question)));
+        // Decoded when their turn comes.
+        let requests = pictures.iter().flat_map(|picture| {
+            let image = base.image(picture);
+            let request = move |(place, prompt): (usize, &Vec<u32>)| {
+                Ok(self.request(place, prompt, std::slice::from_ref(&image)))
+            };
+            prompts.iter().enumerate().map(request)
+        });
+        let (heads, mut told) = (Heads::new(), Vec::new());
+        let mut engine = Engine::new(&model, base, &heads, Limits::of(&model)?);
+        let answered = engine.answer_each(requests, &mut |_, answer| {
+            let (Some(TextAnswer { text, token_ids, .. }), Some((path, question))) =
+                (answer?.into_text(), asked.next())
+            else {
+                return Ok(());
+            };
+            if self.json {
+                told.push(json!({ "image": path, "question": question, "text": text, "token_ids": token_ids }));
+            } else if self.questions.len() == 1 {
+                result!("{}: {}", path.display(), one_line(&text));
+            } else {
+                result!("{}: {question} {}", path.display(), one_line(&text));
             }
-        }
+            Ok(())
+        });
+        answered.map_err(|error| explain(error, base, adapters))?;
         if self.json {
             report::json(&json!({ "answers": told }));
         }

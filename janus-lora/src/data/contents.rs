@@ -101,7 +101,7 @@ impl Watch {
 }
 
 /// The digest of a row's pictures.
-pub(super) fn of_pictures(row: &Row) -> Digest {
+pub(crate) fn of_pictures(row: &Row) -> Digest {
     let mut digest = Sha256::new();
     for image in row.images.values().flatten() {
         digest.update((image.bytes.len() as u64).to_le_bytes());

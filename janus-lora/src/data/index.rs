@@ -493,6 +493,19 @@ impl Index {
     }
 
     /// Blocks with good rows, in the table's order.
+    /// The number among all rows, from 0, of a good one by its number among the good ones.
+    pub(crate) fn number_of(&self, good: usize) -> Option<usize> {
+        let (mut rows, mut left) = (0, good);
+        for block in &self.blocks {
+            if left < block.accepted {
+                let within = (0..block.rows).filter(|row| block.accepts(*row)).nth(left)?;
+                return Some(rows + within);
+            }
+            (rows, left) = (rows + block.rows, left - block.accepted);
+        }
+        None
+    }
+
     pub(crate) fn blocks(&self) -> &[Block] {
         &self.blocks
     }

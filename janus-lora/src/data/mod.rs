@@ -64,6 +64,7 @@ mod whole;
 mod written;
 
 pub use contents::Digest;
+pub(crate) use contents::of_pictures;
 pub use error::DataError;
 pub use index::{ClippedGreys, ImageChecks, Index, ScanOptions, ScanProgress, Table};
 pub use reader::{Asker, DEFAULT_PAGE_BYTES, ReadOptions};
@@ -74,3 +75,4 @@ pub use schema::{ColumnKind, ColumnRequest};
 pub use shuffle::EpochOrder;
 pub use source::{FileSource, Split, locate, resolve};
 pub use stream::{Position, RowStream};
+pub(crate) use whole::WholeBatches;

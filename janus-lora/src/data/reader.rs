@@ -294,6 +294,11 @@ impl DataFile {
         self.schema.fields().iter().map(|field| (field.name().as_str(), type_name(field.data_type())))
     }
 
+    /// The columns as the file describes them.
+    pub(super) fn own_schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
     /// The columns as they are read.
     pub(super) fn read_schema(&self) -> &SchemaRef {
         self.metadata.schema()

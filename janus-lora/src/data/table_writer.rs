@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::basic::Compression;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
@@ -39,28 +38,19 @@ impl<'a> TableWriter<'a> {
     /// # Errors
     /// A type that Parquet does not have.
     pub(crate) fn new(schema: &SchemaRef, out: &'a mut dyn Write) -> io::Result<Self> {
-        Self::with(schema, out, ArrowWriterOptions::new())
-    }
-
-    /// The same, its columns described by Parquet's own types alone: readers take a view of texts for texts.
-    ///
-    /// # Errors
-    /// As [`TableWriter::new`].
-    pub(crate) fn without_arrow_types(schema: &SchemaRef, out: &'a mut dyn Write) -> io::Result<Self> {
-        Self::with(schema, out, ArrowWriterOptions::new().with_skip_arrow_metadata(true))
-    }
-
-    fn with(schema: &SchemaRef, out: &'a mut dyn Write, options: ArrowWriterOptions) -> io::Result<Self> {
-        let metadata = schema.metadata().iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone())).collect();
+        let mut metadata: Vec<KeyValue> =
+            schema.metadata().iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone())).collect();
+        metadata.sort_by(|one, other| one.key.cmp(&other.key));
         let properties = WriterProperties::builder()
             .set_compression(Compression::SNAPPY)
             // The crate's default names its own version, and equal data should be equal bytes.
             .set_created_by("janus-lora version 1.0.0".into())
             .set_key_value_metadata(Some(metadata))
             .build();
-        let (outbox, options) = (Outbox::default(), options.with_properties(properties));
-        let writer = ArrowWriter::try_new_with_options(outbox.clone(), schema.clone(), options);
-        Ok(Self { writer: writer.map_err(io::Error::other)?, outbox, out })
+        let outbox = Outbox::default();
+        let writer =
+            ArrowWriter::try_new(outbox.clone(), schema.clone(), Some(properties)).map_err(io::Error::other)?;
+        Ok(Self { writer, outbox, out })
     }
 
     /// Writes rows as a row group.

@@ -1,10 +1,12 @@
 //! A table row by row with everything that its files hold: what is asked of each row, and all of its columns.
 
+use std::path::PathBuf;
+
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 
 use super::index::Table;
-use super::reader::Batches;
+use super::reader::{Batches, DataFile};
 use super::rejected::RowFault;
 use super::{DataError, Row};
 
@@ -16,6 +18,8 @@ pub(crate) struct WholeBatch {
     pub(crate) columns: RecordBatch,
     /// What was asked of each row, or what is wrong with it.
     pub(crate) rows: Vec<Result<Row, RowFault>>,
+    /// Whether pictures of its rows may lie in files of their own.
+    pub(crate) names_files: bool,
 }
 
 /// All batches of a table opened with [`all_columns`](super::ReadOptions::all_columns), in the order of its files.
@@ -34,9 +38,11 @@ impl Table {
         WholeBatches { table: self, file: 0, row_group: 0, batches: None, read: 0 }
     }
 
-    /// The columns of each file as they are in its batches.
-    pub(crate) fn schemas(&self) -> Vec<SchemaRef> {
-        self.data_files().iter().map(|file| file.read_schema().clone()).collect()
+    /// Of each file its path, its columns as it describes them, and as they are in its batches.
+    pub(crate) fn schemas(&self) -> Vec<(PathBuf, SchemaRef, SchemaRef)> {
+        let of_file =
+            |file: &DataFile| (file.path.to_path_buf(), file.own_schema().clone(), file.read_schema().clone());
+        self.data_files().iter().map(of_file).collect()
     }
 }
 
@@ -63,7 +69,8 @@ impl WholeBatches<'_> {
             if let Some((batch, columns)) = batches.next_whole(self.table.requests())? {
                 let rows = (0..batch.rows).map(|row| self.table.row(&batch, row)).collect();
                 self.read += batch.rows as u64;
-                return Ok(Some(WholeBatch { file: self.file, columns, rows }));
+                let names_files = batch.names_files();
+                return Ok(Some(WholeBatch { file: self.file, columns, rows, names_files }));
             }
             let claimed = file.claimed_rows(self.row_group);
             if self.read != claimed {

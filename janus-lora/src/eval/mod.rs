@@ -120,11 +120,12 @@ impl<'a> Evaluation<'a> {
         Engine::new(self.model, self.base, self.heads, self.limits)
     }
 
-    /// Notes what was answered to the next row, where that is wanted.
+    /// Notes what was answered to the next good row, where that is wanted.
     fn predicted(&self, expected: impl FnOnce() -> serde_json::Value, answer: impl FnOnce() -> serde_json::Value) {
         let Some(predictions) = self.settings.predictions else { return };
         let mut predictions = predictions.borrow_mut();
-        let row = predictions.iter().rev().take_while(|other| other.table == self.name).count();
+        let good = predictions.iter().rev().take_while(|other| other.table == self.name).count();
+        let row = self.source.index.number_of(good).unwrap_or(good);
         predictions.push(Prediction { table: self.name.to_owned(), row, expected: expected(), answer: answer() });
     }
 

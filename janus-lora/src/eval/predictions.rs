@@ -17,7 +17,7 @@ use crate::data::table_writer::TableWriter;
 pub struct Prediction {
     /// The table's name.
     pub table: String,
-    /// Which of its rows to evaluate, from 0.
+    /// Its number among the rows to evaluate, bad ones counted, from 0.
     pub row: usize,
     /// What the row says: a text, a label, boxes, the runs of a mask, or the ids of a caption.
     pub expected: Value,
@@ -86,11 +86,13 @@ fn lines<'a>(base: &'a [Prediction], adapter: &'a [Prediction]) -> Vec<Line<'a>>
     for table in tables {
         let of = |all: &'a [Prediction]| all.iter().filter(|own| own.table == table).collect::<Vec<_>>();
         let (base, adapter) = (of(base), of(adapter));
-        for row in 0..base.len().max(adapter.len()) {
-            let (own, with) = (base.get(row), adapter.get(row));
+        // One that lacks the table's head has no answers at all.
+        for place in 0..base.len().max(adapter.len()) {
+            let (own, with) = (base.get(place), adapter.get(place));
             let Some(known) = own.or(with) else { continue };
             let answer = |own: Option<&&'a Prediction>| own.map_or(&Value::Null, |own| &own.answer);
-            lines.push(Line { table, row, expected: &known.expected, base: answer(own), adapter: answer(with) });
+            let (row, expected) = (known.row, &known.expected);
+            lines.push(Line { table, row, expected, base: answer(own), adapter: answer(with) });
         }
     }
     lines

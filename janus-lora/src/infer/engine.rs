@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use candle_core::DType;
 use janus_core::pass::{Mixture, Part, Pass};
 use janus_core::sample::{RowId, RowLogits, RowOptions, Session};
 use janus_core::{Janus, ModelError};
@@ -19,6 +20,10 @@ use crate::tasks::{features, last_hidden};
 
 /// Pictures that heads are asked about and the vision tower encodes in one pass.
 const PICTURES: usize = 8;
+/// Requests that wait or go on for each row that may go on.
+const AHEAD: usize = 2;
+/// What a head reads, as errors name it.
+const FEATURES: &str = "squared features of the picture";
 /// What a head computes, as errors name it.
 const HEAD: &str = "values of the head";
 
@@ -61,10 +66,11 @@ struct Waiting {
     row: Option<RowOptions>,
 }
 
-/// A request that goes on as a row of the session.
+/// A request that goes on as a row of the session. Its pictures are not needed any more.
 struct Running {
     id: RequestId,
-    request: Request,
+    draws_picture: bool,
+    adapters: Mixture,
 }
 
 /// Answers requests over one base, side by side.
@@ -202,7 +208,7 @@ impl<'m> Engine<'m> {
             if own.is_over
                 && let (Some(running), Some(drawn)) = (self.running.remove(&own.row), self.session.leave(own.row))
             {
-                let answer = self.answer(&running.request, drawn);
+                let answer = self.answer(running.draws_picture, &running.adapters, drawn);
                 events.push(Event::Ended { request: id, answer });
             }
         }
@@ -229,6 +235,44 @@ impl<'m> Engine<'m> {
             }
         }
         Ok(ids.iter().filter_map(|id| answers.remove(id)).collect())
+    }
+
+    /// Answers requests as they come, without holding all of them: so many wait that the engine never runs dry. `told` gets each
+    /// request's number and answer, in their order; a request that cannot be made is handed on as it is.
+    ///
+    /// # Errors
+    /// Those of the model, and what `told` reports.
+    pub fn answer_each(
+        &mut self,
+        requests: impl Iterator<Item = Result<Request>>,
+        told: &mut dyn FnMut(usize, Result<Answer>) -> Result<()>,
+    ) -> Result<()> {
+        let most = AHEAD * self.limits.rows.max(1);
+        let mut numbers: BTreeMap<RequestId, usize> = BTreeMap::new();
+        let mut known: BTreeMap<usize, Result<Answer>> = BTreeMap::new();
+        let (mut next, mut requests) = (0, requests.enumerate().peekable());
+        loop {
+            while self.pending() < most && known.len() < most {
+                let Some((number, request)) = requests.next() else { break };
+                match request.and_then(|request| self.submit(request)) {
+                    Ok(id) => drop(numbers.insert(id, number)),
+                    Err(error) => drop(known.insert(number, Err(error))),
+                }
+            }
+            while let Some(answer) = known.remove(&next) {
+                told(next, answer)?;
+                next += 1;
+            }
+            if self.pending() == 0 && requests.peek().is_none() {
+                return Ok(());
+            }
+            for event in self.step()? {
+                let Event::Ended { request, answer } = event else { continue };
+                if let Some(number) = numbers.remove(&request) {
+                    known.insert(number, answer);
+                }
+            }
+        }
     }
 
     /// What a request's tokens compute with, where requests name adapters.
@@ -311,7 +355,7 @@ impl<'m> Engine<'m> {
         let (empty, joining): (Vec<Waiting>, Vec<Waiting>) =
             joining.into_iter().partition(|waiting| waiting.row.as_ref().is_some_and(|row| row.most == 0));
         for waiting in empty {
-            let answer = self.answer(&waiting.request, Vec::new());
+            let answer = self.answer(waiting.request.draws_picture(), &waiting.request.adapters, Vec::new());
             events.push(Event::Ended { request: waiting.id, answer });
         }
         if joining.is_empty() {
@@ -328,26 +372,22 @@ impl<'m> Engine<'m> {
         let joined = self.session.join(&pass, &embeds, &mask, options)?;
         let joined = joined.expect("there is room for what was let in");
         for (row, Waiting { id, request, .. }) in joined.into_iter().zip(joining) {
-            self.running.insert(row, Running { id, request });
+            let draws_picture = request.draws_picture();
+            self.running.insert(row, Running { id, draws_picture, adapters: request.adapters });
         }
         Ok(())
     }
 
     /// What comes of the tokens that a request drew.
-    fn answer(&self, request: &Request, drawn: Vec<u32>) -> Result<Answer> {
-        Ok(match &request.kind {
-            Kind::Text(_) => {
-                let tokenizer = self.base.tokenizer();
-                let is_whole = drawn.last() == Some(&tokenizer.special().eos);
-                let text = tokenizer.decode(&drawn, true)?.trim().to_owned();
-                Answer::Text(TextAnswer { text, token_ids: drawn, is_whole })
-            }
-            Kind::Picture(_) => {
-                let picture = picture(self.model, self.base, &drawn, self.mixture(&request.adapters))?;
-                Answer::Picture(PictureAnswer { codes: drawn, picture })
-            }
-            Kind::Head(_) => unreachable!("heads draw nothing"),
-        })
+    fn answer(&self, draws_picture: bool, adapters: &Mixture, drawn: Vec<u32>) -> Result<Answer> {
+        if draws_picture {
+            let picture = picture(self.model, self.base, &drawn, self.mixture(adapters))?;
+            return Ok(Answer::Picture(PictureAnswer { codes: drawn, picture }));
+        }
+        let tokenizer = self.base.tokenizer();
+        let is_whole = drawn.last() == Some(&tokenizer.special().eos);
+        let text = tokenizer.decode(&drawn, true)?.trim().to_owned();
+        Ok(Answer::Text(TextAnswer { text, token_ids: drawn, is_whole }))
     }
 
     /// Answers requests of heads: their pictures are encoded together, each head computes for itself.
@@ -392,6 +432,10 @@ impl<'m> Engine<'m> {
             let pass = routed(Pass::answering(), Part::Decoder, std::iter::once(adapters), tokens)?;
             Some(last_hidden(self.model, &pass, &captions)?)
         };
+        // Heads divide by the features' deviation: what is beyond the squares that f32 holds would come out as nothing at all.
+        for own in features.low.iter().chain([&features.mid]) {
+            finite(own.to_dtype(DType::F32)?.sqr()?, FEATURES)?;
+        }
         let config = self.model.config();
         let output = head.output(config, features, hidden.as_ref())?;
         let output = output.into_iter().map(|tensor| finite(tensor, HEAD)).collect::<Result<Vec<_>>>()?;

@@ -85,6 +85,10 @@ impl Request {
     pub fn plain(kind: Kind) -> Self {
         Self { kind, adapters: Mixture::base() }
     }
+
+    pub(super) fn draws_picture(&self) -> bool {
+        matches!(self.kind, Kind::Picture(_))
+    }
 }
 
 impl TextRequest {
