@@ -186,19 +186,28 @@ impl<'m> Session<'m> {
             routing.map(|routing| routing.of_row((place + 1) * sequence - 1).cloned()).transpose()
         };
         let decoder = self.model.decoder();
-        let (last, cache) = prefill(decoder, pass, embeds, mask, sequence)?;
-        let mut ids = Vec::with_capacity(rows.len());
+        // A single row without padding takes the prompts' cache as it is.
+        let is_alone = branches == 1 && lengths[0] == sequence;
+        let capacity = if is_alone { rows[0].branch_tokens(sequence) } else { sequence };
+        let (last, cache) = prefill(decoder, pass, embeds, mask, capacity)?;
+        let (mut own, mut ids) = (Some(cache), Vec::with_capacity(rows.len()));
         for ((options, places), reserved_tokens) in rows.into_iter().zip(places).zip(needed) {
-            let branch = |place: &usize| -> Result<Branch> {
+            let mut branch = |place: &usize| -> Result<Branch> {
                 let held = Held { row: *place, tokens: sequence - lengths[*place]..sequence };
-                let cache = cache.picked(&[held], lengths[*place], options.branch_tokens(lengths[*place]))?;
+                let cache = match own.take_if(|_| is_alone) {
+                    Some(own) => own,
+                    None => {
+                        let cache = own.as_ref().expect("the prompts' cache is only taken by a row alone");
+                        cache.picked(&[held], lengths[*place], options.branch_tokens(lengths[*place]))?
+                    }
+                };
                 Ok(Branch { last: last.narrow(0, *place, 1)?, cache })
             };
             let id = RowId(self.joined);
             self.joined += 1;
             let row = Row {
                 sampler: Sampler::new(options.temperature, options.seed),
-                branches: places.iter().map(branch).collect::<Result<_>>()?,
+                branches: places.iter().map(&mut branch).collect::<Result<_>>()?,
                 mixture: mixture(places[0])?,
                 drawn: Vec::new(),
                 reserved_tokens,
@@ -216,11 +225,12 @@ impl<'m> Session<'m> {
         self.rows.remove(&row).map(|row| row.drawn)
     }
 
-    /// Draws one token for every unfinished row and computes the row's next hidden state. `observe` sees the logits of every draw.
+    /// Computes with the last token of every unfinished row that has one, and draws the next. `observe` sees the logits of every draw.
     ///
     /// # Errors
     /// Those of the model; a row of which nothing can be drawn is over and tells so by itself.
     pub fn step(&mut self, observe: &mut dyn FnMut(RowLogits<'_>)) -> Result<Vec<Drawn>> {
+        self.advance()?;
         let mut drawn = self.draw_texts(observe)?;
         drawn.extend(self.draw_codes(observe)?);
         drawn.sort_by_key(|drawn| drawn.row);
@@ -236,7 +246,6 @@ impl<'m> Session<'m> {
             }
             own.is_over = row.is_over;
         }
-        self.advance()?;
         Ok(drawn)
     }
 
@@ -294,10 +303,10 @@ impl<'m> Session<'m> {
         Ok(ids.into_iter().zip(codes).map(|(row, token)| Drawn { row, token, is_over: false }).collect())
     }
 
-    /// Computes the last tokens of all rows that are not over, texts before codes.
+    /// Computes the last tokens of all rows that are not over, texts before codes. What a row draws first is of its prompt.
     fn advance(&mut self) -> Result<()> {
         let model = self.model;
-        let waiting = self.rows.values_mut().filter(|row| !row.is_over);
+        let waiting = self.rows.values_mut().filter(|row| !row.is_over && !row.drawn.is_empty());
         let (mut of_text, mut of_codes): (Vec<_>, Vec<_>) =
             waiting.partition(|row| matches!(row.options.kind, Kind::Text { .. }));
         let last = |row: &&mut Row| row.drawn.last().copied().unwrap_or_default();
